@@ -1,0 +1,72 @@
+"""MICrONS as labelled arrays: units, sparse connectivity, input currents.
+
+>>> import microns_xr as mx
+>>> release = mx.Release(1718, source="demo")
+>>> units = release.units(functional="match", rates=True)
+>>> currents = mx.input_currents(release.connectivity(), units.rate_ori)
+>>> currents.dims
+('post_nucleus_id', 'orientation')
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Name to module. Importing the package imports none of them and reads no file.
+_PUBLIC = {
+    "DemoSource": "source.demo",
+    "DirectorySource": "source.directory",
+    "IncompleteDownloadError": "errors",
+    "MicronsXrError": "errors",
+    "Release": "release",
+    "ReleaseMismatchError": "errors",
+    "ReleaseSpec": "releases",
+    "SchemaError": "errors",
+    "SourceError": "errors",
+    "StoreFormatError": "errors",
+    "TableSource": "source.base",
+    "TableSpec": "releases",
+    "UnknownLabelError": "errors",
+    "annotate": "connectivity.annotate",
+    "build_connectivity": "connectivity.build",
+    "build_units": "units",
+    "circular_difference": "angles",
+    "collapse_scans": "functional.coregistration",
+    "connections_between": "connectivity.subset",
+    "contract": "currents",
+    "convert_angles": "angles",
+    "degrees": "connectivity.ops",
+    "drop_autapses": "connectivity.subset",
+    "group_connectivity": "connectivity.ops",
+    "input_currents": "currents",
+    "inputs_to": "connectivity.subset",
+    "merge_table": "merge",
+    "n_connections": "connectivity.subset",
+    "nucleus_ids": "connectivity.build",
+    "open_store": "store.open",
+    "outputs_from": "connectivity.subset",
+    "release_spec": "releases",
+    "segment_layers": "layers",
+    "select_connections": "select",
+    "select_units": "select",
+    "stamp_release": "provenance",
+    "supported_versions": "releases",
+    "to_table": "convert",
+    "write_store": "store.write",
+}
+
+__version__ = "0.1.0"
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(f"microns_xr.{_PUBLIC[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'microns_xr' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

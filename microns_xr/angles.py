@@ -1,0 +1,241 @@
+"""Angles: degrees and radians, the conventions of the tables, circular differences.
+
+The functional tables of MICrONS do not agree on what an angle means (`angle_convention`):
+
+``up_clockwise``
+    0 is a horizontal bar that moves up, angles grow clockwise
+    (``functional_properties_v3_bcm``, and the rates by direction of the stimulus).
+``right_counterclockwise``
+    0 is a vertical bar that moves right, angles grow counter-clockwise
+    (``digital_twin_properties_bcm_coreg_v4``).
+
+Seen from the second, a direction ``d`` of the first is ``90 - d``; the map is its own inverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import xarray as xr
+
+from microns_xr.errors import SchemaError
+
+__all__ = [
+    "ANGLE_CONVENTIONS",
+    "AngleConvention",
+    "circular_difference",
+    "convert_angles",
+    "is_angle",
+    "require_same_angles",
+]
+
+AngleConvention = Literal["up_clockwise", "right_counterclockwise"]
+AngleUnits = Literal["degree", "radian"]
+
+ANGLE_CONVENTIONS: dict[str, str] = {
+    "up_clockwise": "0 = horizontal bar moving up, clockwise",
+    "right_counterclockwise": "0 = vertical bar moving right, counter-clockwise",
+}
+
+_UNITS = ("degree", "radian")
+
+Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
+
+
+def _full_turn(units: str) -> float:
+    return 360.0 if units == "degree" else 2 * np.pi
+
+
+def is_angle(variable: xr.DataArray | xr.Variable) -> bool:
+    """Whether a variable says that it is an angle (it has ``angle_convention``)."""
+    return "angle_convention" in variable.attrs
+
+
+def describe_angle(variable: xr.DataArray | xr.Variable, name: str) -> tuple[str, str, float]:
+    """Return units, convention and period of an angle, or raise if it does not state them.
+
+    Parameters
+    ----------
+    variable : xarray.DataArray or xarray.Variable
+        An angle with attributes ``units`` (degree or radian), ``angle_convention`` and,
+        for orientations, ``period`` (half a turn; a whole turn when absent).
+    name : str
+        How messages call it.
+
+    Returns
+    -------
+    tuple of (str, str, float)
+        Units, convention, period in those units.
+
+    Raises
+    ------
+    SchemaError
+        If units or convention are absent or unknown.
+    """
+    units = variable.attrs.get("units")
+    convention = variable.attrs.get("angle_convention")
+    if units not in _UNITS:
+        raise SchemaError(
+            f"{name} has units {units!r}, expected 'degree' or 'radian': "
+            f"set {name}.attrs['units'] to what its table says"
+        )
+    if convention not in ANGLE_CONVENTIONS:
+        raise SchemaError(
+            f"{name} has angle_convention {convention!r}, expected one of "
+            f"{sorted(ANGLE_CONVENTIONS)}: set {name}.attrs['angle_convention'] "
+            "to what its table says"
+        )
+    period = float(variable.attrs.get("period", _full_turn(units)))
+    return units, convention, period
+
+
+def _convert_variable(
+    variable: xr.DataArray, name: str, convention: str | None, units: str | None
+) -> xr.DataArray:
+    old_units, old_convention, period = describe_angle(variable, name)
+    new_units = old_units if units is None else units
+    new_convention = old_convention if convention is None else convention
+    values = np.asarray(variable.values, dtype=np.float64)
+    turn = _full_turn(old_units)
+    if new_convention != old_convention:
+        values = np.mod(turn / 4 - values, period)
+    scale = _full_turn(new_units) / turn
+    if scale != 1:
+        values = values * scale
+    attrs = dict(variable.attrs)
+    attrs["units"] = new_units
+    attrs["angle_convention"] = new_convention
+    if "period" in attrs:
+        attrs["period"] = period * scale
+    return variable.copy(data=values).assign_attrs(attrs)
+
+
+def convert_angles(
+    obj: Labelled,
+    convention: AngleConvention | None = None,
+    units: AngleUnits | None = None,
+) -> Labelled:
+    """Express angles in another convention or other units.
+
+    Parameters
+    ----------
+    obj : xarray.DataArray or xarray.Dataset
+        An angle, or a Dataset all of whose angles (variables and coordinates that carry
+        ``angle_convention``) are converted.
+    convention : {"up_clockwise", "right_counterclockwise"}, optional
+        The convention wanted; unchanged when None.
+    units : {"degree", "radian"}, optional
+        The units wanted; unchanged when None.
+
+    Returns
+    -------
+    xarray.DataArray or xarray.Dataset
+        The same angles, in ``[0, period)`` where the convention changed. A coordinate along a
+        dimension is converted and then sorted, with the data it labels.
+
+    Raises
+    ------
+    SchemaError
+        If an angle does not state its units and convention, if a word is unknown, or if a
+        Dataset holds no angle at all.
+
+    Notes
+    -----
+    ``right_counterclockwise = 90° - up_clockwise``, modulo the period of the angle (360° for a
+    direction, 180° for an orientation); documented with both tables in the MICrONS tutorials.
+
+    Examples
+    --------
+    >>> pref = xr.DataArray([0.0, 30.0, 120.0], dims="nucleus_id", name="pref_ori",
+    ...     attrs={"units": "degree", "angle_convention": "up_clockwise", "period": 180.0})
+    >>> convert_angles(pref, "right_counterclockwise").values
+    array([ 90.,  60., 150.])
+    """
+    if convention is not None and convention not in ANGLE_CONVENTIONS:
+        raise SchemaError(
+            f"convention is {convention!r}, expected one of {sorted(ANGLE_CONVENTIONS)}"
+        )
+    if units is not None and units not in _UNITS:
+        raise SchemaError(f"units is {units!r}, expected 'degree' or 'radian'")
+    if isinstance(obj, xr.DataArray) and not any(is_angle(c) for c in obj.coords.values()):
+        return _convert_variable(obj, str(obj.name or "the array"), convention, units)
+
+    found = False
+    result = obj
+    if isinstance(obj, xr.DataArray) and is_angle(obj):
+        result, found = _convert_variable(obj, str(obj.name), convention, units), True
+    names = list(obj.variables if isinstance(obj, xr.Dataset) else obj.coords)
+    for name in names:
+        old = obj[name]
+        if not is_angle(old):
+            continue
+        found = True
+        new = _convert_variable(old.reset_coords(drop=True), str(name), convention, units)
+        if name in obj.dims:
+            result = result.assign_coords({name: (name, new.values, new.attrs)}).sortby(name)
+        elif name in obj.coords:
+            result = result.assign_coords({name: (new.dims, new.values, new.attrs)})
+        else:
+            result = result.assign({name: (new.dims, new.values, new.attrs)})  # type: ignore[union-attr]
+    if not found:
+        raise SchemaError(
+            "no variable has the attribute 'angle_convention', so there is nothing to convert: "
+            "set units and angle_convention on the angles first"
+        )
+    return result
+
+
+def require_same_angles(named: Iterable[tuple[str, Any]]) -> None:
+    """Raise unless all angles given state the same units and the same convention.
+
+    Parameters
+    ----------
+    named : iterable of (str, xarray.DataArray)
+        Names, as messages call them, and angles.
+
+    Raises
+    ------
+    SchemaError
+        If one does not state them, or two differ.
+
+    Examples
+    --------
+    >>> a = xr.DataArray(0.0, attrs={"units": "degree", "angle_convention": "up_clockwise"})
+    >>> b = a.assign_attrs(units="radian")
+    >>> require_same_angles([("pref_ori", a), ("pref_dir", b)])
+    Traceback (most recent call last):
+    microns_xr.errors.SchemaError: pref_ori is in degree (up_clockwise) but pref_dir ...
+    """
+    stated = [(name, describe_angle(angle, name)[:2]) for name, angle in named]
+    for name, (units, convention) in stated[1:]:
+        first_name, (first_units, first_convention) = stated[0]
+        if (units, convention) != (first_units, first_convention):
+            raise SchemaError(
+                f"{first_name} is in {first_units} ({first_convention}) but {name} is in "
+                f"{units} ({convention}): convert one with mx.convert_angles"
+            )
+
+
+def circular_difference(a: Any, b: Any, period: float) -> Any:
+    """Signed difference ``a - b`` on a circle.
+
+    Parameters
+    ----------
+    a, b : array-like
+        Angles in the same units; any shape that broadcasts.
+    period : float
+        Length of the circle in those units: 180 for orientations in degrees.
+
+    Returns
+    -------
+    array-like
+        The difference in ``[-period / 2, period / 2)``.
+
+    Examples
+    --------
+    >>> float(circular_difference(170.0, 10.0, period=180.0))
+    -20.0
+    """
+    return (a - b + period / 2) % period - period / 2

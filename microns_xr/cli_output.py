@@ -1,0 +1,109 @@
+"""What the command line prints of a store, and the file of currents it writes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+
+from microns_xr.connectivity.subset import n_connections
+
+__all__ = ["describe_store", "release_lines", "write_currents"]
+
+
+def release_lines(tree: xr.DataTree) -> list[str]:
+    """Say which release a store is of, who wrote it, and from which tables."""
+    attrs = tree.attrs
+    lines = [
+        f"release       {attrs['datastack']} v{attrs['materialization_version']}",
+        f"written by    {attrs.get('created_by', 'unknown')}",
+        f"timestamp     {attrs.get('timestamp') or 'not known'}",
+    ]
+    for table in attrs.get("source_tables", []):
+        lines.append(f"  table       {table['name']}: {table.get('rows', '?')} rows")
+    return lines
+
+
+def _words(values: Any, most: int = 8) -> str:
+    counts = pd.Series(values).value_counts()
+    shown = ", ".join(f"{word} {n}" for word, n in counts.head(most).items())
+    return shown + (f", {len(counts) - most} more" if len(counts) > most else "")
+
+
+def describe_store(tree: xr.DataTree) -> list[str]:
+    """Say what a store holds and what was dropped on the way, a line a fact."""
+    lines = []
+    if "units" in tree.children:
+        units = tree["units"].to_dataset()
+        lines.append(f"units         {units.sizes['nucleus_id']}")
+        selection = units.attrs.get("selection", {})
+        dropped = [
+            f"{n} {k.replace('_', ' ')}"
+            for k, n in selection.items()
+            if k not in ("nuclei", "units")
+        ]
+        if dropped:
+            lines.append(
+                f"  of          {selection['nuclei']} nuclei; dropped: {', '.join(dropped)}"
+            )
+        for name in (
+            "classification_system",
+            "layer",
+            "brain_area",
+            "axon_completeness",
+            "tuning_type",
+        ):
+            if name in units:
+                lines.append(f"  {name:<22}{_words(units[name].values)}")
+        if "n_rated" in units:
+            lines.append(f"  with rates            {int((units.n_rated > 0).sum())}")
+    if "layers" in tree.children:
+        layers = tree["layers"].to_dataset()
+        borders = zip(
+            layers.layer_name.values, layers.y_start.values, layers.y_end.values, strict=True
+        )
+        lines.append("layers (µm)   " + ", ".join(f"{n} {a:.1f}-{b:.1f}" for n, a, b in borders))
+    if "functional" in tree.children:
+        lines.append(f"functional    {tree['functional'].sizes['scan_unit']} recorded units")
+    if "connectivity" in tree.children:
+        connectivity = tree["connectivity"].to_dataset()
+        shape = (connectivity.sizes["pre_nucleus_id"], connectivity.sizes["post_nucleus_id"])
+        lines.append(
+            f"connectivity  {n_connections(connectivity)} connections among {shape[0]} pre and "
+            f"{shape[1]} post neurons, scope {connectivity.scope.item()}"
+        )
+        for reason, n in connectivity.attrs.get("dropped_synapses", {}).items():
+            lines.append(f"  dropped     {n} rows: {str(reason).replace('_', ' ')}")
+    return lines
+
+
+def write_currents(result: xr.DataArray, units: xr.Dataset, out: Path) -> None:
+    """Write currents as csv or zarr: beside, then renamed, so that no file is half-written."""
+    beside = out.with_name(f".{out.name}.tmp{out.suffix}")
+    try:
+        if out.suffix == ".zarr":
+            shutil.rmtree(beside, ignore_errors=True)
+            result.to_dataset(name="input_current").to_zarr(
+                beside, zarr_format=3, consolidated=False
+            )
+            if out.exists():
+                shutil.rmtree(out)
+        else:
+            table = result.to_pandas()
+            angle = str(result.dims[1])
+            table.columns = [f"current_{angle}_{a:g}" for a in result[angle].values]
+            roots = units["pt_root_id"].reindex(
+                nucleus_id=result["post_nucleus_id"].values, fill_value=0
+            )
+            table.insert(0, "post_pt_root_id", roots.values)
+            table["rated_fraction"] = result["rated_fraction"].values
+            table.to_csv(beside, compression="gzip" if out.suffix == ".gz" else None)
+        beside.replace(out)
+    finally:
+        if beside.is_dir():
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)

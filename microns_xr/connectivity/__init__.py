@@ -1,0 +1,1 @@
+"""Labelled sparse connectivity: kernels, building, operations."""

@@ -1,0 +1,183 @@
+"""Connectivity Datasets and the raw buffers inside them.
+
+A connectivity Dataset holds ``synapse_size`` and ``synapse_count`` as two `sparse.GCXS` arrays on
+one sparsity pattern: they share ``indices`` and ``indptr``. Everything that is fast works on those
+buffers; this module is the only place that takes GCXS apart or puts it together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import sparse
+import xarray as xr
+
+from microns_xr.errors import SchemaError
+from microns_xr.provenance import stamp_release
+from microns_xr.schema import CONNECTIVITY, describe
+
+__all__ = ["Compressed", "Pattern", "connectivity_dataset", "gcxs", "pattern_of", "values_of"]
+
+Compressed = Literal["post", "pre"]
+_AXIS = {"pre": 0, "post": 1}
+_INT32_MAX = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which pairs are stored, compressed over one axis.
+
+    Attributes
+    ----------
+    indices : numpy.ndarray
+        int32, positions on the other axis; ascending and unique within a span.
+    indptr : numpy.ndarray
+        Spans of the compressed axis, one longer than it; int32 where the number of pairs fits.
+    shape : tuple of int
+        (number of pre, number of post).
+    compressed : {"post", "pre"}
+        The axis whose neurons are contiguous spans.
+    """
+
+    indices: np.ndarray
+    indptr: np.ndarray
+    shape: tuple[int, int]
+    compressed: Compressed
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored pairs."""
+        return int(self.indices.size)
+
+    @property
+    def n_major(self) -> int:
+        """Length of the compressed axis."""
+        return self.shape[_AXIS[self.compressed]]
+
+    @property
+    def n_minor(self) -> int:
+        """Length of the other axis."""
+        return self.shape[1 - _AXIS[self.compressed]]
+
+
+def _index_dtype(nnz: int) -> type[np.signedinteger[Any]]:
+    # Mixed index widths make scipy and sparse upcast the large array: 687 against 288 ms at 30 M.
+    return np.int32 if nnz <= _INT32_MAX else np.int64
+
+
+def make_pattern(
+    indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int], compressed: Compressed
+) -> Pattern:
+    """Make a `Pattern` of buffers, casting them to the narrowest common index dtype."""
+    dtype = _index_dtype(int(indices.size))
+    return Pattern(
+        np.asarray(indices, dtype=np.int32),
+        np.asarray(indptr, dtype=dtype),
+        (int(shape[0]), int(shape[1])),
+        compressed,
+    )
+
+
+def gcxs(values: np.ndarray, pattern: Pattern) -> sparse.GCXS:
+    """Return a GCXS of dims (pre, post) with `values` on `pattern`; nothing is copied."""
+    return sparse.GCXS(
+        (values, pattern.indices, pattern.indptr),
+        shape=pattern.shape,
+        compressed_axes=(_AXIS[pattern.compressed],),
+        fill_value=values.dtype.type(0),
+    )
+
+
+def connectivity_dataset(
+    size: np.ndarray,
+    count: np.ndarray,
+    pattern: Pattern,
+    pre_ids: np.ndarray,
+    post_ids: np.ndarray,
+    *,
+    datastack: str,
+    version: int,
+    scope: str,
+    attrs: dict[str, Any] | None = None,
+) -> xr.Dataset:
+    """Put buffers and labels together as a connectivity Dataset.
+
+    Parameters
+    ----------
+    size, count : numpy.ndarray
+        Summed size and number of synapses of each stored pair, in the order of the pattern.
+    pattern : Pattern
+        Which pairs are stored.
+    pre_ids, post_ids : numpy.ndarray
+        Nucleus ids of both axes, sorted and unique.
+    datastack, version : str, int
+        The release.
+    scope : {"complete", "requested", "unknown"}
+        Which pairs were asked for.
+    attrs : dict, optional
+        Attributes of the Dataset.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``synapse_size`` and ``synapse_count`` over (``pre_nucleus_id``, ``post_nucleus_id``), int64.
+    """
+    dims = ("pre_nucleus_id", "post_nucleus_id")
+    size = np.asarray(size, dtype=np.int64)  # int32 sums overflow silently in plain xarray
+    count = np.asarray(count, dtype=np.int64)
+    dataset = xr.Dataset(
+        {
+            name: (dims, gcxs(values, pattern), describe(CONNECTIVITY[name]))
+            for name, values in (("synapse_size", size), ("synapse_count", count))
+        },
+        coords={
+            name: (name, np.asarray(ids, dtype=np.int64), describe(CONNECTIVITY[name]))
+            for name, ids in zip(dims, (pre_ids, post_ids), strict=True)
+        },
+        attrs=dict(attrs or {}),
+    )
+    dataset = dataset.assign_coords(scope=xr.Variable((), np.array(scope, dtype=object)))
+    return stamp_release(dataset, datastack, version)
+
+
+def _array_of(connectivity: xr.Dataset | xr.DataArray, variable: str) -> sparse.GCXS:
+    array = connectivity if isinstance(connectivity, xr.DataArray) else connectivity[variable]
+    if array.dims != ("pre_nucleus_id", "post_nucleus_id"):
+        raise SchemaError(
+            f"{array.name} has dims {array.dims}, expected ('pre_nucleus_id', 'post_nucleus_id'): "
+            "transpose it by name with .transpose('pre_nucleus_id', 'post_nucleus_id')"
+        )
+    data = array.data
+    if isinstance(data, sparse.COO):
+        data = sparse.GCXS.from_coo(data, compressed_axes=(1,))
+    if not isinstance(data, sparse.GCXS):
+        raise SchemaError(
+            f"{array.name} is a {type(data).__name__}, expected a sparse.GCXS: "
+            "build it with mx.build_connectivity or open it with mx.open_store"
+        )
+    if data.fill_value != 0:
+        raise SchemaError(
+            f"{array.name} has fill value {data.fill_value}, expected 0: adding a number to a sparse "
+            "array changes every pair without a synapse; work on the stored values instead"
+        )
+    return data
+
+
+def pattern_of(connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse_size") -> Pattern:
+    """Return the sparsity pattern of a connectivity Dataset or of one of its arrays.
+
+    Raises
+    ------
+    SchemaError
+        If the array is not sparse, its dims are not (pre, post), or its fill value is not 0.
+    """
+    array = _array_of(connectivity, variable)
+    compressed: Compressed = "post" if tuple(array.compressed_axes) == (1,) else "pre"
+    return make_pattern(array.indices, array.indptr, array.shape, compressed)
+
+
+def values_of(connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse_size") -> np.ndarray:
+    """Return the stored values of a variable, in the order of `pattern_of`; a view, not a copy."""
+    return np.asarray(_array_of(connectivity, variable).data)

@@ -1,0 +1,244 @@
+"""Ids to positions on an axis: reading collections of ids, and looking many of them up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numba
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from microns_xr.columns import id_column
+from microns_xr.connectivity.threads import equal_spans, run_spans, usable_threads
+from microns_xr.errors import SchemaError, UnknownLabelError
+
+__all__ = ["Lookup", "as_ids", "is_one_id", "nucleus_ids", "require_known"]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: Knuth's multiplicative hashing
+
+
+def is_one_id(ids: Any) -> bool:
+    """Whether `ids` is one id and not a collection of them.
+
+    Examples
+    --------
+    >>> is_one_id(7), is_one_id(np.int64(7)), is_one_id([7])
+    (True, True, False)
+    """
+    if isinstance(ids, np.ndarray | xr.DataArray):
+        return ids.ndim == 0
+    return isinstance(ids, int | np.integer)
+
+
+def as_ids(ids: Any, what: str) -> np.ndarray:
+    """Read one id or any collection of ids as int64, never through float.
+
+    Parameters
+    ----------
+    ids : int, collection, pandas object, xarray.DataArray, or units Dataset
+        The ids; of a units Dataset its ``nucleus_id``.
+    what : str
+        How messages call them.
+
+    Returns
+    -------
+    numpy.ndarray
+        One-dimensional, int64, in the order given.
+
+    Raises
+    ------
+    SchemaError
+        If they are no integers.
+
+    Examples
+    --------
+    >>> as_ids({864691135000000001}, "pre")
+    array([864691135000000001])
+    """
+    if isinstance(ids, xr.Dataset):
+        if "nucleus_id" not in ids.coords:
+            raise SchemaError(
+                f"{what} is a Dataset without nucleus_id, found the coordinates "
+                f"{list(map(str, ids.coords))}: pass units, or a collection of nucleus ids"
+            )
+        ids = ids["nucleus_id"]
+    if isinstance(ids, str | bytes) or ids is None:
+        raise SchemaError(f"{what} is {ids!r}, expected integer ids or a collection of them")
+    if isinstance(ids, pd.Series | pd.Index):
+        series = pd.Series(ids)
+    else:
+        if isinstance(ids, Iterable) and not isinstance(ids, np.ndarray | xr.DataArray | list):
+            ids = list(ids)
+        values = np.atleast_1d(np.asarray(ids))
+        if values.ndim != 1:
+            raise SchemaError(f"{what} has {values.ndim} dimensions, expected one list of ids")
+        if values.size == 0:
+            return np.empty(0, dtype=np.int64)  # an empty list is float to numpy
+        series = pd.Series(values)
+    return id_column(series.rename("ids"), what).to_numpy(dtype=np.int64)
+
+
+def require_known(ids: np.ndarray, positions: np.ndarray, what: str, where: str, hint: str) -> None:
+    """Raise unless every id was found.
+
+    Parameters
+    ----------
+    ids, positions : numpy.ndarray
+        Ids and where they were found, -1 where not.
+    what, where, hint : str
+        How the message calls the ids and the place, and what to do.
+
+    Raises
+    ------
+    UnknownLabelError
+        With the number, the share and the first few of the unknown ids.
+
+    Examples
+    --------
+    >>> require_known(np.array([3, 5]), np.array([0, -1]), "pre", "the units", "drop them")
+    Traceback (most recent call last):
+    microns_xr.errors.UnknownLabelError: 1 of 2 (50.0%) ids of pre are not in the units, such as 5: ...
+    """
+    unknown = ids[positions < 0]
+    if unknown.size:
+        some = ", ".join(str(i) for i in unknown[:3].tolist())
+        raise UnknownLabelError(
+            f"{unknown.size} of {ids.size} ({unknown.size / ids.size:.1%}) ids of {what} are not "
+            f"in {where}, such as {some}: {hint}"
+        )
+
+
+class Lookup:
+    """Positions of ids on an axis, through a table of hashes.
+
+    Three times to ten times faster than a binary search for tens of millions of ids, because most
+    of them are answered by one access to memory.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        int64 labels of the axis, each once, in any order.
+    what : str
+        How messages call the labels.
+
+    Raises
+    ------
+    SchemaError
+        If a label is repeated.
+
+    Examples
+    --------
+    >>> Lookup(np.array([30, 10, 20]), "nucleus_id").find(np.array([20, 99]))
+    array([ 2, -1], dtype=int32)
+    """
+
+    def __init__(self, labels: np.ndarray, what: str) -> None:
+        self._labels = np.ascontiguousarray(labels, dtype=np.int64)
+        bits = max(3, int(2 * self._labels.size).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._keys = np.zeros(1 << bits, dtype=np.int64)
+        self._slots = np.full(1 << bits, -1, dtype=np.int32)
+        n_repeated = _fill(self._labels, self._keys, self._slots, self._shift)
+        if n_repeated:
+            raise SchemaError(f"{what} repeats {n_repeated} labels, expected each once")
+
+    def find(self, ids: np.ndarray, threads: int | None = None) -> np.ndarray:
+        """Return the position of each id, int32, -1 where it is no label."""
+        ids = np.ascontiguousarray(ids, dtype=np.int64)
+        out = np.empty(ids.size, dtype=np.int32)
+        n_threads = usable_threads(threads, ids.size)
+
+        def work(lo: int, hi: int) -> None:
+            _find(ids, self._keys, self._slots, self._shift, out, lo, hi)
+
+        run_spans(work, equal_spans(ids.size, 4 * n_threads), n_threads)
+        return out
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill(labels, keys, slots, shift):  # type: ignore[no-untyped-def]
+    mask = np.uint64(slots.size - 1)
+    n_repeated = 0
+    for i in range(labels.size):
+        slot = (np.uint64(labels[i]) * _GOLDEN) >> shift
+        while slots[slot] >= 0 and keys[slot] != labels[i]:
+            slot = (slot + np.uint64(1)) & mask
+        if slots[slot] >= 0:
+            n_repeated += 1
+        else:
+            keys[slot] = labels[i]
+            slots[slot] = i
+    return n_repeated
+
+
+@numba.njit(nogil=True, cache=True)
+def _find(ids, keys, slots, shift, out, lo, hi):  # type: ignore[no-untyped-def]
+    mask = np.uint64(slots.size - 1)
+    for i in range(lo, hi):
+        slot = (np.uint64(ids[i]) * _GOLDEN) >> shift
+        while slots[slot] >= 0 and keys[slot] != ids[i]:
+            slot = (slot + np.uint64(1)) & mask
+        out[i] = slots[slot]
+
+
+def nucleus_ids(units: xr.Dataset, root_ids: Any) -> np.ndarray:
+    """Turn root ids into nucleus ids.
+
+    Parameters
+    ----------
+    units : xarray.Dataset
+        Units, with ``pt_root_id(nucleus_id)``.
+    root_ids : int or collection of int
+        Root ids of the same release.
+
+    Returns
+    -------
+    numpy.ndarray
+        Nucleus ids, int64, in the order of `root_ids`, which may repeat.
+
+    Raises
+    ------
+    UnknownLabelError
+        If a root id is not among the units; the message says how many.
+    SchemaError
+        If the ids are not integers.
+
+    Examples
+    --------
+    >>> units = xr.Dataset({"pt_root_id": ("nucleus_id", [864691135000000001, 864691135000000002])},
+    ...     coords={"nucleus_id": [17, 23]})
+    >>> nucleus_ids(units, [864691135000000002])
+    array([23])
+    """
+    roots = as_ids(root_ids, "root_ids")
+    labels, positions = unit_roots(units)
+    found = Lookup(labels, "pt_root_id of the units").find(roots)
+    require_known(
+        roots,
+        found,
+        "root_ids",
+        "pt_root_id of the units",
+        "root ids change between releases, so they may be of another one, and a root shared by "
+        "several nuclei, or without a class, is no unit",
+    )
+    return np.asarray(units["nucleus_id"].values[positions[found]], dtype=np.int64)
+
+
+def unit_roots(units: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the root ids of the units that have one, and the positions of those units."""
+    for name in ("nucleus_id", "pt_root_id"):
+        if name not in units.variables:
+            raise SchemaError(
+                f"units lacks {name}, found {list(map(str, units.variables))}: "
+                "pass the units Dataset of the release"
+            )
+        if units[name].dims != ("nucleus_id",) or units[name].dtype != np.int64:
+            raise SchemaError(
+                f"units.{name} has dims {units[name].dims} and dtype {units[name].dtype}, "
+                "expected ('nucleus_id',) and int64"
+            )
+    roots = units["pt_root_id"].values
+    positions = np.flatnonzero(roots > 0)  # 0 is no segment at all
+    return roots[positions], positions

@@ -1,0 +1,79 @@
+"""Exceptions of microns_xr: few classes, each also one of Python's own.
+
+Every message names the variable, what was found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "IncompleteDownloadError",
+    "MicronsXrError",
+    "ReleaseMismatchError",
+    "SchemaError",
+    "SourceError",
+    "StoreFormatError",
+    "UnknownLabelError",
+    "nearest_words",
+]
+
+
+class MicronsXrError(Exception):
+    """Base of every error that microns_xr raises on purpose."""
+
+
+class SchemaError(MicronsXrError, ValueError):
+    """A table, Dataset or argument does not have the columns, dims, dtypes or units it needs."""
+
+
+class ReleaseMismatchError(MicronsXrError, ValueError):
+    """Two objects come from different releases, or one does not say which it is from."""
+
+
+class UnknownLabelError(MicronsXrError, KeyError):
+    """A word or an id was asked for that the data do not hold."""
+
+    def __str__(self) -> str:
+        # KeyError prints the repr of its argument, which makes a sentence unreadable.
+        return str(self.args[0]) if self.args else ""
+
+
+class SourceError(MicronsXrError, OSError):
+    """A source of raw tables does not hold, or does not give, what was asked for."""
+
+
+class IncompleteDownloadError(SourceError):
+    """A download ended before everything that was asked for had arrived."""
+
+
+class StoreFormatError(MicronsXrError, ValueError):
+    """A store on disk does not follow the format, or would be written against its rules."""
+
+
+def nearest_words(word: object, words: Iterable[object], n: int = 3) -> list[str]:
+    """Return up to `n` of `words` that are spelled most like `word`.
+
+    Parameters
+    ----------
+    word : object
+        The word that was not found; compared as text, without regard to case.
+    words : iterable
+        The words that exist.
+    n : int, optional
+        How many to return at the most.
+
+    Returns
+    -------
+    list of str
+        The nearest words, best first; empty when none is near.
+
+    Examples
+    --------
+    >>> nearest_words("l23", ["L1", "L2/3", "L4"])
+    ['L2/3']
+    """
+    by_lower = {str(w).lower(): str(w) for w in words}
+    near = difflib.get_close_matches(str(word).lower(), list(by_lower), n=n, cutoff=0.5)
+    return [by_lower[w] for w in near]

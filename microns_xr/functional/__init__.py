@@ -1,0 +1,1 @@
+"""The visual side: coregistration, tuning curves, recordings."""

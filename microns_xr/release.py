@@ -1,0 +1,396 @@
+"""One release: its source of raw tables, and what is built from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from microns_xr.angles import AngleConvention, convert_angles
+from microns_xr.connectivity.build import build_connectivity
+from microns_xr.errors import ReleaseMismatchError, SchemaError, SourceError
+from microns_xr.functional.coregistration import build_functional
+from microns_xr.functional.tuning import build_tuning_curves
+from microns_xr.layers import segment_layers
+from microns_xr.provenance import stamp_release
+from microns_xr.releases import MINIMUM_ROLES, ROLES, ReleaseSpec, release_spec, table_spec
+from microns_xr.source.base import TableSource
+from microns_xr.source.choose import make_source
+from microns_xr.source.files import read_table_file
+from microns_xr.store.write import write_store
+from microns_xr.unit_function import FunctionalMode, add_rates
+from microns_xr.units import build_units
+
+__all__ = ["Release"]
+
+logger = logging.getLogger(__name__)
+
+FunctionalKind = Literal["manual", "digital_twin", "auto"]
+
+_KIND_ROLES: dict[str, str] = {
+    "manual": "coregistration",
+    "auto": "coregistration_auto",
+    "digital_twin": "functional_properties",
+}
+
+
+class Release:
+    """One materialization version: raw tables in, labelled Datasets out.
+
+    Parameters
+    ----------
+    version : int or ReleaseSpec
+        A version of ``mx.supported_versions()``, or a registry entry of one's own.
+    datadir : str or Path, optional
+        Where downloads are kept.
+    datastack : str, optional
+        Name of the datastack.
+    source : str, Path or TableSource, optional
+        ``"demo"``, a folder with the raw tables of the release, or any object that follows the
+        `TableSource` protocol.
+    tables : mapping of str to str, optional
+        Other tables for some roles, such as ``{"celltype": "cell_type_multifeature_combo"}``.
+
+    Raises
+    ------
+    UnknownLabelError
+        If the version, or a role in `tables`, is not known; nothing has been created then.
+    SourceError
+        If the source is a folder that is not there.
+    ReleaseMismatchError
+        If the source says that it holds another version.
+
+    Examples
+    --------
+    >>> release = Release(1718, source="demo")
+    >>> units = release.units(functional="match", rates=True)
+    >>> units.rate_ori.dims
+    ('nucleus_id', 'orientation')
+    """
+
+    def __init__(
+        self,
+        version: int | ReleaseSpec,
+        *,
+        datadir: str | Path = "data",
+        datastack: str = "minnie65_public",
+        source: str | Path | TableSource = "cave",
+        tables: Mapping[str, str | None] | None = None,
+    ) -> None:
+        self.spec = release_spec(version, tables)
+        self.version = self.spec.version
+        self.datastack = self.spec.datastack if isinstance(version, ReleaseSpec) else datastack
+        self.datadir = Path(datadir)
+        self.source = make_source(source, self.spec, self.datastack)
+        said = getattr(self.source, "version", None)
+        if said is not None and int(said) != self.version:
+            raise ReleaseMismatchError(
+                f"the source holds version {said}, but version {self.version} was asked for: "
+                f"use Release({said}, ...) or a source of version {self.version}"
+            )
+        self._tables: dict[str, pd.DataFrame] = {}
+
+    def __repr__(self) -> str:
+        return f"<Release {self.datastack} v{self.version} from {type(self.source).__name__}>"
+
+    # ------------------------------------------------------------------------- raw tables
+
+    def available_tables(self) -> list[str]:
+        """Names of the tables the source can give.
+
+        Returns
+        -------
+        list of str
+            Sorted names.
+        """
+        return self.source.available_tables()
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Return one raw table.
+
+        Parameters
+        ----------
+        name : str
+            Name of a table, or a role such as ``"nucleus"``.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Ids as int64 or Int64, text as object; ``attrs["table"]`` is the name. A copy: changing
+            it changes nothing else.
+
+        Raises
+        ------
+        SourceError
+            If the source has no such table.
+        """
+        name = self.spec.tables.get(name, name)
+        if name not in self._tables:
+            self._tables[name] = self.source.read(name)
+        table = self._tables[name].copy()
+        table.attrs["table"] = name
+        return table
+
+    def _role_tables(self, roles: tuple[str, ...]) -> dict[str, pd.DataFrame]:
+        available = set(self.source.available_tables())
+        return {
+            role: self.table(role)
+            for role in roles
+            if self.spec.has(role) and self.spec.tables[role] in available
+        }
+
+    def source_tables(self) -> list[dict[str, Any]]:
+        """Provenance of every table read so far: name, rows, sha256."""
+        return [self.source.provenance(name) for name in sorted(self._tables)]
+
+    # -------------------------------------------------------------------------- Datasets
+
+    def units(
+        self,
+        functional: FunctionalMode = "none",
+        multisoma: Literal["any", "typed"] = "any",
+        untyped: Literal["drop", "keep"] = "drop",
+        rates: bool | str | Path | xr.Dataset | None = None,
+        collapse: Literal["mean", "best", "first"] = "mean",
+        *,
+        by: str | None = None,
+        white_matter: bool = True,
+        angle_convention: AngleConvention | None = None,
+    ) -> xr.Dataset:
+        """Build the unit table.
+
+        Parameters
+        ----------
+        functional : {"none", "match", "best_only"}, optional
+            What of the functional tables is joined; one row a neuron in every case.
+        multisoma : {"any", "typed"}, optional
+            ``any`` drops every root with more than one nucleus, ``typed`` counts typed nuclei only.
+        untyped : {"drop", "keep"}, optional
+            Whether nuclei without an entry in the classification table are units.
+        rates : bool, path or Dataset, optional
+            True puts ``rate_ori`` and ``rate_dir`` of `tuning_curves` on the units; a path reads
+            them from that file; a Dataset is one that `tuning_curves` returned.
+        collapse, by : str, optional
+            How several recorded units of a neuron become one row; see `microns_xr.collapse_scans`.
+        white_matter : bool, optional
+            See `microns_xr.segment_layers`.
+        angle_convention : str, optional
+            Express all angles in this convention, in degrees; needed when the functional
+            properties and the rates of a release do not state the same one.
+
+        Returns
+        -------
+        xarray.Dataset
+            See `microns_xr.build_units`.
+
+        Raises
+        ------
+        SchemaError
+            See `microns_xr.build_units`; also if angles of two conventions would meet.
+        """
+        needed = [r for r in MINIMUM_ROLES if r not in ("coregistration", "functional_properties")]
+        extra = {"match": ["coregistration"], "best_only": ["functional_properties"]}
+        tables = self._role_tables((*needed, *extra.get(functional, [])))
+        units = build_units(
+            tables,
+            self.spec,
+            functional=functional,
+            multisoma=multisoma,
+            untyped=untyped,
+            white_matter=white_matter,
+        )
+        if angle_convention is not None and functional == "best_only":
+            units = convert_angles(units, angle_convention, "degree")
+        if isinstance(rates, xr.Dataset) or rates:
+            curves = (
+                rates
+                if isinstance(rates, xr.Dataset)
+                else self.tuning_curves(None if rates is True else rates)
+            )
+            if angle_convention is not None:
+                curves = convert_angles(curves, angle_convention, "degree")
+            units = add_rates(units, curves, collapse, by)
+        return stamp_release(units, self.datastack, self.version)
+
+    def layers(self, white_matter: bool = True) -> xr.Dataset:
+        """Find the borders of the cortical layers.
+
+        Parameters
+        ----------
+        white_matter : bool, optional
+            See `microns_xr.segment_layers`.
+
+        Returns
+        -------
+        xarray.Dataset
+            Dim ``segment``; borders in µm.
+        """
+        return segment_layers(self.units(white_matter=white_matter), white_matter=white_matter)
+
+    def functional(
+        self,
+        kind: FunctionalKind = "manual",
+        min_score: float | None = None,
+        max_residual: float | None = None,
+    ) -> xr.Dataset:
+        """Rows of all scans: which recorded unit is which neuron, and what was measured of it.
+
+        Parameters
+        ----------
+        kind : {"manual", "auto", "digital_twin"}, optional
+            Manual coregistration, automatic coregistration, or functional properties.
+        min_score, max_residual : float, optional
+            Keep automatic matches with at least this score, at most this residual (µm).
+
+        Returns
+        -------
+        xarray.Dataset
+            Dim ``scan_unit``; see `microns_xr.collapse_scans` for one row a neuron.
+
+        Raises
+        ------
+        SchemaError
+            If the kind is unknown, or thresholds are given for a table without them.
+        UnknownLabelError
+            If the release has no table of the kind.
+        """
+        if kind not in _KIND_ROLES:
+            raise SchemaError(f"kind is {kind!r}, expected one of {list(_KIND_ROLES)}")
+        role = _KIND_ROLES[kind]
+        name = self.spec.name_of(role)
+        return build_functional(
+            self.table(name),
+            self.spec.table_of(role),
+            datastack=self.datastack,
+            version=self.version,
+            role=role,
+            min_score=min_score,
+            max_residual=max_residual,
+        )
+
+    def tuning_curves(
+        self,
+        path: str | Path | None = None,
+        *,
+        angle_convention: AngleConvention | None = None,
+    ) -> xr.Dataset:
+        """Mean responses by direction and orientation of every recorded unit.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            A file with session, scan_idx, unit_id, rate_dir, rate_ori; by default the release's
+            table in the role ``tuning_curves``.
+        angle_convention : str, optional
+            What 0 degrees means in a file whose name is not in the registry.
+
+        Returns
+        -------
+        xarray.Dataset
+            Dim ``scan_unit`` with ``nucleus_id``, ``rate_ori``, ``rate_dir``.
+
+        Raises
+        ------
+        SourceError
+            If there is no such table or file.
+        SchemaError
+            If it holds no tuning curves, or what its angles mean is not stated.
+        """
+        if path is None:
+            name = self.spec.name_of("tuning_curves")
+            table, spec = self.table(name), self.spec.table_of("tuning_curves")
+        else:
+            table = read_table_file(path)
+            spec = table_spec(Path(path).name.split(".")[0])
+        if angle_convention is not None:
+            spec = replace(spec, angle_units="degree", angle_convention=angle_convention)
+        return build_tuning_curves(table, spec, self.functional("manual"))
+
+    def has_tables(self) -> dict[str, bool]:
+        """For every role of `microns_xr.releases.ROLES`, whether the source has its table.
+
+        Returns
+        -------
+        dict of str to bool
+            By role; for ``synapses`` also True where the source has sets of synapses of its own.
+        """
+        available = set(self.available_tables())
+        has = {role: self.spec.tables.get(role) in available for role in ROLES}
+        sets = getattr(self.source, "synapse_files", dict)()
+        return {**has, "synapses": has["synapses"] or bool(sets)}
+
+    def connectivity(
+        self, request: str | None = None, *, units: xr.Dataset | None = None
+    ) -> xr.Dataset:
+        """Build the connectivity of the release's synapses.
+
+        Parameters
+        ----------
+        request : str, optional
+            Which set of synapses, where the source holds several.
+        units : xarray.Dataset, optional
+            The neurons of both axes; all units of the release by default.
+
+        Returns
+        -------
+        xarray.Dataset
+            See `microns_xr.build_connectivity`.
+
+        Raises
+        ------
+        SourceError
+            If there are no synapses, or several sets and none is named.
+        """
+        synapses = self._synapse_table(request)
+        nuclei = self.table("nucleus")["pt_root_id"].dropna().astype(np.int64)
+        shared = nuclei[nuclei.duplicated() & (nuclei > 0)].unique()
+        units = self.units()
+        return build_connectivity(synapses, units, scope=self.source.scope, shared_roots=shared)
+
+    def _synapse_table(self, request: str | None) -> pd.DataFrame:
+        reader = getattr(self.source, "read_synapses", None)
+        if reader is not None:
+            return reader(request)
+        if request is not None:
+            raise SourceError(
+                f"{type(self.source).__name__} holds one set of synapses, not {request!r}"
+            )
+        return self.table("synapses")
+
+    # ----------------------------------------------------------------------------- store
+
+    def write(self, path: str | Path, **options: Any) -> None:
+        """Write the whole release as one store.
+
+        Parameters
+        ----------
+        path : str or Path
+            Where; an existing store is replaced when the new one is complete.
+        **options
+            Passed to `microns_xr.write_store`.
+
+        Raises
+        ------
+        SourceError, SchemaError, StoreFormatError
+            As the builders and the writer.
+        """
+        has = self.has_tables()
+        units = self.units(
+            functional="match" if has["coregistration"] else "none",
+            rates=(has["coregistration"] and has["tuning_curves"]) or None,
+        )
+        write_store(
+            path,
+            units=units,
+            layers=segment_layers(units),
+            functional=self.functional() if has["coregistration"] else None,
+            connectivity=self.connectivity(units=units) if has["synapses"] else None,
+            source_tables=self.source_tables(),
+            **options,
+        )

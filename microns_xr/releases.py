@@ -1,0 +1,302 @@
+"""The registry of releases: which table plays which role in which version.
+
+The facts are in ``releases.toml`` beside this file. A user may pass an entry of their own wherever
+a version is accepted.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from importlib import resources
+from types import MappingProxyType
+from typing import Any, Literal
+
+from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
+
+__all__ = [
+    "MINIMUM_ROLES",
+    "ROLES",
+    "ReleaseSpec",
+    "TableSpec",
+    "release_spec",
+    "supported_versions",
+    "table_spec",
+]
+
+ROLES: dict[str, str] = {
+    "nucleus": "one row a nucleus: id, pt_root_id, pt_position",
+    "celltype": "classification by target_id: classes, and types unless there is celltype_fine",
+    "celltype_fine": "cell types by target_id",
+    "celltype_corrections": "corrected classification_system and cell_type by target_id",
+    "brain_area": "tag by target_id",
+    "proofreading": "strategies or status of axon and dendrite by pt_root_id",
+    "coregistration": "manual matches: target_id, session, scan_idx, unit_id",
+    "coregistration_auto": "automatic matches, with residual and score",
+    "functional_properties": "pref_ori, pref_dir, gOSI, gDSI, cc_abs by session, scan_idx, unit_id",
+    "tuning_curves": "rate_dir and rate_ori by session, scan_idx, unit_id",
+    "synapses": "one row a synapse: id, pre_pt_root_id, post_pt_root_id, size, ctr_pt_position",
+}
+
+# What a unit table is made of; the others are fetched when they are asked for.
+MINIMUM_ROLES = (
+    "nucleus",
+    "celltype",
+    "celltype_fine",
+    "celltype_corrections",
+    "brain_area",
+    "proofreading",
+    "coregistration",
+    "functional_properties",
+)
+
+Status = Literal["permanent", "served", "archived"]
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What the columns of one table mean.
+
+    Attributes
+    ----------
+    name : str
+        Name of the table.
+    class_column : str
+        Column with the broad class.
+    has_classes, has_types : bool
+        Whether the table classifies, and whether its ``cell_type`` is a type (not a class).
+    class_words, type_words, strategy_words : mapping
+        Word of the table to the word of the data model, where they differ.
+    layers : mapping of str to tuple of str
+        Cell types (words of the data model) that mark each layer; empty when not known.
+    axon_column, dendrite_column : str
+        Columns of a proofreading table.
+    angle_units, angle_convention : str or None
+        What its angles are in; None when the table is not in the registry.
+    resolution_nm : tuple of float
+        Voxel size in which positions are given.
+    archive_file : str or None
+        Stem of its file in the archive where that is not the table's own name.
+    reference : str or None
+        Paper to cite.
+    """
+
+    name: str
+    class_column: str = "classification_system"
+    has_classes: bool = True
+    has_types: bool = True
+    class_words: Mapping[str, str] = field(default_factory=dict)
+    type_words: Mapping[str, str] = field(default_factory=dict)
+    strategy_words: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    axon_column: str = "strategy_axon"
+    dendrite_column: str = "strategy_dendrite"
+    angle_units: str | None = None
+    angle_convention: str | None = None
+    resolution_nm: tuple[float, float, float] = (4.0, 4.0, 40.0)
+    archive_file: str | None = None
+    reference: str | None = None
+
+    @classmethod
+    def from_mapping(cls, name: str, entry: Mapping[str, Any]) -> TableSpec:
+        """Make a spec of one ``[tables.NAME]`` entry.
+
+        Raises
+        ------
+        SchemaError
+            If a key is not one of the attributes.
+        """
+        known = set(cls.__dataclass_fields__) - {"name"}
+        unknown = sorted(set(entry) - known)
+        if unknown:
+            raise SchemaError(
+                f"registry entry of table {name} has the keys {unknown}, expected some of "
+                f"{sorted(known)}"
+            )
+        values = dict(entry)
+        if "layers" in values:
+            values["layers"] = {k: tuple(v) for k, v in values["layers"].items()}
+        if "resolution_nm" in values:
+            values["resolution_nm"] = tuple(float(v) for v in values["resolution_nm"])
+        return cls(name=name, **values)
+
+
+@dataclass(frozen=True)
+class ReleaseSpec:
+    """One release: its tables by role, and what their columns mean.
+
+    Attributes
+    ----------
+    version : int
+        Materialization version.
+    tables : mapping of str to str
+        Role (see ``ROLES``) to table name.
+    datastack : str
+        Name of the datastack.
+    status : {"permanent", "served", "archived"}
+        Whether the service answers for it; an archived one is kept as files.
+    table_specs : mapping of str to TableSpec
+        What the columns of the tables mean; tables that are absent are taken at their word.
+
+    Examples
+    --------
+    A registry entry of one's own:
+
+    >>> spec = ReleaseSpec(version=9, tables={"nucleus": "my_nuclei", "celltype": "my_types"},
+    ...     table_specs={"my_types": TableSpec("my_types", layers={"L2/3": ("pyr",)})})
+    >>> release_spec(spec).table_of("celltype").layers["L2/3"]
+    ('pyr',)
+    """
+
+    version: int
+    tables: Mapping[str, str]
+    datastack: str = "minnie65_public"
+    status: Status = "served"
+    table_specs: Mapping[str, TableSpec] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.tables) - set(ROLES))
+        if unknown:
+            raise UnknownLabelError(
+                f"tables has the roles {unknown}, expected some of {list(ROLES)}"
+                + _did_you_mean(unknown[0], ROLES)
+            )
+
+    def has(self, role: str) -> bool:
+        """Whether this release has a table in the role."""
+        return role in self.tables
+
+    def name_of(self, role: str) -> str:
+        """Return the name of the table in a role.
+
+        Raises
+        ------
+        UnknownLabelError
+            If the release has none.
+        """
+        if role not in self.tables:
+            raise UnknownLabelError(
+                f"release {self.version} has no table in the role {role!r}, it has "
+                f"{sorted(self.tables)}"
+                + _did_you_mean(role, self.tables)
+                + f'; put one there with tables={{"{role}": "table_name"}}'
+            )
+        return self.tables[role]
+
+    def table_of(self, role: str) -> TableSpec:
+        """Return what the columns of the table in a role mean."""
+        name = self.name_of(role)
+        return self.table_specs.get(name) or table_spec(name)
+
+    def with_tables(self, tables: Mapping[str, str | None] | None) -> ReleaseSpec:
+        """Return a release with other tables in some roles; None takes a role away."""
+        if not tables:
+            return self
+        merged: dict[str, str | None] = {**self.tables, **tables}
+        return replace(self, tables={k: v for k, v in merged.items() if v is not None})
+
+
+def _did_you_mean(word: object, words: Any) -> str:
+    near = nearest_words(word, words)
+    return f"; nearest: {', '.join(near)}" if near else ""
+
+
+@lru_cache(maxsize=1)
+def _registry() -> dict[str, Any]:
+    path = resources.files("microns_xr").joinpath("releases.toml")
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def _table_specs() -> Mapping[str, TableSpec]:
+    entries = _registry()["tables"]
+    return MappingProxyType({n: TableSpec.from_mapping(n, e) for n, e in entries.items()})
+
+
+def table_spec(name: str) -> TableSpec:
+    """Return what the registry knows of a table; a plain spec for an unknown one.
+
+    Parameters
+    ----------
+    name : str
+        Table name.
+
+    Returns
+    -------
+    TableSpec
+        Its columns.
+
+    Examples
+    --------
+    >>> table_spec("functional_properties_v3_bcm").angle_units
+    'radian'
+    """
+    return _table_specs().get(name) or TableSpec(name)
+
+
+def supported_versions() -> list[int]:
+    """Return the materialization versions in the registry, ascending.
+
+    Returns
+    -------
+    list of int
+        Versions of minnie65_public.
+
+    Examples
+    --------
+    >>> supported_versions()
+    [661, 943, 1078, 1181, 1300, 1412, 1507, 1621, 1718, 1822]
+    """
+    return sorted(int(version) for version in _registry()["releases"])
+
+
+def release_spec(
+    version: int | ReleaseSpec, tables: Mapping[str, str | None] | None = None
+) -> ReleaseSpec:
+    """Return the registry entry of a version.
+
+    Parameters
+    ----------
+    version : int or ReleaseSpec
+        A version of the registry, or an entry of one's own, which is returned as it is.
+    tables : mapping of str to str, optional
+        Other tables for some roles; None takes a role away.
+
+    Returns
+    -------
+    ReleaseSpec
+        Tables by role.
+
+    Raises
+    ------
+    UnknownLabelError
+        If the version is not in the registry, or a role does not exist.
+
+    Examples
+    --------
+    >>> release_spec(1718).name_of("functional_properties")
+    'digital_twin_properties_bcm_coreg_v4'
+    >>> release_spec(1719)
+    Traceback (most recent call last):
+    microns_xr.errors.UnknownLabelError: release 1719 is not known, expected one of 661, 943, ...
+    """
+    if isinstance(version, ReleaseSpec):
+        return version.with_tables(tables)
+    entries = _registry()["releases"]
+    entry = entries.get(str(version)) if not isinstance(version, bool) else None
+    if entry is None:
+        known = ", ".join(str(v) for v in supported_versions())
+        raise UnknownLabelError(
+            f"release {version!r} is not known, expected one of {known}; "
+            "for another one pass a mx.ReleaseSpec of your own as version"
+        )
+    roles = entry["tables"] if "tables" in entry else _registry()["families"][entry["inherits"]]
+    spec = ReleaseSpec(
+        version=int(version),
+        tables=dict(roles),
+        datastack=_registry()["datastack"],
+        status=entry["status"],
+    )
+    return spec.with_tables(tables)

@@ -1,0 +1,287 @@
+"""Every variable of the data model, declared once, and the check against it.
+
+``UNITS``, ``FUNCTIONAL``, ``CONNECTIVITY`` and ``LAYERS`` list the variables of the four kinds of
+Dataset; `validate` compares a Dataset with its list and reports all that is wrong at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from microns_xr.errors import SchemaError
+
+__all__ = [
+    "AXES",
+    "CONNECTIVITY",
+    "FUNCTIONAL",
+    "KINDS",
+    "LAYERS",
+    "SCOPES",
+    "UNITS",
+    "VOXEL_UNITS",
+    "VariableSpec",
+    "describe",
+    "require_unique_sorted",
+    "validate",
+]
+
+AXES = ("x", "y", "z")
+SCOPES = ("complete", "requested", "unknown")
+VOXEL_UNITS = "voxels of 4x4x40 nm"
+
+Kind = Literal["units", "functional", "connectivity", "layers"]
+
+
+@dataclass(frozen=True)
+class VariableSpec:
+    """One variable of the data model.
+
+    Attributes
+    ----------
+    name : str
+        Name in the Dataset.
+    dims : tuple of str
+        Dimensions, in order.
+    dtype : str
+        Kind of dtype: ``"int64"``, ``"float"``, ``"bool"``, ``"text"`` (object in memory).
+    units : str
+        Physical units, ``""`` for names, ``"angle"`` for an angle that states its own.
+    missing : str
+        What stands where there is no value; ``"never"`` when every row has one.
+    doc : str
+        What it is.
+    required : bool
+        Whether every Dataset of the kind holds it.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: Literal["int64", "float", "bool", "text"]
+    units: str
+    missing: str
+    doc: str
+    required: bool = False
+
+
+def _specs(*specs: VariableSpec) -> dict[str, VariableSpec]:
+    return {spec.name: spec for spec in specs}
+
+
+_N = ("nucleus_id",)
+_S = ("scan_unit",)
+_PAIR = ("pre_nucleus_id", "post_nucleus_id")
+
+# fmt: off
+UNITS = _specs(
+    VariableSpec("nucleus_id", _N, "int64", "", "never", "id of the nucleus, the same in every release", True),
+    VariableSpec("pt_root_id", _N, "int64", "", "never", "id of the segment in this release", True),
+    VariableSpec("position", (*_N, "axis"), "float", "µm", "NaN", "nucleus position, y is depth from the pia", True),
+    VariableSpec("classification_system", _N, "text", "", "unknown", "broad class, such as excitatory_neuron", True),
+    VariableSpec("cell_type", _N, "text", "", "unknown", "cell type, words harmonised between releases", True),
+    VariableSpec("cell_type_raw", _N, "text", "", "unknown", "cell type as the table writes it, where it differs"),
+    VariableSpec("brain_area", _N, "text", "", "unknown", "visual area", True),
+    VariableSpec("strategy_axon", _N, "text", "", "none", "proofreading strategy of the axon, as the table writes it", True),
+    VariableSpec("strategy_dendrite", _N, "text", "", "none", "proofreading strategy of the dendrite, as the table writes it", True),
+    VariableSpec("axon_proofread", _N, "bool", "", "False", "axon clean of merges", True),
+    VariableSpec("axon_completeness", _N, "text", "", "none", "none, clean, truncated, interareal, partial, full or unknown; only full is largely complete", True),
+    VariableSpec("root_changed", _N, "bool", "", "False", "the root was edited after it was proofread"),
+    VariableSpec("layer", _N, "text", "", "unknown", "cortical layer, from the depth profile of cell types", True),
+    VariableSpec("tuning_type", _N, "text", "", "unknown", "matched or not_matched to a recorded unit", True),
+    VariableSpec("n_scans", _N, "int64", "", "0", "scans the neuron was recorded in"),
+    VariableSpec("n_scan_units", _N, "int64", "", "0", "recorded units matched to the neuron"),
+    VariableSpec("session", _N, "int64", "", "-1", "session of the chosen unit"),
+    VariableSpec("scan_idx", _N, "int64", "", "-1", "scan of the chosen unit"),
+    VariableSpec("unit_id", _N, "int64", "", "-1", "functional unit within the scan"),
+    VariableSpec("pref_ori", _N, "float", "angle", "NaN", "preferred orientation"),
+    VariableSpec("pref_dir", _N, "float", "angle", "NaN", "preferred direction"),
+    VariableSpec("gOSI", _N, "float", "1", "NaN", "global orientation selectivity index"),
+    VariableSpec("gDSI", _N, "float", "1", "NaN", "global direction selectivity index"),
+    VariableSpec("cc_abs", _N, "float", "1", "NaN", "correlation of the model's prediction with the response"),
+    VariableSpec("rate_ori", (*_N, "orientation"), "float", "rate", "NaN", "mean response by orientation"),
+    VariableSpec("rate_dir", (*_N, "direction"), "float", "rate", "NaN", "mean response by direction of motion"),
+    VariableSpec("n_rated", _N, "int64", "", "0", "recorded units that give the rates"),
+)
+
+FUNCTIONAL = _specs(
+    VariableSpec("nucleus_id", _S, "int64", "", "-1", "nucleus the unit is matched to", True),
+    VariableSpec("session", _S, "int64", "", "never", "imaging session", True),
+    VariableSpec("scan_idx", _S, "int64", "", "never", "scan within the session", True),
+    VariableSpec("unit_id", _S, "int64", "", "never", "functional unit within the scan", True),
+    VariableSpec("pt_root_id", _S, "int64", "", "0", "id of the segment in this release"),
+    VariableSpec("pref_ori", _S, "float", "angle", "NaN", "preferred orientation"),
+    VariableSpec("pref_dir", _S, "float", "angle", "NaN", "preferred direction"),
+    VariableSpec("gOSI", _S, "float", "1", "NaN", "global orientation selectivity index"),
+    VariableSpec("gDSI", _S, "float", "1", "NaN", "global direction selectivity index"),
+    VariableSpec("cc_abs", _S, "float", "1", "NaN", "correlation of the model's prediction with the response"),
+    VariableSpec("score", _S, "float", "1", "NaN", "separation of an automatic match from the next best"),
+    VariableSpec("residual", _S, "float", "µm", "NaN", "distance of an automatic match after alignment"),
+    VariableSpec("rate_ori", (*_S, "orientation"), "float", "rate", "NaN", "mean response by orientation"),
+    VariableSpec("rate_dir", (*_S, "direction"), "float", "rate", "NaN", "mean response by direction of motion"),
+)
+
+CONNECTIVITY = _specs(
+    VariableSpec("pre_nucleus_id", _PAIR[:1], "int64", "", "never", "presynaptic neurons that were asked for", True),
+    VariableSpec("post_nucleus_id", _PAIR[1:], "int64", "", "never", "postsynaptic neurons that were asked for", True),
+    VariableSpec("synapse_size", _PAIR, "int64", VOXEL_UNITS, "no synapse seen", "summed size of the synapses of a pair", True),
+    VariableSpec("synapse_count", _PAIR, "int64", "synapses", "no synapse seen", "number of synapses of a pair", True),
+    VariableSpec("scope", (), "text", "", "unknown", "which pairs were asked for: complete, requested or unknown", True),
+)
+
+LAYERS = _specs(
+    VariableSpec("layer_name", ("segment",), "text", "", "never", "name of the layer", True),
+    VariableSpec("region_index", ("segment",), "int64", "", "never", "counts the regions of a layer that comes in several", True),
+    VariableSpec("y_start", ("segment",), "float", "µm", "never", "upper border, depth from the pia", True),
+    VariableSpec("y_end", ("segment",), "float", "µm", "never", "lower border, depth from the pia", True),
+    VariableSpec("height", ("segment",), "float", "µm", "never", "thickness", True),
+)
+# fmt: on
+
+KINDS: dict[str, dict[str, VariableSpec]] = {
+    "units": UNITS,
+    "functional": FUNCTIONAL,
+    "connectivity": CONNECTIVITY,
+    "layers": LAYERS,
+}
+
+
+def describe(spec: VariableSpec) -> dict[str, Any]:
+    """Return the attributes a variable carries in memory and on disk.
+
+    Parameters
+    ----------
+    spec : VariableSpec
+        The declared variable.
+
+    Returns
+    -------
+    dict
+        ``long_name``, ``units`` where there are any, ``missing`` where a row can lack a value.
+
+    Examples
+    --------
+    >>> describe(UNITS["gOSI"])["long_name"]
+    'global orientation selectivity index'
+    """
+    attrs: dict[str, Any] = {"long_name": spec.doc}
+    if spec.units and spec.units not in ("angle", "rate"):
+        attrs["units"] = spec.units
+    if spec.missing != "never":
+        attrs["missing"] = spec.missing
+    return attrs
+
+
+def _dtype_problem(spec: VariableSpec, variable: xr.DataArray) -> str | None:
+    dtype = variable.dtype
+    fits = {
+        "int64": dtype == np.int64,
+        "float": dtype.kind == "f",
+        "bool": dtype == np.bool_,
+        "text": dtype.kind in "OUT",
+    }[spec.dtype]
+    if fits:
+        return None
+    hint = ""
+    if spec.dtype == "int64" and dtype.kind == "f":
+        hint = " (ids and counts that have passed through float may be rounded: read them again)"
+    return f"{spec.name} has dtype {dtype}, expected {spec.dtype}{hint}"
+
+
+def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> None:
+    """Compare a Dataset with the data model.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        The Dataset.
+    kind : {"units", "functional", "connectivity", "layers"}
+        Which list of variables it must follow. Variables that are not in the list are free.
+    require : iterable of str, optional
+        Further variables that must be there.
+
+    Raises
+    ------
+    SchemaError
+        With every problem found: absent variables, wrong dims or order of dims, wrong dtypes,
+        an index that is repeated or not sorted, an axis other than x, y, z, an unknown scope.
+
+    Examples
+    --------
+    >>> validate(xr.Dataset({"y_start": ("depth", [1])}), "layers")
+    Traceback (most recent call last):
+    microns_xr.errors.SchemaError: this is not a layers Dataset: layer_name is absent; ...
+    """
+    if not isinstance(dataset, xr.Dataset):
+        raise SchemaError(
+            f"expected a {kind} Dataset, found {type(dataset).__name__}: "
+            "open a store with mx.open_store or build one with mx.Release"
+        )
+    specs = KINDS[kind]
+    problems = []
+    for name in [*(n for n, s in specs.items() if s.required), *require]:
+        if name not in dataset.variables:
+            problems.append(f"{name} is absent")
+    for name, spec in specs.items():
+        if name not in dataset.variables:
+            continue
+        variable = dataset[name]
+        if variable.dims != spec.dims:
+            problems.append(f"{name} has dims {variable.dims}, expected {spec.dims}")
+        if (problem := _dtype_problem(spec, variable)) is not None:
+            problems.append(problem)
+    indexes = {"units": _N, "connectivity": _PAIR}.get(kind, ())
+    for name in indexes:
+        if name in dataset.variables and dataset[name].dims == (name,):
+            problems.extend(_index_problems(name, dataset[name].values))
+    if (
+        "axis" in dataset.dims
+        and "axis" in dataset.coords
+        and tuple(dataset["axis"].values) != AXES
+    ):
+        problems.append(f"axis is {tuple(dataset['axis'].values)}, expected {AXES}")
+    if kind == "connectivity" and "scope" in dataset.coords and not dataset["scope"].ndim:
+        scope = dataset["scope"].item()
+        if scope not in SCOPES:
+            problems.append(f"scope is {scope!r}, expected one of {SCOPES}")
+    if problems:
+        raise SchemaError(f"this is not a {kind} Dataset: " + "; ".join(dict.fromkeys(problems)))
+
+
+def _index_problems(name: str, labels: np.ndarray) -> list[str]:
+    steps = np.diff(labels) if labels.dtype.kind in "iu" else np.array([])
+    if (steps > 0).all():
+        return []
+    n_repeated = len(labels) - len(np.unique(labels))
+    if n_repeated:
+        return [f"{name} repeats {n_repeated} labels, expected each once"]
+    return [f"{name} is not sorted: use .sortby({name!r})"]
+
+
+def require_unique_sorted(name: str, labels: np.ndarray) -> None:
+    """Raise unless labels are sorted and unique.
+
+    Parameters
+    ----------
+    name : str
+        How the message calls them.
+    labels : numpy.ndarray
+        One-dimensional labels.
+
+    Raises
+    ------
+    SchemaError
+        If a label is repeated or the order is not ascending.
+
+    Examples
+    --------
+    >>> require_unique_sorted("nucleus_id", np.array([3, 3, 5]))
+    Traceback (most recent call last):
+    microns_xr.errors.SchemaError: nucleus_id repeats 1 labels, expected each once
+    """
+    problems = _index_problems(name, labels)
+    if problems:
+        raise SchemaError("; ".join(problems))

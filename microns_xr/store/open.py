@@ -1,0 +1,339 @@
+"""Opening a store of format 1, whole or one group."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+import zarr
+import zarr.errors
+from zarr.buffer.cpu import NDBuffer
+from zarr.storage import LocalStore
+
+from microns_xr.connectivity.arrays import Compressed, gcxs, make_pattern
+from microns_xr.errors import SchemaError, StoreFormatError, UnknownLabelError, nearest_words
+from microns_xr.schema import require_unique_sorted
+from microns_xr.store import swap
+from microns_xr.store.format import (
+    COORDS_ATTR,
+    DATA_GROUPS,
+    FORMAT,
+    FORMAT_ATTR,
+    MATRIX_ATTRS,
+    MATRIX_ENCODING,
+    MATRIX_VERSION,
+    OTHER,
+    VARIABLES_ATTR,
+    matrix_arrays,
+    matrix_group,
+    pattern_problems,
+    reserved_attrs,
+)
+
+__all__ = ["open_store"]
+
+Path = str | os.PathLike[str]
+
+
+def open_store(path: Path, lazy: bool = False, compressed: Compressed = "post") -> xr.DataTree:
+    """Open a store as a tree of Datasets, in memory.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Folder or address of the store. An interrupted replacement of a local store is finished.
+    lazy : bool, optional
+        Must be False.
+    compressed : {"post", "pre"}, optional
+        Which copy of the connectivity to read: the neurons whose partners are contiguous.
+
+    Returns
+    -------
+    xarray.DataTree
+        With the children ``units``, ``layers``, ``functional``, ``connectivity`` and ``synapses``,
+        as far as the store has them; each a Dataset as it was written. Text is of dtype object;
+        ``synapse_size`` and ``synapse_count`` are int64 `sparse.GCXS`. The attributes of the root
+        say where it all comes from.
+
+    Raises
+    ------
+    StoreFormatError
+        If there is no store at `path`, its format is newer than this package, an array is missing
+        or damaged, or the copy that is asked for was not stored.
+    SchemaError
+        If `compressed` is another word.
+
+    Examples
+    --------
+    >>> open_store("no/such/store.zarr")
+    Traceback (most recent call last):
+    microns_xr.errors.StoreFormatError: there is no store at ...no/such/store.zarr: ...
+    """
+    root = open_root(path)
+    names = [name for name in DATA_GROUPS if name in root]
+    if "units" not in names:
+        raise StoreFormatError(
+            f"{path} has no group 'units', found {names}: the store is damaged, write it again"
+        )
+    groups = {name: read_group(root, name, lazy=lazy, compressed=compressed) for name in names}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=root.attrs.asdict()), **groups})
+
+
+def open_root(path: Path) -> zarr.Group:
+    """Open the root group of a store for reading, after a look at its format.
+
+    Raises
+    ------
+    StoreFormatError
+        If there is no store, or its format is not known.
+    """
+    address = os.fspath(path)
+    if "://" not in address:
+        address = os.path.realpath(os.path.expanduser(address))
+        swap.recover(address)
+    try:
+        root = zarr.open_group(address, mode="r", zarr_format=3)
+    except (zarr.errors.NodeTypeValidationError, FileNotFoundError, OSError, ValueError) as err:
+        raise StoreFormatError(
+            f"there is no store at {address}: expected a folder or address that mx.write_store "
+            f"made ({type(err).__name__}: {err})"
+        ) from err
+    found = root.attrs.get(FORMAT_ATTR)
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise StoreFormatError(
+            f"{address} is a zarr group but not a finished microns_xr store: its attribute "
+            f"{FORMAT_ATTR!r} is {found!r}, expected {FORMAT}; open it with xr.open_zarr, or write "
+            "the store again"
+        )
+    if not 1 <= found <= FORMAT:
+        raise StoreFormatError(
+            f"{address} is of format {found}, expected 1 to {FORMAT}: a newer microns_xr wrote it, "
+            "update the package"
+        )
+    return root
+
+
+def read_group(
+    root: zarr.Group, name: str, *, lazy: bool = False, compressed: Compressed = "post"
+) -> xr.Dataset:
+    """Read one group of a store.
+
+    Parameters
+    ----------
+    root : zarr.Group
+        As `open_root` gives it.
+    name : str
+        ``"units"``, ``"layers"``, ``"functional"``, ``"connectivity"``, ``"synapses"``, or one
+        copy of the connectivity, such as ``"connectivity/by_pre"``.
+    lazy, compressed
+        See `open_store`; a path that names a copy decides for itself.
+
+    Returns
+    -------
+    xarray.Dataset
+        As it was written.
+
+    Raises
+    ------
+    UnknownLabelError
+        If the store has no such group.
+    StoreFormatError
+        If the group is damaged.
+    """
+    if lazy:
+        raise StoreFormatError("lazy opening is not available yet: open with lazy=False")
+    if compressed not in OTHER:
+        raise SchemaError(f"compressed is {compressed!r}, expected 'post' or 'pre'")
+    name = name.strip("/")
+    for axis in OTHER:
+        if name == matrix_group(axis):
+            name, compressed = "connectivity", axis
+    if name not in DATA_GROUPS or name not in root:
+        names = [group for group in DATA_GROUPS if group in root]
+        near = nearest_words(name, names)
+        raise UnknownLabelError(
+            f"group {name!r} is not in the store, expected one of {names}"
+            + (f"; nearest: {', '.join(near)}" if near else "")
+        )
+    if name == "connectivity":
+        return _read_connectivity(root, compressed)
+    group = _group(root, name)
+    arrays = {key: _array(group, key) for key in _variables(group)}
+    return _dataset(group, arrays, {})
+
+
+def _read_connectivity(root: zarr.Group, compressed: Compressed) -> xr.Dataset:
+    path, other = matrix_group(compressed), matrix_group(OTHER[compressed])
+    if path not in root and other in root:
+        raise StoreFormatError(
+            f"{root.store_path} has no group {path!r}, only {other!r}: "
+            f"open it with compressed={OTHER[compressed]!r}"
+        )
+    group = _group(root, path)
+    arrays = {key: _array(group, key) for key in _variables(group)}
+    shape = _require_matrix(group, arrays, compressed)
+    indices, indptr = (_values(arrays[key]) for key in ("indices", "indptr"))
+    problems = pattern_problems(indices, indptr, shape, compressed)
+    if problems:
+        raise _damaged(group, "; ".join(problems))
+    pattern = make_pattern(indices, indptr, shape, compressed)
+    sparse_variables = {
+        name: xr.Variable(
+            ("pre_nucleus_id", "post_nucleus_id"),
+            # int32 on disk, int64 in memory, where sums must not overflow
+            gcxs(_values(arrays[key], np.dtype(np.int64)), pattern),
+            arrays[key].attrs.asdict(),
+        )
+        for name, key in (("synapse_size", "data"), ("synapse_count", "synapse_count"))
+    }
+    own = set(matrix_arrays(compressed)) - {"pre_nucleus_id", "post_nucleus_id"}
+    rest = {key: array for key, array in arrays.items() if key not in own}
+    dataset = _dataset(group, rest, sparse_variables)
+    for key in ("pre_nucleus_id", "post_nucleus_id"):
+        try:
+            require_unique_sorted(key, dataset[key].values)
+        except SchemaError as err:
+            raise _damaged(group, str(err)) from err
+    return dataset
+
+
+def _require_matrix(
+    group: zarr.Group, arrays: dict[str, zarr.Array], compressed: Compressed
+) -> tuple[int, int]:
+    """Check dtypes, dims, lengths and attributes of one copy; return (number of pre, of post)."""
+    specs = matrix_arrays(compressed)
+    missing = [key for key in specs if key not in arrays]
+    if missing:
+        raise _damaged(group, f"the arrays {missing} are missing, expected {list(specs)}")
+    for key, (dtypes, dims) in specs.items():
+        array = arrays[key]
+        if str(array.dtype) not in dtypes.split() or _dims(group, key, array) != dims:
+            raise _damaged(
+                group,
+                f"{key} is {array.dtype} over {_dims(group, key, array)}, expected "
+                f"{dtypes.replace(' ', ' or ')} over {dims}",
+            )
+    n_pre, n_post = (arrays[f"{axis}_nucleus_id"].shape[0] for axis in ("pre", "post"))
+    n_connections = arrays["indices"].shape[0]
+    lengths = {"connection": n_connections, f"{compressed}_pointer": 1}
+    lengths[f"{compressed}_pointer"] += n_post if compressed == "post" else n_pre
+    for key, (_, (dim,)) in specs.items():
+        if arrays[key].shape[0] != lengths.get(dim, arrays[key].shape[0]):
+            raise _damaged(
+                group, f"{key} has {arrays[key].shape[0]} elements, expected {lengths[dim]}"
+            )
+    expected = dict(
+        zip(
+            MATRIX_ATTRS,
+            (MATRIX_ENCODING[compressed], MATRIX_VERSION, [n_pre, n_post]),
+            strict=True,
+        )
+    )
+    for key, value in expected.items():
+        if group.attrs.get(key) != value:
+            raise _damaged(
+                group, f"attribute {key!r} is {group.attrs.get(key)!r}, expected {value!r}"
+            )
+    return n_pre, n_post
+
+
+def _dataset(
+    group: zarr.Group, arrays: dict[str, zarr.Array], variables: dict[str, xr.Variable]
+) -> xr.Dataset:
+    """Read dense arrays and put them together with variables that were read before."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, array in arrays.items():
+        for dim, length in zip(_dims(group, name, array), array.shape, strict=True):
+            expected, of = sizes.setdefault(dim, (length, name))
+            if length != expected:
+                raise _damaged(
+                    group,
+                    f"{name} has {length} elements along {dim!r}, expected {expected} as {of}",
+                )
+    data = {
+        name: xr.Variable(_dims(group, name, array), _values(array), array.attrs.asdict())
+        for name, array in arrays.items()
+    }
+    attrs = group.attrs.asdict()
+    coords = set(str(attrs.get(COORDS_ATTR, "")).split())
+    everything = {**variables, **data}
+    return xr.Dataset(
+        {name: variable for name, variable in everything.items() if name not in coords},
+        coords={name: variable for name, variable in everything.items() if name in coords},
+        attrs={key: value for key, value in attrs.items() if key not in reserved_attrs(group.path)},
+    )
+
+
+def _values(array: zarr.Array, dtype: np.dtype[Any] | None = None) -> np.ndarray:
+    """Read a whole array, text as object; numbers go straight into an array of `dtype`."""
+    # An absent chunk reads as zeros. Where a list of chunks costs a round trip a look is taken
+    # only at arrays of several, whose upload may have been cut short.
+    if (isinstance(array.store, LocalStore) or array.nchunks > 1) and array.store.supports_listing:
+        found = array.nchunks_initialized
+        if found != array.nchunks:
+            raise StoreFormatError(
+                f"{array.store_path} has {found} chunks, expected {array.nchunks}: the store is "
+                "damaged, write or copy it again"
+            )
+    try:
+        if array.dtype.kind in "OUT":
+            return _text(array)
+        if not array.ndim:
+            return np.asarray(array[...])
+        values: Any = np.empty(array.shape, dtype=array.dtype if dtype is None else dtype)
+        array.get_basic_selection(Ellipsis, out=NDBuffer(values))
+    except (RuntimeError, ValueError, TypeError) as err:
+        raise StoreFormatError(
+            f"{array.store_path} cannot be decoded ({err}): the store is damaged, write or copy "
+            "it again"
+        ) from err
+    return values
+
+
+def _text(array: zarr.Array) -> np.ndarray:
+    text: Any = array[...]
+    if not array.ndim:
+        return np.array(text, dtype=object)
+    # One object a word and not one a row: 94,000 rows take a tenth of the memory.
+    codes, words = pd.factorize(np.asarray(text).astype(object).ravel())
+    return np.asarray(words, dtype=object)[codes].reshape(array.shape)
+
+
+def _group(root: zarr.Group, name: str) -> zarr.Group:
+    node = root.get(name)
+    if not isinstance(node, zarr.Group):
+        raise _damaged(root, f"the group {name!r} is missing")
+    return node
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array:
+    node = group.get(name)
+    if not isinstance(node, zarr.Array):
+        raise _damaged(group, f"the array {name!r} is missing, expected {_variables(group)}")
+    return node
+
+
+def _variables(group: zarr.Group) -> list[str]:
+    names = group.attrs.get(VARIABLES_ATTR)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _damaged(
+            group, f"attribute {VARIABLES_ATTR!r} is {names!r}, expected a list of names"
+        )
+    return names
+
+
+def _dims(group: zarr.Group, name: str, array: zarr.Array) -> tuple[str, ...]:
+    dims = getattr(array.metadata, "dimension_names", None) or ()
+    if len(dims) != array.ndim or None in dims:
+        raise _damaged(group, f"{name} has the dimension names {dims}, expected {array.ndim}")
+    return dims
+
+
+def _damaged(group: zarr.Group, what: str) -> StoreFormatError:
+    return StoreFormatError(
+        f"{group.store_path}: {what}; the store is damaged or was not written by microns_xr, "
+        "write it again"
+    )

@@ -1,0 +1,71 @@
+"""Whether the values of a variable are still to be read from a store, and from which."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import xarray as xr
+from xarray.backends import BackendArray
+
+__all__ = ["reads_from"]
+
+
+def reads_from(variable: xr.Variable, dataset: xr.Dataset, path: str) -> bool:
+    """Whether a variable is lazily read from the store at `path`.
+
+    Parameters
+    ----------
+    variable : xarray.Variable
+        A variable of `dataset`.
+    dataset : xarray.Dataset
+        Where it comes from; xarray keeps the address it opened in ``encoding["source"]``, which
+        joins of Datasets drop, so the array itself is asked as well.
+    path : str
+        The store: an absolute local path without links, or an address.
+
+    Returns
+    -------
+    bool
+        False for values in memory, wherever they were read.
+
+    Examples
+    --------
+    >>> reads_from(xr.Variable("x", [1]), xr.Dataset(), "some.zarr")
+    False
+    """
+    arrays = list(_backend_arrays(variable))
+    if not arrays and variable.chunks is None:
+        return False
+    found = [getattr(getattr(array, "_array", None), "store_path", None) for array in arrays]
+    found += [obj.encoding.get("source") for obj in (dataset, variable)]
+    return any(_within(str(place), path) for place in found if place is not None)
+
+
+def _backend_arrays(variable: xr.Variable) -> Iterator[BackendArray]:
+    """Yield the arrays on disk below xarray's wrappers or, for dask, below the graph."""
+    data: Any = variable._data
+    below: list[Any] = [data]
+    if variable.chunks is not None:
+        layers = data.__dask_graph__().layers
+        # xarray.open_zarr puts the whole array into a layer of this name, and tasks that cut it
+        # into others; those are not looked at, for there may be millions.
+        below = [
+            value
+            for name, layer in layers.items()
+            if str(name).startswith("original-")
+            for value in layer.values()
+        ]
+    for array in below:
+        while not isinstance(array, BackendArray) and hasattr(array, "array"):
+            array = array.array
+        if isinstance(array, BackendArray):
+            yield array
+
+
+def _within(place: str, path: str) -> bool:
+    place = place.removeprefix("file://")
+    if "://" not in place and "://" not in path:
+        place = os.path.realpath(place)
+    return f"{place.rstrip('/')}/".startswith(f"{path.rstrip('/')}/")

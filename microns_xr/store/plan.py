@@ -1,0 +1,335 @@
+"""What will be written: every array of a store, checked, before the first byte is.
+
+Values stay where they are; a planned array knows how to give a block of its own, in the dtype of
+the disk, so that casts and expanded indices never exist as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import sparse
+import xarray as xr
+
+from microns_xr.connectivity.arrays import Compressed, Pattern, make_pattern, pattern_of, values_of
+from microns_xr.errors import SchemaError
+from microns_xr.provenance import RELEASE_COORDS
+from microns_xr.store.format import (
+    COORDS_ATTR,
+    MATRIX_ATTRS,
+    MATRIX_ENCODING,
+    MATRIX_VERSION,
+    OTHER,
+    VARIABLES_ATTR,
+    check_name,
+    expanded_index,
+    json_attrs,
+    matrix_arrays,
+    matrix_group,
+    pattern_problems,
+    reserved_attrs,
+)
+from microns_xr.store.transpose import transpose
+
+__all__ = [
+    "Pairs",
+    "PlannedArray",
+    "PlannedGroup",
+    "pairs_of",
+    "plan_dataset",
+    "plan_matrix",
+    "plan_parent",
+    "require_synapses",
+    "transposed",
+]
+
+Block = Callable[[int, int], np.ndarray]
+_AXES = ("pre_nucleus_id", "post_nucleus_id")
+_SPARSE = ("synapse_size", "synapse_count")
+_INT32 = np.iinfo(np.int32)
+
+
+@dataclass(frozen=True)
+class PlannedArray:
+    """One array of the store.
+
+    Attributes
+    ----------
+    name : str
+        Name in its group.
+    dims : tuple of str
+        Dimension names.
+    shape : tuple of int
+        Shape.
+    dtype : str
+        Dtype on disk; ``"string"`` for text.
+    attrs : dict
+        Attributes, as JSON.
+    read : callable
+        Gives the positions from start to stop along the first dimension.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    attrs: dict[str, Any]
+    read: Block
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes an element; 1 for text, which is a stream of bytes."""
+        return 1 if self.dtype == "string" else np.dtype(self.dtype).itemsize
+
+    @property
+    def fill_value(self) -> Any:
+        """What an absent chunk would read as; none is ever absent."""
+        return "" if self.dtype == "string" else np.dtype(self.dtype).type(0)
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """One group of the store: its path, attributes and arrays in order."""
+
+    path: str
+    attrs: dict[str, Any]
+    arrays: list[PlannedArray]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The stored pairs of a connectivity Dataset, and the dtypes they have on disk."""
+
+    pattern: Pattern
+    size: np.ndarray
+    count: np.ndarray
+    dtypes: tuple[str, str]
+
+
+def plan_dataset(path: str, dataset: xr.Dataset) -> PlannedGroup:
+    """Plan a group of dense variables.
+
+    Raises
+    ------
+    SchemaError
+        If a name, an attribute or a dtype has no place in a store.
+    """
+    arrays = _dense(dataset, dataset.variables, path)
+    return PlannedGroup(path, _group_attrs(dataset, path, arrays), arrays)
+
+
+def plan_parent(connectivity: xr.Dataset) -> PlannedGroup:
+    """Plan the group that holds the two copies of a connectivity Dataset."""
+    return PlannedGroup("connectivity", json_attrs(_release(connectivity), "connectivity"), [])
+
+
+def pairs_of(connectivity: xr.Dataset) -> Pairs:
+    """Take the pairs out of a connectivity Dataset and check them.
+
+    Raises
+    ------
+    SchemaError
+        If size and count are on different patterns, or partners are not sorted and unique.
+    """
+    pattern, other = (pattern_of(connectivity, name) for name in _SPARSE)
+    if pattern.compressed != other.compressed or not (
+        _equal(pattern.indices, other.indices) and _equal(pattern.indptr, other.indptr)
+    ):
+        raise SchemaError(
+            "synapse_size and synapse_count have different patterns, expected one: make both in "
+            "one step with mx.build_connectivity, and select from the Dataset, not from one of them"
+        )
+    problems = pattern_problems(pattern.indices, pattern.indptr, pattern.shape, pattern.compressed)
+    if problems:
+        raise SchemaError(
+            f"connectivity cannot be written: {'; '.join(problems)}; "
+            "build it with mx.build_connectivity"
+        )
+    size, count = (values_of(connectivity, name) for name in _SPARSE)
+    return Pairs(pattern, size, count, (_narrowest(size), _narrowest(count)))
+
+
+def transposed(pairs: Pairs) -> Pairs:
+    """Return the same pairs compressed over the other axis, values in the dtypes of the disk."""
+    pattern, dtype = pairs.pattern, np.result_type(*pairs.dtypes)
+    indptr, records = transpose(
+        pattern.indices, pattern.indptr, pattern.n_minor, pairs.size, pairs.count, dtype
+    )
+    indices, size, count = records.T
+    flipped = make_pattern(indices, indptr, pattern.shape, OTHER[pattern.compressed])
+    return Pairs(flipped, size, count, pairs.dtypes)
+
+
+def plan_matrix(connectivity: xr.Dataset, pairs: Pairs) -> PlannedGroup:
+    """Plan the copy of a connectivity Dataset that is compressed as `pairs` are.
+
+    Raises
+    ------
+    SchemaError
+        If a further variable spans both axes or takes the name of an array of the format, or see
+        `plan_dataset`.
+    """
+    pattern, major = pairs.pattern, pairs.pattern.compressed
+    path = matrix_group(major)
+    extra = [name for name in connectivity.variables if name not in (*_SPARSE, *_AXES)]
+    for name in extra:
+        if set(_AXES) <= set(connectivity[name].dims):
+            raise SchemaError(
+                f"{name!r} of connectivity spans both axes, expected only synapse_size and "
+                "synapse_count to: take it out with .drop_vars before writing"
+            )
+        if any(name in matrix_arrays(axis) for axis in OTHER):
+            raise SchemaError(
+                f"{name!r} of connectivity is the name of an array of the format: rename it with "
+                ".rename before writing"
+            )
+    size_attrs, count_attrs = (
+        json_attrs(connectivity[name].attrs, f"{name} of connectivity") for name in _SPARSE
+    )
+    size_dtype, count_dtype = pairs.dtypes
+    starts = {"long_name": f"first connection of each {major}synaptic neuron, and their end"}
+    buffers: list[tuple[str, str, dict[str, Any], int, Block]] = [
+        ("data", size_dtype, size_attrs, pattern.nnz, _cast(pairs.size, size_dtype)),
+        ("indices", "int32", _position(OTHER[major]), pattern.nnz, _cast(pattern.indices, "int32")),
+        ("indptr", "int64", starts, pattern.indptr.size, _cast(pattern.indptr, "int64")),
+        ("synapse_count", count_dtype, count_attrs, pattern.nnz, _cast(pairs.count, count_dtype)),
+        (
+            f"{major}_index",
+            "int32",
+            _position(major),
+            pattern.nnz,
+            lambda start, stop: expanded_index(pattern.indptr, start, stop),
+        ),
+    ]
+    dims = {name: dims for name, (_, dims) in matrix_arrays(major).items()}
+    arrays = [
+        PlannedArray(name, dims[name], (length,), dtype, attrs, read)
+        for name, dtype, attrs, length, read in buffers
+    ]
+    arrays += _dense(connectivity, [*_AXES, *extra], "connectivity")
+    encoding = (MATRIX_ENCODING[major], MATRIX_VERSION, list(pattern.shape))
+    attrs = _group_attrs(connectivity, path, arrays)
+    return PlannedGroup(path, attrs | dict(zip(MATRIX_ATTRS, encoding, strict=True)), arrays)
+
+
+def require_synapses(synapses: xr.Dataset, connectivity: xr.Dataset | None) -> None:
+    """Raise unless single synapses follow the rules of the format.
+
+    Raises
+    ------
+    SchemaError
+        Naming the first thing that is wrong.
+    """
+    if not isinstance(synapses, xr.Dataset):
+        raise SchemaError(f"expected a Dataset of synapses, found {type(synapses).__name__}")
+    if not {"synapse"} <= set(synapses.dims) <= {"synapse", "axis"}:
+        raise SchemaError(
+            f"synapses has the dims {tuple(synapses.dims)}, expected 'synapse' and, for positions, "
+            "'axis': one row a synapse"
+        )
+    names = ("post_index", "pre_index")
+    if not any(name in synapses.variables for name in names):
+        return
+    if connectivity is None or any(name not in synapses.variables for name in names):
+        raise SchemaError(
+            "synapses has pre_index or post_index, expected both, and the connectivity along whose "
+            "axes they count: write the two together"
+        )
+    for name in names:
+        index = synapses[name].values
+        n = connectivity.sizes[f"{name.removesuffix('_index')}_nucleus_id"]
+        if index.dtype.kind not in "iu" or (index.size and not 0 <= index.min() <= index.max() < n):
+            raise SchemaError(
+                f"{name} of synapses is {index.dtype} from {index.min()} to {index.max()}, "
+                f"expected integers from 0 to {n - 1}, positions on the axis of connectivity"
+            )
+    post, pre = (synapses[name].values for name in names)
+    falls = (post[1:] < post[:-1]) | ((post[1:] == post[:-1]) & (pre[1:] < pre[:-1]))
+    if falls.any():
+        raise SchemaError(
+            f"synapses does not ascend at row {int(np.argmax(falls)) + 1}, expected rows by "
+            "post_index, then pre_index: use .sortby(['post_index', 'pre_index'])"
+        )
+
+
+def _dense(dataset: xr.Dataset, names: Iterable[Hashable], where: str) -> list[PlannedArray]:
+    return [_dense_array(check_name(name, where), dataset.variables[name], where) for name in names]
+
+
+def _dense_array(name: str, variable: xr.Variable, where: str) -> PlannedArray:
+    label = f"{name} of {where}"
+    if isinstance(variable, xr.IndexVariable) and isinstance(variable.to_index(), pd.MultiIndex):
+        raise SchemaError(f"{label} is a MultiIndex: use .reset_index({name!r}) before writing")
+    data = variable.values if isinstance(variable, xr.IndexVariable) else variable.compute().data
+    if isinstance(data, sparse.SparseArray):
+        raise SchemaError(
+            f"{label} is sparse, expected a dense array: take it out with .drop_vars before writing"
+        )
+    values = np.asarray(data)
+    dtype = values.dtype.name
+    if values.dtype.kind in "OUT":
+        values = values.astype(object)
+        dtype = "string"
+        found = pd.api.types.infer_dtype(values.ravel(), skipna=False)
+        if found not in ("string", "empty"):
+            raise SchemaError(
+                f"{label} holds {found} objects, expected text in every place: use words such as "
+                "'none' or 'unknown' where there is no value, and plain dtypes for numbers"
+            )
+    elif values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
+        raise SchemaError(
+            f"{label} has dtype {values.dtype}, expected integers, floats, booleans or text: "
+            "convert it before writing"
+        )
+    dims = tuple(check_name(dim, where) for dim in variable.dims)
+    attrs = json_attrs(variable.attrs, label)
+    return PlannedArray(name, dims, values.shape, dtype, attrs, _rows(values))
+
+
+def _group_attrs(dataset: xr.Dataset, path: str, arrays: list[PlannedArray]) -> dict[str, Any]:
+    release = _release(dataset)
+    given = dict(dataset.attrs)
+    for name in reserved_attrs(path):
+        # What a plain reader of the store sees as attribute comes back here unchanged.
+        if name in given and given.pop(name) != release.get(name):
+            raise SchemaError(
+                f"attribute {name!r} of {path} is reserved by the format: rename it before writing"
+            )
+    names = [array.name for array in arrays]
+    return {
+        **json_attrs(given, path),
+        **json_attrs(release, path),
+        COORDS_ATTR: " ".join(name for name in names if name in dataset.coords),
+        VARIABLES_ATTR: names,
+    }
+
+
+def _release(dataset: xr.Dataset) -> dict[str, Any]:
+    coords = dataset.coords
+    return {name: coords[name].item() for name in RELEASE_COORDS if name in coords}
+
+
+def _position(axis: Compressed) -> dict[str, Any]:
+    return {"long_name": f"position of the {axis}synaptic neuron in {axis}_nucleus_id"}
+
+
+def _rows(values: np.ndarray) -> Block:
+    return lambda start, stop: values[start:stop] if values.ndim else values
+
+
+def _cast(values: np.ndarray, dtype: str) -> Block:
+    return lambda start, stop: values[start:stop].astype(dtype, copy=False)
+
+
+def _narrowest(values: np.ndarray) -> str:
+    if values.size and not _INT32.min <= values.min() <= values.max() <= _INT32.max:
+        return "int64"
+    return "int32"
+
+
+def _equal(first: np.ndarray, second: np.ndarray) -> bool:
+    return first is second or np.array_equal(first, second)

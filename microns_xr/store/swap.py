@@ -1,0 +1,256 @@
+"""Replacing a local store in one step, and finishing a replacement that was interrupted.
+
+A store ``NAME`` is written as ``NAME.tmp``; then the old one is renamed ``NAME.old``, the new one
+``NAME``, and ``NAME.old`` is removed. At every point in between, one complete store is on disk,
+and `recover`, which opening and writing both call, carries on from there. A folder belongs to a
+replacement only while it holds the file ``.microns_xr_swap`` (or nothing): a ``NAME.old`` somebody
+made by hand is never removed. The file is locked while its writer lives, where the system can.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+try:
+    import fcntl
+except ImportError:  # no file locks on Windows: two writers at once are not noticed there
+    fcntl = None  # type: ignore[assignment]
+
+from microns_xr.errors import StoreFormatError
+from microns_xr.store.format import FORMAT_ATTR
+
+__all__ = ["is_store", "recover", "replacing"]
+
+MARK = ".microns_xr_swap"
+_PATIENCE = 2.0  # seconds a reader waits for the two renames of a live writer
+
+
+def tmp_of(path: str) -> str:
+    """Return where the store `path` is written."""
+    return path + ".tmp"
+
+
+def old_of(path: str) -> str:
+    """Return where the store that `path` replaces is put aside."""
+    return path + ".old"
+
+
+def is_store(path: str) -> bool:
+    """Whether a folder is a finished store: its root attributes, which come last, are there.
+
+    Parameters
+    ----------
+    path : str
+        A local folder; need not exist.
+
+    Returns
+    -------
+    bool
+        True for a store of any format.
+
+    Examples
+    --------
+    >>> is_store("no/such/folder")
+    False
+    """
+    try:
+        with open(os.path.join(path, "zarr.json"), encoding="utf-8") as file:
+            metadata = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(metadata, dict) and FORMAT_ATTR in (metadata.get("attributes") or {})
+
+
+def recover(path: str, *, writing: bool = False) -> None:
+    """Finish the replacement of a local store that was interrupted, if there is one.
+
+    Parameters
+    ----------
+    path : str
+        The store, whether or not it exists.
+    writing : bool, optional
+        Whether the caller is about to write: then a half-written ``NAME.tmp`` is removed as well,
+        and whatever stands in the way raises. A reader leaves both alone.
+
+    Raises
+    ------
+    StoreFormatError
+        When writing: if another process is writing this store, or ``NAME.tmp`` or ``NAME.old``
+        exists and was not left by a replacement.
+    OSError
+        If a folder cannot be renamed or removed and `path` is not a store meanwhile.
+
+    Examples
+    --------
+    >>> recover("no/such/store")
+    """
+    tmp, old = tmp_of(path), old_of(path)
+    if not any(map(os.path.lexists, (tmp, old, os.path.join(path, MARK)))):
+        return
+    if _is_locked(tmp) or _is_locked(path):
+        if writing:
+            raise StoreFormatError(
+                f"{path} is being written by another process: wait for it, or write elsewhere"
+            )
+        _wait_for(path)
+        return
+    if writing:
+        for folder in (tmp, old):
+            if os.path.lexists(folder) and not _is_ours(folder):
+                raise StoreFormatError(
+                    f"{folder} is in the way: it was not left by an interrupted write, and {path} "
+                    "needs the name while it is written; move it"
+                )
+        if os.path.lexists(tmp) and not is_store(tmp):
+            _remove(tmp)
+    try:
+        _finish(path)
+    except OSError:
+        # A reader may lack the rights, or another may have been faster: the data are what counts.
+        if writing or not is_store(path):
+            raise
+
+
+@contextmanager
+def replacing(path: str, *, overwrite: bool = True) -> Iterator[str]:
+    """Give a new folder to write to; when the block ends well it becomes the store.
+
+    Parameters
+    ----------
+    path : str
+        The store to write, absolute.
+    overwrite : bool, optional
+        Whether a store that is there may be replaced.
+
+    Yields
+    ------
+    str
+        The folder to write, ``NAME.tmp``. An exception removes it and leaves `path` as it was.
+
+    Raises
+    ------
+    StoreFormatError
+        If `path` is there and is not a store or `overwrite` is False, or see `recover`.
+    """
+    recover(path, writing=True)
+    _require_replaceable(path, overwrite)
+    tmp = tmp_of(path)
+    os.makedirs(tmp)
+    lock = _lock(tmp)
+    try:
+        try:
+            yield tmp
+        except BaseException:
+            _remove(tmp)
+            raise
+        _finish(path)
+    finally:
+        _unlock(lock)
+
+
+def _require_replaceable(path: str, overwrite: bool) -> None:
+    if not os.path.lexists(path):
+        return
+    if os.path.isdir(path) and not os.listdir(path):
+        return
+    if not is_store(path):
+        found = "a folder that is no store" if os.path.isdir(path) else "a file"
+        raise StoreFormatError(
+            f"{path} is {found}, expected a store of this package or a new name: nothing else is "
+            "ever replaced; write elsewhere"
+        )
+    if not overwrite:
+        raise StoreFormatError(
+            f"{path} exists, expected a new name: write elsewhere or pass overwrite=True"
+        )
+
+
+def _finish(path: str) -> None:
+    """Carry a replacement on from wherever it stands; every step may have been the last."""
+    tmp, old = tmp_of(path), old_of(path)
+    if is_store(path):
+        _remove(old)
+    if _is_ours(tmp) and is_store(tmp):
+        if is_store(path):
+            _mark(path)
+            os.rename(path, old)
+        elif os.path.lexists(path):
+            os.rmdir(path)  # fails, as it should, on anything but an empty folder
+        os.rename(tmp, path)
+    elif not os.path.lexists(path) and _is_ours(old) and is_store(old):
+        os.rename(old, path)
+    if is_store(path):
+        _remove(old)
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(path, MARK))
+
+
+def _is_ours(folder: str) -> bool:
+    return os.path.isdir(folder) and (
+        os.path.exists(os.path.join(folder, MARK)) or not os.listdir(folder)
+    )
+
+
+def _mark(folder: str) -> None:
+    with open(os.path.join(folder, MARK), "ab"):
+        pass
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder of a replacement, its mark last so that an interruption can be finished."""
+    if not _is_ours(folder):
+        return
+    for name in os.listdir(folder):
+        entry = os.path.join(folder, name)
+        if os.path.isdir(entry) and not os.path.islink(entry):
+            shutil.rmtree(entry)
+        elif name != MARK:
+            os.unlink(entry)
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(folder, MARK))
+    os.rmdir(folder)
+
+
+def _lock(folder: str) -> int | None:
+    """Mark a folder and lock the mark; the lock ends with the process, however that ends."""
+    _mark(folder)
+    if fcntl is None:
+        return None
+    descriptor = os.open(os.path.join(folder, MARK), os.O_RDWR)
+    with suppress(OSError):  # some network file systems know no locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _unlock(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _is_locked(folder: str) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(os.path.join(folder, MARK), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _wait_for(path: str) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while not is_store(path) and is_store(tmp_of(path)) and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -1,0 +1,308 @@
+"""The HTTP server: sockets, the log of requests, and faults on their way out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import socketserver
+import struct
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pandas as pd
+
+from microns_xr.source.base import TableSource
+
+from .archive import Archive
+from .faults import QUERY_KINDS, Fault, FaultQueue, instead_of_answer, sent_part
+from .service import Request, Response, Service
+from .tables import REFERENCE_TABLES, WireTable, wire_tables
+
+MAX_BODY = 64 * 2**20
+MAX_LOGGED_BODY = 2**17
+# What a client that went away looks like from here.
+GONE = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError, TimeoutError)
+
+
+@dataclass
+class Logged:
+    """One request as the log keeps it: no headers, so no token."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    status: int | None
+    rows: int | None
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    fault: str | None
+    raw: bytes | None = field(default=None, repr=False)
+
+    @property
+    def body(self) -> Any:
+        """The JSON that was sent; None where there was none, or more than 128 KiB of it."""
+        return json.loads(self.raw) if self.raw else None
+
+
+class CaveServer:
+    """A CAVE service on 127.0.0.1, as far as caveclient and the archive's readers go.
+
+    Parameters
+    ----------
+    tables : mapping of str to DataFrame, or TableSource
+        What it serves. Positions are three columns ``X_position_x/_y/_z`` or one of triples.
+    datastack, version, expired
+        Name of the datastack, the version served, and those that answer 410.
+    row_limit : int
+        The most rows of an answer.
+    token : str, optional
+        The token to ask for; None asks for none. The archive never asks.
+    reference_tables : mapping of str to str
+        Name of a table to its target; those that are not served, or lack ``target_id``, are not
+        reference tables.
+    seed : int
+        Of every random order.
+    notices : mapping of str to str, optional
+        Table to its owner's notice, which travels in the same header as the row limit's warning.
+    archived : mapping of int to tables, optional
+        Tables of the archived versions; by default every known version has those served.
+    archive_root : str
+        Path of the archive.
+    redirect_to_login : bool
+        A request without any token is sent to a login page, as the real service does, not 401.
+    wrap_errors : bool
+        Query endpoints answer errors as 500 with a message "404 Not Found: ...", as the real
+        service does.
+    float_type : str
+        Type of float columns in answers.
+    synapse_table : str
+        Name of the synapse table in the info record.
+
+    Attributes
+    ----------
+    url : str
+        Address, without a slash at the end.
+    requests : deque of Logged
+        The latest 100,000 requests, oldest first.
+    faults : FaultQueue
+        Faults on demand.
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[str, pd.DataFrame] | TableSource,
+        *,
+        datastack: str = "minnie65_public",
+        version: int = 1718,
+        expired: Iterable[int] = (661,),
+        row_limit: int = 200_000,
+        token: str | None = None,
+        reference_tables: Mapping[str, str] = REFERENCE_TABLES,
+        seed: int = 0,
+        notices: Mapping[str, str] | None = None,
+        archived: Mapping[int, Mapping[str, pd.DataFrame] | TableSource] | None = None,
+        archive_root: str = "/mat_dbs/public/minnie65_phase3_v1",
+        redirect_to_login: bool = False,
+        wrap_errors: bool = False,
+        float_type: str = "Float32",
+        synapse_table: str = "synapses_pni_2",
+    ) -> None:
+        served = wire_tables(tables, reference_tables, notices or {})
+        versions = dict.fromkeys((version, *expired), served)
+        for number, old in (archived or {}).items():
+            versions[number] = wire_tables(old, reference_tables, {})
+        self.faults = FaultQueue()
+        self.requests: deque[Logged] = deque(maxlen=100_000)
+        self.errors: list[BaseException] = []
+        self.stopping = threading.Event()
+        self._http = _Server(self)
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        self.archive_url = f"{self.url}{archive_root}"
+        self.service = Service(
+            served,
+            Archive(archive_root, versions),
+            url=self.url,
+            datastack=datastack,
+            version=version,
+            expired=tuple(expired),
+            row_limit=row_limit,
+            token=token,
+            redirect_to_login=redirect_to_login,
+            wrap_errors=wrap_errors,
+            float_type=float_type,
+            synapse_table=synapse_table,
+            seed=seed,
+        )
+        self._thread: threading.Thread | None = None
+
+    @property
+    def tables(self) -> Mapping[str, WireTable]:
+        """The tables as they are stored."""
+        return self.service.tables
+
+    @property
+    def queries(self) -> list[Logged]:
+        """The logged requests that were queries."""
+        return [r for r in list(self.requests) if r.path.endswith("/query")]
+
+    def __enter__(self) -> CaveServer:
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, args=(0.01,), name="cave-server"
+        )
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.stop()
+        if kind is None and self.errors:
+            raise AssertionError(f"the server failed: {self.errors[0]!r}") from self.errors[0]
+
+    def stop(self) -> None:
+        """Close every connection and wait for every thread."""
+        self.stopping.set()
+        if self._thread is not None:
+            self._http.shutdown()
+            self._thread.join()
+            self._thread = None
+        self._http.hang_up()
+        self._http.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    """Knows its connections, so that it can hang up on them and join their threads."""
+
+    daemon_threads = False
+    request_queue_size = 128
+
+    def __init__(self, owner: CaveServer) -> None:
+        self.owner = owner
+        self._open: set[socket.socket] = set()
+        self._resets: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # HTTPServer would ask the name service here
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open.add(request)
+        super().process_request(request, client_address)
+
+    def reset(self, request: socket.socket) -> None:
+        """Let a connection end by RST."""
+        request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with self._lock:
+            self._resets.add(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.discard(request)
+            abrupt = request in self._resets
+            self._resets.discard(request)
+        if abrupt:
+            self.close_request(request)
+        else:
+            super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """Wake every handler that waits for its client."""
+        with self._lock:
+            for connection in self._open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exception()
+        if error is not None and not isinstance(error, GONE):
+            self.owner.errors.append(error)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
+    server: _Server
+
+    def do_GET(self) -> None:
+        self._handle()
+
+    do_HEAD = do_POST = do_GET
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: the log is `CaveServer.requests`."""
+
+    def _handle(self) -> None:
+        owner = self.server.owner
+        started = time.perf_counter()
+        length = int(self.headers.get("Content-Length") or 0)
+        raw = self.rfile.read(length) if length <= MAX_BODY else b""
+        request = Request.parse(self.command, self.path, self.headers, raw)
+        fault = owner.faults.take(request.path)
+        if fault and fault.kind == "delay":
+            owner.stopping.wait(fault["seconds"])
+        response: Response | None = None
+        if length > MAX_BODY:
+            self.close_connection = True
+            response = Response.of_json({"message": "Request Entity Too Large"}, 413)
+        elif fault is None or fault.kind != "drop":
+            response = self._response(request, fault)
+        part, announced, breaks = b"", 0, True
+        if response is not None:
+            part, announced, breaks = sent_part(fault, response.body)
+        # Logged before it is sent: who has the answer finds it in the log.
+        owner.requests.append(
+            Logged(
+                method=request.method,
+                path=request.path,
+                query=request.query,
+                status=response.status if response else None,
+                rows=response.rows if response else None,
+                bytes_in=length,
+                bytes_out=len(part),
+                seconds=time.perf_counter() - started,
+                fault=fault.kind if fault else None,
+                raw=raw if length <= MAX_LOGGED_BODY else None,
+            )
+        )
+        if response is not None:
+            self._send(response, part, announced)
+        if fault and breaks:
+            owner.stopping.wait(fault.params.get("stall", 0.0))
+            self.close_connection = True
+            if fault["reset"]:
+                self.server.reset(self.connection)
+
+    def _response(self, request: Request, fault: Fault | None) -> Response:
+        owner = self.server.owner
+        if fault:
+            instead = instead_of_answer(fault)
+            if instead:
+                status, headers, body = instead
+                return Response(status, body, list(headers.items()))
+        try:
+            response = owner.service.answer(request, fault)
+        except Exception as error:
+            owner.errors.append(error)
+            return Response.of_json({"message": repr(error)}, 500)
+        if fault and fault.kind in QUERY_KINDS and response.rows is None:
+            owner.errors.append(ValueError(f"fault {fault.kind} hit {request.path}: no rows"))
+        return response
+
+    def _send(self, response: Response, part: bytes, announced: int) -> None:
+        self.send_response(response.status)
+        for name, value in response.headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(announced))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(part)
+        self.wfile.flush()

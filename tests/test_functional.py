@@ -1,0 +1,218 @@
+"""Coregistration, tuning curves, and the way from recorded units to neurons."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import microns_xr as mx
+from microns_xr.functional.coregistration import build_functional, collapse_scans
+from microns_xr.functional.tuning import build_tuning_curves
+from microns_xr.releases import TableSpec, table_spec
+from microns_xr.unit_function import add_rates
+
+FITS = table_spec("tuning_curves_fitted_v1")
+
+
+@pytest.fixture
+def coregistration(three_tables) -> xr.Dataset:
+    return build_functional(
+        three_tables["coregistration"], TableSpec("coregistration_manual_v4"),
+        datastack="minnie65_public", version=1300,
+    )  # fmt: skip
+
+
+def curves(rows: dict[tuple[int, int, int], list[float]]) -> pd.DataFrame:
+    """A fits file of four directions and two orientations, arrays as text."""
+    keys = pd.DataFrame(list(rows), columns=["session", "scan_idx", "unit_id"])
+    folded = [[(v[0] + v[2]) / 2, (v[1] + v[3]) / 2] for v in rows.values()]
+    return keys.assign(
+        rate_dir=[str(np.array(v, dtype=float)) for v in rows.values()],
+        rate_ori=[str(np.array(v)) for v in folded],
+    )
+
+
+@pytest.fixture
+def tuning(coregistration) -> xr.Dataset:
+    rows = {
+        (4, 7, 9): [1, 2, 3, 4], (5, 2, 1): [3, 4, 5, 6], (4, 7, 2): [8, 8, 8, 8], (4, 7, 77): [1, 1, 1, 1],
+    }  # fmt: skip
+    return build_tuning_curves(curves(rows), FITS, coregistration)
+
+
+def test_rows_of_all_scans_are_kept_sorted_and_integer(coregistration):
+    assert coregistration.sizes["scan_unit"] == 5
+    rows = list(zip(*(coregistration[k].values.tolist() for k in ("session", "scan_idx", "unit_id", "nucleus_id")), strict=True))
+    assert rows == [(4, 7, 2, 12), (4, 7, 3, 11), (4, 7, 5, 99), (4, 7, 9, 11), (5, 2, 1, 11)]
+    assert all(coregistration[k].dtype == np.int64 for k in ("session", "scan_idx", "unit_id", "nucleus_id"))
+
+
+def test_null_nuclei_stay_integers_and_repeated_rows_count_once(three_tables):
+    table = three_tables["coregistration"]
+    table = pd.concat([table.assign(id=range(5)), table.iloc[:2].assign(id=[10, 11])], ignore_index=True)
+    table["target_id"] = pd.array([11, 11, 11, None, 99, 11, 11], dtype="Int64")
+    functional = build_functional(table, TableSpec("t"), datastack="d", version=1)
+    assert functional.sizes["scan_unit"] == 5
+    assert functional.attrs["n_repeated_rows"] == 2
+    assert sorted(functional.nucleus_id.values) == [-1, 11, 11, 11, 99]
+    assert collapse_scans(functional, "first").nucleus_id.values.tolist() == [11, 99]
+
+
+def test_thresholds_of_automatic_matches(three_tables):
+    table = three_tables["coregistration"].assign(score=[1.0, 2, 3, 4, np.nan], residual=[5.0, 5, 9, 9, 1])
+    keep = dict(datastack="d", version=1, role="coregistration_auto")
+    assert build_functional(table, TableSpec("t"), min_score=2, **keep).score.values.tolist() == [4, 3, 2]
+    both = build_functional(table, TableSpec("t"), min_score=2, max_residual=5, **keep)
+    assert both.unit_id.values.tolist() == [1]
+    with pytest.raises(mx.SchemaError, match="no column 'score'"):
+        build_functional(three_tables["coregistration"], TableSpec("t"), min_score=2, **keep)
+
+
+def test_an_angle_of_a_table_outside_the_registry_must_state_its_convention(three_tables):
+    with pytest.raises(mx.SchemaError, match=r"my_table\.pref_ori is an angle"):
+        build_functional(three_tables["functional_properties"], TableSpec("my_table"), datastack="d", version=1)
+    spec = TableSpec("my_table", angle_units="degree", angle_convention="up_clockwise")
+    functional = build_functional(three_tables["functional_properties"], spec, datastack="d", version=1)
+    assert functional.pref_ori.attrs["period"] == 180
+    assert functional.pref_dir.attrs["period"] == 360
+
+
+def test_tuning_curves_join_by_session_scan_and_unit(tuning):
+    assert tuning.nucleus_id.values.tolist() == [12, 11, -1, 11]
+    assert tuning.attrs["n_unmatched"] == 1
+    assert tuning.rate_dir.dims == ("scan_unit", "direction")
+    assert tuning.direction.values.tolist() == [0, 90, 180, 270]
+    assert tuning.orientation.values.tolist() == [0, 90]
+    assert tuning.orientation.attrs["angle_convention"] == "up_clockwise"
+    np.testing.assert_array_equal(tuning.rate_ori.values[1], [2, 3])
+
+
+def test_mean_by_hand_a_neuron_of_three_units_counts_once(tuning):
+    collapsed = collapse_scans(tuning)
+    assert collapsed.nucleus_id.values.tolist() == [11, 12]
+    np.testing.assert_array_equal(collapsed.rate_dir.values, [[2, 3, 4, 5], [8, 8, 8, 8]])
+    assert collapsed.n_rated.values.tolist() == [2, 1]
+    assert collapsed.n_scans.values.tolist() == [2, 1]
+
+
+def test_best_takes_all_variables_from_one_unit_that_has_the_value(coregistration, tuning):
+    score = xr.DataArray([0.1, 5.0, 0.2, 0.4, 0.3], dims="scan_unit")
+    functional = mx.merge_table(coregistration.assign(score=score), tuning, on="functional")
+    best = collapse_scans(functional, "best", by="score")
+    # unit (4, 7, 3) has the best score and no rates; among the rated ones (4, 7, 9) is best
+    assert best.unit_id.sel(nucleus_id=11).item() == 9
+    np.testing.assert_array_equal(best.rate_dir.sel(nucleus_id=11), [1, 2, 3, 4])
+    assert best.score.sel(nucleus_id=11).item() == 0.4
+    assert best.n_rated.values.tolist() == [1, 1, 0]
+    assert np.isnan(best.rate_dir.sel(nucleus_id=99)).all()
+    assert best.unit_id.sel(nucleus_id=99).item() == -1
+    assert best.unit_id.dtype == np.int64
+
+
+def test_first_is_the_lowest_session_scan_and_unit(tuning):
+    first = collapse_scans(tuning, "first")
+    assert first.unit_id.sel(nucleus_id=11).item() == 9
+    assert first.session.sel(nucleus_id=11).item() == 4
+
+
+def test_ties_do_not_depend_on_the_order_of_rows(three_tables):
+    spec = table_spec("functional_properties_v3_bcm")
+    rng = np.random.default_rng(0)
+    results = []
+    for _ in range(5):
+        table = three_tables["functional_properties"].sample(frac=1, random_state=rng.integers(1 << 30))
+        functional = build_functional(table, spec, datastack="d", version=1)
+        results.append(collapse_scans(functional, "best", by="cc_abs"))
+    assert all(r.identical(results[0]) for r in results)
+    assert results[0].unit_id.sel(nucleus_id=11).item() == 3
+
+
+def test_collapse_refuses_what_has_no_meaning(three_tables, tuning):
+    properties = build_functional(
+        three_tables["functional_properties"], table_spec("functional_properties_v3_bcm"), datastack="d", version=1
+    )
+    with pytest.raises(mx.SchemaError, match=r"cannot average the angles \['pref_ori', 'pref_dir'\]"):
+        collapse_scans(properties)
+    with pytest.raises(mx.SchemaError, match="needs by="):
+        collapse_scans(properties, "best")
+    with pytest.raises(mx.UnknownLabelError, match="nearest: cc_abs"):
+        collapse_scans(properties, "best", by="cc_ab")
+    with pytest.raises(mx.SchemaError, match="expected 'mean', 'best' or 'first'"):
+        collapse_scans(tuning, "median")
+    with pytest.raises(mx.SchemaError, match="nucleus_id is absent"):
+        collapse_scans(tuning.drop_vars("nucleus_id"))
+
+
+def test_mean_says_what_it_left_out(coregistration, tuning):
+    functional = mx.merge_table(coregistration.assign(score=("scan_unit", np.ones(5))), tuning, on="functional")
+    assert collapse_scans(functional).attrs["left_out"] == ["pt_root_id", "score"]
+
+
+def test_rates_on_units(three_tables, tuning):
+    units = add_rates(mx.build_units(three_tables, 1300, functional="match"), tuning)
+    np.testing.assert_array_equal(units.rate_dir.sel(nucleus_id=11), [2, 3, 4, 5])
+    assert np.isnan(units.rate_dir.sel(nucleus_id=13)).all()
+    assert units.n_rated.values.tolist() == [2, 1, 0]
+    assert units.n_scan_units.values.tolist() == [3, 1, 0]
+    with pytest.raises(mx.ReleaseMismatchError, match="v1300 but tuning_curves is of"):
+        add_rates(units, mx.stamp_release(tuning, "minnie65_public", 661))
+
+
+def test_preferred_angles_and_rates_of_two_conventions_do_not_mix(three_tables, tuning):
+    units = mx.build_units(three_tables, 1300, functional="best_only")  # radians
+    with pytest.raises(mx.SchemaError, match=r"units\.pref_ori is in radian.*convert_angles"):
+        add_rates(units, tuning)
+    both = add_rates(mx.convert_angles(units, units="degree"), tuning)
+    assert both.pref_ori.attrs["units"] == both.orientation.attrs["units"] == "degree"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: pd.concat([t, t]), r"repeats 4 of 8 keys \(session, scan_idx, unit_id\)"),
+        (lambda t: t.assign(rate_ori=["[1. 2.]"] * 3 + ["[1. 2. 3.]"]), "row 3 has 3 values, expected 2"),
+        (lambda t: t.assign(rate_ori="[1. 2.]"), "rate_ori is not the mean of rate_dir"),
+        (lambda t: t.assign(rate_ori="[1. ... 2.]"), r"expected numbers in brackets"),
+        (lambda t: t.assign(rate_dir="__import__('os')"), r"expected numbers in brackets"),
+        (lambda t: t.drop(columns=["rate_dir", "rate_ori"]), "lacks the columns"),
+        (lambda t: t.assign(unit_id=[0.5, 1, 2, 3]), "unit_id has dtype float64"),
+    ],
+)
+def test_bad_tuning_curves(coregistration, spoil, message):
+    rows = {(4, 7, 9): [1, 2, 3, 4], (5, 2, 1): [3, 4, 5, 6], (4, 7, 2): [8, 8, 8, 8], (4, 7, 77): [1, 1, 1, 1]}
+    with pytest.raises(mx.SchemaError, match=message):
+        build_tuning_curves(spoil(curves(rows)), FITS, coregistration)
+
+
+def test_rates_without_a_stated_convention_are_refused(coregistration):
+    with pytest.raises(mx.SchemaError, match="what 0 degrees means"):
+        build_tuning_curves(curves({(4, 7, 9): [1, 2, 3, 4]}), TableSpec("my_fits"), coregistration)
+
+
+def test_a_row_is_rated_whole_or_not_at_all(coregistration):
+    table = curves({(4, 7, 9): [1, 2, 3, 4], (5, 2, 1): [3, 4, 5, 6]})
+    table.loc[0, "rate_dir"] = "[1. nan 3. 4.]"
+    table.loc[0, "rate_ori"] = "[nan nan]"
+    tuning = build_tuning_curves(table, FITS, coregistration)
+    assert np.isnan(tuning.rate_dir.values[0]).all()
+    assert collapse_scans(tuning).n_rated.values.tolist() == [1]
+
+
+def test_real_curves_reach_their_neurons(real_data):
+    release = mx.Release(661, source=real_data / "minnie65_v661")
+    curves_ = release.tuning_curves()
+    assert curves_.sizes == {"scan_unit": 6034, "direction": 16, "orientation": 8}
+    assert curves_.attrs["n_unmatched"] == 0
+    units = release.units(functional="match", rates=True)
+    assert int((units.n_rated > 0).sum()) == 5336
+    # the other group's table lists rates of neurons by root id and direction
+    other = pd.read_csv(real_data / "minnie65_real" / "v661_activity_table.csv")
+    wide = other.pivot(index="neuron_id", columns="angle_shown", values="rate")
+    rated = units.isel(nucleus_id=np.flatnonzero(units.n_rated == 1))
+    shared = np.isin(rated.pt_root_id.values, wide.index)
+    mine = rated.rate_dir.values[shared]
+    theirs = wide.loc[rated.pt_root_id.values[shared]].to_numpy()
+    assert shared.sum() > 4000
+    np.testing.assert_allclose(mine, theirs, rtol=1e-6)

@@ -1,0 +1,151 @@
+"""Layer borders: by hand, on the real cells of minnie65, and on subsets of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import microns_xr as mx
+from microns_xr.coordinates import to_pia_um
+from microns_xr.layers import layer_at, segment_layers
+
+# Published borders of release 1300, µm from the pia.
+V1300 = {"L1": 1.224539, "L2/3": 70.981459, "L4": 250.356396, "L5": 359.974413, "L6": 509.453527}
+
+
+def cells(**depths: np.ndarray) -> xr.Dataset:
+    y = np.concatenate(list(depths.values()))
+    types = np.repeat(np.array([k.replace("_", "-") for k in depths], dtype=object), [len(v) for v in depths.values()])
+    position = np.stack([np.zeros_like(y), y, np.zeros_like(y)], axis=1)
+    return xr.Dataset(
+        {"position": (("nucleus_id", "axis"), position), "cell_type": ("nucleus_id", types)},
+        coords={"nucleus_id": np.arange(len(y))},
+    )
+
+
+def test_by_hand():
+    # ten bins of 10 µm; each µm-range is filled evenly
+    units = cells(
+        NGC=np.array([0.0, 5.0, 15.0]),
+        **{"23P": np.concatenate([[12.0], np.linspace(20, 49.9, 60)])},
+        **{"5P_ET": np.linspace(50, 79.9, 60)},
+        oligo=np.concatenate([np.linspace(0, 79.9, 8), np.linspace(80, 100, 20)]),
+    )
+    layers = segment_layers(units)
+    assert layers.layer_name.values.tolist() == ["L1", "L2/3", "L5", "WM"]
+    np.testing.assert_allclose(layers.y_start, [0, 20, 50, 80])
+    np.testing.assert_allclose(layers.y_end, [20, 50, 80, 100])
+    np.testing.assert_allclose(layers.height, [20, 30, 30, 20])
+    pandas_rule = segment_layers(units, white_matter=False)
+    assert pandas_rule.layer_name.values.tolist() == ["L1", "L2/3", "L5"]
+    assert pandas_rule.y_end.values[-1] == 100
+
+
+def test_the_deepest_cell_belongs_to_the_deepest_layer():
+    units = cells(**{"23P": np.linspace(0, 50, 50), "4P": np.linspace(50.1, 100, 50)})
+    layers = segment_layers(units)
+    words = layer_at(units.position.values[:, 1], layers)
+    assert set(words) == {"L2/3", "L4"}
+    assert words[-1] == "L4"
+    assert layer_at(np.array([-0.1, 100.1, np.nan]), layers).tolist() == ["unknown"] * 3
+
+
+def test_spelling_of_types_does_not_matter():
+    units = cells(**{"23P": np.linspace(0, 50, 50), "4P": np.linspace(50.1, 100, 50)})
+    odd = units.assign(cell_type=units.cell_type.str.lower())
+    assert segment_layers(odd).equals(segment_layers(units))
+
+
+def test_a_layer_may_come_in_several_regions():
+    units = cells(
+        **{"23P": np.linspace(0, 30, 300), "4P": np.linspace(30.1, 60, 300)},
+        **{"6P_CT": np.linspace(60.1, 80, 300)},
+    )
+    again = cells(**{"4P": np.linspace(80.1, 110, 300)})
+    both = xr.concat([units, again.assign_coords(nucleus_id=again.nucleus_id + 10_000)], "nucleus_id", join="outer")
+    layers = segment_layers(both)
+    assert layers.layer_name.values.tolist() == ["L2/3", "L4", "L6", "L4"]
+    assert layers.region_index.values.tolist() == [0, 0, 0, 1]
+
+
+def test_a_bin_that_flips_by_chance_makes_no_region():
+    units = cells(
+        **{"23P": np.linspace(0, 30, 300), "4P": np.r_[np.linspace(30, 39.9, 100), np.full(9, 45.0), np.linspace(50, 60, 100)]},
+        **{"5P_IT": np.full(10, 45.0)},
+    )
+    assert segment_layers(units).layer_name.values.tolist() == ["L2/3", "L4"]
+
+
+def test_empty_bins_belong_to_the_layer_above():
+    units = cells(**{"23P": np.linspace(0, 30, 300), "4P": np.linspace(70, 100, 300)})
+    layers = segment_layers(units)
+    assert layers.y_end.values[0] == layers.y_start.values[1] == 70
+
+
+@pytest.mark.parametrize("y", [np.array([5.0]), np.array([5.0, 5.0])])
+def test_very_few_cells(y):
+    layers = segment_layers(cells(**{"23P": y}))
+    assert layers.layer_name.values.tolist() == ["L2/3"]
+    assert layer_at(y, layers).tolist() == ["L2/3"] * len(y)
+
+
+def test_types_that_mark_no_layer():
+    assert segment_layers(cells(odd=np.array([1.0, 50.0]))).layer_name.values.tolist() == ["unknown"]
+
+
+def test_what_cannot_be_segmented_is_refused():
+    units = cells(**{"23P": np.array([np.nan, np.nan])})
+    with pytest.raises(mx.SchemaError, match="no unit has a position"):
+        segment_layers(units)
+    with pytest.raises(mx.SchemaError, match="has no cell_type"):
+        segment_layers(units.drop_vars("cell_type"))
+    unknown = cells(**{"23P": np.array([1.0, 2.0])}).assign_attrs(celltype_table="my_types")
+    with pytest.raises(mx.SchemaError, match=r"layer_types="):
+        segment_layers(unknown)
+
+
+@pytest.fixture(scope="module")
+def v1300(real_data) -> xr.Dataset:
+    raw = real_data / "minnie65_v1300" / "raw"
+    nuclei = pd.read_csv(raw / "nucleus_detection_v0.csv")
+    types = pd.read_csv(raw / "aibs_metamodel_celltypes_v661.csv")
+    cells_ = nuclei.merge(types, left_on="id", right_on="target_id", validate="1:1").sort_values("target_id")
+    position = to_pia_um(cells_[["pt_position_x", "pt_position_y", "pt_position_z"]].to_numpy())
+    return xr.Dataset(
+        {"position": (("nucleus_id", "axis"), position), "cell_type": ("nucleus_id", cells_.cell_type.to_numpy(object))},
+        coords={"nucleus_id": cells_.target_id.to_numpy()},
+    )
+
+
+@pytest.mark.parametrize(("white_matter", "end_of_l6"), [(False, 828.342305), (True, 728.689562)])
+def test_published_borders_of_v1300(v1300, white_matter, end_of_l6):
+    layers = segment_layers(v1300, white_matter=white_matter)
+    names = layers.layer_name.values.tolist()
+    assert names == [*V1300, *(["WM"] if white_matter else [])]
+    np.testing.assert_allclose(layers.y_start[:5], list(V1300.values()), atol=1e-6)
+    assert layers.y_end.values[4] == pytest.approx(end_of_l6, abs=1e-6)
+    np.testing.assert_array_equal(layers.y_end[:-1], layers.y_start[1:])
+
+
+def test_a_few_thousand_cells_yield_the_layers(v1300):
+    rng = np.random.default_rng(5)
+    found = []
+    for _ in range(40):
+        some = np.sort(rng.choice(v1300.sizes["nucleus_id"], 3000, replace=False))
+        layers = segment_layers(v1300.isel(nucleus_id=some), white_matter=False)
+        assert layers.layer_name.values.tolist() == list(V1300)
+        found.append(layers.y_start.values[1:])
+    error = np.abs(np.array(found) - list(V1300.values())[1:])
+    assert np.median(error, axis=0).max() < 10  # a bin
+    assert error.max() < 30
+
+
+def test_v1300_units_of_the_whole_release_have_layers(real_data):
+    release = mx.Release(1300, source=real_data / "minnie65_v1300")
+    units = release.units()
+    assert units.sizes["nucleus_id"] == 91_422
+    assert set(units.layer.values) == {"L1", "L2/3", "L4", "L5", "L6", "WM"}
+    layers = release.layers()
+    assert layers.y_end.values[4] == pytest.approx(728.689562, abs=1e-6)

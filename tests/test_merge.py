@@ -1,0 +1,150 @@
+"""Joining tables: never a neuron twice, integers stay integers, inputs stay as they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from conftest import ROOTS
+
+import microns_xr as mx
+from microns_xr.functional.coregistration import build_functional
+from microns_xr.releases import TableSpec
+
+
+@pytest.fixture
+def units(three_tables) -> xr.Dataset:
+    return mx.build_units(three_tables, 1300, functional="match")
+
+
+@pytest.fixture
+def functional(three_tables) -> xr.Dataset:
+    return build_functional(three_tables["coregistration"], TableSpec("c"), datastack="minnie65_public", version=1300)
+
+
+def test_onto_units_by_nucleus_by_hand(units):
+    table = pd.DataFrame(
+        {
+            "id": [1, 2], "target_id": [13, 11], "pt_root_id": [5, 6], "n_spines": [7, 864691135639235593],
+            "word": ["a", None], "value": [0.5, 1.5], "flag": [True, False],
+        }
+    )  # fmt: skip
+    before = table.copy(deep=True)
+    merged = mx.merge_table(units, table)
+    pd.testing.assert_frame_equal(table, before)
+    assert "n_spines" not in units
+    assert merged.n_spines.values.tolist() == [864691135639235593, -1, 7]
+    assert merged.n_spines.dtype == np.int64
+    assert merged.word.values.tolist() == ["unknown", "unknown", "a"]
+    np.testing.assert_array_equal(merged.value, [1.5, np.nan, 0.5])
+    assert merged.flag.values.tolist() == ["false", "unknown", "true"]
+    assert "id" not in merged
+    assert merged.pt_root_id.equals(units.pt_root_id)
+    inner = mx.merge_table(units, table, how="inner")
+    assert inner.nucleus_id.values.tolist() == [11, 13]
+    assert inner.flag.dtype == bool
+
+
+def test_nullable_integers_stay_integers(units):
+    table = pd.DataFrame({"nucleus_id": [11, 12], "other_root": pd.array([ROOTS[13], None], dtype="Int64")})
+    assert mx.merge_table(units, table).other_root.values.tolist() == [ROOTS[13], -1, -1]
+
+
+def test_onto_units_by_root(units):
+    table = pd.DataFrame({"pt_root_id": [ROOTS[12], 0, ROOTS[12] + 128], "note": ["yes", "no segment", "near"]})
+    assert mx.merge_table(units, table, on="pt_root_id").note.values.tolist() == ["unknown", "yes", "unknown"]
+    with pytest.raises(mx.SchemaError, match="dtype float64"):
+        mx.merge_table(units, table.astype({"pt_root_id": float}), on="pt_root_id")
+
+
+def test_a_join_that_would_repeat_a_neuron_is_refused_with_the_way_out(units, three_tables, functional):
+    for table in (three_tables["coregistration"][["target_id", "unit_id"]].assign(score=1.0), functional.assign(score=("scan_unit", np.ones(5)))):
+        with pytest.raises(mx.SchemaError, match=r"several rows for 1 nucleus_id of the units.*collapse_scans.*functional"):
+            mx.merge_table(units, table, columns=["score"])
+
+
+def test_repeated_rows_of_other_neurons_do_no_harm(units):
+    table = pd.DataFrame({"target_id": [500, 500, 11], "x": [1, 2, 3]})
+    assert mx.merge_table(units, table).x.values.tolist() == [3, -1, -1]
+
+
+def test_onto_functional_by_nucleus_gives_every_scan_its_neurons_value(functional):
+    table = pd.DataFrame({"target_id": [11, 12], "depth": [1.5, 2.5]})
+    merged = mx.merge_table(functional, table)
+    np.testing.assert_array_equal(merged.depth, [2.5, 1.5, np.nan, 1.5, 1.5])
+
+
+def test_functional_on_functional(functional):
+    table = pd.DataFrame({"session": [4, 4], "scan_idx": [7, 7], "unit_id": [9, 2], "score": [0.9, 0.2]})
+    merged = mx.merge_table(functional, table, on="functional")
+    np.testing.assert_array_equal(merged.score, [0.2, np.nan, np.nan, 0.9, np.nan])
+    with pytest.raises(mx.SchemaError, match=r"no \['session', 'scan_idx', 'unit_id'\].*best_only"):
+        mx.merge_table(mx.collapse_scans(functional, "first").drop_vars(["session", "scan_idx", "unit_id"]), table, on="functional")
+
+
+def test_functional_onto_best_only_units(three_tables):
+    units = mx.build_units(three_tables, 1300, functional="best_only")
+    table = pd.DataFrame({"session": [4, -1], "scan_idx": [7, -1], "unit_id": [3, -1], "score": [0.9, 9.9]})
+    np.testing.assert_array_equal(mx.merge_table(units, table, on="functional").score, [0.9, np.nan, np.nan])
+
+
+def test_datasets_of_two_releases_are_refused(units, functional):
+    other = mx.stamp_release(units[["cell_type"]].rename(cell_type="old_type"), "minnie65_public", 943)
+    with pytest.raises(mx.ReleaseMismatchError, match="v1300 but table is of minnie65_public v943"):
+        mx.merge_table(units, other)
+    assert "old_type" in mx.merge_table(units, other, check_release=False)
+
+
+def test_existing_names_and_unknown_columns(units):
+    table = pd.DataFrame({"target_id": [11], "cell_type": ["x"]})
+    with pytest.raises(mx.SchemaError, match=r"\['cell_type'\] are in the units already"):
+        mx.merge_table(units, table)
+    with pytest.raises(mx.SchemaError, match="nearest to cell_typ: cell_type"):
+        mx.merge_table(units, table, columns=["cell_typ"])
+    with pytest.raises(mx.SchemaError, match="lacks the columns"):
+        mx.merge_table(units, table.rename(columns={"target_id": "who"}))
+    with pytest.raises(mx.SchemaError, match="expected 'left' or 'inner'"):
+        mx.merge_table(units, table, how="right")
+    with pytest.raises(mx.SchemaError, match="expected 'nucleus_id', 'pt_root_id'"):
+        mx.merge_table(units, table, on="unit_id")
+
+
+def test_angles_need_a_convention_and_only_one(units, three_tables):
+    table = pd.DataFrame({"target_id": [11], "pref_ori": [0.5]})
+    with pytest.raises(mx.SchemaError, match="pass angle_units="):
+        mx.merge_table(units, table)
+    merged = mx.merge_table(units, table, angle_units="radian", angle_convention="up_clockwise")
+    assert merged.pref_ori.attrs["angle_convention"] == "up_clockwise"
+    table = table.rename(columns={"pref_ori": "pref_dir"})
+    with pytest.raises(mx.SchemaError, match="pref_ori is in radian .* but pref_dir is in degree"):
+        mx.merge_table(merged, table, angle_units="degree", angle_convention="up_clockwise")
+
+
+@pytest.fixture(params=["demo 1718", "real 661"])
+def release(request):
+    if request.param == "demo 1718":
+        return mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=1500))
+    return mx.Release(661, source=request.getfixturevalue("real_data") / "minnie65_v661")
+
+
+def test_the_tutorials_path(release):
+    """Automatic coregistration as functional, the fits merged on, collapsed onto the units."""
+    kind = "auto" if release.spec.has("coregistration_auto") else "manual"
+    functional = release.functional(kind)
+    fits = release.table("tuning_curves_fitted_v1")
+    merged = mx.merge_table(functional, fits, columns=["rate_ori", "rate_dir"], on="functional")
+    assert merged.sizes["scan_unit"] == functional.sizes["scan_unit"]
+    collapsed = mx.collapse_scans(merged)
+    units = mx.merge_table(release.units(), collapsed[["rate_ori", "rate_dir", "n_rated"]])
+    assert units.nucleus_id.equals(release.units().nucleus_id)
+    assert units.rate_ori.dims == ("nucleus_id", "orientation")
+    # an independent plain join
+    table = release.table("coregistration_auto" if kind == "auto" else "coregistration")
+    keys = ["session", "scan_idx", "unit_id"]
+    plain = table.merge(fits, on=keys)
+    ids = set(plain.target_id.dropna().astype(np.int64)) & set(units.nucleus_id.values.tolist())
+    assert set(units.nucleus_id.values[units.n_rated.values > 0].tolist()) == ids
+    first = min(ids)
+    rows = np.stack([np.array(t.strip("[]").split(), float) for t in plain[plain.target_id == first].rate_dir])
+    np.testing.assert_allclose(units.rate_dir.sel(nucleus_id=first), rows.mean(axis=0), rtol=1e-12)

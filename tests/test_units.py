@@ -1,0 +1,307 @@
+"""The unit table: who is a unit, what is known of each, and what was dropped."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOTS
+
+import microns_xr as mx
+from microns_xr.proofreading import read_proofreading
+from microns_xr.releases import table_spec
+from microns_xr.schema import UNITS, validate
+from microns_xr.units import select_nuclei
+
+
+def copies(tables):
+    return {name: table.copy(deep=True) for name, table in tables.items()}
+
+
+def test_three_neurons_by_hand(three_tables):
+    units = mx.build_units(three_tables, 1300)
+    validate(units, "units")
+    assert units.nucleus_id.values.tolist() == [11, 12, 13]
+    assert units.pt_root_id.values.tolist() == [ROOTS[11], ROOTS[12], ROOTS[13]]
+    assert units.cell_type.values.tolist() == ["23P", "5P-ET", "BC"]
+    assert units.brain_area.values.tolist() == ["V1", "RL", "unknown"]
+    assert units.strategy_axon.values.tolist() == ["axon_fully_extended", "axon_column_truncated", "none"]
+    assert units.strategy_dendrite.values.tolist() == ["dendrite_extended", "none", "none"]
+    assert units.axon_completeness.values.tolist() == ["full", "truncated", "none"]
+    assert units.axon_proofread.values.tolist() == [True, True, False]
+    assert units.root_changed.values.tolist() == [False, True, False]
+    assert units.tuning_type.values.tolist() == ["unknown"] * 3
+    assert units.attrs["selection"] == {
+        "nuclei": 6, "no_segment": 1, "shared_root": 2, "untyped": 0, "units": 3,
+    }  # fmt: skip
+    assert units.attrs["notes"]["proofread_roots_of_no_unit"] == 1
+    # depth grows with the voxel's y, 13 is the shallowest
+    depth = units.position.sel(axis="y").values
+    assert depth[2] < depth[0] < depth[1]
+    assert units.materialization_version.item() == 1300
+
+
+def test_every_variable_has_its_declared_dtype_and_a_description(three_tables):
+    units = mx.build_units(three_tables, 1300, functional="best_only")
+    for name, variable in units.data_vars.items():
+        assert variable.attrs["long_name"] == UNITS[name].doc
+        if UNITS[name].dtype == "text":
+            assert variable.dtype == object
+            assert all(isinstance(word, str) for word in variable.values)
+
+
+def test_inputs_are_not_modified_and_order_of_rows_does_not_matter(three_tables):
+    before = copies(three_tables)
+    first = mx.build_units(three_tables, 1300, functional="best_only")
+    for name, table in three_tables.items():
+        pd.testing.assert_frame_equal(table, before[name])
+    shuffled = {n: t.sample(frac=1, random_state=1) for n, t in three_tables.items()}
+    second = mx.build_units(shuffled, 1300, functional="best_only")
+    assert first.identical(second)
+
+
+def test_tables_by_name_are_as_good_as_by_role(three_tables):
+    spec = mx.release_spec(1300)
+    by_name = {spec.tables[role]: table for role, table in three_tables.items()}
+    assert mx.build_units(by_name, 1300).identical(mx.build_units(three_tables, 1300))
+
+
+def test_multisoma_any_drops_a_root_with_an_untyped_second_nucleus(three_tables):
+    # 15 is typed, 16 is not; they share a root
+    any_ = mx.build_units(three_tables, 1300)
+    typed = mx.build_units(three_tables, 1300, multisoma="typed")
+    assert 15 not in any_.nucleus_id
+    assert typed.nucleus_id.values.tolist() == [11, 12, 13, 15]
+    assert typed.attrs["selection"]["shared_root"] == 0
+    assert typed.attrs["selection"]["untyped"] == 1
+
+
+def test_untyped_nuclei_are_kept_on_request(three_tables):
+    tables = copies(three_tables)
+    tables["celltype"] = tables["celltype"].query("target_id != 13")
+    assert mx.build_units(tables, 1300).nucleus_id.values.tolist() == [11, 12]
+    kept = mx.build_units(tables, 1300, untyped="keep")
+    assert kept.nucleus_id.values.tolist() == [11, 12, 13]
+    assert kept.cell_type.sel(nucleus_id=13).item() == "unknown"
+    assert kept.classification_system.sel(nucleus_id=13).item() == "unknown"
+    both = mx.build_units(tables, 1300, untyped="keep", multisoma="typed")
+    assert 16 not in both.nucleus_id  # untyped, on the root of the typed 15
+    assert 15 in both.nucleus_id
+
+
+def test_selection_adds_up(three_tables):
+    nuclei = three_tables["nucleus"].astype({"pt_root_id": "Int64"})
+    for multisoma in ("any", "typed"):
+        for untyped in ("drop", "keep"):
+            chosen, n = select_nuclei(nuclei, pd.Index([11, 12, 15]), multisoma=multisoma, untyped=untyped)
+            assert n["nuclei"] - n["no_segment"] - n["shared_root"] - n["untyped"] == n["units"] == len(chosen)
+            assert chosen["pt_root_id"].is_unique
+
+
+@pytest.mark.parametrize("role", ["celltype", "brain_area", "proofreading"])
+def test_a_repeated_row_neither_drops_nor_doubles_a_neuron(three_tables, role):
+    tables = copies(three_tables)
+    tables[role] = pd.concat([tables[role], tables[role].iloc[:1]], ignore_index=True)
+    units = mx.build_units(tables, 1300)
+    expected = mx.build_units(three_tables, 1300)
+    assert units.nucleus_id.equals(expected.nucleus_id)
+    for name in expected.data_vars:
+        assert units[name].equals(expected[name]), name
+
+
+def test_contradicting_classifications_take_the_latest_and_are_counted(three_tables):
+    tables = copies(three_tables)
+    extra = pd.DataFrame(
+        {"id": [50], "target_id": [11], "classification_system": ["inhibitory_neuron"], "cell_type": ["MC"]}
+    )
+    tables["celltype"] = pd.concat([extra, tables["celltype"]], ignore_index=True)
+    units = mx.build_units(tables, 1300)
+    assert units.cell_type.sel(nucleus_id=11).item() == "MC"
+    assert units.attrs["notes"]["contradicting_classifications"] == 1
+    del tables["celltype"]["id"]
+    with pytest.raises(mx.SchemaError, match=r"neither 'created' nor 'id'.*keep one row"):
+        mx.build_units(tables, 1300)
+
+
+def test_corrections_the_latest_wins(three_tables):
+    tables = copies(three_tables)
+    tables["celltype_corrections"] = pd.DataFrame(
+        {
+            "id": [9, 1, 2, 3],
+            "created": ["2025-01-01", "2025-06-01", "2025-06-01", "2025-01-01"],
+            "target_id": [11, 11, 11, 777],
+            "classification_system": ["nonneuron", "nonneuron", None, "nonneuron"],
+            "cell_type": ["OPC", "oligo", "4P", "OPC"],
+        }
+    )
+    units = mx.build_units(tables, 1718)
+    # the latest date, then the highest id; an empty word leaves the old one
+    assert units.cell_type.sel(nucleus_id=11).item() == "4P"
+    assert units.classification_system.sel(nucleus_id=11).item() == "excitatory_neuron"
+    notes = units.attrs["notes"]
+    assert notes["corrections"] == 2
+    assert notes["corrections_that_change_a_nucleus"] == 1
+    assert notes["nuclei_with_several_corrections"] == 1
+    assert notes["corrections_of_unlisted_nuclei"] == 1
+
+
+def test_type_words_have_one_spelling_and_the_raw_word_is_kept(three_tables):
+    tables = copies(three_tables)
+    tables["celltype"]["cell_type"] = ["23P", "5p-et", "Oligo", "MC", "BC"]
+    units = mx.build_units(tables, 1300)
+    assert units.cell_type.values.tolist() == ["23P", "5P-ET", "oligo"]
+    assert units.cell_type_raw.values.tolist() == ["23P", "5p-et", "Oligo"]
+
+
+def test_release_661_takes_classes_and_types_from_two_tables(three_tables):
+    nuclei = three_tables["nucleus"]
+    coarse = pd.DataFrame(
+        {"target_id": [11, 12, 13], "classification_system": ["baylor_log_reg_cell_type_coarse"] * 3,
+         "cell_type": ["excitatory", "excitatory", "inhibitory"]}
+    )  # fmt: skip
+    fine = pd.DataFrame({"target_id": [11, 12], "cell_type": ["23P", "5P-PT"]})
+    proofreading = pd.DataFrame(
+        {"pt_root_id": [ROOTS[11], ROOTS[12]], "status_axon": ["extended", "clean"], "status_dendrite": ["non", "extended"]}
+    )
+    tables = {"nucleus": nuclei, "celltype": coarse, "celltype_fine": fine, "proofreading": proofreading}
+    units = mx.build_units(tables, 661)
+    assert units.classification_system.values.tolist() == ["excitatory_neuron"] * 2 + ["inhibitory_neuron"]
+    assert units.cell_type.values.tolist() == ["23P", "5P-ET", "unknown"]
+    assert units.cell_type_raw.values.tolist() == ["23P", "5P-PT", "unknown"]
+    assert units.strategy_axon.values.tolist() == ["extended", "clean", "none"]
+    assert units.strategy_dendrite.values.tolist() == ["none", "extended", "none"]
+    # "extended" does not say how far
+    assert units.axon_completeness.values.tolist() == ["unknown", "clean", "none"]
+    assert (units.brain_area == "unknown").all()
+    extended = mx.select_units(units, axon="extended")
+    assert extended.nucleus_id.values.tolist() == [11]
+    assert mx.select_units(units, axon="clean").nucleus_id.values.tolist() == [11, 12]
+
+
+def test_of_two_proofreading_entries_the_more_complete_wins():
+    spec = table_spec("proofreading_status_and_strategy")
+    table = pd.DataFrame(
+        {
+            "pt_root_id": [5, 5, 6, 6, 7],
+            "status_axon": ["t", "t", "f", "t", "t"],
+            "strategy_axon": ["axon_fully_extended", "axon_interareal", "none", "none", "odd_words"],
+            "strategy_dendrite": ["none", "dendrite_extended", "dendrite_extended", "none", "none"],
+        }
+    )
+    for rows in (table, table[::-1]):
+        result = read_proofreading(rows, spec)
+        assert result.n_repeated_roots == 2
+        by_root = result.by_root
+        assert by_root.strategy_axon.tolist() == ["axon_fully_extended", "none", "odd_words"]
+        assert by_root.strategy_dendrite.tolist() == ["none", "none", "none"]
+        assert by_root.axon_completeness.tolist() == ["full", "clean", "unknown"]
+        assert by_root.axon_proofread.tolist() == [True, True, True]
+
+
+def test_functional_match_and_best_only_by_hand(three_tables):
+    match = mx.build_units(three_tables, 1300, functional="match")
+    assert match.tuning_type.values.tolist() == ["matched", "matched", "not_matched"]
+    assert match.n_scans.values.tolist() == [2, 1, 0]  # twice within one scan counts once
+    assert match.n_scan_units.values.tolist() == [3, 1, 0]
+    assert match.attrs["notes"]["scan_units_of_no_unit"] == 1
+    best = mx.build_units(three_tables, 1300, functional="best_only")
+    # 0.7 twice: the tie goes to the lower (session, scan_idx, unit_id)
+    assert best.session.values.tolist() == [4, -1, -1]
+    assert best.scan_idx.values.tolist() == [7, -1, -1]
+    assert best.unit_id.values.tolist() == [3, -1, -1]
+    np.testing.assert_array_equal(best.pref_ori.values, [1.0, np.nan, np.nan])
+    np.testing.assert_array_equal(best.cc_abs.values, [0.7, np.nan, np.nan])
+    assert best.session.dtype == best.unit_id.dtype == np.int64
+    assert best.pref_ori.attrs["units"] == "radian"
+    assert best.pref_ori.attrs["angle_convention"] == "up_clockwise"
+    assert best.pref_ori.attrs["period"] == pytest.approx(np.pi)
+    assert best.tuning_type.values.tolist() == ["matched", "matched", "not_matched"]
+
+
+def test_functional_all_is_refused_and_names_the_way(three_tables):
+    with pytest.raises(mx.SchemaError, match=r"Release\.functional"):
+        mx.build_units(three_tables, 1300, functional="all")
+
+
+def test_one_log_line_says_what_was_dropped(three_tables, caplog):
+    with caplog.at_level(logging.INFO, logger="microns_xr.units"):
+        mx.build_units(three_tables, 1300)
+    (record,) = [r for r in caplog.records if r.name == "microns_xr.units"]
+    assert "3 of 6 nuclei are units (dropped: 1 no segment, 2 shared root" in record.getMessage()
+
+
+def test_positions_may_be_text_or_columns(three_tables):
+    tables = copies(three_tables)
+    n = tables["nucleus"]
+    text = [f"[{x} {y} {z}]" for x, y, z in zip(n.pt_position_x, n.pt_position_y, n.pt_position_z, strict=True)]
+    tables["nucleus"] = n[["id", "pt_root_id"]].assign(pt_position=text)
+    assert mx.build_units(tables, 1300).identical(mx.build_units(three_tables, 1300))
+
+
+BAD = {
+    "float root ids": (
+        "nucleus", lambda t: t.assign(pt_root_id=t.pt_root_id.astype(float)),
+        r"nucleus_detection_v0\.pt_root_id has dtype float64, expected int64.*read the table again"),
+    "repeated nucleus": (
+        "nucleus", lambda t: pd.concat([t, t.iloc[:1]]), r"nucleus_detection_v0 repeats 1 of 7 keys \(id\), first: 13"),
+    "no position": (
+        "nucleus", lambda t: t.drop(columns="pt_position_y"), r"nucleus_detection_v0 lacks the columns"),
+    "empty": ("nucleus", lambda t: t.iloc[:0], r"nucleus_detection_v0 has no rows.*fetch it again"),
+    "missing column": (
+        "celltype", lambda t: t.rename(columns={"cell_type": "celltype"}),
+        r"aibs_metamodel_celltypes_v661 lacks the columns \['cell_type'\].*nearest to cell_type: celltype"),
+    "numeric types": (
+        "celltype", lambda t: t.assign(cell_type=1.5), r"celltypes_v661\.cell_type has dtype float64, expected text"),
+    "null target": (
+        "celltype", lambda t: t.assign(target_id=pd.array([11, None, 13, 14, 15], dtype="Int64")),
+        r"target_id has 1 empty values among 5"),
+    "null as float": (
+        "celltype", lambda t: t.assign(target_id=[11, None, 13, 14, 15]), r"target_id has dtype float64"),
+    "text id": (
+        "proofreading", lambda t: t.assign(pt_root_id=["x", "y", "z"]), r"pt_root_id holds 'x', expected an integer id"),
+    "other release": (
+        "celltype", lambda t: t.assign(target_id=t.target_id + 1000), r"no nucleus of nucleus_detection_v0 is left"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_tables_name_table_column_found_and_what_to_do(three_tables, case):
+    role, spoil, message = BAD[case]
+    tables = {**three_tables, role: spoil(three_tables[role])}
+    with pytest.raises(mx.SchemaError, match=message):
+        mx.build_units(tables, 1300)
+
+
+def test_a_missing_table_is_named(three_tables):
+    with pytest.raises(mx.SchemaError, match="proofreading_status_and_strategy"):
+        mx.build_units({k: v for k, v in three_tables.items() if k != "proofreading"}, 1300)
+    with pytest.raises(mx.SchemaError, match="synapse_table"):
+        mx.build_units({**three_tables, "synapse_table": three_tables["nucleus"]}, 1300)
+
+
+def test_valid_id_with_nulls_stays_exact():
+    spec = table_spec("proofreading_status_and_strategy")
+    root = 864691135639235593
+    table = pd.DataFrame(
+        {
+            "pt_root_id": [root, root + 1],
+            "valid_id": pd.array([root + 1, None], dtype="Int64"),  # one apart: equal as floats
+            "strategy_axon": ["axon_interareal"] * 2,
+            "strategy_dendrite": ["none"] * 2,
+        }
+    )
+    assert read_proofreading(table, spec).by_root.root_changed.tolist() == [True, False]
+    with pytest.raises(mx.SchemaError, match="valid_id has dtype float64"):
+        read_proofreading(table.assign(valid_id=[float(root), np.nan]), spec)
+
+
+def test_another_table_in_a_role(three_tables):
+    spec = mx.release_spec(1718, tables={"celltype": "cell_type_multifeature_combo", "celltype_corrections": None})
+    tables = copies(three_tables)
+    tables["celltype"]["cell_type"] = ["L2IT", "L5ET", "BC", "MC", "BC"]
+    units = mx.build_units(tables, spec)
+    assert units.attrs["celltype_table"] == "cell_type_multifeature_combo"
+    assert units.layer.sel(nucleus_id=11).item() == "L2/3"
+    assert units.layer.sel(nucleus_id=12).item() == "L5"

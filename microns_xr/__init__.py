@@ -17,6 +17,7 @@ from typing import Any
 _PUBLIC = {
     "DemoSource": "source.demo",
     "DirectorySource": "source.directory",
+    "DroppedRowsWarning": "errors",
     "IncompleteDownloadError": "errors",
     "MicronsXrError": "errors",
     "Release": "release",

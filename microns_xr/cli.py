@@ -60,13 +60,13 @@ def _options(
 @contextmanager
 def _steps(names: list[str]) -> Iterator[Any]:
     """Show a progress bar of named steps; `advance` ends one and begins the next."""
-    with tqdm(total=len(names), bar_format="{l_bar}{bar:20}| {n_fmt}/{total_fmt} {postfix}") as bar:
+    with tqdm(total=len(names), bar_format="{desc:<18}|{bar:20}| {n_fmt}/{total_fmt}") as bar:
         left = iter(names)
-        bar.set_postfix_str(next(left))
+        bar.set_description_str(next(left))
 
         def advance() -> None:
+            bar.set_description_str(next(left, "done"))
             bar.update()
-            bar.set_postfix_str(next(left, "done"))
 
         yield advance
 

@@ -76,7 +76,8 @@ def describe_store(tree: xr.DataTree) -> list[str]:
             f"{shape[1]} post neurons, scope {connectivity.scope.item()}"
         )
         for reason, n in connectivity.attrs.get("dropped_synapses", {}).items():
-            lines.append(f"  dropped     {n} rows: {str(reason).replace('_', ' ')}")
+            if n:
+                lines.append(f"  dropped     {n} rows: {str(reason).replace('_', ' ')}")
     return lines
 
 

@@ -27,9 +27,8 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
     pandas.DataFrame
         Units: a row a neuron, ``nucleus_id`` first, ``position`` as ``pt_position_x`` ... (µm),
         rates as one column an angle (``rate_ori_22.5``). Functional: a row a recorded unit.
-        Connectivity: a row a pair that is connected, ``pre_nucleus_id``, ``post_nucleus_id``,
-        ``size``, ``n_syn``, then every annotation of either neuron (``pre_pt_root_id`` after
-        ``mx.annotate(connectivity, units, ["pt_root_id"])``), sorted by post, then pre.
+        Connectivity: a row a pair that is connected, nucleus and root ids of both, ``size``,
+        ``n_syn``, then every annotation of either neuron; sorted by post, then pre.
 
     Raises
     ------
@@ -98,11 +97,12 @@ def _pairs(connectivity: xr.Dataset) -> pd.DataFrame:
     columns = {
         "pre_nucleus_id": connectivity["pre_nucleus_id"].values[pre],
         "post_nucleus_id": connectivity["post_nucleus_id"].values[post],
-        "size": size[order],
-        "n_syn": count[order],
     }
+    sums = {"size": size[order], "n_syn": count[order]}
+    annotations: dict[str, np.ndarray] = {}
     for name, coord in connectivity.coords.items():
         if name in connectivity.dims or coord.ndim != 1:
             continue
-        columns[str(name)] = coord.values[pre if coord.dims[0] == "pre_nucleus_id" else post]
-    return pd.DataFrame(columns)
+        values = coord.values[pre if coord.dims[0] == "pre_nucleus_id" else post]
+        (columns if str(name).endswith("_pt_root_id") else annotations)[str(name)] = values
+    return pd.DataFrame({**columns, **sums, **annotations})

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "DroppedRowsWarning",
     "IncompleteDownloadError",
     "MicronsXrError",
     "ReleaseMismatchError",
@@ -50,6 +51,10 @@ class IncompleteDownloadError(SourceError):
 
 class StoreFormatError(MicronsXrError, ValueError):
     """A store on disk does not follow the format, or would be written against its rules."""
+
+
+class DroppedRowsWarning(UserWarning):
+    """Rows of a table were left out because they name no neuron of the units; they are counted."""
 
 
 def nearest_words(word: object, words: Iterable[object], n: int = 3) -> list[str]:

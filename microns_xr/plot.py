@@ -201,7 +201,7 @@ def currents_by_angle(
     ax = _axes(ax)
     angle = currents[currents.dims[1]]
     values = currents.values
-    driven = np.isfinite(values).all(axis=1) & (np.nanmean(values, axis=1) > 0)
+    driven = np.isfinite(values).all(axis=1) & (values.sum(axis=1) > 0)
     words = (
         np.full(len(values), "all", dtype=object)
         if groups is None

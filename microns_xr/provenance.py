@@ -153,5 +153,6 @@ def add_history(
     """
     attrs: dict[Hashable, Any] = (obj if source is None else source).attrs
     before = str(attrs.get("history", ""))
-    obj.attrs["history"] = f"{before}\n{entry}" if before else entry
+    # A new dict: xarray's selections share theirs with what they were taken from.
+    obj.attrs = {**obj.attrs, "history": f"{before}\n{entry}" if before else entry}
     return obj

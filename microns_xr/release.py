@@ -18,7 +18,6 @@ from microns_xr.errors import ReleaseMismatchError, SchemaError, SourceError
 from microns_xr.functional.coregistration import build_functional
 from microns_xr.functional.tuning import build_tuning_curves
 from microns_xr.layers import segment_layers
-from microns_xr.provenance import stamp_release
 from microns_xr.releases import MINIMUM_ROLES, ROLES, ReleaseSpec, release_spec, table_spec
 from microns_xr.source.base import TableSource
 from microns_xr.source.choose import make_source
@@ -50,7 +49,7 @@ class Release:
     datadir : str or Path, optional
         Where downloads are kept.
     datastack : str, optional
-        Name of the datastack.
+        Name of the datastack; that of the version by default.
     source : str, Path or TableSource, optional
         ``"demo"``, a folder with the raw tables of the release, or any object that follows the
         `TableSource` protocol.
@@ -79,15 +78,17 @@ class Release:
         version: int | ReleaseSpec,
         *,
         datadir: str | Path = "data",
-        datastack: str = "minnie65_public",
+        datastack: str | None = None,
         source: str | Path | TableSource = "cave",
         tables: Mapping[str, str | None] | None = None,
     ) -> None:
-        self.spec = release_spec(version, tables)
-        self.version = self.spec.version
-        self.datastack = self.spec.datastack if isinstance(version, ReleaseSpec) else datastack
+        spec = release_spec(version, tables)
+        self.version = spec.version
         self.datadir = Path(datadir)
-        self.source = make_source(source, self.spec, self.datastack)
+        self.source = make_source(source, spec, datastack or spec.datastack)
+        # A synthetic release says so in its datastack, and never passes for the real one.
+        self.datastack = str(self.source.datastack)
+        self.spec = replace(spec, datastack=self.datastack)
         said = getattr(self.source, "version", None)
         if said is not None and int(said) != self.version:
             raise ReleaseMismatchError(
@@ -216,7 +217,7 @@ class Release:
             if angle_convention is not None:
                 curves = convert_angles(curves, angle_convention, "degree")
             units = add_rates(units, curves, collapse, by)
-        return stamp_release(units, self.datastack, self.version)
+        return units
 
     def layers(self, white_matter: bool = True) -> xr.Dataset:
         """Find the borders of the cortical layers.

@@ -64,7 +64,8 @@ def add_functional(
         )
     if mode == "none":
         unknown = np.full(units.sizes["nucleus_id"], "unknown", dtype=object)
-        return units.assign(tuning_type=("nucleus_id", unknown, describe(UNITS["tuning_type"])))
+        units = units.assign(tuning_type=("nucleus_id", unknown, describe(UNITS["tuning_type"])))
+        return units.assign_attrs(notes={})
     if mode not in _MODES:
         raise SchemaError(f"functional is {mode!r}, expected 'none', 'match' or 'best_only'")
     role = _MODES[mode]
@@ -107,8 +108,8 @@ def add_functional(
         }
     )
     outside = ~np.isin(table["nucleus_id"].values, ids)
-    result.attrs["functional_table"] = spec.name_of(role)
-    result.attrs["functional_notes"] = {"scan_units_of_no_unit": int(outside.sum())}
+    notes = {"scan_units_of_no_unit": int(outside.sum())}
+    result = result.assign_attrs(functional_table=spec.name_of(role), notes=notes)
     return add_history(result, f"functional={mode!r} from {spec.name_of(role)}")
 
 
@@ -176,8 +177,9 @@ def add_rates(
     ).assign_coords({d: aligned.coords[d] for d in angles})
     table = str(tuning_curves.attrs.get("tuning_table", "unknown"))
     notes = {**units.attrs.get("notes", {}), "rated_scan_units_of_no_unit": int(outside.sum())}
-    result.attrs.update(notes=notes, tuning_table=table, collapse=collapsed.attrs["collapse"])
-    return add_history(result, f"rates from {table}, {result.attrs['collapse']}")
+    how = collapsed.attrs["collapse"]
+    result = result.assign_attrs(notes=notes, tuning_table=table, collapse=how)
+    return add_history(result, f"rates from {table}, {how}")
 
 
 def _require_one_convention(units: xr.Dataset, tuning_curves: xr.Dataset) -> None:

@@ -200,7 +200,7 @@ def build_units(
     layer = layer_at(position[:, 1], layers)
     units["layer"] = ("nucleus_id", layer, describe(UNITS["layer"]))
     units = add_functional(units, roles, spec, functional)
-    units.attrs["notes"] = {**notes, **units.attrs.pop("functional_notes", {})}
+    units.attrs["notes"] = {**notes, **units.attrs["notes"]}
     _log(spec, counts, units.attrs["notes"])
     return units
 

@@ -31,7 +31,14 @@ def three_tables() -> dict[str, pd.DataFrame]:
         {
             "id": [13, 11, 12, 14, 15, 16],
             # 14 has no segment, 15 and 16 share one
-            "pt_root_id": [ROOTS[13], ROOTS[11], ROOTS[12], 0, 864691135000000001, 864691135000000001],
+            "pt_root_id": [
+                ROOTS[13],
+                ROOTS[11],
+                ROOTS[12],
+                0,
+                864691135000000001,
+                864691135000000001,
+            ],
             "pt_position_x": [200000] * 6,
             "pt_position_y": [120000, 130000, 180000, 130000, 130000, 130000],
             "pt_position_z": [21000] * 6,
@@ -79,3 +86,49 @@ def three_tables() -> dict[str, pd.DataFrame]:
         "coregistration": coregistration,
         "functional_properties": properties,
     }
+
+
+@pytest.fixture(scope="session")
+def demo_release():
+    """A synthetic release of a few hundred neurons."""
+    import microns_xr as mx
+
+    return mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=1500, seed=3))
+
+
+@pytest.fixture(scope="session")
+def demo_fresh(demo_release):
+    """Units, functional rows and connectivity as they were built."""
+    import microns_xr as mx
+
+    units = demo_release.units(functional="match", rates=True)
+    connectivity = demo_release.connectivity(units=units)
+    return {
+        "units": units,
+        "layers": mx.segment_layers(units),
+        "functional": demo_release.functional(),
+        "connectivity": mx.annotate(connectivity, units, ["cell_type", "position"]),
+    }
+
+
+@pytest.fixture(scope="session")
+def demo_store(demo_fresh, tmp_path_factory):
+    """A store of the synthetic release."""
+    import microns_xr as mx
+
+    path = tmp_path_factory.mktemp("stores") / "demo.zarr"
+    mx.write_store(path, **demo_fresh)
+    return path
+
+
+@pytest.fixture(scope="session", params=["fresh", "reopened", "reopened by pre"])
+def demo(request, demo_fresh):
+    """The synthetic release as it was built, and as it comes back from a store."""
+    import microns_xr as mx
+
+    if request.param == "fresh":
+        return demo_fresh
+    store = request.getfixturevalue("demo_store")
+    compressed = "pre" if request.param.endswith("pre") else "post"
+    tree = mx.open_store(store, compressed=compressed)
+    return {name: tree[name].to_dataset() for name in demo_fresh}

@@ -32,7 +32,9 @@ def angle(values, units="degree", convention="up_clockwise", period=180.0, **kw)
 
 def test_conventions_by_hand():
     # a horizontal bar moving up is, seen counter-clockwise from a vertical bar moving right, 90
-    assert convert_angles(angle([0.0, 45.0, 90.0, 135.0]), "right_counterclockwise").values.tolist() == [90, 45, 0, 135]
+    assert convert_angles(
+        angle([0.0, 45.0, 90.0, 135.0]), "right_counterclockwise"
+    ).values.tolist() == [90, 45, 0, 135]
     direction = angle([0.0, 90.0, 180.0, 270.0], period=360.0)
     assert convert_angles(direction, "right_counterclockwise").values.tolist() == [90, 0, 270, 180]
 
@@ -54,15 +56,24 @@ def test_degrees_and_radians():
 
 
 def test_a_dataset_converts_its_coordinates_with_the_data_they_label():
-    directions = xr.Variable("direction", [0.0, 90.0, 180.0, 270.0], {"units": "degree", "angle_convention": "up_clockwise", "period": 360.0})
-    dataset = xr.Dataset({"rate_dir": (("nucleus_id", "direction"), [[1.0, 2, 3, 4]])}, coords={"direction": directions})
+    directions = xr.Variable(
+        "direction",
+        [0.0, 90.0, 180.0, 270.0],
+        {"units": "degree", "angle_convention": "up_clockwise", "period": 360.0},
+    )
+    dataset = xr.Dataset(
+        {"rate_dir": (("nucleus_id", "direction"), [[1.0, 2, 3, 4]])},
+        coords={"direction": directions},
+    )
     dataset["pref_ori"] = angle([10.0])
     converted = convert_angles(dataset, "right_counterclockwise")
     assert converted.direction.values.tolist() == [0, 90, 180, 270]
     assert converted.rate_dir.values.tolist() == [[2, 1, 4, 3]]
     assert converted.pref_ori.values.tolist() == [80]
     assert dataset.pref_ori.values.tolist() == [10]
-    assert convert_angles(dataset.rate_dir, "right_counterclockwise").values.tolist() == [[2, 1, 4, 3]]
+    assert convert_angles(dataset.rate_dir, "right_counterclockwise").values.tolist() == [
+        [2, 1, 4, 3]
+    ]
 
 
 def test_angles_that_state_nothing_are_refused():
@@ -92,7 +103,11 @@ def test_circular_difference_is_in_half_a_turn(a, b):
 @pytest.mark.parametrize("version", mx.supported_versions())
 def test_every_release_names_known_roles_and_stated_angles(version):
     spec = release_spec(version)
-    assert {"nucleus", "celltype", "proofreading", "coregistration", "synapses"} <= set(spec.tables) <= set(ROLES)
+    assert (
+        {"nucleus", "celltype", "proofreading", "coregistration", "synapses"}
+        <= set(spec.tables)
+        <= set(ROLES)
+    )
     assert spec.has("brain_area") == (version >= 1078)
     assert spec.has("celltype_corrections") == (version >= 1718)
     if spec.has("functional_properties"):
@@ -105,7 +120,9 @@ def test_every_release_names_known_roles_and_stated_angles(version):
 
 
 @pytest.mark.parametrize("version", [1719, 0, -1, True, "1718x", 1718.5])
-def test_unknown_versions_list_the_known_ones_before_anything_is_created(version, tmp_path, monkeypatch):
+def test_unknown_versions_list_the_known_ones_before_anything_is_created(
+    version, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(mx.UnknownLabelError, match=r"expected one of 661, 943, .*, 1822"):
         mx.Release(version, source="demo", datadir=tmp_path / "data")
@@ -118,7 +135,9 @@ def test_a_registry_entry_of_ones_own(three_tables):
         version=9, datastack="mine", table_specs={"my_types": types},
         tables={"nucleus": "my_nuclei", "celltype": "my_types", "proofreading": "proofreading_status_and_strategy"},
     )  # fmt: skip
-    units = mx.build_units({k: three_tables[k] for k in ("nucleus", "celltype", "proofreading")}, spec)
+    units = mx.build_units(
+        {k: three_tables[k] for k in ("nucleus", "celltype", "proofreading")}, spec
+    )
     assert release_of(units) == ("mine", 9)
     assert set(units.layer.values) == {"L2/3", "L5"}
 
@@ -137,9 +156,14 @@ def test_roles_and_keys_that_do_not_exist():
 
 
 def test_release_must_be_there_scalar_and_the_same():
-    a, b = (mx.stamp_release(xr.Dataset({"x": ("i", [1])}), "minnie65_public", v) for v in (661, 1300))
+    a, b = (
+        mx.stamp_release(xr.Dataset({"x": ("i", [1])}), "minnie65_public", v) for v in (661, 1300)
+    )
     require_same_release(("a", a), ("b", a.x))
-    with pytest.raises(mx.ReleaseMismatchError, match=r"a is of minnie65_public v661 but b is of minnie65_public v1300"):
+    with pytest.raises(
+        mx.ReleaseMismatchError,
+        match=r"a is of minnie65_public v661 but b is of minnie65_public v1300",
+    ):
         require_same_release(("a", a), ("b", b))
     with pytest.raises(mx.ReleaseMismatchError, match="has no coordinate 'datastack'"):
         require_same_release(("a", a), ("b", b.drop_vars("datastack")))
@@ -155,8 +179,13 @@ def test_release_must_be_there_scalar_and_the_same():
 
 def test_ids_never_pass_through_float():
     root = 864691135639235593
-    assert id_column(pd.Series([str(root), f" {root + 1}"], name="r"), "t").tolist() == [root, root + 1]
-    assert id_column(pd.Series([root, None], dtype="Int64", name="r"), "t", nullable=True).isna().tolist() == [False, True]
+    assert id_column(pd.Series([str(root), f" {root + 1}"], name="r"), "t").tolist() == [
+        root,
+        root + 1,
+    ]
+    assert id_column(
+        pd.Series([root, None], dtype="Int64", name="r"), "t", nullable=True
+    ).isna().tolist() == [False, True]
     assert id_column(pd.Series(np.array([root], np.uint64), name="r"), "t").dtype == np.int64
     with pytest.raises(mx.SchemaError, match=r"expected ids below 2\*\*63"):
         id_column(pd.Series(np.array([2**63 + 5], np.uint64), name="r"), "t")
@@ -175,7 +204,9 @@ def test_text_is_text():
 
 def test_arrays_and_positions():
     mixed = pd.Series(["[1 2\n 3]", [4, 5, 6], np.array([7.0, 8, 9]), None], name="p")
-    np.testing.assert_array_equal(parse_arrays(mixed, "t"), [[1, 2, 3], [4, 5, 6], [7, 8, 9], [np.nan] * 3])
+    np.testing.assert_array_equal(
+        parse_arrays(mixed, "t"), [[1, 2, 3], [4, 5, 6], [7, 8, 9], [np.nan] * 3]
+    )
     split = pd.DataFrame({"p_x": [1], "p_y": [2], "p_z": pd.array([None], dtype="Int64")})
     np.testing.assert_array_equal(positions(split, "t", "p"), [[1, 2, np.nan]])
     with pytest.raises(mx.SchemaError, match="has 2 values a row, expected x, y and z"):
@@ -190,13 +221,20 @@ def test_arrays_and_positions():
 def test_validate_reports_all_problems_at_once(three_tables):
     units = mx.build_units(three_tables, 1300)
     bad = units.drop_vars("layer").assign(
-        pt_root_id=units.pt_root_id.astype(float), position=units.position.transpose("axis", "nucleus_id")
+        pt_root_id=units.pt_root_id.astype(float),
+        position=units.position.transpose("axis", "nucleus_id"),
     )
     bad = bad.assign_coords(nucleus_id=[11, 11, 12])
     with pytest.raises(mx.SchemaError) as error:
         validate(bad, "units")
     message = str(error.value)
-    for part in ("layer is absent", "pt_root_id has dtype float64", "may be rounded", "position has dims", "repeats 1 labels"):
+    for part in (
+        "layer is absent",
+        "pt_root_id has dtype float64",
+        "may be rounded",
+        "position has dims",
+        "repeats 1 labels",
+    ):
         assert part in message
     with pytest.raises(mx.SchemaError, match="is not sorted"):
         validate(units.isel(nucleus_id=[2, 0, 1]), "units")
@@ -225,4 +263,4 @@ def test_every_public_name_is_there_and_documented():
             assert value.__doc__, name
     assert set(mx.__all__) <= set(dir(mx))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        mx.nothing  # noqa: B018
+        mx.nothing

@@ -16,9 +16,13 @@ def test_a_known_point():
     point = np.array([[200000.0, 150000.0, 20000.0]])
     x, y, z = point[0] * [4, 4, 40]
     angle = np.deg2rad(5)
-    depth = x * np.sin(angle) + y * np.cos(angle) - (pia[0] * np.sin(angle) + pia[1] * np.cos(angle))
+    depth = (
+        x * np.sin(angle) + y * np.cos(angle) - (pia[0] * np.sin(angle) + pia[1] * np.cos(angle))
+    )
     across = x * np.cos(angle) - y * np.sin(angle)
-    np.testing.assert_allclose(to_pia_um(point), [[across / 1000, depth / 1000, z / 1000]], rtol=1e-12)
+    np.testing.assert_allclose(
+        to_pia_um(point), [[across / 1000, depth / 1000, z / 1000]], rtol=1e-12
+    )
 
 
 def test_there_and_back():
@@ -28,7 +32,9 @@ def test_there_and_back():
 
 def test_nanometres_are_voxels_of_one():
     points = np.array([[200000.0, 150000.0, 20000.0]])
-    np.testing.assert_allclose(to_pia_um(points * [4, 4, 40], (1, 1, 1)), to_pia_um(points), rtol=1e-12)
+    np.testing.assert_allclose(
+        to_pia_um(points * [4, 4, 40], (1, 1, 1)), to_pia_um(points), rtol=1e-12
+    )
 
 
 def test_missing_positions_and_empty_tables():

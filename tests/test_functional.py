@@ -44,14 +44,27 @@ def tuning(coregistration) -> xr.Dataset:
 
 def test_rows_of_all_scans_are_kept_sorted_and_integer(coregistration):
     assert coregistration.sizes["scan_unit"] == 5
-    rows = list(zip(*(coregistration[k].values.tolist() for k in ("session", "scan_idx", "unit_id", "nucleus_id")), strict=True))
+    rows = list(
+        zip(
+            *(
+                coregistration[k].values.tolist()
+                for k in ("session", "scan_idx", "unit_id", "nucleus_id")
+            ),
+            strict=True,
+        )
+    )
     assert rows == [(4, 7, 2, 12), (4, 7, 3, 11), (4, 7, 5, 99), (4, 7, 9, 11), (5, 2, 1, 11)]
-    assert all(coregistration[k].dtype == np.int64 for k in ("session", "scan_idx", "unit_id", "nucleus_id"))
+    assert all(
+        coregistration[k].dtype == np.int64
+        for k in ("session", "scan_idx", "unit_id", "nucleus_id")
+    )
 
 
 def test_null_nuclei_stay_integers_and_repeated_rows_count_once(three_tables):
     table = three_tables["coregistration"]
-    table = pd.concat([table.assign(id=range(5)), table.iloc[:2].assign(id=[10, 11])], ignore_index=True)
+    table = pd.concat(
+        [table.assign(id=range(5)), table.iloc[:2].assign(id=[10, 11])], ignore_index=True
+    )
     table["target_id"] = pd.array([11, 11, 11, None, 99, 11, 11], dtype="Int64")
     functional = build_functional(table, TableSpec("t"), datastack="d", version=1)
     assert functional.sizes["scan_unit"] == 5
@@ -61,9 +74,15 @@ def test_null_nuclei_stay_integers_and_repeated_rows_count_once(three_tables):
 
 
 def test_thresholds_of_automatic_matches(three_tables):
-    table = three_tables["coregistration"].assign(score=[1.0, 2, 3, 4, np.nan], residual=[5.0, 5, 9, 9, 1])
+    table = three_tables["coregistration"].assign(
+        score=[1.0, 2, 3, 4, np.nan], residual=[5.0, 5, 9, 9, 1]
+    )
     keep = dict(datastack="d", version=1, role="coregistration_auto")
-    assert build_functional(table, TableSpec("t"), min_score=2, **keep).score.values.tolist() == [4, 3, 2]
+    assert build_functional(table, TableSpec("t"), min_score=2, **keep).score.values.tolist() == [
+        4,
+        3,
+        2,
+    ]
     both = build_functional(table, TableSpec("t"), min_score=2, max_residual=5, **keep)
     assert both.unit_id.values.tolist() == [1]
     with pytest.raises(mx.SchemaError, match="no column 'score'"):
@@ -72,9 +91,13 @@ def test_thresholds_of_automatic_matches(three_tables):
 
 def test_an_angle_of_a_table_outside_the_registry_must_state_its_convention(three_tables):
     with pytest.raises(mx.SchemaError, match=r"my_table\.pref_ori is an angle"):
-        build_functional(three_tables["functional_properties"], TableSpec("my_table"), datastack="d", version=1)
+        build_functional(
+            three_tables["functional_properties"], TableSpec("my_table"), datastack="d", version=1
+        )
     spec = TableSpec("my_table", angle_units="degree", angle_convention="up_clockwise")
-    functional = build_functional(three_tables["functional_properties"], spec, datastack="d", version=1)
+    functional = build_functional(
+        three_tables["functional_properties"], spec, datastack="d", version=1
+    )
     assert functional.pref_ori.attrs["period"] == 180
     assert functional.pref_dir.attrs["period"] == 360
 
@@ -122,7 +145,9 @@ def test_ties_do_not_depend_on_the_order_of_rows(three_tables):
     rng = np.random.default_rng(0)
     results = []
     for _ in range(5):
-        table = three_tables["functional_properties"].sample(frac=1, random_state=rng.integers(1 << 30))
+        table = three_tables["functional_properties"].sample(
+            frac=1, random_state=rng.integers(1 << 30)
+        )
         functional = build_functional(table, spec, datastack="d", version=1)
         results.append(collapse_scans(functional, "best", by="cc_abs"))
     assert all(r.identical(results[0]) for r in results)
@@ -131,9 +156,14 @@ def test_ties_do_not_depend_on_the_order_of_rows(three_tables):
 
 def test_collapse_refuses_what_has_no_meaning(three_tables, tuning):
     properties = build_functional(
-        three_tables["functional_properties"], table_spec("functional_properties_v3_bcm"), datastack="d", version=1
+        three_tables["functional_properties"],
+        table_spec("functional_properties_v3_bcm"),
+        datastack="d",
+        version=1,
     )
-    with pytest.raises(mx.SchemaError, match=r"cannot average the angles \['pref_ori', 'pref_dir'\]"):
+    with pytest.raises(
+        mx.SchemaError, match=r"cannot average the angles \['pref_ori', 'pref_dir'\]"
+    ):
         collapse_scans(properties)
     with pytest.raises(mx.SchemaError, match="needs by="):
         collapse_scans(properties, "best")
@@ -146,7 +176,9 @@ def test_collapse_refuses_what_has_no_meaning(three_tables, tuning):
 
 
 def test_mean_says_what_it_left_out(coregistration, tuning):
-    functional = mx.merge_table(coregistration.assign(score=("scan_unit", np.ones(5))), tuning, on="functional")
+    functional = mx.merge_table(
+        coregistration.assign(score=("scan_unit", np.ones(5))), tuning, on="functional"
+    )
     assert collapse_scans(functional).attrs["left_out"] == ["pt_root_id", "score"]
 
 
@@ -172,7 +204,10 @@ def test_preferred_angles_and_rates_of_two_conventions_do_not_mix(three_tables, 
     ("spoil", "message"),
     [
         (lambda t: pd.concat([t, t]), r"repeats 4 of 8 keys \(session, scan_idx, unit_id\)"),
-        (lambda t: t.assign(rate_ori=["[1. 2.]"] * 3 + ["[1. 2. 3.]"]), "row 3 has 3 values, expected 2"),
+        (
+            lambda t: t.assign(rate_ori=["[1. 2.]"] * 3 + ["[1. 2. 3.]"]),
+            "row 3 has 3 values, expected 2",
+        ),
         (lambda t: t.assign(rate_ori="[1. 2.]"), "rate_ori is not the mean of rate_dir"),
         (lambda t: t.assign(rate_ori="[1. ... 2.]"), r"expected numbers in brackets"),
         (lambda t: t.assign(rate_dir="__import__('os')"), r"expected numbers in brackets"),
@@ -181,7 +216,12 @@ def test_preferred_angles_and_rates_of_two_conventions_do_not_mix(three_tables, 
     ],
 )
 def test_bad_tuning_curves(coregistration, spoil, message):
-    rows = {(4, 7, 9): [1, 2, 3, 4], (5, 2, 1): [3, 4, 5, 6], (4, 7, 2): [8, 8, 8, 8], (4, 7, 77): [1, 1, 1, 1]}
+    rows = {
+        (4, 7, 9): [1, 2, 3, 4],
+        (5, 2, 1): [3, 4, 5, 6],
+        (4, 7, 2): [8, 8, 8, 8],
+        (4, 7, 77): [1, 1, 1, 1],
+    }
     with pytest.raises(mx.SchemaError, match=message):
         build_tuning_curves(spoil(curves(rows)), FITS, coregistration)
 
@@ -207,12 +247,16 @@ def test_real_curves_reach_their_neurons(real_data):
     assert curves_.attrs["n_unmatched"] == 0
     units = release.units(functional="match", rates=True)
     assert int((units.n_rated > 0).sum()) == 5336
-    # the other group's table lists rates of neurons by root id and direction
-    other = pd.read_csv(real_data / "minnie65_real" / "v661_activity_table.csv")
-    wide = other.pivot(index="neuron_id", columns="angle_shown", values="rate")
+    # Another group's unit table of this release holds the direction with the largest rate. (Its
+    # table of rates holds the same curves under other neurons' ids, so it is compared as a set.)
+    other = pd.read_csv(real_data / "minnie65_real" / "v661_unit_table.csv")
+    other = other[other.tuning_type != "not_matched"].set_index("pt_root_id").pref_ori
     rated = units.isel(nucleus_id=np.flatnonzero(units.n_rated == 1))
-    shared = np.isin(rated.pt_root_id.values, wide.index)
-    mine = rated.rate_dir.values[shared]
-    theirs = wide.loc[rated.pt_root_id.values[shared]].to_numpy()
+    shared = np.isin(rated.pt_root_id.values, other.index)
     assert shared.sum() > 4000
-    np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+    largest = rated.rate_dir.values[shared].argmax(axis=1)
+    np.testing.assert_array_equal(largest, other.loc[rated.pt_root_id.values[shared]])
+    activity = pd.read_csv(real_data / "minnie65_real" / "v661_activity_table.csv")
+    theirs = activity.pivot(index="neuron_id", columns="angle_shown", values="rate").to_numpy()
+    known = {tuple(row) for row in curves_.rate_dir.values.round(4)}
+    assert np.mean([tuple(row) in known for row in theirs.round(4)]) > 0.99

@@ -33,9 +33,15 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py
 def _imported(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("microns_xr."):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.startswith("microns_xr.")
+        ):
             names.add(node.module.split(".")[1])
-        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path.name} imports relatively"
+        assert not (isinstance(node, ast.ImportFrom) and node.level), (
+            f"{path.name} imports relatively"
+        )
     return names
 
 
@@ -51,7 +57,11 @@ def test_every_module_has_a_row():
 
 
 def test_modules_have_one_subject():
-    long = {str(p.relative_to(PACKAGE)): n for p in MODULES if (n := len(p.read_text().splitlines())) > 400}
+    long = {
+        str(p.relative_to(PACKAGE)): n
+        for p in MODULES
+        if (n := len(p.read_text().splitlines())) > 400
+    }
     assert not long
 
 

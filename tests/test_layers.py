@@ -17,7 +17,10 @@ V1300 = {"L1": 1.224539, "L2/3": 70.981459, "L4": 250.356396, "L5": 359.974413, 
 
 def cells(**depths: np.ndarray) -> xr.Dataset:
     y = np.concatenate(list(depths.values()))
-    types = np.repeat(np.array([k.replace("_", "-") for k in depths], dtype=object), [len(v) for v in depths.values()])
+    types = np.repeat(
+        np.array([k.replace("_", "-") for k in depths], dtype=object),
+        [len(v) for v in depths.values()],
+    )
     position = np.stack([np.zeros_like(y), y, np.zeros_like(y)], axis=1)
     return xr.Dataset(
         {"position": (("nucleus_id", "axis"), position), "cell_type": ("nucleus_id", types)},
@@ -64,7 +67,11 @@ def test_a_layer_may_come_in_several_regions():
         **{"6P_CT": np.linspace(60.1, 80, 300)},
     )
     again = cells(**{"4P": np.linspace(80.1, 110, 300)})
-    both = xr.concat([units, again.assign_coords(nucleus_id=again.nucleus_id + 10_000)], "nucleus_id", join="outer")
+    both = xr.concat(
+        [units, again.assign_coords(nucleus_id=again.nucleus_id + 10_000)],
+        "nucleus_id",
+        join="outer",
+    )
     layers = segment_layers(both)
     assert layers.layer_name.values.tolist() == ["L2/3", "L4", "L6", "L4"]
     assert layers.region_index.values.tolist() == [0, 0, 0, 1]
@@ -72,7 +79,10 @@ def test_a_layer_may_come_in_several_regions():
 
 def test_a_bin_that_flips_by_chance_makes_no_region():
     units = cells(
-        **{"23P": np.linspace(0, 30, 300), "4P": np.r_[np.linspace(30, 39.9, 100), np.full(9, 45.0), np.linspace(50, 60, 100)]},
+        **{
+            "23P": np.linspace(0, 30, 300),
+            "4P": np.r_[np.linspace(30, 39.9, 100), np.full(9, 45.0), np.linspace(50, 60, 100)],
+        },
         **{"5P_IT": np.full(10, 45.0)},
     )
     assert segment_layers(units).layer_name.values.tolist() == ["L2/3", "L4"]
@@ -92,7 +102,9 @@ def test_very_few_cells(y):
 
 
 def test_types_that_mark_no_layer():
-    assert segment_layers(cells(odd=np.array([1.0, 50.0]))).layer_name.values.tolist() == ["unknown"]
+    assert segment_layers(cells(odd=np.array([1.0, 50.0]))).layer_name.values.tolist() == [
+        "unknown"
+    ]
 
 
 def test_what_cannot_be_segmented_is_refused():
@@ -111,10 +123,15 @@ def v1300(real_data) -> xr.Dataset:
     raw = real_data / "minnie65_v1300" / "raw"
     nuclei = pd.read_csv(raw / "nucleus_detection_v0.csv")
     types = pd.read_csv(raw / "aibs_metamodel_celltypes_v661.csv")
-    cells_ = nuclei.merge(types, left_on="id", right_on="target_id", validate="1:1").sort_values("target_id")
+    cells_ = nuclei.merge(types, left_on="id", right_on="target_id", validate="1:1").sort_values(
+        "target_id"
+    )
     position = to_pia_um(cells_[["pt_position_x", "pt_position_y", "pt_position_z"]].to_numpy())
     return xr.Dataset(
-        {"position": (("nucleus_id", "axis"), position), "cell_type": ("nucleus_id", cells_.cell_type.to_numpy(object))},
+        {
+            "position": (("nucleus_id", "axis"), position),
+            "cell_type": ("nucleus_id", cells_.cell_type.to_numpy(object)),
+        },
         coords={"nucleus_id": cells_.target_id.to_numpy()},
     )
 

@@ -20,7 +20,9 @@ def units(three_tables) -> xr.Dataset:
 
 @pytest.fixture
 def functional(three_tables) -> xr.Dataset:
-    return build_functional(three_tables["coregistration"], TableSpec("c"), datastack="minnie65_public", version=1300)
+    return build_functional(
+        three_tables["coregistration"], TableSpec("c"), datastack="minnie65_public", version=1300
+    )
 
 
 def test_onto_units_by_nucleus_by_hand(units):
@@ -47,20 +49,36 @@ def test_onto_units_by_nucleus_by_hand(units):
 
 
 def test_nullable_integers_stay_integers(units):
-    table = pd.DataFrame({"nucleus_id": [11, 12], "other_root": pd.array([ROOTS[13], None], dtype="Int64")})
+    table = pd.DataFrame(
+        {"nucleus_id": [11, 12], "other_root": pd.array([ROOTS[13], None], dtype="Int64")}
+    )
     assert mx.merge_table(units, table).other_root.values.tolist() == [ROOTS[13], -1, -1]
 
 
 def test_onto_units_by_root(units):
-    table = pd.DataFrame({"pt_root_id": [ROOTS[12], 0, ROOTS[12] + 128], "note": ["yes", "no segment", "near"]})
-    assert mx.merge_table(units, table, on="pt_root_id").note.values.tolist() == ["unknown", "yes", "unknown"]
+    table = pd.DataFrame(
+        {"pt_root_id": [ROOTS[12], 0, ROOTS[12] + 128], "note": ["yes", "no segment", "near"]}
+    )
+    assert mx.merge_table(units, table, on="pt_root_id").note.values.tolist() == [
+        "unknown",
+        "yes",
+        "unknown",
+    ]
     with pytest.raises(mx.SchemaError, match="dtype float64"):
         mx.merge_table(units, table.astype({"pt_root_id": float}), on="pt_root_id")
 
 
-def test_a_join_that_would_repeat_a_neuron_is_refused_with_the_way_out(units, three_tables, functional):
-    for table in (three_tables["coregistration"][["target_id", "unit_id"]].assign(score=1.0), functional.assign(score=("scan_unit", np.ones(5)))):
-        with pytest.raises(mx.SchemaError, match=r"several rows for 1 nucleus_id of the units.*collapse_scans.*functional"):
+def test_a_join_that_would_repeat_a_neuron_is_refused_with_the_way_out(
+    units, three_tables, functional
+):
+    for table in (
+        three_tables["coregistration"][["target_id", "unit_id"]].assign(score=1.0),
+        functional.assign(score=("scan_unit", np.ones(5))),
+    ):
+        with pytest.raises(
+            mx.SchemaError,
+            match=r"several rows for 1 nucleus_id of the units.*collapse_scans.*functional",
+        ):
             mx.merge_table(units, table, columns=["score"])
 
 
@@ -76,21 +94,33 @@ def test_onto_functional_by_nucleus_gives_every_scan_its_neurons_value(functiona
 
 
 def test_functional_on_functional(functional):
-    table = pd.DataFrame({"session": [4, 4], "scan_idx": [7, 7], "unit_id": [9, 2], "score": [0.9, 0.2]})
+    table = pd.DataFrame(
+        {"session": [4, 4], "scan_idx": [7, 7], "unit_id": [9, 2], "score": [0.9, 0.2]}
+    )
     merged = mx.merge_table(functional, table, on="functional")
     np.testing.assert_array_equal(merged.score, [0.2, np.nan, np.nan, 0.9, np.nan])
     with pytest.raises(mx.SchemaError, match=r"no \['session', 'scan_idx', 'unit_id'\].*best_only"):
-        mx.merge_table(mx.collapse_scans(functional, "first").drop_vars(["session", "scan_idx", "unit_id"]), table, on="functional")
+        mx.merge_table(
+            mx.collapse_scans(functional, "first").drop_vars(["session", "scan_idx", "unit_id"]),
+            table,
+            on="functional",
+        )
 
 
 def test_functional_onto_best_only_units(three_tables):
     units = mx.build_units(three_tables, 1300, functional="best_only")
-    table = pd.DataFrame({"session": [4, -1], "scan_idx": [7, -1], "unit_id": [3, -1], "score": [0.9, 9.9]})
-    np.testing.assert_array_equal(mx.merge_table(units, table, on="functional").score, [0.9, np.nan, np.nan])
+    table = pd.DataFrame(
+        {"session": [4, -1], "scan_idx": [7, -1], "unit_id": [3, -1], "score": [0.9, 9.9]}
+    )
+    np.testing.assert_array_equal(
+        mx.merge_table(units, table, on="functional").score, [0.9, np.nan, np.nan]
+    )
 
 
 def test_datasets_of_two_releases_are_refused(units, functional):
-    other = mx.stamp_release(units[["cell_type"]].rename(cell_type="old_type"), "minnie65_public", 943)
+    other = mx.stamp_release(
+        units[["cell_type"]].rename(cell_type="old_type"), "minnie65_public", 943
+    )
     with pytest.raises(mx.ReleaseMismatchError, match="v1300 but table is of minnie65_public v943"):
         mx.merge_table(units, other)
     assert "old_type" in mx.merge_table(units, other, check_release=False)
@@ -146,5 +176,7 @@ def test_the_tutorials_path(release):
     ids = set(plain.target_id.dropna().astype(np.int64)) & set(units.nucleus_id.values.tolist())
     assert set(units.nucleus_id.values[units.n_rated.values > 0].tolist()) == ids
     first = min(ids)
-    rows = np.stack([np.array(t.strip("[]").split(), float) for t in plain[plain.target_id == first].rate_dir])
+    rows = np.stack(
+        [np.array(t.strip("[]").split(), float) for t in plain[plain.target_id == first].rate_dir]
+    )
     np.testing.assert_allclose(units.rate_dir.sel(nucleus_id=first), rows.mean(axis=0), rtol=1e-12)

@@ -27,7 +27,11 @@ def test_three_neurons_by_hand(three_tables):
     assert units.pt_root_id.values.tolist() == [ROOTS[11], ROOTS[12], ROOTS[13]]
     assert units.cell_type.values.tolist() == ["23P", "5P-ET", "BC"]
     assert units.brain_area.values.tolist() == ["V1", "RL", "unknown"]
-    assert units.strategy_axon.values.tolist() == ["axon_fully_extended", "axon_column_truncated", "none"]
+    assert units.strategy_axon.values.tolist() == [
+        "axon_fully_extended",
+        "axon_column_truncated",
+        "none",
+    ]
     assert units.strategy_dendrite.values.tolist() == ["dendrite_extended", "none", "none"]
     assert units.axon_completeness.values.tolist() == ["full", "truncated", "none"]
     assert units.axon_proofread.values.tolist() == [True, True, False]
@@ -95,8 +99,14 @@ def test_selection_adds_up(three_tables):
     nuclei = three_tables["nucleus"].astype({"pt_root_id": "Int64"})
     for multisoma in ("any", "typed"):
         for untyped in ("drop", "keep"):
-            chosen, n = select_nuclei(nuclei, pd.Index([11, 12, 15]), multisoma=multisoma, untyped=untyped)
-            assert n["nuclei"] - n["no_segment"] - n["shared_root"] - n["untyped"] == n["units"] == len(chosen)
+            chosen, n = select_nuclei(
+                nuclei, pd.Index([11, 12, 15]), multisoma=multisoma, untyped=untyped
+            )
+            assert (
+                n["nuclei"] - n["no_segment"] - n["shared_root"] - n["untyped"]
+                == n["units"]
+                == len(chosen)
+            )
             assert chosen["pt_root_id"].is_unique
 
 
@@ -114,7 +124,12 @@ def test_a_repeated_row_neither_drops_nor_doubles_a_neuron(three_tables, role):
 def test_contradicting_classifications_take_the_latest_and_are_counted(three_tables):
     tables = copies(three_tables)
     extra = pd.DataFrame(
-        {"id": [50], "target_id": [11], "classification_system": ["inhibitory_neuron"], "cell_type": ["MC"]}
+        {
+            "id": [50],
+            "target_id": [11],
+            "classification_system": ["inhibitory_neuron"],
+            "cell_type": ["MC"],
+        }
     )
     tables["celltype"] = pd.concat([extra, tables["celltype"]], ignore_index=True)
     units = mx.build_units(tables, 1300)
@@ -163,11 +178,22 @@ def test_release_661_takes_classes_and_types_from_two_tables(three_tables):
     )  # fmt: skip
     fine = pd.DataFrame({"target_id": [11, 12], "cell_type": ["23P", "5P-PT"]})
     proofreading = pd.DataFrame(
-        {"pt_root_id": [ROOTS[11], ROOTS[12]], "status_axon": ["extended", "clean"], "status_dendrite": ["non", "extended"]}
+        {
+            "pt_root_id": [ROOTS[11], ROOTS[12]],
+            "status_axon": ["extended", "clean"],
+            "status_dendrite": ["non", "extended"],
+        }
     )
-    tables = {"nucleus": nuclei, "celltype": coarse, "celltype_fine": fine, "proofreading": proofreading}
+    tables = {
+        "nucleus": nuclei,
+        "celltype": coarse,
+        "celltype_fine": fine,
+        "proofreading": proofreading,
+    }
     units = mx.build_units(tables, 661)
-    assert units.classification_system.values.tolist() == ["excitatory_neuron"] * 2 + ["inhibitory_neuron"]
+    assert units.classification_system.values.tolist() == ["excitatory_neuron"] * 2 + [
+        "inhibitory_neuron"
+    ]
     assert units.cell_type.values.tolist() == ["23P", "5P-ET", "unknown"]
     assert units.cell_type_raw.values.tolist() == ["23P", "5P-PT", "unknown"]
     assert units.strategy_axon.values.tolist() == ["extended", "clean", "none"]
@@ -186,7 +212,13 @@ def test_of_two_proofreading_entries_the_more_complete_wins():
         {
             "pt_root_id": [5, 5, 6, 6, 7],
             "status_axon": ["t", "t", "f", "t", "t"],
-            "strategy_axon": ["axon_fully_extended", "axon_interareal", "none", "none", "odd_words"],
+            "strategy_axon": [
+                "axon_fully_extended",
+                "axon_interareal",
+                "none",
+                "none",
+                "odd_words",
+            ],
             "strategy_dendrite": ["none", "dendrite_extended", "dendrite_extended", "none", "none"],
         }
     )
@@ -235,7 +267,10 @@ def test_one_log_line_says_what_was_dropped(three_tables, caplog):
 def test_positions_may_be_text_or_columns(three_tables):
     tables = copies(three_tables)
     n = tables["nucleus"]
-    text = [f"[{x} {y} {z}]" for x, y, z in zip(n.pt_position_x, n.pt_position_y, n.pt_position_z, strict=True)]
+    text = [
+        f"[{x} {y} {z}]"
+        for x, y, z in zip(n.pt_position_x, n.pt_position_y, n.pt_position_z, strict=True)
+    ]
     tables["nucleus"] = n[["id", "pt_root_id"]].assign(pt_position=text)
     assert mx.build_units(tables, 1300).identical(mx.build_units(three_tables, 1300))
 
@@ -298,7 +333,9 @@ def test_valid_id_with_nulls_stays_exact():
 
 
 def test_another_table_in_a_role(three_tables):
-    spec = mx.release_spec(1718, tables={"celltype": "cell_type_multifeature_combo", "celltype_corrections": None})
+    spec = mx.release_spec(
+        1718, tables={"celltype": "cell_type_multifeature_combo", "celltype_corrections": None}
+    )
     tables = copies(three_tables)
     tables["celltype"]["cell_type"] = ["L2IT", "L5ET", "BC", "MC", "BC"]
     units = mx.build_units(tables, spec)

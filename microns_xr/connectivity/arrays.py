@@ -7,6 +7,7 @@ buffers; this module is the only place that takes GCXS apart or puts it together
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,9 +19,20 @@ from microns_xr.errors import SchemaError
 from microns_xr.provenance import stamp_release
 from microns_xr.schema import CONNECTIVITY, describe
 
-__all__ = ["Compressed", "Pattern", "connectivity_dataset", "gcxs", "pattern_of", "values_of"]
+__all__ = [
+    "PAIR_DIMS",
+    "Compressed",
+    "Pattern",
+    "connectivity_dataset",
+    "gcxs",
+    "make_pattern",
+    "pair_buffers",
+    "pattern_of",
+    "values_of",
+]
 
 Compressed = Literal["post", "pre"]
+PAIR_DIMS = ("pre_nucleus_id", "post_nucleus_id")
 _AXIS = {"pre": 0, "post": 1}
 _INT32_MAX = np.iinfo(np.int32).max
 
@@ -122,9 +134,10 @@ def connectivity_dataset(
     Returns
     -------
     xarray.Dataset
-        ``synapse_size`` and ``synapse_count`` over (``pre_nucleus_id``, ``post_nucleus_id``), int64.
+        ``synapse_size`` and ``synapse_count`` over (``pre_nucleus_id``, ``post_nucleus_id``),
+        int64.
     """
-    dims = ("pre_nucleus_id", "post_nucleus_id")
+    dims = PAIR_DIMS
     size = np.asarray(size, dtype=np.int64)  # int32 sums overflow silently in plain xarray
     count = np.asarray(count, dtype=np.int64)
     dataset = xr.Dataset(
@@ -144,9 +157,9 @@ def connectivity_dataset(
 
 def _array_of(connectivity: xr.Dataset | xr.DataArray, variable: str) -> sparse.GCXS:
     array = connectivity if isinstance(connectivity, xr.DataArray) else connectivity[variable]
-    if array.dims != ("pre_nucleus_id", "post_nucleus_id"):
+    if array.dims != PAIR_DIMS:
         raise SchemaError(
-            f"{array.name} has dims {array.dims}, expected ('pre_nucleus_id', 'post_nucleus_id'): "
+            f"{array.name} has dims {array.dims}, expected {PAIR_DIMS}: "
             "transpose it by name with .transpose('pre_nucleus_id', 'post_nucleus_id')"
         )
     data = array.data
@@ -159,8 +172,8 @@ def _array_of(connectivity: xr.Dataset | xr.DataArray, variable: str) -> sparse.
         )
     if data.fill_value != 0:
         raise SchemaError(
-            f"{array.name} has fill value {data.fill_value}, expected 0: adding a number to a sparse "
-            "array changes every pair without a synapse; work on the stored values instead"
+            f"{array.name} has fill value {data.fill_value}, expected 0: adding a number to a "
+            "sparse array changes every pair without a synapse; work on the stored values instead"
         )
     return data
 
@@ -178,6 +191,70 @@ def pattern_of(connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse
     return make_pattern(array.indices, array.indptr, array.shape, compressed)
 
 
-def values_of(connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse_size") -> np.ndarray:
+def values_of(
+    connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse_size"
+) -> np.ndarray:
     """Return the stored values of a variable, in the order of `pattern_of`; a view, not a copy."""
     return np.asarray(_array_of(connectivity, variable).data)
+
+
+def pair_buffers(
+    connectivity: xr.Dataset, names: Iterable[str] | None = None
+) -> tuple[Pattern, dict[str, np.ndarray]]:
+    """Return the one sparsity pattern of a connectivity Dataset and the values on it.
+
+    Parameters
+    ----------
+    connectivity : xarray.Dataset
+        Connectivity.
+    names : iterable of str, optional
+        Variables; by default all that are sparse.
+
+    Returns
+    -------
+    tuple of (Pattern, dict of str to numpy.ndarray)
+        The pattern, and the stored values of each variable in its order; nothing is copied.
+
+    Raises
+    ------
+    SchemaError
+        If two variables do not store the same pairs, or one is not a sparse array as
+        `pattern_of` takes it.
+
+    Examples
+    --------
+    >>> pattern = make_pattern(np.array([1]), np.array([0, 1, 1]), (2, 2), "post")
+    >>> dataset = connectivity_dataset(np.array([9]), np.array([2]), pattern, np.array([5, 6]),
+    ...     np.array([5, 6]), datastack="minnie65_public", version=1718, scope="unknown")
+    >>> pair_buffers(dataset)[1]
+    {'synapse_size': array([9]), 'synapse_count': array([2])}
+    """
+    if names is None:
+        names = [
+            str(name)
+            for name, variable in connectivity.data_vars.items()
+            if variable.dims == PAIR_DIMS and isinstance(variable.data, sparse.SparseArray)
+        ]
+    pattern: Pattern | None = None
+    values: dict[str, np.ndarray] = {}
+    for name in names:
+        own = pattern_of(connectivity, name)
+        if pattern is not None and not _same(pattern, own):
+            raise SchemaError(
+                f"{name} stores other pairs than {next(iter(values))}, expected both on one "
+                "sparsity pattern: take both from mx.build_connectivity or mx.open_store, and do "
+                "not filter one of them alone"
+            )
+        pattern = own if pattern is None else pattern
+        values[name] = values_of(connectivity, name)
+    if pattern is None:
+        raise SchemaError("the connectivity holds no sparse array: build it again")
+    return pattern, values
+
+
+def _same(a: Pattern, b: Pattern) -> bool:
+    if (a.compressed, a.shape, a.nnz) != (b.compressed, b.shape, b.nnz):
+        return False
+    pairs = ((a.indptr, b.indptr), (a.indices, b.indices))
+    # Arrays of one build are the same objects, and need not be read.
+    return all(x is y or np.array_equal(x, y) for x, y in pairs)

@@ -4,7 +4,7 @@ A matrix is compressed over its *major* axis: the stored pairs of one major neur
 ``indices`` gives their position on the *minor* axis. A sum over the minor axis is a gather (each
 major neuron reads the rows of its partners), a sum over the major axis a scatter.
 
-Both work on `LANES` columns at a time, held in one vector register: the rows of 8 float64 are one
+Both work on ``LANES`` columns at a time, held in one vector register: the rows of 8 float64 are one
 cache line, and going through the pairs twice for 16 columns is cheaper than reading rows that no
 longer fit in the cache. Products and sums are rounded one by one, in the order of the stored
 pairs, as scipy does, so that a float64 result has the very bits of ``csc.T @ dense`` on
@@ -13,19 +13,19 @@ processors where scipy uses no fused multiply-add.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numba
 import numpy as np
 import scipy.sparse
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic, models, register_model
 
+from microns_xr.connectivity.lanes import add_scaled, load_row, store_row, zero_row
 from microns_xr.connectivity.threads import Span, balanced_spans, run_spans, usable_threads
 from microns_xr.errors import SchemaError
 
-__all__ = ["LANES", "Contraction", "contract_buffers", "contract_scipy"]
+__all__ = ["LANES", "Contraction", "contract_buffers", "contract_scipy", "minor_spans"]
 
 LANES = 8
 _CACHE_LINE = 64
@@ -50,87 +50,6 @@ class Contraction(NamedTuple):
     partners: np.ndarray | None = None
 
 
-# --- one vector register as a type of numba ----------------------------------------------------
-# numba leaves a fixed inner loop of 8 as 8 scalar products, because it cannot know that the
-# arrays do not overlap; with the register as a type the loop below is one product and one sum,
-# 2.5 times faster on one thread.
-
-
-class _Lanes(types.Type):  # type: ignore[misc]
-    def __init__(self, width: int) -> None:
-        self.width = width
-        super().__init__(name=f"Lanes({width})")
-
-
-@register_model(_Lanes)
-class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, fe_type: _Lanes) -> None:
-        super().__init__(manager, fe_type, ir.VectorType(ir.DoubleType(), fe_type.width))
-
-
-def _row_pointer(context: Any, builder: Any, ty: Any, array: Any, row: Any, width: int) -> Any:
-    element = ir.FloatType() if ty.dtype == types.float32 else ir.DoubleType()
-    start = builder.mul(row, ir.Constant(ir.IntType(64), width))
-    pointer = builder.gep(context.make_array(ty)(context, builder, array).data, [start])
-    return builder.bitcast(pointer, ir.PointerType(ir.VectorType(element, width)))
-
-
-@intrinsic
-def _load(_typing: Any, tag: Any, array: Any, row: Any) -> Any:
-    """Row `row` of a C-contiguous (n, width) array; `tag` is a tuple of `width` floats."""
-    width = tag.count
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        ty = signature.args[1]
-        pointer = _row_pointer(context, builder, ty, args[1], args[2], width)
-        if ty.dtype == types.float32:
-            vector = ir.VectorType(ir.DoubleType(), width)
-            return builder.fpext(builder.load(pointer, align=4), vector)
-        return builder.load(pointer, align=8)
-
-    return _Lanes(width)(tag, array, types.intp), codegen
-
-
-@intrinsic
-def _zeros(_typing: Any, tag: Any) -> Any:
-    width = tag.count
-
-    def codegen(_context: Any, _builder: Any, _signature: Any, _args: Any) -> Any:
-        return ir.Constant(ir.VectorType(ir.DoubleType(), width), None)
-
-    return _Lanes(width)(tag), codegen
-
-
-@intrinsic
-def _plus(_typing: Any, acc: Any, factor: Any, row: Any) -> Any:
-    """``acc + factor * row``, rounded after the product and after the sum."""
-    width = acc.width
-
-    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        undefined = ir.Constant(ir.VectorType(ir.DoubleType(), width), ir.Undefined)
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
-        first = builder.insert_element(undefined, args[1], ir.Constant(ir.IntType(32), 0))
-        factors = builder.shuffle_vector(first, undefined, lanes)
-        return builder.fadd(args[0], builder.fmul(factors, args[2]))
-
-    return acc(acc, types.float64, row), codegen
-
-
-@intrinsic
-def _store(_typing: Any, acc: Any, array: Any, row: Any) -> Any:
-    width = acc.width
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _row_pointer(context, builder, signature.args[1], args[1], args[2], width)
-        builder.store(args[0], pointer, align=8)
-        return context.get_dummy_value()
-
-    return types.void(acc, array, types.intp), codegen
-
-
-# --- kernels -----------------------------------------------------------------------------------
-
-
 @numba.njit(nogil=True, cache=True)
 def _pack(values, rows, first, out):  # type: ignore[no-untyped-def]
     width = min(out.shape[1], values.shape[1] - first)
@@ -143,11 +62,11 @@ def _pack(values, rows, first, out):  # type: ignore[no-untyped-def]
 @numba.njit(nogil=True, cache=True)
 def _gather(weights, indices, indptr, rhs, out, lo, hi, tag):  # type: ignore[no-untyped-def]
     for j in range(lo, hi):
-        acc = _zeros(tag)
+        acc = zero_row(tag)
         for p in range(np.uintp(indptr[j]), np.uintp(indptr[j + 1])):
-            row = _load(tag, rhs, np.intp(indices[p]))
-            acc = _plus(acc, np.float64(weights[p]), row)
-        _store(acc, out, j)
+            row = load_row(tag, rhs, np.intp(indices[p]))
+            acc = add_scaled(acc, np.float64(weights[p]), row)
+        store_row(acc, out, j)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -156,15 +75,15 @@ def _gather_rated(  # type: ignore[no-untyped-def]
 ):
     for j in range(lo, hi):
         start, stop = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
-        acc = _zeros(tag)
+        acc = zero_row(tag)
         total = 0 * tally[j, 0]
         rated = 0 * tally[j, 1]
         for p in range(start, stop):
             i = np.uintp(indices[p])
-            acc = _plus(acc, np.float64(weights[p]), _load(tag, rhs, np.intp(i)))
+            acc = add_scaled(acc, np.float64(weights[p]), load_row(tag, rhs, np.intp(i)))
             total += weights[p]
             rated += weights[p] * has[i]
-        _store(acc, out, j)
+        store_row(acc, out, j)
         tally[j, 0] = total
         tally[j, 1] = rated
         partners[j] = _partners(indices, has, start, stop)
@@ -200,23 +119,25 @@ def _scatter(  # type: ignore[no-untyped-def]
     want_rated = partners.size > 0
     for j in range(indptr.size - 1):
         start, stop = np.intp(indptr[j]), np.intp(indptr[j + 1])
-        start += np.searchsorted(indices[start:stop], lo)
-        end = start
-        row = _load(tag, rhs, j)
-        for p in range(start, stop):
-            i = np.intp(indices[p])
-            if i >= hi or i < lo:
-                break
-            _store(_plus(_load(tag, out, i), np.float64(weights[p]), row), out, i)
-            end += 1
-        done += end - start
+        if hi < out.shape[0]:
+            stop = start + np.searchsorted(indices[start:stop], hi)
+        if lo > 0:
+            start += np.searchsorted(indices[start:stop], lo)
+        done += stop - start
+        if has[j]:
+            row = load_row(tag, rhs, j)
+            for p in range(np.uintp(start), np.uintp(stop)):
+                i = np.intp(indices[p])
+                if i < lo or i >= hi:
+                    return -1  # out of order: it belongs to another thread
+                store_row(add_scaled(load_row(tag, out, i), np.float64(weights[p]), row), out, i)
         if want_rated:
             some = np.uint8(1) | (has[j] << np.uint8(1))
-            for p in range(start, end):
-                i = np.uintp(indices[p])
-                tally[i, 0] += weights[p]
-                tally[i, 1] += weights[p] * has[j]
-                partners[i] |= some
+            for p in range(np.uintp(start), np.uintp(stop)):
+                k = np.uintp(indices[p])
+                tally[k, 0] += weights[p]
+                tally[k, 1] += weights[p] * has[j]
+                partners[k] |= some
     return done
 
 
@@ -228,14 +149,14 @@ def _aligned(shape: tuple[int, int], dtype: Any) -> np.ndarray:
     return buffer[offset : offset + n_bytes].view(dtype).reshape(shape)
 
 
-def _minor_spans(indices: np.ndarray, n_minor: int, n_spans: int) -> list[Span]:
-    # Balanced by a sample of the pairs; where the cuts fall changes no result.
+def minor_spans(indices: np.ndarray, n_minor: int, n_spans: int) -> list[Span]:
+    """Cut the minor axis into spans with about as many pairs, judged by a sample of them."""
     if n_spans == 1:
         return [(0, n_minor)]
     sample = np.sort(indices[:: max(1, indices.size // 20_000)])
     cuts = sample[np.linspace(0, sample.size - 1, n_spans + 1).astype(np.int64)][1:-1]
     edges = np.unique(np.concatenate([[0], cuts, [n_minor]]))
-    return [(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return list(pairwise(edges.tolist()))
 
 
 def contract_buffers(
@@ -295,45 +216,57 @@ def contract_buffers(
     if over == "minor":
         spans = balanced_spans(indptr, 8 * n_threads)
     else:
-        spans = _minor_spans(indices, n_minor, n_threads)
+        spans = minor_spans(indices, n_minor, n_threads)
     weights = _plain_weights(weights)
     has = (rows >= 0).astype(np.uint8)
+    n_out = indptr.size - 1 if over == "minor" else n_minor
+    n_threads = usable_threads(threads, indices.size)
     tally, partners = _tally(n_out if want_rated else 0, weights)
-    kernel_extras: tuple[Any, ...] = (has, tally, partners)
-    if want_rated and over == "minor" and has.all():
-        _all_rated(weights, indptr, tally, partners)
-        kernel_extras = ()
+    sums = _aligned((n_out, values.shape[1]), np.float64)
+    if over == "minor":
+        spans = balanced_spans(indptr, 8 * n_threads)
+        rated_pass = want_rated and not has.all()
+        if want_rated and not rated_pass:
+            _all_rated(weights, indptr, tally, partners)
+        for rhs, out, tag in _column_blocks(values, rows, sums):
+            args = (weights, indices, indptr, rhs, out)
+            if rated_pass:
+                _run(_gather_rated, (*args, has, tally, partners), tag, spans, n_threads)
+            else:
+                _run(_gather, args, tag, spans, n_threads)
+            rated_pass = False  # the weights are added up with the first columns only
+    else:
+        spans = minor_spans(indices, n_minor, n_threads)
+        extras = (has, tally, partners)
+        for rhs, out, tag in _column_blocks(values, rows, sums):
+            out[:] = 0.0
+            args = (weights, indices, indptr, rhs, out)
+            _require_all(_run(_scatter, (*args, *extras), tag, spans, n_threads), indices.size)
+            extras = (has, *_tally(0, weights))
+    return Contraction(sums, _share(tally), partners) if want_rated else Contraction(sums)
+
+
+def _column_blocks(
+    values: np.ndarray, rows: np.ndarray, sums: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[float, ...]]]:
+    """Give the rows of a few columns at a time, and where their sums go; fills `sums`."""
     n_columns = values.shape[1]
-    sums = _aligned((n_out, n_columns), np.float64)
     for first in range(0, max(n_columns, 1), LANES):
         width = next(w for w in (1, 2, 4, LANES) if w >= min(n_columns - first, LANES))
         rhs = _aligned((rows.size, width), values.dtype)
         _pack(values, rows, first, rhs)
-        out = sums if width == n_columns else _aligned((n_out, width), np.float64)
-        buffers = (weights, indices, indptr, rhs, out)
-        # The weights are added up with the first columns only.
-        if first > 0:
-            kernel_extras = (has, *_tally(0, weights))
-        if over == "major":
-            _run_scatter((*buffers, *kernel_extras), (0.0,) * width, spans, n_threads)
-        else:
-            kernel = _gather_rated if want_rated and kernel_extras and first == 0 else _gather
-            args = (*buffers, *kernel_extras) if kernel is _gather_rated else buffers
-            _run_gather(kernel, args, (0.0,) * width, spans, n_threads)
+        out = sums if width == n_columns else _aligned((sums.shape[0], width), np.float64)
+        yield rhs, out, (0.0,) * width
         if out is not sums:
             sums[:, first : first + width] = out[:, : n_columns - first]
-    return Contraction(sums, _share(tally), partners) if want_rated else Contraction(sums)
 
 
-def _run_gather(kernel: Any, args: Any, tag: Any, spans: list[Span], threads: int) -> None:
-    run_spans(lambda lo, hi: kernel(*args, lo, hi, tag), spans, threads)
+def _run(kernel: Any, args: Any, tag: Any, spans: list[Span], threads: int) -> list[Any]:
+    return run_spans(lambda lo, hi: kernel(*args, lo, hi, tag), spans, threads)
 
 
-def _run_scatter(args: Any, tag: Any, spans: list[Span], threads: int) -> None:
-    _weights, indices, _indptr, _rhs, out = args[:5]
-    out[:] = 0.0
-    done = run_spans(lambda lo, hi: _scatter(*args, lo, hi, tag), spans, threads)
-    if sum(done) != indices.size:
+def _require_all(done: list[int], n_pairs: int) -> None:
+    if min(done, default=0) < 0 or sum(done) != n_pairs:
         raise SchemaError(
             "the stored pairs of a neuron are not in ascending order, which sums over the "
             "compressed axis need: build the connectivity again with mx.build_connectivity"

@@ -99,7 +99,7 @@ def require_known(ids: np.ndarray, positions: np.ndarray, what: str, where: str,
     --------
     >>> require_known(np.array([3, 5]), np.array([0, -1]), "pre", "the units", "drop them")
     Traceback (most recent call last):
-    microns_xr.errors.UnknownLabelError: 1 of 2 (50.0%) ids of pre are not in the units, such as 5: ...
+    microns_xr.errors.UnknownLabelError: 1 of 2 (50.0%) ids of pre are not in the units, ...
     """
     unknown = ids[positions < 0]
     if unknown.size:
@@ -135,7 +135,8 @@ class Lookup:
     """
 
     def __init__(self, labels: np.ndarray, what: str) -> None:
-        self._labels = np.ascontiguousarray(labels, dtype=np.int64)
+        self._what = what
+        self._labels = self._as_int64(labels)
         bits = max(3, int(2 * self._labels.size).bit_length())
         self._shift = np.uint64(64 - bits)
         self._keys = np.zeros(1 << bits, dtype=np.int64)
@@ -146,7 +147,7 @@ class Lookup:
 
     def find(self, ids: np.ndarray, threads: int | None = None) -> np.ndarray:
         """Return the position of each id, int32, -1 where it is no label."""
-        ids = np.ascontiguousarray(ids, dtype=np.int64)
+        ids = self._as_int64(ids)
         out = np.empty(ids.size, dtype=np.int32)
         n_threads = usable_threads(threads, ids.size)
 
@@ -155,6 +156,14 @@ class Lookup:
 
         run_spans(work, equal_spans(ids.size, 4 * n_threads), n_threads)
         return out
+
+    def _as_int64(self, ids: np.ndarray) -> np.ndarray:
+        if ids.dtype.kind not in "iu":
+            raise SchemaError(
+                f"{self._what} is matched with ids of dtype {ids.dtype}, expected int64: ids that "
+                "have passed through float are rounded, read them again"
+            )
+        return np.ascontiguousarray(ids, dtype=np.int64)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from itertools import pairwise
+from typing import Any, TypeVar
 
-import numba
+import numba.core.config
 import numpy as np
 
 __all__ = ["Span", "balanced_spans", "equal_spans", "run_spans", "usable_threads"]
 
 Span = tuple[int, int]
 Result = TypeVar("Result")
+_numba_config: Any = numba.core.config  # its settings are made at import
 
 # Below this many stored pairs a thread costs more than it gives.
 _WORTH_A_THREAD = 100_000
@@ -43,7 +45,7 @@ def usable_threads(threads: int | None, elements: int) -> int:
     >>> usable_threads(4, elements=10)
     1
     """
-    wanted = int(numba.config.NUMBA_NUM_THREADS) if threads is None else int(threads)
+    wanted = int(_numba_config.NUMBA_NUM_THREADS) if threads is None else int(threads)
     return max(1, min(wanted, elements // _WORTH_A_THREAD))
 
 
@@ -86,13 +88,10 @@ def balanced_spans(indptr: np.ndarray, n_spans: int) -> list[Span]:
 
 
 def _spans(edges: np.ndarray) -> list[Span]:
-    pairs = zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
-    return [(lo, hi) for lo, hi in pairs if hi > lo]
+    return [(lo, hi) for lo, hi in pairwise(edges.tolist()) if hi > lo]
 
 
-def run_spans(
-    work: Callable[[int, int], Result], spans: list[Span], threads: int
-) -> list[Result]:
+def run_spans(work: Callable[[int, int], Result], spans: list[Span], threads: int) -> list[Result]:
     """Call ``work(first, last)`` for every span and return the results in the order of `spans`.
 
     Parameters

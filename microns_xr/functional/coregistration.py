@@ -243,8 +243,8 @@ def collapse_scans(
     result = result.assign(
         {n: ("nucleus_id", v.astype(np.int64)) for n, v in counts.items()}
     ).assign_coords({c: functional.coords[c] for c in RELEASE_COORDS if c in functional.coords})
-    result.attrs.update(functional.attrs)
-    result.attrs["collapse"] = how if by is None else f"{how} by {by}"
+    collapse = how if by is None else f"{how} by {by}"
+    result.attrs = {**functional.attrs, **result.attrs, "collapse": collapse}
     return add_history(result, f"collapse_scans(how={how!r}, by={by!r})", source=functional)
 
 

@@ -1,1 +1,1 @@
-"""Where raw tables come from: a directory, the CAVE service, its archive, or a synthetic release."""
+"""Where raw tables come from: a folder, the CAVE service, its archive, a synthetic release."""

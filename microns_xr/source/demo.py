@@ -24,12 +24,13 @@ from microns_xr.source.demo_functional_tables import planted_units
 from microns_xr.source.demo_planted import Planted, planted_of
 from microns_xr.source.demo_synapses import make_synapses, planted_synapses, synapse_table
 from microns_xr.source.files import frame_sha256, write_table_file
+from microns_xr.source.identity import write_identity
 
 __all__ = ["DEMO_VERSIONS", "DemoSource"]
 
 DEMO_VERSIONS = (661, 1507, 1718)
 
-_MIN_NUCLEI, _MIN_SYNAPSES = 1000, 1000
+_MIN_NUCLEI, _MIN_SYNAPSES = 500, 1000
 _SYNAPSES_A_NUCLEUS = 20
 _COMBO_TABLE = "cell_type_multifeature_combo"
 
@@ -47,7 +48,7 @@ class DemoSource:
     version : {661, 1507, 1718}
         Materialization version it imitates.
     n_nuclei : int, optional
-        Rows of the nucleus table, at least 1,000. The planted layer borders come out within 10 µm
+        Rows of the nucleus table, at least 500. The planted layer borders come out within 10 µm
         from 4,000 up.
     seed : int, optional
         Seed, not negative.
@@ -109,23 +110,24 @@ class DemoSource:
                 raise SchemaError(f"{name} is {value!r}, expected a whole number from {least} up")
         if not 0 <= like_to_like <= 1:
             raise SchemaError(f"like_to_like is {like_to_like!r}, expected a number from 0 to 1")
-        self.version = int(version)
+        self.version: int | None = int(version)
+        self._version = int(version)
         self.n_nuclei = int(n_nuclei)
         self.seed = int(seed)
         self.n_synapses = int(n_synapses)
         self.like_to_like = float(like_to_like)
         self.datastack = datastack
-        self._roles = dict(release_spec(self.version).tables)
+        self._roles = dict(release_spec(self._version).tables)
         self._tables: dict[str, pd.DataFrame] = {}
         self._planted: dict[str, Any] = {}
 
     def __repr__(self) -> str:
-        return f"DemoSource({self.version}, n_nuclei={self.n_nuclei}, seed={self.seed})"
+        return f"DemoSource({self._version}, n_nuclei={self.n_nuclei}, seed={self.seed})"
 
     @property
     def layer_borders(self) -> dict[str, tuple[float, float]]:
         """Planted borders in µm; 661 has no types of white matter, so L6 is its last layer."""
-        return {k: v for k, v in LAYER_BORDERS.items() if self.version != 661 or k != "WM"}
+        return {k: v for k, v in LAYER_BORDERS.items() if self._version != 661 or k != "WM"}
 
     def _rng(self, name: str) -> np.random.Generator:
         return child_rng(self.seed, self.n_nuclei, name)
@@ -150,7 +152,7 @@ class DemoSource:
     def _makers(self) -> dict[str, Callable[[np.random.Generator], Any]]:
         """Table name to the function that makes it, and perhaps what is planted in it."""
         types, tables, functional = demo_celltypes, demo_tables, demo_functional_tables
-        v = self.version
+        v = self._version
         by_name: dict[str, Callable[[np.random.Generator], Any]] = {
             "nucleus_detection_v0": lambda r: tables.nucleus_table(self._cells, v, r),
             "baylor_log_reg_cell_type_coarse_v1": lambda r: types.coarse_table(self._cells, v, r),
@@ -194,7 +196,7 @@ class DemoSource:
         if name not in self._makers:
             near = nearest_words(name, self._makers)
             raise SourceError(
-                f"the demo of release {self.version} has no table {name!r}, it has "
+                f"the demo of release {self._version} has no table {name!r}, it has "
                 f"{', '.join(self.available_tables())}"
                 + (f"; nearest: {', '.join(near)}" if near else "")
             )
@@ -254,11 +256,11 @@ class DemoSource:
         drawn = {
             **self._planted,
             **planted_units(
-                self._cells, self._units, self.version, "functional_properties" in self._roles
+                self._cells, self._units, self._version, "functional_properties" in self._roles
             ),
-            **planted_synapses(self._cells, self._synapses, self.version),
+            **planted_synapses(self._cells, self._synapses, self._version),
         }
-        return planted_of(self._cells, self.version, "brain_area" in self._roles, drawn)
+        return planted_of(self._cells, self._version, "brain_area" in self._roles, drawn)
 
     def write(self, path: str | Path, format: Literal["csv", "parquet"] = "csv") -> Path:
         """Write all tables as a release folder: ``raw/``, ``raw/synapses/``, ``functional/``.
@@ -297,6 +299,7 @@ class DemoSource:
             self._roles["tuning_curves"]: "functional",
         }
         path = Path(path)
+        write_identity(path, self.datastack, self.version)
         for name in self.available_tables():
             file = path / folders.get(name, "raw") / f"{name}.{format}"
             write_table_file(self._table(name), file)

@@ -90,6 +90,18 @@ class _Lookup:
         return np.minimum(first + (u * count).astype(np.int64), len(self.members) - 1)
 
 
+def _places(
+    cells: Cells, pre: np.ndarray, is_exc: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lateral places where the presynaptic cells look for a partner."""
+    length = np.where(is_exc[pre], _LENGTH_EXC, _LENGTH_INH)
+    distance = -length * np.log1p(-rng.random(len(pre)))
+    angle = 2 * np.pi * rng.random(len(pre))
+    x = _reflect(cells.position_um[pre, 0] + distance * np.cos(angle), *BOX_X)
+    z = _reflect(cells.position_um[pre, 2] + distance * np.sin(angle), *BOX_Z)
+    return x, z
+
+
 def _draw_posts(
     cells: Cells, pre: np.ndarray, like_to_like: float, rng: np.random.Generator
 ) -> np.ndarray:
@@ -98,12 +110,6 @@ def _draw_posts(
     group = _group_of_type()[cells.type_code]
     exc = CLASSES.index("excitatory_neuron")
     is_exc = cells.class_code == exc
-    length = np.where(is_exc[pre], _LENGTH_EXC, _LENGTH_INH)
-    distance = -length * np.log1p(-rng.random(n))
-    angle = 2 * np.pi * rng.random(n)
-    x = _reflect(cells.position_um[pre, 0] + distance * np.cos(angle), *BOX_X)
-    z = _reflect(cells.position_um[pre, 2] + distance * np.sin(angle), *BOX_Z)
-
     size = np.bincount(group[group >= 0], minlength=len(_GROUPS))
     cumulative = np.cumsum(_AFFINITY * size, axis=1)
     cumulative /= cumulative[:, -1:]
@@ -113,6 +119,8 @@ def _draw_posts(
         rows = np.flatnonzero(group[pre] == i)
         target[rows] = np.searchsorted(cumulative[i, :-1], u[rows], side="right")
 
+    x, z = _places(cells, pre, is_exc, rng)
+    other_x, other_z = _places(cells, pre, is_exc, rng)
     u_first, u_second, u_alike = rng.random((3, n))
     post = np.empty(n, dtype=np.int64)
     for i in range(len(_GROUPS)):
@@ -124,7 +132,7 @@ def _draw_posts(
         both = is_exc[pre[rows]] & is_exc[lookup.members[place]] & (u_alike[rows] < like_to_like)
         alike = rows[both]
         if len(alike):
-            other = lookup.near(x[alike], z[alike], u_second[alike])
+            other = lookup.near(other_x[alike], other_z[alike], u_second[alike])
             own = cells.pref_dir[pre[alike]]
             first, second = (
                 np.abs(np.mod(own - cells.pref_dir[lookup.members[p]] + 90, 180) - 90)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from microns_xr.errors import SourceError, nearest_words
+from microns_xr.errors import ReleaseMismatchError, SourceError, nearest_words
 from microns_xr.source.files import TABLE_SUFFIXES, file_sha256, read_table_file, table_stem
+from microns_xr.source.identity import read_identity
 
 __all__ = ["DirectorySource"]
 
@@ -30,9 +31,9 @@ class DirectorySource:
     path : str or pathlib.Path
         The folder.
     version : int, optional
-        Materialization version of the tables; a folder does not say.
+        Materialization version of the tables, unless a file ``release.json`` in the folder says it.
     datastack : str, optional
-        Name of the datastack.
+        Name of the datastack, unless ``release.json`` says it.
 
     Attributes
     ----------
@@ -43,6 +44,8 @@ class DirectorySource:
     ------
     SourceError
         If the folder does not exist or is none.
+    ReleaseMismatchError
+        If the folder says that it holds another version.
 
     Examples
     --------
@@ -82,6 +85,19 @@ class DirectorySource:
                 f"{self.path} is a file, expected the folder that holds the tables: "
                 f"give {self.path.parent}"
             )
+        self._identify()
+
+    def _identify(self) -> None:
+        """Take datastack and version from the folder, where it says them."""
+        said = read_identity(self.path.resolve())
+        if said is None:
+            return
+        if self.version is not None and self.version != said[1]:
+            raise ReleaseMismatchError(
+                f"{self.path} holds tables of {said[0]} v{said[1]}, but version {self.version} was "
+                f"asked for: give version {said[1]}, or the folder of version {self.version}"
+            )
+        self.datastack, self.version = said
 
     def _folders(self) -> list[Path]:
         folders = [self.path, self.path / "raw", self.path / "functional"]

@@ -26,6 +26,7 @@ __all__ = [
     "frame_sha256",
     "read_table_file",
     "table_stem",
+    "to_frame",
     "write_table_file",
 ]
 
@@ -115,7 +116,7 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
             table = pa.feather.read_table(path, memory_map=False)
         else:
             table = _read_csv(path)
-        return _to_frame(table)
+        return to_frame(table)
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, SourceError):
             raise
@@ -144,7 +145,8 @@ def _read_csv(path: Path) -> pa.Table:
     return read(times) if times else table
 
 
-def _to_frame(table: pa.Table) -> pd.DataFrame:
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """Return a table of Arrow as a DataFrame, typed as `read_table_file` types it."""
     # By position: names may repeat.
     columns = {
         i: _to_series(column, name)

@@ -11,7 +11,7 @@ from xarray.backends import BackendEntrypoint
 
 from microns_xr.connectivity.arrays import Compressed
 from microns_xr.errors import UnknownLabelError
-from microns_xr.store.open import open_root, open_store, read_group
+from microns_xr.store.open import groups_of, open_root, open_store, read_group
 
 __all__ = ["MicronsXrBackendEntrypoint"]
 
@@ -77,7 +77,7 @@ class MicronsXrBackendEntrypoint(BackendEntrypoint):
         root = open_root(filename_or_obj)
         if group is None:
             raise UnknownLabelError(
-                f"group is not given, expected one of {sorted(root.group_keys())}: pass "
+                f"group is not given, expected one of {groups_of(root)}: pass "
                 'group="units", or use xr.open_datatree for all'
             )
         dataset = read_group(root, group, lazy=lazy, compressed=compressed)

@@ -148,11 +148,11 @@ def check_name(name: object, where: str) -> str:
     Traceback (most recent call last):
     microns_xr.errors.SchemaError: units has the name 'cell type', expected text without blanks ...
     """
-    if isinstance(name, str) and re.fullmatch(r"(?!__)(?!\.+$)[^\s/]+", name):
+    if isinstance(name, str) and re.fullmatch(r"(?!__|\.+$|zarr\.json$)[^\s/]+", name):
         return name
     raise SchemaError(
-        f"{where} has the name {name!r}, expected text without blanks and slashes that does not "
-        "start with '__': rename it with .rename before writing"
+        f"{where} has the name {name!r}, expected text without blanks and slashes, not "
+        "'zarr.json' nor with '__' at its start: rename it with .rename before writing"
     )
 
 

@@ -73,7 +73,7 @@ def open_store(path: Path, lazy: bool = False, compressed: Compressed = "post") 
     microns_xr.errors.StoreFormatError: there is no store at ...no/such/store.zarr: ...
     """
     root = open_root(path)
-    names = [name for name in DATA_GROUPS if name in root]
+    names = groups_of(root)
     if "units" not in names:
         raise StoreFormatError(
             f"{path} has no group 'units', found {names}: the store is damaged, write it again"
@@ -90,9 +90,8 @@ def open_root(path: Path) -> zarr.Group:
     StoreFormatError
         If there is no store, or its format is not known.
     """
-    address = os.fspath(path)
+    address = swap.address_of(path)
     if "://" not in address:
-        address = os.path.realpath(os.path.expanduser(address))
         swap.recover(address)
     try:
         root = zarr.open_group(address, mode="r", zarr_format=3)
@@ -114,6 +113,11 @@ def open_root(path: Path) -> zarr.Group:
             "update the package"
         )
     return root
+
+
+def groups_of(root: zarr.Group) -> list[str]:
+    """Return the names of the groups of data a store has."""
+    return [name for name in DATA_GROUPS if _node(root, name) is not None]
 
 
 def read_group(
@@ -151,8 +155,8 @@ def read_group(
     for axis in OTHER:
         if name == matrix_group(axis):
             name, compressed = "connectivity", axis
-    if name not in DATA_GROUPS or name not in root:
-        names = [group for group in DATA_GROUPS if group in root]
+    if name not in groups_of(root):
+        names = groups_of(root)
         near = nearest_words(name, names)
         raise UnknownLabelError(
             f"group {name!r} is not in the store, expected one of {names}"
@@ -303,17 +307,24 @@ def _text(array: zarr.Array) -> np.ndarray:
 
 
 def _group(root: zarr.Group, name: str) -> zarr.Group:
-    node = root.get(name)
+    node = _node(root, name)
     if not isinstance(node, zarr.Group):
         raise _damaged(root, f"the group {name!r} is missing")
     return node
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array:
-    node = group.get(name)
+    node = _node(group, name)
     if not isinstance(node, zarr.Array):
         raise _damaged(group, f"the array {name!r} is missing, expected {_variables(group)}")
     return node
+
+
+def _node(group: zarr.Group, name: str) -> zarr.Group | zarr.Array | None:
+    try:
+        return group.get(name)
+    except (ValueError, KeyError, TypeError) as err:
+        raise _damaged(group, f"the metadata of {name!r} cannot be read ({err})") from err
 
 
 def _variables(group: zarr.Group) -> list[str]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import pandas as pd
 import xarray as xr
 from xarray.backends import BackendArray
 
@@ -58,7 +59,8 @@ def _backend_arrays(variable: xr.Variable) -> Iterator[BackendArray]:
             for value in layer.values()
         ]
     for array in below:
-        while not isinstance(array, BackendArray) and hasattr(array, "array"):
+        # A pandas index has an attribute of that name, too, but nothing of the disk below it.
+        while not isinstance(array, BackendArray | pd.Index) and hasattr(array, "array"):
             array = array.array
         if isinstance(array, BackendArray):
             yield array

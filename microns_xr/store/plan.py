@@ -15,7 +15,13 @@ import pandas as pd
 import sparse
 import xarray as xr
 
-from microns_xr.connectivity.arrays import Compressed, Pattern, make_pattern, pattern_of, values_of
+from microns_xr.connectivity.arrays import (
+    PAIR_DIMS,
+    Compressed,
+    Pattern,
+    make_pattern,
+    pair_buffers,
+)
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import RELEASE_COORDS
 from microns_xr.store.format import (
@@ -48,7 +54,6 @@ __all__ = [
 ]
 
 Block = Callable[[int, int], np.ndarray]
-_AXES = ("pre_nucleus_id", "post_nucleus_id")
 _SPARSE = ("synapse_size", "synapse_count")
 _INT32 = np.iinfo(np.int32)
 
@@ -135,31 +140,23 @@ def pairs_of(connectivity: xr.Dataset) -> Pairs:
     SchemaError
         If size and count are on different patterns, or partners are not sorted and unique.
     """
-    pattern, other = (pattern_of(connectivity, name) for name in _SPARSE)
-    if pattern.compressed != other.compressed or not (
-        _equal(pattern.indices, other.indices) and _equal(pattern.indptr, other.indptr)
-    ):
-        raise SchemaError(
-            "synapse_size and synapse_count have different patterns, expected one: make both in "
-            "one step with mx.build_connectivity, and select from the Dataset, not from one of them"
-        )
+    pattern, values = pair_buffers(connectivity, _SPARSE)
     problems = pattern_problems(pattern.indices, pattern.indptr, pattern.shape, pattern.compressed)
     if problems:
         raise SchemaError(
             f"connectivity cannot be written: {'; '.join(problems)}; "
             "build it with mx.build_connectivity"
         )
-    size, count = (values_of(connectivity, name) for name in _SPARSE)
+    size, count = (values[name] for name in _SPARSE)
     return Pairs(pattern, size, count, (_narrowest(size), _narrowest(count)))
 
 
 def transposed(pairs: Pairs) -> Pairs:
     """Return the same pairs compressed over the other axis, values in the dtypes of the disk."""
-    pattern, dtype = pairs.pattern, np.result_type(*pairs.dtypes)
-    indptr, records = transpose(
-        pattern.indices, pattern.indptr, pattern.n_minor, pairs.size, pairs.count, dtype
+    pattern = pairs.pattern
+    indices, indptr, size, count = transpose(
+        pattern.indices, pattern.indptr, pattern.n_minor, pairs.size, pairs.count, pairs.dtypes
     )
-    indices, size, count = records.T
     flipped = make_pattern(indices, indptr, pattern.shape, OTHER[pattern.compressed])
     return Pairs(flipped, size, count, pairs.dtypes)
 
@@ -175,9 +172,9 @@ def plan_matrix(connectivity: xr.Dataset, pairs: Pairs) -> PlannedGroup:
     """
     pattern, major = pairs.pattern, pairs.pattern.compressed
     path = matrix_group(major)
-    extra = [name for name in connectivity.variables if name not in (*_SPARSE, *_AXES)]
+    extra = [name for name in connectivity.variables if name not in (*_SPARSE, *PAIR_DIMS)]
     for name in extra:
-        if set(_AXES) <= set(connectivity[name].dims):
+        if set(PAIR_DIMS) <= set(connectivity[name].dims):
             raise SchemaError(
                 f"{name!r} of connectivity spans both axes, expected only synapse_size and "
                 "synapse_count to: take it out with .drop_vars before writing"
@@ -210,7 +207,7 @@ def plan_matrix(connectivity: xr.Dataset, pairs: Pairs) -> PlannedGroup:
         PlannedArray(name, dims[name], (length,), dtype, attrs, read)
         for name, dtype, attrs, length, read in buffers
     ]
-    arrays += _dense(connectivity, [*_AXES, *extra], "connectivity")
+    arrays += _dense(connectivity, [*PAIR_DIMS, *extra], "connectivity")
     encoding = (MATRIX_ENCODING[major], MATRIX_VERSION, list(pattern.shape))
     attrs = _group_attrs(connectivity, path, arrays)
     return PlannedGroup(path, attrs | dict(zip(MATRIX_ATTRS, encoding, strict=True)), arrays)
@@ -293,8 +290,9 @@ def _dense_array(name: str, variable: xr.Variable, where: str) -> PlannedArray:
 def _group_attrs(dataset: xr.Dataset, path: str, arrays: list[PlannedArray]) -> dict[str, Any]:
     release = _release(dataset)
     given = dict(dataset.attrs)
+    given.pop(VARIABLES_ATTR, None)  # left by a plain reader, and made anew
     for name in reserved_attrs(path):
-        # What a plain reader of the store sees as attribute comes back here unchanged.
+        # So are copies of the release; any other value would be lost on the way.
         if name in given and given.pop(name) != release.get(name):
             raise SchemaError(
                 f"attribute {name!r} of {path} is reserved by the format: rename it before writing"
@@ -329,7 +327,3 @@ def _narrowest(values: np.ndarray) -> str:
     if values.size and not _INT32.min <= values.min() <= values.max() <= _INT32.max:
         return "int64"
     return "int32"
-
-
-def _equal(first: np.ndarray, second: np.ndarray) -> bool:
-    return first is second or np.array_equal(first, second)

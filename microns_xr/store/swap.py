@@ -24,10 +24,22 @@ except ImportError:  # no file locks on Windows: two writers at once are not not
 from microns_xr.errors import StoreFormatError
 from microns_xr.store.format import FORMAT_ATTR
 
-__all__ = ["is_store", "recover", "replacing"]
+__all__ = ["address_of", "is_store", "recover", "replacing"]
 
 MARK = ".microns_xr_swap"
 _PATIENCE = 2.0  # seconds a reader waits for the two renames of a live writer
+
+
+def address_of(path: str | os.PathLike[str]) -> str:
+    """Return a local path without links, or the address of an object store as it is.
+
+    Examples
+    --------
+    >>> address_of("gs://bucket/a.zarr"), address_of("file:///a.zarr")
+    ('gs://bucket/a.zarr', '/a.zarr')
+    """
+    text = os.fspath(path).removeprefix("file://")
+    return text if "://" in text else os.path.realpath(os.path.expanduser(text))
 
 
 def tmp_of(path: str) -> str:

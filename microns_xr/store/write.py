@@ -13,7 +13,6 @@ from typing import Any
 
 import xarray as xr
 import zarr
-import zarr.errors
 
 from microns_xr.errors import SchemaError, StoreFormatError
 from microns_xr.provenance import release_of, require_same_release
@@ -29,7 +28,6 @@ from microns_xr.store.format import (
 )
 from microns_xr.store.origin import reads_from
 from microns_xr.store.plan import (
-    Pairs,
     PlannedArray,
     PlannedGroup,
     pairs_of,
@@ -41,9 +39,6 @@ from microns_xr.store.plan import (
 )
 
 __all__ = ["write_store"]
-
-# What the other copy of the connectivity is made of, when there is any.
-Second = tuple[xr.Dataset, Pairs] | None
 
 # Two cores are busy with four threads: one waits for the disk or hands a block to the next step.
 _THREADS = max(4, min(16, 2 * (os.cpu_count() or 1)))
@@ -126,36 +121,28 @@ def write_store(
         "synapses": synapses,
     }
     parts = {kind: part for kind, part in given.items() if part is not None}
-    address = _address(path)
+    address = swap.address_of(path)
     validate(units, "units")
     _check(parts, address, check_release)
     groups = [plan_dataset(kind, part) for kind, part in parts.items() if kind != "connectivity"]
-    second: Second = None
     if connectivity is not None:
         pairs = pairs_of(connectivity)
-        groups[:0] = [plan_parent(connectivity), plan_matrix(connectivity, pairs)]
-        second = (connectivity, pairs)
+        groups.append(plan_parent(connectivity))
+        groups += [plan_matrix(connectivity, copy) for copy in (pairs, transposed(pairs))]
     root_attrs = _root_attrs(parts, source_tables, timestamp)
     if "://" in address:
         try:
             root = zarr.open_group(address, mode="w-", zarr_format=3)
-        except (zarr.errors.ContainsGroupError, zarr.errors.ContainsArrayError) as err:
+        except FileExistsError as err:
             raise StoreFormatError(
                 f"{address} is taken, expected a new address: object stores cannot rename, so a "
-                "store there is never replaced"
+                "store there is never replaced; remove what an interrupted write has left"
             ) from err
-        _write(root, groups, second, root_attrs, consolidated)
+        _write(root, groups, root_attrs, consolidated)
         return
     with swap.replacing(address, overwrite=overwrite) as folder:
         root = zarr.open_group(folder, mode="a", zarr_format=3)
-        _write(root, groups, second, root_attrs, consolidated)
-
-
-def _address(path: str | os.PathLike[str]) -> str:
-    text = os.fspath(path)
-    if "://" in text:
-        return text
-    return os.path.realpath(os.path.expanduser(text))
+        _write(root, groups, root_attrs, consolidated)
 
 
 def _check(parts: Mapping[str, xr.Dataset], address: str, check_release: bool) -> None:
@@ -227,17 +214,12 @@ def _version() -> str:
 def _write(
     root: zarr.Group,
     groups: list[PlannedGroup],
-    second: Second,
     root_attrs: dict[str, Any],
     consolidated: bool,
 ) -> None:
     pool = ThreadPoolExecutor(_THREADS)
     try:
         pending = [job for group in groups for job in _submit(pool, root, group)]
-        if second is not None:
-            # The other copy is sorted while the other threads compress the first.
-            connectivity, pairs = second
-            pending += _submit(pool, root, plan_matrix(connectivity, transposed(pairs)))
         for job in pending:
             job.result()
     finally:

@@ -17,14 +17,14 @@ from collections.abc import Callable
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from microns_xr.connectivity.arrays import connectivity_dataset, make_pattern
 from microns_xr.provenance import stamp_release
 from microns_xr.store.format import BLOCKSIZE, CHUNK, pattern_problems
-from microns_xr.store.open import open_store, read_group
-from microns_xr.store.open import open_root as root_of
-from microns_xr.store.plan import pairs_of, transposed
-from microns_xr.store.write import write_store
+from microns_xr.store.open import open_root, open_store, read_group
+from microns_xr.store.plan import pairs_of, plan_matrix, transposed
+from microns_xr.store.write import _write, write_store
 
 
 def synthetic(n: int, n_connections: int, seed: int = 0) -> tuple[xr.Dataset, xr.Dataset]:
@@ -67,10 +67,18 @@ def synthetic(n: int, n_connections: int, seed: int = 0) -> tuple[xr.Dataset, xr
     return stamp_release(units, "synthetic", 1), connectivity
 
 
-def measure(label: str, call: Callable[[], object], repeats: int, n: int | None = None) -> None:
+def measure(
+    label: str,
+    call: Callable[[], object],
+    repeats: int,
+    n: int | None = None,
+    before: Callable[[], object] | None = None,
+) -> None:
     """Print best and median seconds and, for `n` connections, millions a second."""
     seconds, cpu = [], []
     for _ in range(repeats):
+        if before is not None:
+            before()
         start, start_cpu = time.perf_counter(), time.process_time()
         call()
         seconds.append(time.perf_counter() - start)
@@ -103,6 +111,7 @@ def main() -> None:
     few = units.isel(nucleus_id=slice(0, 3))
     pairs = pairs_of(connectivity)
     n = pairs.pattern.nnz
+    by_post = plan_matrix(connectivity, pairs)
     folder = tempfile.mkdtemp(dir=args.folder)
     path = os.path.join(folder, "store.zarr")
     only_units = os.path.join(folder, "units.zarr")
@@ -112,12 +121,27 @@ def main() -> None:
         measure("check of the pattern, ranges and dtypes", lambda: pairs_of(connectivity), 3, n)
         measure("transpose to the other copy", lambda: transposed(pairs), 3, n)
         measure(
-            "write, both copies with counts",
+            "write by_post alone, with counts",
+            lambda: _write(zarr.open_group(path, mode="a"), [by_post], {}, False),
+            args.repeats,
+            n,
+            before=lambda: shutil.rmtree(path, ignore_errors=True),
+        )
+        shutil.rmtree(path)
+        measure(
+            "write_store, both copies with counts",
+            lambda: write_store(path, units=few, connectivity=connectivity),
+            args.repeats,
+            n,
+            before=lambda: shutil.rmtree(path, ignore_errors=True),
+        )
+        measure(
+            "the same in place of an older store",
             lambda: write_store(path, units=few, connectivity=connectivity),
             args.repeats,
             n,
         )
-        root = root_of(path)
+        root = open_root(path)
         for axis in ("post", "pre"):
             measure(
                 f"read by_{axis}, size and count as int64",

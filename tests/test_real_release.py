@@ -1,0 +1,109 @@
+"""A whole small release of real tables, against plain pandas and scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import microns_xr as mx
+from microns_xr.errors import DroppedRowsWarning
+from microns_xr.functional.tuning import build_tuning_curves
+
+
+@pytest.fixture(scope="module")
+def folder(real_data):
+    return real_data / "minnie65_v661"
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    """Units, connectivity matrix (pre, post) and rates by direction, without any of our code."""
+    raw = folder / "raw"
+    nuclei = pd.read_csv(raw / "nucleus_detection_v0.csv")
+    types = pd.read_csv(raw / "baylor_log_reg_cell_type_coarse_v1.csv")
+    nuclei = nuclei[(nuclei.pt_root_id > 0) & ~nuclei.pt_root_id.duplicated(keep=False)]
+    nuclei = nuclei[nuclei.id.isin(types.target_id)].sort_values("id")
+    position = {root: i for i, root in enumerate(nuclei.pt_root_id.tolist())}
+    rows = pd.read_csv(raw / "synapses" / "connections.csv")
+    pre, post = rows.pre_pt_root_id.map(position), rows.post_pt_root_id.map(position)
+    known = pre.notna() & post.notna()
+    matrix = sp.csr_matrix(
+        (rows["size"][known].astype(float), (pre[known].astype(int), post[known].astype(int))),
+        shape=(len(nuclei), len(nuclei)),
+    )
+    fits = pd.read_csv(folder / "functional" / "tuning_curves_fitted_v1.csv")
+    matches = pd.read_csv(raw / "coregistration_manual_v3.csv")
+    joined = fits.merge(matches, on=["session", "scan_idx", "unit_id"])
+    curves = np.stack([np.array(text.strip("[]").split(), float) for text in joined.rate_dir])
+    rates = pd.DataFrame(curves, index=joined.target_id).groupby(level=0).mean().reindex(nuclei.id)
+    return nuclei, matrix, rates.to_numpy(), len(rows), int(known.sum())
+
+
+@pytest.fixture(scope="module", params=["fresh", "reopened"])
+def release(request, folder, tmp_path_factory):
+    release = mx.Release(661, source=folder)
+    with pytest.warns(DroppedRowsWarning, match="4719 of 42124 rows"):
+        if request.param == "fresh":
+            units = release.units(functional="match", rates=True)
+            return {"units": units, "connectivity": release.connectivity(units=units)}
+        store = tmp_path_factory.mktemp("v661") / "v661.zarr"
+        release.write(store)
+    tree = mx.open_store(store)
+    return {name: tree[name].to_dataset() for name in ("units", "connectivity")}
+
+
+def test_units_and_connections(release, plain):
+    nuclei, matrix, rates, _, n_known = plain
+    units, connectivity = release["units"], release["connectivity"]
+    np.testing.assert_array_equal(units.nucleus_id, nuclei.id)
+    np.testing.assert_array_equal(units.pt_root_id, nuclei.pt_root_id)
+    assert units.sizes["nucleus_id"] == 54_869
+    assert int((units.n_rated > 0).sum()) == np.isfinite(rates[:, 0]).sum() == 5336
+    assert mx.n_connections(connectivity) == matrix.nnz == n_known == 37_405
+    assert connectivity.scope.item() == "unknown"
+    assert connectivity.attrs["dropped_synapses"]["any_reason"] == 4719
+
+
+def test_input_currents_of_16_directions(release, plain):
+    _, matrix, rates, *_ = plain
+    currents = mx.input_currents(release["connectivity"], release["units"].rate_dir)
+    expected = matrix.T @ np.nan_to_num(rates)
+    sums = currents.sum("post_nucleus_id").values
+    np.testing.assert_allclose(sums, expected.sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(currents.values, expected, rtol=1e-12)
+    rated = np.isfinite(rates[:, 0]).astype(float)
+    total = np.asarray(matrix.sum(axis=0)).ravel()
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(currents.rated_fraction, (matrix.T @ rated) / total, rtol=1e-12)
+
+
+def test_the_other_contraction_is_another_number(release, plain):
+    _, matrix, rates, *_ = plain
+    other = mx.contract(
+        release["connectivity"], release["units"].rate_dir, over="post_nucleus_id", missing="skip"
+    )
+    expected = matrix @ np.nan_to_num(rates)
+    np.testing.assert_allclose(other.fillna(0).values, expected, rtol=1e-12)
+    currents = mx.input_currents(release["connectivity"], release["units"].rate_dir)
+    assert not np.allclose(other.sum("pre_nucleus_id"), currents.sum("post_nucleus_id"), rtol=0.1)
+
+
+def test_a_neuron_of_five_scans_contributes_once(release, folder):
+    matches = pd.read_csv(folder / "raw" / "coregistration_manual_v3.csv")
+    five = matches.target_id.value_counts().idxmax()
+    units = release["units"]
+    assert units.n_scan_units.sel(nucleus_id=five).item() == 5
+    # give every one of its five units the same curve: the neuron's rate is that curve, not five
+    rows = matches[matches.target_id == five]
+    curve = "[" + " ".join(["2."] * 16) + "]"
+    fits = rows[["session", "scan_idx", "unit_id"]].assign(rate_dir=curve)
+    functional = mx.Release(661, source=folder).functional()
+    spec = mx.release_spec(661).table_of("tuning_curves")
+    rates = mx.collapse_scans(build_tuning_curves(fits, spec, functional))
+    assert rates.n_rated.values.tolist() == [5]
+    connectivity = release["connectivity"]
+    size = float(mx.outputs_from(connectivity, int(five)).synapse_size.sum())
+    currents = mx.input_currents(connectivity, rates.rate_dir)
+    np.testing.assert_allclose(currents.sum("post_nucleus_id").values, 2 * size)

@@ -1,0 +1,144 @@
+"""Choosing units and connections by label, on fresh and on reopened Datasets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import microns_xr as mx
+from microns_xr.releases import release_spec
+
+
+def plain(units: xr.Dataset):
+    return mx.to_table(units.drop_vars([n for n in units.data_vars if units[n].ndim > 1]))
+
+
+CASES = {
+    "one layer": (dict(layer="L4"), lambda t: t.layer == "L4"),
+    "two layers": (dict(layer=("L2/3", "L4")), lambda t: t.layer.isin(["L2/3", "L4"])),
+    "a set": (dict(cell_type={"BC", "MC"}), lambda t: t.cell_type.isin(["BC", "MC"])),
+    "an array": (dict(brain_area=np.array(["V1"])), lambda t: t.brain_area == "V1"),
+    "class": (
+        dict(classification_system="excitatory_neuron", layer="L5"),
+        lambda t: (t.classification_system == "excitatory_neuron") & (t.layer == "L5"),
+    ),
+    "matched": (dict(tuning="matched"), lambda t: t.n_scan_units > 0),
+    "not matched": (dict(tuning="not_matched"), lambda t: t.n_scan_units == 0),
+    "clean": (dict(axon="clean"), lambda t: t.axon_completeness != "none"),
+    "extended": (dict(axon="extended"), lambda t: t.axon_completeness.isin(["partial", "full"])),
+    "none": (dict(axon="none"), lambda t: t.axon_completeness == "none"),
+    "raw strategy": (
+        dict(axon="axon_fully_extended"),
+        lambda t: t.strategy_axon == "axon_fully_extended",
+    ),
+    "completeness": (
+        dict(axon=["full", "partial"]),
+        lambda t: t.axon_completeness.isin(["full", "partial"]),
+    ),
+    "dendrite": (dict(dendrite="extended"), lambda t: t.strategy_dendrite == "dendrite_extended"),
+    "dendrite clean": (dict(dendrite="clean"), lambda t: t.strategy_dendrite != "none"),
+    "nothing": (dict(layer=[]), lambda t: t.layer == "no such word"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_against_plain_pandas(demo, case):
+    conditions, expected = CASES[case]
+    units = demo["units"]
+    table = plain(units)
+    chosen = mx.select_units(units, **conditions)
+    np.testing.assert_array_equal(
+        chosen.nucleus_id.values, table.nucleus_id[expected(table)].values
+    )
+    assert 0 < chosen.sizes["nucleus_id"] < units.sizes["nucleus_id"] or case == "nothing"
+    assert (
+        chosen.attrs["history"].count("select_units")
+        == units.attrs["history"].count("select_units") + 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        (dict(layer="L23"), "layer 'L23' is nowhere in the units; nearest: L2/3"),
+        (dict(layer=["L4", "l5"]), "'l5' is nowhere"),
+        (
+            dict(cell_type="excitatory_neuron"),
+            "it is a class, use classification_system='excitatory_neuron'",
+        ),
+        (dict(classification_system="excitatory"), "nearest: excitatory_neuron"),
+        (dict(axon="axon_fully_extnded"), "nearest: axon_fully_extended"),
+        (dict(tuning="matchd"), "nearest: matched"),
+        (dict(brain_area="V2"), "nearest: V1"),
+    ],
+)
+def test_words_that_are_nowhere_raise_with_the_nearest(demo, conditions, message):
+    with pytest.raises(mx.UnknownLabelError, match=message):
+        mx.select_units(demo["units"], **conditions)
+
+
+def test_what_is_no_word_or_no_units(demo, three_tables):
+    with pytest.raises(mx.SchemaError, match="expected words, found 4"):
+        mx.select_units(demo["units"], layer=[4])
+    with pytest.raises(mx.SchemaError, match="no Dataset over nucleus_id"):
+        mx.select_units(demo["functional"], layer="L4")
+    untuned = mx.build_units(three_tables, 1300)
+    with pytest.raises(mx.SchemaError, match="functional='match'"):
+        mx.select_units(untuned, tuning="matched")
+    with pytest.raises(mx.SchemaError, match="units has no layer"):
+        mx.select_units(untuned.drop_vars("layer"), layer="L4")
+
+
+def test_extended_in_releases_before_1078():
+    release = mx.Release(661, source="demo")
+    units = release.units()
+    assert set(mx.select_units(units, axon="extended").strategy_axon.values) == {"extended"}
+    assert set(mx.select_units(units, axon="clean").strategy_axon.values) == {"clean", "extended"}
+    assert set(mx.select_units(units, dendrite="extended").strategy_dendrite.values) == {"extended"}
+
+
+def test_connections_between_populations(demo):
+    units, connectivity = demo["units"], demo["connectivity"]
+    chosen = mx.select_connections(
+        connectivity,
+        units,
+        pre={"layer": "L4", "classification_system": "excitatory_neuron"},
+        post={"layer": ["L2/3"]},
+    )
+    table, types = (
+        mx.to_table(connectivity),
+        mx.to_table(units[["layer", "classification_system"]]).set_index("nucleus_id"),
+    )
+    pre, post = types.loc[table.pre_nucleus_id], types.loc[table.post_nucleus_id]
+    keep = (
+        (pre.layer.values == "L4") & (pre.classification_system.values == "excitatory_neuron")
+        & (post.layer.values == "L2/3")
+    )  # fmt: skip
+    expected = table[keep].reset_index(drop=True)
+    assert mx.to_table(chosen)[expected.columns].equals(expected)
+    assert mx.n_connections(chosen) == len(expected) > 0
+    assert chosen.scope.item() == "complete"
+    assert chosen.pre_cell_type.dims == ("pre_nucleus_id",)
+    everything = mx.select_connections(connectivity, units)
+    assert mx.n_connections(everything) == len(table)
+
+
+def test_connections_of_two_releases_or_unknown_conditions(demo):
+    units, connectivity = demo["units"], demo["connectivity"]
+    with pytest.raises(mx.UnknownLabelError, match="nearest: layer"):
+        mx.select_connections(connectivity, units, pre={"layers": "L4"})
+    with pytest.raises(mx.ReleaseMismatchError):
+        mx.select_connections(
+            connectivity, mx.stamp_release(units, "minnie65_public", 1300), pre={"layer": "L4"}
+        )
+
+
+def test_real_units_by_label(real_data):
+    units = mx.Release(661, source=real_data / "minnie65_v661").units(functional="match")
+    l4 = mx.select_units(units, layer="L4", cell_type="4P", tuning="matched", axon="none")
+    assert l4.sizes["nucleus_id"] > 500
+    assert release_spec(661).version == l4.materialization_version.item()
+    assert mx.select_units(units, axon="extended").sizes["nucleus_id"] == int(
+        (units.strategy_axon == "extended").sum()
+    )

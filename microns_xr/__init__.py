@@ -15,6 +15,8 @@ from typing import Any
 
 # Name to module. Importing the package imports none of them and reads no file.
 _PUBLIC = {
+    "ArchiveSource": "source.archive",
+    "CaveSource": "source.cave",
     "DemoSource": "source.demo",
     "DirectorySource": "source.directory",
     "DroppedRowsWarning": "errors",
@@ -31,6 +33,7 @@ _PUBLIC = {
     "UnknownLabelError": "errors",
     "annotate": "connectivity.annotate",
     "build_connectivity": "connectivity.build",
+    "build_synapses": "connectivity.synapses",
     "build_units": "units",
     "circular_difference": "angles",
     "collapse_scans": "functional.coregistration",

@@ -215,6 +215,76 @@ def build(
 
 
 @app.command()
+def download(
+    version: Annotated[int, typer.Option(help="Materialization version.")],
+    datadir: Annotated[
+        Path, typer.Option(help="Where downloads are kept; a release has its own folder below.")
+    ] = Path("data"),
+    source: Annotated[
+        str, typer.Option(help="auto, cave (versions that are served) or archive.")
+    ] = "auto",
+    policy: Annotated[str, typer.Option(help="minimum, extra or all.")] = "minimum",
+    extra: Annotated[
+        list[str] | None, typer.Option(help="A further table or role; may be repeated.")
+    ] = None,
+    refresh: Annotated[bool, typer.Option(help="Fetch tables again that are here.")] = False,
+    pre: Annotated[
+        str | None,
+        typer.Option(help="Synapses from: a file of ids, words like axon=extended, or all."),
+    ] = None,
+    post: Annotated[
+        str | None,
+        typer.Option(help="Synapses onto: a file of ids, words like layer=L4, or all."),
+    ] = None,
+    positions: Annotated[bool, typer.Option(help="With the positions of the synapses.")] = False,
+    allow_unknown: Annotated[
+        bool, typer.Option(help="Ask for root ids this release does not know.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 3,
+    server: Annotated[str | None, typer.Option(help="Address of another CAVE service.")] = None,
+    archive_url: Annotated[str | None, typer.Option(help="Folder of another archive.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token; caveclient's own file by default.")
+    ] = None,
+) -> None:
+    """Download the tables of a release, and on request synapses; run it again to continue.
+
+    Nothing that is here and whole is fetched again. With --pre or --post, the synapses from or onto
+    those neurons are fetched too: several words are joined by a comma, as in
+    --pre axon=extended,cell_type=23P.
+    """
+    import microns_xr as mx
+    from microns_xr.cli_output import ids_from
+
+    chosen: Any = source
+    if server is not None or token_file is not None:
+        token = token_file.read_text(encoding="utf-8").strip() if token_file else None
+        chosen = mx.CaveSource(version, server_address=server, auth_token=token)
+    elif archive_url is not None:
+        folder = datadir / "minnie65_public" / f"v{version}" / "archive"
+        chosen = mx.ArchiveSource(version, url=archive_url, folder=folder)
+    release = mx.Release(version, datadir=datadir, source=chosen)
+    policy = "extra" if extra and policy == "minimum" else policy
+    records = release.download(policy, extra or (), refresh=refresh)  # type: ignore[arg-type]
+    for name, record in records.items():
+        typer.echo(f"table         {name}: {record['rows']} rows")
+    if pre is not None or post is not None:
+        units = None
+        if any("=" in (side or "") for side in (pre, post)):
+            units = release.units(functional="match" if "tuning=" in f"{pre}{post}" else "none")
+        synapses = release.download_synapses(
+            ids_from(pre, units, "--pre"),
+            ids_from(post, units, "--post"),
+            positions=positions,
+            allow_unknown=allow_unknown,
+            workers=workers,
+        )
+        typer.echo(f"synapses      {synapses.rows} in request {synapses.key}")
+    folder = datadir / release.datastack / f"v{version}"
+    typer.echo(f"next          microns-xr build {folder} --version {version} --out v{version}.zarr")
+
+
+@app.command()
 def info(store: Annotated[Path, typer.Argument(help="A store written by microns-xr.")]) -> None:
     """Say what a store holds: release, units, layers, connections, what was dropped."""
     import microns_xr as mx

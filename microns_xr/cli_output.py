@@ -10,8 +10,10 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.connectivity.subset import n_connections
+from microns_xr.errors import SchemaError
+from microns_xr.select import select_units
 
-__all__ = ["describe_store", "release_lines", "write_currents"]
+__all__ = ["describe_store", "ids_from", "release_lines", "write_currents"]
 
 
 def release_lines(tree: xr.DataTree) -> list[str]:
@@ -81,6 +83,35 @@ def describe_store(tree: xr.DataTree) -> list[str]:
     return lines
 
 
+def ids_from(said: str | None, units: xr.Dataset | None, option: str) -> Any:
+    """Turn ``all``, a file of ids, or words like ``axon=extended,layer=L4`` into ids."""
+    if said is None or said == "all":
+        return None
+    if Path(said).is_file():
+        words = Path(said).read_text(encoding="utf-8").replace(",", " ").split()
+        wrong = [w for w in words if not w.isdigit()]
+        if wrong or not words:
+            raise SchemaError(
+                f"{option}: {said} holds {wrong[0]!r}, expected one id a line"
+                if wrong
+                else f"{option}: {said} is empty, expected one id a line"
+            )
+        return [int(w) for w in words]
+    if "=" not in said or units is None:
+        raise SchemaError(
+            f"{option} is {said!r}, expected a file of ids, words like axon=extended, or all"
+        )
+    conditions: dict[str, Any] = {}
+    for pair in said.split(","):
+        name, _, word = pair.partition("=")
+        conditions.setdefault(name.strip(), []).append(word.strip())
+    known = ("layer", "brain_area", "cell_type", "classification_system", "tuning", "axon")
+    unknown = [name for name in conditions if name not in (*known, "dendrite")]
+    if unknown:
+        raise SchemaError(f"{option}: {unknown[0]!r} is none of {(*known, 'dendrite')}")
+    return select_units(units, **conditions)
+
+
 def write_currents(result: xr.DataArray, units: xr.Dataset, out: Path) -> None:
     """Write currents as csv or zarr: beside, then renamed, so that no file is half-written."""
     beside = out.with_name(f".{out.name}.tmp{out.suffix}")
@@ -93,9 +124,12 @@ def write_currents(result: xr.DataArray, units: xr.Dataset, out: Path) -> None:
             if out.exists():
                 shutil.rmtree(out)
         else:
-            table = result.to_pandas()
             angle = str(result.dims[1])
-            table.columns = [f"current_{angle}_{a:g}" for a in result[angle].values]
+            table = pd.DataFrame(
+                result.values,
+                index=pd.Index(result["post_nucleus_id"].values, name="post_nucleus_id"),
+                columns=[f"current_{angle}_{a:g}" for a in result[angle].values],
+            )
             roots = units["pt_root_id"].reindex(
                 nucleus_id=result["post_nucleus_id"].values, fill_value=0
             )

@@ -1,9 +1,7 @@
-"""One release: its source of raw tables, and what is built from them."""
+"""One release: what is built from its raw tables."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,21 +12,20 @@ import xarray as xr
 
 from microns_xr.angles import AngleConvention, convert_angles
 from microns_xr.connectivity.build import build_connectivity
-from microns_xr.errors import ReleaseMismatchError, SchemaError, SourceError
+from microns_xr.connectivity.synapses import build_synapses
+from microns_xr.errors import SchemaError, SourceError
 from microns_xr.functional.coregistration import build_functional
 from microns_xr.functional.tuning import build_tuning_curves
 from microns_xr.layers import segment_layers
-from microns_xr.releases import MINIMUM_ROLES, ROLES, ReleaseSpec, release_spec, table_spec
-from microns_xr.source.base import TableSource
-from microns_xr.source.choose import make_source
+from microns_xr.release_tables import ReleaseTables
+from microns_xr.releases import MINIMUM_ROLES, table_spec
 from microns_xr.source.files import read_table_file
+from microns_xr.source.kept import KeptSource
 from microns_xr.store.write import write_store
 from microns_xr.unit_function import FunctionalMode, add_rates
 from microns_xr.units import build_units
 
 __all__ = ["Release"]
-
-logger = logging.getLogger(__name__)
 
 FunctionalKind = Literal["manual", "digital_twin", "auto"]
 
@@ -39,7 +36,7 @@ _KIND_ROLES: dict[str, str] = {
 }
 
 
-class Release:
+class Release(ReleaseTables):
     """One materialization version: raw tables in, labelled Datasets out.
 
     Parameters
@@ -47,12 +44,13 @@ class Release:
     version : int or ReleaseSpec
         A version of ``mx.supported_versions()``, or a registry entry of one's own.
     datadir : str or Path, optional
-        Where downloads are kept.
+        Where downloads are kept, each release in a folder of its own below it.
     datastack : str, optional
         Name of the datastack; that of the version by default.
     source : str, Path or TableSource, optional
-        ``"demo"``, a folder with the raw tables of the release, or any object that follows the
-        `TableSource` protocol.
+        ``"auto"`` (the CAVE service for a version that is served, the archive for one that is
+        archived), ``"cave"``, ``"archive"``, ``"demo"``, a folder with the raw tables of the
+        release, or any object that follows the `TableSource` protocol.
     tables : mapping of str to str, optional
         Other tables for some roles, such as ``{"celltype": "cell_type_multifeature_combo"}``.
 
@@ -72,83 +70,6 @@ class Release:
     >>> units.rate_ori.dims
     ('nucleus_id', 'orientation')
     """
-
-    def __init__(
-        self,
-        version: int | ReleaseSpec,
-        *,
-        datadir: str | Path = "data",
-        datastack: str | None = None,
-        source: str | Path | TableSource = "cave",
-        tables: Mapping[str, str | None] | None = None,
-    ) -> None:
-        spec = release_spec(version, tables)
-        self.version = spec.version
-        self.datadir = Path(datadir)
-        self.source = make_source(source, spec, datastack or spec.datastack)
-        # A synthetic release says so in its datastack, and never passes for the real one.
-        self.datastack = str(self.source.datastack)
-        self.spec = replace(spec, datastack=self.datastack)
-        said = getattr(self.source, "version", None)
-        if said is not None and int(said) != self.version:
-            raise ReleaseMismatchError(
-                f"the source holds version {said}, but version {self.version} was asked for: "
-                f"use Release({said}, ...) or a source of version {self.version}"
-            )
-        self._tables: dict[str, pd.DataFrame] = {}
-
-    def __repr__(self) -> str:
-        return f"<Release {self.datastack} v{self.version} from {type(self.source).__name__}>"
-
-    # ------------------------------------------------------------------------- raw tables
-
-    def available_tables(self) -> list[str]:
-        """Names of the tables the source can give.
-
-        Returns
-        -------
-        list of str
-            Sorted names.
-        """
-        return self.source.available_tables()
-
-    def table(self, name: str) -> pd.DataFrame:
-        """Return one raw table.
-
-        Parameters
-        ----------
-        name : str
-            Name of a table, or a role such as ``"nucleus"``.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Ids as int64 or Int64, text as object; ``attrs["table"]`` is the name. A copy: changing
-            it changes nothing else.
-
-        Raises
-        ------
-        SourceError
-            If the source has no such table.
-        """
-        name = self.spec.tables.get(name, name)
-        if name not in self._tables:
-            self._tables[name] = self.source.read(name)
-        table = self._tables[name].copy()
-        table.attrs["table"] = name
-        return table
-
-    def _role_tables(self, roles: tuple[str, ...]) -> dict[str, pd.DataFrame]:
-        available = set(self.source.available_tables())
-        return {
-            role: self.table(role)
-            for role in roles
-            if self.spec.has(role) and self.spec.tables[role] in available
-        }
-
-    def source_tables(self) -> list[dict[str, Any]]:
-        """Provenance of every table read so far: name, rows, sha256."""
-        return [self.source.provenance(name) for name in sorted(self._tables)]
 
     # -------------------------------------------------------------------------- Datasets
 
@@ -313,19 +234,6 @@ class Release:
             spec = replace(spec, angle_units="degree", angle_convention=angle_convention)
         return build_tuning_curves(table, spec, self.functional("manual"))
 
-    def has_tables(self) -> dict[str, bool]:
-        """For every role of `microns_xr.releases.ROLES`, whether the source has its table.
-
-        Returns
-        -------
-        dict of str to bool
-            By role; for ``synapses`` also True where the source has sets of synapses of its own.
-        """
-        available = set(self.available_tables())
-        has = {role: self.spec.tables.get(role) in available for role in ROLES}
-        sets = getattr(self.source, "synapse_files", dict)()
-        return {**has, "synapses": has["synapses"] or bool(sets)}
-
     def connectivity(
         self, request: str | None = None, *, units: xr.Dataset | None = None
     ) -> xr.Dataset:
@@ -348,11 +256,58 @@ class Release:
         SourceError
             If there are no synapses, or several sets and none is named.
         """
-        synapses = self._synapse_table(request)
+        units = self.units() if units is None else units
+        asked = self._asked_for(request, units)
         nuclei = self.table("nucleus")["pt_root_id"].dropna().astype(np.int64)
         shared = nuclei[nuclei.duplicated() & (nuclei > 0)].unique()
-        units = self.units()
-        return build_connectivity(synapses, units, scope=self.source.scope, shared_roots=shared)
+        return build_connectivity(
+            self._synapse_table(request),
+            units,
+            pre=asked["pre"],
+            post=asked["post"],
+            scope=self.source.scope,
+            shared_roots=shared,
+        )
+
+    def synapses(
+        self, request: str | None = None, *, units: xr.Dataset | None = None
+    ) -> xr.Dataset:
+        """Label the single synapses of the release, with positions in µm.
+
+        Parameters
+        ----------
+        request : str, optional
+            Which set of synapses, where the source holds several.
+        units : xarray.Dataset, optional
+            The neurons of both axes; all units of the release by default.
+
+        Returns
+        -------
+        xarray.Dataset
+            Dim ``synapse``; see `microns_xr.build_synapses`. ``pre_index`` and ``post_index`` are
+            positions on the axes of ``connectivity(request, units=units)``.
+
+        Raises
+        ------
+        SchemaError
+            If the synapses were downloaded without positions.
+        SourceError
+            If there are no synapses, or several sets and none is named.
+        """
+        resolution = self.spec.table_of("synapses").resolution_nm
+        connectivity = self.connectivity(request, units=units)
+        return build_synapses(self._synapse_table(request), connectivity, resolution)
+
+    def _asked_for(self, request: str | None, units: xr.Dataset) -> dict[str, np.ndarray | None]:
+        """Nucleus ids of the units that a download asked for, None for all."""
+        if not isinstance(self.source, KeptSource):
+            return {"pre": None, "post": None}
+        asked = self.source.synapse_set(request).request
+        ids, roots = units["nucleus_id"].values, units["pt_root_id"].values
+        return {
+            side: None if asked[side] is None else ids[np.isin(roots, asked[side])]
+            for side in ("pre", "post")
+        }
 
     def _synapse_table(self, request: str | None) -> pd.DataFrame:
         reader = getattr(self.source, "read_synapses", None)

@@ -191,7 +191,7 @@ def test_ids_never_pass_through_float():
         id_column(pd.Series(np.array([2**63 + 5], np.uint64), name="r"), "t")
     with pytest.raises(mx.SchemaError, match="dtype bool"):
         id_column(pd.Series([True], name="r"), "t")
-    with pytest.raises(mx.SchemaError, match="holds 1.5"):
+    with pytest.raises(mx.SchemaError, match=r"holds 1.5"):
         id_column(pd.Series([1.5, "x"], dtype=object, name="r"), "t")
 
 

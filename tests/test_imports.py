@@ -21,6 +21,7 @@ ROWS = [
     ["store"],
     ["merge", "convert", "select", "currents"],
     ["plot"],
+    ["release_tables"],
     ["release"],
     ["cli_output"],
     ["cli"],

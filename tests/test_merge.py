@@ -147,7 +147,7 @@ def test_angles_need_a_convention_and_only_one(units, three_tables):
     merged = mx.merge_table(units, table, angle_units="radian", angle_convention="up_clockwise")
     assert merged.pref_ori.attrs["angle_convention"] == "up_clockwise"
     table = table.rename(columns={"pref_ori": "pref_dir"})
-    with pytest.raises(mx.SchemaError, match="pref_ori is in radian .* but pref_dir is in degree"):
+    with pytest.raises(mx.SchemaError, match=r"pref_ori is in radian .* but pref_dir is in degree"):
         mx.merge_table(merged, table, angle_units="degree", angle_convention="up_clockwise")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import xarray as xr
 
@@ -14,6 +15,7 @@ from microns_xr.errors import SchemaError, UnknownLabelError
 __all__ = ["Aligned", "align", "name_of", "neuron_dim"]
 
 _NEURON_DIMS = ("nucleus_id", *PAIR_DIMS)
+_NAN, _NAN_IN_PART, _INFINITE = 1, 2, 3  # states of a row; 0 is finite
 
 
 class Aligned(NamedTuple):
@@ -147,27 +149,35 @@ def _as_rows(values: xr.DataArray, dim: str) -> np.ndarray:
 
 def _without_nan(table: np.ndarray, rows: np.ndarray, ids: np.ndarray, name: str) -> np.ndarray:
     """Take rows that are NaN for missing, and raise about those that are so in part."""
-    # A sum of squares is finite only if all of a row is, unless it overflows: then look again.
-    with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(np.einsum("ij,ij->i", table, table, dtype=np.float64))
-    suspects = np.flatnonzero(~finite)
-    if not suspects.size:
-        return rows
-    inside = table[suspects]
-    if np.isinf(inside).any():
-        first = ids[suspects[np.isinf(inside).any(axis=1)][0]]
+    states = _row_states(table)
+    infinite = np.flatnonzero(states == _INFINITE)
+    if infinite.size:
         raise SchemaError(
-            f"{name} is infinite, of neuron {first} for one, expected finite numbers or NaN: "
-            "find out where it comes from"
+            f"{name} is infinite for {infinite.size} neurons, such as {ids[infinite[0]]}, expected "
+            "finite numbers or NaN: find out where it comes from"
         )
-    absent = np.isnan(inside)
-    partly = absent.any(axis=1) & ~absent.all(axis=1)
-    if partly.any():
+    partly = np.flatnonzero(states == _NAN_IN_PART)
+    if partly.size:
         raise SchemaError(
-            f"{name} is NaN in part for {int(partly.sum())} neurons, such as "
-            f"{ids[suspects[partly][0]]}, expected the values of a neuron all or none: fill the "
-            "gaps, or set these neurons to NaN as a whole"
+            f"{name} is NaN in part for {partly.size} neurons, such as {ids[partly[0]]}, expected "
+            "the values of a neuron all or none: fill the gaps, or set these neurons to NaN as a "
+            "whole"
         )
-    missing = np.zeros(table.shape[0] + 1, dtype=bool)  # one more: row -1 is missing as it is
-    missing[suspects[absent.all(axis=1)]] = True
-    return np.where(missing[rows], -1, rows)
+    # One more entry, so that a neuron without a row, which is -1, stays so.
+    return np.where(np.append(states == _NAN, True)[rows], -1, rows)
+
+
+@numba.njit(nogil=True, cache=True)
+def _row_states(table):  # type: ignore[no-untyped-def]
+    states = np.zeros(table.shape[0], dtype=np.uint8)
+    for i in range(table.shape[0]):
+        n_nan = 0
+        infinite = False
+        for k in range(table.shape[1]):
+            n_nan += np.isnan(table[i, k])
+            infinite |= np.isinf(table[i, k])
+        if infinite:
+            states[i] = _INFINITE
+        elif n_nan:
+            states[i] = _NAN if n_nan == table.shape[1] else _NAN_IN_PART
+    return states

@@ -24,9 +24,20 @@ class TableSource(Protocol):
         ``"unknown"``.
     """
 
-    datastack: str
-    version: int | None
-    scope: str
+    @property
+    def datastack(self) -> str:
+        """Name of the datastack."""
+        ...
+
+    @property
+    def version(self) -> int | None:
+        """Materialization version."""
+        ...
+
+    @property
+    def scope(self) -> str:
+        """What a table of synapses holds."""
+        ...
 
     def available_tables(self) -> list[str]:
         """Names of the tables that `read` can give, sorted."""

@@ -110,7 +110,7 @@ class DemoSource:
                 raise SchemaError(f"{name} is {value!r}, expected a whole number from {least} up")
         if not 0 <= like_to_like <= 1:
             raise SchemaError(f"like_to_like is {like_to_like!r}, expected a number from 0 to 1")
-        self.version: int | None = int(version)
+        self.version: int = int(version)
         self._version = int(version)
         self.n_nuclei = int(n_nuclei)
         self.seed = int(seed)

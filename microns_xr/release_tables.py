@@ -1,0 +1,244 @@
+"""The raw tables of one release: reading them, and downloading what is not here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from microns_xr.errors import ReleaseMismatchError, SourceError
+from microns_xr.releases import ROLES, ReleaseSpec, release_spec
+from microns_xr.source.base import TableSource
+from microns_xr.source.choose import make_source
+from microns_xr.source.kept import KeptSource
+from microns_xr.source.policies import table_names
+from microns_xr.source.synapse_ids import resolve_ids
+from microns_xr.source.synapse_set import SynapseSet
+
+__all__ = ["ReleaseTables"]
+
+
+class ReleaseTables:
+    """Raw tables of one release, by name or role; `microns_xr.Release` builds on it."""
+
+    def __init__(
+        self,
+        version: int | ReleaseSpec,
+        *,
+        datadir: str | Path = "data",
+        datastack: str | None = None,
+        source: str | Path | TableSource = "auto",
+        tables: Mapping[str, str | None] | None = None,
+    ) -> None:
+        spec = release_spec(version, tables)
+        self.version = spec.version
+        self.datadir = Path(datadir)
+        self.source = make_source(source, spec, datastack or spec.datastack, self.datadir)
+        # A synthetic release says so in its datastack, and never passes for the real one.
+        self.datastack = str(self.source.datastack)
+        self.spec = replace(spec, datastack=self.datastack)
+        said = getattr(self.source, "version", None)
+        if said is not None and int(said) != self.version:
+            raise ReleaseMismatchError(
+                f"the source holds version {said}, but version {self.version} was asked for: "
+                f"use Release({said}, ...) or a source of version {self.version}"
+            )
+        self._tables: dict[str, pd.DataFrame] = {}
+
+    def __repr__(self) -> str:
+        return f"<Release {self.datastack} v{self.version} from {type(self.source).__name__}>"
+
+    # ------------------------------------------------------------------------- raw tables
+
+    def available_tables(self) -> list[str]:
+        """Names of the tables the source can give.
+
+        Returns
+        -------
+        list of str
+            Sorted names.
+        """
+        return self.source.available_tables()
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Return one raw table.
+
+        Parameters
+        ----------
+        name : str
+            Name of a table, or a role such as ``"nucleus"``.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Ids as int64 or Int64, text as object; ``attrs["table"]`` is the name. A copy: changing
+            it changes nothing else.
+
+        Raises
+        ------
+        SourceError
+            If the source has no such table.
+        """
+        name = self.spec.tables.get(name, name)
+        if name not in self._tables:
+            self._tables[name] = self.source.read(name)
+        table = self._tables[name].copy()
+        table.attrs["table"] = name
+        return table
+
+    def _role_tables(self, roles: tuple[str, ...]) -> dict[str, pd.DataFrame]:
+        available = set(self.source.available_tables())
+        return {
+            role: self.table(role)
+            for role in roles
+            if self.spec.has(role) and self.spec.tables[role] in available
+        }
+
+    def source_tables(self) -> list[dict[str, Any]]:
+        """Provenance of every table read so far: name, rows, sha256."""
+        return [self.source.provenance(name) for name in sorted(self._tables)]
+
+    def has_tables(self) -> dict[str, bool]:
+        """For every role of `microns_xr.releases.ROLES`, whether the source has its table.
+
+        Returns
+        -------
+        dict of str to bool
+            By role; for ``synapses`` also True where the source has sets of synapses of its own.
+        """
+        available = set(self.available_tables())
+        has = {role: self.spec.tables.get(role) in available for role in ROLES}
+        sets: Mapping[str, Any] = getattr(self.source, "synapse_files", dict)()
+        return {**has, "synapses": has["synapses"] or bool(sets)}
+
+    # -------------------------------------------------------------------------- downloads
+
+    def _kept(self, what: str) -> KeptSource:
+        if not isinstance(self.source, KeptSource):
+            raise SourceError(
+                f"{type(self.source).__name__} reads what is there and cannot {what}: use "
+                f"mx.Release({self.version}, source='cave'), or source='archive'"
+            )
+        return self.source
+
+    def download(
+        self,
+        policy: Literal["minimum", "all", "extra"] = "minimum",
+        extra: Iterable[str] = (),
+        *,
+        refresh: bool = False,
+        progress: bool = True,
+    ) -> dict[str, dict[str, Any]]:
+        """Download raw tables into ``datadir``.
+
+        Every table is checked against the number of rows the service counts, and kept as typed
+        parquet with its provenance. What is there and whole is not fetched again, so running this
+        again continues where it ended.
+
+        Parameters
+        ----------
+        policy : {"minimum", "all", "extra"}, optional
+            ``minimum``: what units and functional rows are made of; ``extra``: those and `extra`;
+            ``all``: every table but the one of synapses, which `download_synapses` fetches.
+        extra : iterable of str, optional
+            Table names or roles.
+        refresh : bool, optional
+            Fetch tables again that are there.
+        progress : bool, optional
+            Show a progress bar.
+
+        Returns
+        -------
+        dict of str to dict
+            Table to its record: rows, sha256, timestamp, when, by which versions.
+
+        Raises
+        ------
+        SourceError
+            If the source is no download, or refuses (no token, an expired version); the message
+            says what to do.
+        IncompleteDownloadError
+            If it fails again and again, or never gives all rows.
+        UnknownLabelError
+            If a table of `extra` is not there.
+        """
+        kept = self._kept("download tables")
+        names = table_names(self.spec, kept.available_tables(), policy, extra)
+        records = kept.download(names, refresh=refresh, progress=progress)
+        for name in records:
+            self._tables.pop(name, None)
+        return records
+
+    def download_synapses(
+        self,
+        pre: Any = None,
+        post: Any = None,
+        *,
+        positions: bool = False,
+        allow_unknown: bool = False,
+        workers: int = 3,
+        batch: int | None = None,
+        progress: bool = True,
+    ) -> SynapseSet:
+        """Download the synapses from some neurons onto some neurons.
+
+        Each finished batch is kept; an interrupted download, at whatever moment, continues when
+        this is run again with the same neurons. The result is the same, to the bit, whatever
+        happened on the way. `connectivity` builds on it.
+
+        Parameters
+        ----------
+        pre, post : units Dataset, or array-like of int, optional
+            Units, nucleus ids or root ids; None for whichever. Both None is the whole table.
+        positions : bool, optional
+            Whether with the positions of the synapses, for `synapses`.
+        allow_unknown : bool, optional
+            Whether root ids that are in no nucleus of this release are asked for all the same.
+        workers : int, optional
+            Requests at a time.
+        batch : int, optional
+            The most neurons a request; chosen by itself otherwise.
+        progress : bool, optional
+            Show a progress bar.
+
+        Returns
+        -------
+        SynapseSet
+            Its ``key`` names it for ``connectivity(request=key)``.
+
+        Raises
+        ------
+        ReleaseMismatchError
+            If ids are unknown to this release: they are of another one.
+        SchemaError
+            If they are no ids.
+        SourceError
+            If the source refuses or another process downloads the same.
+        IncompleteDownloadError
+            If it fails again and again; what has arrived is kept.
+        """
+        kept = self._kept("download synapses")
+        roots = {
+            side: None
+            if ids is None
+            else resolve_ids(
+                ids,
+                self.table("nucleus"),
+                name=side,
+                datastack=self.datastack,
+                version=self.version,
+                allow_unknown=allow_unknown,
+            ).roots
+            for side, ids in (("pre", pre), ("post", post))
+        }
+        return kept.download_synapses(
+            **roots,
+            positions=positions,
+            table=self.spec.name_of("synapses"),
+            workers=workers,
+            batch=batch,
+            progress=progress,
+        )

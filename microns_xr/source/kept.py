@@ -1,0 +1,209 @@
+"""A release that is downloaded once and then read from a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from microns_xr.errors import SourceError, nearest_words
+from microns_xr.source.archive import ArchiveSource
+from microns_xr.source.archive_download import download_archived_tables
+from microns_xr.source.cache import TableCache
+from microns_xr.source.cave import CaveSource
+from microns_xr.source.directory import DirectorySource
+from microns_xr.source.download import download_tables
+from microns_xr.source.identity import write_identity
+from microns_xr.source.synapse_download import download_synapses
+from microns_xr.source.synapse_set import SynapseSet, list_requests, open_request
+
+__all__ = ["KeptSource"]
+
+_LISTING = "tables.json"
+# A table this long is one of synapses or points; "all" leaves it out and says so.
+_MAX_ROWS = 10_000_000
+
+
+class KeptSource:
+    """Tables of a service or an archive, kept in a folder and read from there.
+
+    What is in the folder and whole is not asked for again. Without a remote source, or while it
+    cannot be reached, the folder alone is read.
+
+    Parameters
+    ----------
+    remote : CaveSource, ArchiveSource or None
+        Where tables come from.
+    folder : str or pathlib.Path
+        Folder of the release: tables lie in ``raw/``, sets of synapses in ``raw/synapses/``, files
+        of recordings and fits in ``functional/``. Made with the first download.
+    datastack, version : str, int
+        The release.
+
+    Attributes
+    ----------
+    scope : str
+        ``"requested"``.
+
+    Examples
+    --------
+    >>> KeptSource(None, "no/such/folder", "minnie65_public", 1718).available_tables()
+    []
+    """
+
+    scope = "requested"
+
+    def __init__(
+        self,
+        remote: CaveSource | ArchiveSource | None,
+        folder: str | Path,
+        datastack: str,
+        version: int,
+    ) -> None:
+        self.remote = remote
+        self.folder = Path(folder).expanduser()
+        self.datastack = datastack
+        self.version: int | None = version
+        self.cache = TableCache(self.folder / "raw", datastack=datastack, version=version)
+        self.synapse_folder = self.folder / "raw" / "synapses"
+
+    def __repr__(self) -> str:
+        return f"KeptSource({self.remote!r}, {str(self.folder)!r})"
+
+    # --------------------------------------------------------------------------------- tables
+
+    def _functional(self) -> DirectorySource | None:
+        """Files that were put beside the downloaded ones by hand."""
+        folder = self.folder / "functional"
+        return DirectorySource(folder, version=self.version) if folder.is_dir() else None
+
+    def available_tables(self) -> list[str]:
+        """Names of the tables here and there, sorted."""
+        names = {*self.cache.names(), *self._listed()}
+        beside = self._functional()
+        if beside is not None:
+            names |= set(beside.available_tables())
+        return sorted(names)
+
+    def _listed(self) -> list[str]:
+        """Names the remote source lists; kept beside the tables, a version does not change."""
+        file = self.folder / _LISTING
+        if file.is_file():
+            return list(json.loads(file.read_text(encoding="utf-8")))
+        if self.remote is None:
+            return []
+        names = list(self.remote.available_tables())
+        if self.folder.is_dir():
+            beside = file.with_name(f".{_LISTING}.{os.getpid()}.tmp")
+            beside.write_text(json.dumps(names) + "\n", encoding="utf-8")
+            beside.replace(file)
+        return names
+
+    def download(
+        self,
+        names: Iterable[str],
+        *,
+        refresh: bool = False,
+        progress: bool = True,
+        max_rows: int | None = _MAX_ROWS,
+    ) -> dict[str, dict[str, Any]]:
+        """Bring tables into the folder; those that are here and whole are not fetched.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Table names.
+        refresh : bool, optional
+            Fetch them again.
+        progress : bool, optional
+            Show a progress bar.
+        max_rows : int, optional
+            Leave out, and say so, tables with more rows than this.
+
+        Returns
+        -------
+        dict of str to dict
+            Table to its record: rows, sha256, when, by which versions.
+
+        Raises
+        ------
+        SourceError
+            If there is no remote source, or it refuses.
+        IncompleteDownloadError
+            If it fails again and again.
+        """
+        remote = self._require_remote("download tables")
+        write_identity(self.folder, self.datastack, int(self.version or 0))
+        if isinstance(remote, ArchiveSource):
+            return download_archived_tables(remote, self.cache, names, refresh=refresh)
+        return download_tables(
+            remote, self.cache, names, refresh=refresh, progress=progress, max_rows=max_rows
+        )
+
+    def _require_remote(self, what: str) -> CaveSource | ArchiveSource:
+        if self.remote is None:
+            raise SourceError(
+                f"{self.folder} is read without a service, so it cannot {what}: use "
+                f"mx.Release({self.version}, source='cave'), or source='archive'"
+            )
+        return self.remote
+
+    def read(self, name: str) -> pd.DataFrame:
+        """Return one table; what is not in the folder is fetched into it."""
+        if not self.cache.has(name):
+            beside = self._functional()
+            if beside is not None and name in beside.available_tables():
+                return beside.read(name)
+            if self.remote is None:
+                near = nearest_words(name, self.available_tables())
+                raise SourceError(
+                    f"there is no whole table {name!r} in {self.cache.folder}"
+                    + (f"; nearest: {', '.join(near)}" if near else "")
+                    + ": download it"
+                )
+            self.download([name], progress=False)
+        return self.cache.read(name)
+
+    def provenance(self, name: str) -> dict[str, Any]:
+        """Return the record of a table: name, rows, sha256, timestamp, where it came from."""
+        if not self.cache.has(name):
+            beside = self._functional()
+            if beside is not None and name in beside.available_tables():
+                return beside.provenance(name)
+        return self.cache.provenance(name)
+
+    # ------------------------------------------------------------------------------- synapses
+
+    def download_synapses(self, **request: Any) -> SynapseSet:
+        """Bring the synapses of a request into the folder; see `Release.download_synapses`."""
+        remote = self._require_remote("download synapses")
+        write_identity(self.folder, self.datastack, int(self.version or 0))
+        if isinstance(remote, ArchiveSource):
+            for of_the_service in ("batch", "workers"):
+                request.pop(of_the_service, None)
+            return remote.download_synapses(self.synapse_folder, **request)
+        return download_synapses(remote, self.synapse_folder, **request)
+
+    def synapse_files(self) -> dict[str, Path]:
+        """Return the sets of synapses that are here and complete, by the key of their request."""
+        return {s.key: s.path for s in list_requests(self.synapse_folder) if s.is_complete}
+
+    def synapse_set(self, request: str | None = None) -> SynapseSet:
+        """Return one complete set of synapses.
+
+        Raises
+        ------
+        SourceError
+            If there is none, several and none is named, or the named one is not there.
+        IncompleteDownloadError
+            If it is not complete.
+        """
+        return open_request(self.synapse_folder, request)
+
+    def read_synapses(self, request: str | None = None) -> pd.DataFrame:
+        """Return the synapses of one request, a row a synapse."""
+        return self.synapse_set(request).read()

@@ -1,0 +1,212 @@
+"""A release from the loopback service and from archived files, as a user downloads it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cave_server import CaveServer
+
+import microns_xr as mx
+from microns_xr.source.kept import KeptSource
+from microns_xr.source.retry import Retry
+
+
+@pytest.fixture(scope="module")
+def demo_source():
+    return mx.DemoSource(1718, n_nuclei=600, seed=2)
+
+
+@pytest.fixture(scope="module")
+def tables(demo_source):
+    names = [n for n in demo_source.available_tables() if n != "tuning_curves_fitted_v1"]
+    return {name: demo_source.read(name) for name in names}
+
+
+@pytest.fixture
+def cave(tables):
+    with CaveServer(
+        tables, version=1718, row_limit=3000, token="secret0token", float_type="Float64"
+    ) as server:
+        yield server
+
+
+def release_of(server, datadir, token="secret0token"):
+    source = mx.CaveSource(
+        1718, server_address=server.url, auth_token=token, retry=Retry(sleep=lambda _: None)
+    )
+    return mx.Release(1718, datadir=datadir, source=source)
+
+
+def direct(demo_source):
+    """The same tables read straight from the synthetic release, under the real datastack."""
+    return mx.Release(1718, source=demo_source)
+
+
+def same(a, b):
+    drop = ["datastack"]
+    return a.drop_vars(drop).drop_attrs().equals(b.drop_vars(drop).drop_attrs())
+
+
+def test_download_then_units_and_connectivity(cave, tmp_path, demo_source):
+    release = release_of(cave, tmp_path)
+    records = release.download()
+    assert set(records) == {release.spec.tables[r] for r in (
+        "nucleus", "celltype", "celltype_corrections", "brain_area", "proofreading", "coregistration",
+        "functional_properties")}  # fmt: skip
+    expected = direct(demo_source)
+    units = release.units(functional="best_only")
+    assert same(units, expected.units(functional="best_only"))
+    # synapses onto a hundred units, the request a selection
+    some = units.isel(nucleus_id=slice(0, 300, 3))
+    synapses = release.download_synapses(post=some, positions=True, progress=False)
+    assert synapses.is_complete
+    connectivity = release.connectivity(synapses.key)
+    assert connectivity.scope.item() == "requested"
+    np.testing.assert_array_equal(connectivity.post_nucleus_id, some.nucleus_id)
+    np.testing.assert_array_equal(connectivity.pre_nucleus_id, units.nucleus_id)
+    whole = expected.connectivity()
+    part = mx.connections_between(whole, post_ids=some.nucleus_id.values)
+    assert mx.to_table(connectivity).equals(mx.to_table(part))
+    single = release.synapses()
+    assert int(single["size"].sum()) == int(mx.to_table(part)["size"].sum())
+    mine = mx.build_synapses(expected.table("synapses"), part)
+    for name in mine.variables:
+        if name not in ("datastack", "scope"):
+            np.testing.assert_array_equal(single[name], mine[name], err_msg=name)
+    # a second release reads what is there, without a question
+    asked = len(cave.requests)
+    again = release_of(cave, tmp_path)
+    again.download()
+    assert same(again.units(functional="best_only"), units)
+    assert mx.to_table(again.connectivity()).equals(mx.to_table(part))
+    assert len(cave.requests) == asked
+
+
+def test_several_requests_must_be_named(cave, tmp_path):
+    release = release_of(cave, tmp_path)
+    ids = release.units().nucleus_id.values
+    one = release.download_synapses(post=ids[:20], progress=False)
+    two = release.download_synapses(pre=ids[:20], post=ids, progress=False)
+    assert one.key != two.key
+    with pytest.raises(mx.SourceError, match="holds 2 sets of synapses"):
+        release.connectivity()
+    assert release.connectivity(one.key).sizes["post_nucleus_id"] == 20
+    assert release.connectivity(two.key).sizes["pre_nucleus_id"] == 20
+    with pytest.raises(mx.SchemaError, match="ctr_pt_position"):
+        release.synapses(one.key)
+
+
+def test_the_folder_of_a_download_is_read_without_the_service(cave, tmp_path):
+    release = release_of(cave, tmp_path)
+    units = release.units()
+    key = release.download_synapses(post=units.nucleus_id.values[:50], progress=False).key
+    connectivity = release.connectivity()
+    offline = mx.Release(1718, source=tmp_path / "minnie65_public" / "v1718")
+    assert isinstance(offline.source, KeptSource)
+    assert offline.units().equals(units)
+    assert mx.to_table(offline.connectivity(key)).equals(mx.to_table(connectivity))
+    assert offline.connectivity().scope.item() == "requested"
+    with pytest.raises(mx.SourceError, match="without a service"):
+        offline.download()
+    with pytest.raises(mx.ReleaseMismatchError, match="v1718"):
+        mx.Release(1300, source=tmp_path / "minnie65_public" / "v1718")
+
+
+def test_ids_of_another_release_are_refused(cave, tmp_path):
+    release = release_of(cave, tmp_path)
+    old = mx.Release(1507, source=mx.DemoSource(1507, n_nuclei=600, seed=2)).units()
+    changed = old.pt_root_id.values[~np.isin(old.pt_root_id, release.units().pt_root_id)]
+    assert len(changed) > 0
+    with pytest.raises(mx.ReleaseMismatchError, match="allow_unknown"):
+        release.download_synapses(post=changed, progress=False)
+    with pytest.raises(mx.ReleaseMismatchError):
+        release.download_synapses(post=old, progress=False)
+    found = release.download_synapses(post=changed, allow_unknown=True, progress=False)
+    assert found.is_complete
+
+
+def test_lasting_errors_say_what_to_do(cave, tmp_path, tables):
+    with pytest.raises(mx.SourceError, match="token") as error:
+        release_of(cave, tmp_path, token="wrong").download()
+    assert "wrong" not in str(error.value)
+    with (
+        CaveServer(tables, version=1718, expired=(1718,)) as server,
+        pytest.raises(mx.SourceError, match=r"source=.archive."),
+    ):
+        release_of(server, tmp_path / "b", token=None).download()
+    assert not list((tmp_path / "b").rglob("*.parquet"))
+
+
+def test_an_archived_release(tables, tmp_path, demo_source):
+    with CaveServer(tables, version=1718, archived={1718: tables}) as server:
+        source = mx.ArchiveSource(
+            1718, url=server.archive_url, folder=tmp_path / "files", progress=False
+        )
+        release = mx.Release(1718, datadir=tmp_path, source=source)
+        release.download()
+        expected = direct(demo_source)
+        units = release.units(functional="best_only")
+        assert same(units, expected.units(functional="best_only"))
+        some = units.nucleus_id.values[:40]
+        release.download_synapses(post=some, progress=False)
+        part = mx.connections_between(expected.connectivity(), post_ids=some)
+        assert mx.to_table(release.connectivity()).equals(mx.to_table(part))
+
+
+def test_served_versions_come_from_cave_and_archived_ones_from_the_archive(tmp_path, caplog):
+    caplog.set_level("INFO", logger="microns_xr.source.choose")
+    assert isinstance(mx.Release(1718, datadir=tmp_path).source.remote, mx.CaveSource)
+    assert isinstance(mx.Release(1412, datadir=tmp_path).source.remote, mx.ArchiveSource)
+    said = [record.getMessage() for record in caplog.records]
+    assert "v1718 is served: tables come from the CAVE service" in said[0]
+    assert "v1412 is archived: tables come from its archived files" in said[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_local_sources_do_not_download(demo_source):
+    with pytest.raises(mx.SourceError, match="source='cave'"):
+        direct(demo_source).download()
+    with pytest.raises(mx.SourceError, match="source='cave'"):
+        direct(demo_source).download_synapses(pre=[1])
+
+
+def test_command_line(cave, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("secret0token\n")
+
+    def run(*args):
+        return subprocess.run(
+            [sys.executable, "-m", "microns_xr.cli", *map(str, args)],
+            capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False,
+        )  # fmt: skip
+
+    common = ["--version", 1718, "--server", cave.url, "--token-file", token]
+    first = run("download", *common, "--post", "layer=L4", "--pre", "all", "--positions")
+    assert first.returncode == 0, first.stderr
+    assert "nucleus_detection_v0: 600 rows" in first.stdout
+    assert "in request" in first.stdout
+    asked = len(cave.requests)
+    second = run("download", *common, "--post", "layer=L4", "--pre", "all", "--positions")
+    assert second.stdout == first.stdout
+    assert len(cave.requests) == asked
+    built = run(
+        "build",
+        tmp_path / "data" / "minnie65_public" / "v1718",
+        "--version",
+        1718,
+        "--out",
+        "s.zarr",
+    )
+    assert built.returncode == 0, built.stderr
+    tree = mx.open_store(tmp_path / "s.zarr")
+    assert tree["connectivity"].to_dataset().scope.item() == "requested"
+    assert "secret0token" not in first.stdout + first.stderr + built.stdout
+    for path in (tmp_path / "data").rglob("*"):
+        if path.is_file():
+            assert b"secret0token" not in path.read_bytes()
+    bad = run("download", *common, "--post", "layers=L4")
+    assert bad.returncode == 1
+    assert "'layers' is none of" in bad.stderr

@@ -13,6 +13,9 @@ from microns_xr.tables import latest_by, typed_table
 __all__ = ["CellTypes", "harmonise", "read_cell_types"]
 
 
+_CLASSES = {w: w for w in ("excitatory_neuron", "inhibitory_neuron", "nonneuron")}
+
+
 @dataclass(frozen=True)
 class CellTypes:
     """Classification by nucleus.
@@ -129,7 +132,7 @@ def read_cell_types(tables: Mapping[str, pd.DataFrame], spec: ReleaseSpec) -> Ce
         classes, types, corrected = _correct(tables["celltype_corrections"], spec, classes, types)
         counts.update(corrected)
     types, classes = types.astype(object), classes.astype(object)
-    frame["classification_system"] = harmonise(classes, coarse.class_words, {})
+    frame["classification_system"] = harmonise(classes, coarse.class_words, _CLASSES)
     frame["cell_type"] = harmonise(types, type_table.type_words, _known_types(type_table))
     frame["cell_type_raw"] = types.where(types.notna(), "unknown")
     n_harmonised = int((frame["cell_type"] != frame["cell_type_raw"]).sum())

@@ -77,7 +77,7 @@ def demo(
         Path, typer.Option(help="Folder for the store, the currents and the figure.")
     ] = Path("microns_xr_demo"),
     n_nuclei: Annotated[
-        int | None, typer.Option(help="Size of the synthetic release.", min=200)
+        int | None, typer.Option(help="Size of the synthetic release.", min=500)
     ] = None,
     version: Annotated[int, typer.Option(help="661, 1507 or 1718.")] = 1718,
     seed: Annotated[int, typer.Option(help="Seed of the synthetic release.", min=0)] = 0,
@@ -134,7 +134,7 @@ def demo(
             mx.annotate(among, typed, ["cell_type"]), "cell_type", "cell_type"
         )
         connectivity_matrix(by_type, ax=axes[1])
-        currents_by_angle(currents, units.classification_system.values, ax=axes[2])
+        currents_by_angle(currents, units.classification_system, ax=axes[2])
         for ax, title in zip(
             axes,
             ("cells by depth and layer", "connections between types", "mean input current"),
@@ -311,10 +311,11 @@ def currents(
     weight had one.
     """
     import microns_xr as mx
-    from microns_xr.cli_output import write_currents
+    from microns_xr.cli_output import check_target, write_currents
 
     if out.suffix not in (".csv", ".zarr") and not out.name.endswith(".csv.gz"):
         raise SchemaError(f"--out is {out.name!r}, expected FILE.csv, FILE.csv.gz or FILE.zarr")
+    check_target(out, store)
     with _steps(["open", "contract", "write"]) as advance:
         tree = mx.open_store(store)
         for group in ("units", "connectivity"):

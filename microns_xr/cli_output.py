@@ -13,7 +13,7 @@ from microns_xr.connectivity.subset import n_connections
 from microns_xr.errors import SchemaError
 from microns_xr.select import select_units
 
-__all__ = ["describe_store", "ids_from", "release_lines", "write_currents"]
+__all__ = ["check_target", "describe_store", "ids_from", "release_lines", "write_currents"]
 
 
 def release_lines(tree: xr.DataTree) -> list[str]:
@@ -51,6 +51,8 @@ def describe_store(tree: xr.DataTree) -> list[str]:
             lines.append(
                 f"  of          {selection['nuclei']} nuclei; dropped: {', '.join(dropped)}"
             )
+        if absent := units.attrs.get("absent_tables"):
+            lines.append(f"  without     {', '.join(absent)}")
         for name in (
             "classification_system",
             "layer",
@@ -112,6 +114,22 @@ def ids_from(said: str | None, units: xr.Dataset | None, option: str) -> Any:
     return select_units(units, **conditions)
 
 
+def check_target(out: Path, store: Path) -> None:
+    """Raise unless currents may be written to `out`: new, or currents written before."""
+    if out.resolve() == store.resolve():
+        raise SchemaError(f"--out is the store that is read, {store}: give another name")
+    if not out.parent.is_dir():
+        raise SchemaError(f"there is no folder {out.parent} to write {out.name} to: make it first")
+    if out.suffix != ".zarr" and out.is_dir():
+        raise SchemaError(f"{out} is a folder, expected the name of a file")
+    if out.suffix == ".zarr" and out.exists():
+        is_currents = (out / "input_current" / "zarr.json").is_file()
+        if not is_currents or (out / "units").exists():
+            raise SchemaError(
+                f"{out} is there and holds no currents: remove it, or give another name"
+            )
+
+
 def write_currents(result: xr.DataArray, units: xr.Dataset, out: Path) -> None:
     """Write currents as csv or zarr: beside, then renamed, so that no file is half-written."""
     beside = out.with_name(f".{out.name}.tmp{out.suffix}")
@@ -122,7 +140,12 @@ def write_currents(result: xr.DataArray, units: xr.Dataset, out: Path) -> None:
                 beside, zarr_format=3, consolidated=False
             )
             if out.exists():
-                shutil.rmtree(out)
+                old = out.with_name(f".{out.name}.old")
+                shutil.rmtree(old, ignore_errors=True)
+                out.replace(old)
+                beside.replace(out)
+                shutil.rmtree(old)
+                return
         else:
             angle = str(result.dims[1])
             table = pd.DataFrame(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,18 @@ import pandas as pd
 
 from microns_xr.errors import SchemaError, nearest_words
 
-__all__ = ["id_column", "parse_arrays", "positions", "require_columns", "text_column"]
+__all__ = [
+    "id_column",
+    "parse_arrays",
+    "plain_array",
+    "plain_values",
+    "positions",
+    "require_columns",
+    "text_column",
+]
+
+MISSING_TEXT = "unknown"
+_MAX = int(np.iinfo(np.int64).max)
 
 
 def id_column(column: pd.Series, table: str, nullable: bool = False) -> pd.Series:
@@ -33,8 +45,8 @@ def id_column(column: pd.Series, table: str, nullable: bool = False) -> pd.Serie
     Raises
     ------
     SchemaError
-        For floats, which cannot hold 18-digit ids, for text that is no integer, and for nulls
-        where there must be none.
+        For floats, which cannot hold 18-digit ids, for text that is no integer, for ids of 2**63
+        and more, and for nulls where there must be none.
 
     Examples
     --------
@@ -64,14 +76,23 @@ def id_column(column: pd.Series, table: str, nullable: bool = False) -> pd.Serie
             f"{where} has {n_null} empty values among {len(column)}, expected an id in every row: "
             "drop those rows, or download the table again"
         )
-    if column.dtype == np.uint64 and len(column) and int(column.max()) > np.iinfo(np.int64).max:
-        raise SchemaError(f"{where} holds {int(column.max())}, expected ids below 2**63")
+    if pd.api.types.is_unsigned_integer_dtype(column.dtype):
+        _require_int64(column.dropna().max(), where)
     return column.astype("Int64" if nullable else np.int64)
+
+
+def _require_int64(largest: Any, where: str) -> None:
+    # The maximum of an empty column is a null.
+    if not pd.isna(largest) and not -_MAX - 1 <= int(largest) <= _MAX:
+        raise SchemaError(
+            f"{where} holds {int(largest)}, expected ids below 2**63 and numbers that int64 can "
+            "hold: convert the column to text or to floats, or leave it out"
+        )
 
 
 def _is_integer(value: object) -> bool:
     if isinstance(value, str):
-        return value.strip().lstrip("-").isdigit()
+        return re.fullmatch(r"-?[0-9]+", value.strip()) is not None
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
@@ -79,8 +100,9 @@ def _ids_from_objects(column: pd.Series, where: str) -> pd.Series:
     values: list[Any] = []
     for value in column:
         if _is_integer(value):
+            _require_int64(int(value), where)
             values.append(int(value))
-        elif value is None or pd.isna(value):
+        elif pd.api.types.is_scalar(value) and pd.isna(value):
             values.append(pd.NA)
         else:
             raise SchemaError(
@@ -127,8 +149,111 @@ def text_column(column: pd.Series, table: str) -> pd.Series:
     return pd.Series(table_of_words[codes], index=column.index, name=column.name, dtype=object)
 
 
+def plain_values(column: pd.Series, table: str, *, as_float: bool = False) -> np.ndarray:
+    """Turn a column into bool, int64, float64 or text, by what it holds and not by its dtype.
+
+    Parameters
+    ----------
+    column : pandas.Series
+        Any dtype; object columns and categories are typed by their values.
+    table : str
+        Name of the table, for messages.
+    as_float : bool, optional
+        Whether the column must be numbers with NaN for missing, integers included.
+
+    Returns
+    -------
+    numpy.ndarray
+        Missing are -1 in integers, NaN in floats, "unknown" in text; booleans with missing values
+        become the words "true", "false" and "unknown". Times become text.
+
+    Raises
+    ------
+    SchemaError
+        If rows hold lists or arrays, integers beyond int64, or, for `as_float`, no numbers.
+
+    Examples
+    --------
+    >>> plain_values(pd.Series([3, None], dtype=object, name="n_spines"), "spines")
+    array([ 3, -1])
+    """
+    where = f"{table}.{column.name}"
+    values = _plain(column, where)
+    if not as_float:
+        return values
+    missing = column.isna().to_numpy(dtype=bool)
+    if missing.all():
+        return np.full(len(column), np.nan)
+    if values.dtype.kind not in "if":
+        raise SchemaError(
+            f"{where} has dtype {column.dtype}, expected numbers: convert it with pandas.to_numeric"
+        )
+    return np.where(missing, np.nan, values.astype(np.float64))
+
+
+def _plain(column: pd.Series, where: str) -> np.ndarray:
+    dtype = column.dtype
+    if pd.api.types.is_bool_dtype(dtype) and not isinstance(dtype, pd.CategoricalDtype):
+        kind = "boolean"
+    elif pd.api.types.is_integer_dtype(dtype):
+        kind = "integer"
+    elif pd.api.types.is_float_dtype(dtype):
+        kind = "floating"
+    elif pd.api.types.is_datetime64_any_dtype(dtype):
+        text = column.astype(str).astype(object)
+        return text.where(column.notna(), MISSING_TEXT).to_numpy(object)
+    else:
+        column = column.astype(object)
+        kind = pd.api.types.infer_dtype(column, skipna=True)
+    missing = column.isna().to_numpy(dtype=bool)
+    if kind == "boolean":
+        if not missing.any():
+            return column.to_numpy(dtype=bool)
+        words = column.map({True: "true", False: "false"}).astype(object)
+        return words.where(~missing, MISSING_TEXT).to_numpy(object)
+    if kind == "integer":
+        present = column[~missing]
+        _require_int64(present.max(), where)
+        _require_int64(present.min(), where)
+        out = np.full(len(column), -1, dtype=np.int64)
+        out[~missing] = present.to_numpy(dtype=np.int64)
+        return out
+    if kind in ("floating", "mixed-integer-float"):
+        out = np.full(len(column), np.nan)
+        out[~missing] = column[~missing].to_numpy(dtype=np.float64)
+        return out
+    if kind == "mixed" and column.map(pd.api.types.is_list_like).any():
+        raise SchemaError(
+            f"{where} holds a list or an array in a row, expected one value: split it into columns "
+            "of numbers first, or leave it out"
+        )
+    return text_column(column, where.split(".")[0]).fillna(MISSING_TEXT).to_numpy(object)
+
+
+def plain_array(values: np.ndarray, name: str) -> np.ndarray:
+    """Turn an array into a dtype of the data model: text and times to object, uint to int64."""
+    kind = values.dtype.kind
+    if kind == "u":
+        _require_int64(values.max(initial=0), name)
+        return values.astype(np.int64)
+    if kind == "S":
+        return np.char.decode(values, "utf-8", "replace").astype(object)
+    if kind in "UT":
+        return values.astype(object)
+    if kind in "mM":
+        return plain_values(pd.Series(values.ravel(), name=name), name).reshape(values.shape)
+    return values
+
+
 def require_columns(table: pd.DataFrame, name: str, columns: Iterable[str]) -> None:
-    """Raise `SchemaError` that names every column a table lacks."""
+    """Raise `SchemaError` that names every column a table lacks or has several times."""
+    columns = list(columns)
+    repeated = sorted({str(c) for c in table.columns[table.columns.duplicated()] if c in columns})
+    if repeated:
+        raise SchemaError(
+            f"{name} has several columns {repeated}, expected each name once: rename them, or keep "
+            "the first with table.loc[:, ~table.columns.duplicated()]"
+        )
     missing = [c for c in columns if c not in table.columns]
     if missing:
         near = nearest_words(missing[0], table.columns)
@@ -152,12 +277,13 @@ def parse_arrays(column: pd.Series, table: str) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        Shape (rows, values), float64; NaN rows where there is nothing.
+        Shape (rows, values), float64; NaN rows where there is nothing, or only blanks.
 
     Raises
     ------
     SchemaError
-        If rows differ in length or hold something that is no number, naming the first such row.
+        If rows differ in length or hold something that is no number, naming the first such row
+        by its position in the column.
         Nothing is evaluated as code.
 
     Examples
@@ -168,28 +294,29 @@ def parse_arrays(column: pd.Series, table: str) -> np.ndarray:
     """
     where = f"{table}.{column.name}"
     missing = np.asarray(column.isna(), dtype=bool)
-    present = column[~missing]
-    if present.empty:
+    missing |= np.array([isinstance(v, str) and not v.strip() for v in column], dtype=bool)
+    present = np.flatnonzero(~missing)
+    if not len(present):
         raise SchemaError(f"{where} holds no array at all")
     rows = []
-    for row, value in enumerate(present):
+    for row in present:
+        value = column.iloc[row]
+        words = value
         if isinstance(value, str):
             words = value.strip().strip("[]()").replace(",", " ").split()
-            try:
-                rows.append(np.array(words, dtype=np.float64))
-            except ValueError:
-                raise SchemaError(
-                    f"{where} row {row} is {value[:60]!r}, expected numbers in brackets "
-                    "(numpy shortens long arrays with '...' when printing; save all values)"
-                ) from None
-        else:
-            rows.append(np.asarray(value, dtype=np.float64).ravel())
+        try:
+            rows.append(np.asarray(words, dtype=np.float64).ravel())
+        except (ValueError, TypeError):
+            raise SchemaError(
+                f"{where} row {row} is {str(value)[:60]!r}, expected numbers in brackets "
+                "(numpy shortens long arrays with '...' when printing; save all values)"
+            ) from None
     lengths = np.array([len(row) for row in rows])
     if (lengths != lengths[0]).any():
         odd = int(np.argmax(lengths != lengths[0]))
         raise SchemaError(
-            f"{where} row {odd} has {lengths[odd]} values, expected {lengths[0]} "
-            "as in the first row"
+            f"{where} row {present[odd]} has {lengths[odd]} values, expected {lengths[0]} "
+            f"as in row {present[0]}"
         )
     out = np.full((len(column), lengths[0]), np.nan)
     out[~missing] = np.stack(rows)

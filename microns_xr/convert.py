@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -61,28 +63,26 @@ def _rows(dataset: xr.Dataset, dim: str) -> pd.DataFrame:
         variable = dataset[name]
         if name in RELEASE_COORDS or dim not in variable.dims:
             continue
-        values = variable.transpose(dim, ...).values
+        variable = variable.transpose(dim, ...)
+        values = variable.values
         if variable.ndim == 1:
             columns[str(name)] = values
-        elif variable.ndim == 2 and variable.dims[1] == "axis":
-            columns.update({f"pt_{name}_{axis}": values[:, i] for i, axis in enumerate(AXES)})
         elif variable.ndim == 2:
-            other = (
-                dataset[variable.dims[1]].values
-                if variable.dims[1] in dataset.coords
-                else range(values.shape[1])
-            )
-            columns.update(
-                {
-                    f"{name}_{label:g}" if isinstance(label, float) else f"{name}_{label}": values[
-                        :, i
-                    ]
-                    for i, label in enumerate(np.asarray(other).tolist())
-                }
-            )
+            other = str(variable.dims[1])
+            labels = variable[other].values if other in variable.coords else _numbered(variable)
+            prefix = f"pt_{name}" if other == "axis" else str(name)
+            columns.update({f"{prefix}_{_shown(w)}": values[:, i] for i, w in enumerate(labels)})
         else:
             raise SchemaError(f"{name} has dims {variable.dims}, which do not fit into one table")
     return pd.DataFrame(columns)
+
+
+def _numbered(variable: xr.DataArray) -> Any:
+    return AXES if variable.dims[1] == "axis" else range(variable.shape[1])
+
+
+def _shown(label: Any) -> str:
+    return f"{label:g}" if isinstance(label, float) else str(label)
 
 
 def _pairs(connectivity: xr.Dataset) -> pd.DataFrame:

@@ -10,7 +10,7 @@ deepest cell belongs to the deepest layer, and white matter has a name.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -43,7 +43,7 @@ _WM = "WM"
 
 
 def _layer_counts(
-    bins: np.ndarray, n_bins: int, types: np.ndarray, layer_types: Mapping[str, tuple[str, ...]]
+    bins: np.ndarray, n_bins: int, types: np.ndarray, layer_types: Mapping[str, Sequence[str]]
 ) -> np.ndarray:
     """Cells of each layer's types in each bin: shape (n_bins, n_layers)."""
     layer_of = {w.lower(): i for i, ws in enumerate(layer_types.values()) for w in ws}
@@ -136,7 +136,7 @@ def segment_layers(
     units: xr.Dataset,
     *,
     white_matter: bool = True,
-    layer_types: Mapping[str, tuple[str, ...]] | None = None,
+    layer_types: Mapping[str, Sequence[str]] | None = None,
 ) -> xr.Dataset:
     """Find the borders of the cortical layers.
 
@@ -149,7 +149,8 @@ def segment_layers(
         the rule of the pandas package, where L6 runs to the last cell.
     layer_types : mapping of str to tuple of str, optional
         Cell types that mark each layer, from the pia down. By default those of the classification
-        table the units were built from (``units.attrs["celltype_table"]``).
+        table the units were built from (``units.attrs["layer_types"]``); where that is not known
+        to the registry, all is one region called "unknown".
 
     Returns
     -------
@@ -160,7 +161,8 @@ def segment_layers(
     Raises
     ------
     SchemaError
-        If variables are absent, no cell has a position, or the table's layers are not known.
+        If variables are absent, no cell has a position, or units say neither their layer types nor
+        a table of the registry.
 
     Notes
     -----
@@ -184,6 +186,8 @@ def segment_layers(
         if name not in units:
             raise SchemaError(f"units has no {name}, which layers are made of: use mx.build_units")
     if layer_types is None:
+        layer_types = units.attrs.get("layer_types")
+    if layer_types is None:
         table = str(units.attrs.get("celltype_table", _DEFAULT_TYPES))
         layer_types = table_spec(table).layers
         if not layer_types:
@@ -191,7 +195,7 @@ def segment_layers(
                 f"the registry does not say which cell types of {table} mark each layer: "
                 "pass layer_types={'L2/3': ('23P',), ...}"
             )
-    y = np.asarray(units["position"].values[:, 1], dtype=np.float64)
+    y = depth_of(units)
     has = np.isfinite(y)
     if not has.any():
         raise SchemaError("no unit has a position, so there is no depth profile: check position")
@@ -202,13 +206,20 @@ def segment_layers(
     edges = np.linspace(top, bottom, n_bins + 1)
     bins = np.clip(np.searchsorted(edges, y, side="right") - 1, 0, n_bins - 1)
     names = list(layer_types)
-    counts = _layer_counts(bins, n_bins, types, layer_types)
+    counts = _layer_counts(bins, n_bins, types, layer_types) if names else np.zeros(0)
     if not counts.any():
         logger.warning("layers: no unit has a cell type that marks a layer; all are 'unknown'")
         return _layers_dataset([("unknown", float(edges[0]), float(edges[-1]))], units, len(y))
     labels = _bin_layers(counts, names, white_matter)
     regions = [(names[i], float(edges[a]), float(edges[b])) for i, a, b in _runs(labels)]
     return _layers_dataset(regions, units, int(counts.sum()))
+
+
+def depth_of(units: xr.Dataset) -> np.ndarray:
+    """Depth of every unit from the pia in µm, by the label of its axis."""
+    position = units["position"].transpose("nucleus_id", "axis")
+    y = position.sel(axis="y") if "axis" in position.coords else position.isel(axis=1)
+    return np.asarray(y.values, dtype=np.float64)
 
 
 def _layers_dataset(

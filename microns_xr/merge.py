@@ -10,9 +10,14 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import AngleConvention, is_angle, require_same_angles
-from microns_xr.columns import id_column, require_columns, text_column
+from microns_xr.columns import (
+    id_column,
+    plain_array,
+    plain_values,
+    require_columns,
+)
 from microns_xr.errors import SchemaError
-from microns_xr.functional.coregistration import angle_attrs
+from microns_xr.functional.coregistration import ANGLES, angle_attrs, missing_value
 from microns_xr.functional.tuning import rate_variables
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.releases import TableSpec, table_spec
@@ -23,8 +28,6 @@ __all__ = ["merge_table"]
 
 On = Literal["nucleus_id", "pt_root_id", "functional"]
 
-_MISSING_TEXT = "unknown"
-_ANGLE_NAMES = ("pref_ori", "pref_dir")
 _RATE_NAMES = ("rate_ori", "rate_dir")
 
 
@@ -57,7 +60,7 @@ def merge_table(
     how : {"left", "inner"}, optional
         ``left`` keeps every row of `dataset`; ``inner`` keeps those with a match.
     angle_units, angle_convention : str, optional
-        What the angles of a table are in that is not in the registry.
+        What the angles of a DataFrame are in that is not in the registry.
     check_release : bool, optional
         False skips the release check between two Datasets.
 
@@ -73,7 +76,8 @@ def merge_table(
     SchemaError
         If the key is absent or made of floats; if the table has several rows for one row of
         `dataset` (the join would repeat a neuron); if a column is there already; if an angle does
-        not state its convention, or states another one than `dataset` has.
+        not state its convention, or states another one than `dataset` has; if `angle_units` or
+        `angle_convention` contradict the registry; if a column holds lists or is there twice.
     ReleaseMismatchError
         If both are Datasets of different releases.
 
@@ -179,6 +183,8 @@ def _from_dataset(
     for name in names:
         dims = tuple(str(d) for d in table[name].dims if d != dim)
         values = table[name].transpose(dim, ...).values
+        if name in ANGLES and values.dtype.kind in "iu":
+            values = values.astype(np.float64)  # -1 would be an angle, NaN is none
         variables[name] = (dims, values, dict(table[name].attrs))
         coords.update({d: table.coords[d] for d in dims if d in table.coords})
     return variables, {k: v.reset_coords(drop=True) for k, v in coords.items()}, right
@@ -202,11 +208,9 @@ def _from_frame(
     if not isinstance(table, pd.DataFrame):
         raise SchemaError(f"table is a {type(table).__name__}, expected a DataFrame or a Dataset")
     name = str(table.attrs.get("table", "table"))
-    spec: TableSpec = table_spec(name)
-    if angle_units is not None:
-        spec = replace(spec, angle_units=angle_units)
-    if angle_convention is not None:
-        spec = replace(spec, angle_convention=angle_convention)
+    spec = _stated_spec(name, angle_units, angle_convention)
+    table = table.copy(deep=False)
+    table.columns = pd.Index([str(c) for c in table.columns], dtype=object)
     keys = _key_names(on)
     key_columns = list(keys)
     if on == "nucleus_id" and "nucleus_id" not in table.columns:
@@ -230,9 +234,8 @@ def _from_frame(
         "pt_root_id",
         "valid_id",
     }
-    names = _chosen(
-        columns, list(map(str, table.columns)), skipped - set(HOUSEKEEPING & {"volume"})
-    )
+    names = _chosen(columns, table.columns.tolist(), skipped - set(HOUSEKEEPING & {"volume"}))
+    require_columns(table, name, names)
     variables: Variables = {}
     coords: dict[str, xr.DataArray] = {}
     rates = [n for n in names if n in _RATE_NAMES]
@@ -241,34 +244,36 @@ def _from_frame(
         variables.update({n: (v[0][1:], v[1], v[2]) for n, v in parsed.items()})
         coords.update({n: xr.DataArray(v[1], dims=v[0], attrs=v[2]) for n, v in angles.items()})
     for column in names:
-        if column not in rates:
-            variables[column] = ((), _plain(table[column], name), _column_attrs(column, spec))
+        if column in rates:
+            continue
+        values = plain_values(table[column], name, as_float=column in ("pref_ori", "pref_dir"))
+        if column in ANGLES and values.dtype.kind == "i":
+            values = plain_values(table[column], name, as_float=True)
+        variables[column] = ((), values, _column_attrs(column, values, spec))
     return variables, coords, right
 
 
-def _column_attrs(column: str, spec: TableSpec) -> dict[str, Any]:
+def _stated_spec(name: str, angle_units: str | None, angle_convention: str | None) -> TableSpec:
+    """What the registry knows of a table, and what the call adds without contradicting it."""
+    spec = table_spec(name)
+    stated = {"angle_units": angle_units, "angle_convention": angle_convention}
+    for argument, value in stated.items():
+        known = getattr(spec, argument)
+        if value is not None and known is not None and value != known:
+            raise SchemaError(
+                f"{argument} of {name} is {known!r} by the registry, not {value!r}: leave the "
+                "argument out and use mx.convert_angles on the result"
+            )
+    return replace(spec, **{k: v for k, v in stated.items() if v is not None})
+
+
+def _column_attrs(column: str, values: np.ndarray, spec: TableSpec) -> dict[str, Any]:
     attrs = describe(FUNCTIONAL[column]) if column in FUNCTIONAL else {}
     if not attrs and column in UNITS:
         attrs = describe(UNITS[column])
-    if column in _ANGLE_NAMES:
+    if column in ANGLES and values.dtype.kind == "f":
         attrs.update(angle_attrs(column, spec))
     return attrs
-
-
-def _plain(column: pd.Series, table: str) -> np.ndarray:
-    """One column as bool, int64, float64 or text; integers with gaps stay integers (-1)."""
-    dtype = column.dtype
-    if pd.api.types.is_bool_dtype(dtype):
-        if not column.isna().any():
-            return column.to_numpy(dtype=bool)
-        return column.map({True: "true", False: "false"}).fillna(_MISSING_TEXT).to_numpy(object)
-    if pd.api.types.is_integer_dtype(dtype):
-        return column.fillna(-1).to_numpy(dtype=np.int64)
-    if pd.api.types.is_float_dtype(dtype):
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    if pd.api.types.is_datetime64_any_dtype(dtype):
-        return column.astype(str).to_numpy(object)
-    return text_column(column, table).fillna(_MISSING_TEXT).to_numpy(object)
 
 
 def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndarray:
@@ -305,24 +310,27 @@ def _take(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
     absent = rows < 0
     if not len(values):
         raise SchemaError(f"the table has no rows to take {name} from: check the file it came from")
-    taken = values[np.where(absent, 0, rows)]
+    taken = plain_array(values[np.where(absent, 0, rows)], name)
     if not absent.any():
         return taken
     if taken.dtype == bool:
         taken = np.where(taken, "true", "false").astype(object)
-    missing: Any = {"i": -1, "u": 0, "f": np.nan}.get(taken.dtype.kind, _MISSING_TEXT)
-    if name == "pt_root_id" or (name in UNITS and UNITS[name].missing == "0"):
-        missing = 0
-    taken[absent] = missing
+    taken[absent] = missing_value(name, taken.dtype)
     return taken
+
+
+def _is_angle(name: str, variable: Any) -> bool:
+    """By what it states, or by its name: an angle that states nothing must not pass."""
+    return is_angle(variable) or (name in ANGLES and variable.dtype.kind in "iuf")
 
 
 def _check_angles(
     dataset: xr.Dataset, variables: Variables, coords: dict[str, xr.DataArray]
 ) -> None:
-    new = [(n, xr.Variable(("row", *dims), v, attrs)) for n, (dims, v, attrs) in variables.items()]
-    angles: list[tuple[str, Any]] = [(n, v) for n, v in new if is_angle(v)]
-    angles += [(n, v) for n, v in coords.items() if is_angle(v)]
+    new: list[tuple[str, Any]] = [
+        (n, xr.Variable(("row", *dims), v, attrs)) for n, (dims, v, attrs) in variables.items()
+    ]
+    angles = [(n, v) for n, v in [*new, *coords.items()] if _is_angle(n, v)]
     if angles:
-        old = [(str(n), v) for n, v in dataset.variables.items() if is_angle(v)]
+        old = [(str(n), v) for n, v in dataset.variables.items() if _is_angle(str(n), v)]
         require_same_angles([*old, *angles])

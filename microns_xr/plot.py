@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.errors import SchemaError
+from microns_xr.layers import depth_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +78,9 @@ def depth_profile(
     """
     _require(units, ("position", by), "units")
     ax = _axes(ax)
-    depth = units["position"].values[:, 1]
+    depth = depth_of(units)
+    if not np.isfinite(depth).any():
+        raise SchemaError("units holds no cell with a position: there is nothing to draw")
     codes, words = pd.factorize(units[by].values, sort=True)
     edges = np.arange(np.floor(np.nanmin(depth)), np.nanmax(depth) + bin_um, bin_um)
     left = np.zeros(len(edges) - 1)
@@ -145,6 +148,7 @@ def connectivity_matrix(
     table = grouped[variable]
     if table.ndim != 2:
         raise SchemaError(f"{variable} has dims {table.dims}, expected (pre_..., post_...)")
+    table = table.transpose(*sorted(table.dims, key=lambda d: not str(d).startswith("pre_")))
     ax = _axes(ax)
     values = np.ma.masked_less_equal(table.values.astype(float), 0)
     norm = LogNorm(max(values.min(), 1e-12), max(values.max(), 1e-11)) if values.count() else None
@@ -162,6 +166,24 @@ def connectivity_matrix(
     return ax
 
 
+def _words_of(groups: Any, currents: xr.DataArray) -> np.ndarray:
+    """One word a postsynaptic neuron, by label where the groups have labels."""
+    if groups is None:
+        return np.full(currents.shape[0], "all", dtype=object)
+    if isinstance(groups, xr.DataArray):
+        dim = str(groups.dims[0])
+        if groups.ndim != 1 or dim not in groups.coords:
+            raise SchemaError(f"groups has dims {groups.dims}, expected one word a nucleus_id")
+        groups = groups.reindex({dim: currents["post_nucleus_id"].values}, fill_value="unknown")
+    words = np.asarray(groups, dtype=object)
+    if words.shape != currents.shape[:1]:
+        raise SchemaError(
+            f"groups has shape {words.shape}, expected one word for each "
+            f"of {currents.shape[0]} neurons"
+        )
+    return words
+
+
 def currents_by_angle(
     currents: xr.DataArray, groups: Any = None, *, normalise: bool = True, ax: Axes | None = None
 ) -> Axes:
@@ -171,8 +193,9 @@ def currents_by_angle(
     ----------
     currents : xarray.DataArray
         From `microns_xr.input_currents`: (``post_nucleus_id``, angle).
-    groups : array-like of str, optional
-        A word for each postsynaptic neuron; one line each.
+    groups : xarray.DataArray or array-like of str, optional
+        A word for each neuron, matched by label where there are labels (``units.layer``),
+        otherwise in the order of the currents; one line each.
     normalise : bool, optional
         Divide each neuron's current by its own mean, so that large neurons do not outweigh small
         ones.
@@ -202,11 +225,7 @@ def currents_by_angle(
     angle = currents[currents.dims[1]]
     values = currents.values
     driven = np.isfinite(values).all(axis=1) & (values.sum(axis=1) > 0)
-    words = (
-        np.full(len(values), "all", dtype=object)
-        if groups is None
-        else np.asarray(groups, dtype=object)
-    )
+    words = _words_of(groups, currents)
     for i, word in enumerate(sorted(set(words[driven]))):
         rows = values[driven & (words == word)]
         if normalise:

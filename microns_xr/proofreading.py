@@ -97,7 +97,9 @@ def read_proofreading(table: pd.DataFrame, spec: TableSpec) -> Proofreading:
     flags = {n: table[n] for n in ("status_axon", "status_dendrite") if n in table.columns}
     booleans = {n: v for n, v in flags.items() if pd.api.types.is_bool_dtype(v.dtype)}
     if booleans:  # a boolean column is as good as the words t and f
-        table = table.assign(**{n: np.where(v, "t", "f") for n, v in booleans.items()})
+        table = table.assign(
+            **{n: np.where(v.fillna(False).astype(bool), "t", "f") for n, v in booleans.items()}
+        )
     typed = typed_table(table, "proofreading", spec)
     typed = typed[typed["pt_root_id"].notna()]
     frame = pd.DataFrame({"pt_root_id": typed["pt_root_id"].astype(np.int64)})

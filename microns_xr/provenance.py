@@ -7,6 +7,7 @@ arithmetic, and drops attributes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable
 from typing import Any, TypeVar
 
@@ -154,5 +155,5 @@ def add_history(
     attrs: dict[Hashable, Any] = (obj if source is None else source).attrs
     before = str(attrs.get("history", ""))
     # A new dict: xarray's selections share theirs with what they were taken from.
-    obj.attrs = {**obj.attrs, "history": f"{before}\n{entry}" if before else entry}
+    obj.attrs = {**copy.deepcopy(obj.attrs), "history": f"{before}\n{entry}" if before else entry}
     return obj

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import AngleConvention, convert_angles
 from microns_xr.connectivity.build import build_connectivity
 from microns_xr.connectivity.synapses import build_synapses
-from microns_xr.errors import SchemaError, SourceError
+from microns_xr.errors import SchemaError
 from microns_xr.functional.coregistration import build_functional
 from microns_xr.functional.tuning import build_tuning_curves
 from microns_xr.layers import segment_layers
 from microns_xr.release_tables import ReleaseTables
-from microns_xr.releases import MINIMUM_ROLES, table_spec
-from microns_xr.source.files import read_table_file
+from microns_xr.releases import MINIMUM_ROLES
+from microns_xr.source.files import file_sha256, read_table_file
 from microns_xr.source.kept import KeptSource
 from microns_xr.store.write import write_store
 from microns_xr.unit_function import FunctionalMode, add_rates
 from microns_xr.units import build_units
 
 __all__ = ["Release"]
+
+logger = logging.getLogger(__name__)
 
 FunctionalKind = Literal["manual", "digital_twin", "auto"]
 
@@ -118,27 +120,37 @@ class Release(ReleaseTables):
         """
         needed = [r for r in MINIMUM_ROLES if r not in ("coregistration", "functional_properties")]
         extra = {"match": ["coregistration"], "best_only": ["functional_properties"]}
-        tables = self._role_tables((*needed, *extra.get(functional, [])))
+        needed += extra.get(functional, [])
+        absent = self._absent(needed)
         units = build_units(
-            tables,
+            self._role_tables(tuple(needed)),
             self.spec,
             functional=functional,
             multisoma=multisoma,
             untyped=untyped,
             white_matter=white_matter,
         )
+        if absent:
+            logger.warning("%s is not there, the units are built without", ", ".join(absent))
+            units = units.assign_attrs(absent_tables=absent)
         if angle_convention is not None and functional == "best_only":
             units = convert_angles(units, angle_convention, "degree")
         if isinstance(rates, xr.Dataset) or rates:
-            curves = (
-                rates
-                if isinstance(rates, xr.Dataset)
-                else self.tuning_curves(None if rates is True else rates)
-            )
+            curves = rates
+            if not isinstance(curves, xr.Dataset):
+                curves = self._curves(curves, angle_convention)
             if angle_convention is not None:
                 curves = convert_angles(curves, angle_convention, "degree")
             units = add_rates(units, curves, collapse, by)
         return units
+
+    def _curves(
+        self, rates: bool | str | Path, angle_convention: AngleConvention | None
+    ) -> xr.Dataset:
+        if isinstance(rates, bool):
+            return self.tuning_curves()
+        stated = self._file_spec(rates).angle_convention is not None
+        return self.tuning_curves(rates, angle_convention=None if stated else angle_convention)
 
     def layers(self, white_matter: bool = True) -> xr.Dataset:
         """Find the borders of the cortical layers.
@@ -228,9 +240,19 @@ class Release(ReleaseTables):
             name = self.spec.name_of("tuning_curves")
             table, spec = self.table(name), self.spec.table_of("tuning_curves")
         else:
-            table = read_table_file(path)
-            spec = table_spec(Path(path).name.split(".")[0])
+            table, spec = read_table_file(path), self._file_spec(path)
+            self._further[spec.name] = {
+                "name": spec.name,
+                "rows": len(table),
+                "sha256": file_sha256(Path(path)),
+            }
         if angle_convention is not None:
+            if spec.angle_convention not in (None, angle_convention):
+                raise SchemaError(
+                    f"{spec.name} is {spec.angle_convention} by the registry, not "
+                    f"{angle_convention}: leave angle_convention out, and convert the result with "
+                    "mx.convert_angles"
+                )
             spec = replace(spec, angle_units="degree", angle_convention=angle_convention)
         return build_tuning_curves(table, spec, self.functional("manual"))
 
@@ -256,13 +278,14 @@ class Release(ReleaseTables):
         SourceError
             If there are no synapses, or several sets and none is named.
         """
-        units = self.units() if units is None else units
+        whole = self._whole_of(units)
+        units = whole if units is None else units
         asked = self._asked_for(request, units)
         nuclei = self.table("nucleus")["pt_root_id"].dropna().astype(np.int64)
         shared = nuclei[nuclei.duplicated() & (nuclei > 0)].unique()
         return build_connectivity(
             self._synapse_table(request),
-            units,
+            whole,
             pre=asked["pre"],
             post=asked["post"],
             scope=self.source.scope,
@@ -300,34 +323,40 @@ class Release(ReleaseTables):
 
     def _asked_for(self, request: str | None, units: xr.Dataset) -> dict[str, np.ndarray | None]:
         """Nucleus ids of the units that a download asked for, None for all."""
+        ids = units["nucleus_id"].values
         if not isinstance(self.source, KeptSource):
-            return {"pre": None, "post": None}
+            return {"pre": ids, "post": ids}
         asked = self.source.synapse_set(request).request
-        ids, roots = units["nucleus_id"].values, units["pt_root_id"].values
+        roots = units["pt_root_id"].values
         return {
-            side: None if asked[side] is None else ids[np.isin(roots, asked[side])]
+            side: ids if asked[side] is None else ids[np.isin(roots, asked[side])]
             for side in ("pre", "post")
         }
 
-    def _synapse_table(self, request: str | None) -> pd.DataFrame:
-        reader = getattr(self.source, "read_synapses", None)
-        if reader is not None:
-            return reader(request)
-        if request is not None:
-            raise SourceError(
-                f"{type(self.source).__name__} holds one set of synapses, not {request!r}"
-            )
-        return self.table("synapses")
+    def _whole_of(self, units: xr.Dataset | None) -> xr.Dataset:
+        """Return all units of the release, of which `units` may be a selection.
+
+        Synapses of units that were not selected are not asked for; they are not unknown.
+        """
+        if units is None:
+            return self.units()
+        attrs = units.attrs
+        if attrs.get("selection", {}).get("units") == units.sizes["nucleus_id"]:
+            return units
+        options = {k: attrs[k] for k in ("multisoma", "untyped") if k in attrs}
+        return self.units(**options)
 
     # ----------------------------------------------------------------------------- store
 
-    def write(self, path: str | Path, **options: Any) -> None:
+    def write(self, path: str | Path, *, request: str | None = None, **options: Any) -> None:
         """Write the whole release as one store.
 
         Parameters
         ----------
         path : str or Path
             Where; an existing store is replaced when the new one is complete.
+        request : str, optional
+            Which set of synapses, where the source holds several.
         **options
             Passed to `microns_xr.write_store`.
 
@@ -341,12 +370,13 @@ class Release(ReleaseTables):
             functional="match" if has["coregistration"] else "none",
             rates=(has["coregistration"] and has["tuning_curves"]) or None,
         )
+        connectivity = self.connectivity(request, units=units) if has["synapses"] else None
         write_store(
             path,
             units=units,
             layers=segment_layers(units),
             functional=self.functional() if has["coregistration"] else None,
-            connectivity=self.connectivity(units=units) if has["synapses"] else None,
+            connectivity=connectivity,
             source_tables=self.source_tables(),
             **options,
         )

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from microns_xr.errors import ReleaseMismatchError, SourceError
-from microns_xr.releases import ROLES, ReleaseSpec, release_spec
+from microns_xr.errors import ReleaseMismatchError, SourceError, nearest_words
+from microns_xr.releases import ROLES, ReleaseSpec, TableSpec, release_spec, table_spec
 from microns_xr.source.base import TableSource
 from microns_xr.source.choose import make_source
+from microns_xr.source.directory import DirectorySource
 from microns_xr.source.kept import KeptSource
 from microns_xr.source.policies import table_names
 from microns_xr.source.synapse_ids import resolve_ids
@@ -47,6 +48,8 @@ class ReleaseTables:
                 f"use Release({said}, ...) or a source of version {self.version}"
             )
         self._tables: dict[str, pd.DataFrame] = {}
+        self._asked = {role for role, name in (tables or {}).items() if name is not None}
+        self._further: dict[str, dict[str, Any]] = {}
 
     def __repr__(self) -> str:
         return f"<Release {self.datastack} v{self.version} from {type(self.source).__name__}>"
@@ -89,6 +92,20 @@ class ReleaseTables:
         table.attrs["table"] = name
         return table
 
+    def _absent(self, roles: Iterable[str]) -> list[str]:
+        """Tables the source does not have; an error for one that was asked for by name."""
+        available = set(self.source.available_tables())
+        absent = [r for r in roles if self.spec.has(r) and self.spec.tables[r] not in available]
+        for role in absent:
+            name = self.spec.tables[role]
+            if role in self._asked:
+                near = ", ".join(nearest_words(name, available))
+                raise SourceError(
+                    f"tables puts {name!r} in the role {role!r}, and the source has no such table"
+                    + (f"; nearest: {near}" if near else "")
+                )
+        return [self.spec.tables[r] for r in absent]
+
     def _role_tables(self, roles: tuple[str, ...]) -> dict[str, pd.DataFrame]:
         available = set(self.source.available_tables())
         return {
@@ -99,7 +116,8 @@ class ReleaseTables:
 
     def source_tables(self) -> list[dict[str, Any]]:
         """Provenance of every table read so far: name, rows, sha256."""
-        return [self.source.provenance(name) for name in sorted(self._tables)]
+        read = [self.source.provenance(name) for name in sorted(self._tables)]
+        return [*read, *(self._further[name] for name in sorted(self._further))]
 
     def has_tables(self) -> dict[str, bool]:
         """For every role of `microns_xr.releases.ROLES`, whether the source has its table.
@@ -113,6 +131,28 @@ class ReleaseTables:
         has = {role: self.spec.tables.get(role) in available for role in ROLES}
         sets: Mapping[str, Any] = getattr(self.source, "synapse_files", dict)()
         return {**has, "synapses": has["synapses"] or bool(sets)}
+
+    def _file_spec(self, path: str | Path) -> TableSpec:
+        """Return what the columns of a file mean, by its name."""
+        name = Path(path).name.split(".")[0]
+        return self.spec.table_specs.get(name) or table_spec(name)
+
+    def _synapse_table(self, request: str | None) -> pd.DataFrame:
+        name = self.spec.name_of("synapses")
+        if isinstance(self.source, KeptSource):
+            chosen = self.source.synapse_set(request)
+            self._further["synapses"] = chosen.provenance()
+            return chosen.read()
+        if isinstance(self.source, DirectorySource) and (self.source.synapse_files() or request):
+            name = self.source.choose_synapses(request)
+            table = self.source.read_synapses(request)
+            self._further["synapses"] = self.source.provenance(name)
+            return table
+        if request is not None:
+            raise SourceError(
+                f"{type(self.source).__name__} holds one set of synapses, not {request!r}"
+            )
+        return self.table(name)
 
     # -------------------------------------------------------------------------- downloads
 

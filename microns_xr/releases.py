@@ -191,10 +191,17 @@ class ReleaseSpec:
         return self.table_specs.get(name) or table_spec(name)
 
     def with_tables(self, tables: Mapping[str, str | None] | None) -> ReleaseSpec:
-        """Return a release with other tables in some roles; None takes a role away."""
+        """Return a release with other tables in some roles; None takes a role away.
+
+        Fine types and corrections refine the classification they were made for: they leave with it
+        unless they are named as well.
+        """
         if not tables:
             return self
         merged: dict[str, str | None] = {**self.tables, **tables}
+        if "celltype" in tables and tables["celltype"] != self.tables.get("celltype"):
+            for role in ("celltype_fine", "celltype_corrections"):
+                merged[role] = tables.get(role)
         return replace(self, tables={k: v for k, v in merged.items() if v is not None})
 
 

@@ -12,6 +12,7 @@ import xarray as xr
 from microns_xr.connectivity.subset import take
 from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
 from microns_xr.provenance import add_history, require_same_release
+from microns_xr.schema import validate
 
 __all__ = ["select_connections", "select_units"]
 
@@ -105,6 +106,12 @@ def _listed(words: Any) -> list[str]:
         return [words]
     if isinstance(words, xr.DataArray):
         words = words.values
+    if isinstance(words, np.ndarray) and not words.ndim:
+        words = words.item()
+    if isinstance(words, str):
+        return [words]
+    if not isinstance(words, Iterable):
+        raise SchemaError(f"expected words, found {words!r} ({type(words).__name__})")
     listed = list(words)
     wrong = [w for w in listed if not isinstance(w, str)]
     if wrong:
@@ -226,6 +233,7 @@ def select_connections(
     >>> l4.sizes["post_nucleus_id"] < l4.sizes["pre_nucleus_id"]
     True
     """
+    validate(connectivity, "connectivity")
     require_same_release(
         ("connectivity", connectivity), ("units", units), check_release=check_release
     )

@@ -196,9 +196,17 @@ def latest_by(
         )
     frame = table
     if "created" in order:
-        created = pd.to_datetime(table["created"], utc=True, format="mixed")
+        try:
+            created = pd.to_datetime(table["created"], utc=True, format="mixed")
+        except (ValueError, TypeError) as error:
+            raise SchemaError(
+                f"{name}.created holds what is no time ({error}): correct it, or leave the "
+                "column out"
+            ) from error
         frame = table.assign(created=created)
-    latest = frame.sort_values([key, *order], kind="stable").drop_duplicates(key, keep="last")
+    # A row that does not say when is never the latest.
+    latest = frame.sort_values([key, *order], kind="stable", na_position="first")
+    latest = latest.drop_duplicates(key, keep="last")
     return latest.reset_index(drop=True), int(contradicted)
 
 
@@ -228,6 +236,8 @@ def by_role(
     out = {}
     for key, table in tables.items():
         role = key if key in roles else role_of.get(key)
+        if role in out:
+            raise SchemaError(f"tables holds {role!r} twice, by role and by name: keep one")
         if role is None:
             raise SchemaError(
                 f"tables holds {key!r}, expected roles {list(roles)} or their tables "

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import is_angle, require_same_angles
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, UnknownLabelError
 from microns_xr.functional.coregistration import build_functional, collapse_scans
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.releases import ReleaseSpec
@@ -163,6 +163,12 @@ def add_rates(
     if not rates:
         raise SchemaError(
             f"tuning_curves has {list(tuning_curves.data_vars)}, expected rate_ori or rate_dir"
+        )
+    if by is not None and by not in tuning_curves:
+        raise UnknownLabelError(
+            f"tuning_curves has no {by!r} to choose by, found {list(tuning_curves.data_vars)}: "
+            "add it with mx.merge_table(curves, functional, [by], on='functional'), or merge the "
+            "curves onto the functional rows and lead to units with mx.collapse_scans"
         )
     collapsed = collapse_scans(tuning_curves[rates + ([by] if by else [])], collapse, by)
     _require_one_convention(units, tuning_curves)

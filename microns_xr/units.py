@@ -189,6 +189,7 @@ def build_units(
         },
         attrs={
             "celltype_table": cell_types.table,
+            "layer_types": {k: list(v) for k, v in _layer_types(spec).items()},
             "multisoma": multisoma,
             "untyped": untyped,
             "selection": counts,
@@ -196,7 +197,7 @@ def build_units(
     )
     units = stamp_release(units, spec.datastack, spec.version)
     add_history(units, f"build_units(multisoma={multisoma!r}, untyped={untyped!r})")
-    layers = segment_layers(units, white_matter=white_matter, layer_types=_layer_types(spec))
+    layers = segment_layers(units, white_matter=white_matter)
     layer = layer_at(position[:, 1], layers)
     units["layer"] = ("nucleus_id", layer, describe(UNITS["layer"]))
     units = add_functional(units, roles, spec, functional)
@@ -205,11 +206,12 @@ def build_units(
     return units
 
 
-def _layer_types(spec: ReleaseSpec) -> Mapping[str, tuple[str, ...]] | None:
+def _layer_types(spec: ReleaseSpec) -> Mapping[str, tuple[str, ...]]:
+    """Cell types that mark each layer; empty where they are not known."""
     for role in ("celltype_fine", "celltype"):
         if spec.has(role) and (table := spec.table_of(role)).has_types:
-            return table.layers or None
-    return None
+            return table.layers
+    return {}
 
 
 def _log(spec: ReleaseSpec, counts: dict[str, int], notes: dict[str, int]) -> None:

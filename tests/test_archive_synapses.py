@@ -236,6 +236,27 @@ def test_a_batch_that_is_damaged_is_made_again(path, tmp_path, monkeypatch, lost
     assert file_sha256(found.path) == file_sha256(whole.path)
 
 
+def test_a_batch_that_vanishes_meanwhile_is_missed(path, tmp_path, monkeypatch):
+    options = {"post": ROOT + np.arange(20), "batch_bytes": 30_000}
+    whole = keep(path, tmp_path / "whole", **options)
+    small_blocks(monkeypatch)
+    commit = archive_synapses.RequestFolder.commit
+
+    def forgetful(folder, piece, *args):
+        batch = commit(folder, piece, *args)
+        if piece.start == 0:
+            (folder.path / batch.file).unlink()
+        return batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive_synapses.RequestFolder, "commit", forgetful)
+        with pytest.raises(IncompleteDownloadError, match=r"some batches .*run the same again"):
+            keep(path, tmp_path / "parts", **options)
+    assert not open_requests_complete(tmp_path / "parts")
+    found = keep(path, tmp_path / "parts", **options)
+    assert file_sha256(found.path) == file_sha256(whole.path)
+
+
 def test_batches_of_another_file_are_never_mixed_in(path, tmp_path, monkeypatch):
     options = {"post": ROOT + np.arange(20), "batch_bytes": 30_000}
     with monkeypatch.context() as patch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,3 +148,23 @@ def test_help_teaches():
         assert text.returncode == 0
         assert command in text.stdout
     assert "rated_fraction" in run("currents", "--help").stdout
+
+
+def test_currents_never_replace_what_is_no_currents(demo_folder, tmp_path):
+    store = tmp_path / "s.zarr"
+    shutil.copytree(demo_folder / "demo_v1718.zarr", store)
+    other = tmp_path / "folder.zarr"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    for out, message in (
+        (store, "is the store that is read"),
+        (other, "holds no currents"),
+        (tmp_path / "no" / "c.csv", "make it first"),
+    ):
+        result = run("currents", store, "--out", out)
+        assert result.returncode == 1
+        assert message in result.stderr
+    assert mx.open_store(store)["units"].sizes["nucleus_id"] > 0
+    assert (other / "notes.txt").read_text() == "mine"
+    for _ in range(2):  # currents may be replaced by currents
+        assert run("currents", store, "--out", tmp_path / "c.zarr").returncode == 0

@@ -89,7 +89,7 @@ def get(
         post = [ROOT + 1, ROOT + 3]
         return file_sha256(source.download_synapses(folder, post=post, progress=False).path)
     cache = TableCache(folder / "raw", datastack=source.datastack, version=661)
-    download_archived_tables(source, cache, [STATUS])
+    download_archived_tables(source, cache, [STATUS], progress=False)
     return file_sha256(cache.path(STATUS))
 
 

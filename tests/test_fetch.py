@@ -317,6 +317,42 @@ def test_kill_9_at_any_moment_loses_no_more_than_the_last_bytes(server, tmp_path
     assert names(tmp_path) == [NAME, f"{NAME}.json"]
 
 
+@pytest.mark.parametrize("moment", ["before_the_record", "before_the_name"])
+@pytest.mark.parametrize("refresh", [False, True])
+def test_an_end_while_it_gets_its_name_loses_nothing(
+    server, tmp_path, monkeypatch, moment, refresh
+):
+    path = tmp_path / NAME
+    if refresh:
+        fetch(server.put(f"/{NAME}", OTHER), path)
+    url = server.put(f"/{NAME}", BODY)
+    write, replace = fetch_module.write_note, Path.replace
+
+    def end_at_note(to, content):
+        if to.name == f"{NAME}.json":
+            raise KeyboardInterrupt
+        write(to, content)
+
+    def end_at_name(source, to):
+        if source.name == f"{NAME}.part":
+            raise KeyboardInterrupt
+        return replace(source, to)
+
+    with monkeypatch.context() as patch:
+        if moment == "before_the_record":
+            patch.setattr(fetch_module, "write_note", end_at_note)
+        else:
+            patch.setattr(Path, "replace", end_at_name)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(url, path, refresh=refresh)
+    assert fetched(path) is None
+    asked = sum(g.path == f"/{NAME}" for g in server.gets)
+    assert fetch(url, path).sha256 == hashlib.sha256(BODY).hexdigest()
+    assert path.read_bytes() == BODY
+    assert sum(g.path == f"/{NAME}" for g in server.gets) == asked
+    assert names(tmp_path) == [NAME, f"{NAME}.json"]
+
+
 # ------------------------------------------------------------------------------------- checking
 
 
@@ -378,6 +414,14 @@ def test_the_checksum_that_a_caller_knows(server, tmp_path):
     with pytest.raises(SourceError, match=f"its sha256 is {right}, expected aa"):
         fetch(url, tmp_path / NAME, sha256="aa" * 32)
     assert fetched(tmp_path / NAME).sha256 == right  # what was whole is still there
+
+
+def test_another_file_than_the_caller_expects_is_not_fetched_again(server, tmp_path):
+    url = server.put(f"/{NAME}", SMALL, headers=google_hashes(SMALL, "crc32c"))
+    with pytest.raises(SourceError, match="although the server's own checksum fits"):
+        fetch(url, tmp_path / NAME, sha256="aa" * 32)
+    assert len(server.gets) == 1
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(

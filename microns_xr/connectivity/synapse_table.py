@@ -11,7 +11,7 @@ import pandas as pd
 from microns_xr.columns import id_column
 from microns_xr.errors import SchemaError
 
-__all__ = ["Rows", "SynapseTable", "read_synapse_table"]
+__all__ = ["Rows", "SynapseTable", "read_synapse_table", "whole_numbers"]
 
 Rows = Literal["auto", "synapse", "pair"]
 
@@ -102,8 +102,8 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
             f"synapses has none of the columns {_SIZES}, found {list(map(str, table.columns))}: "
             "rename the one that holds the size"
         )
-    size = _whole_numbers(table[size_name], at_least=0)
-    count = None if count_name is None else _whole_numbers(table[count_name], at_least=1)
+    size = whole_numbers(table[size_name], at_least=0)
+    count = None if count_name is None else whole_numbers(table[count_name], at_least=1)
     if rows == "synapse" and count is not None:
         raise SchemaError(
             f"rows is 'synapse' but synapses has the column {count_name}, which counts the "
@@ -132,8 +132,11 @@ def _one_of(table: pd.DataFrame, names: tuple[str, ...]) -> str | None:
     return found[0] if found else None
 
 
-def _whole_numbers(column: pd.Series, at_least: int) -> np.ndarray:
+def whole_numbers(column: pd.Series, at_least: int) -> np.ndarray:
+    """Return a column of sizes or counts as int64; `SchemaError` for anything but whole numbers."""
     where = f"{_NAME}.{column.name}"
+    if column.empty:  # a header alone has no dtypes
+        return np.zeros(0, dtype=np.int64)
     if pd.api.types.is_bool_dtype(column.dtype) or not pd.api.types.is_numeric_dtype(column.dtype):
         raise SchemaError(f"{where} has dtype {column.dtype}, expected integers: convert it")
     n_null = int(column.isna().sum())

@@ -8,6 +8,7 @@ import xarray as xr
 
 from microns_xr.columns import id_column, positions, require_columns
 from microns_xr.connectivity.labels import Lookup
+from microns_xr.connectivity.synapse_table import whole_numbers
 from microns_xr.coordinates import to_pia_um
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import RELEASE_COORDS, add_history
@@ -80,10 +81,7 @@ def build_synapses(
             f"synapses repeats {len(ids) - len(np.unique(ids))} ids, expected each synapse once: "
             "two downloads were joined; drop repeated rows by id"
         )
-    size = synapses["size"].to_numpy()[keep][order]
-    whole = np.asarray(size, dtype=np.int64)
-    if (whole != size).any():
-        raise SchemaError("synapses.size holds fractions, expected whole numbers of voxels")
+    whole = whole_numbers(synapses["size"], at_least=0)[keep][order]
     dataset = xr.Dataset(
         {
             "synapse_id": ("synapse", ids[order]),

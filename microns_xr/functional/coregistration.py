@@ -14,17 +14,19 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import is_angle
+from microns_xr.columns import MISSING_TEXT, plain_array, plain_values, require_columns
 from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
 from microns_xr.provenance import RELEASE_COORDS, add_history, stamp_release
 from microns_xr.releases import TableSpec
-from microns_xr.schema import FUNCTIONAL, describe, validate
+from microns_xr.schema import FUNCTIONAL, UNITS, describe, validate
 from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS, typed_table
 
 __all__ = ["build_functional", "collapse_scans"]
 
 logger = logging.getLogger(__name__)
 
-_ANGLES = {"pref_ori": 0.5, "pref_dir": 1.0}  # name to period in turns
+# Names that mean an angle, to their period in turns.
+ANGLES = {"pref_ori": 0.5, "pref_dir": 1.0, "orientation": 0.5, "direction": 1.0}
 
 
 def angle_attrs(name: str, spec: TableSpec) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def angle_attrs(name: str, spec: TableSpec) -> dict[str, Any]:
     return {
         "units": spec.angle_units,
         "angle_convention": spec.angle_convention,
-        "period": turn * _ANGLES[name],
+        "period": turn * ANGLES[name],
     }
 
 
@@ -72,8 +74,10 @@ def build_functional(
     -------
     xarray.Dataset
         Dim ``scan_unit``, sorted by (session, scan_idx, unit_id, nucleus_id); coordinates
-        ``nucleus_id`` (-1 = none), ``session``, ``scan_idx``, ``unit_id``, all int64; the numeric
-        columns of the table as variables.
+        ``nucleus_id`` (-1 = none), ``session``, ``scan_idx``, ``unit_id``, all int64; the other
+        columns of the table as variables (missing: -1 in integers, NaN in floats, "unknown" in
+        text and in booleans, which then are words). ``attrs["columns_left_out"]`` names those that
+        hold arrays: `microns_xr.functional.tuning.build_tuning_curves` reads rates.
 
     Raises
     ------
@@ -88,6 +92,8 @@ def build_functional(
     >>> build_functional(rows, TableSpec("t"), datastack="d", version=1).nucleus_id.values
     array([11, 12])
     """
+    if isinstance(table, pd.DataFrame):
+        require_columns(table, spec.name, table.columns)
     typed = typed_table(table, role, spec)
     n_rows = len(typed)
     order = [c for c in ("created", "id") if c in typed]
@@ -105,45 +111,79 @@ def build_functional(
                 f"{spec.name} has no column {column!r} to choose by, found {list(typed.columns)}: "
                 "only automatic coregistrations have one"
             )
-        typed = typed[keep(typed[column])]
+        typed = typed[keep(_values(typed[column], column, spec))]
     nucleus = typed["target_id"].fillna(-1).astype(np.int64)
     typed = typed.assign(target_id=nucleus).sort_values([*SCAN_KEYS, "target_id"])
 
     coords: dict[str, Any] = {"nucleus_id": typed["target_id"].to_numpy()}
     coords.update({key: typed[key].to_numpy() for key in SCAN_KEYS})
     variables: dict[str, Any] = {}
+    left_out = []
     for column in typed.columns:
         if column in coords or column == "target_id" or column in HOUSEKEEPING:
             continue
         values = typed[column]
         if column == "pt_root_id":
             variables[column] = values.fillna(0).astype(np.int64).to_numpy()
-        elif pd.api.types.is_float_dtype(values.dtype):
-            variables[column] = values.to_numpy(dtype=np.float64, na_value=np.nan)
-        elif pd.api.types.is_integer_dtype(values.dtype) and not values.isna().any():
-            variables[column] = values.to_numpy(dtype=np.int64)
+        elif _holds_arrays(column, values):
+            left_out.append(column)
+        else:
+            variables[column] = _values(values, column, spec)
     dataset = xr.Dataset(
-        {n: ("scan_unit", v, _attrs(n, spec)) for n, v in variables.items()},
-        coords={n: ("scan_unit", v, _attrs(n, spec)) for n, v in coords.items()},
+        {n: ("scan_unit", v, _attrs(n, v, spec)) for n, v in variables.items()},
+        coords={n: ("scan_unit", v, _attrs(n, v, spec)) for n, v in coords.items()},
         attrs={
             "functional_table": spec.name,
             "n_rows_in_table": n_rows,
             "n_repeated_rows": n_repeated,
         },
     )
+    if left_out:
+        dataset.attrs["columns_left_out"] = left_out
     dataset = stamp_release(dataset, datastack, version)
     return add_history(dataset, f"functional from {spec.name}")
 
 
-def _attrs(name: str, spec: TableSpec) -> dict[str, Any]:
+def _holds_arrays(column: str, values: pd.Series) -> bool:
+    declared = FUNCTIONAL.get(column)
+    if declared is not None and len(declared.dims) > 1:
+        return True  # rates, which some tables hold as text
+    return values.dtype == object and bool(values.map(pd.api.types.is_list_like).any())
+
+
+def _values(values: pd.Series, column: str, spec: TableSpec) -> np.ndarray:
+    declared = FUNCTIONAL.get(column)
+    as_float = declared is not None and declared.dtype == "float"
+    plain = plain_values(values, spec.name, as_float=as_float)
+    if column in ANGLES and plain.dtype.kind == "i":
+        return plain_values(values, spec.name, as_float=True)  # -1 would be an angle
+    return plain
+
+
+def _attrs(name: str, values: np.ndarray, spec: TableSpec) -> dict[str, Any]:
     attrs = describe(FUNCTIONAL[name]) if name in FUNCTIONAL else {}
-    if name in _ANGLES:
+    if name in ANGLES and values.dtype.kind == "f":
         attrs.update(angle_attrs(name, spec))
     return attrs
 
 
+def missing_value(name: str, dtype: np.dtype) -> Any:
+    """What stands in a variable of a dtype of the data model where there is no value."""
+    if name == "pt_root_id" or (name in UNITS and UNITS[name].missing == "0"):
+        return 0
+    return {"i": -1, "f": np.nan, "c": np.nan}.get(dtype.kind, MISSING_TEXT)
+
+
 def _rates(functional: xr.Dataset) -> list[str]:
-    return [str(n) for n in functional.data_vars if str(n).startswith("rate_")]
+    """Numbers by stimulus; a variable of one number a unit is no rate, whatever its name."""
+    return [
+        str(n)
+        for n, v in functional.data_vars.items()
+        if str(n).startswith("rate_")
+        and v.ndim == 2
+        and v.dims[0] == "scan_unit"
+        and v.dtype.kind in "iuf"
+    ]
 
 
 def _rated(functional: xr.Dataset, rates: list[str]) -> np.ndarray:
@@ -182,7 +222,8 @@ def collapse_scans(
     Raises
     ------
     SchemaError
-        If ``best`` has no `by`, or ``mean`` meets an angle, which has no arithmetic mean.
+        If ``best`` has no `by` or one that is not one number a unit, or ``mean`` meets an angle,
+        which has no arithmetic mean.
     UnknownLabelError
         If `by` is no variable of the Dataset.
 
@@ -190,7 +231,8 @@ def collapse_scans(
     -----
     Only units that have the value are considered: for ``best`` those with a finite `by`, and where
     the Dataset has rates, those that are rated. Neurons without such a unit are left with missing
-    values. Ties are decided by (session, scan_idx, unit_id), the lowest first. Units matched to no
+    values: NaN, -1 (0 for ``pt_root_id``), "unknown"; booleans then become the words "true",
+    "false" and "unknown". Ties are decided by (session, scan_idx, unit_id), the lowest first. Units matched to no
     nucleus (``nucleus_id`` -1) are left out.
 
     Examples
@@ -215,6 +257,11 @@ def collapse_scans(
             f"by={by!r} is no variable of the functional Dataset, "
             f"found {list(functional.data_vars)}" + (f"; nearest: {near}" if near else "")
         )
+    if by is not None and (functional[by].ndim != 1 or functional[by].dtype.kind not in "biuf"):
+        raise SchemaError(
+            f"by={by!r} has dims {functional[by].dims} and dtype {functional[by].dtype}, expected "
+            "one number a unit to choose by"
+        )
     angles = [str(n) for n in functional.data_vars if is_angle(functional[n])]
     if how == "mean" and angles:
         raise SchemaError(
@@ -226,6 +273,7 @@ def collapse_scans(
     nuclei, owner = np.unique(functional["nucleus_id"].values, return_inverse=True)
 
     rates = _rates(functional)
+    functional = functional.assign({n: functional[n].astype(np.float64) for n in rates})
     candidate = _rated(functional, rates)
     if how == "mean":
         n_rated = np.bincount(owner[candidate], minlength=len(nuclei))
@@ -283,14 +331,22 @@ def _chosen_units(
 ) -> xr.Dataset:
     # The rows are in (nucleus, session, scan_idx, unit_id) order, and the sort is stable: among
     # equals the first row of a neuron wins.
-    rank = -functional[by].values if by is not None else np.zeros(len(owner))
+    rank = np.zeros(len(owner), dtype=np.int64)
+    if by is not None:
+        # Ordinals, because unsigned numbers and booleans have no negative.
+        rank = -np.unique(functional[by].values, return_inverse=True)[1]
     rows = np.flatnonzero(candidate)
     rows = rows[np.lexsort([rank[rows], owner[rows]])]
     _, first = np.unique(owner[rows], return_index=True)
     chosen = functional.isel(scan_unit=rows[first]).reset_coords(list(SCAN_KEYS))
     chosen = chosen.swap_dims(scan_unit="nucleus_id")
-    fill = {
-        n: np.nan if v.dtype.kind == "f" else -1 if n in SCAN_KEYS else 0
-        for n, v in chosen.data_vars.items()
-    }
+    fill = {}
+    for name, variable in chosen.data_vars.items():
+        if "nucleus_id" not in variable.dims:
+            continue
+        values = plain_array(variable.values, str(name))
+        if values.dtype == bool and len(first) < len(nuclei):
+            values = np.where(values, "true", "false").astype(object)
+        chosen = chosen.assign({name: (variable.dims, values, variable.attrs)})
+        fill[name] = missing_value(str(name), values.dtype)
     return chosen.reindex(nucleus_id=nuclei, fill_value=fill)

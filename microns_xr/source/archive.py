@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from microns_xr.errors import SchemaError, SourceError, nearest_words
-from microns_xr.releases import ReleaseSpec, release_spec, supported_versions, table_spec
+from microns_xr.errors import SchemaError, SourceError
+from microns_xr.releases import ReleaseSpec, release_spec, supported_versions
 from microns_xr.source.archive_csv import read_archived
 from microns_xr.source.archive_files import ArchiveFiles
+from microns_xr.source.archive_names import ArchiveNames
 from microns_xr.source.archive_synapses import filter_synapses, make_request
 from microns_xr.source.files import to_frame
 from microns_xr.source.remote_info import shown_url
@@ -26,7 +27,6 @@ __all__ = ["ARCHIVES", "ArchiveSource"]
 
 # Where the versions of a datastack are kept when they leave the service.
 ARCHIVES = {"minnie65_public": "gs://mat_dbs/public/minnie65_phase3_v1"}
-_MERGED = "_merged"
 _SYNAPSES = "synapses_pni_2"
 
 
@@ -94,8 +94,9 @@ class ArchiveSource:
         progress: bool = True,
     ) -> None:
         number = version.version if isinstance(version, ReleaseSpec) else version
-        if isinstance(number, bool) or not isinstance(number, int):
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
             raise SchemaError(f"version is {version!r}, expected a number such as 661")
+        number = int(number)
         if url is None and datastack not in ARCHIVES:
             raise SourceError(
                 f"there is no public archive of {datastack!r}, only of {', '.join(ARCHIVES)}: "
@@ -110,43 +111,16 @@ class ArchiveSource:
             storage_options=storage_options or {},
             retry=retry or Retry(),
             timeout=timeout,
-            progress=progress,
         )
+        self.progress = progress
         self._spec = version if isinstance(version, ReleaseSpec) else None
         if self._spec is None and number in supported_versions():
             self._spec = release_spec(number)
-        self._stems: dict[str, str] = {}
+        self._names = ArchiveNames(self.files, self._spec)
         self._read: dict[str, dict[str, Any]] = {}
 
     def __repr__(self) -> str:
         return f"ArchiveSource({self.version}, url={shown_url(self.url)!r})"
-
-    # ---------------------------------------------------------------------------------- files
-
-    def _stem(self, name: str) -> str:
-        """Return the name of a table's files, without their endings."""
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise SourceError(f"{name!r} is no table name: expected letters, digits, '_', '-', '.'")
-        if name not in self._stems:
-            given = self._archived_as(name)
-            # Views are archived under their own names.
-            stems = [given] if given else [f"{name}{_MERGED}", name]
-            found = next((stem for stem in stems if self.files.has(stem)), None)
-            if found is None:
-                near = nearest_words(name, set(self._candidates()) - {name})
-                raise SourceError(
-                    f"there is no table {name!r} in the archive {self.files.shown}, or access to "
-                    "it is refused"
-                    + (f"; nearest: {', '.join(near)}" if near else "")
-                    + ": available_tables() lists what is there; a version that is still served "
-                    "is read with source='cave'"
-                )
-            self._stems[name] = found
-        return self._stems[name]
-
-    def _archived_as(self, name: str) -> str | None:
-        own = self._spec.table_specs.get(name) if self._spec else None
-        return (own or table_spec(name)).archive_file
 
     def discard(self, name: str) -> None:
         """Remove the fetched files of a table; files that were never fetched are not touched.
@@ -156,15 +130,8 @@ class ArchiveSource:
         name : str
             Table name.
         """
-        if name in self._stems:
-            self.files.discard(self._stems[name])
-
-    # --------------------------------------------------------------------------------- tables
-
-    def _candidates(self) -> list[str]:
-        specs = [release_spec(version) for version in supported_versions()]
-        specs += [self._spec] if self._spec else []
-        return sorted({name for spec in specs for name in spec.tables.values()})
+        for stem in self._names.candidates(name):
+            self.files.discard(stem)
 
     def available_tables(self) -> list[str]:
         """Names of the tables that are archived.
@@ -184,26 +151,11 @@ class ArchiveSource:
         IncompleteDownloadError
             If the archive fails again and again.
         """
-        stems = self.files.stems()
-        if stems is None:
-            names = [name for name in self._candidates() if self._finds(name)]
-        else:
-            known = {self._archived_as(name): name for name in self._candidates()}
-            names = [known.get(stem) or stem.removesuffix(_MERGED) for stem in stems]
-        if not names:
-            raise SourceError(
-                f"there is nothing in the archive {self.files.shown}: check the version and the "
-                "address; a version that is still served is read with source='cave'"
-            )
-        return sorted(set(names))
+        return self._names.available()
 
-    def _finds(self, name: str) -> bool:
-        stem = self._archived_as(name) or f"{name}{_MERGED}"
-        if name not in self._stems and self.files.has(stem):
-            self._stems[name] = stem
-        return name in self._stems
-
-    def read_arrow(self, name: str, *, refresh: bool = False) -> pa.Table:
+    def read_arrow(
+        self, name: str, *, refresh: bool = False, progress: bool | None = None
+    ) -> pa.Table:
         """Return one whole table, sorted by id, as Arrow.
 
         Parameters
@@ -212,6 +164,8 @@ class ArchiveSource:
             Table name.
         refresh : bool, optional
             Fetch its files although they are here.
+        progress : bool, optional
+            Whether to show a bar; as the source was told by default.
 
         Returns
         -------
@@ -228,7 +182,11 @@ class ArchiveSource:
                 f"{name} is the table of all synapses, which is no table to read whole: use "
                 "download_synapses(pre, post)"
             )
-        path, header = self.files.fetch(self._stem(name), refresh=refresh)
+        path, header = self.files.fetch(
+            self._names.stem_of(name),
+            refresh=refresh,
+            progress=self.progress if progress is None else progress,
+        )
         table = read_archived(path, header)
         if "id" in table.column_names and not table["id"].null_count:
             table = table.take(pc.sort_indices(table["id"]))
@@ -320,7 +278,7 @@ class ArchiveSource:
         found = SynapseSet(folder, request.key)
         if found.is_complete:
             return found
-        path, header = self.files.fetch(self._stem(table))
+        path, header = self.files.fetch(self._names.stem_of(table), progress=progress)
         return filter_synapses(
             path,
             header,

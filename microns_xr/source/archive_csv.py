@@ -17,7 +17,8 @@ from isal import igzip
 from isal.igzip_lib import IsalError
 
 from microns_xr.errors import SourceError
-from microns_xr.source.archive_header import Header, describe_bad_csv, finish_columns
+from microns_xr.source.archive_header import Header, describe_bad_csv
+from microns_xr.source.archive_values import finish_columns
 
 __all__ = ["Block", "read_archived", "read_blocks"]
 

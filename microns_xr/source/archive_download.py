@@ -15,7 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 def download_archived_tables(
-    source: ArchiveSource, cache: TableCache, names: Iterable[str], *, refresh: bool = False
+    source: ArchiveSource,
+    cache: TableCache,
+    names: Iterable[str],
+    *,
+    refresh: bool = False,
+    progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Bring archived tables into the cache; those that are there and whole are not fetched again.
 
@@ -29,6 +34,8 @@ def download_archived_tables(
         Table names.
     refresh : bool, optional
         Fetch all of them again.
+    progress : bool, optional
+        Whether to show a bar for each file, in bytes.
 
     Returns
     -------
@@ -46,7 +53,7 @@ def download_archived_tables(
         if not refresh and cache.has(name):
             records[name] = cache.provenance(name)
             continue
-        table = source.read_arrow(name, refresh=refresh)
+        table = source.read_arrow(name, refresh=refresh, progress=progress)
         known = source.provenance(name)
         records[name] = cache.write(
             name,

@@ -39,8 +39,6 @@ class ArchiveFiles:
         How often and how patiently to ask again.
     timeout : float
         Seconds without a byte after which a connection has failed.
-    progress : bool
-        Whether to show a bar for each data file.
 
     Attributes
     ----------
@@ -56,13 +54,11 @@ class ArchiveFiles:
         storage_options: Mapping[str, Any],
         retry: Retry,
         timeout: float,
-        progress: bool,
     ) -> None:
         self.shown = shown_url(url)
         self._url = _reachable(url, storage_options)
         self._local = local_path(self._url)
         self._folder = folder
-        self._progress = progress
         self._asking: dict[str, Any] = {
             "storage_options": dict(storage_options),
             "retry": retry,
@@ -121,7 +117,9 @@ class ArchiveFiles:
             return True
         return exists(f"{self._url}/{file}", **self._asking)
 
-    def fetch(self, stem: str, *, refresh: bool = False) -> tuple[Path, Header]:
+    def fetch(
+        self, stem: str, *, refresh: bool = False, progress: bool = True
+    ) -> tuple[Path, Header]:
         """Fetch a pair of files, unless they are here.
 
         Parameters
@@ -130,6 +128,8 @@ class ArchiveFiles:
             Name of the pair.
         refresh : bool, optional
             Fetch them although they are here.
+        progress : bool, optional
+            Whether to show a bar, in bytes, for the data file.
 
         Returns
         -------
@@ -143,11 +143,11 @@ class ArchiveFiles:
         IncompleteDownloadError
             If a file breaks off again and again; what has arrived is kept.
         """
-        head = self._file(f"{stem}{_HEADER}", refresh)
+        head = self._file(f"{stem}{_HEADER}", refresh, progress=False)
         header = parse_header(head.read_bytes(), str(head))
-        return self._file(f"{stem}{_DATA}", refresh), header
+        return self._file(f"{stem}{_DATA}", refresh, progress), header
 
-    def _file(self, file: str, refresh: bool) -> Path:
+    def _file(self, file: str, refresh: bool, progress: bool) -> Path:
         if self._local is not None:
             path = self._local / file
             if not path.is_file():
@@ -157,7 +157,7 @@ class ArchiveFiles:
             f"{self._url}/{file}",
             self.folder / file,
             refresh=refresh,
-            progress=self._progress and not file.endswith(_HEADER),
+            progress=progress,
             **self._asking,
         )
         return found.path

@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 
 from microns_xr.errors import IncompleteDownloadError, MicronsXrError, SchemaError, SourceError
 from microns_xr.source.archive_csv import read_blocks
-from microns_xr.source.archive_header import Header, columns_of, finish_columns
+from microns_xr.source.archive_header import Header, columns_of
+from microns_xr.source.archive_values import finish_columns
 from microns_xr.source.files import file_sha256
 from microns_xr.source.synapse_answer import integer_columns
-from microns_xr.source.synapse_download import _finish, _roots
+from microns_xr.source.synapse_download import as_roots, make_result
 from microns_xr.source.synapse_folder import Batch, RequestFolder
 from microns_xr.source.synapse_merge import sorted_synapses
 from microns_xr.source.synapse_plan import Piece
@@ -68,7 +69,12 @@ def make_request(
     array([7, 9])
     """
     return SynapseRequest(
-        datastack, int(version), table, _roots(pre, "pre"), _roots(post, "post"), bool(positions)
+        datastack,
+        int(version),
+        table,
+        as_roots(pre, "pre"),
+        as_roots(post, "post"),
+        bool(positions),
     )
 
 
@@ -266,7 +272,7 @@ class _Filter:
                 f"some batches of {folder.key} are not in {folder.path} any more, or not as they "
                 "were written: check the disk, and run the same again"
             )
-        _finish(folder, self.request, self.stamp, batches)
+        make_result(folder, self.request, self.stamp, batches)
 
 
 def _bar(path: Path, progress: bool) -> Any:

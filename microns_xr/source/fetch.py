@@ -43,6 +43,7 @@ _READ_BYTES = 64 << 10
 # An attempt that brought this much was no failure: a file of 20 GB may break off many times.
 _PROGRESS_BYTES = 256 << 10
 _WHOLE_FETCHES = 3  # of a file whose checksum comes out wrong, or that changes meanwhile
+_SERVERS_OWN = ("md5", "crc32c")
 _ADVICE = {
     401: "it needs a login: pass storage_options with yours",
     403: "access is refused: check the address, or pass storage_options with your login",
@@ -262,7 +263,13 @@ class _Fetch:
             expected=expected,
         )
         if problem:
-            raise self._start_over(part, problem)
+            wrong = self._start_over(part, problem)
+            if any(expected[name] and sums.get(name) == expected[name] for name in _SERVERS_OWN):
+                raise SourceError(
+                    f"{self.url}: {problem}, although the server's own checksum fits: it is not "
+                    "the file that you expect; check the address and the checksum"
+                )
+            raise wrong
         checked = ["length"] if self.known.size is not None else []
         checked += [name for name, value in expected.items() if value and name in sums]
         record = {"url": self.url, "size": size, "sha256": sums["sha256"], "checked": checked}

@@ -76,26 +76,38 @@ class KeptSource:
 
     # --------------------------------------------------------------------------------- tables
 
-    def _functional(self) -> DirectorySource | None:
-        """Files that were put beside the downloaded ones by hand."""
-        folder = self.folder / "functional"
-        return DirectorySource(folder, version=self.version) if folder.is_dir() else None
+    def _beside(self) -> dict[str, DirectorySource]:
+        """Tables that were put beside the downloaded ones by hand, by name.
+
+        A parquet file in ``raw`` without a record is a download that was cut, and is none of them.
+        """
+        found: dict[str, DirectorySource] = {}
+        for folder in (self.folder / "functional", self.folder / "raw"):
+            if not folder.is_dir():
+                continue
+            source = DirectorySource(folder, version=self.version)
+            for name in source.available_tables():
+                cut = (folder / f"{name}.parquet").exists() and folder.name == "raw"
+                if not cut and name not in source.synapse_files():
+                    found.setdefault(name, source)
+        return found
 
     def available_tables(self) -> list[str]:
         """Names of the tables here and there, sorted."""
-        names = {*self.cache.names(), *self._listed()}
-        beside = self._functional()
-        if beside is not None:
-            names |= set(beside.available_tables())
+        names = {*self.cache.names(), *self._beside()}
+        if self.remote is not None:
+            names |= set(self._listed())
         return sorted(names)
 
     def _listed(self) -> list[str]:
         """Names the remote source lists; kept beside the tables, a version does not change."""
         file = self.folder / _LISTING
         if file.is_file():
-            return list(json.loads(file.read_text(encoding="utf-8")))
-        if self.remote is None:
-            return []
+            try:
+                return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))]
+            except ValueError as error:
+                raise SourceError(f"{file} is damaged ({error}): remove it") from error
+        assert self.remote is not None
         names = list(self.remote.available_tables())
         if self.folder.is_dir():
             beside = file.with_name(f".{_LISTING}.{os.getpid()}.tmp")
@@ -139,7 +151,9 @@ class KeptSource:
         remote = self._require_remote("download tables")
         write_identity(self.folder, self.datastack, int(self.version or 0))
         if isinstance(remote, ArchiveSource):
-            return download_archived_tables(remote, self.cache, names, refresh=refresh)
+            return download_archived_tables(
+                remote, self.cache, names, refresh=refresh, progress=progress
+            )
         return download_tables(
             remote, self.cache, names, refresh=refresh, progress=progress, max_rows=max_rows
         )
@@ -155,8 +169,7 @@ class KeptSource:
     def read(self, name: str) -> pd.DataFrame:
         """Return one table; what is not in the folder is fetched into it."""
         if not self.cache.has(name):
-            beside = self._functional()
-            if beside is not None and name in beside.available_tables():
+            if (beside := self._beside().get(name)) is not None:
                 return beside.read(name)
             if self.remote is None:
                 near = nearest_words(name, self.available_tables())
@@ -170,10 +183,8 @@ class KeptSource:
 
     def provenance(self, name: str) -> dict[str, Any]:
         """Return the record of a table: name, rows, sha256, timestamp, where it came from."""
-        if not self.cache.has(name):
-            beside = self._functional()
-            if beside is not None and name in beside.available_tables():
-                return beside.provenance(name)
+        if not self.cache.has(name) and (beside := self._beside().get(name)) is not None:
+            return beside.provenance(name)
         return self.cache.provenance(name)
 
     # ------------------------------------------------------------------------------- synapses

@@ -179,7 +179,8 @@ class _OtherFile:
     def __init__(self, url: str, options: dict[str, Any]) -> None:
         if not options:  # a public bucket: nobody's login is looked for
             protocol = url.partition("://")[0]
-            options = {"s3": {"anon": True}, "gs": {"token": "anon"}}.get(protocol, {})
+            nobody: dict[str, dict[str, Any]] = {"s3": {"anon": True}, "gs": {"token": "anon"}}
+            options = nobody.get(protocol, {})
         self._fs, self._path = fsspec.core.url_to_fs(url, **options)
 
     def info(self) -> RemoteInfo:

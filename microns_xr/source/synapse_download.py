@@ -25,7 +25,7 @@ from microns_xr.source.synapse_set import SynapseSet
 from microns_xr.source.synapse_strategy import Side, choose_strategy
 from microns_xr.source.synapse_workers import fetch_all
 
-__all__ = ["download_synapses"]
+__all__ = ["as_roots", "download_synapses", "make_result"]
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +120,8 @@ def download_synapses(
         service.datastack,
         _version(service),
         table,
-        _roots(pre, "pre"),
-        _roots(post, "post"),
+        as_roots(pre, "pre"),
+        as_roots(post, "post"),
         bool(positions),
     )
     requests = RequestFolder(folder, request.key)
@@ -140,7 +140,31 @@ def download_synapses(
     return result
 
 
-def _roots(ids: Any, name: str) -> np.ndarray | None:
+def as_roots(ids: Any, name: str) -> np.ndarray | None:
+    """Return the root ids of one side of a request.
+
+    Parameters
+    ----------
+    ids : array-like of int or None
+        Root ids; order and repetition do not matter.
+    name : str
+        The side, for messages.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        int64, sorted, unique; None for all.
+
+    Raises
+    ------
+    SchemaError
+        If they are no positive integers, or there is none.
+
+    Examples
+    --------
+    >>> as_roots([9, 7, 9], "pre")
+    array([7, 9])
+    """
     if ids is None:
         return None
     roots = np.unique(as_ids(ids, name))
@@ -193,12 +217,30 @@ def _run(
             f"{len(left)} batches of {folder.key} are not in {folder.path} any more, or not as "
             "they were written: check the disk, and run the same again"
         )
-    _finish(folder, request, timestamp, batches)
+    make_result(folder, request, timestamp, batches)
 
 
-def _finish(
+def make_result(
     folder: RequestFolder, request: SynapseRequest, timestamp: str, batches: list[Batch]
 ) -> None:
+    """Make the result of all batches of a request that is held; they are gone then.
+
+    Parameters
+    ----------
+    folder : RequestFolder
+        The request.
+    request : SynapseRequest
+        What was asked.
+    timestamp : str
+        What tells the release, or the file of it, from another.
+    batches : list of Batch
+        All of them.
+
+    Raises
+    ------
+    SourceError
+        If they contradict each other, or the disk is full.
+    """
     part = folder.result.with_name(folder.result.name + ".tmp")
     try:
         rows = merge_batches(folder.path, batches, request.columns, part)

@@ -124,11 +124,12 @@ def write_store(
     address = swap.address_of(path)
     validate(units, "units")
     _check(parts, address, check_release)
-    groups = [plan_dataset(kind, part) for kind, part in parts.items() if kind != "connectivity"]
-    if connectivity is not None:
+    groups = []
+    if connectivity is not None:  # first, so that the many small arrays fill the gaps behind it
         pairs = pairs_of(connectivity)
+        groups = [plan_matrix(connectivity, copy) for copy in (pairs, transposed(pairs))]
         groups.append(plan_parent(connectivity))
-        groups += [plan_matrix(connectivity, copy) for copy in (pairs, transposed(pairs))]
+    groups += [plan_dataset(kind, part) for kind, part in parts.items() if kind != "connectivity"]
     root_attrs = _root_attrs(parts, source_tables, timestamp)
     if "://" in address:
         try:

@@ -31,14 +31,19 @@ def pandas_package(raw: Path):
     from microns_combiner import processing
 
     spec = mx.release_spec(1507)
-    tables = {role: pd.read_csv(raw / f"{spec.tables[role]}.csv") for role in ("nucleus", "celltype", "brain_area", "proofreading", "functional_properties")}
+    tables = {
+        role: pd.read_csv(raw / f"{spec.tables[role]}.csv")
+        for role in ("nucleus", "celltype", "brain_area", "proofreading", "functional_properties")
+    }
     nuclei = tables["nucleus"].rename(columns={"id": "nucleus_id"})
     units = processing._merge_nucleus_with_cell_types(nuclei, tables["celltype"])
     units = processing._merge_brain_area(units, tables["brain_area"])
     units = processing._merge_proofreading_status(units, tables["proofreading"], 1507)
     units = processing._transform_positions(units)
     units = units[units["pt_root_id"] > 0].drop_duplicates(subset="pt_root_id", keep=False)
-    units = processing._merge_functional_properties(units, tables["functional_properties"], mode="best_only")
+    units = processing._merge_functional_properties(
+        units, tables["functional_properties"], mode="best_only"
+    )
     segments = processing._merge_segments_by_layer(
         processing._divide_volume_into_segments(units, spec.tables["celltype"])
     )
@@ -58,7 +63,9 @@ def main() -> None:
         rows = []
         for name, path in (("parquet", parquet), ("csv", csv)):
             for mode in ("none", "best_only"):
-                seconds, units = best_of(3, lambda p=path, m=mode: mx.Release(1507, source=p).units(functional=m))
+                seconds, units = best_of(
+                    3, lambda p=path, m=mode: mx.Release(1507, source=p).units(functional=m)
+                )
                 rows.append((f"Release.units({mode!r}) from {name}", seconds))
         reference = rows[1][1]
         try:

@@ -1,0 +1,203 @@
+"""A release as a user works with it: tables in roles, what is absent, what is written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import microns_xr as mx
+from microns_xr.plot import connectivity_matrix, currents_by_angle, depth_profile
+
+
+@pytest.fixture(scope="module")
+def source():
+    return mx.DemoSource(1718, n_nuclei=800, seed=5)
+
+
+@pytest.fixture
+def folder(source, tmp_path):
+    return source.write(tmp_path / "release", format="parquet")
+
+
+def test_another_classification_comes_without_the_corrections_of_the_old_one(source):
+    combo = mx.Release(1718, source=source, tables={"celltype": "cell_type_multifeature_combo"})
+    words = set(combo.units().cell_type.values)
+    assert "L2IT" in words
+    assert not words & {"23P", "4P", "5P-IT", "5P-ET", "6P-CT"}
+    assert not combo.spec.has("celltype_corrections")
+    old = mx.release_spec(661, tables={"celltype": "aibs_soma_nuc_metamodel_preds_v117"})
+    assert not old.has("celltype_fine")
+    kept = {"celltype": "a", "celltype_fine": "b"}
+    assert mx.release_spec(661, tables=kept).tables["celltype_fine"] == "b"
+
+
+def test_tables_that_are_absent_are_named(folder, caplog):
+    (folder / "raw" / "aibs_metamodel_celltypes_v661_corrections.parquet").unlink()
+    release = mx.Release(1718, source=folder)
+    units = release.units()
+    assert units.attrs["absent_tables"] == ["aibs_metamodel_celltypes_v661_corrections"]
+    assert "built without" in caplog.text
+    with pytest.raises(mx.SourceError, match=r"'typo' in the role 'brain_area'"):
+        mx.Release(1718, source=folder, tables={"brain_area": "typo"}).units()
+
+
+def test_a_registry_entry_of_ones_own_all_the_way(source, folder, tmp_path):
+    spec = mx.release_spec(1718)
+    (folder / "raw" / "aibs_metamodel_celltypes_v661.parquet").rename(
+        folder / "raw" / "types.parquet"
+    )
+    table = mx.TableSpec("types", layers={"L2/3": ("23P",), "L5": ("5P-IT",), "L6": ("6P-IT",)})
+    own = mx.ReleaseSpec(
+        version=1718, datastack="minnie65_demo", table_specs={"types": table},
+        tables={**spec.tables, "celltype": "types"},
+    )  # fmt: skip
+    release = mx.Release(own, source=folder)
+    assert set(release.layers().layer_name.values) <= {"L2/3", "L5", "L6"}
+    release.write(tmp_path / "own.zarr")
+    units = mx.open_store(tmp_path / "own.zarr")["units"].to_dataset()
+    assert mx.segment_layers(units).equals(release.layers())
+    without = mx.ReleaseSpec(version=1718, datastack="minnie65_demo", tables=own.tables)
+    assert mx.Release(without, source=folder).layers().layer_name.values.tolist() == ["unknown"]
+
+
+def test_a_synapse_table_of_another_name(source, folder):
+    files = list(folder.rglob("synapses_pni_2.parquet"))
+    table = pd.read_parquet(files[0])
+    files[0].unlink()
+    table.to_parquet(folder / "raw" / "my_synapses.parquet")
+    release = mx.Release(1718, source=folder, tables={"synapses": "my_synapses"})
+    expected = mx.Release(1718, source=source).connectivity()
+    assert mx.n_connections(release.connectivity()) == mx.n_connections(expected)
+
+
+def test_provenance_names_every_table_with_the_synapses(folder, tmp_path):
+    release = mx.Release(1718, source=folder)
+    release.write(tmp_path / "s.zarr")
+    tables = mx.open_store(tmp_path / "s.zarr").attrs["source_tables"]
+    names = [table["name"] for table in tables]
+    assert {"synapses_pni_2", "nucleus_detection_v0", "tuning_curves_fitted_v1"} <= set(names)
+    assert len(names) == len(set(names))
+    assert all(len(table["sha256"]) == 64 and table["rows"] > 0 for table in tables)
+
+
+def test_several_sets_of_synapses_are_named_in_write_too(folder, tmp_path):
+    (path,) = folder.rglob("synapses_pni_2.parquet")
+    pd.read_parquet(path).head(500).to_parquet(path.with_name("few.parquet"))
+    release = mx.Release(1718, source=folder)
+    with pytest.raises(mx.SourceError, match="choose one with request="):
+        release.write(tmp_path / "s.zarr")
+    release.write(tmp_path / "s.zarr", request="few")
+    assert mx.n_connections(mx.open_store(tmp_path / "s.zarr")["connectivity"].to_dataset()) < 500
+
+
+def test_connectivity_of_a_selection_is_not_full_of_unknown_neurons(source):
+    release = mx.Release(1718, source=source)
+    units = release.units()
+    whole = release.connectivity(units=units)
+    l4 = mx.select_units(units, layer="L4")
+    part = release.connectivity(units=l4)
+    np.testing.assert_array_equal(part.pre_nucleus_id, l4.nucleus_id)
+    for reason in ("pre_unknown", "post_unknown", "any_reason"):
+        assert part.attrs["dropped_synapses"][reason] == whole.attrs["dropped_synapses"][reason]
+    assert part.attrs["dropped_synapses"]["not_asked_for"] > 0
+    expected = mx.connections_between(whole, l4.nucleus_id.values, l4.nucleus_id.values)
+    assert mx.to_table(part).equals(mx.to_table(expected))
+
+
+def test_rates_from_a_file_state_their_angles(source, folder, tmp_path):
+    release = mx.Release(1718, source=source)
+    fits = release.table("tuning_curves_fitted_v1")
+    path = tmp_path / "my_fits.csv"
+    fits.to_csv(path, index=False)
+    with pytest.raises(mx.SchemaError, match="what 0 degrees means"):
+        release.units(rates=path)
+    mine = release.units(rates=path, angle_convention="up_clockwise")
+    expected = release.units(rates=True)
+    np.testing.assert_array_equal(mine.rate_ori, expected.rate_ori)
+    with pytest.raises(mx.SchemaError, match="by the registry, not right_counterclockwise"):
+        release.tuning_curves(angle_convention="right_counterclockwise")
+    both = release.units(
+        functional="best_only", rates=True, angle_convention="right_counterclockwise"
+    )
+    assert both.orientation.attrs["angle_convention"] == both.pref_ori.attrs["angle_convention"]
+    zero = both.rate_ori.sel(orientation=90.0)  # up_clockwise 0 is 90 the other way
+    np.testing.assert_array_equal(
+        zero, expected.rate_ori.sel(orientation=0.0).reindex(nucleus_id=both.nucleus_id)
+    )
+    with pytest.raises(mx.UnknownLabelError, match="no 'cc_abs' to choose by"):
+        release.units(rates=True, collapse="best", by="cc_abs")
+
+
+def test_reading_a_table_hands_out_copies(source):
+    release = mx.Release(1718, source=source)
+    table = release.table("nucleus")
+    table["pt_root_id"] = 0
+    assert (release.table("nucleus_detection_v0").pt_root_id > 0).any()
+    with pytest.raises(mx.SourceError, match="nearest"):
+        release.table("nucleus_detection")
+
+
+def test_order_of_axes_and_dims_does_not_matter(source):
+    release = mx.Release(1718, source=source)
+    units = release.units(functional="match", rates=True)
+    turned = units.isel(axis=[1, 0, 2])
+    assert mx.segment_layers(turned).equals(mx.segment_layers(units))
+    assert mx.segment_layers(units.transpose()).equals(mx.segment_layers(units))
+    plain = mx.to_table(units)
+    assert mx.to_table(units.transpose())[plain.columns].equals(plain)
+    assert mx.to_table(turned)[plain.columns].equals(plain)
+
+
+def test_attributes_of_results_are_their_own(source):
+    units = mx.Release(1718, source=source).units()
+    chosen = mx.select_units(units, layer="L4")
+    chosen.attrs["notes"]["mine"] = 1
+    assert "mine" not in units.attrs["notes"]
+
+
+def test_pictures_go_by_label(source):
+    release = mx.Release(1718, source=source)
+    units = release.units(functional="match", rates=True)
+    connectivity = release.connectivity(units=units)
+    currents = mx.input_currents(connectivity, units.rate_ori)
+    labels = currents_by_angle(currents, units.layer).get_legend_handles_labels()[1]
+    turned = currents_by_angle(currents, units.layer[::-1]).get_legend_handles_labels()[1]
+    assert labels == turned
+    with pytest.raises(mx.SchemaError, match="expected one word for each of"):
+        currents_by_angle(currents, units.layer.values[:-1])
+    annotated = mx.annotate(connectivity, units, ["layer"])
+    grouped = mx.group_connectivity(annotated, "layer", "layer")
+    for table in (grouped, grouped.transpose()):
+        assert connectivity_matrix(table).get_ylabel() == "presynaptic layer"
+    with pytest.raises(mx.SchemaError, match="nothing to draw"):
+        depth_profile(units.isel(nucleus_id=[]))
+    assert depth_profile(units, release.layers()).yaxis_inverted()
+
+
+def test_latest_row_is_one_that_says_when(three_tables):
+    corrections = pd.DataFrame(
+        {"id": [1, 2], "created": ["2025-06-01", None], "target_id": [11, 11],
+         "classification_system": [None, None], "cell_type": ["4P", "5P-IT"]}
+    )  # fmt: skip
+    units = mx.build_units({**three_tables, "celltype_corrections": corrections}, 1718)
+    assert units.cell_type.sel(nucleus_id=11).item() == "4P"
+    odd = corrections.assign(created=["yesterday-ish", "x"])
+    with pytest.raises(mx.SchemaError, match=r"corrections\.created holds what is no time"):
+        mx.build_units({**three_tables, "celltype_corrections": odd}, 1718)
+
+
+def test_booleans_with_gaps_and_a_table_given_twice(three_tables):
+    table = three_tables["proofreading"]
+    table["status_axon"] = pd.array([True, None, False], dtype="boolean")
+    units = mx.build_units({**three_tables, "proofreading": table}, 1300)
+    assert units.axon_proofread.values.tolist() == [True, False, False]
+    with pytest.raises(mx.SchemaError, match="twice, by role and by name"):
+        mx.build_units({**three_tables, "nucleus_detection_v0": three_tables["nucleus"]}, 1300)
+
+
+def test_an_empty_synapse_file_connects_nobody(folder):
+    (path,) = folder.rglob("synapses_pni_2.parquet")
+    path.unlink()
+    path.with_suffix(".csv").write_text("id,pre_pt_root_id,post_pt_root_id,size\n")
+    assert mx.n_connections(mx.Release(1718, source=folder).connectivity()) == 0

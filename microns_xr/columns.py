@@ -179,6 +179,8 @@ def plain_values(column: pd.Series, table: str, *, as_float: bool = False) -> np
     """
     where = f"{table}.{column.name}"
     values = _plain(column, where)
+    if not values.flags.writeable:  # pandas 3 hands out views of its columns
+        values = values.copy()
     if not as_float:
         return values
     missing = column.isna().to_numpy(dtype=bool)
@@ -293,15 +295,15 @@ def parse_arrays(column: pd.Series, table: str) -> np.ndarray:
            [3. , 4. ]])
     """
     where = f"{table}.{column.name}"
-    missing = np.asarray(column.isna(), dtype=bool)
-    missing |= np.array([isinstance(v, str) and not v.strip() for v in column], dtype=bool)
+    cells = list(column)
+    blank = np.array([isinstance(cell, str) and not cell.strip() for cell in cells], dtype=bool)
+    missing = blank | column.isna().to_numpy(dtype=bool)
     present = np.flatnonzero(~missing)
     if not len(present):
         raise SchemaError(f"{where} holds no array at all")
     rows = []
     for row in present:
-        value = column.iloc[row]
-        words = value
+        words = value = cells[row]
         if isinstance(value, str):
             words = value.strip().strip("[]()").replace(",", " ").split()
         try:

@@ -254,7 +254,7 @@ def _from_frame(
 
 
 def _stated_spec(name: str, angle_units: str | None, angle_convention: str | None) -> TableSpec:
-    """What the registry knows of a table, and what the call adds without contradicting it."""
+    """Return what the registry knows of a table, completed by what the call states."""
     spec = table_spec(name)
     stated = {"angle_units": angle_units, "angle_convention": angle_convention}
     for argument, value in stated.items():
@@ -264,7 +264,11 @@ def _stated_spec(name: str, angle_units: str | None, angle_convention: str | Non
                 f"{argument} of {name} is {known!r} by the registry, not {value!r}: leave the "
                 "argument out and use mx.convert_angles on the result"
             )
-    return replace(spec, **{k: v for k, v in stated.items() if v is not None})
+    return replace(
+        spec,
+        angle_units=angle_units or spec.angle_units,
+        angle_convention=angle_convention or spec.angle_convention,
+    )
 
 
 def _column_attrs(column: str, values: np.ndarray, spec: TableSpec) -> dict[str, Any]:

@@ -195,6 +195,32 @@ def test_ids_never_pass_through_float():
         id_column(pd.Series([1.5, "x"], dtype=object, name="r"), "t")
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype", "message"),
+    [
+        ([2**63 + 5, 1], "UInt64", r"holds 9223372036854775813, expected ids below 2\*\*63"),
+        ([2**63 + 5, None], "UInt64", r"expected ids below 2\*\*63"),
+        ([2**63 + 5], object, r"expected ids below 2\*\*63"),
+        ([str(2**63)], object, r"expected ids below 2\*\*63"),
+        ([-(2**63) - 1], object, r"expected ids below 2\*\*63"),
+        (["--5"], object, "holds '--5', expected an integer id"),
+        (["²"], object, "holds '²', expected an integer id"),
+        ([[1, 2], 3], object, r"holds \[1, 2\], expected an integer id"),
+    ],
+)
+def test_what_is_no_int64_id(values, dtype, message):
+    for nullable in (True, False) if None not in values else (True,):
+        with pytest.raises(mx.SchemaError, match=message):
+            id_column(pd.Series(values, dtype=dtype, name="r"), "t", nullable=nullable)
+
+
+def test_ids_at_the_edge():
+    edge = [2**63 - 1, -(2**63), -5]
+    assert id_column(pd.Series(edge, dtype=object, name="r"), "t").tolist() == edge
+    assert id_column(pd.Series([None], dtype="UInt64", name="r"), "t", nullable=True).isna().all()
+    assert len(id_column(pd.Series([], dtype=np.uint64, name="r"), "t")) == 0
+
+
 def test_text_is_text():
     column = pd.Series(pd.Categorical(["a", None, "a "]), name="w")
     assert text_column(column, "t").tolist() == ["a", None, "a"]
@@ -213,6 +239,28 @@ def test_arrays_and_positions():
         positions(pd.DataFrame({"p": ["[1 2]"]}), "t", "p")
     with pytest.raises(mx.SchemaError, match=r"lacks the columns \['p_x', 'p_y', 'p_z'\]"):
         positions(pd.DataFrame({"q": [1]}), "t", "p")
+
+
+def test_blank_cells_hold_no_array():
+    column = pd.Series(["", "[1 2]", "  ", None, "[3 4]"], name="p")
+    expected = [[np.nan] * 2, [1, 2], [np.nan] * 2, [np.nan] * 2, [3, 4]]
+    np.testing.assert_array_equal(parse_arrays(column, "t"), expected)
+    with pytest.raises(mx.SchemaError, match=r"t\.p holds no array at all"):
+        parse_arrays(pd.Series(["", " "], name="p"), "t")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([None, "[1 2]", None, "[1]"], "row 3 has 1 values, expected 2 as in row 1"),
+        ([None, "[1 2]", "", "[x]"], r"row 3 is '\[x\]', expected numbers"),
+        ([None, [1, 2], ["a", "b"]], r"row 2 is .*'a', 'b'.*expected numbers"),
+        ([[1, 2], {"a": 1}], r"row 1 is .*expected numbers"),
+    ],
+)
+def test_arrays_that_are_none_are_named_by_their_row_in_the_table(values, message):
+    with pytest.raises(mx.SchemaError, match=message):
+        parse_arrays(pd.Series(values, index=[9] * len(values), name="p"), "t")
 
 
 # ------------------------------------------------------------------------------------ schema

@@ -182,6 +182,98 @@ def test_mean_says_what_it_left_out(coregistration, tuning):
     assert collapse_scans(functional).attrs["left_out"] == ["pt_root_id", "score"]
 
 
+def test_columns_of_any_type_reach_the_functional_rows(three_tables):
+    table = three_tables["coregistration"].assign(
+        field=pd.array([1, None, 3, 4, 5], dtype="Int64"),
+        depth=pd.Series([1, 2.5, None, 4, 5], dtype=object),
+        order=pd.Series([1, 2, None, 4, 5], dtype=object),
+        good=[True, False, True, True, True],
+        note=["a", None, "c", "d", "e"],
+        cc_abs=pd.array([1, None, 0, 1, 1], dtype="Int64"),
+        trace=[[1, 2]] * 5,
+        rate_dir="[1 2 3 4]",
+    )
+    rows = build_functional(table, TableSpec("t"), datastack="d", version=1)
+    assert rows.field.values.tolist() == [4, 3, 5, 1, -1]
+    assert rows.field.dtype == np.int64
+    np.testing.assert_array_equal(rows.depth, [4, np.nan, 5, 1, 2.5])
+    assert rows.order.values.tolist() == [4, -1, 5, 1, 2]
+    assert rows.good.dtype == bool
+    assert rows.note.values.tolist() == ["d", "c", "e", "a", "unknown"]
+    np.testing.assert_array_equal(rows.cc_abs, [1, 0, 1, 1, np.nan])
+    assert rows.attrs["columns_left_out"] == ["trace", "rate_dir"]
+    with pytest.raises(mx.SchemaError, match=r"several columns \['note'\]"):
+        build_functional(
+            pd.concat([table, table[["note"]]], axis=1), TableSpec("t"), datastack="d", version=1
+        )
+
+
+def test_a_score_must_be_a_number(three_tables):
+    keep = dict(datastack="d", version=1, role="coregistration_auto")
+    table = three_tables["coregistration"]
+    with pytest.raises(mx.SchemaError, match=r"t\.score has dtype .*expected numbers"):
+        build_functional(table.assign(score="5"), TableSpec("t"), min_score=2, **keep)
+    score = pd.Series([1, 2, 3, 4, None], dtype=object)
+    for values in (score, score.astype("Int64")):
+        kept = build_functional(table.assign(score=values), TableSpec("t"), min_score=-5, **keep)
+        assert kept.score.values.tolist() == [4, 3, 1, 2]
+
+
+def test_what_a_neuron_without_a_chosen_unit_has(coregistration):
+    functional = coregistration.assign(
+        cc_abs=("scan_unit", [np.nan, 0.5, np.nan, 0.7, 0.9]),
+        area=("scan_unit", np.array(["V1", "RL", "V1", "AL", "LM"])),
+        good=("scan_unit", [True, False, True, False, True]),
+        field=("scan_unit", np.array([1, 2, 3, 4, 5], np.uint8)),
+        n_scans=("scan_unit", [1, 1, 1, 1, 1]),
+        seen=("scan_unit", np.array(["2020-01-02"] * 5, "M8[ns]")),
+    ).assign_coords(animal=("scan_unit", np.array(["m", "m", "m", "m", "f"])))
+    before = functional.copy(deep=True)
+    best = collapse_scans(functional, "best", by="cc_abs")
+    assert functional.identical(before)
+    assert best.nucleus_id.values.tolist() == [11, 12, 99]
+    assert best.area.values.tolist() == ["LM", "unknown", "unknown"]
+    assert best.area.dtype == object
+    assert best.good.values.tolist() == ["true", "unknown", "unknown"]
+    assert best.field.values.tolist() == [5, -1, -1]
+    assert best.field.dtype == np.int64
+    assert best.pt_root_id.values[1:].tolist() == [0, 0]
+    assert best.session.values.tolist() == [5, -1, -1]
+    assert best.seen.values.tolist() == ["2020-01-02", "unknown", "unknown"]
+    assert best.animal.values.tolist() == ["f", "unknown", "unknown"]
+    assert "animal" in best.coords
+    assert best.n_scans.values.tolist() == [2, 1, 1]
+    first = collapse_scans(functional, "first")
+    assert first.good.dtype == bool
+    assert first.good.values.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64, np.int64, bool])
+def test_best_by_whole_numbers(coregistration, dtype):
+    # rows of neuron 11: units 3, 9 and 1
+    counts = xr.DataArray(np.array([1, 0, 1, 0, 1]).astype(dtype), dims="scan_unit")
+    best = collapse_scans(coregistration.assign(n_trials=counts), "best", by="n_trials")
+    assert best.unit_id.sel(nucleus_id=11).item() == 1
+    large = xr.DataArray(np.array([0, 2**60, 0, 2**60 + 1, 2**60]), dims="scan_unit")
+    best = collapse_scans(coregistration.assign(n_trials=large), "best", by="n_trials")
+    assert best.unit_id.sel(nucleus_id=11).item() == 9
+
+
+def test_only_rates_by_stimulus_are_rates(coregistration, tuning):
+    noise = tuning.assign(
+        rate_max=("scan_unit", [1.0, np.nan, 3.0, np.nan]),
+        rate_word=("scan_unit", np.array(["a", "b", "c", "d"], object)),
+        rate_count=(("scan_unit", "direction"), np.arange(16).reshape(4, 4)),
+    )
+    mean = collapse_scans(noise)
+    np.testing.assert_array_equal(mean.rate_dir, collapse_scans(tuning).rate_dir)
+    np.testing.assert_array_equal(mean.rate_count, [[8, 9, 10, 11], [0, 1, 2, 3]])
+    assert mean.attrs["left_out"] == ["rate_max", "rate_word"]
+    for by in ("rate_word", "rate_dir"):
+        with pytest.raises(mx.SchemaError, match="expected one number a unit to choose by"):
+            collapse_scans(noise, "best", by=by)
+
+
 def test_rates_on_units(three_tables, tuning):
     units = add_rates(mx.build_units(three_tables, 1300, functional="match"), tuning)
     np.testing.assert_array_equal(units.rate_dir.sel(nucleus_id=11), [2, 3, 4, 5])

@@ -151,6 +151,128 @@ def test_angles_need_a_convention_and_only_one(units, three_tables):
         mx.merge_table(merged, table, angle_units="degree", angle_convention="up_clockwise")
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [{"angle_convention": "right_counterclockwise"}, {"angle_units": "degree"}],
+)
+def test_what_the_registry_says_of_a_table_cannot_be_relabelled(units, stated):
+    table = pd.DataFrame({"target_id": [11], "pref_ori": [0.5]})
+    table.attrs["table"] = "functional_properties_v3_bcm"
+    ((argument, value),) = stated.items()
+    with pytest.raises(
+        mx.SchemaError, match=rf"{argument} of .* by the registry, not '{value}'.*convert_angles"
+    ):
+        mx.merge_table(units, table, **stated)
+    same = mx.merge_table(units, table, angle_units="radian", angle_convention="up_clockwise")
+    assert same.identical(mx.merge_table(units, table))
+
+
+def test_angles_of_a_dataset_must_state_their_convention(units):
+    table = units[["nucleus_id"]].reset_coords(drop=False)
+    table = table.set_coords([c for c in table.data_vars if c in units.coords])
+    for name in ("pref_ori", "pref_dir", "orientation", "direction"):
+        for values in (np.zeros(3), np.zeros(3, int)):
+            with pytest.raises(mx.SchemaError, match=f"{name} has units None"):
+                mx.merge_table(units, table.assign({name: ("nucleus_id", values)}))
+    rates = table.assign(rate_ori=(("nucleus_id", "orientation"), np.ones((3, 2))))
+    with pytest.raises(mx.SchemaError, match="orientation has units None"):
+        mx.merge_table(units, rates.assign_coords(orientation=[0.0, 90.0]))
+    frame = pd.DataFrame({"target_id": [11], "direction": [90.0]})
+    with pytest.raises(mx.SchemaError, match=r"direction is an angle"):
+        mx.merge_table(units, frame)
+    words = mx.merge_table(units, frame.assign(direction="up"))
+    assert words.direction.values.tolist() == ["up", "unknown", "unknown"]
+
+
+def test_whole_degrees_that_are_missing_are_no_angle_of_minus_one(units):
+    frame = pd.DataFrame({"target_id": [11, 12], "pref_ori": pd.array([90, None], dtype="Int64")})
+    merged = mx.merge_table(units, frame, angle_units="degree", angle_convention="up_clockwise")
+    np.testing.assert_array_equal(merged.pref_ori, [90, np.nan, np.nan])
+    whole = merged[["pref_ori"]].isel(nucleus_id=[0])
+    whole["pref_ori"] = whole.pref_ori.astype(int)
+    np.testing.assert_array_equal(mx.merge_table(units, whole).pref_ori, [90, np.nan, np.nan])
+
+
+def test_columns_of_a_dataset_in_any_dtype(units):
+    times = np.array(["2020-01-02", "NaT"], "M8[ns]")
+    table = xr.Dataset(
+        {
+            "letter": ("nucleus_id", np.array(["a", "b"])),
+            "raw": ("nucleus_id", np.array([b"a", b"b"])),
+            "strings": ("nucleus_id", np.array(["a", "b"], np.dtypes.StringDType())),
+            "count": ("nucleus_id", np.array([200, 7], np.uint8)),
+            "seen": ("nucleus_id", times),
+        },
+        coords={"nucleus_id": [11, 12], **{c: units.coords[c] for c in ("datastack", "materialization_version")}},
+    )  # fmt: skip
+    merged = mx.merge_table(units, table)
+    for name in ("letter", "raw", "strings"):
+        assert merged[name].values.tolist() == ["a", "b", "unknown"]
+        assert merged[name].dtype == object
+    assert merged["count"].values.tolist() == [200, 7, -1]
+    assert merged["count"].dtype == np.int64
+    assert merged.seen.values.tolist() == ["2020-01-02", "unknown", "unknown"]
+    large = table[["count"]].astype(np.uint64) + np.uint64(2**63)
+    with pytest.raises(mx.SchemaError, match=r"count holds 9223372036854776008, expected"):
+        mx.merge_table(units, large)
+
+
+ROOT = ROOTS[11]
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        (pd.Series(pd.Categorical([ROOT, None])), [ROOT, -1]),
+        (pd.Series(pd.Categorical([ROOT, 3])), [ROOT, 3]),
+        (pd.Series([ROOT, None], dtype=object), [ROOT, -1]),
+        (pd.Series([np.int64(ROOT), np.nan], dtype=object), [ROOT, -1]),
+        (pd.Series([7, None], dtype="UInt64"), [7, -1]),
+        (pd.Series([0.5, None], dtype=object), [0.5, np.nan]),
+        (pd.Series([0.5, 2], dtype=object), [0.5, 2.0]),
+        (pd.Series([True, None], dtype=object), ["true", "unknown"]),
+        (pd.Series([True, False], dtype=object), [True, False]),
+        (pd.Series(pd.Categorical([True, None])), ["true", "unknown"]),
+        (pd.Series(pd.to_datetime(["2020-01-02", None])), ["2020-01-02", "unknown"]),
+        (pd.Series(pd.to_datetime(["2020-01-02", None]), dtype=object), ["2020-01-02 00:00:00", "unknown"]),
+        (pd.Series(["a", None], dtype="string"), ["a", "unknown"]),
+        (pd.Series([None, None], dtype=object), ["unknown", "unknown"]),
+    ],
+)  # fmt: skip
+def test_columns_are_typed_by_what_they_hold(units, column, values):
+    table = pd.DataFrame({"target_id": [11, 12], "x": column})
+    found = mx.merge_table(units, table, how="inner").x.values
+    assert [type(v) for v in found.tolist()] == [type(v) for v in values]
+    np.testing.assert_array_equal(found, np.array(values, dtype=found.dtype))
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pd.Series([2**63, 1], dtype=np.uint64), r"table\.x holds 9223372036854775808"),
+        (pd.Series([2**63, None], dtype="UInt64"), r"table\.x holds 9223372036854775808"),
+        (pd.Series([2**70, None], dtype=object), r"table\.x holds 1180591620717411303424"),
+        (pd.Series([[1, 2], [3]]), r"table\.x holds a list or an array.*leave it out"),
+        (pd.Series([np.ones(2), None]), r"table\.x holds a list or an array"),
+    ],
+)
+def test_columns_that_have_no_type(units, column, message):
+    with pytest.raises(mx.SchemaError, match=message):
+        mx.merge_table(units, pd.DataFrame({"target_id": [11, 12], "x": column}))
+
+
+def test_repeated_column_names(units):
+    table = pd.DataFrame([[11, 1, 2]], columns=["target_id", "x", "x"])
+    for columns in (None, ["x"], "x"):
+        with pytest.raises(mx.SchemaError, match=r"several columns \['x'\].*rename them"):
+            mx.merge_table(units, table, columns=columns)
+    keys = pd.DataFrame([[11, 11, 2]], columns=["target_id", "target_id", "x"])
+    with pytest.raises(mx.SchemaError, match=r"several columns \['target_id'\]"):
+        mx.merge_table(units, keys)
+    numbered = mx.merge_table(units, pd.DataFrame([[11, 5]], columns=["target_id", 0]))
+    assert numbered["0"].values.tolist() == [5, -1, -1]
+
+
 @pytest.fixture(params=["demo 1718", "real 661"])
 def release(request):
     if request.param == "demo 1718":

@@ -168,10 +168,11 @@ def _attrs(name: str, values: np.ndarray, spec: TableSpec) -> dict[str, Any]:
 
 
 def missing_value(name: str, dtype: np.dtype) -> Any:
-    """What stands in a variable of a dtype of the data model where there is no value."""
-    if name == "pt_root_id" or (name in UNITS and UNITS[name].missing == "0"):
-        return 0
-    return {"i": -1, "f": np.nan, "c": np.nan}.get(dtype.kind, MISSING_TEXT)
+    """Return what stands in a variable of the data model where there is no value."""
+    if dtype.kind == "i":
+        zero = name == "pt_root_id" or (name in UNITS and UNITS[name].missing == "0")
+        return 0 if zero else -1
+    return np.nan if dtype.kind in "fc" else MISSING_TEXT
 
 
 def _rates(functional: xr.Dataset) -> list[str]:
@@ -232,8 +233,8 @@ def collapse_scans(
     Only units that have the value are considered: for ``best`` those with a finite `by`, and where
     the Dataset has rates, those that are rated. Neurons without such a unit are left with missing
     values: NaN, -1 (0 for ``pt_root_id``), "unknown"; booleans then become the words "true",
-    "false" and "unknown". Ties are decided by (session, scan_idx, unit_id), the lowest first. Units matched to no
-    nucleus (``nucleus_id`` -1) are left out.
+    "false" and "unknown". Ties are decided by (session, scan_idx, unit_id), the lowest first.
+    Units matched to no nucleus (``nucleus_id`` -1) are left out.
 
     Examples
     --------
@@ -341,12 +342,13 @@ def _chosen_units(
     chosen = functional.isel(scan_unit=rows[first]).reset_coords(list(SCAN_KEYS))
     chosen = chosen.swap_dims(scan_unit="nucleus_id")
     fill = {}
-    for name, variable in chosen.data_vars.items():
-        if "nucleus_id" not in variable.dims:
+    for name, variable in dict(chosen.variables).items():
+        if name == "nucleus_id" or "nucleus_id" not in variable.dims:
             continue
         values = plain_array(variable.values, str(name))
         if values.dtype == bool and len(first) < len(nuclei):
             values = np.where(values, "true", "false").astype(object)
-        chosen = chosen.assign({name: (variable.dims, values, variable.attrs)})
+        assign = chosen.assign_coords if name in chosen.coords else chosen.assign
+        chosen = assign({name: (variable.dims, values, variable.attrs)})
         fill[name] = missing_value(str(name), values.dtype)
     return chosen.reindex(nucleus_id=nuclei, fill_value=fill)

@@ -210,3 +210,21 @@ def test_command_line(cave, tmp_path):
     bad = run("download", *common, "--post", "layers=L4")
     assert bad.returncode == 1
     assert "'layers' is none of" in bad.stderr
+
+
+def test_through_cave_and_through_a_folder_are_identical(cave, tmp_path, demo_source):
+    folder = demo_source.write(tmp_path / "folder", format="csv")
+    by_folder = mx.Release(1718, source=mx.DirectorySource(folder))
+    by_cave = release_of(cave, tmp_path)
+    for mode in ("none", "match", "best_only"):
+        assert same(by_cave.units(functional=mode), by_folder.units(functional=mode))
+    units = by_cave.units()
+    by_cave.download_synapses(pre=units, post=units, progress=False)
+    mine, theirs = by_cave.connectivity(), by_folder.connectivity()
+    assert mx.to_table(mine).equals(mx.to_table(theirs))
+    np.testing.assert_array_equal(mine.pre_nucleus_id, theirs.pre_nucleus_id)
+    np.testing.assert_array_equal(mine.post_nucleus_id, theirs.post_nucleus_id)
+    # and the downloaded files themselves, as nothing but files
+    plain = mx.Release(1718, source=mx.DirectorySource(tmp_path / "minnie65_public" / "v1718"))
+    assert same(plain.units(), units)
+    assert mx.to_table(plain.connectivity()).equals(mx.to_table(theirs))

@@ -6,8 +6,6 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,20 +55,6 @@ def _options(
     )
 
 
-@contextmanager
-def _steps(names: list[str]) -> Iterator[Any]:
-    """Show a progress bar of named steps; `advance` ends one and begins the next."""
-    with tqdm(total=len(names), bar_format="{desc:<18}|{bar:20}| {n_fmt}/{total_fmt}") as bar:
-        left = iter(names)
-        bar.set_description_str(next(left))
-
-        def advance() -> None:
-            bar.set_description_str(next(left, "done"))
-            bar.update()
-
-        yield advance
-
-
 @app.command()
 def demo(
     out: Annotated[
@@ -87,7 +71,7 @@ def demo(
     The release has the tables, columns and pathologies of the real ones. Needs no network.
     """
     import microns_xr as mx
-    from microns_xr.cli_output import describe_store, release_lines
+    from microns_xr.cli_output import describe_store, release_lines, steps
     from microns_xr.plot import connectivity_matrix, currents_by_angle, depth_profile
 
     started = time.perf_counter()
@@ -95,7 +79,7 @@ def demo(
     release = mx.Release(version, source=source)
     out.mkdir(parents=True, exist_ok=True)
     store = out / f"demo_v{version}.zarr"
-    with _steps(
+    with steps(
         ["raw tables", "units and layers", "connectivity", "currents", "store", "figure"]
     ) as advance:
         for name in release.available_tables():
@@ -181,11 +165,11 @@ def build(
     left out of the store and named.
     """
     import microns_xr as mx
-    from microns_xr.cli_output import describe_store
+    from microns_xr.cli_output import describe_store, steps
 
     release = mx.Release(version, source=raw_dir)
     has = release.has_tables()
-    with _steps(["units", "layers", "functional", "connectivity", "store"]) as advance:
+    with steps(["units", "layers", "functional", "connectivity", "store"]) as advance:
         units = release.units(
             functional="match" if has["coregistration"] else "none",
             multisoma=multisoma,  # type: ignore[arg-type]
@@ -241,6 +225,8 @@ def download(
         bool, typer.Option(help="Ask for root ids this release does not know.")
     ] = False,
     workers: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 3,
+    batch: Annotated[int | None, typer.Option(help="The most neurons a request.", min=1)] = None,
+    datastack: Annotated[str, typer.Option(help="Name of the datastack.")] = "minnie65_public",
     server: Annotated[str | None, typer.Option(help="Address of another CAVE service.")] = None,
     archive_url: Annotated[str | None, typer.Option(help="Folder of another archive.")] = None,
     token_file: Annotated[
@@ -254,20 +240,38 @@ def download(
     --pre axon=extended,cell_type=23P.
     """
     import microns_xr as mx
-    from microns_xr.cli_output import ids_from
+    from microns_xr.cli_output import check_ids, ids_from
 
     chosen: Any = source
-    if server is not None or token_file is not None:
+    if source not in ("auto", "cave", "archive"):
+        raise SchemaError(f"--source is {source!r}, expected auto, cave or archive")
+    of_cave = server is not None or token_file is not None
+    of_archive = archive_url is not None
+    if (of_cave and (of_archive or source == "archive")) or (of_archive and source == "cave"):
+        raise SchemaError(
+            "--server and --token-file are for the service, --archive-url is for the archive: "
+            "give those of one source"
+        )
+    mx.release_spec(version)
+    if of_cave:
+        if token_file is not None and not token_file.is_file():
+            raise SchemaError(f"--token-file: there is no file {token_file}")
         token = token_file.read_text(encoding="utf-8").strip() if token_file else None
-        chosen = mx.CaveSource(version, server_address=server, auth_token=token)
-    elif archive_url is not None:
-        folder = datadir / "minnie65_public" / f"v{version}" / "archive"
-        chosen = mx.ArchiveSource(version, url=archive_url, folder=folder)
-    release = mx.Release(version, datadir=datadir, source=chosen)
+        chosen = mx.CaveSource(
+            version, datastack=datastack, server_address=server, auth_token=token
+        )
+    elif of_archive:
+        folder = datadir / datastack / f"v{version}" / "archive"
+        chosen = mx.ArchiveSource(version, url=archive_url, datastack=datastack, folder=folder)
+    for option, said in (("--pre", pre), ("--post", post)):
+        check_ids(said, option)
+    release = mx.Release(version, datadir=datadir, datastack=datastack, source=chosen)
+    typer.echo(f"source        {release.source}")
     policy = "extra" if extra and policy == "minimum" else policy
     records = release.download(policy, extra or (), refresh=refresh)  # type: ignore[arg-type]
     for name, record in records.items():
         typer.echo(f"table         {name}: {record['rows']} rows")
+    synapses = None
     if pre is not None or post is not None:
         units = None
         if any("=" in (side or "") for side in (pre, post)):
@@ -278,10 +282,13 @@ def download(
             positions=positions,
             allow_unknown=allow_unknown,
             workers=workers,
+            batch=batch,
         )
         typer.echo(f"synapses      {synapses.rows} in request {synapses.key}")
     folder = datadir / release.datastack / f"v{version}"
-    typer.echo(f"next          microns-xr build {folder} --version {version} --out v{version}.zarr")
+    which = f" --synapses {synapses.key}" if synapses is not None else ""
+    line = f"microns-xr build {folder} --version {version}{which} --out v{version}.zarr"
+    typer.echo(f"next          {line}")
 
 
 @app.command()
@@ -311,12 +318,12 @@ def currents(
     weight had one.
     """
     import microns_xr as mx
-    from microns_xr.cli_output import check_target, write_currents
+    from microns_xr.cli_output import check_target, steps, write_currents
 
     if out.suffix not in (".csv", ".zarr") and not out.name.endswith(".csv.gz"):
         raise SchemaError(f"--out is {out.name!r}, expected FILE.csv, FILE.csv.gz or FILE.zarr")
     check_target(out, store)
-    with _steps(["open", "contract", "write"]) as advance:
+    with steps(["open", "contract", "write"]) as advance:
         tree = mx.open_store(store)
         for group in ("units", "connectivity"):
             if group not in tree.children:

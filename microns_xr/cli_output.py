@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import xarray as xr
+from tqdm import tqdm
 
 from microns_xr.connectivity.subset import n_connections
 from microns_xr.errors import SchemaError
 from microns_xr.select import select_units
 
-__all__ = ["check_target", "describe_store", "ids_from", "release_lines", "write_currents"]
+__all__ = [
+    "check_ids",
+    "check_target",
+    "describe_store",
+    "ids_from",
+    "release_lines",
+    "steps",
+    "write_currents",
+]
+
+
+@contextmanager
+def steps(names: list[str]) -> Iterator[Any]:
+    """Show a progress bar of named steps; `advance` ends one and begins the next."""
+    with tqdm(total=len(names), bar_format="{desc:<18}|{bar:20}| {n_fmt}/{total_fmt}") as bar:
+        left = iter(names)
+        bar.set_description_str(next(left))
+
+        def advance() -> None:
+            bar.set_description_str(next(left, "done"))
+            bar.update()
+
+        yield advance
 
 
 def release_lines(tree: xr.DataTree) -> list[str]:
@@ -83,6 +108,14 @@ def describe_store(tree: xr.DataTree) -> list[str]:
             if n:
                 lines.append(f"  dropped     {n} rows: {str(reason).replace('_', ' ')}")
     return lines
+
+
+def check_ids(said: str | None, option: str) -> None:
+    """Raise for what `ids_from` cannot read, before anything is fetched."""
+    if said is not None and said != "all" and not Path(said).is_file() and "=" not in said:
+        raise SchemaError(
+            f"{option} is {said!r}, expected a file of ids, words like axon=extended, or all"
+        )
 
 
 def ids_from(said: str | None, units: xr.Dataset | None, option: str) -> Any:

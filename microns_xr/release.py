@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +14,15 @@ import xarray as xr
 from microns_xr.angles import AngleConvention, convert_angles
 from microns_xr.connectivity.build import build_connectivity
 from microns_xr.connectivity.synapses import build_synapses
-from microns_xr.errors import SchemaError
+from microns_xr.errors import DroppedRowsWarning, ReleaseMismatchError, SchemaError
 from microns_xr.functional.coregistration import build_functional
 from microns_xr.functional.tuning import build_tuning_curves
 from microns_xr.layers import segment_layers
+from microns_xr.provenance import release_of
 from microns_xr.release_tables import ReleaseTables
 from microns_xr.releases import MINIMUM_ROLES
 from microns_xr.source.files import file_sha256, read_table_file
-from microns_xr.source.kept import KeptSource
+from microns_xr.source.synapse_set import SynapseSet
 from microns_xr.store.write import write_store
 from microns_xr.unit_function import FunctionalMode, add_rates
 from microns_xr.units import build_units
@@ -72,8 +74,6 @@ class Release(ReleaseTables):
     >>> units.rate_ori.dims
     ('nucleus_id', 'orientation')
     """
-
-    # -------------------------------------------------------------------------- Datasets
 
     def units(
         self,
@@ -257,33 +257,42 @@ class Release(ReleaseTables):
         return build_tuning_curves(table, spec, self.functional("manual"))
 
     def connectivity(
-        self, request: str | None = None, *, units: xr.Dataset | None = None
+        self,
+        request: str | SynapseSet | None = None,
+        *,
+        units: xr.Dataset | None = None,
+        check_release: bool = True,
     ) -> xr.Dataset:
         """Build the connectivity of the release's synapses.
 
         Parameters
         ----------
-        request : str, optional
+        request : str or SynapseSet, optional
             Which set of synapses, where the source holds several.
         units : xarray.Dataset, optional
             The neurons of both axes; all units of the release by default.
+        check_release : bool, optional
+            False takes units of another release.
 
         Returns
         -------
         xarray.Dataset
-            See `microns_xr.build_connectivity`.
+            See `microns_xr.build_connectivity`. The axes of a download are the units among the
+            neurons it asked for; ``attrs["asked_for_but_no_unit"]`` counts the others.
 
         Raises
         ------
         SourceError
             If there are no synapses, or several sets and none is named.
+        ReleaseMismatchError
+            If `units` or the synapses are of another release.
         """
-        whole = self._whole_of(units)
+        whole = self._whole_of(units, check_release)
         units = whole if units is None else units
-        asked = self._asked_for(request, units)
+        asked, no_unit = self._asked_for(request, units, whole)
         nuclei = self.table("nucleus")["pt_root_id"].dropna().astype(np.int64)
         shared = nuclei[nuclei.duplicated() & (nuclei > 0)].unique()
-        return build_connectivity(
+        connectivity = build_connectivity(
             self._synapse_table(request),
             whole,
             pre=asked["pre"],
@@ -291,18 +300,33 @@ class Release(ReleaseTables):
             scope=self.source.scope,
             shared_roots=shared,
         )
+        if any(no_unit.values()):
+            warnings.warn(
+                f"{no_unit['pre']} pre and {no_unit['post']} post neurons were asked for that are "
+                "no units, and are not on the axes: units(untyped='keep') has those without a type",
+                DroppedRowsWarning,
+                stacklevel=2,
+            )
+            connectivity = connectivity.assign_attrs(asked_for_but_no_unit=no_unit)
+        return connectivity
 
     def synapses(
-        self, request: str | None = None, *, units: xr.Dataset | None = None
+        self,
+        request: str | SynapseSet | None = None,
+        *,
+        units: xr.Dataset | None = None,
+        check_release: bool = True,
     ) -> xr.Dataset:
         """Label the single synapses of the release, with positions in µm.
 
         Parameters
         ----------
-        request : str, optional
+        request : str or SynapseSet, optional
             Which set of synapses, where the source holds several.
         units : xarray.Dataset, optional
             The neurons of both axes; all units of the release by default.
+        check_release : bool, optional
+            False takes units of another release.
 
         Returns
         -------
@@ -318,35 +342,28 @@ class Release(ReleaseTables):
             If there are no synapses, or several sets and none is named.
         """
         resolution = self.spec.table_of("synapses").resolution_nm
-        connectivity = self.connectivity(request, units=units)
+        connectivity = self.connectivity(request, units=units, check_release=check_release)
         return build_synapses(self._synapse_table(request), connectivity, resolution)
 
-    def _asked_for(self, request: str | None, units: xr.Dataset) -> dict[str, np.ndarray | None]:
-        """Nucleus ids of the units that a download asked for, None for all."""
-        ids = units["nucleus_id"].values
-        if not isinstance(self.source, KeptSource):
-            return {"pre": ids, "post": ids}
-        asked = self.source.synapse_set(request).request
-        roots = units["pt_root_id"].values
-        return {
-            side: ids if asked[side] is None else ids[np.isin(roots, asked[side])]
-            for side in ("pre", "post")
-        }
-
-    def _whole_of(self, units: xr.Dataset | None) -> xr.Dataset:
+    def _whole_of(self, units: xr.Dataset | None, check_release: bool) -> xr.Dataset:
         """Return all units of the release, of which `units` may be a selection.
 
         Synapses of units that were not selected are not asked for; they are not unknown.
         """
         if units is None:
             return self.units()
+        if check_release:
+            datastack, version = release_of(units, "units")
+            if (datastack, version) != (self.datastack, self.version):
+                raise ReleaseMismatchError(
+                    f"units is of {datastack} v{version}, but this release is {self.datastack} "
+                    f"v{self.version}: build them with this release's units()"
+                )
         attrs = units.attrs
         if attrs.get("selection", {}).get("units") == units.sizes["nucleus_id"]:
             return units
         options = {k: attrs[k] for k in ("multisoma", "untyped") if k in attrs}
         return self.units(**options)
-
-    # ----------------------------------------------------------------------------- store
 
     def write(self, path: str | Path, *, request: str | None = None, **options: Any) -> None:
         """Write the whole release as one store.

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+import xarray as xr
 
 from microns_xr.errors import ReleaseMismatchError, SourceError, nearest_words
 from microns_xr.releases import ROLES, ReleaseSpec, TableSpec, release_spec, table_spec
@@ -20,6 +22,11 @@ from microns_xr.source.synapse_ids import resolve_ids
 from microns_xr.source.synapse_set import SynapseSet
 
 __all__ = ["ReleaseTables"]
+
+
+def key_of(request: str | SynapseSet | None) -> str | None:
+    """Return the key of a request, which may be given as its set of synapses."""
+    return request.key if isinstance(request, SynapseSet) else request
 
 
 class ReleaseTables:
@@ -130,6 +137,8 @@ class ReleaseTables:
         available = set(self.available_tables())
         has = {role: self.spec.tables.get(role) in available for role in ROLES}
         sets: Mapping[str, Any] = getattr(self.source, "synapse_files", dict)()
+        if isinstance(self.source, KeptSource):
+            return {**has, "synapses": bool(sets)}  # the service has them all, this folder some
         return {**has, "synapses": has["synapses"] or bool(sets)}
 
     def _file_spec(self, path: str | Path) -> TableSpec:
@@ -137,8 +146,9 @@ class ReleaseTables:
         name = Path(path).name.split(".")[0]
         return self.spec.table_specs.get(name) or table_spec(name)
 
-    def _synapse_table(self, request: str | None) -> pd.DataFrame:
+    def _synapse_table(self, request: str | SynapseSet | None) -> pd.DataFrame:
         name = self.spec.name_of("synapses")
+        request = key_of(request)
         if isinstance(self.source, KeptSource):
             chosen = self.source.synapse_set(request)
             self._further["synapses"] = chosen.provenance()
@@ -153,6 +163,21 @@ class ReleaseTables:
                 f"{type(self.source).__name__} holds one set of synapses, not {request!r}"
             )
         return self.table(name)
+
+    def _asked_for(
+        self, request: str | SynapseSet | None, units: xr.Dataset, whole: xr.Dataset
+    ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """Nucleus ids of the units that were asked for; how many roots asked for are no unit."""
+        ids, no_unit = units["nucleus_id"].values, {"pre": 0, "post": 0}
+        axes = {"pre": ids, "post": ids}
+        if not isinstance(self.source, KeptSource):
+            return axes, no_unit
+        asked = self.source.synapse_set(key_of(request)).request
+        for side in axes:
+            if asked[side] is not None:
+                axes[side] = ids[np.isin(units["pt_root_id"].values, asked[side])]
+                no_unit[side] = int((~np.isin(asked[side], whole["pt_root_id"].values)).sum())
+        return axes, no_unit
 
     # -------------------------------------------------------------------------- downloads
 
@@ -207,7 +232,9 @@ class ReleaseTables:
         """
         kept = self._kept("download tables")
         names = table_names(self.spec, kept.available_tables(), policy, extra)
-        records = kept.download(names, refresh=refresh, progress=progress)
+        # A table longer than this is one of synapses or points.
+        most = 10_000_000 if policy == "all" else None
+        records = kept.download(names, refresh=refresh, progress=progress, max_rows=most)
         for name in records:
             self._tables.pop(name, None)
         return records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from cave_server import CaveServer
 
 import microns_xr as mx
 from microns_xr.source.kept import KeptSource
+from microns_xr.source.lock import held
 from microns_xr.source.retry import Retry
 
 
@@ -228,3 +230,99 @@ def test_through_cave_and_through_a_folder_are_identical(cave, tmp_path, demo_so
     plain = mx.Release(1718, source=mx.DirectorySource(tmp_path / "minnie65_public" / "v1718"))
     assert same(plain.units(), units)
     assert mx.to_table(plain.connectivity()).equals(mx.to_table(theirs))
+
+
+def test_units_or_synapses_of_another_release_are_refused(cave, tmp_path, demo_source):
+    release = release_of(cave, tmp_path)
+    found = release.download_synapses(post=release.units().nucleus_id.values[:50], progress=False)
+    old = mx.Release(1507, source=mx.DemoSource(1507, n_nuclei=600, seed=2)).units()
+    for units in (old, mx.select_units(old, layer="L4")):
+        with pytest.raises(mx.ReleaseMismatchError, match="v1507, but this release"):
+            release.connectivity(found, units=units)
+        with pytest.raises(mx.ReleaseMismatchError, match="v1507, but this release"):
+            direct(demo_source).connectivity(units=units)
+    other = tmp_path / "minnie65_public" / "v1507"
+    shutil.copytree(
+        tmp_path / "minnie65_public" / "v1718" / "raw" / "synapses", other / "raw" / "synapses"
+    )
+    source = KeptSource(None, other, "minnie65_public", 1507)
+    with pytest.raises(mx.ReleaseMismatchError, match="holds synapses of minnie65_public v1718"):
+        source.read_synapses()
+
+
+def test_after_a_download_the_service_is_not_needed(cave, tmp_path, caplog):
+    release_of(cave, tmp_path).download()
+    cave.faults.add("status", match=r".", times=10_000, status=503)
+    again = release_of(cave, tmp_path)
+    again.download()
+    assert again.units(functional="best_only").sizes["nucleus_id"] > 0
+    again.write(tmp_path / "v.zarr")  # no synapses here, so none in the store
+    assert "connectivity" not in mx.open_store(tmp_path / "v.zarr").children
+    with pytest.raises(mx.SourceError, match="download_synapses"):
+        again.table("synapses")
+
+
+def test_all_leaves_the_synapses_out_and_says_so(cave, tmp_path, caplog):
+    release = release_of(cave, tmp_path)
+    records = release.download("all", progress=False)
+    assert "synapses_pni_2" not in records
+    assert any(
+        "synapses_pni_2 is left out" in r.getMessage()
+        for r in caplog.records
+        if r.levelname == "WARNING"
+    )
+    assert set(records) == set(release.available_tables()) - {"synapses_pni_2"}
+
+
+def test_listings_of_two_sources_do_not_mix(cave, tables, tmp_path):
+    with CaveServer(tables, version=1718, archived={1718: tables}) as server:
+        source = mx.ArchiveSource(
+            1718, url=server.archive_url, folder=tmp_path / "files", progress=False
+        )
+        mx.Release(1718, datadir=tmp_path, source=source).download()
+    records = release_of(cave, tmp_path).download("all", progress=False)
+    assert "cell_type_multifeature_combo" in records
+
+
+def test_one_download_at_a_time(cave, tmp_path):
+    release = release_of(cave, tmp_path)
+    with (
+        held(release.source.cache.folder, "tables"),
+        pytest.raises(mx.SourceError, match="another download of tables"),
+    ):
+        release.download()
+    assert set(release.download(progress=False))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(mx.SourceError, match="choose another datadir"):
+        release_of(cave, tmp_path / "file").download()
+
+
+def test_neurons_asked_for_that_are_no_units_are_counted(cave, tmp_path):
+    release = release_of(cave, tmp_path)
+    units, nuclei = release.units(), release.table("nucleus")
+    untyped = nuclei[(nuclei.pt_root_id > 0) & ~nuclei.id.isin(units.nucleus_id.values)].id.values[
+        :20
+    ]
+    asked = np.concatenate([untyped, units.nucleus_id.values[:5]])
+    found = release.download_synapses(post=asked, progress=False)
+    with pytest.warns(mx.DroppedRowsWarning, match="post neurons were asked for that are no units"):
+        connectivity = release.connectivity(found)
+    assert connectivity.sizes["post_nucleus_id"] == 5
+    assert connectivity.attrs["asked_for_but_no_unit"]["post"] > 0
+
+
+def test_contradictory_options_are_refused_before_anything_is_fetched(cave, tmp_path):
+    for options, message in (
+        (["--server", cave.url, "--source", "archive"], "give those of one source"),
+        (["--server", cave.url, "--post", "typo.txt"], "expected a file of ids"),
+        (["--token-file", "nowhere"], "there is no file nowhere"),
+        (["--source", "elsewhere"], "expected auto, cave or archive"),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-m", "microns_xr.cli", "download", "--version", "1718", *options],
+            capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
+        )  # fmt: skip
+        assert result.returncode == 1
+        assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert not cave.requests

@@ -54,7 +54,8 @@ def make_source(
         return DemoSource(spec.version)
     if source == "auto":
         source = "archive" if spec.status == "archived" else "cave"
-        logger.info(
+        logger.log(
+            logging.WARNING if source == "archive" else logging.INFO,
             "%s v%d is %s: tables come from %s",
             datastack,
             spec.version,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,22 +11,22 @@ from typing import Any
 
 import pandas as pd
 
-from microns_xr.errors import SourceError, nearest_words
+from microns_xr.errors import ReleaseMismatchError, SourceError, nearest_words
 from microns_xr.source.archive import ArchiveSource
 from microns_xr.source.archive_download import download_archived_tables
 from microns_xr.source.cache import TableCache
 from microns_xr.source.cave import CaveSource
 from microns_xr.source.directory import DirectorySource
 from microns_xr.source.download import download_tables
-from microns_xr.source.identity import write_identity
+from microns_xr.source.identity import IDENTITY_FILE, write_identity
+from microns_xr.source.lock import held
 from microns_xr.source.synapse_download import download_synapses
 from microns_xr.source.synapse_set import SynapseSet, list_requests, open_request
 
 __all__ = ["KeptSource"]
 
 _LISTING = "tables.json"
-# A table this long is one of synapses or points; "all" leaves it out and says so.
-_MAX_ROWS = 10_000_000
+logger = logging.getLogger(__name__)
 
 
 class KeptSource:
@@ -70,6 +71,7 @@ class KeptSource:
         self.version: int | None = version
         self.cache = TableCache(self.folder / "raw", datastack=datastack, version=version)
         self.synapse_folder = self.folder / "raw" / "synapses"
+        self.synapse_table = "synapses_pni_2"
 
     def __repr__(self) -> str:
         return f"KeptSource({self.remote!r}, {str(self.folder)!r})"
@@ -96,20 +98,30 @@ class KeptSource:
         """Names of the tables here and there, sorted."""
         names = {*self.cache.names(), *self._beside()}
         if self.remote is not None:
-            names |= set(self._listed())
+            try:
+                names |= set(self._listed())
+            except SourceError as error:
+                if not names:
+                    raise
+                logger.warning("only the tables in %s can be read now: %s", self.folder, error)
         return sorted(names)
 
-    def _listed(self) -> list[str]:
-        """Names the remote source lists; kept beside the tables, a version does not change."""
+    def _listed(self, refresh: bool = False) -> list[str]:
+        """Names the remote source lists; a version of the service does not change, so it is kept.
+
+        An archive that cannot be listed says only what it was asked for, which is not kept.
+        """
+        if isinstance(self.remote, ArchiveSource):
+            return list(self.remote.available_tables())
         file = self.folder / _LISTING
-        if file.is_file():
+        if file.is_file() and not refresh:
             try:
                 return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))]
             except ValueError as error:
                 raise SourceError(f"{file} is damaged ({error}): remove it") from error
         assert self.remote is not None
         names = list(self.remote.available_tables())
-        if self.folder.is_dir():
+        if (self.folder / IDENTITY_FILE).is_file():
             beside = file.with_name(f".{_LISTING}.{os.getpid()}.tmp")
             beside.write_text(json.dumps(names) + "\n", encoding="utf-8")
             beside.replace(file)
@@ -121,7 +133,7 @@ class KeptSource:
         *,
         refresh: bool = False,
         progress: bool = True,
-        max_rows: int | None = _MAX_ROWS,
+        max_rows: int | None = None,
     ) -> dict[str, dict[str, Any]]:
         """Bring tables into the folder; those that are here and whole are not fetched.
 
@@ -149,14 +161,18 @@ class KeptSource:
             If it fails again and again.
         """
         remote = self._require_remote("download tables")
-        write_identity(self.folder, self.datastack, int(self.version or 0))
-        if isinstance(remote, ArchiveSource):
-            return download_archived_tables(
-                remote, self.cache, names, refresh=refresh, progress=progress
+        with held(self.cache.folder, "tables"):
+            write_identity(self.folder, self.datastack, int(self.version or 0))
+            if isinstance(remote, ArchiveSource):
+                return download_archived_tables(
+                    remote, self.cache, names, refresh=refresh, progress=progress
+                )
+            names = list(names)
+            if refresh or not all(self.cache.has(name) for name in names):
+                self._listed(refresh)
+            return download_tables(
+                remote, self.cache, names, refresh=refresh, progress=progress, max_rows=max_rows
             )
-        return download_tables(
-            remote, self.cache, names, refresh=refresh, progress=progress, max_rows=max_rows
-        )
 
     def _require_remote(self, what: str) -> CaveSource | ArchiveSource:
         if self.remote is None:
@@ -177,6 +193,11 @@ class KeptSource:
                     f"there is no whole table {name!r} in {self.cache.folder}"
                     + (f"; nearest: {', '.join(near)}" if near else "")
                     + ": download it"
+                )
+            if name == self.synapse_table:
+                raise SourceError(
+                    f"{name} is not downloaded whole: fetch the synapses of some neurons with "
+                    "Release.download_synapses(pre, post)"
                 )
             self.download([name], progress=False)
         return self.cache.read(name)
@@ -212,8 +233,17 @@ class KeptSource:
             If there is none, several and none is named, or the named one is not there.
         IncompleteDownloadError
             If it is not complete.
+        ReleaseMismatchError
+            If it is of another release.
         """
-        return open_request(self.synapse_folder, request)
+        found = open_request(self.synapse_folder, request)
+        asked = found.request
+        if (asked["datastack"], asked["version"]) != (self.datastack, self.version):
+            raise ReleaseMismatchError(
+                f"{found.path} holds synapses of {asked['datastack']} v{asked['version']}, not of "
+                f"{self.datastack} v{self.version}: move it to the folder of its own release"
+            )
+        return found
 
     def read_synapses(self, request: str | None = None) -> pd.DataFrame:
         """Return the synapses of one request, a row a synapse."""

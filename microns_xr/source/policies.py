@@ -75,7 +75,7 @@ def table_names(
     synapses = spec.tables.get("synapses")
     if policy == "all":
         if synapses in available:
-            logger.info(
+            logger.warning(
                 "%s is left out of policy 'all': synapses are downloaded by the neurons they "
                 "connect, with download_synapses(pre, post)", synapses,
             )  # fmt: skip

@@ -207,6 +207,11 @@ class RequestFolder:
         if before is None or before.get("request") != request.record():
             return None
         if before.get("timestamp") != timestamp:
+            archived = [
+                str(t).startswith("archived file ") for t in (before["timestamp"], timestamp)
+            ]
+            if archived[0] != archived[1]:
+                return None  # begun at the archive or at the service: the batches differ
             raise ReleaseMismatchError(
                 f"{request.datastack} v{request.version} was made {timestamp}, but the synapses "
                 f"in {self.path} are of {before.get('timestamp')}: the version was made again, so "

@@ -190,7 +190,7 @@ def open_request(folder: str | Path, key: str | None = None) -> SynapseSet:
             said = (f"{k}{'' if s.is_complete else ' (incomplete)'}" for k, s in sets.items())
             raise SourceError(
                 f"{folder} holds {len(sets)} sets of synapses, {', '.join(said)}: choose one with "
-                f"request={next(iter(sets))!r}"
+                f"request={next((k for k, s in sets.items() if s.is_complete), next(iter(sets)))!r}"
             )
         key = next(iter(sets))
     if key not in sets:

@@ -133,6 +133,7 @@ class Release(ReleaseTables):
         if absent:
             logger.warning("%s is not there, the units are built without", ", ".join(absent))
             units = units.assign_attrs(absent_tables=absent)
+        units = units.assign_attrs(self._timestamp())
         if angle_convention is not None and functional == "best_only":
             units = convert_angles(units, angle_convention, "degree")
         if isinstance(rates, xr.Dataset) or rates:

@@ -141,6 +141,13 @@ class ReleaseTables:
             return {**has, "synapses": bool(sets)}  # the service has them all, this folder some
         return {**has, "synapses": has["synapses"] or bool(sets)}
 
+    def _timestamp(self) -> dict[str, str]:
+        """Return when the release was made, where a download has noted it, as an attribute."""
+        if not isinstance(self.source, KeptSource):
+            return {}
+        said = self.source.provenance(self.spec.name_of("nucleus")).get("timestamp")
+        return {} if said is None else {"timestamp": str(said)}
+
     def _file_spec(self, path: str | Path) -> TableSpec:
         """Return what the columns of a file mean, by its name."""
         name = Path(path).name.split(".")[0]

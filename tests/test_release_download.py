@@ -61,6 +61,7 @@ def test_download_then_units_and_connectivity(cave, tmp_path, demo_source):
     expected = direct(demo_source)
     units = release.units(functional="best_only")
     assert same(units, expected.units(functional="best_only"))
+    assert units.attrs["timestamp"] == records["nucleus_detection_v0"]["timestamp"]
     # synapses onto a hundred units, the request a selection
     some = units.isel(nucleus_id=slice(0, 300, 3))
     synapses = release.download_synapses(post=some, positions=True, progress=False)

@@ -719,7 +719,7 @@ def test_finding_requests(tmp_path):
     assert open_request(tmp_path).key == one.key
     with pytest.raises(Broken):
         download(MemoryService(FRAME, trouble=fail_after(1)), tmp_path, pre=ROOTS, batch=2)
-    with pytest.raises(SourceError, match=r"holds 2 sets .*\(incomplete\).*request='pre40-postall"):
+    with pytest.raises(SourceError, match=r"holds 2 sets .*\(incomplete\).*request='preall-post40"):
         open_request(tmp_path)
     assert [s.is_complete for s in list_requests(tmp_path)] == [False, True]
     assert ["incomplete" in repr(s) for s in list_requests(tmp_path)] == [True, False]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from microns_xr.errors import ReleaseMismatchError, SourceError
+from microns_xr.source.synapse_bytes import write_whole
 
 __all__ = ["IDENTITY_FILE", "read_identity", "write_identity"]
 
@@ -14,12 +14,14 @@ IDENTITY_FILE = "release.json"
 
 
 def write_identity(folder: Path, datastack: str, version: int) -> None:
-    """Write the release of a folder, beside and renamed; refuse a folder of another release.
+    """Write the release of a folder, unless it is there; refuse a folder of another release.
 
     Raises
     ------
     ReleaseMismatchError
         If the folder says that it holds another release.
+    SourceError
+        If the folder cannot be made or written.
     """
     found = read_identity(folder)
     if found is not None and found != (datastack, version):
@@ -27,10 +29,9 @@ def write_identity(folder: Path, datastack: str, version: int) -> None:
             f"{folder} holds tables of {found[0]} v{found[1]}, not of {datastack} v{version}: "
             "use another folder, releases must not be mixed"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{IDENTITY_FILE}.{os.getpid()}.tmp"
-    beside.write_text(json.dumps({"datastack": datastack, "version": version}) + "\n")
-    beside.replace(folder / IDENTITY_FILE)
+    if found is None:
+        said = json.dumps({"datastack": datastack, "version": version}) + "\n"
+        write_whole(folder / IDENTITY_FILE, said.encode())
 
 
 def read_identity(folder: Path) -> tuple[str, int] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from microns_xr.source.cache import TableCache
 from microns_xr.source.cave import CaveSource
 from microns_xr.source.directory import DirectorySource
 from microns_xr.source.download import download_tables
-from microns_xr.source.identity import IDENTITY_FILE, write_identity
+from microns_xr.source.identity import write_identity
 from microns_xr.source.lock import held
-from microns_xr.source.synapse_download import download_synapses
+from microns_xr.source.synapse_bytes import write_whole
+from microns_xr.source.synapse_download import SYNAPSE_TABLE, download_synapses
 from microns_xr.source.synapse_set import SynapseSet, list_requests, open_request
 
 __all__ = ["KeptSource"]
@@ -71,7 +71,6 @@ class KeptSource:
         self.version: int | None = version
         self.cache = TableCache(self.folder / "raw", datastack=datastack, version=version)
         self.synapse_folder = self.folder / "raw" / "synapses"
-        self.synapse_table = "synapses_pni_2"
 
     def __repr__(self) -> str:
         return f"KeptSource({self.remote!r}, {str(self.folder)!r})"
@@ -106,26 +105,16 @@ class KeptSource:
                 logger.warning("only the tables in %s can be read now: %s", self.folder, error)
         return sorted(names)
 
-    def _listed(self, refresh: bool = False) -> list[str]:
-        """Names the remote source lists; a version of the service does not change, so it is kept.
-
-        An archive that cannot be listed says only what it was asked for, which is not kept.
-        """
-        if isinstance(self.remote, ArchiveSource):
-            return list(self.remote.available_tables())
-        file = self.folder / _LISTING
-        if file.is_file() and not refresh:
-            try:
-                return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))]
-            except ValueError as error:
-                raise SourceError(f"{file} is damaged ({error}): remove it") from error
+    def _listed(self) -> list[str]:
+        """Names the remote source lists, from the listing that a download has kept."""
         assert self.remote is not None
-        names = list(self.remote.available_tables())
-        if (self.folder / IDENTITY_FILE).is_file():
-            beside = file.with_name(f".{_LISTING}.{os.getpid()}.tmp")
-            beside.write_text(json.dumps(names) + "\n", encoding="utf-8")
-            beside.replace(file)
-        return names
+        file = self.folder / _LISTING
+        if isinstance(self.remote, ArchiveSource) or not file.is_file():
+            return list(self.remote.available_tables())
+        try:
+            return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))]
+        except ValueError as error:
+            raise SourceError(f"{file} is damaged ({error}): remove it") from error
 
     def download(
         self,
@@ -167,9 +156,11 @@ class KeptSource:
                 return download_archived_tables(
                     remote, self.cache, names, refresh=refresh, progress=progress
                 )
-            names = list(names)
-            if refresh or not all(self.cache.has(name) for name in names):
-                self._listed(refresh)
+            # What a version of the service holds does not change, so its listing is kept; an
+            # archive that cannot be listed says only what it was asked for.
+            if refresh or not (self.folder / _LISTING).is_file():
+                listing = json.dumps(list(remote.available_tables())) + "\n"
+                write_whole(self.folder / _LISTING, listing.encode())
             return download_tables(
                 remote, self.cache, names, refresh=refresh, progress=progress, max_rows=max_rows
             )
@@ -194,7 +185,7 @@ class KeptSource:
                     + (f"; nearest: {', '.join(near)}" if near else "")
                     + ": download it"
                 )
-            if name == self.synapse_table:
+            if name == SYNAPSE_TABLE:
                 raise SourceError(
                     f"{name} is not downloaded whole: fetch the synapses of some neurons with "
                     "Release.download_synapses(pre, post)"

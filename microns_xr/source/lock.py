@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from microns_xr.errors import SourceError
 
 __all__ = ["held"]
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -47,11 +50,14 @@ def held(folder: Path, what: str) -> Iterator[None]:
 
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise SourceError(
                     f"another download of {what} into {folder} is running: wait for it, then run "
                     "this again; it fetches only what is missing"
                 ) from error
+            except OSError as error:
+                # Some network file systems have no locks: two downloads are not noticed there.
+                logger.debug("%s cannot be locked: %s", folder, error)
         yield
     finally:
         os.close(descriptor)

@@ -27,6 +27,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file beside its place, and rename it when it is on the disk."""
     part = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             file.write(content)
             file.flush()

@@ -25,7 +25,7 @@ from microns_xr.source.synapse_set import SynapseSet
 from microns_xr.source.synapse_strategy import Side, choose_strategy
 from microns_xr.source.synapse_workers import fetch_all
 
-__all__ = ["as_roots", "download_synapses", "make_result"]
+__all__ = ["SYNAPSE_TABLE", "as_roots", "download_synapses", "make_result"]
 
 logger = logging.getLogger(__name__)
 

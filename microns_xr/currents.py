@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+from dask.delayed import delayed
 
 from microns_xr.connectivity.alignment import Aligned, align, name_of, neuron_dim
 from microns_xr.connectivity.arrays import PAIR_DIMS, pattern_of, values_of
-from microns_xr.connectivity.kernels import Contraction, contract_buffers, contract_scipy
+from microns_xr.connectivity.blocks import is_lazy
+from microns_xr.connectivity.blockwise import blocks_of
+from microns_xr.connectivity.kernels import contract_buffers, contract_scipy
+from microns_xr.connectivity.lazy import lazy_contract
 from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import validate
+from microns_xr.store.argument import Connectivity, connectivity_of
 
 __all__ = ["contract", "input_currents"]
 
@@ -22,7 +28,7 @@ Engine = Literal["numba", "scipy"]
 
 
 def input_currents(
-    connectivity: xr.Dataset,
+    connectivity: Connectivity,
     rates: xr.DataArray,
     *,
     weight: str = "synapse_size",
@@ -38,8 +44,8 @@ def input_currents(
 
     Parameters
     ----------
-    connectivity : xarray.Dataset
-        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``).
+    connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
+        Connectivity, a tree that has one, or a store; see `contract`.
     rates : xarray.DataArray
         Over ``nucleus_id`` (or ``pre_nucleus_id``) and any other dims, such as ``units.rate_ori``;
         a neuron is rated whole (finite) or not at all (NaN).
@@ -89,7 +95,7 @@ def input_currents(
 
 
 def contract(
-    connectivity: xr.Dataset,
+    connectivity: Connectivity,
     values: xr.DataArray,
     over: Over,
     *,
@@ -106,8 +112,10 @@ def contract(
 
     Parameters
     ----------
-    connectivity : xarray.Dataset
-        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``).
+    connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
+        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), a tree that has one, or a
+        store. Of a store the copy is read whose blocks give whole sums, with a few blocks in
+        memory at a time; the result of a path is in memory, that of lazy connectivity lazy.
     values : xarray.DataArray
         Over ``nucleus_id`` (or the axis that is summed over) and any other dims, with the ids as
         coordinate, in any order. Neurons that are not in the matrix are left out and counted in
@@ -157,12 +165,37 @@ def contract(
     _require_choice("over", over, PAIR_DIMS)
     _require_choice("missing", missing, ("raise", "skip"))
     _require_choice("engine", engine, ("numba", "scipy"))
+    connectivity, compute = connectivity_of(
+        connectivity, "post" if over == "pre_nucleus_id" else "pre"
+    )
     validate(connectivity, "connectivity")
     dim = neuron_dim(values, over)
     require_same_release(
         ("connectivity", connectivity), ("values", values), check_release=check_release
     )
     labels = connectivity[over].values
+    if is_lazy(connectivity) and values.chunks is not None:
+        aligned: Any = delayed(_align, pure=True)(values, dim, labels, over, missing)
+        counts = {}  # known only when it is computed
+    else:
+        aligned = _align(values, dim, labels, over, missing)
+        counts = {"n_missing": aligned.n_missing, "n_outside": aligned.n_outside}
+    n_columns = math.prod(n for d, n in values.sizes.items() if d != dim)
+    _require_weight(connectivity, weight)
+    multiply = _multiply_lazily if is_lazy(connectivity) else _multiply
+    sums, share = multiply(
+        connectivity, weight, over, aligned, n_columns, missing == "skip", engine
+    )
+    result = _labelled(connectivity, values, dim, over, weight, sums, share)
+    result.attrs |= {"weight": weight, "over": over, **counts}
+    entry = f"contract({name_of(values)}, over={over!r}, weight={weight!r}, missing={missing!r})"
+    result = add_history(result, entry, source=connectivity)
+    return result.compute() if compute else result
+
+
+def _align(
+    values: xr.DataArray, dim: str, labels: np.ndarray, over: str, missing: Missing
+) -> Aligned:
     aligned = align(values, dim, labels, over)
     if missing == "raise" and aligned.n_missing:
         raise SchemaError(
@@ -170,8 +203,7 @@ def contract(
             f"{name_of(values)}, expected one for each: pass missing='skip' to leave them out, or "
             "take the neurons that have one with mx.connections_between"
         )
-    sums = _multiply(connectivity, weight, over, aligned, missing == "skip", engine)
-    return _labelled(connectivity, values, dim, over, weight, missing, aligned, sums)
+    return aligned
 
 
 def _require_choice(name: str, found: object, choices: tuple[str, ...]) -> None:
@@ -179,21 +211,25 @@ def _require_choice(name: str, found: object, choices: tuple[str, ...]) -> None:
         raise SchemaError(f"{name} is {found!r}, expected one of {choices}")
 
 
-def _multiply(
-    connectivity: xr.Dataset,
-    weight: str,
-    over: str,
-    aligned: Aligned,
-    want_rated: bool,
-    engine: Engine,
-) -> Contraction:
-    """Contract in memory: the one place that knows how the pairs are held."""
+def _require_weight(connectivity: xr.Dataset, weight: str) -> None:
     if weight not in connectivity.data_vars:
         near = ", ".join(nearest_words(weight, connectivity.data_vars))
         raise UnknownLabelError(
             f"the connectivity has no variable {weight!r}, expected one of "
             f"{list(map(str, connectivity.data_vars))}" + (f"; nearest: {near}" if near else "")
         )
+
+
+def _multiply(
+    connectivity: xr.Dataset,
+    weight: str,
+    over: str,
+    aligned: Aligned,
+    n_columns: int,
+    want_rated: bool,
+    engine: Engine,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Contract in memory: sums, and the share of the weight they rest on."""
     pattern = pattern_of(connectivity, weight)
     function = contract_buffers if engine == "numba" else contract_scipy
     return function(
@@ -205,7 +241,28 @@ def _multiply(
         aligned.rows,
         over="major" if f"{pattern.compressed}_nucleus_id" == over else "minor",
         want_rated=want_rated,
+    ).result()
+
+
+def _multiply_lazily(
+    connectivity: xr.Dataset,
+    weight: str,
+    over: str,
+    aligned: Any,
+    n_columns: int,
+    want_rated: bool,
+    engine: Engine,
+) -> tuple[Any, Any]:
+    """Do the same block by block, as dask arrays."""
+    # Cut along the axis that stays, every block gives the whole sums of its own neurons.
+    blocks = blocks_of(connectivity, [weight], "post" if over == "pre_nucleus_id" else "pre")
+    if isinstance(aligned, Aligned):
+        # One opaque object, which the graph holds once, and not a tuple to look for keys in.
+        aligned = delayed(aligned, pure=True, traverse=False)
+    axis: Literal["major", "minor"] = (
+        "major" if f"{blocks.compressed}_nucleus_id" == over else "minor"
     )
+    return lazy_contract(blocks, aligned, n_columns, axis, want_rated, engine)
 
 
 def _labelled(
@@ -214,39 +271,30 @@ def _labelled(
     dim: str,
     over: str,
     weight: str,
-    missing: str,
-    aligned: Aligned,
-    contraction: Contraction,
+    sums: Any,
+    share: Any,
 ) -> xr.DataArray:
     other = PAIR_DIMS[1 - PAIR_DIMS.index(over)]
     rest = [d for d in values.dims if d != dim]
-    sums = contraction.sums
     coords = {name: c for name, c in values.coords.items() if dim not in c.dims}
     coords |= {name: c for name, c in connectivity.coords.items() if over not in c.dims}
-    if contraction.share is not None and contraction.partners is not None:
-        sums[contraction.partners == 1] = np.nan
+    if share is not None:
         coords["rated_fraction"] = xr.DataArray(
-            contraction.share,
+            share,
             dims=other,
             attrs={"long_name": f"share of {weight} whose partner has a value", "units": "1"},
         )
-    result = xr.DataArray(
+    partners = "presynaptic" if over == "pre_nucleus_id" else "postsynaptic"
+    return xr.DataArray(
         sums.reshape(sums.shape[0], *(values.sizes[d] for d in rest)),
         dims=(other, *rest),
         coords=coords,
         name=f"weighted_{name_of(values)}",
+        attrs={
+            "long_name": f"{name_of(values)} summed over {partners} partners, weighted by {weight}",
+            "units": _units(connectivity[weight], values),
+        },
     )
-    partners = "presynaptic" if over == "pre_nucleus_id" else "postsynaptic"
-    result.attrs = {
-        "long_name": f"{name_of(values)} summed over {partners} partners, weighted by {weight}",
-        "units": _units(connectivity[weight], values),
-        "weight": weight,
-        "over": over,
-        "n_missing": aligned.n_missing,
-        "n_outside": aligned.n_outside,
-    }
-    entry = f"contract({name_of(values)}, over={over!r}, weight={weight!r}, missing={missing!r})"
-    return add_history(result, entry, source=connectivity)
 
 
 def _units(weight: xr.DataArray, values: xr.DataArray) -> str:

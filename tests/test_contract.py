@@ -15,7 +15,7 @@ from matrices import dataset, dense, ids, random_tables
 
 import microns_xr.connectivity.threads as threads_module
 from microns_xr.connectivity.arrays import gcxs, pair_buffers
-from microns_xr.connectivity.ops import degrees
+from microns_xr.totals import degrees
 from microns_xr.connectivity.subset import drop_autapses, recompress, take
 from microns_xr.currents import contract, input_currents
 from microns_xr.errors import ReleaseMismatchError, SchemaError, UnknownLabelError
@@ -246,7 +246,7 @@ def test_bad_arguments(connectivity):
         contract(connectivity, values, PRE, missing="drop")
     with pytest.raises(SchemaError, match="engine is 'gpu'"):
         contract(connectivity, values, PRE, engine="gpu")
-    with pytest.raises(SchemaError, match="expected a connectivity Dataset, found DataArray"):
+    with pytest.raises(SchemaError, match="connectivity is a DataArray"):
         contract(connectivity.synapse_size, values, PRE)
     with pytest.raises(
         UnknownLabelError, match=r"none of the 3 neurons of pre_nucleus_id .* not root ids"

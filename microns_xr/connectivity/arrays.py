@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import sparse
 import xarray as xr
+from dask.base import is_dask_collection
 
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import stamp_release
@@ -27,7 +28,9 @@ __all__ = [
     "gcxs",
     "make_pattern",
     "pair_buffers",
+    "pair_names",
     "pattern_of",
+    "pattern_of_array",
     "values_of",
 ]
 
@@ -57,6 +60,15 @@ class Pattern:
     indptr: np.ndarray
     shape: tuple[int, int]
     compressed: Compressed
+
+    def same_pairs(self, other: Pattern) -> bool:
+        """Whether another pattern stores the same pairs in the same order."""
+        mine = (self.compressed, self.shape, self.nnz)
+        if mine != (other.compressed, other.shape, other.nnz):
+            return False
+        buffers = ((self.indptr, other.indptr), (self.indices, other.indices))
+        # Arrays of one build are the same objects, and need not be read.
+        return all(x is y or np.array_equal(x, y) for x, y in buffers)
 
     @property
     def nnz(self) -> int:
@@ -162,20 +174,54 @@ def _array_of(connectivity: xr.Dataset | xr.DataArray, variable: str) -> sparse.
             f"{array.name} has dims {array.dims}, expected {PAIR_DIMS}: "
             "transpose it by name with .transpose('pre_nucleus_id', 'post_nucleus_id')"
         )
-    data = array.data
+    return _gcxs_of(array.data, str(array.name))
+
+
+def _gcxs_of(data: Any, name: str) -> sparse.GCXS:
     if isinstance(data, sparse.COO):
         data = sparse.GCXS.from_coo(data, compressed_axes=(1,))
+    if is_dask_collection(data):
+        raise SchemaError(
+            f"{name} is lazy, expected it in memory: load it with .compute(), or the part you need "
+            "after mx.connections_between or mx.select_connections"
+        )
     if not isinstance(data, sparse.GCXS):
         raise SchemaError(
-            f"{array.name} is a {type(data).__name__}, expected a sparse.GCXS: "
+            f"{name} is a {type(data).__name__}, expected a sparse.GCXS: "
             "build it with mx.build_connectivity or open it with mx.open_store"
         )
     if data.fill_value != 0:
         raise SchemaError(
-            f"{array.name} has fill value {data.fill_value}, expected 0: adding a number to a "
+            f"{name} has fill value {data.fill_value}, expected 0: adding a number to a "
             "sparse array changes every pair without a synapse; work on the stored values instead"
         )
     return data
+
+
+def pattern_of_array(
+    data: Any, name: str, compressed: Compressed | None = None
+) -> tuple[Pattern, np.ndarray]:
+    """Return the sparsity pattern of a sparse array over (pre, post), and its stored values.
+
+    Parameters
+    ----------
+    data : sparse.GCXS or sparse.COO
+        The array.
+    name : str
+        How messages call it.
+    compressed : {"post", "pre"}, optional
+        The axis it is to be compressed over; by default the one it is.
+
+    Raises
+    ------
+    SchemaError
+        If it is not sparse, or its fill value is not 0.
+    """
+    array = _gcxs_of(data, name)
+    if compressed is not None and tuple(array.compressed_axes) != (_AXIS[compressed],):
+        array = sparse.GCXS.from_coo(array.tocoo(), compressed_axes=(_AXIS[compressed],))
+    own: Compressed = "post" if tuple(array.compressed_axes) == (1,) else "pre"
+    return make_pattern(array.indices, array.indptr, array.shape, own), np.asarray(array.data)
 
 
 def pattern_of(connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse_size") -> Pattern:
@@ -186,9 +232,7 @@ def pattern_of(connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse
     SchemaError
         If the array is not sparse, its dims are not (pre, post), or its fill value is not 0.
     """
-    array = _array_of(connectivity, variable)
-    compressed: Compressed = "post" if tuple(array.compressed_axes) == (1,) else "pre"
-    return make_pattern(array.indices, array.indptr, array.shape, compressed)
+    return pattern_of_array(_array_of(connectivity, variable), variable)[0]
 
 
 def values_of(
@@ -196,6 +240,16 @@ def values_of(
 ) -> np.ndarray:
     """Return the stored values of a variable, in the order of `pattern_of`; a view, not a copy."""
     return np.asarray(_array_of(connectivity, variable).data)
+
+
+def pair_names(connectivity: xr.Dataset) -> list[str]:
+    """Return the names of the variables that are sparse, in memory or lazy."""
+    return [
+        str(name)
+        for name, variable in connectivity.data_vars.items()
+        if variable.dims == PAIR_DIMS
+        and (variable.chunks is not None or isinstance(variable.data, sparse.SparseArray))
+    ]
 
 
 def pair_buffers(
@@ -230,16 +284,12 @@ def pair_buffers(
     {'synapse_size': array([9]), 'synapse_count': array([2])}
     """
     if names is None:
-        names = [
-            str(name)
-            for name, variable in connectivity.data_vars.items()
-            if variable.dims == PAIR_DIMS and isinstance(variable.data, sparse.SparseArray)
-        ]
+        names = pair_names(connectivity)
     pattern: Pattern | None = None
     values: dict[str, np.ndarray] = {}
     for name in names:
         own = pattern_of(connectivity, name)
-        if pattern is not None and not _same(pattern, own):
+        if pattern is not None and not pattern.same_pairs(own):
             raise SchemaError(
                 f"{name} stores other pairs than {next(iter(values))}, expected both on one "
                 "sparsity pattern: take both from mx.build_connectivity or mx.open_store, and do "
@@ -250,11 +300,3 @@ def pair_buffers(
     if pattern is None:
         raise SchemaError("the connectivity holds no sparse array: build it again")
     return pattern, values
-
-
-def _same(a: Pattern, b: Pattern) -> bool:
-    if (a.compressed, a.shape, a.nnz) != (b.compressed, b.shape, b.nnz):
-        return False
-    pairs = ((a.indptr, b.indptr), (a.indices, b.indices))
-    # Arrays of one build are the same objects, and need not be read.
-    return all(x is y or np.array_equal(x, y) for x, y in pairs)

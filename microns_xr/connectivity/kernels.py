@@ -38,16 +38,30 @@ class Contraction(NamedTuple):
     ----------
     sums : numpy.ndarray
         (neurons, columns), float64.
-    share : numpy.ndarray or None
-        (neurons,), float64: weight of the stored pairs whose partner has a value, over the weight
-        of all; NaN where that is 0.
+    tally : numpy.ndarray or None
+        (neurons, 2): weight of all stored pairs, and of those whose partner has a value.
     partners : numpy.ndarray or None
         (neurons,), uint8: 0 no stored pair, 1 pairs but no partner with a value, 3 some with one.
     """
 
     sums: np.ndarray
-    share: np.ndarray | None = None
+    tally: np.ndarray | None = None
     partners: np.ndarray | None = None
+
+    @property
+    def share(self) -> np.ndarray | None:
+        """(neurons,), float64: weight with a value over all weight; NaN where that is 0."""
+        if self.tally is None:
+            return None
+        total, rated = (self.tally[:, k].astype(np.float64) for k in (0, 1))
+        return np.divide(rated, total, out=np.full(total.size, np.nan), where=total != 0)
+
+    def result(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the sums, NaN where no partner has a value, and the share."""
+        sums = self.sums
+        if self.partners is not None:
+            sums[self.partners == 1] = np.nan
+        return sums, self.share
 
 
 @numba.njit(nogil=True, cache=True)
@@ -241,7 +255,7 @@ def contract_buffers(
             args = (weights, indices, indptr, rhs, out)
             _require_all(_run(_scatter, (*args, *extras), tag, spans, n_threads), indices.size)
             extras = (has, *_tally(0, weights))
-    return Contraction(sums, _share(tally), partners) if want_rated else Contraction(sums)
+    return Contraction(sums, tally, partners) if want_rated else Contraction(sums)
 
 
 def _column_blocks(
@@ -269,11 +283,6 @@ def _require_all(done: list[int], n_pairs: int) -> None:
             "the stored pairs of a neuron are not in ascending order, which sums over the "
             "compressed axis need: build the connectivity again with mx.build_connectivity"
         )
-
-
-def _share(tally: np.ndarray) -> np.ndarray:
-    total, rated = tally[:, 0].astype(np.float64), tally[:, 1].astype(np.float64)
-    return np.divide(rated, total, out=np.full(total.size, np.nan), where=total != 0)
 
 
 def _plain_weights(weights: np.ndarray) -> np.ndarray:
@@ -335,4 +344,4 @@ def contract_scipy(
     columns = np.stack([np.ones(rows.size, dtype=kind), has.astype(kind)], axis=1)
     tally = product(weights.astype(kind), columns)
     some = product(np.ones(weights.size, dtype=np.int64), columns.astype(np.int64)) > 0
-    return Contraction(sums, _share(tally), (some @ [1, 2]).astype(np.uint8))
+    return Contraction(sums, tally, (some @ [1, 2]).astype(np.uint8))

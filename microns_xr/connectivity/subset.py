@@ -1,4 +1,4 @@
-"""Parts of a connectivity Dataset by label: neurons, ends of connections, partners of a neuron.
+"""Parts of a connectivity Dataset by label: neurons, ends of connections, other compression.
 
 All of it works on the raw buffers, for either compressed axis, and carries every coordinate and
 every variable of the Dataset along. Axes stay sorted.
@@ -11,25 +11,35 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from microns_xr.connectivity.arrays import Compressed, Pattern, pair_buffers, pattern_of
-from microns_xr.connectivity.labels import Lookup, as_ids, is_one_id
+from microns_xr.connectivity.arrays import (
+    PAIR_DIMS,
+    Compressed,
+    Pattern,
+    pair_buffers,
+    pattern_of,
+)
+from microns_xr.connectivity.blocks import is_lazy
+from microns_xr.connectivity.blockwise import blocks_of
+from microns_xr.connectivity.labels import Lookup
+from microns_xr.connectivity.lazy import count_pairs
 from microns_xr.connectivity.parts import (
+    OTHER_SIDE,
+    Rule,
     Side,
-    minor_side,
+    keep_pairs,
+    layout_of,
     positions_of,
     take_positions,
     with_pairs,
 )
-from microns_xr.connectivity.patterns import select_pairs, transpose_pattern
+from microns_xr.connectivity.patterns import transpose_pattern
 from microns_xr.provenance import add_history
 from microns_xr.schema import validate
 
 __all__ = [
     "connections_between",
     "drop_autapses",
-    "inputs_to",
     "n_connections",
-    "outputs_from",
     "recompress",
     "take",
 ]
@@ -46,7 +56,8 @@ def n_connections(connectivity: xr.Dataset) -> int:
     Returns
     -------
     int
-        Pairs with at least one synapse, those of summed size 0 and autapses among them.
+        Pairs with at least one synapse, those of summed size 0 and autapses among them. Lazy
+        connectivity is computed for it.
 
     Examples
     --------
@@ -54,6 +65,9 @@ def n_connections(connectivity: xr.Dataset) -> int:
     >>> n_connections(two_neurons())
     3
     """
+    if is_lazy(connectivity):
+        name = next(str(n) for n, v in connectivity.data_vars.items() if v.dims == PAIR_DIMS)
+        return int(count_pairs(blocks_of(connectivity, [name])).compute())
     return pattern_of(connectivity).nnz
 
 
@@ -133,24 +147,17 @@ def connections_between(
     if both:
         return take(connectivity, pre_ids, post_ids)
     validate(connectivity, "connectivity")
-    pattern, values = pair_buffers(connectivity)
-    flags: dict[Side, np.ndarray] = {
-        "pre": np.zeros(pattern.shape[0], dtype=bool),
-        "post": np.zeros(pattern.shape[1], dtype=bool),
-    }
+    shape, compressed = layout_of(connectivity)
+    n_of: dict[Side, int] = {"pre": shape[0], "post": shape[1]}
+    flags = {side: np.zeros(n, dtype=bool) for side, n in n_of.items()}
     if pre_ids is not None:
         flags["pre"][positions_of(connectivity, "pre", pre_ids)] = True
     if post_ids is not None:
         flags["post"][positions_of(connectivity, "post", post_ids)] = True
-    selection = select_pairs(
-        pattern.indices,
-        pattern.indptr,
-        np.arange(pattern.n_major),
-        np.arange(pattern.n_minor, dtype=np.int32),
-        kept=flags[minor_side(pattern)],
-        whole=flags[pattern.compressed],
+    rule = _everybody(n_of, compressed)._replace(
+        kept=flags[OTHER_SIDE[compressed]], whole=flags[compressed]
     )
-    result = with_pairs(connectivity, connectivity, pattern, values, selection, pattern.shape)
+    result = keep_pairs(connectivity, connectivity, rule)
     result = result.assign_coords(scope=xr.Variable((), np.array("unknown", dtype=object)))
     n = {side: int(flag.sum()) for side, flag in flags.items()}
     return add_history(
@@ -184,83 +191,22 @@ def drop_autapses(connectivity: xr.Dataset) -> xr.Dataset:
     2
     """
     validate(connectivity, "connectivity")
-    pattern, values = pair_buffers(connectivity)
-    own = connectivity[f"{pattern.compressed}_nucleus_id"].values
-    other = connectivity[f"{minor_side(pattern)}_nucleus_id"].values
-    selection = select_pairs(
-        pattern.indices,
-        pattern.indptr,
-        np.arange(pattern.n_major),
-        np.arange(pattern.n_minor, dtype=np.int32),
-        without=Lookup(other, "nucleus_id").find(own).astype(np.int64),
+    shape, compressed = layout_of(connectivity)
+    own = connectivity[f"{compressed}_nucleus_id"].values
+    other = connectivity[f"{OTHER_SIDE[compressed]}_nucleus_id"].values
+    rule = _everybody({"pre": shape[0], "post": shape[1]}, compressed)._replace(
+        without=Lookup(other, "nucleus_id").find(own).astype(np.int64)
     )
-    result = with_pairs(connectivity, connectivity, pattern, values, selection, pattern.shape)
-    return add_history(result, f"drop_autapses(): {pattern.nnz - selection.indices.size} dropped")
+    result = keep_pairs(connectivity, connectivity, rule)
+    if is_lazy(connectivity):  # counting would compute
+        return add_history(result, "drop_autapses()")
+    n_dropped = n_connections(connectivity) - n_connections(result)
+    return add_history(result, f"drop_autapses(): {n_dropped} dropped")
 
 
-def inputs_to(connectivity: xr.Dataset, nucleus_id: Any) -> xr.Dataset:
-    """Return the presynaptic partners of one neuron, or of several.
-
-    Parameters
-    ----------
-    connectivity : xarray.Dataset
-        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``).
-    nucleus_id : int or collection of int
-        Postsynaptic neurons.
-
-    Returns
-    -------
-    xarray.Dataset
-        Of one neuron its partners alone: ``synapse_size(pre_nucleus_id)`` (voxels of 4x4x40 nm)
-        and ``synapse_count``, dense int64, with the neuron as scalar coordinate
-        ``post_nucleus_id``. Of a collection, even of one, connectivity with those neurons and
-        everybody who is connected to one of them.
-
-    Raises
-    ------
-    UnknownLabelError
-        If an id is not on the axis.
-    SchemaError
-        If ids are not integers, or the Dataset is no connectivity.
-
-    Examples
-    --------
-    >>> from microns_xr.connectivity.examples import two_neurons
-    >>> inputs_to(two_neurons(), 12).synapse_size.to_series().to_dict()
-    {11: 7, 12: 2}
-    """
-    return _partners(connectivity, nucleus_id, "post", "inputs_to")
-
-
-def outputs_from(connectivity: xr.Dataset, nucleus_id: Any) -> xr.Dataset:
-    """Return the postsynaptic partners of one neuron, or of several.
-
-    Parameters
-    ----------
-    connectivity : xarray.Dataset
-        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``).
-    nucleus_id : int or collection of int
-        Presynaptic neurons.
-
-    Returns
-    -------
-    xarray.Dataset
-        As `inputs_to`, with the axes exchanged.
-
-    Raises
-    ------
-    UnknownLabelError
-        If an id is not on the axis.
-    SchemaError
-        If ids are not integers, or the Dataset is no connectivity.
-
-    Examples
-    --------
-    >>> from microns_xr.connectivity.examples import two_neurons
-    >>> outputs_from(two_neurons(), 12).synapse_count.to_series().to_dict()
-    {11: 1, 12: 1}
-    """
-    return _partners(connectivity, nucleus_id, "pre", "outputs_from")
+def _everybody(n_of: dict[Side, int], compressed: Side) -> Rule:
+    n_minor = n_of[OTHER_SIDE[compressed]]
+    return Rule(np.arange(n_of[compressed]), np.arange(n_minor, dtype=np.int32), n_minor)
 
 
 def recompress(connectivity: xr.Dataset, compressed: Compressed) -> xr.Dataset:
@@ -297,29 +243,3 @@ def recompress(connectivity: xr.Dataset, compressed: Compressed) -> xr.Dataset:
     turned = transpose_pattern(pattern.indices, pattern.indptr, pattern.n_minor)
     other = Pattern(pattern.indices, pattern.indptr, pattern.shape, compressed)
     return with_pairs(connectivity, connectivity, other, values, turned, pattern.shape)
-
-
-def _partners(connectivity: xr.Dataset, ids: Any, own: Side, function: str) -> xr.Dataset:
-    validate(connectivity, "connectivity")
-    other: Side = "pre" if own == "post" else "post"
-    own_positions = np.unique(positions_of(connectivity, own, ids))
-    both: dict[str, np.ndarray | None] = {own: own_positions, other: None}
-    result = take_positions(connectivity, both["pre"], both["post"])
-    pattern, _ = pair_buffers(result)
-    if pattern.compressed == own:
-        both = {own: None, other: np.unique(pattern.indices)}
-    else:
-        both = {own: None, other: np.flatnonzero(np.diff(pattern.indptr))}
-    result = take_positions(result, both["pre"], both["post"])
-    if not is_one_id(ids):
-        return add_history(result, f"{function}({own_positions.size} neurons)")
-    # Every partner left has exactly one pair, so the stored values are the partners in order.
-    _, values = pair_buffers(result)
-    row = result.drop_vars(list(values)).isel({f"{own}_nucleus_id": 0})
-    row = row.assign(
-        {
-            name: (f"{other}_nucleus_id", stored, dict(result[name].attrs))
-            for name, stored in values.items()
-        }
-    )[list(connectivity.data_vars)]
-    return add_history(row, f"{function}({int(as_ids(ids, 'nucleus_id')[0])})")

@@ -26,10 +26,11 @@ import xarray as xr
 from microns_xr.connectivity.arrays import connectivity_dataset, make_pattern, pair_buffers
 from microns_xr.connectivity.assemble import assemble
 from microns_xr.connectivity.kernels import contract_buffers
-from microns_xr.connectivity.ops import degrees, group_connectivity
-from microns_xr.connectivity.subset import drop_autapses, outputs_from, recompress, take
+from microns_xr.connectivity.subset import drop_autapses, recompress, take
 from microns_xr.currents import contract, input_currents
+from microns_xr.partners import outputs_from
 from microns_xr.provenance import stamp_release
+from microns_xr.totals import degrees, group_connectivity
 
 PRE, POST = "pre_nucleus_id", "post_nucleus_id"
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.connectivity.arrays import pair_buffers
+from microns_xr.connectivity.arrays import Compressed, pair_buffers
+from microns_xr.connectivity.blocks import is_lazy
+from microns_xr.connectivity.blockwise import blocks_of
 from microns_xr.connectivity.labels import Lookup
+from microns_xr.connectivity.lazy import lazy_groups, lazy_neurons
+from microns_xr.connectivity.parts import OTHER_SIDE, layout_of
 from microns_xr.connectivity.reductions import PARTS, group_sums, neuron_sums
 from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import VOXEL_UNITS, validate
+from microns_xr.store.argument import Connectivity, connectivity_of
 
 __all__ = ["degrees", "group_connectivity"]
 
@@ -19,20 +26,22 @@ __all__ = ["degrees", "group_connectivity"]
 _MAX_CELLS = 25_000_000
 
 
-def degrees(connectivity: xr.Dataset) -> xr.Dataset:
+def degrees(connectivity: Connectivity) -> xr.Dataset:
     """Count partners and synapses of every neuron, and sum its synapse sizes.
 
     Parameters
     ----------
-    connectivity : xarray.Dataset
-        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``).
+    connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
+        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), a tree that has one, or a
+        store, of which every block is read once.
 
     Returns
     -------
     xarray.Dataset
-        int64, with the coordinates of the connectivity: ``in_degree`` (partners), ``in_synapses``
-        and ``in_size`` (voxels of 4x4x40 nm) over ``post_nucleus_id``; ``out_degree``,
-        ``out_synapses`` and ``out_size`` over ``pre_nucleus_id``. An autapse counts in both.
+        int64, lazy where the connectivity is, with its coordinates: ``in_degree`` (partners),
+        ``in_synapses`` and ``in_size`` (voxels of 4x4x40 nm) over ``post_nucleus_id``;
+        ``out_degree``, ``out_synapses`` and ``out_size`` over ``pre_nucleus_id``. An autapse
+        counts in both.
 
     Raises
     ------
@@ -45,16 +54,10 @@ def degrees(connectivity: xr.Dataset) -> xr.Dataset:
     >>> degrees(two_neurons()).in_size.values
     array([5, 9])
     """
+    connectivity, compute = connectivity_of(connectivity)
     validate(connectivity, "connectivity")
-    pattern, values = pair_buffers(connectivity, PARTS[1:])
-    major, minor = neuron_sums(
-        values["synapse_size"],
-        values["synapse_count"],
-        pattern.indices,
-        pattern.indptr,
-        pattern.n_minor,
-    )
-    post, pre = (major, minor) if pattern.compressed == "post" else (minor, major)
+    major, minor, compressed = _neuron_sums(connectivity)
+    post, pre = (major, minor) if compressed == "post" else (minor, major)
     result = connectivity.drop_vars(list(connectivity.data_vars))
     result.attrs = {}
     for prefix, dim, table, partner in (
@@ -69,11 +72,22 @@ def degrees(connectivity: xr.Dataset) -> xr.Dataset:
         for column, (name, (doc, units)) in enumerate(parts.items()):
             attrs = {"long_name": doc, "units": units}
             result[f"{prefix}_{name}"] = (dim, table[:, column].copy(), attrs)
-    return add_history(result, "degrees()", source=connectivity)
+    result = add_history(result, "degrees()", source=connectivity)
+    return result.compute() if compute else result
+
+
+def _neuron_sums(connectivity: xr.Dataset) -> tuple[Any, Any, Compressed]:
+    if is_lazy(connectivity):
+        blocks = blocks_of(connectivity, PARTS[1:])
+        return *lazy_neurons(blocks), blocks.compressed
+    pattern, values = pair_buffers(connectivity, PARTS[1:])
+    size, count = (values[name] for name in PARTS[1:])
+    sums = neuron_sums(size, count, pattern.indices, pattern.indptr, pattern.n_minor)
+    return *sums, pattern.compressed
 
 
 def group_connectivity(
-    connectivity: xr.Dataset,
+    connectivity: Connectivity,
     pre: str | xr.DataArray,
     post: str | xr.DataArray,
     check_release: bool = True,
@@ -82,8 +96,9 @@ def group_connectivity(
 
     Parameters
     ----------
-    connectivity : xarray.Dataset
-        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``).
+    connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
+        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), a tree that has one, or a
+        store, of which every block is read once.
     pre, post : str or xarray.DataArray
         Group of each neuron of either side: the name of an annotation (``"cell_type"`` for the
         coordinates ``pre_cell_type`` and ``post_cell_type``), or labels over ``nucleus_id`` (or
@@ -117,6 +132,7 @@ def group_connectivity(
     >>> int(table.synapse_count.sel(pre_layer="L4", post_layer="L5"))
     2
     """
+    connectivity, compute = connectivity_of(connectivity)
     validate(connectivity, "connectivity")
     for side, labels in (("pre", pre), ("post", post)):
         if isinstance(labels, xr.DataArray):
@@ -134,25 +150,13 @@ def group_connectivity(
             f"the labels make {n[0]} x {n[1]} groups, expected at most {_MAX_CELLS} pairs of "
             "groups: group by something coarser, or work on the sparse matrix itself"
         )
-    pattern, values = pair_buffers(connectivity, PARTS[1:])
-    major, minor = ("post", "pre") if pattern.compressed == "post" else ("pre", "post")
-    table = group_sums(
-        values["synapse_size"],
-        values["synapse_count"],
-        pattern.indices,
-        pattern.indptr,
-        codes[major],
-        codes[minor],
-        (len(groups[major]), len(groups[minor])),
-    )
-    if major == "post":
-        table = table.transpose(1, 0, 2)
+    table = _group_sums(connectivity, codes, n)
     both = (dims["pre"], dims["post"])
     units = {"synapse_size": VOXEL_UNITS, "synapse_count": "synapses", "n_connections": "pairs"}
     scalars = {k: c for k, c in connectivity.coords.items() if not c.dims}
     result = xr.Dataset(
         {
-            part: (both, np.ascontiguousarray(table[:, :, PARTS.index(part)]), {"units": unit})
+            part: (both, table[:, :, PARTS.index(part)].copy(), {"units": unit})
             for part, unit in units.items()
         },
         coords={**scalars, **{dims[side]: groups[side] for side in ("pre", "post")}},
@@ -160,9 +164,26 @@ def group_connectivity(
     for side in ("pre", "post"):
         members = np.bincount(codes[side], minlength=len(groups[side])).astype(np.int64)
         result[f"n_{side}"] = (dims[side], members, {"units": "neurons"})
-    return add_history(
-        result, f"group_connectivity(pre={dims['pre']}, post={dims['post']})", source=connectivity
-    )
+    entry = f"group_connectivity(pre={dims['pre']}, post={dims['post']})"
+    result = add_history(result, entry, source=connectivity)
+    return result.compute() if compute else result
+
+
+def _group_sums(
+    connectivity: xr.Dataset, codes: dict[str, np.ndarray], n_groups: tuple[int, int]
+) -> Any:
+    """Return (pre groups, post groups, 3), lazily where the pairs are lazy."""
+    n_of = dict(zip(("pre", "post"), n_groups, strict=True))
+    _, major = layout_of(connectivity)
+    minor = OTHER_SIDE[major]
+    of_each = (codes[major], codes[minor], (n_of[major], n_of[minor]))
+    if is_lazy(connectivity):
+        table: Any = lazy_groups(blocks_of(connectivity, PARTS[1:]), *of_each)
+    else:
+        pattern, values = pair_buffers(connectivity, PARTS[1:])
+        size, count = (values[name] for name in PARTS[1:])
+        table = group_sums(size, count, pattern.indices, pattern.indptr, *of_each)
+    return table.transpose(1, 0, 2) if major == "post" else table
 
 
 def _labels(

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numba
 import numpy as np
 
-from microns_xr.connectivity.threads import equal_spans, run_spans, usable_threads
+from microns_xr.threads import equal_spans, run_spans, usable_threads
 
 __all__ = ["Assembled", "assemble"]
 

@@ -26,7 +26,7 @@ from microns_xr.connectivity.arrays import (
     make_pattern,
 )
 from microns_xr.connectivity.patterns import check_sorted
-from microns_xr.connectivity.threads import Span
+from microns_xr.threads import Span
 
 __all__ = [
     "AXIS",
@@ -92,7 +92,7 @@ def is_lazy(connectivity: xr.Dataset | xr.DataArray) -> bool:
     return any(v.chunks is not None and v.dims == PAIR_DIMS for v in connectivity.values())
 
 
-def block_spans(indptr: np.ndarray, pairs: int = BLOCK_PAIRS) -> list[Span]:
+def block_spans(indptr: np.ndarray, pairs: int | None = None) -> list[Span]:
     """Cut the compressed axis into spans of neighbouring neurons of about as many stored pairs.
 
     Parameters
@@ -100,7 +100,7 @@ def block_spans(indptr: np.ndarray, pairs: int = BLOCK_PAIRS) -> list[Span]:
     indptr : numpy.ndarray
         Spans of the compressed axis.
     pairs : int, optional
-        Stored pairs of a span, at most, unless one neuron has more.
+        Stored pairs of a span, at most, unless one neuron has more; by default `BLOCK_PAIRS`.
 
     Returns
     -------
@@ -112,9 +112,10 @@ def block_spans(indptr: np.ndarray, pairs: int = BLOCK_PAIRS) -> list[Span]:
     >>> block_spans(np.array([0, 3, 4, 9, 9, 10]), pairs=5)
     [(0, 2), (2, 4), (4, 5)]
     """
+    most = BLOCK_PAIRS if pairs is None else pairs
     spans, start, n = [], 0, indptr.size - 1
     while start < n:
-        stop = int(np.searchsorted(indptr, int(indptr[start]) + pairs, side="right")) - 1
+        stop = int(np.searchsorted(indptr, int(indptr[start]) + most, side="right")) - 1
         stop = min(max(stop, start + 1), n)
         spans.append((start, stop))
         start = stop
@@ -122,7 +123,7 @@ def block_spans(indptr: np.ndarray, pairs: int = BLOCK_PAIRS) -> list[Span]:
 
 
 def lazy_pairs(
-    source: PairSource, names: Sequence[str], pairs: int = BLOCK_PAIRS
+    source: PairSource, names: Sequence[str], pairs: int | None = None
 ) -> dict[str, da.Array]:
     """Make dask arrays over (pre, post) of what a source holds; reads its indptr only.
 
@@ -142,7 +143,7 @@ def lazy_pairs(
     """
     indptr = source.indptr
     spans = block_spans(indptr, pairs)
-    token = tokenize(source, indptr, pairs)
+    token = tokenize(source, spans)
     patterns = f"pattern-{token}"
     axis = AXIS[source.compressed]
     reads: dict[Any, Any] = {}
@@ -220,7 +221,10 @@ def _concatenate(arrays: Sequence[sparse.GCXS], axis: int = 0, **_: Any) -> Any:
         return arrays[0]
     compressed: Compressed = "pre" if axis in (0, -2) else "post"
     fits = all(
-        isinstance(a, sparse.GCXS) and a.ndim == 2 and tuple(a.compressed_axes) == (axis % 2,)
+        isinstance(a, sparse.GCXS)
+        and a.ndim == 2
+        and tuple(a.compressed_axes) == (axis % 2,)
+        and a.fill_value == 0
         for a in arrays
     )
     if not fits:

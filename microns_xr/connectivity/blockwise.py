@@ -20,7 +20,14 @@ from dask.base import tokenize
 from dask.delayed import Delayed, delayed
 from dask.highlevelgraph import HighLevelGraph
 
-from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed, pair_names, pattern_of_array
+from microns_xr.connectivity.arrays import (
+    PAIR_DIMS,
+    Compressed,
+    gcxs,
+    make_pattern,
+    pair_names,
+    pattern_of_array,
+)
 from microns_xr.connectivity.blocks import (
     AXIS,
     PairSource,
@@ -29,8 +36,8 @@ from microns_xr.connectivity.blocks import (
     source_of,
     sparse_array,
 )
-from microns_xr.connectivity.threads import Span
 from microns_xr.errors import SchemaError
+from microns_xr.threads import Span
 
 __all__ = ["Blocks", "Mapped", "blocks_of", "stored_source"]
 
@@ -107,6 +114,14 @@ class Blocks:
         needs: list[Any] = [*self.arrays.values(), shared]
         graph = HighLevelGraph.from_collections(name, layer, dependencies=needs)
         return Mapped(graph, name, list(layer), self)
+
+    def nothing(self, shape: tuple[int, int]) -> dict[str, da.Array]:
+        """Return the variables over no neuron of the compressed axis."""
+        empty = make_pattern(np.zeros(0), np.zeros(1), shape, self.compressed)
+        return {
+            name: da.from_array(gcxs(np.zeros(0, dtype=array.dtype), empty), chunks=-1)
+            for name, array in self.arrays.items()
+        }
 
     def filtered(
         self,

@@ -22,8 +22,8 @@ import numpy as np
 import scipy.sparse
 
 from microns_xr.connectivity.lanes import add_scaled, load_row, store_row, zero_row
-from microns_xr.connectivity.threads import Span, balanced_spans, run_spans, usable_threads
 from microns_xr.errors import SchemaError
+from microns_xr.threads import Span, balanced_spans, run_spans, usable_threads
 
 __all__ = ["LANES", "Contraction", "contract_buffers", "contract_scipy", "minor_spans"]
 

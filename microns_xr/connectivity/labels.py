@@ -11,8 +11,8 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.columns import id_column
-from microns_xr.connectivity.threads import equal_spans, run_spans, usable_threads
 from microns_xr.errors import SchemaError, UnknownLabelError
+from microns_xr.threads import equal_spans, run_spans, usable_threads
 
 __all__ = ["Lookup", "as_ids", "is_one_id", "nucleus_ids", "require_known"]
 

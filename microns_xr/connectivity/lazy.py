@@ -222,10 +222,13 @@ class Rule(NamedTuple):
 
 def filter_blocks(blocks: Blocks, rule: Rule) -> dict[str, da.Array]:
     """Keep some neurons and pairs; blocks of which no neuron is left are never read."""
+    shape = rule.shape(blocks.compressed)
+    if not rule.majors.size:
+        return blocks.nothing(shape)
     starts = np.array([lo for lo, _ in blocks.spans])
     block_of = np.searchsorted(starts, rule.majors, side="right") - 1
     edges = np.searchsorted(block_of, np.arange(len(starts) + 1))
-    keep = [i for i in range(len(starts)) if edges[i + 1] > edges[i]] or [0]
+    keep = [i for i in range(len(starts)) if edges[i + 1] > edges[i]]
     each, widths = [], []
     for i in keep:
         own = slice(int(edges[i]), int(edges[i + 1]))
@@ -234,7 +237,6 @@ def filter_blocks(blocks: Blocks, rule: Rule) -> dict[str, da.Array]:
         widths.append(own.stop - own.start)
     # The long arrays once, and of the rule for a block only what is its own.
     shared = delayed(rule._replace(majors=rule.majors[:0], whole=None, without=None), pure=True)
-    shape = rule.shape(blocks.compressed)
     return blocks.filtered(_filter_block, shared, each, keep, widths, shape)
 
 

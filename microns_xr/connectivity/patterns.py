@@ -13,8 +13,8 @@ import numba
 import numpy as np
 
 from microns_xr.connectivity.kernels import minor_spans
-from microns_xr.connectivity.threads import balanced_spans, equal_spans, run_spans, usable_threads
 from microns_xr.errors import SchemaError
+from microns_xr.threads import balanced_spans, equal_spans, run_spans, usable_threads
 
 __all__ = ["Selection", "check_sorted", "select_pairs", "take_values", "transpose_pattern"]
 

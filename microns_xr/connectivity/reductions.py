@@ -9,7 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from microns_xr.connectivity.threads import balanced_spans, run_spans, usable_threads
+from microns_xr.threads import balanced_spans, run_spans, usable_threads
 
 __all__ = ["PARTS", "group_sums", "neuron_sums"]
 

@@ -7,6 +7,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.columns import id_column, positions, require_columns
+from microns_xr.connectivity.arrays import PAIR_DIMS
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.synapse_table import whole_numbers
 from microns_xr.coordinates import to_pia_um
@@ -41,8 +42,9 @@ def build_synapses(
     xarray.Dataset
         Dim ``synapse``, sorted by post, then pre, then id: ``synapse_id``, ``pre_index`` and
         ``post_index`` (positions on the axes of `connectivity`), ``size`` (voxels of 4x4x40 nm),
-        ``position(synapse, axis)`` in µm, depth from the pia along y. Synapses of other neurons
-        are left out.
+        ``position(synapse, axis)`` in µm, depth from the pia along y. The axes they count along
+        come with them, as the coordinates ``pre_nucleus_id`` and ``post_nucleus_id``. Synapses of
+        other neurons are left out.
 
     Raises
     ------
@@ -96,7 +98,7 @@ def build_synapses(
         },
         coords={
             "axis": ("axis", np.array(AXES, dtype=object)),
-            **{c: connectivity.coords[c] for c in RELEASE_COORDS},
+            **{c: connectivity[c].variable for c in (*PAIR_DIMS, *RELEASE_COORDS)},
         },
     )
     return add_history(dataset, "build_synapses", source=connectivity)

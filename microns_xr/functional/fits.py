@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import numba.core.config
 import numpy as np
 import xarray as xr
 
@@ -18,11 +15,11 @@ from microns_xr.functional.angle_axis import AngleAxis, TuningDim, angle_axis
 from microns_xr.functional.fit_models import KAPPA_MAX, STATUS, fit_curves, make_grid
 from microns_xr.provenance import add_history
 from microns_xr.schema import FUNCTIONAL, describe
+from microns_xr.threads import equal_spans, run_spans, usable_threads
 
 __all__ = ["Model", "evaluate_tuning", "fit_tuning"]
 
 Model = Literal["von_mises", "double_von_mises", "single_von_mises"]
-_numba_config: Any = numba.core.config  # its settings are made at import
 
 _CODE = {word: float(code) for code, word in enumerate(STATUS)}
 _COLUMNS = (
@@ -173,10 +170,6 @@ def fit_tuning(
     return _labelled(packed, rates, axis, model, bool(baseline))
 
 
-def _spans(n: int) -> Iterator[slice]:
-    return (slice(first, first + _CURVES) for first in range(0, n, _CURVES))
-
-
 def _fit_block(
     rates: np.ndarray, *, axis: AngleAxis, shape: _Shape, baseline: bool, threaded: bool
 ) -> np.ndarray:
@@ -195,12 +188,10 @@ def _fit_block(
         fitted = fit_curves(curves[span], x, grid, shape.double, baseline)
         result[span] = _described(fitted, axis, shape, np.pi / n_different)
 
-    if threaded and len(curves) > _CURVES:
-        with ThreadPoolExecutor(int(_numba_config.NUMBA_NUM_THREADS)) as pool:
-            list(pool.map(fit, _spans(len(curves))))
-    else:
-        for span in _spans(len(curves)):
-            fit(span)
+    spans = equal_spans(len(curves), -(-len(curves) // _CURVES))
+    # A fit takes as long as some hundred stored pairs, by which threads are counted.
+    n_threads = usable_threads(None if threaded else 1, 200 * len(curves))
+    run_spans(lambda lo, hi: fit(slice(lo, hi)), spans, n_threads)
     return result.reshape(*rates.shape[:-1], len(_COLUMNS))
 
 

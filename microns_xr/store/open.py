@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 import zarr
 import zarr.errors
-from zarr.buffer.cpu import NDBuffer
-from zarr.storage import LocalStore
 
-from microns_xr.connectivity.arrays import Compressed, gcxs, make_pattern
-from microns_xr.errors import SchemaError, StoreFormatError, UnknownLabelError, nearest_words
+from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed, gcxs, make_pattern
+from microns_xr.connectivity.blocks import lazy_pairs
+from microns_xr.errors import (
+    SchemaError,
+    SourceError,
+    StoreFormatError,
+    UnknownLabelError,
+    nearest_words,
+)
 from microns_xr.schema import require_unique_sorted
 from microns_xr.store import swap
+from microns_xr.store.address import Path, locate
 from microns_xr.store.format import (
     COORDS_ATTR,
     DATA_GROUPS,
@@ -26,29 +31,44 @@ from microns_xr.store.format import (
     MATRIX_ENCODING,
     MATRIX_VERSION,
     OTHER,
+    SYNAPSE_GROUP,
+    SYNAPSE_POINTER,
     VARIABLES_ATTR,
     matrix_arrays,
     matrix_group,
     pattern_problems,
     reserved_attrs,
 )
+from microns_xr.store.lazy import StoredPairs, lazy_root, lazy_variable
+from microns_xr.store.values import at_once, read_values
 
 __all__ = ["open_store"]
 
-Path = str | os.PathLike[str]
+_PAIR_ARRAYS = {"synapse_size": "data", "synapse_count": "synapse_count"}
 
 
-def open_store(path: Path, lazy: bool = False, compressed: Compressed = "post") -> xr.DataTree:
-    """Open a store as a tree of Datasets, in memory.
+def open_store(
+    path: Path,
+    lazy: bool = False,
+    compressed: Compressed = "post",
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> xr.DataTree:
+    """Open a store as a tree of Datasets, in memory or lazily.
 
     Parameters
     ----------
-    path : str or path-like
-        Folder or address of the store. An interrupted replacement of a local store is finished.
+    path : str, path-like or zarr.abc.store.Store
+        Folder, address of fsspec, or store of zarr, see `microns_xr.store.address.locate`. An
+        interrupted replacement of a local store is finished.
     lazy : bool, optional
-        Must be False.
+        True reads metadata, labels and pointers only. ``synapse_size`` and ``synapse_count`` are
+        then dask arrays whose chunks are `sparse.GCXS` of whole neurons, about 4 million stored
+        pairs and one contiguous read each; every other variable is read when it is first used.
     compressed : {"post", "pre"}, optional
         Which copy of the connectivity to read: the neurons whose partners are contiguous.
+    storage_options : mapping, optional
+        For an address: login, endpoint and the like, as fsspec takes them.
 
     Returns
     -------
@@ -63,8 +83,10 @@ def open_store(path: Path, lazy: bool = False, compressed: Compressed = "post") 
     StoreFormatError
         If there is no store at `path`, its format is newer than this package, an array is missing
         or damaged, or the copy that is asked for was not stored.
+    SourceError
+        If an address cannot be reached, or refuses.
     SchemaError
-        If `compressed` is another word.
+        If `compressed` is another word, or `path` is no place for a store.
 
     Examples
     --------
@@ -72,7 +94,7 @@ def open_store(path: Path, lazy: bool = False, compressed: Compressed = "post") 
     Traceback (most recent call last):
     microns_xr.errors.StoreFormatError: there is no store at ...no/such/store.zarr: ...
     """
-    root = open_root(path)
+    root = open_root(path, storage_options)
     names = groups_of(root)
     if "units" not in names:
         raise StoreFormatError(
@@ -82,19 +104,26 @@ def open_store(path: Path, lazy: bool = False, compressed: Compressed = "post") 
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=root.attrs.asdict()), **groups})
 
 
-def open_root(path: Path) -> zarr.Group:
+def open_root(path: Path, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
     """Open the root group of a store for reading, after a look at its format.
 
     Raises
     ------
     StoreFormatError
         If there is no store, or its format is not known.
+    SourceError
+        If an address cannot be reached, or refuses.
     """
-    address = swap.address_of(path)
-    if "://" not in address:
+    place = locate(path, storage_options)
+    address = place.address
+    if place.store is None:
         swap.recover(address)
     try:
-        root = zarr.open_group(address, mode="r", zarr_format=3)
+        root = zarr.open_group(
+            address if place.store is None else place.store, mode="r", zarr_format=3
+        )
+    except SourceError:
+        raise
     except (zarr.errors.NodeTypeValidationError, FileNotFoundError, OSError, ValueError) as err:
         raise StoreFormatError(
             f"there is no store at {address}: expected a folder or address that mx.write_store "
@@ -131,7 +160,7 @@ def read_group(
         As `open_root` gives it.
     name : str
         ``"units"``, ``"layers"``, ``"functional"``, ``"connectivity"``, ``"synapses"``, or one
-        copy of the connectivity, such as ``"connectivity/by_pre"``.
+        copy of the connectivity or of the synapses, such as ``"connectivity/by_pre"``.
     lazy, compressed
         See `open_store`; a path that names a copy decides for itself.
 
@@ -147,29 +176,30 @@ def read_group(
     StoreFormatError
         If the group is damaged.
     """
-    if lazy:
-        raise StoreFormatError("lazy opening is not available yet: open with lazy=False")
     if compressed not in OTHER:
         raise SchemaError(f"compressed is {compressed!r}, expected 'post' or 'pre'")
     name = name.strip("/")
     for axis in OTHER:
         if name == matrix_group(axis):
             name, compressed = "connectivity", axis
-    if name not in groups_of(root):
+    if name not in (*DATA_GROUPS, SYNAPSE_GROUP["pre"]) or _node(root, name) is None:
         names = groups_of(root)
         near = nearest_words(name, names)
         raise UnknownLabelError(
             f"group {name!r} is not in the store, expected one of {names}"
             + (f"; nearest: {', '.join(near)}" if near else "")
         )
+    if lazy:
+        root = lazy_root(root)
     if name == "connectivity":
-        return _read_connectivity(root, compressed)
+        return _read_connectivity(root, compressed, lazy)
     group = _group(root, name)
-    arrays = {key: _array(group, key) for key in _variables(group)}
-    return _dataset(group, arrays, {})
+    pointers = SYNAPSE_POINTER.values() if name in SYNAPSE_GROUP.values() else ()
+    arrays = _arrays(group, [key for key in _variables(group) if key not in pointers])
+    return _dataset(group, arrays, {}, lazy)
 
 
-def _read_connectivity(root: zarr.Group, compressed: Compressed) -> xr.Dataset:
+def _read_connectivity(root: zarr.Group, compressed: Compressed, lazy: bool) -> xr.Dataset:
     path, other = matrix_group(compressed), matrix_group(OTHER[compressed])
     if path not in root and other in root:
         raise StoreFormatError(
@@ -177,31 +207,44 @@ def _read_connectivity(root: zarr.Group, compressed: Compressed) -> xr.Dataset:
             f"open it with compressed={OTHER[compressed]!r}"
         )
     group = _group(root, path)
-    arrays = {key: _array(group, key) for key in _variables(group)}
+    arrays = _arrays(group, _variables(group))
     shape = _require_matrix(group, arrays, compressed)
-    indices, indptr = (_values(arrays[key]) for key in ("indices", "indptr"))
-    problems = pattern_problems(indices, indptr, shape, compressed)
-    if problems:
-        raise _damaged(group, "; ".join(problems))
-    pattern = make_pattern(indices, indptr, shape, compressed)
+    pairs: dict[str, Any]
+    if lazy:
+        pairs = dict(lazy_pairs(StoredPairs(group, compressed, shape), list(_PAIR_ARRAYS)))
+    else:
+        pairs = _pairs_in_memory(group, arrays, shape, compressed)
     sparse_variables = {
-        name: xr.Variable(
-            ("pre_nucleus_id", "post_nucleus_id"),
-            # int32 on disk, int64 in memory, where sums must not overflow
-            gcxs(_values(arrays[key], np.dtype(np.int64)), pattern),
-            arrays[key].attrs.asdict(),
-        )
-        for name, key in (("synapse_size", "data"), ("synapse_count", "synapse_count"))
+        name: xr.Variable(PAIR_DIMS, pairs[name], arrays[key].attrs.asdict())
+        for name, key in _PAIR_ARRAYS.items()
     }
     own = set(matrix_arrays(compressed)) - {"pre_nucleus_id", "post_nucleus_id"}
     rest = {key: array for key, array in arrays.items() if key not in own}
-    dataset = _dataset(group, rest, sparse_variables)
+    dataset = _dataset(group, rest, sparse_variables, lazy)
     for key in ("pre_nucleus_id", "post_nucleus_id"):
         try:
             require_unique_sorted(key, dataset[key].values)
         except SchemaError as err:
             raise _damaged(group, str(err)) from err
     return dataset
+
+
+def _pairs_in_memory(
+    group: zarr.Group,
+    arrays: dict[str, zarr.Array],
+    shape: tuple[int, int],
+    compressed: Compressed,
+) -> dict[str, Any]:
+    indices, indptr = (read_values(arrays[key]) for key in ("indices", "indptr"))
+    problems = pattern_problems(indices, indptr, shape, compressed)
+    if problems:
+        raise _damaged(group, "; ".join(problems))
+    pattern = make_pattern(indices, indptr, shape, compressed)
+    # int32 on disk, int64 in memory, where sums must not overflow
+    return {
+        name: gcxs(read_values(arrays[key], np.dtype(np.int64)), pattern)
+        for name, key in _PAIR_ARRAYS.items()
+    }
 
 
 def _require_matrix(
@@ -245,9 +288,12 @@ def _require_matrix(
 
 
 def _dataset(
-    group: zarr.Group, arrays: dict[str, zarr.Array], variables: dict[str, xr.Variable]
+    group: zarr.Group,
+    arrays: dict[str, zarr.Array],
+    variables: dict[str, xr.Variable],
+    lazy: bool,
 ) -> xr.Dataset:
-    """Read dense arrays and put them together with variables that were read before."""
+    """Put dense arrays together with variables that are made already."""
     sizes: dict[str, tuple[int, str]] = {}
     for name, array in arrays.items():
         for dim, length in zip(_dims(group, name, array), array.shape, strict=True):
@@ -257,8 +303,15 @@ def _dataset(
                     group,
                     f"{name} has {length} elements along {dim!r}, expected {expected} as {of}",
                 )
+    dims = {name: _dims(group, name, array) for name, array in arrays.items()}
+    # Labels and scalars are small, and opening needs them.
+    later = [name for name in arrays if lazy and dims[name] not in ((), (name,))]
+    now = [name for name in arrays if name not in later]
+    values = dict(zip(now, at_once(read_values, [arrays[name] for name in now]), strict=True))
     data = {
-        name: xr.Variable(_dims(group, name, array), _values(array), array.attrs.asdict())
+        name: xr.Variable(dims[name], values[name], array.attrs.asdict())
+        if name in values
+        else lazy_variable(group, name, dims[name])
         for name, array in arrays.items()
     }
     attrs = group.attrs.asdict()
@@ -271,46 +324,15 @@ def _dataset(
     )
 
 
-def _values(array: zarr.Array, dtype: np.dtype[Any] | None = None) -> np.ndarray:
-    """Read a whole array, text as object; numbers go straight into an array of `dtype`."""
-    # An absent chunk reads as zeros. Where a list of chunks costs a round trip a look is taken
-    # only at arrays of several, whose upload may have been cut short.
-    if (isinstance(array.store, LocalStore) or array.nchunks > 1) and array.store.supports_listing:
-        found = array.nchunks_initialized
-        if found != array.nchunks:
-            raise StoreFormatError(
-                f"{array.store_path} has {found} chunks, expected {array.nchunks}: the store is "
-                "damaged, write or copy it again"
-            )
-    try:
-        if array.dtype.kind in "OUT":
-            return _text(array)
-        if not array.ndim:
-            return np.asarray(array[...])
-        values: Any = np.empty(array.shape, dtype=array.dtype if dtype is None else dtype)
-        array.get_basic_selection(Ellipsis, out=NDBuffer(values))
-    except (RuntimeError, ValueError, TypeError) as err:
-        raise StoreFormatError(
-            f"{array.store_path} cannot be decoded ({err}): the store is damaged, write or copy "
-            "it again"
-        ) from err
-    return values
-
-
-def _text(array: zarr.Array) -> np.ndarray:
-    text: Any = array[...]
-    if not array.ndim:
-        return np.array(text, dtype=object)
-    # One object a word and not one a row: 94,000 rows take a tenth of the memory.
-    codes, words = pd.factorize(np.asarray(text).astype(object).ravel())
-    return np.asarray(words, dtype=object)[codes].reshape(array.shape)
-
-
 def _group(root: zarr.Group, name: str) -> zarr.Group:
     node = _node(root, name)
     if not isinstance(node, zarr.Group):
         raise _damaged(root, f"the group {name!r} is missing")
     return node
+
+
+def _arrays(group: zarr.Group, names: list[str]) -> dict[str, zarr.Array]:
+    return dict(zip(names, at_once(lambda name: _array(group, name), names), strict=True))
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array:

@@ -10,6 +10,8 @@ import pandas as pd
 import xarray as xr
 from xarray.backends import BackendArray
 
+from microns_xr.store.lazy import StoredPairs
+
 __all__ = ["reads_from"]
 
 
@@ -36,12 +38,24 @@ def reads_from(variable: xr.Variable, dataset: xr.Dataset, path: str) -> bool:
     >>> reads_from(xr.Variable("x", [1]), xr.Dataset(), "some.zarr")
     False
     """
+    if variable.chunks is not None and any(
+        _within(source.store_path, path) for source in _pair_sources(variable)
+    ):
+        return True
     arrays = list(_backend_arrays(variable))
     if not arrays and variable.chunks is None:
         return False
     found = [getattr(getattr(array, "_array", None), "store_path", None) for array in arrays]
     found += [obj.encoding.get("source") for obj in (dataset, variable)]
     return any(_within(str(place), path) for place in found if place is not None)
+
+
+def _pair_sources(variable: xr.Variable) -> Iterator[StoredPairs]:
+    """Yield where the blocks of lazy connectivity are read from, whatever was done to them."""
+    for layer in variable.data.__dask_graph__().layers.values():
+        first = next(iter(layer.values()), None)
+        if isinstance(first, tuple):
+            yield from (part for part in first if isinstance(part, StoredPairs))
 
 
 def _backend_arrays(variable: xr.Variable) -> Iterator[BackendArray]:

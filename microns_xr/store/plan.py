@@ -49,7 +49,6 @@ __all__ = [
     "plan_dataset",
     "plan_matrix",
     "plan_parent",
-    "require_synapses",
     "transposed",
 ]
 
@@ -76,6 +75,9 @@ class PlannedArray:
         Attributes, as JSON.
     read : callable
         Gives the positions from start to stop along the first dimension.
+    chunk : int or None
+        Positions along the first dimension in a chunk, a divisor of ``CHUNK``, which is the
+        default.
     """
 
     name: str
@@ -84,6 +86,7 @@ class PlannedArray:
     dtype: str
     attrs: dict[str, Any]
     read: Block
+    chunk: int | None = None
 
     @property
     def itemsize(self) -> int:
@@ -211,46 +214,6 @@ def plan_matrix(connectivity: xr.Dataset, pairs: Pairs) -> PlannedGroup:
     encoding = (MATRIX_ENCODING[major], MATRIX_VERSION, list(pattern.shape))
     attrs = _group_attrs(connectivity, path, arrays)
     return PlannedGroup(path, attrs | dict(zip(MATRIX_ATTRS, encoding, strict=True)), arrays)
-
-
-def require_synapses(synapses: xr.Dataset, connectivity: xr.Dataset | None) -> None:
-    """Raise unless single synapses follow the rules of the format.
-
-    Raises
-    ------
-    SchemaError
-        Naming the first thing that is wrong.
-    """
-    if not isinstance(synapses, xr.Dataset):
-        raise SchemaError(f"expected a Dataset of synapses, found {type(synapses).__name__}")
-    if not {"synapse"} <= set(synapses.dims) <= {"synapse", "axis"}:
-        raise SchemaError(
-            f"synapses has the dims {tuple(synapses.dims)}, expected 'synapse' and, for positions, "
-            "'axis': one row a synapse"
-        )
-    names = ("post_index", "pre_index")
-    if not any(name in synapses.variables for name in names):
-        return
-    if connectivity is None or any(name not in synapses.variables for name in names):
-        raise SchemaError(
-            "synapses has pre_index or post_index, expected both, and the connectivity along whose "
-            "axes they count: write the two together"
-        )
-    for name in names:
-        index = synapses[name].values
-        n = connectivity.sizes[f"{name.removesuffix('_index')}_nucleus_id"]
-        if index.dtype.kind not in "iu" or (index.size and not 0 <= index.min() <= index.max() < n):
-            raise SchemaError(
-                f"{name} of synapses is {index.dtype} from {index.min()} to {index.max()}, "
-                f"expected integers from 0 to {n - 1}, positions on the axis of connectivity"
-            )
-    post, pre = (synapses[name].values for name in names)
-    falls = (post[1:] < post[:-1]) | ((post[1:] == post[:-1]) & (pre[1:] < pre[:-1]))
-    if falls.any():
-        raise SchemaError(
-            f"synapses does not ascend at row {int(np.argmax(falls)) + 1}, expected rows by "
-            "post_index, then pre_index: use .sortby(['post_index', 'pre_index'])"
-        )
 
 
 def _dense(dataset: xr.Dataset, names: Iterable[Hashable], where: str) -> list[PlannedArray]:

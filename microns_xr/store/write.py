@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,17 +16,21 @@ from typing import Any
 import xarray as xr
 import zarr
 
+from microns_xr.connectivity.blocks import is_lazy
 from microns_xr.errors import SchemaError, StoreFormatError
 from microns_xr.provenance import release_of, require_same_release
 from microns_xr.releases import table_spec
 from microns_xr.schema import validate
 from microns_xr.store import swap
+from microns_xr.store.address import Path, locate
 from microns_xr.store.format import (
     CHUNK,
     FORMAT,
     FORMAT_ATTR,
     compressor,
+    grid_of,
     json_attrs,
+    require_shards,
 )
 from microns_xr.store.origin import reads_from
 from microns_xr.store.plan import (
@@ -34,18 +40,20 @@ from microns_xr.store.plan import (
     plan_dataset,
     plan_matrix,
     plan_parent,
-    require_synapses,
     transposed,
 )
+from microns_xr.store.spool import plan_lazy
+from microns_xr.store.synapses import plan_synapses, require_synapses
 
 __all__ = ["write_store"]
 
+_SPOOL = ".spool"  # for what is computed while it is written
 # Two cores are busy with four threads: one waits for the disk or hands a block to the next step.
 _THREADS = max(4, min(16, 2 * (os.cpu_count() or 1)))
 
 
 def write_store(
-    path: str | os.PathLike[str],
+    path: Path,
     *,
     units: xr.Dataset,
     layers: xr.Dataset | None = None,
@@ -54,6 +62,8 @@ def write_store(
     synapses: xr.Dataset | None = None,
     source_tables: Iterable[Mapping[str, Any]] | None = None,
     timestamp: str | datetime | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    shards: bool | int | None = None,
     consolidated: bool = False,
     overwrite: bool = True,
     check_release: bool = True,
@@ -62,13 +72,14 @@ def write_store(
 
     The format is described in `microns_xr.store.format`. Everything is checked before anything is
     written. A local store is written beside `path` and renamed, so that `path` is always a whole
-    store, the old one or the new one; an address such as ``gs://bucket/name`` must be new.
+    store, the old one or the new one; an address such as ``gs://bucket/name`` must be new, and is
+    a store once the last object is there.
 
     Parameters
     ----------
-    path : str or path-like
-        Folder or address of the store. A folder may hold a store, which is replaced; nothing else
-        is ever replaced.
+    path : str, path-like or zarr.abc.store.Store
+        Folder, address of fsspec, or store of zarr, see `microns_xr.store.address.locate`. A
+        folder may hold a store, which is replaced; nothing else is ever replaced.
     units : xarray.Dataset
         Neurons, dim ``nucleus_id``.
     layers : xarray.Dataset, optional
@@ -80,14 +91,21 @@ def write_store(
         sparse, on one pattern, and any dense variables over one of the axes.
     synapses : xarray.Dataset, optional
         Single synapses, dims ``synapse`` and ``axis``; rows ascend by ``post_index``, then
-        ``pre_index``, where it has them.
+        ``pre_index``, where it has them, and are then also stored in the order of the two.
     source_tables : iterable of mapping, optional
         ``name``, ``rows`` and ``sha256`` of the tables all this was made of; by default what the
         attribute ``source_tables`` of the Datasets says.
     timestamp : str or datetime, optional
         Time of the materialization; by default the attribute ``timestamp`` of `units`.
+    storage_options : mapping, optional
+        For an address: login, endpoint and the like, as fsspec takes them.
+    shards : bool or int, optional
+        True, or the connections of one object, a multiple of 65,536: arrays of connections and of
+        synapses are kept as shards, of which a neuron's part can be read alone. For object stores;
+        a local store is read faster without.
     consolidated : bool, optional
-        Also write the metadata of all arrays in one place, for object stores.
+        Also write the metadata of all arrays in one place, so that opening an object store takes
+        one request. Buckets that others may read but not list need it.
     overwrite : bool, optional
         False refuses to replace a store.
     check_release : bool, optional
@@ -102,7 +120,9 @@ def write_store(
         If the parts come from different releases.
     StoreFormatError
         If `path` is something else than a store, is being written by another process, is an
-        address that is taken, or is the store that a part is lazily read from.
+        address that is taken or can only be read, or is the store that a part is lazily read from.
+    SourceError
+        If an address cannot be reached, or refuses; what was written is left, as no store.
 
     Examples
     --------
@@ -121,29 +141,47 @@ def write_store(
         "synapses": synapses,
     }
     parts = {kind: part for kind, part in given.items() if part is not None}
-    address = swap.address_of(path)
+    place = locate(path, storage_options, writing=True)
+    per_shard = require_shards(shards)
     validate(units, "units")
-    _check(parts, address, check_release)
-    groups = []
-    if connectivity is not None:  # first, so that the many small arrays fill the gaps behind it
-        pairs = pairs_of(connectivity)
-        groups = [plan_matrix(connectivity, copy) for copy in (pairs, transposed(pairs))]
+    _check(parts, place.address, check_release)
+    tables = [kind for kind in parts if kind not in ("connectivity", "synapses")]
+    groups = [plan_dataset(kind, parts[kind]) for kind in tables]
+    if synapses is not None:
+        groups += plan_synapses(synapses, connectivity)
+    if connectivity is not None:
         groups.append(plan_parent(connectivity))
-    groups += [plan_dataset(kind, part) for kind, part in parts.items() if kind != "connectivity"]
+        if not is_lazy(connectivity):
+            groups = [*_copies(connectivity), *groups]
     root_attrs = _root_attrs(parts, source_tables, timestamp)
-    if "://" in address:
+
+    def write(root: zarr.Group, folder: str) -> None:
+        spool = os.path.join(folder, _SPOOL)
+        lazy = connectivity is not None and is_lazy(connectivity)
+        # The copies first, so that the many small arrays fill the gaps behind them.
+        both = plan_lazy(connectivity, spool) if connectivity is not None and lazy else []
+        _write_groups(root, [*both, *groups], per_shard)
+        shutil.rmtree(spool, ignore_errors=True)
+        _finish(root, root_attrs, consolidated)
+
+    if place.store is not None:
         try:
-            root = zarr.open_group(address, mode="w-", zarr_format=3)
+            root = zarr.open_group(place.store, mode="w-", zarr_format=3)
         except FileExistsError as err:
             raise StoreFormatError(
-                f"{address} is taken, expected a new address: object stores cannot rename, so a "
-                "store there is never replaced; remove what an interrupted write has left"
+                f"{place.address} is taken, expected a new address: object stores cannot rename, "
+                "so a store there is never replaced; remove what an interrupted write has left"
             ) from err
-        _write(root, groups, root_attrs, consolidated)
+        with tempfile.TemporaryDirectory() as folder:
+            write(root, folder)
         return
-    with swap.replacing(address, overwrite=overwrite) as folder:
-        root = zarr.open_group(folder, mode="a", zarr_format=3)
-        _write(root, groups, root_attrs, consolidated)
+    with swap.replacing(place.address, overwrite=overwrite) as folder:
+        write(zarr.open_group(folder, mode="a", zarr_format=3), folder)
+
+
+def _copies(connectivity: xr.Dataset) -> list[PlannedGroup]:
+    pairs = pairs_of(connectivity)
+    return [plan_matrix(connectivity, copy) for copy in (pairs, transposed(pairs))]
 
 
 def _check(parts: Mapping[str, xr.Dataset], address: str, check_release: bool) -> None:
@@ -212,52 +250,53 @@ def _version() -> str:
     return "unknown"
 
 
-def _write(
-    root: zarr.Group,
-    groups: list[PlannedGroup],
-    root_attrs: dict[str, Any],
-    consolidated: bool,
-) -> None:
+def _write_groups(root: zarr.Group, groups: list[PlannedGroup], shards: int | None) -> None:
     pool = ThreadPoolExecutor(_THREADS)
     try:
-        pending = [job for group in groups for job in _submit(pool, root, group)]
+        pending = [job for group in groups for job in _submit(pool, root, group, shards)]
         for job in pending:
             job.result()
     finally:
         pool.shutdown(cancel_futures=True)
-    root.update_attributes(root_attrs)
+
+
+def _finish(root: zarr.Group, root_attrs: dict[str, Any], consolidated: bool) -> None:
     if consolidated:
         with warnings.catch_warnings():
             # zarr warns that other implementations may not know consolidated metadata
             warnings.simplefilter("ignore")
-            zarr.consolidate_metadata(root.store, path=root.path)
+            root = zarr.consolidate_metadata(root.store, path=root.path)
+    root.update_attributes(root_attrs)  # what makes it a store comes last
 
 
-def _submit(pool: ThreadPoolExecutor, root: zarr.Group, group: PlannedGroup) -> list[Future[None]]:
+def _submit(
+    pool: ThreadPoolExecutor, root: zarr.Group, group: PlannedGroup, shards: int | None
+) -> list[Future[None]]:
     node = root.require_group(group.path)
     node.update_attributes(group.attrs)
     jobs = []
     for array in group.arrays:
         if array.shape and array.shape[0] > CHUNK:
-            target = _create(node, array)
+            target = _create(node, array, shards)
+            # whole chunks, so that no two threads ever write the same one
+            step = CHUNK if target.shards is None else target.shards[0]
             jobs += [
-                pool.submit(_write_block, target, array, start)
-                for start in range(0, array.shape[0], CHUNK)
+                pool.submit(_write_block, target, array, start, step)
+                for start in range(0, array.shape[0], step)
             ]
         else:
-            jobs.append(pool.submit(_write_whole, node, array))
+            jobs.append(pool.submit(_write_whole, node, array, shards))
     return jobs
 
 
-def _create(node: zarr.Group, array: PlannedArray) -> zarr.Array:
-    chunks = tuple(max(1, n) for n in array.shape)
-    if chunks:
-        chunks = (min(CHUNK, chunks[0]), *chunks[1:])
+def _create(node: zarr.Group, array: PlannedArray, shards: int | None) -> zarr.Array:
+    chunks, shape_of_shards = grid_of(array.shape, array.dims, array.chunk or CHUNK, shards)
     return node.create_array(
         array.name,
         shape=array.shape,
         dtype=array.dtype,
         chunks=chunks,
+        shards=shape_of_shards,
         filters=None,
         compressors=[compressor(array.itemsize)],
         fill_value=array.fill_value,
@@ -267,12 +306,12 @@ def _create(node: zarr.Group, array: PlannedArray) -> zarr.Array:
     )
 
 
-def _write_block(target: zarr.Array, array: PlannedArray, start: int) -> None:
-    stop = min(start + CHUNK, array.shape[0])
+def _write_block(target: zarr.Array, array: PlannedArray, start: int, step: int) -> None:
+    stop = min(start + step, array.shape[0])
     target[start:stop] = array.read(start, stop)
 
 
-def _write_whole(node: zarr.Group, array: PlannedArray) -> None:
-    target = _create(node, array)
+def _write_whole(node: zarr.Group, array: PlannedArray, shards: int | None) -> None:
+    target = _create(node, array, shards)
     if 0 not in array.shape:
         target[...] = array.read(0, array.shape[0] if array.shape else 1)

@@ -24,7 +24,7 @@ from microns_xr.provenance import stamp_release
 from microns_xr.store.format import BLOCKSIZE, CHUNK, pattern_problems
 from microns_xr.store.open import open_root, open_store, read_group
 from microns_xr.store.plan import pairs_of, plan_matrix, transposed
-from microns_xr.store.write import _write, write_store
+from microns_xr.store.write import _write_groups, write_store
 
 
 def synthetic(n: int, n_connections: int, seed: int = 0) -> tuple[xr.Dataset, xr.Dataset]:
@@ -122,7 +122,7 @@ def main() -> None:
         measure("transpose to the other copy", lambda: transposed(pairs), 3, n)
         measure(
             "write by_post alone, with counts",
-            lambda: _write(zarr.open_group(path, mode="a"), [by_post], {}, False),
+            lambda: _write_groups(zarr.open_group(path, mode="a"), [by_post], None),
             args.repeats,
             n,
             before=lambda: shutil.rmtree(path, ignore_errors=True),

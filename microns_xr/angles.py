@@ -101,6 +101,8 @@ def _convert_variable(
     turn = _full_turn(old_units)
     if new_convention != old_convention:
         values = np.mod(turn / 4 - values, period)
+        # The remainder of a tiny negative number is rounded up to the period.
+        values = np.where(values == period, 0.0, values)
     scale = _full_turn(new_units) / turn
     if scale != 1:
         values = values * scale

@@ -189,7 +189,7 @@ def contract(
     result = _labelled(connectivity, values, dim, over, weight, sums, share)
     result.attrs |= {"weight": weight, "over": over, **counts}
     entry = f"contract({name_of(values)}, over={over!r}, weight={weight!r}, missing={missing!r})"
-    result = add_history(result, entry, source=connectivity)
+    result = add_history(result, entry, source=(connectivity, values))
     return result.compute() if compute else result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +16,12 @@ from microns_xr.columns import (
     require_columns,
 )
 from microns_xr.errors import SchemaError
-from microns_xr.functional.coregistration import ANGLES, angle_attrs, missing_value
+from microns_xr.functional.coregistration import (
+    ANGLES,
+    angle_attrs,
+    missing_value,
+    stated_spec,
+)
 from microns_xr.functional.tuning import rate_variables
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.releases import TableSpec, table_spec
@@ -101,6 +105,8 @@ def merge_table(
     else:
         variables, coords, right = _from_frame(table, columns, on, angle_units, angle_convention)
     left = _left_keys(dataset, dim, on)
+    if on == "functional":
+        right = _equal_rows_once(right, variables)
     rows = _match(left, right, dim, on)
     present = [n for n in variables if n in dataset.variables]
     if present:
@@ -208,7 +214,7 @@ def _from_frame(
     if not isinstance(table, pd.DataFrame):
         raise SchemaError(f"table is a {type(table).__name__}, expected a DataFrame or a Dataset")
     name = str(table.attrs.get("table", "table"))
-    spec = _stated_spec(name, angle_units, angle_convention)
+    spec = stated_spec(table_spec(name), angle_units, angle_convention)
     table = table.copy(deep=False)
     table.columns = pd.Index([str(c) for c in table.columns], dtype=object)
     keys = _key_names(on)
@@ -253,30 +259,12 @@ def _from_frame(
     return variables, coords, right
 
 
-def _stated_spec(name: str, angle_units: str | None, angle_convention: str | None) -> TableSpec:
-    """Return what the registry knows of a table, completed by what the call states."""
-    spec = table_spec(name)
-    stated = {"angle_units": angle_units, "angle_convention": angle_convention}
-    for argument, value in stated.items():
-        known = getattr(spec, argument)
-        if value is not None and known is not None and value != known:
-            raise SchemaError(
-                f"{argument} of {name} is {known!r} by the registry, not {value!r}: leave the "
-                "argument out and use mx.convert_angles on the result"
-            )
-    return replace(
-        spec,
-        angle_units=angle_units or spec.angle_units,
-        angle_convention=angle_convention or spec.angle_convention,
-    )
-
-
 def _column_attrs(column: str, values: np.ndarray, spec: TableSpec) -> dict[str, Any]:
     attrs = describe(FUNCTIONAL[column]) if column in FUNCTIONAL else {}
     if not attrs and column in UNITS:
         attrs = describe(UNITS[column])
     if column in ANGLES and values.dtype.kind == "f":
-        attrs.update(angle_attrs(column, spec))
+        attrs.update(angle_attrs(column, spec, values))
     return attrs
 
 
@@ -308,6 +296,21 @@ def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndar
     rows = np.full(len(left), -1, dtype=np.int64)
     rows[matched["left_row"]] = matched["row"]
     return rows
+
+
+def _equal_rows_once(right: pd.DataFrame, variables: Variables) -> pd.DataFrame:
+    """Take a unit's row once where it is there for each of several nuclei, and says the same."""
+    keys = list(right.columns)
+    repeated = right.duplicated(keys).to_numpy(dtype=bool)
+    if not repeated.any():
+        return right
+    number = right.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
+    first = np.unique(number, return_index=True)[1][number]
+    for _, values, _ in variables.values():
+        # NaN and NaN say the same; text is never NaN
+        same = (values == values[first]) | ((values != values) & (values != values)[first])
+        repeated = repeated & same.reshape(len(same), -1).all(axis=1)
+    return right.mask(pd.Series(repeated, right.index), -1)  # -1 matches nothing
 
 
 def _take(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:

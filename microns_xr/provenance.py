@@ -8,7 +8,7 @@ arithmetic, and drops attributes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -129,7 +129,9 @@ def require_same_release(*named: tuple[str, Any], check_release: bool = True) ->
 
 
 def add_history(
-    obj: Labelled, entry: str, source: xr.Dataset | xr.DataArray | None = None
+    obj: Labelled,
+    entry: str,
+    source: xr.Dataset | xr.DataArray | Sequence[xr.Dataset | xr.DataArray] | None = None,
 ) -> Labelled:
     """Append one line to ``attrs["history"]``, in place, and return `obj`.
 
@@ -139,21 +141,32 @@ def add_history(
         The result that is described.
     entry : str
         What was done, as one line without a time, so that equal work gives equal attributes.
-    source : xarray object, optional
-        Where the earlier lines are taken from; `obj` itself by default.
+    source : xarray object or several, optional
+        Where the earlier lines are taken from, and the ``source_tables``; `obj` itself by default.
 
     Returns
     -------
     xarray.Dataset or xarray.DataArray
-        `obj`.
+        `obj`, with the lines of all sources, each once, and the tables of all of them.
 
     Examples
     --------
     >>> add_history(xr.Dataset(attrs={"history": "a"}), "b").attrs["history"].splitlines()
     ['a', 'b']
     """
-    attrs: dict[Hashable, Any] = (obj if source is None else source).attrs
-    before = str(attrs.get("history", ""))
+    if source is None:
+        sources: Sequence[xr.Dataset | xr.DataArray] = (obj,)
+    else:
+        sources = (source,) if isinstance(source, xr.Dataset | xr.DataArray) else source
+    lines = [line for s in sources for line in str(s.attrs.get("history", "")).splitlines()]
     # A new dict: xarray's selections share theirs with what they were taken from.
-    obj.attrs = {**copy.deepcopy(obj.attrs), "history": f"{before}\n{entry}" if before else entry}
+    attrs = copy.deepcopy(obj.attrs)
+    tables: list[Any] = []
+    for s in (obj, *sources):
+        tables += [t for t in s.attrs.get("source_tables", ()) if t not in tables]
+    if tables:
+        attrs["source_tables"] = copy.deepcopy(tables)
+    # dict.fromkeys: two sources that come from one have their common past once.
+    past = lines if len(sources) == 1 else list(dict.fromkeys(lines))
+    obj.attrs = {**attrs, "history": "\n".join([*past, entry])}
     return obj

@@ -151,7 +151,7 @@ def require_unique(table: pd.DataFrame, name: str, keys: list[str]) -> None:
 
 
 def latest_by(
-    table: pd.DataFrame, name: str, key: str, values: list[str]
+    table: pd.DataFrame, name: str, key: str | list[str], values: list[str]
 ) -> tuple[pd.DataFrame, int]:
     """Keep one row a key: the latest ``created``, then the highest ``id``.
 
@@ -161,8 +161,8 @@ def latest_by(
         A typed table.
     name : str
         Its name, for messages.
-    key : str
-        The column that must name a row afterwards.
+    key : str or list of str
+        The columns that together must name a row afterwards.
     values : list of str
         The columns that matter; rows that agree in them are merged without counting.
 
@@ -183,15 +183,18 @@ def latest_by(
     >>> latest.cell_type.tolist(), n
     (['23P'], 1)
     """
-    if not table.duplicated(key).any():
-        return table.sort_values(key, ignore_index=True), 0
-    distinct = table.drop_duplicates([key, *values])
-    contradicted = distinct.loc[distinct.duplicated(key), key].nunique()
+    keys = [key] if isinstance(key, str) else list(key)
+    if not table.duplicated(keys).any():
+        return table.sort_values(keys, ignore_index=True), 0
+    distinct = table.drop_duplicates([*keys, *values])
+    repeated = distinct.loc[distinct.duplicated(keys), keys].drop_duplicates()
+    contradicted = len(repeated)
     order = [c for c in ("created", "id") if c in table.columns]
     if contradicted and not order:
-        first = distinct.loc[distinct.duplicated(key), key].iloc[0]
+        first = repeated.iloc[0].tolist()
         raise SchemaError(
-            f"{name} gives {contradicted} {key} several different {values}, first: {first}, and "
+            f"{name} gives {contradicted} {', '.join(keys)} several different {values}, first: "
+            f"{first[0] if len(first) == 1 else tuple(first)}, and "
             "has neither 'created' nor 'id' to tell the latest: keep one row for each"
         )
     frame = table
@@ -205,8 +208,8 @@ def latest_by(
             ) from error
         frame = table.assign(created=created)
     # A row that does not say when is never the latest.
-    latest = frame.sort_values([key, *order], kind="stable", na_position="first")
-    latest = latest.drop_duplicates(key, keep="last")
+    latest = frame.sort_values([*keys, *order], kind="stable", na_position="first")
+    latest = latest.drop_duplicates(keys, keep="last")
     return latest.reset_index(drop=True), int(contradicted)
 
 

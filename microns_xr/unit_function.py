@@ -11,7 +11,8 @@ import xarray as xr
 
 from microns_xr.angles import is_angle, require_same_angles
 from microns_xr.errors import SchemaError, UnknownLabelError
-from microns_xr.functional.coregistration import build_functional, collapse_scans
+from microns_xr.functional.collapse import collapse_scans
+from microns_xr.functional.coregistration import build_functional
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.releases import ReleaseSpec
 from microns_xr.schema import UNITS, describe

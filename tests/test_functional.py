@@ -8,7 +8,8 @@ import pytest
 import xarray as xr
 
 import microns_xr as mx
-from microns_xr.functional.coregistration import build_functional, collapse_scans
+from microns_xr.functional.collapse import collapse_scans
+from microns_xr.functional.coregistration import build_functional
 from microns_xr.functional.tuning import build_tuning_curves
 from microns_xr.releases import TableSpec, table_spec
 from microns_xr.unit_function import add_rates

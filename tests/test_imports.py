@@ -21,7 +21,7 @@ ROWS = [
     ["connectivity"],
     ["store"],
     ["ingest"],
-    ["merge", "convert", "select", "partners", "totals", "currents", "synapses"],
+    ["merge", "convert", "select", "partners", "totals", "currents", "synapses", "cite"],
     ["analysis"],
     ["plot", "export", "neuroglancer"],
     ["release_tables", "release_function"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +14,18 @@ from microns_xr.angles import AngleConvention, convert_angles
 from microns_xr.connectivity.build import build_connectivity
 from microns_xr.connectivity.synapses import build_synapses
 from microns_xr.errors import DroppedRowsWarning, ReleaseMismatchError, SchemaError
-from microns_xr.functional.coregistration import build_functional
-from microns_xr.functional.tuning import build_tuning_curves
+from microns_xr.functional.coregistration import (
+    KIND_ROLES,
+    FunctionalKind,
+    build_functional,
+)
 from microns_xr.layers import segment_layers
 from microns_xr.provenance import release_of
+from microns_xr.release_function import tuning_curves_of
 from microns_xr.release_tables import ReleaseTables
 from microns_xr.releases import MINIMUM_ROLES
-from microns_xr.source.files import file_sha256, read_table_file
 from microns_xr.source.synapse_set import SynapseSet
+from microns_xr.sourced import sourced
 from microns_xr.store.write import write_store
 from microns_xr.unit_function import FunctionalMode, add_rates
 from microns_xr.units import build_units
@@ -30,14 +33,6 @@ from microns_xr.units import build_units
 __all__ = ["Release"]
 
 logger = logging.getLogger(__name__)
-
-FunctionalKind = Literal["manual", "digital_twin", "auto"]
-
-_KIND_ROLES: dict[str, str] = {
-    "manual": "coregistration",
-    "auto": "coregistration_auto",
-    "digital_twin": "functional_properties",
-}
 
 
 class Release(ReleaseTables):
@@ -75,6 +70,7 @@ class Release(ReleaseTables):
     ('nucleus_id', 'orientation')
     """
 
+    @sourced
     def units(
         self,
         functional: FunctionalMode = "none",
@@ -153,6 +149,7 @@ class Release(ReleaseTables):
         stated = self._file_spec(rates).angle_convention is not None
         return self.tuning_curves(rates, angle_convention=None if stated else angle_convention)
 
+    @sourced
     def layers(self, white_matter: bool = True) -> xr.Dataset:
         """Find the borders of the cortical layers.
 
@@ -168,20 +165,27 @@ class Release(ReleaseTables):
         """
         return segment_layers(self.units(white_matter=white_matter), white_matter=white_matter)
 
+    @sourced
     def functional(
         self,
         kind: FunctionalKind = "manual",
         min_score: float | None = None,
         max_residual: float | None = None,
+        *,
+        angle_units: Literal["degree", "radian"] | None = None,
+        angle_convention: AngleConvention | None = None,
     ) -> xr.Dataset:
         """Rows of all scans: which recorded unit is which neuron, and what was measured of it.
 
         Parameters
         ----------
-        kind : {"manual", "auto", "digital_twin"}, optional
-            Manual coregistration, automatic coregistration, or functional properties.
+        kind : {"manual", "auto", "digital_twin", "functional_properties"}, optional
+            Manual coregistration, automatic coregistration, or the release's table of functional
+            properties; the last two are the same table.
         min_score, max_residual : float, optional
             Keep automatic matches with at least this score, at most this residual (µm).
+        angle_units, angle_convention : str, optional
+            What the angles of a table are in that is not in the registry.
 
         Returns
         -------
@@ -195,9 +199,9 @@ class Release(ReleaseTables):
         UnknownLabelError
             If the release has no table of the kind.
         """
-        if kind not in _KIND_ROLES:
-            raise SchemaError(f"kind is {kind!r}, expected one of {list(_KIND_ROLES)}")
-        role = _KIND_ROLES[kind]
+        if kind not in KIND_ROLES:
+            raise SchemaError(f"kind is {kind!r}, expected one of {list(KIND_ROLES)}")
+        role = KIND_ROLES[kind]
         name = self.spec.name_of(role)
         return build_functional(
             self.table(name),
@@ -207,8 +211,11 @@ class Release(ReleaseTables):
             role=role,
             min_score=min_score,
             max_residual=max_residual,
+            angle_units=angle_units,
+            angle_convention=angle_convention,
         )
 
+    @sourced
     def tuning_curves(
         self,
         path: str | Path | None = None,
@@ -217,11 +224,14 @@ class Release(ReleaseTables):
     ) -> xr.Dataset:
         """Mean responses by direction and orientation of every recorded unit.
 
+        They are found in the table of the role ``tuning_curves``, else drawn from a table of fits,
+        else computed from recordings; ``attrs["tuning_from"]`` and the log say which.
+
         Parameters
         ----------
         path : str or Path, optional
-            A file with session, scan_idx, unit_id, rate_dir, rate_ori; by default the release's
-            table in the role ``tuning_curves``.
+            A file of rates (session, scan_idx, unit_id, rate_dir, rate_ori), of fits, or of
+            recordings, instead.
         angle_convention : str, optional
             What 0 degrees means in a file whose name is not in the registry.
 
@@ -233,30 +243,13 @@ class Release(ReleaseTables):
         Raises
         ------
         SourceError
-            If there is no such table or file.
+            If there is nothing of the kind.
         SchemaError
-            If it holds no tuning curves, or what its angles mean is not stated.
+            If a file holds no tuning curves, or what its angles mean is not stated.
         """
-        if path is None:
-            name = self.spec.name_of("tuning_curves")
-            table, spec = self.table(name), self.spec.table_of("tuning_curves")
-        else:
-            table, spec = read_table_file(path), self._file_spec(path)
-            self._further[spec.name] = {
-                "name": spec.name,
-                "rows": len(table),
-                "sha256": file_sha256(Path(path)),
-            }
-        if angle_convention is not None:
-            if spec.angle_convention not in (None, angle_convention):
-                raise SchemaError(
-                    f"{spec.name} is {spec.angle_convention} by the registry, not "
-                    f"{angle_convention}: leave angle_convention out, and convert the result with "
-                    "mx.convert_angles"
-                )
-            spec = replace(spec, angle_units="degree", angle_convention=angle_convention)
-        return build_tuning_curves(table, spec, self.functional("manual"))
+        return tuning_curves_of(self, lambda: self.functional("manual"), path, angle_convention)
 
+    @sourced
     def connectivity(
         self,
         request: str | SynapseSet | None = None,
@@ -311,6 +304,7 @@ class Release(ReleaseTables):
             connectivity = connectivity.assign_attrs(asked_for_but_no_unit=no_unit)
         return connectivity
 
+    @sourced
     def synapses(
         self,
         request: str | SynapseSet | None = None,

@@ -18,6 +18,12 @@ from microns_xr.source.choose import make_source
 from microns_xr.source.directory import DirectorySource
 from microns_xr.source.kept import KeptSource
 from microns_xr.source.policies import table_names
+from microns_xr.source.recordings import (
+    RECORDINGS_URL,
+    download_file,
+    download_recordings,
+    file_name,
+)
 from microns_xr.source.synapse_ids import resolve_ids
 from microns_xr.source.synapse_set import SynapseSet
 
@@ -57,6 +63,7 @@ class ReleaseTables:
         self._tables: dict[str, pd.DataFrame] = {}
         self._asked = {role for role, name in (tables or {}).items() if name is not None}
         self._further: dict[str, dict[str, Any]] = {}
+        self._used: set[str] = set()  # tables of what is being made
 
     def __repr__(self) -> str:
         return f"<Release {self.datastack} v{self.version} from {type(self.source).__name__}>"
@@ -95,6 +102,7 @@ class ReleaseTables:
         name = self.spec.tables.get(name, name)
         if name not in self._tables:
             self._tables[name] = self.source.read(name)
+        self._used.add(name)
         table = self._tables[name].copy()
         table.attrs["table"] = name
         return table
@@ -125,6 +133,14 @@ class ReleaseTables:
         """Provenance of every table read so far: name, rows, sha256."""
         read = [self.source.provenance(name) for name in sorted(self._tables)]
         return [*read, *(self._further[name] for name in sorted(self._further))]
+
+    def _note(self, name: str, provenance: dict[str, Any]) -> None:
+        """Remember a table that is no table of the source, such as a file or a set of synapses."""
+        self._further[name] = provenance
+        self._used.add(name)
+
+    def _provenance_of(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        return [self._further.get(n) or self.source.provenance(n) for n in sorted(names)]
 
     def has_tables(self) -> dict[str, bool]:
         """For every role of `microns_xr.releases.ROLES`, whether the source has its table.
@@ -158,12 +174,12 @@ class ReleaseTables:
         request = key_of(request)
         if isinstance(self.source, KeptSource):
             chosen = self.source.synapse_set(request)
-            self._further["synapses"] = chosen.provenance()
+            self._note("synapses", chosen.provenance())
             return chosen.read()
         if isinstance(self.source, DirectorySource) and (self.source.synapse_files() or request):
             name = self.source.choose_synapses(request)
             table = self.source.read_synapses(request)
-            self._further["synapses"] = self.source.provenance(name)
+            self._note("synapses", self.source.provenance(name))
             return table
         if request is not None:
             raise SourceError(
@@ -316,3 +332,59 @@ class ReleaseTables:
             batch=batch,
             progress=progress,
         )
+
+    def download_recordings(self, url: str = RECORDINGS_URL, **options: Any) -> Path:
+        """Download the file of recordings into ``recordings/`` of the datadir.
+
+        All releases share it. Interrupted, it continues where it ended when this is run again.
+
+        Parameters
+        ----------
+        url : str, optional
+            Where it is; the published file of 20.6 GB by default.
+        **options
+            ``sha256``, ``refresh``, ``progress`` and the others of `microns_xr.download_file`.
+
+        Returns
+        -------
+        pathlib.Path
+            The file, for `microns_xr.open_recordings`.
+
+        Raises
+        ------
+        SourceError
+            If it is not there, is no HDF5 file, or its checksum is another.
+        IncompleteDownloadError
+            If it fails again and again; what has arrived is kept.
+        """
+        return download_recordings(self.datadir.expanduser() / "recordings", url, **options)
+
+    def download_fits(self, url: str, **options: Any) -> Path:
+        """Download a table of tuning curves or fits into ``functional/`` of the release's folder.
+
+        Parameters
+        ----------
+        url : str
+            Where it is; its name is that of the table.
+        **options
+            ``sha256``, ``refresh``, ``progress`` and the others of `microns_xr.download_file`.
+
+        Returns
+        -------
+        pathlib.Path
+            The file; `tuning_curves` finds it.
+
+        Raises
+        ------
+        SourceError
+            If the release has no folder, the file is not there, or its checksum is another.
+        IncompleteDownloadError
+            If it fails again and again; what has arrived is kept.
+        """
+        folder = getattr(self.source, "folder", None) or getattr(self.source, "path", None)
+        if folder is None:
+            raise SourceError(
+                f"{type(self.source).__name__} has no folder to put files into: fetch the file "
+                "with mx.download_file, and give its path to tuning_curves(path)"
+            )
+        return download_file(url, Path(folder) / "functional" / file_name(url), **options)

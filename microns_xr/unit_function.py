@@ -186,7 +186,7 @@ def add_rates(
     notes = {**units.attrs.get("notes", {}), "rated_scan_units_of_no_unit": int(outside.sum())}
     how = collapsed.attrs["collapse"]
     result = result.assign_attrs(notes=notes, tuning_table=table, collapse=how)
-    return add_history(result, f"rates from {table}, {how}")
+    return add_history(result, f"rates from {table}, {how}", source=(result, tuning_curves))
 
 
 def _require_one_convention(units: xr.Dataset, tuning_curves: xr.Dataset) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import FIRST_ID, compress, dataset, dense, ids, random_tables, stored_pairs
 
-import microns_xr.connectivity.threads as threads_module
+import microns_xr.threads as threads_module
 from microns_xr.connectivity.annotate import annotate
 from microns_xr.connectivity.arrays import gcxs, make_pattern, pair_buffers, pattern_of
 from microns_xr.connectivity.subset import (

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import dataset, dense, ids, random_tables
 
-import microns_xr.connectivity.threads as threads_module
+import microns_xr.threads as threads_module
 from microns_xr.connectivity.arrays import gcxs, pair_buffers
 from microns_xr.totals import degrees
 from microns_xr.connectivity.subset import drop_autapses, recompress, take

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from matrices import compress, ids, random_tables
 
 import microns_xr.connectivity.assemble as assemble_module
-import microns_xr.connectivity.threads as threads_module
+import microns_xr.threads as threads_module
 from microns_xr.connectivity.assemble import assemble
 from microns_xr.connectivity.kernels import contract_buffers, contract_scipy
 from microns_xr.connectivity.labels import Lookup, as_ids
 from microns_xr.connectivity.patterns import check_sorted, select_pairs, transpose_pattern
 from microns_xr.connectivity.reductions import group_sums, neuron_sums
-from microns_xr.connectivity.threads import balanced_spans, equal_spans, run_spans, usable_threads
+from microns_xr.threads import balanced_spans, equal_spans, run_spans, usable_threads
 from microns_xr.errors import SchemaError, UnknownLabelError
 
 THREADS = st.sampled_from([1, 2, 3])

@@ -115,7 +115,7 @@ def test_rates_from_a_file_state_their_angles(source, folder, tmp_path):
     mine = release.units(rates=path, angle_convention="up_clockwise")
     expected = release.units(rates=True)
     np.testing.assert_array_equal(mine.rate_ori, expected.rate_ori)
-    with pytest.raises(mx.SchemaError, match="by the registry, not right_counterclockwise"):
+    with pytest.raises(mx.SchemaError, match="by the registry, not 'right_counterclockwise'"):
         release.tuning_curves(angle_convention="right_counterclockwise")
     both = release.units(
         functional="best_only", rates=True, angle_convention="right_counterclockwise"

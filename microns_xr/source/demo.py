@@ -140,6 +140,11 @@ class DemoSource:
     def _units(self) -> Units:
         return make_units(self._cells, self._rng("units"))
 
+    @property
+    def recorded_units(self) -> Units:
+        """The recorded units of all scans with their tuning curves, as they were drawn."""
+        return self._units
+
     @cached_property
     def _synapses(self) -> dict[str, np.ndarray]:
         return make_synapses(self._cells, self.n_synapses, self.like_to_like, self._rng("synapses"))

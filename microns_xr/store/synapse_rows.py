@@ -182,6 +182,7 @@ class StoredSynapses(SynapseRows):
         matrix = None if set(PAIR_DIMS) <= set(post.variables) else self.matrix()
         self._by_post = HeldSynapses(post, matrix)
         self._by_pre: dict[str, xr.Variable] = {}
+        self._pre_group: Any = None
         self._lock = threading.Lock()
         self.n, self.columns = self._by_post.n, self._by_post.columns
         self.frame, self.labels = self._by_post.frame, self._by_post.labels
@@ -236,10 +237,11 @@ class StoredSynapses(SynapseRows):
         """Return a variable of the rows by pre, opened when it is first asked for."""
         with self._lock:
             if name not in self._by_pre:
-                group = self._root[SYNAPSE_GROUP["pre"]]
+                if self._pre_group is None:
+                    self._pre_group = self._root[SYNAPSE_GROUP["pre"]]
                 dims = self.columns[name].dims
                 try:
-                    variable = lazy_variable(group, name, dims)  # type: ignore[arg-type]
+                    variable = lazy_variable(self._pre_group, name, dims)
                 except (KeyError, ValueError) as err:
                     raise self.broken(f"the rows by pre have no {name}") from err
                 if variable.shape[0] != self.n:

@@ -1,0 +1,1 @@
+"""Questions about populations: probabilities, likeness, null models, releases side by side."""

@@ -1,0 +1,1 @@
+"""Tables of synapses too large for memory, streamed into a store."""

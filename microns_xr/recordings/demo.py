@@ -1,0 +1,228 @@
+"""Small files of recordings with the layout of the real one, and tuning that is known.
+
+Units have the session, scan_idx and unit_id of a synthetic release, and respond by its tuning
+curves, so that what is computed from trials can be compared with its tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microns_xr.errors import SchemaError, UnknownLabelError
+from microns_xr.recordings.handles import import_h5py
+from microns_xr.recordings.layout import encode_hash
+from microns_xr.recordings.open import node_name
+from microns_xr.source.demo import DemoSource
+from microns_xr.source.demo_function import DIRECTIONS, N_DIRECTIONS, SCANS
+
+__all__ = ["demo_curves", "write_demo_recordings"]
+
+_STIMULUS_RATE, _EVERY = 30.0, 4  # every fourth frame is kept: 7.5 a second
+_SEGMENT_S = 0.9375
+_SECONDS = {"Monet2": 15.0, "Trippy": 15.0, "Clip": 10.0}
+_PAUSE_S = 1.25
+_CLIP_SHAPE = (18, 32)
+_AREAS = (("V1", 0.72), ("LM", 0.13), ("RL", 0.11), ("AL", 0.04))
+_LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+"))
+
+
+def demo_curves(source: DemoSource, session: int, scan_idx: int) -> np.ndarray:
+    """Return the planted tuning curves of a scan.
+
+    Parameters
+    ----------
+    source : DemoSource
+        The synthetic release.
+    session, scan_idx : int
+        The scan.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (n_units, 16), the row of unit_id i at i - 1: response by direction, in degrees from 0
+        up in steps of 22.5, 0 = horizontal bar moving up, clockwise. A unit that no table knows
+        has a curve too.
+    """
+    units = source.recorded_units
+    rows = np.flatnonzero((units.session == session) & (units.scan_idx == scan_idx))
+    if not len(rows):
+        known = ", ".join(f"{s}_{i}" for s, i in SCANS)
+        raise UnknownLabelError(
+            f"the synthetic release has no scan {session}_{scan_idx}, it has {known}"
+        )
+    n_units = int(units.unit_id[rows].max())
+    rng = np.random.default_rng([source.seed, session, scan_idx])
+    pref = rng.uniform(0, 360, n_units)[:, None]
+    curves = 0.2 + np.exp(2 * (np.cos(np.deg2rad(DIRECTIONS - pref)) - 1))
+    curves[units.unit_id[rows] - 1] = units.curves[rows]
+    return curves
+
+
+def write_demo_recordings(
+    path: str | Path,
+    source: DemoSource | None = None,
+    *,
+    scans: Iterable[Any] | None = None,
+    n_monet: int = 6,
+    n_trippy: int = 2,
+    n_clip: int = 3,
+    noise: float = 0.3,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Path:
+    """Write a small file of recordings with planted direction tuning.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; it appears when it is complete.
+    source : DemoSource, optional
+        The synthetic release whose units are recorded; one of the default size otherwise.
+    scans : iterable, optional
+        Such as ``["9_3"]``; three scans by default.
+    n_monet, n_trippy, n_clip : int, optional
+        Trials of each type in each scan. The first video of each type is shown in all scans, and
+        twice in each where there are three trials of it or more.
+    noise : float, optional
+        Standard deviation of the noise of a frame, against a typical preferred response of 1.
+    seed : int, optional
+        Seed of videos, order and noise.
+    overwrite : bool, optional
+        Replace a file that is there.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    SchemaError
+        If the file is there, or a number is out of range.
+    UnknownLabelError
+        If the synthetic release has no such scan.
+    SourceError
+        If h5py is not installed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from microns_xr.recordings.open import open_recordings
+    >>> path = write_demo_recordings(Path(tempfile.mkdtemp()) / "demo.h5")
+    >>> list(open_recordings(path))
+    ['scan_4_7', 'scan_8_5', 'scan_9_3']
+    """
+    h5py = import_h5py()
+    path = Path(path).expanduser()
+    if path.exists() and not overwrite:
+        raise SchemaError(f"{path} is there: choose another name, or pass overwrite=True")
+    counts = {"Monet2": n_monet, "Trippy": n_trippy, "Clip": n_clip}
+    if min(counts.values()) < 0 or sum(counts.values()) < 1 or noise < 0:
+        raise SchemaError(f"expected trials and a noise from 0 up, found {counts}, noise={noise}")
+    source = DemoSource(1718) if source is None else source
+    asked = [(4, 7), (8, 5), (9, 3)] if scans is None else scans
+    names = [node_name(scan).removeprefix("scan_") for scan in asked]
+    pairs = sorted((int(s), int(i)) for s, i in (name.split("_") for name in names))
+    planted = {pair: demo_curves(source, *pair) for pair in pairs}
+
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with h5py.File(temporary, "w") as h5:
+            writer = _Writer(h5py, h5, np.random.default_rng(seed), noise)
+            shared = {kind: writer.video(kind) for kind, n in counts.items() if n}
+            for (session, scan_idx), curves in planted.items():
+                shown = []
+                for kind, n in counts.items():
+                    own = [writer.video(kind) for _ in range(n - 1 - (n > 2))]
+                    shown += ([shared[kind]] * min(n, 1 + (n > 2)) if n else []) + own
+                # The first trial is always of Monet2, where there are any.
+                order = 1 + writer.rng.permutation(len(shown) - 1)
+                writer.scan(f"{session}_{scan_idx}", curves, [shown[i] for i in (0, *order)])
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+class _Writer:
+    """Writes videos and scans into an open file."""
+
+    def __init__(self, h5py: Any, h5: Any, rng: np.random.Generator, noise: float) -> None:
+        self.h5py, self.h5, self.rng, self.noise = h5py, h5, rng, noise
+        self.n_videos = 0
+
+    def video(self, kind: str) -> str:
+        """Write a video, and return its hash."""
+        letters = self.rng.choice(_LETTERS, 20)
+        if self.n_videos % 2 == 0:
+            letters[self.n_videos % 20] = "/"
+        self.n_videos += 1
+        condition_hash = "".join(letters)
+        group = self.h5.create_group(f"videos/{encode_hash(condition_hash)}")
+        times = self._times(kind)
+        group["clip"] = self.rng.integers(0, 256, (len(times), *_CLIP_SHAPE), dtype=np.uint8)
+        group["times"] = times
+        group.create_group("instances")
+        attrs: dict[str, Any] = {
+            "original_hash": condition_hash,
+            "type": kind,
+            "fps": _STIMULUS_RATE,
+            "duration": _SECONDS[kind],
+        }
+        if kind == "Monet2":
+            group["directions"] = self.rng.permutation(DIRECTIONS)
+            group["onsets"] = np.arange(N_DIRECTIONS) * _SEGMENT_S
+            attrs["ori_coherence"] = 2.5
+        elif kind == "Trippy":
+            attrs |= {"temp_freq": 2.5, "spatial_freq": 0.05}
+        else:
+            attrs |= {"movie_name": f"invented/{self.n_videos}", "short_movie_name": "invented"}
+        group.attrs.update(attrs)
+        index = self.h5.require_group(f"types/{kind}")
+        index[encode_hash(condition_hash)] = self.h5py.SoftLink(group.name)
+        return condition_hash
+
+    def _times(self, kind: str) -> np.ndarray:
+        return np.arange(0, round(_SECONDS[kind] * _STIMULUS_RATE), _EVERY) / _STIMULUS_RATE
+
+    def scan(self, key: str, curves: np.ndarray, shown: list[str]) -> None:
+        """Write a scan that shows some videos, one a trial."""
+        group = self.h5.create_group(f"sessions/{key}")
+        group["meta/condition_hashes"] = np.array([h.encode() for h in shown])
+        group["meta/unit_ids"] = np.arange(1, len(curves) + 1)
+        group["meta"].attrs["fps"] = 6.3
+        bounds = np.round(np.cumsum([0.0, *(share for _, share in _AREAS)]) * len(curves))
+        for (area, _), first, end in zip(_AREAS, bounds[:-1], bounds[1:], strict=True):
+            group[f"meta/area_indices/{area}"] = np.arange(int(first), int(end))
+            index = self.h5.require_group(f"brain_areas/{area}")
+            index[key] = self.h5py.SoftLink(group.name)
+        start = 30.0
+        for trial, condition_hash in enumerate(shown):
+            start += self._trial(
+                group.create_group(f"trials/{trial}"), curves, condition_hash, start
+            )
+            link = f"videos/{encode_hash(condition_hash)}/instances/{key}_tr{trial}"
+            self.h5[link] = self.h5py.SoftLink(f"{group.name}/trials/{trial}")
+
+    def _trial(self, group: Any, curves: np.ndarray, condition_hash: str, start: float) -> float:
+        video = self.h5[f"videos/{encode_hash(condition_hash)}"]
+        times = video["times"][()]
+        if "directions" in video:
+            # The small term keeps a frame at an onset on its side of it.
+            segment = np.searchsorted(video["onsets"][()], times + 1e-9, side="right") - 1
+            column = np.rint(video["directions"][()] / (360 / N_DIRECTIONS)).astype(int)
+            mean = curves[:, column[segment]]
+        else:
+            mean = np.repeat(curves.mean(axis=1, keepdims=True), len(times), axis=1)
+        noisy = mean + self.noise * self.rng.standard_normal(mean.shape)
+        group["responses"] = noisy.astype(np.float32)
+        group["treadmill"] = np.abs(self.rng.standard_normal(len(times))) * 5
+        group["pupil"] = self.rng.normal([[60.0], [40.0], [15.0], [13.0]], 1.0, (4, len(times)))
+        group["stim_times"] = start + times
+        group.attrs["condition_hash"] = condition_hash
+        return float(times[-1] + _PAUSE_S)

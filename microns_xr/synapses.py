@@ -1,0 +1,372 @@
+"""Single synapses: those of a neuron, of a pair or in a box, and their sum, the connectivity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+import xarray as xr
+
+from microns_xr.connectivity.arrays import (
+    Compressed,
+    connectivity_dataset,
+    make_pattern,
+)
+from microns_xr.connectivity.assemble import assemble
+from microns_xr.connectivity.labels import Lookup, as_ids, require_known
+from microns_xr.errors import SchemaError
+from microns_xr.provenance import add_history, release_of, require_same_release
+from microns_xr.schema import AXES, validate
+from microns_xr.store.address import Path
+from microns_xr.store.synapse_rows import SynapseRows, rows_of, without_pairs
+from microns_xr.store.synapses import INDEX_NAMES
+from microns_xr.threads import usable_threads
+
+__all__ = ["select_synapses", "sum_synapses"]
+
+Box = Mapping[str, tuple[float, float]]
+Synapses = xr.Dataset | xr.DataTree | Path
+Span = tuple[int, int]
+T = TypeVar("T")
+_SIDE_OF = {index: side for side, index in INDEX_NAMES.items()}
+
+
+def select_synapses(
+    synapses: Synapses, *, pre: Any = None, post: Any = None, box: Box | None = None
+) -> xr.Dataset:
+    """Return the synapses of some neurons, between two sets of neurons, or in a box.
+
+    From a store on disk only what is needed is read: of neurons their own rows, from the copy of
+    the synapses in which they are contiguous; of a box one chunk after the other, positions first.
+
+    Parameters
+    ----------
+    synapses : xarray.Dataset, xarray.DataTree, str or path-like
+        Single synapses as `microns_xr.build_synapses` makes them, a selection of them, an opened
+        store, or the folder or address of a store.
+    pre, post : int or collection of int, optional
+        Nucleus ids. Both together give the synapses from the ones onto the others.
+    box : mapping of str to tuple of float, optional
+        Bounds in µm, lower one included and upper one not, so that boxes side by side share no
+        synapse: ``{"y": (0, 100)}``. Axes that are left out are unbounded; y is depth from the
+        pia. A synapse without a position is in no box.
+
+    Returns
+    -------
+    xarray.Dataset
+        The variables of the synapses over ``synapse``, rows by post, then pre, then id, and the
+        coordinates ``pre_nucleus_id`` and ``post_nucleus_id`` (``synapse``), the labels of their
+        neurons, in place of ``pre_index`` and ``post_index``.
+
+    Raises
+    ------
+    UnknownLabelError
+        If an id is none of the neurons the synapses were labelled by, or the store has none.
+    SchemaError
+        If nothing is asked for, ids are no integers, `box` is not a mapping of axes to ordered
+        bounds, or the synapses have no positions or do not say which neurons they connect.
+    StoreFormatError
+        If there is no store, or it is damaged.
+
+    Examples
+    --------
+    >>> import microns_xr as mx
+    >>> release = mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=500))
+    >>> synapses = release.synapses()
+    >>> top = select_synapses(synapses, box={"y": (0.0, 300.0)})
+    >>> bool((top.position.sel(axis="y") < 300).all()), top.pre_nucleus_id.dims
+    (True, ('synapse',))
+    """
+    if pre is None and post is None and box is None:
+        raise SchemaError("nothing is asked for, expected at least one of pre, post and box")
+    rows = rows_of(synapses)
+    asked: dict[Compressed, np.ndarray] = {}
+    for side, ids in (("pre", pre), ("post", post)):
+        if ids is not None:
+            asked[side] = _positions(rows, side, ids)  # type: ignore[index,arg-type]
+    bounds = _bounds(box, rows) if box is not None else {}
+    by, spans = _spans(rows, asked)
+    wanted = {side: _mask(rows.labels[side].size, found) for side, found in asked.items()}
+    names = list(dict.fromkeys([*rows.columns, *INDEX_NAMES.values()]))
+    taken = _mapped(
+        lambda lo, hi: _take(rows, by, lo, hi, names, wanted, bounds), _pieces(rows, spans), rows.n
+    )
+    parts = [part for part in taken if part is not None]
+    found = {name: _joined(parts, name, rows, by) for name in names}
+    n_found, n_spans = found["pre_index"].size, sum(hi - lo for lo, hi in spans)
+    if spans != [(0, rows.n)] and list(asked) == [by] and not bounds and n_found != n_spans:
+        raise rows.broken(
+            f"{n_found} of the {n_spans} rows that the pointer gives to the {by}synaptic neurons "
+            f"that were asked for are theirs by {INDEX_NAMES[by]}"
+        )
+    return _selection(rows, by, found)
+
+
+def sum_synapses(
+    synapses: Synapses, connectivity: xr.Dataset | None = None, *, check_release: bool = True
+) -> xr.Dataset:
+    """Sum single synapses to connectivity, the inverse of labelling them by one.
+
+    Parameters
+    ----------
+    synapses : xarray.Dataset, xarray.DataTree, str or path-like
+        As `select_synapses` takes them; those of a store on disk are read piece by piece.
+    connectivity : xarray.Dataset, optional
+        Gives the axes, their annotations and the scope. By default the connectivity of the store,
+        or else the neurons the synapses were labelled by; of a selection the neurons it holds, of
+        scope "unknown".
+    check_release : bool, optional
+        False allows synapses and connectivity of different releases.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``synapse_size`` (voxels of 4x4x40 nm) and ``synapse_count`` over (``pre_nucleus_id``,
+        ``post_nucleus_id``), compressed over post: of all synapses of a connectivity, exactly its
+        pairs, sums and axes.
+
+    Raises
+    ------
+    UnknownLabelError
+        If synapses belong to neurons that are not on the axes of `connectivity`.
+    SchemaError
+        If the synapses have no ``size``, or do not say which neurons they connect.
+    ReleaseMismatchError
+        If the two are of different releases, or do not say which.
+
+    Examples
+    --------
+    >>> import microns_xr as mx
+    >>> release = mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=500))
+    >>> connectivity = release.connectivity()
+    >>> summed = sum_synapses(release.synapses(), connectivity)
+    >>> int((summed.synapse_size.data != connectivity.synapse_size.data).nnz)
+    0
+    """
+    rows = rows_of(synapses)
+    if "size" not in rows.columns:
+        raise SchemaError(f"synapses has no size, found {sorted(rows.columns)}: nothing to sum")
+    if connectivity is None:
+        axes = rows.matrix()
+    else:
+        validate(connectivity, "connectivity")
+        require_same_release(
+            ("synapses", rows.frame), ("connectivity", connectivity), check_release=check_release
+        )
+        axes = without_pairs(connectivity)
+    datastack, version = release_of(rows.frame, "synapses")
+    labels = {
+        side: rows.labels[side] if axes is None else axes[f"{side}_nucleus_id"].values
+        for side in INDEX_NAMES
+    }
+    new = {side: Lookup(labels[side], side).find(rows.labels[side]) for side in INDEX_NAMES}
+    parts = _mapped(
+        lambda lo, hi: _pair_sums(rows, lo, hi, new), _pieces(rows, [(0, rows.n)]), rows.n
+    )
+    post, pre, size, count = (np.concatenate(part) for part in zip(*parts, strict=True))
+    summed = assemble(post, pre, size, count, labels["post"].size, labels["pre"].size)
+    shape = (labels["pre"].size, labels["post"].size)
+    result = connectivity_dataset(
+        summed.size,
+        summed.count,
+        make_pattern(summed.indices, summed.indptr, shape, "post"),
+        labels["pre"],
+        labels["post"],
+        datastack=datastack,
+        version=version,
+        scope="unknown" if axes is None else axes["scope"].item(),
+        attrs=rows.frame.attrs,
+    )
+    result["synapse_count"].attrs["counts"] = "synapses"
+    if axes is not None:
+        others = {n: c.variable for n, c in axes.coords.items() if n not in result.coords}
+        result = result.assign_coords(others)
+    return add_history(result, "sum_synapses")
+
+
+def _positions(rows: SynapseRows, side: Compressed, ids: Any) -> np.ndarray:
+    """Return the positions of ids on an axis, ascending, each once."""
+    asked = as_ids(ids, side)
+    found = Lookup(rows.labels[side], f"{side}_nucleus_id").find(asked)
+    require_known(
+        asked,
+        found,
+        side,
+        f"{side}_nucleus_id of the synapses",
+        "neurons that were not asked for have no synapses there; use nucleus ids, not root ids, "
+        "of the same release",
+    )
+    return np.unique(found)
+
+
+def _mask(n: int, positions: np.ndarray) -> np.ndarray:
+    mask = np.zeros(n, dtype=bool)
+    mask[positions] = True
+    return mask
+
+
+def _bounds(box: Box, rows: SynapseRows) -> dict[int, tuple[float, float]]:
+    """Return the bounds by column of ``position``."""
+    column = rows.columns.get("position")
+    if column is None or column.dims != ("synapse", "axis"):
+        raise SchemaError(
+            f"synapses has no position(synapse, axis), found {sorted(rows.columns)}: download them "
+            "with positions=True"
+        )
+    if not isinstance(box, Mapping) or not box or set(box) - set(AXES):
+        raise SchemaError(
+            f"box is {box!r}, expected bounds in µm of some of {AXES}, such as "
+            "{'x': (0, 100), 'y': (200, 300)}"
+        )
+    for axis, bounds in box.items():
+        try:
+            low, high = (float(bound) for bound in bounds)
+        except (TypeError, ValueError):
+            low, high = np.nan, np.nan
+        if not low <= high:
+            raise SchemaError(
+                f"box has {axis}: {bounds!r}, expected (lower, upper) in µm, in ascending order; "
+                "use infinity where there is no bound"
+            )
+    order = tuple(rows.frame["axis"].values) if "axis" in rows.frame.coords else AXES
+    return {order.index(axis): (float(low), float(high)) for axis, (low, high) in box.items()}
+
+
+def _spans(rows: SynapseRows, asked: dict[Compressed, np.ndarray]) -> tuple[Compressed, list[Span]]:
+    """Choose the copy in which the fewest rows must be read, and which rows those are."""
+    by, best, fewest = "post", [(0, rows.n)], rows.n
+    for side, positions in asked.items():
+        spans = rows.spans(side, positions)
+        n = rows.n if spans is None else sum(stop - start for start, stop in spans)
+        if spans is not None and n <= fewest:
+            by, best, fewest = side, spans, n
+    return by, best  # type: ignore[return-value]
+
+
+def _pieces(rows: SynapseRows, spans: list[Span]) -> list[Span]:
+    """Cut rows into pieces of a chunk at the most; spans that share a chunk are read together."""
+    covers: list[Span] = []
+    for start, stop in spans:
+        if covers and start // rows.chunk <= (covers[-1][1] - 1) // rows.chunk:
+            covers[-1] = (covers[-1][0], stop)
+        else:
+            covers.append((start, stop))
+    pieces = []
+    for start, stop in covers:
+        if stop - start <= rows.chunk:
+            pieces.append((start, stop))
+            continue
+        first = (start // rows.chunk + 1) * rows.chunk
+        edges = [start, *range(first, stop, rows.chunk), stop]
+        pieces += list(pairwise(edges))
+    return pieces
+
+
+def _mapped(function: Callable[[int, int], T], pieces: list[Span], n: int) -> list[T]:
+    threads = min(usable_threads(None, n), len(pieces))
+    if threads < 2:
+        return [function(start, stop) for start, stop in pieces]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda piece: function(*piece), pieces))
+
+
+def _take(
+    rows: SynapseRows,
+    by: Compressed,
+    start: int,
+    stop: int,
+    names: list[str],
+    wanted: dict[Compressed, np.ndarray],
+    bounds: dict[int, tuple[float, float]],
+) -> dict[str, np.ndarray] | None:
+    """Return the rows of one piece that are asked for; reads on only while there may be any."""
+    read: dict[str, np.ndarray] = {}
+    keep = np.ones(stop - start, dtype=bool)
+    for side, mask in wanted.items():
+        index = read[INDEX_NAMES[side]] = rows.index(side, start, stop, by)
+        keep &= mask[index]
+        if not keep.any():
+            return None
+    if bounds:
+        position = read["position"] = rows.read("position", start, stop, by)
+        for column, (low, high) in bounds.items():
+            keep &= (position[:, column] >= low) & (position[:, column] < high)
+    hits = np.flatnonzero(keep)
+    if not hits.size:
+        return None
+    first, last = int(hits[0]), int(hits[-1]) + 1
+    keep = keep[first:last]
+    out = {}
+    for name in names:
+        if name in read:
+            values = read[name][first:last]
+        elif name in _SIDE_OF:
+            values = rows.index(_SIDE_OF[name], start + first, start + last, by)
+        else:
+            values = rows.read(name, start + first, start + last, by)
+        out[name] = values if keep.all() else values[keep]
+    return out
+
+
+def _joined(
+    parts: list[dict[str, np.ndarray]], name: str, rows: SynapseRows, by: Compressed
+) -> np.ndarray:
+    if not parts:
+        return rows.read(name, 0, 0, by)
+    return parts[0][name] if len(parts) == 1 else np.concatenate([part[name] for part in parts])
+
+
+def _selection(rows: SynapseRows, by: Compressed, found: dict[str, np.ndarray]) -> xr.Dataset:
+    pre, post = found.pop("pre_index"), found.pop("post_index")
+    order: Any = slice(None)
+    if by == "pre" or not _ascends(post, pre):
+        keys = [found["synapse_id"]] if "synapse_id" in found else []
+        order = np.lexsort([*keys, pre, post])
+    variables = {
+        name: xr.Variable(rows.columns[name].dims, values[order], rows.columns[name].attrs)
+        for name, values in found.items()
+    }
+    index: dict[Compressed, np.ndarray] = {"pre": pre[order], "post": post[order]}
+    coords = {
+        f"{side}_nucleus_id": xr.Variable(
+            "synapse",
+            rows.labels[side][own],
+            {"long_name": f"nucleus id of the {side}synaptic neuron"},
+        )
+        for side, own in index.items()
+    }
+    coords |= {name: variables.pop(name) for name in found if rows.columns[name].is_coord}
+    result = rows.frame.assign(variables).assign_coords(coords)
+    return add_history(result, f"select_synapses: {pre.size} of {rows.n}")
+
+
+def _ascends(post: np.ndarray, pre: np.ndarray) -> bool:
+    same = post[1:] == post[:-1]
+    return bool(((post[1:] > post[:-1]) | (same & (pre[1:] >= pre[:-1]))).all())
+
+
+def _pair_sums(
+    rows: SynapseRows, start: int, stop: int, new: Mapping[Compressed, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Sum neighbouring rows of the same pair; return post, pre, size and count of each."""
+    index: dict[Compressed, np.ndarray] = {}
+    for side in INDEX_NAMES:
+        own = rows.index(side, start, stop)
+        index[side] = new[side][own]
+        if (index[side] < 0).any():
+            require_known(
+                rows.labels[side][own],
+                index[side],
+                f"{side} of the synapses",
+                "the connectivity",
+                "take its own first, with mx.select_synapses(synapses, pre=..., post=...)",
+            )
+    size = rows.read("size", start, stop).astype(np.int64, copy=False)
+    post, pre = index["post"], index["pre"]
+    changes = (post[1:] != post[:-1]) | (pre[1:] != pre[:-1])
+    first = np.flatnonzero(np.concatenate([[stop > start], changes]))
+    sums = np.add.reduceat(size, first) if first.size else size
+    return post[first], pre[first], sums, np.diff(first, append=stop - start)

@@ -1,0 +1,56 @@
+"""Ingests that run in a process of their own, to be killed there."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import numpy as np
+import tqdm.auto  # noqa: F401  # imported once, where the processes are forked from
+import xarray as xr
+
+from microns_xr.connectivity.labels import Lookup
+from microns_xr.ingest import collate, ingest, mapping, parse, pipeline
+from microns_xr.ingest.ingest import ingest_synapses
+from microns_xr.store import spill, stream
+
+# What is compiled is loaded once, too.
+_KINDS = np.array([parse.ID, parse.ID, parse.WHOLE], np.int8)
+_FOUND = parse.parse_lines(
+    np.frombuffer(b"1,2,3\n", np.uint8), _KINDS, np.zeros(3, bool), np.zeros(3, np.int64)
+)
+_ONE, _CODE = np.array([1]), np.array([0], np.int32)
+Lookup(_ONE, "ids").find(_ONE, 1)
+mapping._classify(
+    _CODE, _CODE, *_FOUND.numbers[:2], *_FOUND.null[:2], _FOUND.numbers[2], 1, np.zeros(9, np.int64)
+)
+collate.collate(np.array([0, 1]), _CODE, _ONE)
+spill._counting_sort(_CODE, 1)
+spill._places(np.array([0, 1], np.int32), np.array([0]), 1)
+
+
+def die_at(number: int, files: str, units: xr.Dataset, out: str) -> None:
+    """Ingest, and be killed at the beginning of one of the steps, counted from 0."""
+    left = [number]
+
+    def deadly(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def step(*arguments: Any, **options: Any) -> Any:
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return real(*arguments, **options)
+
+        setattr(owner, name, step)
+
+    deadly(ingest, "read_files")
+    deadly(pipeline, "_spill")
+    deadly(spill.Spill, "_put")
+    deadly(stream, "_write_slice")
+    deadly(ingest, "write_pairs")
+    deadly(ingest, "plan_parent")
+    deadly(ingest, "_take_over")
+    deadly(os, "rename")
+    ingest_synapses(files, units, out, progress=False)

@@ -1,0 +1,45 @@
+"""``microns-xr ingest``, as the application that it is registered with."""
+
+from __future__ import annotations
+
+import ingest_examples as ex
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from microns_xr.cli_ingest import register
+from microns_xr.errors import SchemaError
+from microns_xr.store.open import open_store
+from microns_xr.store.write import write_store
+
+
+@pytest.fixture
+def app():
+    app = typer.Typer()
+    register(app)
+    app.callback()(lambda: None)  # so that the one command keeps its name
+    return app
+
+
+def test_from_a_store_of_units(tmp_path, app):
+    units = ex.make_units(60)
+    frame = ex.make_synapses(units, 500)
+    write_store(tmp_path / "units.zarr", units=units)
+    path, out = ex.write_archived(tmp_path, frame), tmp_path / "out.zarr"
+    arguments = ["ingest", str(path), "--units", str(tmp_path / "units.zarr"), "--out", str(out)]
+    found = CliRunner().invoke(app, [*arguments, "--positions", "--scope", "complete"])
+    assert found.exit_code == 0, found.output
+    pairs = open_store(out)["connectivity"].synapse_size.data.nnz
+    assert f"connections   {pairs} among 60 units" in found.output
+    ex.in_memory(frame, units, tmp_path / "expected.zarr", singles=True, scope="complete")
+    ex.assert_same_store(out, tmp_path / "expected.zarr")
+    kept = CliRunner().invoke(app, [*arguments, "--keep", "post", "--count-bad-lines"])
+    assert kept.exit_code == 0, kept.output
+    assert "post_pt_root_id" in open_store(out)["synapses"]
+
+
+def test_what_is_no_store(tmp_path, app):
+    arguments = ["ingest", "s.csv", "--units", str(tmp_path), "--out", "s.zarr"]
+    found = CliRunner().invoke(app, arguments)
+    assert isinstance(found.exception, SchemaError)
+    assert "--version" in str(found.exception)

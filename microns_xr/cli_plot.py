@@ -56,7 +56,7 @@ def plot(
     ] = None,
     variable: Annotated[
         str | None,
-        typer.Option(help="What is drawn: mean_size, p (connectivity), pref_dir, rate_dir, ..."),
+        typer.Option(help="What is drawn: mean_size, probability, pref_dir, rate_dir, ..."),
     ] = None,
     axes: Annotated[str, typer.Option(help="cells: which axes, right and up.")] = "xy",
     distance: Annotated[
@@ -102,7 +102,8 @@ def plot(
     try:
         # Without a time of making, equal pictures are equal files.
         undated = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-        ax.figure.savefig(beside, dpi=dpi, bbox_inches="tight", metadata=undated[out.suffix])
+        figure: Any = ax.figure
+        figure.savefig(beside, dpi=dpi, bbox_inches="tight", metadata=undated[out.suffix])
         beside.replace(out)
     finally:
         beside.unlink(missing_ok=True)
@@ -210,16 +211,17 @@ def _connectivity(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
 
     connectivity, units = _group(tree, "connectivity"), _neurons(tree)
     by, variable = options["by"] or "cell_type", options["variable"] or "n_connections"
-    if variable == "p":
+    if variable == "probability":
         table = connection_probability(
             connectivity, units, by, presynaptic=options["presynaptic"], n_bootstrap=1
         )
     else:
-        ids = [
+        pre, post = (
             np.intersect1d(connectivity[f"{side}_nucleus_id"].values, units["nucleus_id"].values)
             for side in ("pre", "post")
-        ]
-        table = group_connectivity(connections_between(connectivity, *ids), by, units=units)
+        )
+        among = connections_between(connectivity, pre, post)
+        table = group_connectivity(among, by, units=units)
     return connectivity_matrix(table, variable, ax=options["ax"])
 
 
@@ -246,19 +248,21 @@ def _probability(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
 
 
 def _with_angle(tree: xr.DataTree, name: str) -> xr.Dataset:
-    """Units with an angle: their own, or that of each neuron's best recorded unit."""
-    units = _group(tree, "units")
-    if name in units or "functional" not in tree.children:
-        return units
-    functional = _group(tree, "functional")
-    if name not in functional:
-        return units
-    from microns_xr.functional.collapse import collapse_scans
+    """Units with an angle: their own, or that of a curve fitted to their rates."""
+    from microns_xr.functional.fits import fit_tuning
 
-    best = "cc_abs" in functional
-    one = collapse_scans(functional, how="best" if best else "first", by="cc_abs" if best else None)
-    angles = one[name].reindex(nucleus_id=units["nucleus_id"].values)
-    return units.assign({name: ("nucleus_id", angles.values, one[name].attrs)})
+    units = _group(tree, "units")
+    rates = {"pref_ori": "rate_ori", "pref_dir": "rate_dir"}.get(name)
+    if name in units or rates is None or rates not in units:
+        return units
+    if rates == "rate_ori":
+        fit = fit_tuning(units[rates], dim="orientation", model="von_mises")
+    else:
+        fit = fit_tuning(units[rates], dim="direction", model="double_von_mises")
+    attrs = fit[name].attrs
+    text = f"{attrs.get('long_name', name)} of fitted curves"
+    angle = fit[name].where(fit["converged"])
+    return units.assign({name: angle.assign_attrs(attrs | {"long_name": text})})
 
 
 def _like_to_like(tree: xr.DataTree, options: dict[str, Any]) -> Axes:

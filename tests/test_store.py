@@ -673,8 +673,7 @@ def test_one_copy_is_enough_for_itself(store: str) -> None:
 
 
 def test_arguments_of_open(store: str) -> None:
-    with pytest.raises(StoreFormatError, match="lazy opening is not available yet"):
-        open_store(store, lazy=True)
+    assert open_store(store, lazy=True)["connectivity"].to_dataset().chunks
     with pytest.raises(SchemaError, match="expected 'post' or 'pre'"):
         open_store(store, compressed="both")  # type: ignore[arg-type]
     with pytest.raises(UnknownLabelError, match="nearest: units"):

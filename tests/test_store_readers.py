@@ -126,8 +126,6 @@ def test_engine_says_what_to_do(path: str, tmp_path: Path) -> None:
         xr.open_dataset(path, engine="microns_xr")
     with pytest.raises(UnknownLabelError, match="nearest: connectivity"):
         xr.open_dataset(path, engine="microns_xr", group="conectivity")
-    with pytest.raises(StoreFormatError, match="lazy opening is not available yet"):
-        xr.open_datatree(path, engine="microns_xr", lazy=True)
     with pytest.raises(StoreFormatError, match="there is no store at"):
         xr.open_datatree(tmp_path / "none.zarr", engine="microns_xr")
 

@@ -140,7 +140,7 @@ def compare_values(
     ``p = 2 min(1 + replicates as large, 1 + replicates as small) / (replicates + 1)``, at the
     most 1: what was observed counts as one of the replicates, so that p is never 0 and the test
     keeps its level (Phipson & Smyth 2010, Statistical Applications in Genetics and Molecular
-    Biology 9, article 39). With 39 replicates or fewer p cannot be below 0.05.
+    Biology 9, article 39). With fewer than 39 replicates p cannot reach 0.05.
 
     Examples
     --------

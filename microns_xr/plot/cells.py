@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -181,14 +181,15 @@ def cells_in_space(
         raise SchemaError("units holds no cell with a position: there is nothing to draw")
     ax = axes_or_new(ax)
     area = size if size is not None else float(np.clip(15000 / placed.sum(), 2.0, 25.0))
-    dots = {"s": area, "lw": 0, "rasterized": bool(placed.sum() > 5000)}
+    dots: dict[str, Any] = {"s": area, "lw": 0, "rasterized": bool(placed.sum() > 5000)}
     words = words_of(values)
     if words is not None:
         styles = styles_of(words[placed])
         for word in sorted(styles, key=lambda w: styles[w].colour != NO_VALUE):
             rows, style = placed & (words == word), styles[word]
             ax.scatter(
-                *xy[rows].T,
+                xy[rows, 0],
+                xy[rows, 1],
                 color=style.colour,
                 marker=style.marker,
                 label=f"{word} ({rows.sum()})",
@@ -196,7 +197,8 @@ def cells_in_space(
                 **dots,
             )
         draw_legend(ax, colour.replace("_", " "), beside=True)
-        for handle in ax.get_legend().legend_handles:
+        legend: Any = ax.get_legend()
+        for handle in legend.legend_handles:
             handle.set_sizes([30])
     else:
         _numbers(ax, xy, placed, values, dots)
@@ -213,23 +215,26 @@ def cells_in_space(
 
 
 def _numbers(
-    ax: Axes, xy: np.ndarray, placed: np.ndarray, values: xr.DataArray, dots: dict
+    ax: Axes, xy: np.ndarray, placed: np.ndarray, values: xr.DataArray, dots: dict[str, Any]
 ) -> None:
     numbers = np.asarray(values.values, dtype=float)
     cmap, norm = scale_of(values)
+    period = float(norm.vmax or 1.0)
     if is_angle(values):
-        numbers = np.mod(numbers, norm.vmax)
+        numbers = np.mod(numbers, period)
     known = np.isfinite(numbers)
     empty, full = placed & ~known, placed & known
     if empty.any():
         label = f"no value ({empty.sum()})"
-        ax.scatter(*xy[empty].T, color=NO_VALUE, label=label, zorder=1, **dots)
-    drawn = ax.scatter(*xy[full].T, c=numbers[full], cmap=cmap, norm=norm, zorder=2, **dots)
+        ax.scatter(xy[empty, 0], xy[empty, 1], color=NO_VALUE, label=label, zorder=1, **dots)
+    drawn = ax.scatter(
+        xy[full, 0], xy[full, 1], c=numbers[full], cmap=cmap, norm=norm, zorder=2, **dots
+    )
     # Axes of equal scales are seldom as high as their place: the bar is to be as high as they are.
     beside = ax.inset_axes((1.03, 0.0, 0.03, 1.0))
     bar = ax.figure.colorbar(drawn, cax=beside, label=label_of(values, width=24))
     if is_angle(values):
-        bar.set_ticks(np.linspace(0, float(norm.vmax or 1.0), 5).tolist())
+        bar.set_ticks(np.linspace(0, period, 5).tolist())
     if empty.any():
         ax.legend(
             fontsize="small",

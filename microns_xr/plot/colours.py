@@ -223,7 +223,7 @@ def colours_of(values: xr.DataArray) -> np.ndarray:
     cmap, norm = scale_of(values)
     numbers = np.asarray(values.values, dtype=float)
     if is_angle(values):
-        numbers = np.mod(numbers, norm.vmax)
+        numbers = np.mod(numbers, float(norm.vmax or 1.0))
     finite = np.isfinite(numbers)
     result = np.full(numbers.shape, NO_VALUE, dtype=object)
     rgba = cmap(norm(numbers[finite]))

@@ -87,7 +87,8 @@ def connectivity_matrix(
         for (row, column), value in np.ndenumerate(numbers):
             if np.isfinite(value):
                 light = not values.mask.all() and (
-                    np.ma.getmaskarray(values)[row, column] or float(image.norm(value)) > 0.6
+                    np.ma.getmaskarray(values)[row, column]
+                    or float(np.asarray(image.norm(value))) > 0.6
                 )
                 text = f"{value:,.0f}" if table.dtype.kind in "iu" else f"{value:.2g}"
                 text = f"{value:,.0f}" if value >= 100 else text

@@ -60,8 +60,8 @@ def connection_probability(found: xr.Dataset, *, ax: Axes | None = None) -> Axes
     others = [d for d in found["probability"].dims if d not in dims]
     if len(dims) != 1:
         raise SchemaError(
-            f"probability has dims {found['probability'].dims}, of which {dims} are distances, expected one: "
-            + (how if not dims else "select one bin of the others, with .isel")
+            f"probability has dims {found['probability'].dims}, of which {dims} are distances, "
+            "expected one: " + (how if not dims else "select one bin of the others, with .isel")
         )
     dim = dims[0]
     found = found.compute()

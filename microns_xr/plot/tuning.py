@@ -205,7 +205,9 @@ def preferred_orientations(
     if not polar and state == "degree":
         ax.set_xticks(np.arange(0, period + 1, period / 4))
     if by is not None:
-        where = {"loc": "upper left", "bbox_to_anchor": (1.08, 1.0)} if polar else {}
+        where: dict[str, Any] = (
+            {"loc": "upper left", "bbox_to_anchor": (1.08, 1.0)} if polar else {}
+        )
         ax.legend(fontsize="small", title=by.replace("_", " "), **where)
     return ax
 
@@ -306,7 +308,7 @@ def currents_by_angle(
         if normalise:
             rows = rows / rows.mean(axis=1, keepdims=True)
         mean, error = rows.mean(axis=0), rows.std(axis=0) / np.sqrt(len(rows))
-        line = {"color": style.colour, "marker": style.marker, "ls": style.line}
+        line: dict[str, Any] = {"color": style.colour, "marker": style.marker, "ls": style.line}
         ax.plot(angle, mean, ms=3, label=f"{word} ({len(rows)})", **line)
         band(ax, np.asarray(angle.values), mean - error, mean + error, style.colour)
     unit = angle.attrs.get("units", "degree")

@@ -26,7 +26,7 @@ NOTEBOOKS = ROOT / "notebooks"
 
 # Page of the reference to the modules on it; the longest beginning decides.
 REFERENCE: dict[str, tuple[str, ...]] = {
-    "releases": ("release", "releases", "source", "provenance", "cite", "analysis.releases_compare"),
+    "releases": ("release", "releases", "source", "provenance", "citations", "analysis.releases_compare"),
     "units": ("units", "layers", "merge", "select", "convert"),
     "connectivity": ("connectivity", "partners", "totals", "synapses", "analysis.populations"),
     "currents": ("currents", "analysis.align_preferred"),

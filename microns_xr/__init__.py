@@ -53,6 +53,7 @@ _PUBLIC = {
     "fit_tuning": "functional.fits",
     "frame_level_test": "functional.trial_tests",
     "group_connectivity": "analysis.populations",
+    "ingest_synapses": "ingest.ingest",
     "input_currents": "currents",
     "inputs_to": "partners",
     "merge_table": "merge",

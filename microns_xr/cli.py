@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from tqdm import tqdm
 
+from microns_xr import cli_ingest, cli_plot
 from microns_xr.errors import MicronsXrError, SchemaError
 
 __all__ = ["app", "main"]
@@ -356,6 +357,10 @@ def currents(
 
 def _one_line(message: object) -> str:
     return " ".join(str(message).split())
+
+
+cli_ingest.register(app)
+cli_plot.register(app)
 
 
 def main() -> None:

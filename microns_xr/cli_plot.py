@@ -213,7 +213,7 @@ def _connectivity(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
     by, variable = options["by"] or "cell_type", options["variable"] or "n_connections"
     if variable == "probability":
         table = connection_probability(
-            connectivity, units, by, presynaptic=options["presynaptic"], n_bootstrap=1
+            connectivity, units, by, presynaptic=options["presynaptic"], interval="wilson"
         )
     else:
         pre, post = (

@@ -270,7 +270,8 @@ def _neurons_of(connectivity: xr.Dataset, colour: str | None) -> dict[str, Any]:
                     f"connectivity has no {needed!r}: use mx.annotate(connectivity, units, "
                     f"[{needed.removeprefix(f'{side}_')!r}])"
                 )
-        own = connectivity.isel({dim: np.unique(rows[side])})
+        # Labels alone: selecting from the sparse arrays, too, would take long.
+        own = connectivity.coords.to_dataset().isel({dim: np.unique(rows[side])})
         ids.append(own[dim].values)
         roots.append(own[name].values)
         words.append(own[annotated].values)

@@ -48,7 +48,10 @@ def axes_or_new(ax: Axes | None, **kwargs: Any) -> Axes:
     from matplotlib.figure import Figure
 
     figure: Figure
-    if mpl.is_interactive():
+    # The kernel of a notebook has its backend from the start, but is interactive only after the
+    # first figure of pyplot. Asking in the usual way would choose a backend where there is none.
+    in_notebook = "inline" in str(dict.__getitem__(mpl.rcParams, "backend"))
+    if mpl.is_interactive() or in_notebook:
         import matplotlib.pyplot as plt
 
         figure = plt.figure(layout="constrained")

@@ -95,7 +95,8 @@ def depth_profile(
         )
         left += counts
     ax.set(xlabel=f"cells per bin of {bin_um:g} µm", ylabel="depth from the pia (µm)")
-    ax.invert_yaxis()
+    if not ax.yaxis_inverted():
+        ax.invert_yaxis()
     if layers is not None:
         _borders(ax, layers)
     if by != "layer" or layers is None:
@@ -165,14 +166,16 @@ def cells_in_space(
     >>> import microns_xr as mx
     >>> release = mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=500))
     >>> ax = cells_in_space(release.units(), "layer", axes=("z", "y"))
-    >>> ax.get_xlabel(), ax.yaxis_inverted()
+    >>> ax.get_xlabel(), bool(ax.yaxis_inverted())
     ('z (µm)', True)
     """
+    from matplotlib.collections import PathCollection
+
     require(units, ("position", colour), "units", _UNITS_FROM)
     if len(axes) != 2 or axes[0] == axes[1] or not set(axes) <= set(AXES):
         raise SchemaError(f"axes is {axes!r}, expected two of {AXES}, such as ('x', 'y')")
     values = units[colour]
-    if values.dims != units["pt_root_id"].dims if "pt_root_id" in units else values.ndim != 1:
+    if values.dims != tuple(d for d in units["position"].dims if d != "axis"):
         raise SchemaError(f"{colour} has dims {values.dims}, expected one value a cell")
     where = units["position"].sel(axis=list(axes)).transpose(..., "axis")
     xy = np.asarray(where.values, dtype=float)
@@ -199,7 +202,8 @@ def cells_in_space(
         draw_legend(ax, colour.replace("_", " "), beside=True)
         legend: Any = ax.get_legend()
         for handle in legend.legend_handles:
-            handle.set_sizes([30])
+            if isinstance(handle, PathCollection):
+                handle.set_sizes([30])
     else:
         _numbers(ax, xy, placed, values, dots)
     for name, axis in zip(axes, (ax.xaxis, ax.yaxis), strict=True):
@@ -224,23 +228,16 @@ def _numbers(
         numbers = np.mod(numbers, period)
     known = np.isfinite(numbers)
     empty, full = placed & ~known, placed & known
+    grey = ""
     if empty.any():
         label = f"no value ({empty.sum()})"
+        grey = f"\ngrey: no value ({empty.sum()})"
         ax.scatter(xy[empty, 0], xy[empty, 1], color=NO_VALUE, label=label, zorder=1, **dots)
     drawn = ax.scatter(
         xy[full, 0], xy[full, 1], c=numbers[full], cmap=cmap, norm=norm, zorder=2, **dots
     )
     # Axes of equal scales are seldom as high as their place: the bar is to be as high as they are.
     beside = ax.inset_axes((1.03, 0.0, 0.03, 1.0))
-    bar = ax.figure.colorbar(drawn, cax=beside, label=label_of(values, width=24))
+    bar = ax.figure.colorbar(drawn, cax=beside, label=label_of(values, width=24) + grey)
     if is_angle(values):
         bar.set_ticks(np.linspace(0, period, 5).tolist())
-    if empty.any():
-        ax.legend(
-            fontsize="small",
-            loc="lower right",
-            bbox_to_anchor=(1.0, 1.0),
-            frameon=False,
-            borderaxespad=0.1,
-            markerscale=2,
-        )

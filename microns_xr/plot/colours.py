@@ -114,7 +114,7 @@ def cyclic_map() -> Colormap:
     -----
     The colours go evenly around an ellipse in L* (lightness) and b* (blue to yellow) of CIE
     L*a*b* 1976, D65. Persons who do not tell red from green see both, so that to them, too, no two
-    angles look alike; a* (green to red) goes along with both.
+    angles look alike; a* (green to red) goes along, as far as sRGB has such colours.
 
     Examples
     --------
@@ -124,7 +124,8 @@ def cyclic_map() -> Colormap:
     from matplotlib.colors import ListedColormap
 
     t = 2 * np.pi * np.arange(256) / 256
-    lab = np.stack([58 + 19 * np.cos(t), 16 * np.cos(t) + 14 * np.sin(t), 48 * np.sin(t)], axis=1)
+    red = 8 + 20 * np.cos(t) - 4 * np.sin(t)
+    lab = np.stack([58 + 21 * np.cos(t), red, 50 * np.sin(t)], axis=1)
     return ListedColormap(_srgb(lab), name="microns_xr_angles")
 
 

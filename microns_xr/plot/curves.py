@@ -203,7 +203,7 @@ def _null(ax: Axes, x: np.ndarray, observed: xr.DataArray, null: Any) -> None:
     )
     band(ax, x, low, high, "#555555")
     share = null.attrs.get("confidence")
-    keeps = null.attrs.get("null", "")
-    name = f"null: {str(keeps).replace('_', ' ')}" if keeps else "null"
+    model = str(null.attrs.get("null", "")).partition("(")[0].replace("_", " ")
+    name = f"null: {model}" if model else "null"
     text = f"{name} (mean, {share:.0%})" if share else f"{name} (mean)"
     ax.plot(x, mean, color="#555555", ls="--", lw=1.2, label=text, zorder=2)

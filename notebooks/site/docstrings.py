@@ -102,6 +102,6 @@ class _Rewriter(Preprocessor):
 class DocstringExtension(Extension):
     """Markdown with the tables and definitions of docstrings."""
 
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+    def extendMarkdown(self, md: Markdown) -> None:
         # Before fenced code is taken out (25), after white space is tidied (30).
         md.preprocessors.register(_Rewriter(md), "docstrings", 28)

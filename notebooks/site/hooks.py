@@ -26,7 +26,14 @@ NOTEBOOKS = ROOT / "notebooks"
 
 # Page of the reference to the modules on it; the longest beginning decides.
 REFERENCE: dict[str, tuple[str, ...]] = {
-    "releases": ("release", "releases", "source", "provenance", "citations", "analysis.releases_compare"),
+    "releases": (
+        "release",
+        "releases",
+        "source",
+        "provenance",
+        "citations",
+        "analysis.releases_compare",
+    ),
     "units": ("units", "layers", "merge", "select", "convert"),
     "connectivity": ("connectivity", "partners", "totals", "synapses", "analysis.populations"),
     "currents": ("currents", "analysis.align_preferred"),
@@ -150,7 +157,10 @@ def _row(*cells: str) -> str:
 
 def variables_table(kind: str) -> str:
     """Return the variables of one kind of Dataset, as `microns_xr.schema` declares them."""
-    lines = [_row("variable", "dims", "dtype", "units", "missing", "what it is"), _row(*["---"] * 6)]
+    lines = [
+        _row("variable", "dims", "dtype", "units", "missing", "what it is"),
+        _row(*["---"] * 6),
+    ]
     for spec in KINDS[kind].values():
         name = f"**`{spec.name}`**" if spec.required else f"`{spec.name}`"
         dims = ", ".join(f"`{dim}`" for dim in spec.dims)
@@ -267,9 +277,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
     parts = re.split(r"(<pre.*?</pre>|<a .*?</a>|<h\d.*?</h\d>)", html, flags=re.S)
     pattern = re.compile(r"<code>(?:mx|microns_xr)\.([\w.]+)(?:\([^<]*\))?</code>")
-    return "".join(
-        part if i % 2 else pattern.sub(linked, part) for i, part in enumerate(parts)
-    )
+    return "".join(part if i % 2 else pattern.sub(linked, part) for i, part in enumerate(parts))
 
 
 OBJECTS = public_objects()

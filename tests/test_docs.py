@@ -1,0 +1,250 @@
+"""The documentation: it is built without a warning, its links lead somewhere, its code runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import microns_xr as mx
+from microns_xr.connectivity.examples import two_neurons
+from microns_xr.schema import KINDS
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+PAGES = sorted(NOTEBOOKS.glob("*.md"))
+assert PAGES
+
+# Public names of microns-combiner 0.4.0: of the package, of its two classes, of `filters` (fl) and
+# of `remapper` (rem), as its wheel has them.
+OLD = {
+    "mic": ["MicronsCombiner", "MicronsFunctionalReader"],
+    "combiner": [
+        *["is_archived", "download_functional_data", "get_table_list", "read_table"],
+        *["download_nucleus_data", "download_tables", "download_synapse_data"],
+        *["filter_static_synapses", "merge_table", "process_nucleus_data"],
+    ],
+    "fl": [
+        *["filter_neurons", "synapses_by_id", "filter_connections", "remove_autapses"],
+        *["connections_to", "connections_from"],
+    ],
+    "rem": ["remap_all_tables"],
+    "reader": [
+        *["close", "get_full_data_by_hash", "get_responses_by_hash", "get_video_data"],
+        *["get_video_type", "get_hashes_by_session", "get_hashes_by_type"],
+        *["get_available_brain_areas", "get_trial", "print_structure"],
+    ],
+}
+
+
+# --- the code of the pages ----------------------------------------------------------------------------
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """Return the Python of a page, by line, but for what the page says is not run."""
+    text = page.read_text(encoding="utf-8")
+    pattern = r"(<!-- not run: .+? -->\n)?^```python\n(.*?)^```"
+    found = re.finditer(pattern, text, re.DOTALL | re.MULTILINE)
+    return [(text[: m.start(2)].count("\n"), m[2]) for m in found if m[1] is None]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    if page.stem == "store_format":
+        pytest.importorskip("anndata", reason="pip install 'microns-xr[export]'")
+        pytest.importorskip("tensorstore", reason="tensorstore is not installed")
+    if page.stem == "cookbook":
+        pytest.importorskip("networkx", reason="pip install 'microns-xr[export]'")
+        pytest.importorskip("h5py", reason="pip install 'microns-xr[recordings]'")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    code = blocks(page)
+    assert code
+    for line, block in code:
+        # Line numbers of an error are those of the page.
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile("\n" * line + block, str(page), "exec"), names)
+
+
+def test_fences_are_closed_and_say_what_they_are():
+    for page in PAGES:
+        fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert len(fences) % 2 == 0, page.name
+        assert set(fences[::2]) <= {"python", "javascript", "text"}, page.name
+        assert set(fences[1::2]) <= {""}, page.name
+
+
+def test_the_traps_of_sparse_arrays_in_plain_xarray():
+    """What `out_of_core.md` says of arrays in memory, so that a release that mends it is noticed."""
+    size = two_neurons().synapse_size
+    gain = xr.DataArray([1.0, 1.0], {"nucleus_id": [11, 12]})
+    dense = size.copy(data=size.data.todense())  # the rule is xarray's own; sparse compiles for it
+    assert xr.dot(dense, gain).dims == (*size.dims, "nucleus_id")
+    assert np.isnan(size.where(size > 3).data.fill_value)
+    assert np.isnan(size.reindex(pre_nucleus_id=[5]).data.todense()).all()
+    with pytest.raises(TypeError, match="Vectorized indexing is not supported"):
+        size.isel(pre_nucleus_id=("pair", [0, 1]), post_nucleus_id=("pair", [0, 1]))
+    with pytest.raises(AttributeError, match="item"):
+        size.sum().item()
+    for fails in (lambda: size.values, size.to_series):
+        with pytest.raises(RuntimeError, match="to dense"):
+            fails()
+
+
+# --- the table of old and new calls -------------------------------------------------------------------
+
+
+def _rows() -> list[list[str]]:
+    text = (NOTEBOOKS / "from_microns_datacleaner.md").read_text(encoding="utf-8")
+    table = text.split("## Old call, new call")[1].split("The words of a filter")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    assert len(rows) > 25
+    return rows
+
+
+def test_old_calls_are_those_of_the_old_package():
+    called = re.findall(r"`(mic|combiner|fl|rem|reader)\.(\w+)\(", "\n".join(r[0] for r in _rows()))
+    assert all(name in OLD[owner] for owner, name in called)
+    missing = {(o, n) for o, names in OLD.items() for n in names} - set(called)
+    assert not missing, "public calls of the old package that the table does not translate"
+
+
+def test_new_calls_exist():
+    new = "\n".join(row[1] for row in _rows())
+    for name in re.findall(r"mx\.(\w+)", new):
+        assert hasattr(mx, name), name
+    for name in re.findall(r"release\.(\w+)\(", new):
+        assert callable(getattr(mx.Release, name)), name
+    for name in re.findall(r"recordings\.(\w+)\(", new):
+        assert callable(getattr(xr.DataTree, name)), name
+    assert all(re.search(r"`|not needed", row[1]) for row in _rows())
+
+
+def test_every_name_the_pages_mention_exists():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for dotted in re.findall(r"(?<![\w.])mx\.([A-Za-z_]\w*(?:\.\w+)?)", text):
+            name, _, member = dotted.partition(".")
+            assert hasattr(mx, name), f"{page.name}: mx.{name}"
+            if member and isinstance(getattr(mx, name), ModuleType):
+                assert hasattr(getattr(mx, name), member), f"{page.name}: mx.{dotted}"
+
+
+# --- the site -----------------------------------------------------------------------------------------
+
+
+class _Page(HTMLParser):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.anchors |= {str(values[key]) for key in ("id", "name") if values.get(key)}
+        key = {"a": "href", "link": "href", "img": "src", "script": "src"}.get(tag)
+        if key is not None and values.get(key):
+            self.links.append(str(values[key]))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as strictly as in the checks, without a warning of Python either."""
+    pytest.importorskip("mkdocs", reason="pip install 'microns-xr[docs]'")
+    pytest.importorskip("mkdocstrings", reason="pip install 'microns-xr[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    config = NOTEBOOKS / "site" / "mkdocs.yml"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q"]
+    done = subprocess.run(
+        [*command, "-f", str(config), "-d", str(folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr.strip()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(site: Path) -> dict[Path, _Page]:
+    return {path.resolve(): _Page(path) for path in site.rglob("*.html")}
+
+
+def test_every_link_leads_somewhere(site, html):
+    assert len(html) > len(PAGES)
+    for path, page in html.items():
+        if path.name == "404.html":  # its links are from the root of the site
+            continue
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                assert parts.scheme in ("https", "mailto", "data"), f"{path.name}: {link}"
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert target.is_file(), f"{path.name}: {link}"
+            if parts.fragment and target in html:
+                assert unquote(parts.fragment) in html[target].anchors, f"{path.name}: {link}"
+
+
+def test_the_reference_has_every_public_name(site, html):
+    anchors = {a for path, page in html.items() if "reference" in path.parts for a in page.anchors}
+    index = (site / "reference" / "index.html").read_text(encoding="utf-8")
+    for name, module in mx._PUBLIC.items():
+        if isinstance(getattr(mx, name), ModuleType):
+            continue
+        assert f"microns_xr.{module}.{name}" in anchors
+        assert f">mx.{name}<" in index
+    for module in (mx.plot, mx.null_models):
+        for name in module.__all__:
+            assert f"{getattr(module, name).__module__}.{name}" in anchors
+
+
+def test_pages_are_filled_in_from_the_package(site):
+    model = (site / "data_model.html").read_text(encoding="utf-8")
+    for specs in KINDS.values():
+        for spec in specs.values():
+            assert f"<code>{spec.name}</code>" in model
+            assert spec.doc in model
+    assert all(str(version) in model for version in mx.supported_versions())
+    rules = (site / "store_format.html").read_text(encoding="utf-8")
+    assert "strictly ascending within a span" in re.sub(r"\s+", " ", rules)
+    assert all(f"<strong>{i}.</strong>" in rules for i in range(1, 15))
+    for page in site.rglob("*.html"):
+        assert "<!-- table:" not in page.read_text(encoding="utf-8"), page.name
+
+
+def test_the_first_page_is_the_readme_and_shows_its_picture(site, html):
+    first = html[(site / "index.html").resolve()]
+    assert "demo.png" in first.links
+    assert (site / "demo.png").stat().st_size > 10_000
+    assert not any("notebooks/" in link for link in first.links)
+
+
+def test_notebooks_are_pages(site):
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        page = (site / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert "<h1" in page
+        assert path.name in page  # to run it
+        assert "highlight" in page
+
+
+def test_nothing_is_fetched_from_elsewhere(site, html):
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        fetched = re.findall(r'<(?:script|img|link)[^>]+(?:src|href)="(https?:[^"]+)', text)
+        assert not fetched, path.name

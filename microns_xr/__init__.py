@@ -58,6 +58,7 @@ _PUBLIC = {
     "inputs_to": "partners",
     "merge_table": "merge",
     "n_connections": "connectivity.subset",
+    "neuroglancer_link": "neuroglancer",
     "nucleus_ids": "connectivity.build",
     "open_recordings": "recordings.open",
     "open_store": "store.open",
@@ -89,17 +90,23 @@ _PUBLIC = {
     "write_store": "store.write",
 }
 
+# Modules of functions that are used by their module's name, such as ``mx.plot.cells_in_space``.
+_MODULES = {"null_models": "analysis.null_models", "plot": "plot"}
+
 __version__ = "0.1.0"
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", *_MODULES, *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
+    if name in _MODULES:
+        value = importlib.import_module(f"microns_xr.{_MODULES[name]}")
+    elif name in _PUBLIC:
         value = getattr(importlib.import_module(f"microns_xr.{_PUBLIC[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'microns_xr' has no attribute {name!r}")
+    else:
+        raise AttributeError(f"module 'microns_xr' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*globals(), *_MODULES, *_PUBLIC})

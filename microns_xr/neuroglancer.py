@@ -69,8 +69,8 @@ def neuroglancer_link(
         connectivity those from its presynaptic onto its postsynaptic neurons.
     segmentation : str, optional
         Source of the segmentation. By default the public flat one where the release has it (943
-        and 1300); for other releases the live one, which asks to log in, and which shows segments
-        that were edited since as they were, in three dimensions.
+        and 1300); for other releases the live one, which asks to log in, and where segments may
+        have been edited since the release.
     image : str, optional
         Source of the images.
     site : str, optional

@@ -103,7 +103,9 @@ def _partners(given: Connectivity, ids: Any, own: Side, function: str) -> xr.Dat
     n_own = result.sizes[f"{own}_nucleus_id"]
     pattern, _ = pair_buffers(result)
     if pattern.compressed == own:
-        partners = np.unique(pattern.indices)
+        found = np.zeros(pattern.n_minor, dtype=bool)
+        found[pattern.indices] = True  # a tenth of the time of np.unique
+        partners = np.flatnonzero(found)
     else:
         partners = np.flatnonzero(np.diff(pattern.indptr))
     both = {own: None, other: partners}

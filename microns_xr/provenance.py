@@ -162,7 +162,8 @@ def add_history(
     # A new dict: xarray's selections share theirs with what they were taken from.
     attrs = copy.deepcopy(obj.attrs)
     tables: list[Any] = []
-    for s in (obj, *sources):
+    everything: list[Any] = [obj, *sources]
+    for s in everything:
         tables += [t for t in s.attrs.get("source_tables", ()) if t not in tables]
     if tables:
         attrs["source_tables"] = copy.deepcopy(tables)

@@ -263,7 +263,7 @@ def test_spans_of_any_neurons(store, chosen, chunk):
     from microns_xr.connectivity.spans import read_neurons
 
     array = opened(store)[0].synapse_size.data
-    source = blocks.source_of(array)
+    source = blocks.source_of(array, "synapse_size")
     majors = np.array(sorted(chosen), dtype=np.int64)
 
     class Chunked:

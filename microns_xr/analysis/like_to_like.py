@@ -81,7 +81,9 @@ def like_to_like(
         Divide probabilities by the probability over all bins, and sizes by the mean size.
     resample : {"pre", "both"}, optional
         Neurons that are drawn with replacement for the intervals: the presynaptic ones, each with
-        all of its pairs, or both sides independently, which is wider and rather too wide.
+        all of its pairs, or both sides independently. The first is somewhat too narrow, since
+        pairs share postsynaptic neurons as well; the second is much too wide where connections
+        are few, since chance in single pairs then counts up to three times.
     n_bootstrap : int, optional
         Number of draws; 0 for no intervals.
     confidence : float, optional

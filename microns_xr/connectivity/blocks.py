@@ -169,12 +169,15 @@ def lazy_pairs(
     return arrays
 
 
-def source_of(array: Any) -> PairSource | None:
-    """Return the source of a dask array that is still as `lazy_pairs` made it, else None."""
+def source_of(array: Any, name: str) -> PairSource | None:
+    """Return the source of a dask array that is still as `lazy_pairs` made it of `name`, else None.
+
+    An array that goes by another name by now is no longer what the source has under that name.
+    """
     if not isinstance(array, da.Array):
         return None
     task = dict(array.dask.layers.get(array.name, {})).get((array.name, 0, 0))
-    if isinstance(task, tuple) and task[0] is _read_values:
+    if isinstance(task, tuple) and task[0] is _read_values and task[3] == name:
         return task[2]
     return None
 

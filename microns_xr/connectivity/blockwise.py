@@ -334,7 +334,7 @@ def blocks_of(
 
 def stored_source(arrays: Mapping[str, da.Array]) -> PairSource | None:
     """Return the one source of arrays that are still as they were opened, else None."""
-    sources = [source_of(array) for array in arrays.values()]
+    sources = [source_of(array, name) for name, array in arrays.items()]
     same = all(source == sources[0] for source in sources)
     return sources[0] if sources and same else None
 

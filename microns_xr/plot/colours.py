@@ -108,7 +108,7 @@ def cyclic_map() -> Colormap:
     Returns
     -------
     matplotlib.colors.ListedColormap
-        256 colours, 0 rose, a quarter orange, a half dark green, three quarters blue.
+        256 colours, 0 rose, a quarter ochre, a half dark green, three quarters blue.
 
     Notes
     -----

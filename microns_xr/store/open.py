@@ -39,7 +39,7 @@ from microns_xr.store.format import (
     pattern_problems,
     reserved_attrs,
 )
-from microns_xr.store.lazy import StoredPairs, lazy_root, lazy_variable
+from microns_xr.store.lazy import StoredPairs, lazy_root, lazy_variable, require_unchanged
 from microns_xr.store.values import at_once, read_values
 
 __all__ = ["open_store"]
@@ -95,6 +95,8 @@ def open_store(
     microns_xr.errors.StoreFormatError: there is no store at ...no/such/store.zarr: ...
     """
     root = open_root(path, storage_options)
+    if lazy:
+        root = lazy_root(root)
     names = groups_of(root)
     if "units" not in names:
         raise StoreFormatError(
@@ -189,8 +191,17 @@ def read_group(
             f"group {name!r} is not in the store, expected one of {names}"
             + (f"; nearest: {', '.join(near)}" if near else "")
         )
-    if lazy:
-        root = lazy_root(root)
+    if not lazy:
+        return _read_group(root, name, compressed, lazy)
+    root = lazy_root(root)
+    try:
+        return _read_group(root, name, compressed, lazy)
+    finally:
+        # Labels and pointers are of one store, and not of one and of its replacement.
+        require_unchanged(root)
+
+
+def _read_group(root: zarr.Group, name: str, compressed: Compressed, lazy: bool) -> xr.Dataset:
     if name == "connectivity":
         return _read_connectivity(root, compressed, lazy)
     group = _group(root, name)

@@ -112,6 +112,11 @@ def _computed(blocks: Blocks) -> Any:
         problems = pattern_problems(
             pattern.indices, pattern.indptr, pattern.shape, pattern.compressed
         )
+        problems += [
+            f"{name} is {part.dtype}, expected integers"
+            for name, part in zip(names, parts, strict=True)
+            if not np.can_cast(part.dtype, np.int64)
+        ]
         if not pattern.same_pairs(other):
             problems.append("synapse_count stores other pairs than synapse_size")
         if problems:
@@ -153,7 +158,8 @@ class _Spool:
 
     def pairs(self) -> Pairs:
         """Return what was added, to be read from the files."""
-        indptr = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))]).astype(np.int64)
+        lengths = np.concatenate([np.zeros(1, dtype=np.int64), *self._lengths])
+        indptr = np.cumsum(lengths)
         columns = {name: self._column(name, int(indptr[-1])) for name in _COLUMNS}
         pattern = Pattern(columns["indices"], indptr, self._shape, self._compressed)
         dtypes = tuple("int64" if wide else "int32" for wide in self._wide.values())

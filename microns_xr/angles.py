@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.errors import SchemaError
+from microns_xr.provenance import add_history
 
 __all__ = [
     "ANGLE_CONVENTIONS",
@@ -40,6 +41,8 @@ ANGLE_CONVENTIONS: dict[str, str] = {
 }
 
 _UNITS = ("degree", "radian")
+# Angles of this name come round in half a turn, also where they do not state a period.
+_HALF_TURN = ("pref_ori", "orientation")
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
@@ -59,10 +62,11 @@ def describe_angle(variable: xr.DataArray | xr.Variable, name: str) -> tuple[str
     Parameters
     ----------
     variable : xarray.DataArray or xarray.Variable
-        An angle with attributes ``units`` (degree or radian), ``angle_convention`` and,
-        for orientations, ``period`` (half a turn; a whole turn when absent).
+        An angle with attributes ``units`` (degree or radian), ``angle_convention`` and
+        ``period``; when absent, half a turn for a name that ends with ``pref_ori`` or
+        ``orientation``, else a whole turn.
     name : str
-        How messages call it.
+        Its name, and how messages call it: ``pref_ori`` or ``units.pref_ori``.
 
     Returns
     -------
@@ -87,7 +91,8 @@ def describe_angle(variable: xr.DataArray | xr.Variable, name: str) -> tuple[str
             f"{sorted(ANGLE_CONVENTIONS)}: set {name}.attrs['angle_convention'] "
             "to what its table says"
         )
-    period = float(variable.attrs.get("period", _full_turn(units)))
+    turn = _full_turn(units) / (2 if name.rpartition(".")[2] in _HALF_TURN else 1)
+    period = float(variable.attrs.get("period", turn))
     return units, convention, period
 
 
@@ -97,18 +102,23 @@ def _convert_variable(
     old_units, old_convention, period = describe_angle(variable, name)
     new_units = old_units if units is None else units
     new_convention = old_convention if convention is None else convention
-    values = np.asarray(variable.values, dtype=np.float64)
+    # What is chunked stays so: fits are not computed to be converted.
+    data = variable.values if variable.chunks is None else variable.data
+    values: Any = data.astype(np.float64)
     turn = _full_turn(old_units)
     if new_convention != old_convention:
         values = np.mod(turn / 4 - values, period)
         # The remainder of a tiny negative number is rounded up to the period.
-        values = np.where(values == period, 0.0, values)
+        values = values * (values != period)
     scale = _full_turn(new_units) / turn
     if scale != 1:
         values = values * scale
     attrs = dict(variable.attrs)
     attrs["units"] = new_units
     attrs["angle_convention"] = new_convention
+    if new_convention != old_convention and "angle_convention_from" in attrs:
+        said = attrs["angle_convention_from"]
+        attrs["angle_convention_from"] = f"converted from {old_convention}: {said}"
     if "period" in attrs:
         attrs["period"] = period * scale
     return variable.copy(data=values).assign_attrs(attrs)
@@ -175,17 +185,21 @@ def convert_angles(
             continue
         found = True
         new = _convert_variable(old.reset_coords(drop=True), str(name), convention, units)
-        if name in obj.dims:
-            result = result.assign_coords({name: (name, new.values, new.attrs)}).sortby(name)
-        elif name in obj.coords:
-            result = result.assign_coords({name: (new.dims, new.values, new.attrs)})
+        if name in obj.coords:
+            result = result.assign_coords({name: (new.dims, new.data, new.attrs)})
         else:
-            result = result.assign({name: (new.dims, new.values, new.attrs)})  # type: ignore[union-attr]
+            result = result.assign({name: (new.dims, new.data, new.attrs)})  # type: ignore[union-attr]
+    # At the end, so that all that lies along a dimension is sorted together.
+    for name in names:
+        if name in obj.dims and is_angle(obj[name]):
+            result = result.sortby(name)
     if not found:
         raise SchemaError(
             "no variable has the attribute 'angle_convention', so there is nothing to convert: "
             "set units and angle_convention on the angles first"
         )
+    if isinstance(result, xr.Dataset):
+        add_history(result, f"convert_angles(convention={convention!r}, units={units!r})")
     return result
 
 

@@ -53,7 +53,8 @@ def to_scipy(
     Raises
     ------
     SchemaError
-        If there is no such variable, it is lazy, not sparse, or its dims are not (pre, post).
+        If `connectivity` is none, there is no such variable, it is lazy, not sparse, or its dims
+        are not (pre, post).
 
     Examples
     --------
@@ -64,6 +65,11 @@ def to_scipy(
     >>> matrix.format, np.shares_memory(matrix.data, connectivity.synapse_size.data.data)
     ('csc', True)
     """
+    if not isinstance(connectivity, xr.Dataset | xr.DataArray):
+        raise SchemaError(
+            f"connectivity is a {type(connectivity).__name__}, expected a Dataset: of a store it "
+            "is mx.open_store(path)['connectivity'].to_dataset()"
+        )
     if isinstance(connectivity, xr.Dataset) and variable not in connectivity.data_vars:
         raise SchemaError(
             f"connectivity has no variable {variable!r}, found "

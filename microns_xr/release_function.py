@@ -16,6 +16,7 @@ import xarray as xr
 from microns_xr.angles import AngleConvention
 from microns_xr.columns import require_columns
 from microns_xr.errors import SchemaError, SourceError
+from microns_xr.functional.angle_axis import require_likely_units
 from microns_xr.functional.coregistration import stated_spec
 from microns_xr.functional.fits import evaluate_tuning
 from microns_xr.functional.tuning import build_tuning_curves
@@ -214,7 +215,7 @@ def rates_of_fits(table: pd.DataFrame, name: str = "fits") -> pd.DataFrame:
     Raises
     ------
     SchemaError
-        If columns are absent or a model is unknown.
+        If columns are absent, a model is unknown, or angles cannot be in these units.
 
     Examples
     --------
@@ -239,12 +240,19 @@ def rates_of_fits(table: pd.DataFrame, name: str = "fits") -> pd.DataFrame:
     return rates.reset_index(drop=True)
 
 
+def _require_units(fits: pd.DataFrame, column: str, units: str, name: str) -> None:
+    values = fits[column].to_numpy(dtype=np.float64, na_value=np.nan)
+    require_likely_units(values[np.isfinite(values)], units, f"{name}.{column}")
+
+
 def _drawn(fits: pd.DataFrame, model: str, directions: np.ndarray, name: str) -> pd.DataFrame:
     preferred = _PREFERRED[model]
     if preferred not in fits.columns and "phi" in fits.columns:
+        _require_units(fits, "phi", "radian", name)
         fits = fits.assign(**{preferred: np.rad2deg(fits["phi"])})
     further = ["amplitude_opposite"] if model == "double_von_mises" else []
     require_columns(fits, name, [preferred, *further])
+    _require_units(fits, preferred, "degree", name)
     fits = fits if "baseline" in fits.columns else fits.assign(baseline=0.0)
     columns = ["amplitude", "kappa", "baseline", preferred, *further]
     values = {

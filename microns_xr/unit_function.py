@@ -176,9 +176,12 @@ def add_rates(
     aligned = _align(collapsed[[*rates, "n_rated"]], units["nucleus_id"].values)
     outside = ~np.isin(tuning_curves["nucleus_id"].values, units["nucleus_id"].values)
     angles = [d for d in ("orientation", "direction") if d in aligned.coords]
+    # A DataArray leaves the attributes of its Dataset behind, and rates are passed on alone.
+    tables = tuning_curves.attrs.get("source_tables")
+    of = {} if tables is None else {"source_tables": tables}
     result = units.assign(
         {
-            n: (aligned[n].dims, aligned[n].values, {**aligned[n].attrs, **describe(UNITS[n])})
+            n: (aligned[n].dims, aligned[n].values, {**aligned[n].attrs, **describe(UNITS[n]), **of})
             for n in [*rates, "n_rated"]
         }
     ).assign_coords({d: aligned.coords[d] for d in angles})

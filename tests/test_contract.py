@@ -15,11 +15,11 @@ from matrices import dataset, dense, ids, random_tables
 
 import microns_xr.threads as threads_module
 from microns_xr.connectivity.arrays import gcxs, pair_buffers
-from microns_xr.totals import degrees
 from microns_xr.connectivity.subset import drop_autapses, recompress, take
 from microns_xr.currents import contract, input_currents
 from microns_xr.errors import ReleaseMismatchError, SchemaError, UnknownLabelError
 from microns_xr.provenance import stamp_release
+from microns_xr.totals import degrees
 
 COMPRESSED = ("post", "pre")
 PRE, POST = "pre_nucleus_id", "post_nucleus_id"

@@ -211,6 +211,8 @@ def test_the_reference_has_every_public_name(site, html):
             continue
         assert f"microns_xr.{module}.{name}" in anchors
         assert f">mx.{name}<" in index
+    for method in ("units", "connectivity", "download", "download_synapses", "table", "write"):
+        assert any(anchor.endswith(f".Release.{method}") for anchor in anchors), method
     for module in (mx.plot, mx.null_models):
         for name in module.__all__:
             assert f"{getattr(module, name).__module__}.{name}" in anchors

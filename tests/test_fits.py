@@ -452,3 +452,19 @@ def test_real_curves_against_recorded_fits(real_data, kind, model, harmonic):
     assert (np.rint(phi[:, 0] / (np.pi / 8)) == values.argmax(axis=1)).all()
     away = apart(fit[PREFERRED[model]].values, np.rad2deg(phi[:, 0]), 360.0 / harmonic)
     assert np.mean(away <= 45) > (0.9 if harmonic == 2 else 0.7)
+
+
+def test_an_index_over_the_units_stays_and_taken_names_are_told():
+    keys = ["session", "scan_idx", "unit_id"]
+    rates = labelled(np.random.default_rng(8).gamma(2, 1, (3, 16))).rename(nucleus_id="scan_unit")
+    rates = rates.drop_vars("scan_unit", errors="ignore")
+    coords = {k: ("scan_unit", np.array(v)) for k, v in zip(keys, ([4] * 3, [7] * 3, [1, 2, 3]))}
+    plain = fit_tuning(rates.assign_coords(coords), dim="direction")
+    indexed = fit_tuning(rates.assign_coords(coords).set_index(scan_unit=keys), dim="direction")
+    xr.testing.assert_identical(indexed.reset_index("scan_unit"), plain)
+    angle = {"units": "degree", "angle_convention": "up_clockwise"}
+    taken = rates.assign_coords(pref_ori=("scan_unit", np.zeros(3), angle))
+    with pytest.raises(mx.SchemaError, match=r"rates has coordinates \['pref_ori'\].*drop_vars"):
+        fit_tuning(taken, dim="direction")
+    kept = fit_tuning(taken, dim="direction", model="single_von_mises")  # which calls it pref_dir
+    assert kept.pref_ori.values.tolist() == [0, 0, 0]

@@ -19,8 +19,8 @@ from microns_xr.connectivity.kernels import contract_buffers, contract_scipy
 from microns_xr.connectivity.labels import Lookup, as_ids
 from microns_xr.connectivity.patterns import check_sorted, select_pairs, transpose_pattern
 from microns_xr.connectivity.reductions import group_sums, neuron_sums
-from microns_xr.threads import balanced_spans, equal_spans, run_spans, usable_threads
 from microns_xr.errors import SchemaError, UnknownLabelError
+from microns_xr.threads import balanced_spans, equal_spans, run_spans, usable_threads
 
 THREADS = st.sampled_from([1, 2, 3])
 SEEDS = st.integers(0, 2**32 - 1)

@@ -20,8 +20,16 @@ warnings.simplefilter("error")
 warnings.filterwarnings("default", module="ipykernel|traitlets|zmq|jupyter_client|anndata|networkx")
 warnings.filterwarnings("default", message=".*rows of synapses are dropped.*")
 import matplotlib
-matplotlib.use("Agg")
+matplotlib.use("module://matplotlib_inline.backend_inline")
 """
+
+# Pictures that are seen: those of `mx.plot` too, in a kernel that has drawn nothing with pyplot yet.
+PICTURES = {
+    "01_from_tables_to_currents": 3,
+    "02_function": 3,
+    "03_out_of_core": 2,
+    "04_populations": 4,
+}
 
 # Run after the last cell: what the text around the cells says of their results.
 AFTER = {
@@ -80,5 +88,7 @@ def test_notebook_runs(path, tmp_path):
     ).execute()
     ran = [c for c in notebook.cells if c.cell_type == "code"]
     assert all(c.execution_count for c in ran)
+    shown = [o for c in ran for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(shown) == PICTURES[path.stem]
     printed = "".join(str(c.outputs) for c in ran)
     assert "nearest: L2/3" in printed or path.stem != "01_from_tables_to_currents"

@@ -6,6 +6,7 @@ import gc
 import io
 import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from threading import Thread
@@ -630,3 +631,42 @@ def test_demo_file_is_there_whole_or_not_at_all(source, path, tmp_path):
         )
         assert a["brain_areas/V1/9_3"].name == "/brain_areas/V1/9_3"
         assert any("%2F" in name for name in a["videos"])
+
+
+def test_one_scan_needs_no_list(path, recordings):
+    assert list(open_recordings(path, (9, 3))) == ["scan_9_3"]
+    assert list(select_recordings(recordings, scans=(9, 3))) == ["scan_9_3"]
+    assert list(select_recordings(recordings, scans=["4_7", (9, 3)])) == ["scan_4_7", "scan_9_3"]
+    assert list(select_recordings(recordings, session=np.float64(9))) == ["scan_9_3"]
+    for call in (partial(open_recordings, path), partial(select_recordings, recordings)):
+        with pytest.raises(SchemaError, match=r"scan is 9, expected '9_3' or \(9, 3\)"):
+            call(scans=9)
+
+
+def test_only_recordings_are_replaced(recordings, tmp_path):
+    small = select_recordings(recordings, session=9, trial=0)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    file = tmp_path / "file"
+    file.write_text("a file")
+    for taken in (mine, file):
+        with pytest.raises(StoreFormatError, match="is no store of recordings, so it is not"):
+            recordings_to_zarr(small, taken, overwrite=True)
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    store = recordings_to_zarr(small, tmp_path / "a.zarr")
+    # also with what is read from it
+    assert recordings_to_zarr(open_recordings(store), store, overwrite=True) == store
+    assert list(open_recordings(store)) == ["scan_9_3"]
+    for wrong in ({"frames": 0}, {"units": 1.5}):
+        with pytest.raises(SchemaError, match="expected the size of a chunk"):
+            recordings_to_zarr(small, tmp_path / "b.zarr", **wrong)
+
+
+def test_videos_of_an_open_file_need_the_file(path):
+    content = io.BytesIO(path.read_bytes())
+    recordings = open_recordings(content, ["9_3"])
+    shown = recordings["scan_9_3"].condition_hash.values[0]
+    with pytest.raises(SourceError, match=r"<BytesIO>.*give the file itself to open_video"):
+        open_video(recordings, shown)
+    assert open_video(content, shown).ndim == 3

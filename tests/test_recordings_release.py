@@ -281,3 +281,14 @@ def test_fits_are_downloaded_into_the_release(server, source, folder, tmp_path):
 def test_an_address_without_a_name(url):
     with pytest.raises(SourceError, match="ends with no name"):
         file_name(url)
+
+
+def test_angles_of_fits_in_other_units_are_refused(source):
+    ours = fits_of(source)
+    doubles = ours[ours["model"] == "von_mises"]
+    assert len(rates_of_fits(doubles)) == len(doubles)
+    with pytest.raises(SchemaError, match=r"fits\.pref_ori says 'degree' .* look like radians"):
+        rates_of_fits(doubles.assign(pref_ori=np.deg2rad(doubles["pref_ori"])))
+    phi = doubles.drop(columns="pref_ori").assign(phi=doubles["pref_ori"])
+    with pytest.raises(SchemaError, match=r"fits\.phi says 'radian' .* look like degrees"):
+        rates_of_fits(phi)

@@ -394,3 +394,56 @@ def test_times_that_do_not_fit_are_named(tmp_path, onsets, times, message):
     path = make_file(tmp_path / "a.h5", [("a/b", np.ones((2, 6)), times)], videos=videos)
     with pytest.raises(SchemaError, match=message):
         tuning_from_trials(open_recordings(path))
+
+
+def test_a_trial_without_frames_is_no_trial(tmp_path):
+    videos = {k: dict(v) for k, v in VIDEOS.items()}
+    empty = ("c", np.zeros((3, 0)), [])
+    trials = [BY_HAND[0], empty, BY_HAND[1], empty]
+    recordings = open_recordings(make_file(tmp_path / "a.h5", trials, videos=videos))
+    node = recordings["scan_4_7"]
+    np.testing.assert_array_equal(node.start_time, [100.0, np.nan, 150.0, np.nan])
+    np.testing.assert_array_equal(node.start_time[2:], [150.0, np.nan])
+    assert np.isnan(node.start_time[1].item())
+    assert node.n_frames.values.tolist() == [6, 0, 6, 0]
+    curves = tuning_from_trials(recordings)
+    np.testing.assert_allclose(curves.rate_dir, [[3.5, 22.5], [0.0, 2.0], [5.0, 5.0]])
+    assert (curves.n_trials == 2).all()
+    assert trial_responses(recordings)[:, [1, 3]].isnull().all()
+    again = open_recordings(recordings_to_zarr(recordings, tmp_path / "a.zarr"))
+    np.testing.assert_array_equal(again["scan_4_7"].start_time, node.start_time)
+    xr.testing.assert_equal(tuning_from_trials(again), curves)
+
+
+def test_a_duration_before_the_last_onset_is_named(tmp_path):
+    videos = {k: dict(v) for k, v in VIDEOS.items()}
+    videos["c"]["duration"] = 0.5  # minutes, perhaps
+    path = make_file(tmp_path / "a.h5", BY_HAND, videos=videos)
+    with pytest.raises(SchemaError, match=r"'c' .*trial 1\) has a duration of 0\.5 s"):
+        open_recordings(path)
+
+
+def test_recordings_of_another_datastack_are_not_matched(source, path):
+    release = mx.Release(1718, source=source)
+    coregistration = release.functional("manual")
+    own = str(coregistration.datastack.item())
+    with pytest.raises(mx.ReleaseMismatchError, match=f"'another'.*'{own}'"):
+        tuning_from_trials(
+            open_recordings(path, ["9_3"], datastack="another"), coregistration=coregistration
+        )
+    curves = tuning_from_trials(
+        open_recordings(path, ["9_3"], datastack=own), coregistration=coregistration
+    )
+    # what happened to both is told
+    lines = curves.attrs["history"].splitlines()
+    assert lines[0] == "recordings of 1 scans"
+    assert set(coregistration.attrs["history"].splitlines()) <= set(lines)
+    assert lines[-1].startswith("tuning_from_trials(")
+
+
+def test_the_method_of_the_tree_can_be_opened_again(recordings, tmp_path):
+    small = select_recordings(recordings, session=9, stimulus="Monet2")
+    small.to_zarr(tmp_path / "tree.zarr", consolidated=False)
+    again = open_recordings(tmp_path / "tree.zarr")
+    xr.testing.assert_equal(tuning_from_trials(again), tuning_from_trials(small))
+    assert again.attrs["recorded_in"] == recordings.attrs["source"]

@@ -223,3 +223,17 @@ def test_real_direction_selectivity_of_another_group(real_data):
     assert len(chosen) == 1182
     s = selectivity(labelled(rates.loc[chosen["pt_root_id"]].to_numpy()), dim="direction")
     np.testing.assert_allclose(s.DSI, chosen["osi"], atol=1e-6)
+
+
+def test_names_that_are_taken_are_told():
+    attrs = {"units": "degree", "angle_convention": "up_clockwise"}
+    rates = xr.DataArray(
+        np.ones((2, 8)),
+        dims=("nucleus_id", "direction"),
+        coords={
+            "direction": ("direction", np.arange(8) * 45.0, attrs),
+            "gOSI": ("nucleus_id", [0.5, 0.5]),
+        },
+    )
+    with pytest.raises(mx.SchemaError, match=r"rates has coordinates \['gOSI'\]"):
+        selectivity(rates, dim="direction")

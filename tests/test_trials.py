@@ -491,3 +491,60 @@ def test_arguments_are_checked(tuned):
     )
     with pytest.raises(mx.SchemaError, match="one scan at a time"):
         tuning_test(per_scan)
+
+
+def test_a_direction_without_a_response_stays_on_the_axis():
+    rng = np.random.default_rng(4)
+    responses = xr.DataArray(
+        rng.gamma(2, 1, (3, 6, 8)),
+        dims=("nucleus_id", "trial", "direction"),
+        coords={"direction": ("direction", np.arange(8) * 45.0, {"units": "degree"})},
+    )
+    responses[:, :, 3] = np.nan
+    statistics = trial_statistics(responses)
+    assert statistics.direction.values.tolist() == responses.direction.values.tolist()
+    assert np.isnan(statistics.rate[:, 3]).all()
+    assert (statistics.n_trials[:, 3] == 0).all()
+    rest = trial_statistics(responses.isel(direction=[0, 1, 2, 4, 5, 6, 7]))
+    xr.testing.assert_identical(
+        statistics.isel(direction=[0, 1, 2, 4, 5, 6, 7]).drop_attrs(), rest.drop_attrs()
+    )
+    for method in ("permutation", "wilcoxon"):
+        test = tuning_test(responses, method=method, n_permutations=50)
+        assert test.testable.all()
+        assert not (test.pref_dir == 135.0).any()
+    assert cross_validated_preference(responses).testable.all()
+    # none for any neuron, and no neuron at all, are flags and shapes
+    assert not tuning_test(responses * np.nan).testable.any()
+    assert tuning_test(responses[:0]).p.shape == (0,)
+    assert trial_statistics(responses[:0]).rate.shape == (0, 8)
+
+
+@pytest.mark.parametrize("values", [np.arange(8) * np.pi / 4, np.arange(8) * 45.0])
+def test_angles_in_other_units_than_stated_are_refused(values):
+    wrong = "degree" if values[-1] < 10 else "radian"
+    responses = xr.DataArray(
+        np.ones((1, 8)),
+        dims=("nucleus_id", "trial"),
+        coords={"direction": ("trial", values, {"units": wrong})},
+    )
+    for function in (trial_statistics, tuning_test, cross_validated_preference):
+        with pytest.raises(mx.SchemaError, match=f"direction says '{wrong}'.*look like"):
+            function(responses)
+
+
+def test_an_index_over_the_units_stays_and_taken_names_are_told(tuned):
+    keys = ["session", "scan_idx", "unit_id"]
+    few = tuned[0][:3].rename({tuned[0].dims[0]: "scan_unit"}).reset_coords(drop=True)
+    coords = {k: ("scan_unit", np.array(v)) for k, v in zip(keys, ([4] * 3, [7] * 3, [1, 2, 3]))}
+    few = few.drop_vars("scan_unit", errors="ignore").assign_coords(coords)
+    plain = tuning_test(few, n_permutations=20)
+    indexed = tuning_test(few.set_index(scan_unit=keys), n_permutations=20)
+    xr.testing.assert_identical(indexed.reset_index("scan_unit"), plain)
+    for name, function in (
+        ("q", tuning_test),
+        ("rate_error", trial_statistics),
+        ("agreement", cross_validated_preference),
+    ):
+        with pytest.raises(mx.SchemaError, match=rf"responses has coordinates \['{name}'\]"):
+            function(few.assign_coords({name: ("scan_unit", np.zeros(3))}))

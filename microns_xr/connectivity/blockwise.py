@@ -41,7 +41,8 @@ from microns_xr.threads import Span
 
 __all__ = ["Blocks", "Mapped", "blocks_of", "stored_source"]
 
-_FAN = 8  # parts that are added up at once; bounds what is held at a time
+_FAN = 8  # parts that are added up at once; they are all held then
+_LARGE = 1 << 25  # bytes of a part from which on only two are
 
 
 @dataclass(frozen=True)
@@ -221,13 +222,22 @@ class Mapped:
         layer = {new: (function, old) for new, old in zip(keys, self.keys, strict=True)}
         return Mapped(self._over(name, layer), name, keys, self.blocks)
 
-    def added(self, combine: Callable[[list[Any]], Any]) -> Mapped:
-        """Combine the results of all blocks, a few at a time, into one."""
+    def added(self, combine: Callable[[list[Any]], Any], nbytes: int = 0) -> Mapped:
+        """Combine the results of all blocks, a few at a time, into one.
+
+        Parameters
+        ----------
+        combine : callable
+            Of module level; takes a list of results.
+        nbytes : int, optional
+            Of one result; of large ones few are held at a time.
+        """
         keys, level = self.keys, 0
+        fan = _FAN if nbytes < _LARGE else 2
         name = f"{_word(combine)}-{self.name}"
         layer: dict[Any, Any] = {}
         while len(keys) > 1 or not layer:
-            groups = [keys[i : i + _FAN] for i in range(0, len(keys), _FAN)]
+            groups = [keys[i : i + fan] for i in range(0, len(keys), fan)]
             keys = [(name, level, i) for i in range(len(groups))]
             layer.update({new: (combine, old) for new, old in zip(keys, groups, strict=True)})
             level += 1

@@ -288,8 +288,13 @@ def _require_all(done: list[int], n_pairs: int) -> None:
 def _plain_weights(weights: np.ndarray) -> np.ndarray:
     if weights.dtype.kind == "b":
         return weights.view(np.uint8)
+    if weights.dtype in (np.uint16, np.uint32):
+        return weights.astype(np.int64)
     if weights.dtype.kind not in "if" and weights.dtype != np.uint8:
-        raise SchemaError(f"weights have dtype {weights.dtype}, expected integers or floats")
+        raise SchemaError(
+            f"weights have dtype {weights.dtype}, expected integers that fit int64, or floats: "
+            "convert them with .astype"
+        )
     return np.ascontiguousarray(weights)
 
 

@@ -5,6 +5,7 @@ Nothing here computes. Threads belong to dask, so every kernel runs on one.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import dask.array as da
@@ -17,6 +18,7 @@ from microns_xr.connectivity.blockwise import Blocks
 from microns_xr.connectivity.kernels import Contraction, contract_buffers, contract_scipy
 from microns_xr.connectivity.patterns import select_pairs
 from microns_xr.connectivity.reductions import PARTS, group_sums, neuron_sums
+from microns_xr.errors import SchemaError
 
 __all__ = ["Rule", "count_pairs", "filter_blocks", "lazy_contract", "lazy_groups", "lazy_neurons"]
 
@@ -62,7 +64,7 @@ def lazy_contract(
             mapped.along(1, (), np.float64) if want_rated else None,
         ]
     else:
-        total = mapped.added(_add_contractions).then(_result)
+        total = mapped.added(_add_contractions, 8 * blocks.n_minor * n_columns).then(_result)
         results = [
             total.whole(0, (blocks.n_minor, n_columns), np.float64),
             total.whole(1, (blocks.n_minor,), np.float64) if want_rated else None,
@@ -130,8 +132,19 @@ def lazy_neurons(blocks: Blocks) -> tuple[da.Array, da.Array]:
 def _neurons_block(
     pattern: Pattern, values: Values, shared: None, lo: int, hi: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    size, count = (values[name] for name in PARTS[1:])
+    size, count = _whole_numbers(values)
     return neuron_sums(size, count, pattern.indices, pattern.indptr, pattern.n_minor, threads=1)
+
+
+def _whole_numbers(values: Values) -> list[np.ndarray]:
+    """Return sizes and counts; what a block holds need not be what its array promised."""
+    for name in PARTS[1:]:
+        if values[name].dtype.kind not in "iu":
+            raise SchemaError(
+                f"{name} is {values[name].dtype}, expected integers: keep other weights in a "
+                "variable of their own"
+            )
+    return [values[name] for name in PARTS[1:]]
 
 
 def _second(pair: tuple[Any, Any]) -> Any:
@@ -167,8 +180,9 @@ def lazy_groups(
     """
     codes = delayed(np.ascontiguousarray(minor_codes, dtype=np.int32), pure=True)
     each = [(major_codes[lo:hi], n_groups) for lo, hi in blocks.spans]
-    total = blocks.map(_groups_block, codes, each).added(_add_arrays).then(_alone)
-    return total.whole(0, (*n_groups, len(PARTS)), np.int64)
+    shape = (*n_groups, len(PARTS))
+    total = blocks.map(_groups_block, codes, each).added(_add_arrays, 8 * math.prod(shape))
+    return total.then(_alone).whole(0, shape, np.int64)
 
 
 def _groups_block(
@@ -178,8 +192,7 @@ def _groups_block(
     major_codes: np.ndarray,
     n_groups: tuple[int, int],
 ) -> np.ndarray:
-    size, count = (values[name] for name in PARTS[1:])
-    buffers = (size, count, pattern.indices, pattern.indptr)
+    buffers = (*_whole_numbers(values), pattern.indices, pattern.indptr)
     return group_sums(*buffers, major_codes, minor_codes, n_groups, threads=1)
 
 

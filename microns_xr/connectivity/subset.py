@@ -19,7 +19,7 @@ from microns_xr.connectivity.arrays import (
     pattern_of,
 )
 from microns_xr.connectivity.blocks import is_lazy
-from microns_xr.connectivity.blockwise import blocks_of
+from microns_xr.connectivity.blockwise import blocks_of, stored_source
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.lazy import count_pairs
 from microns_xr.connectivity.parts import (
@@ -57,7 +57,7 @@ def n_connections(connectivity: xr.Dataset) -> int:
     -------
     int
         Pairs with at least one synapse, those of summed size 0 and autapses among them. Lazy
-        connectivity is computed for it.
+        connectivity is computed for it, unless it is as it was opened.
 
     Examples
     --------
@@ -67,7 +67,10 @@ def n_connections(connectivity: xr.Dataset) -> int:
     """
     if is_lazy(connectivity):
         name = next(str(n) for n, v in connectivity.data_vars.items() if v.dims == PAIR_DIMS)
-        return int(count_pairs(blocks_of(connectivity, [name])).compute())
+        blocks = blocks_of(connectivity, [name])
+        if (source := stored_source(blocks.arrays)) is not None:
+            return int(source.indptr[-1])
+        return int(count_pairs(blocks).compute())
     return pattern_of(connectivity).nnz
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +12,14 @@ import xarray as xr
 from microns_xr.angles import describe_angle
 from microns_xr.errors import SchemaError
 
-__all__ = ["AngleAxis", "TuningDim", "angle_axis", "require_full_circle"]
+__all__ = [
+    "AngleAxis",
+    "TuningDim",
+    "angle_axis",
+    "require_free_names",
+    "require_full_circle",
+    "require_likely_units",
+]
 
 TuningDim = Literal["direction", "orientation"]
 _TURNS: dict[str, float] = {"direction": 1.0, "orientation": 0.5}
@@ -126,17 +134,7 @@ def angle_axis(rates: xr.DataArray, dim: str, name: str = "rates") -> AngleAxis:
     values = np.asarray(coord.values, dtype=np.float64)
     if not values.size or not np.isfinite(values).all():
         raise SchemaError(f"{dim} is {values}, expected at least one angle, all finite")
-    span = float(np.ptp(values))
-    if units == "degree" and values.size > 3 and span <= 2 * np.pi:
-        raise SchemaError(
-            f"{dim} says 'degree' but goes from {values.min():.4g} to {values.max():.4g}: these "
-            "look like radians; set its attribute 'units' to 'radian'"
-        )
-    if units == "radian" and span > 2 * turn:
-        raise SchemaError(
-            f"{dim} says 'radian' but goes from {values.min():.4g} to {values.max():.4g}: these "
-            "look like degrees; set its attribute 'units' to 'degree'"
-        )
+    require_likely_units(values, units, dim)
     phase = np.sort(np.mod(values / turn, _TURNS[dim]))
     gaps = np.diff(phase, append=phase[0] + _TURNS[dim])
     if values.size > 1 and gaps.min() < _SAME:
@@ -145,6 +143,60 @@ def angle_axis(rates: xr.DataArray, dim: str, name: str = "rates") -> AngleAxis:
             "average the responses to equal stimuli first"
         )
     return AngleAxis(dim, values * (2 * np.pi / turn), units, convention, turn)
+
+
+def require_likely_units(values: np.ndarray, units: str, name: str) -> None:
+    """Raise if angles cannot be in the units they state.
+
+    Parameters
+    ----------
+    values : numpy.ndarray
+        Finite angles.
+    units : {"degree", "radian"}
+        What they state.
+    name : str
+        How messages call them.
+
+    Raises
+    ------
+    SchemaError
+        If more than three degrees differ by no more than a turn of radians, or radians by more
+        than two turns.
+    """
+    distinct = np.unique(values)
+    span = float(np.ptp(distinct)) if distinct.size else 0.0
+    wrong_degrees = units == "degree" and distinct.size > 3 and span <= 2 * np.pi
+    if wrong_degrees or (units == "radian" and span > 4 * np.pi):
+        other = "radian" if units == "degree" else "degree"
+        raise SchemaError(
+            f"{name} says {units!r} but goes from {distinct[0]:.4g} to {distinct[-1]:.4g}: these "
+            f"look like {other}s; set its attribute 'units' to {other!r}, or convert the numbers"
+        )
+
+
+def require_free_names(obj: xr.DataArray, names: Iterable[str], what: str) -> None:
+    """Raise if coordinates of an input have names that a result needs for its variables.
+
+    Parameters
+    ----------
+    obj : xarray.DataArray
+        The input, whose coordinates the result keeps.
+    names : iterable of str
+        Variables of the result.
+    what : str
+        How messages call the input.
+
+    Raises
+    ------
+    SchemaError
+        If there are any.
+    """
+    taken = sorted(set(names) & {str(c) for c in obj.coords})
+    if taken:
+        raise SchemaError(
+            f"{what} has coordinates {taken}, which the result would name its own variables: "
+            f"drop or rename them first, such as with {what}.drop_vars({taken})"
+        )
 
 
 def require_full_circle(axis: AngleAxis, even: bool = False) -> np.ndarray:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from microns_xr.angles import require_same_angles
 from microns_xr.errors import SchemaError
-from microns_xr.functional.angle_axis import AngleAxis, TuningDim, angle_axis
+from microns_xr.functional.angle_axis import AngleAxis, TuningDim, angle_axis, require_free_names
 from microns_xr.functional.fit_models import KAPPA_MAX, STATUS, fit_curves, make_grid
 from microns_xr.provenance import add_history
 from microns_xr.schema import FUNCTIONAL, describe
@@ -155,6 +155,7 @@ def fit_tuning(
             f"model={model!r} comes round in a whole turn, but orientations in half of one: use "
             "model='von_mises', or fit the rates over 'direction'"
         )
+    require_free_names(rates, [shape.preferred, *_COLUMNS, "converged", "status"], "rates")
     chunked = rates.chunks is not None
     if chunked:
         rates = rates.chunk({dim: -1})
@@ -224,9 +225,9 @@ def _labelled(
     if not shape.double:
         del columns["amplitude_opposite"]
     columns = {shape.preferred if n == "preferred" else n: v for n, v in columns.items()}
+    columns["converged"] = (code == _CODE["ok"]) | (code == _CODE["narrow"])
+    columns["status"] = xr.apply_ufunc(_words, code, dask="parallelized", output_dtypes=[object])
     fit = xr.Dataset(columns)
-    fit["converged"] = (code == _CODE["ok"]) | (code == _CODE["narrow"])
-    fit["status"] = xr.apply_ufunc(_words, code, dask="parallelized", output_dtypes=[object])
     units = rates.attrs.get("units")
     of_rates = {} if units is None else {"units": units}
     attrs: dict[str, dict[str, Any]] = {

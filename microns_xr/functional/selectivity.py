@@ -13,6 +13,7 @@ from microns_xr.functional.angle_axis import (
     AngleAxis,
     TuningDim,
     angle_axis,
+    require_free_names,
     require_full_circle,
 )
 from microns_xr.provenance import add_history
@@ -156,6 +157,7 @@ def selectivity(rates: xr.DataArray, *, dim: TuningDim) -> xr.Dataset:
     axis = angle_axis(rates, dim)
     order = require_full_circle(axis, even=dim == "direction")
     names = _OF_DIRECTION if dim == "direction" else _OF_ORIENTATION
+    require_free_names(rates, names, "rates")
     if rates.chunks is not None:
         rates = rates.chunk({dim: -1})
     packed = xr.apply_ufunc(

@@ -21,6 +21,7 @@ import xarray as xr
 
 from microns_xr.angles import circular_difference
 from microns_xr.errors import SchemaError
+from microns_xr.functional.angle_axis import require_likely_units
 
 __all__ = ["Against", "Contrast", "Trials", "make_contrast", "read_trials"]
 
@@ -72,6 +73,8 @@ class Trials(NamedTuple):
         result does not depend on which other neurons are there.
         """
         present = np.isfinite(self.values)
+        if not present.size:
+            return
         if (present == present[:1]).all():
             patterns, owner = present[:1], np.zeros(len(present), dtype=np.int64)
         else:
@@ -140,11 +143,13 @@ def read_trials(responses: xr.DataArray, *, frames: bool = False) -> Trials:
         degrees = np.repeat(degrees, ordered.sizes["trial"])
     degrees = np.repeat(degrees, n_frames)
     rounded = np.mod(np.round(degrees, 6), _PERIOD[name])
+    # An angle that was shown stays, though no response to it may be there.
+    distinct = np.unique(rounded[np.isfinite(rounded)])
+    if not len(distinct):
+        raise SchemaError(f"responses has no trial with a {name}")
     keep = np.flatnonzero(np.isfinite(rounded) & np.isfinite(values).any(axis=0))
     keep = keep[np.argsort(rounded[keep], kind="stable")]
-    distinct, code = np.unique(rounded[keep], return_inverse=True)
-    if not len(distinct):
-        raise SchemaError(f"responses has no trial with a {name} and a response")
+    code = np.searchsorted(distinct, rounded[keep])
     angle = xr.DataArray(
         distinct * (_turn(coord, name) / 360.0),
         dims=name,
@@ -153,7 +158,7 @@ def read_trials(responses: xr.DataArray, *, frames: bool = False) -> Trials:
     )
     trial = np.repeat(np.arange(n_trials), n_frames)[keep]
     film = trial % ordered.sizes["trial"] if len(samples) == 2 else None
-    return Trials(values[:, keep], code.ravel(), trial, film, distinct, angle, like)
+    return Trials(values[:, keep], code, trial, film, distinct, angle, like)
 
 
 def _turn(coord: xr.DataArray, name: str) -> float:
@@ -161,7 +166,10 @@ def _turn(coord: xr.DataArray, name: str) -> float:
     units = coord.attrs.get("units")
     if units not in (None, "degree", "radian"):
         raise SchemaError(f"{name} has units {units!r}, expected 'degree' or 'radian'")
-    largest = np.nanmax(np.abs(np.asarray(coord.values, dtype=np.float64)), initial=0.0)
+    values = np.asarray(coord.values, dtype=np.float64)
+    if units is not None:
+        require_likely_units(values[np.isfinite(values)], units, name)
+    largest = np.nanmax(np.abs(values), initial=0.0)
     if units is None and 0 < largest <= 2 * np.pi + 1e-6:
         raise SchemaError(
             f"{name} goes up to {largest:g} and does not say its units: set "

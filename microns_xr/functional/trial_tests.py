@@ -14,6 +14,7 @@ import xarray as xr
 from scipy.stats import false_discovery_control
 
 from microns_xr.errors import SchemaError
+from microns_xr.functional.angle_axis import require_free_names
 from microns_xr.functional.trial_permutations import count_as_large, permuted_orders
 from microns_xr.functional.trial_ranks import rank_sum, signed_rank
 from microns_xr.functional.trial_table import (
@@ -101,8 +102,11 @@ class _Found:
             "n_other": trials.labelled(np.where(tested, self.n_other, 0)),
             "testable": trials.labelled(tested),
         }
+        require_free_names(trials.like, [*variables, "q"], "responses")
+        dims, p, _ = variables["p"]
+        q = benjamini_hochberg(xr.DataArray(p, dims=dims))
+        variables["q"] = (dims, q.values, q.attrs)
         result = xr.Dataset(variables, coords=trials.like.coords, attrs=attrs)
-        result["q"] = benjamini_hochberg(result["p"])
         said = ", ".join(f"{k}={v!r}" for k, v in attrs.items())
         return add_history(result, f"tested with {said}", source=responses)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
 from microns_xr.errors import SchemaError
+from microns_xr.functional.angle_axis import require_free_names
 from microns_xr.functional.trial_table import (
     Against,
     choose,
@@ -57,6 +60,7 @@ def trial_statistics(responses: xr.DataArray) -> xr.Dataset:
     (array([[2., 5.]]), array([[ 1., nan]]))
     """
     trials = read_trials(responses)
+    require_free_names(trials.like, ["rate", "rate_error", "n_trials"], "responses")
     shape = (len(trials.values), len(trials.degrees))
     rate, error = np.full(shape, np.nan), np.full(shape, np.nan)
     n_trials = np.zeros(shape, dtype=np.int64)
@@ -180,15 +184,17 @@ def cross_validated_preference(
     with np.errstate(invalid="ignore"):
         turns = np.exp(2j * np.pi * folds / attrs["period"])
     name = contrast.name
+    variables: dict[str, Any] = {
+        name: (*trials.labelled(angle), attrs),
+        f"{name}_fold": (*trials.labelled(folds, "fold"), attrs),
+        "agreement": trials.labelled(np.abs(turns.mean(axis=1))),
+        "difference": trials.labelled(difference),
+        "effect": trials.labelled(effect),
+        "testable": trials.labelled(testable),
+    }
+    require_free_names(trials.like, variables, "responses")
     result = xr.Dataset(
-        {
-            name: (*trials.labelled(angle), attrs),
-            f"{name}_fold": (*trials.labelled(folds, "fold"), attrs),
-            "agreement": trials.labelled(np.abs(turns.mean(axis=1))),
-            "difference": trials.labelled(difference),
-            "effect": trials.labelled(effect),
-            "testable": trials.labelled(testable),
-        },
+        variables,
         coords=trials.like.coords,
         attrs={
             "against": against,

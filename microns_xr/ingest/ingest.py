@@ -38,6 +38,7 @@ __all__ = ["ingest_synapses"]
 logger = logging.getLogger(__name__)
 
 _Resolution = tuple[float, float, float]
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The interpreter with all that is imported, the blocks that are under way, chunks to be written.
 _BASE = 550_000_000
 _LEAST = 600_000_000
@@ -270,12 +271,13 @@ def ingest_synapses(
             stack.close()
             _take_over(root, folder, small, list(parts), consolidated)
     except OSError as error:
-        if error.errno != errno.ENOSPC or isinstance(error, SourceError):
+        if error.errno not in _FULL or isinstance(error, SourceError):
             raise
         free = shutil.disk_usage(os.path.dirname(address)).free
         raise SourceError(
-            f"{address} cannot be written: the disk is full ({free / 1e9:.2f} GB are free now that "
-            "what was begun is removed); free some space or write elsewhere"
+            f"{address} cannot be written: the disk is full, or your share of it ({error.strerror}"
+            f"; {free / 1e9:.2f} GB are free now that what was begun is removed); free some space "
+            "or write elsewhere"
         ) from error
     _report(tally, copies[0].n_connections)
 
@@ -307,7 +309,7 @@ def _limits(memory: str | int, mapper: Mapper, singles: bool) -> Limits:
     """Return how many rows fit, of which copies are held: read, sorted, as pairs, as positions."""
     try:
         most = int(parse_bytes(memory))
-    except ValueError as error:
+    except (ValueError, AttributeError, OverflowError) as error:  # so dask says no to None
         raise SchemaError(f"memory is {memory!r}, expected bytes, as in '2 GB'") from error
     if most < _LEAST:
         raise SchemaError(

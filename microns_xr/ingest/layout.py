@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from gzip import BadGzipFile
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,14 +16,17 @@ import fsspec
 import numpy as np
 import pandas as pd
 from isal import igzip
+from isal.igzip_lib import IsalError
 
 from microns_xr.connectivity.synapse_table import Rows, read_synapse_table
-from microns_xr.errors import SchemaError, SourceError
+from microns_xr.errors import IncompleteDownloadError, SchemaError, SourceError
 from microns_xr.ingest.parse import ID, POINT, SKIP, WHOLE
 from microns_xr.source.archive_header import Header, columns_of, parse_header
 
-__all__ = ["HeaderLike", "InputFile", "Layout", "find_files", "layout_of"]
+__all__ = ["DAMAGED", "HeaderLike", "InputFile", "Layout", "broken", "find_files", "layout_of"]
 
+# What unpacking raises.
+DAMAGED: Any = (EOFError, OSError, zlib.error, IsalError)
 HeaderLike = str | os.PathLike[str] | Header | Sequence[str]
 
 POSITION = "ctr_pt_position"
@@ -138,7 +143,7 @@ def find_files(
     SourceError
         If one cannot be read.
     """
-    given = [files] if isinstance(files, str | os.PathLike) else list(files)
+    given = list(files) if isinstance(files, Iterable) and not isinstance(files, str) else [files]
     names = [_name_of(file) for file in given]
     if not names:
         raise SchemaError("files is empty, expected at least one file of synapses")
@@ -153,6 +158,8 @@ def find_files(
 
 
 def _name_of(file: str | os.PathLike[str]) -> str:
+    if not isinstance(file, str | os.PathLike):
+        raise SchemaError(f"files has {file!r}, expected paths or addresses of files of synapses")
     name = os.fspath(file).removeprefix("file://")
     return name if "://" in name else os.path.realpath(os.path.expanduser(name))
 
@@ -197,22 +204,53 @@ def _look_at(name: str, stated: Header | None, options: Mapping[str, Any]) -> In
             kind = {b"PAR1": "parquet", b"\x1f\x8b": "csv.gz"}.get(
                 magic if magic == b"PAR1" else magic[:2], "csv"
             )
+            if not magic and name.split("?")[0].endswith((".gz", ".parquet")):
+                # Taken for a csv file it would be a table without a row.
+                raise broken(name, EOFError("it is empty"))
             if kind == "parquet":
-                import pyarrow.parquet as pq
-
-                names = pq.ParquetFile(file).schema_arrow.names
-                return InputFile(name, size, kind, _untyped(names, name), 0, options)
-            found = stated or _beside(name, options)
-            if found is not None:
-                return InputFile(name, size, kind, found, 0, options)
+                return InputFile(name, size, kind, _of_parquet(file, name), 0, options)
             file.seek(0)
             unpacked = igzip.open(file, "rb") if kind == "csv.gz" else file
             line = unpacked.readline(_FIRST_LINE)
     except SourceError:
         raise
-    except (OSError, EOFError) as error:
-        raise SourceError(f"{name} cannot be read ({error}): check path and rights") from error
-    return InputFile(name, size, kind, _first_line(line, name), len(line), options)
+    except Exception as error:  # those of a protocol are its own
+        if "://" not in name and not isinstance(error, DAMAGED):
+            raise
+        raise broken(name, error) from error
+    found = stated or _beside(name, options)
+    if found is None:
+        return InputFile(name, size, kind, _first_line(line, name), len(line), options)
+    # Some say their columns although a header is given.
+    skip = len(line) if tuple(_cells(line)) == found.names else 0
+    return InputFile(name, size, kind, found, skip, options)
+
+
+def broken(name: str, error: Exception, where: str = "") -> SourceError:
+    """Return the error that says why a file cannot be read, and where if that is known."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, EOFError):
+        return IncompleteDownloadError(
+            f"{name} ends too early{where} ({said}): it was cut short, fetch it again"
+        )
+    if isinstance(error, zlib.error | IsalError | BadGzipFile):
+        hint = "it is damaged, fetch it again"
+    else:
+        hint = "check the disk or the network" if where else "check path, rights and network"
+    return SourceError(f"{name} cannot be read{where} ({said}): {hint}")
+
+
+def _of_parquet(file: IO[bytes], name: str) -> Header:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = pq.ParquetFile(file).schema_arrow.names
+    except pa.ArrowInvalid as error:  # the columns are at the end of the file
+        raise broken(name, EOFError(str(error))) from error
+    except OSError as error:
+        raise SourceError(f"{name} cannot be read ({error}): fetch it again") from error
+    return _untyped(names, name)
 
 
 def _beside(name: str, options: Mapping[str, Any]) -> Header | None:
@@ -226,12 +264,20 @@ def _beside(name: str, options: Mapping[str, Any]) -> Header | None:
         return None
 
 
-def _first_line(line: bytes, name: str) -> Header:
+def _cells(line: bytes) -> list[str]:
+    """Return the cells of a first line; none if it is no line of a table."""
     text = line.decode("utf-8-sig", "replace").strip("\r\n")
-    names = [cell.strip() for cell in next(csv.reader(io.StringIO(text)), [])]
-    if any(cell.lstrip("-").replace(".", "", 1).isdigit() for cell in names):
+    try:
+        return [cell.strip() for cell in next(csv.reader(io.StringIO(text)), [])]
+    except csv.Error:
+        return []
+
+
+def _first_line(line: bytes, name: str) -> Header:
+    names = _cells(line)
+    if not names or any(cell.lstrip("-").replace(".", "", 1).isdigit() for cell in names):
         raise SchemaError(
-            f"{name} begins with {text[:80]!r}, which names no columns, and no file "
+            f"{name} begins with {line[:80]!r}, which names no columns, and no file "
             f"{Path(name).name.removesuffix('.gz').removesuffix('.csv')}_header.csv lies beside "
             "it: pass header=, the archive's header file or the names of the columns"
         )

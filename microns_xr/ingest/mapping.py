@@ -34,14 +34,15 @@ class Tally:
         Lines that could not.
     reasons : numpy.ndarray
         Rows by reason to be dropped, and those that are dropped.
-    total : float
-        Sum of all sizes.
+    total, total_count : float
+        Sum of all sizes, and of all counts of a table of pairs.
     """
 
     rows: int = 0
     bad_lines: int = 0
     reasons: np.ndarray = field(default_factory=lambda: np.zeros(len(_REASONS) + 1, dtype=np.int64))
     total: float = 0.0
+    total_count: float = 0.0
 
     def add(self, other: Tally) -> None:
         """Add the counts of a block."""
@@ -49,6 +50,7 @@ class Tally:
         self.bad_lines += other.bad_lines
         self.reasons += other.reasons
         self.total += other.total
+        self.total_count += other.total_count
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -171,7 +173,9 @@ class Mapper:
             columns = self._take(rows, wanted, self.single_columns or {})
             columns["root"] = rows.numbers[other][wanted]
             singles = self._where[own[wanted]], columns
-        tally = Tally(len(rows.numbers["size"]), n_bad, reasons, total)
+        counts = rows.numbers.get("count")
+        n_synapses = 0.0 if counts is None else float(counts.sum(dtype=np.float64))
+        tally = Tally(len(rows.numbers["size"]), n_bad, reasons, total, n_synapses)
         return Mapped(pairs, singles, tally, rows.lines, rows.size, bad)
 
     def _take(

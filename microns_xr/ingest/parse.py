@@ -144,6 +144,8 @@ def _parse(  # type: ignore[no-untyped-def]
                         p += 1
                     p += 1
                 start, stop = start + 1, p
+                if data[p] == _NEWLINE and reason == 0:  # nothing closes the quote
+                    reason, bad_column = _COLUMNS, column
                 if data[p] == _QUOTE:
                     p += 1
                     if data[p] == _RETURN and data[p + 1] == _NEWLINE:

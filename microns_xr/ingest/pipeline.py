@@ -148,11 +148,12 @@ def read_files(
                 written = pairs.nbytes + (singles.nbytes if singles is not None else 0)
                 space.check(before + packed, kept, written)
             before += file.size
-    if tally.total > _LARGEST_SUM:
-        raise SchemaError(
-            f"{layout.size} sums to {tally.total:.3g}, expected less than 9.2e18, which int64 "
-            "holds: check the column; real sizes are below 1e7"
-        )
+    for name, total in ((layout.size, tally.total), (layout.count, tally.total_count)):
+        if total > _LARGEST_SUM:
+            raise SchemaError(
+                f"{name} sums to {total:.3g}, expected less than 9.2e18, which int64 holds: "
+                "check the column; real sizes are below 1e7"
+            )
     if tally.bad_lines and not tally.rows:
         raise SchemaError(
             f"all {tally.bad_lines} lines of {files[0].name} are bad: pass on_bad_lines='error' to "

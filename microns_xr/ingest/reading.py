@@ -7,7 +7,6 @@ number of a line in the file.
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,10 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from isal import igzip
-from isal.igzip_lib import IsalError
 
-from microns_xr.errors import IncompleteDownloadError, SchemaError, SourceError
-from microns_xr.ingest.layout import POSITION, InputFile, Layout
+from microns_xr.errors import SchemaError, SourceError
+from microns_xr.ingest.layout import DAMAGED, POSITION, InputFile, Layout, broken
 from microns_xr.ingest.parse import BAD, parse_lines, parse_points
 from microns_xr.source.archive_header import Header
 from microns_xr.source.archive_values import finish_columns
@@ -36,7 +34,6 @@ _LONGEST_LINE = 64 << 20
 _AHEAD = 3  # blocks that are unpacked before they are asked for
 _BATCH_ROWS = 1 << 17
 _Points = Callable[[np.ndarray], tuple[np.ndarray, "BadRow | None", np.ndarray]]
-_DAMAGED: Any = (EOFError, OSError, zlib.error, IsalError)
 
 
 @dataclass(frozen=True)
@@ -133,8 +130,11 @@ def read_jobs(
 
 
 def _whole_lines(file: InputFile, block_bytes: int) -> Generator[tuple[bytes, int], None, None]:
-    """Yield blocks of whole lines, each ending with a line break; unpacks some blocks ahead."""
-    unpacked = rest_size = 0
+    """Yield blocks of whole lines, each ending with a line break; unpacks some blocks ahead.
+
+    Blank lines at the end of the file are in none.
+    """
+    unpacked = 0
     rest = b""
     packed: IO[bytes] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="unpack") as pool:
@@ -155,9 +155,11 @@ def _whole_lines(file: InputFile, block_bytes: int) -> Generator[tuple[bytes, in
                     break
                 unpacked += len(data)
                 end = data.rfind(b"\n") + 1
-                if end:
-                    yield rest + data[:end], at
-                    rest = data[end:]
+                lines = rest + data[:end] if end else b""
+                stop = _end_of_text(lines)
+                if stop:
+                    yield lines[:stop], at
+                    rest = lines[stop:] + data[end:]
                 else:
                     rest += data
                     if len(rest) > _LONGEST_LINE:
@@ -165,11 +167,11 @@ def _whole_lines(file: InputFile, block_bytes: int) -> Generator[tuple[bytes, in
                             f"{file.name} has no line break in {len(rest)} bytes, from byte "
                             f"{unpacked - len(rest)} on: it is no table of lines"
                         )
-                rest_size = len(rest)
-            if rest_size:
+            if _end_of_text(rest + b"\n"):
                 yield rest + b"\n", at
-        except _DAMAGED as error:
-            if isinstance(error, SourceError):
+        except Exception as error:  # those of a protocol are its own
+            remote = "://" in file.name
+            if isinstance(error, SourceError) or not (remote or isinstance(error, DAMAGED)):
                 raise
             raise _broken(file, error, unpacked, packed) from error
         finally:
@@ -178,17 +180,20 @@ def _whole_lines(file: InputFile, block_bytes: int) -> Generator[tuple[bytes, in
                 packed.close()
 
 
+def _end_of_text(lines: bytes) -> int:
+    """Return where the last line ends that is not blank; 0 if there is none."""
+    end = len(lines)
+    while end and lines[end - 1] in b"\r\n":
+        end -= 1
+    return lines.index(b"\n", end) + 1 if end else 0
+
+
 def _broken(
     file: InputFile, error: Exception, unpacked: int, packed: IO[bytes] | None
 ) -> SourceError:
     at = packed.tell() if packed is not None and not packed.closed else 0
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    where = f"at byte {at} of {file.size}, {unpacked} unpacked bytes after its beginning ({said})"
-    if isinstance(error, EOFError):
-        return IncompleteDownloadError(
-            f"{file.name} ends too early {where}: it was cut short, fetch it again"
-        )
-    return SourceError(f"{file.name} cannot be read {where}: it is damaged, fetch it again")
+    where = f" at byte {at} of {file.size}, {unpacked} unpacked bytes after its beginning"
+    return broken(file.name, error, where)
 
 
 def _line_job(
@@ -202,20 +207,12 @@ def _line_job(
         rows = dict(zip(roles, range(len(roles)), strict=True))
 
         def points(wanted: np.ndarray) -> tuple[np.ndarray, BadRow | None, np.ndarray]:
-            values, hard = parse_points(data, found.fields, wanted)
-            bad: list[int] = []
-            first: BadRow | None = None
-            for k in hard:
-                spans = found.fields[:, :, wanted[k]]
-                texts = [lines[a:b].decode("utf-8", "replace").strip() for a, b in spans]
-                try:
-                    values[k] = _point(texts, file.name)
-                except ValueError:
-                    begin = int(found.begins[wanted[k]])
-                    what = f"column {POSITION!r} is {','.join(texts)[:60]!r}, {BAD[8]}"
-                    first = first or BadRow(lines.count(b"\n", 0, begin), begin, what)
-                    bad.append(int(k))
-            return values, first, np.array(bad, dtype=np.int64)
+            values, bad, what = _read_points(lines, found.fields, wanted, file.name)
+            first = None
+            if bad.size:
+                begin = int(found.begins[wanted[bad[0]]])
+                first = BadRow(lines.count(b"\n", 0, begin), begin, what)
+            return values, first, bad
 
         bad = None
         if found.bad[2]:
@@ -243,6 +240,24 @@ def _describe(
     if column < 0 or line.count(",") + 1 != len(header.names):
         return f"is {line[:100]!r}, {expected} ({header.where})"
     return f"column {header.names[column]!r} is {line.split(',')[column][:40]!r}, {expected}"
+
+
+def _read_points(
+    text: bytes, fields: np.ndarray, wanted: np.ndarray, where: str
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Read positions; return also which of them cannot be read, and what the first of those is."""
+    values, hard = parse_points(np.frombuffer(text, dtype=np.uint8), fields, wanted)
+    bad: list[int] = []
+    what = ""
+    for k in hard:
+        spans = fields[:, :, wanted[k]]
+        texts = [text[a:b].decode("utf-8", "replace").strip() for a, b in spans]
+        try:
+            values[k] = _point(texts, where)
+        except ValueError:
+            what = what or f"column {POSITION!r} is {','.join(texts)[:60]!r}, {BAD[8]}"
+            bad.append(int(k))
+    return values, np.array(bad, dtype=np.int64), what
 
 
 def _point(texts: list[str], where: str) -> list[float]:
@@ -278,13 +293,28 @@ def _parquet_jobs(file: InputFile, layout: Layout) -> Iterator[Job]:
 
 
 def _require_type(field: pa.Field, is_point: bool, layout: Layout, file: InputFile) -> None:
-    is_id = not is_point and field.name in (layout.pre, layout.post, layout.id)
     kind = field.type
-    if is_id and not (pa.types.is_integer(kind) or pa.types.is_decimal(kind)):
-        raise SchemaError(
-            f"{file.name}: {field.name} is {kind}, expected integers: 18-digit ids are rounded by "
-            "floats, export the table again"
-        )
+    whole = pa.types.is_integer(kind) or pa.types.is_decimal(kind)
+    if is_point and len(layout.points) == 1:
+        good, expected = _is_text(kind) or _is_list(kind), "lists of x, y and z, or text"
+    elif field.name in (layout.pre, layout.post, layout.id):
+        good = whole
+        expected = "integers: 18-digit ids are rounded by floats, export the table again"
+    else:
+        good, expected = whole or pa.types.is_floating(kind), "numbers: convert the column"
+    if not good:
+        raise SchemaError(f"{file.name}: {field.name} is {kind}, expected {expected}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_it(kind) for is_it in is_list) and (
+        pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)
+    )
 
 
 def _batch_rows(file: InputFile, layout: Layout, batch: pa.RecordBatch) -> Rows:
@@ -314,7 +344,9 @@ def _batch_rows(file: InputFile, layout: Layout, batch: pa.RecordBatch) -> Rows:
     kept = np.flatnonzero(~bad)
 
     def points(wanted: np.ndarray) -> tuple[np.ndarray, BadRow | None, np.ndarray]:
-        return _arrow_points(batch, layout, kept[wanted]), None, np.zeros(0, dtype=np.int64)
+        values, wrong, what = _arrow_points(batch, layout, kept[wanted])
+        first = BadRow(int(kept[wanted[wrong[0]]]), -1, what) if wrong.size else None
+        return values, first, wrong
 
     first = min(what) if what else None
     return Rows(
@@ -339,14 +371,25 @@ def _not_whole(column: pa.Array, missing: np.ndarray, least: int) -> tuple[np.nd
     return missing | (values < least), BAD[6].format(least=least)
 
 
-def _arrow_points(batch: pa.RecordBatch, layout: Layout, rows: np.ndarray) -> np.ndarray:
+def _arrow_points(
+    batch: pa.RecordBatch, layout: Layout, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, str]:
     columns = [batch.column(name).take(pa.array(rows)) for name in layout.points]
     if len(columns) == 3:
-        return np.stack(
-            [np.asarray(c.cast(pa.float64()).fill_null(np.nan)) for c in columns], axis=1
-        )
-    values = columns[0].to_pylist()
-    texts = [v if isinstance(v, str) or v is None else " ".join(map(str, v)) for v in values]
-    return np.array([[np.nan] * 3 if t is None else _point([t], POSITION) for t in texts]).reshape(
-        -1, 3
-    )
+        numbers = [np.asarray(c.cast(pa.float64()).fill_null(np.nan)) for c in columns]
+        return np.stack(numbers, axis=1), np.zeros(0, dtype=np.int64), ""
+    column = columns[0]
+    if _is_text(column.type):
+        texts = [text.encode() for text in column.fill_null("").to_pylist()]
+        ends = np.cumsum([len(text) for text in texts], dtype=np.int32)
+        begins = np.concatenate([np.zeros(1, np.int32), ends[:-1]]) if texts else ends
+        fields = np.stack([begins, ends])[None]
+        return _read_points(b"".join(texts), fields, np.arange(len(texts)), POSITION)
+    values = np.full((len(column), 3), np.nan)
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
+    has = np.asarray(column.is_valid()) & (lengths == 3)
+    numbers = pc.list_flatten(column.filter(pa.array(has))).cast(pa.float64()).fill_null(np.nan)
+    values[has] = np.asarray(numbers).reshape(-1, 3)
+    wrong = np.flatnonzero(np.asarray(column.is_valid()) & ~has)
+    what = f"column {POSITION!r} is {column[int(wrong[0])].as_py()}, {BAD[8]}" if wrong.size else ""
+    return values, wrong, what

@@ -163,7 +163,7 @@ def degree_distribution(
             drawstyle="steps-pre",
             color=PALETTE[i % len(PALETTE)],
             ls=("-", "--", ":", "-.")[i % 4],
-            label=f"{text} ({numbers.size} neurons, {n_without} of them 0)",
+            label=f"{text}\n({numbers.size} neurons, {n_without} of them 0)",
         )
     what = "partners x" if all(n.endswith("degree") for n in names) else "x"
     ax.set(

@@ -182,7 +182,12 @@ def like_to_like(
                 ax.annotate(
                     f"{int(n):,}", (at, height), (5, 5), textcoords="offset points", fontsize=7
                 )
-    ax.set(xlabel=label_of(observed["difference"]), ylabel=label_of(observed), xticks=x)
+    lower = variable == "probability" and "lower bound" in str(result.attrs.get("note", ""))
+    ax.set(
+        xlabel=label_of(observed["difference"]),
+        ylabel=label_of(observed) + (" (lower bound)" if lower else ""),
+        xticks=x,
+    )
     ax.set_ylim(bottom=0)
     ax.margins(x=0.08)
     ax.legend(fontsize="small")

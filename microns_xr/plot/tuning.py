@@ -201,7 +201,8 @@ def preferred_orientations(
             label=f"{word} ({counts.sum()})" if by is not None else None,
         )
         base += counts
-    _circle(ax, label_of(angle), convention, period / full, int(known.sum()))
+    owners = "recorded units" if "scan_unit" in angle.dims else "neurons"
+    _circle(ax, label_of(angle), convention, period / full, f"{int(known.sum())} {owners}")
     if not polar and state == "degree":
         ax.set_xticks(np.arange(0, period + 1, period / 4))
     if by is not None:
@@ -212,13 +213,13 @@ def preferred_orientations(
     return ax
 
 
-def _circle(ax: Axes, label: str, convention: str, turn: float, n: int) -> None:
+def _circle(ax: Axes, label: str, convention: str, turn: float, counted: str) -> None:
     """Name the axes; turn polar ones so that an angle points where the stimulus moved."""
     from matplotlib.ticker import MaxNLocator
 
     text = f"{label}, {convention.replace('_', ' ')}"
     if ax.name != "polar":
-        ax.set(xlabel=text, ylabel="neurons")
+        ax.set(xlabel=text, ylabel=counted.split(maxsplit=1)[1])
         return
     polar: Any = ax
     polar.set_theta_zero_location("N" if convention.startswith("up") else "E")
@@ -226,7 +227,7 @@ def _circle(ax: Axes, label: str, convention: str, turn: float, n: int) -> None:
     degrees = np.arange(0, 360, 45)
     polar.set_thetagrids(degrees, [f"{d % (360 * turn):g}°" for d in degrees])
     ends = ", each drawn at both ends" if turn < 1 else ""
-    polar.set_xlabel(f"{text}\n{n} neurons{ends}; circles count neurons per bin")
+    polar.set_xlabel(f"{text}\n{counted}{ends}; circles count them per bin")
     polar.set_rlabel_position(67.5)
     polar.yaxis.set_major_locator(MaxNLocator(4, integer=True, prune="lower"))
     # Counts are read on top of the bars, not below them.

@@ -16,7 +16,7 @@ from xarray.core import indexing
 from microns_xr.errors import SchemaError, SourceError
 from microns_xr.recordings.handles import RecordingsFile
 
-__all__ = ["StoredArray", "TrialArray", "read_rows"]
+__all__ = ["StartArray", "StoredArray", "TrialArray", "read_rows"]
 
 # Rows between two wanted ones are read along when they are fewer bytes than this: a read of a page
 # more costs less than another call.
@@ -154,6 +154,34 @@ class TrialArray(BackendArray):
             f"{where}: {self.stream} has shape {found}, expected {expected}: the streams of a "
             "trial share one time axis; the file is damaged or of another layout"
         )
+
+
+class StartArray(BackendArray):
+    """The first value of a stream in each trial; NaN for a trial without frames.
+
+    Parameters
+    ----------
+    stream : TrialArray
+        One value a frame.
+    """
+
+    def __init__(self, stream: TrialArray) -> None:
+        self.stream = stream
+        self.shape = stream.n_frames.shape
+        self.dtype = stream.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._read
+        )
+
+    def _read(self, key: tuple[Any, ...]) -> Any:
+        trials = _positions(key[0], len(self.stream.trials))
+        shown = self.stream.n_frames[trials] > 0
+        first = self.stream.ends[trials] - self.stream.n_frames[trials]
+        result = np.full(len(trials), np.nan, dtype=self.dtype)
+        result[shown] = self.stream[indexing.OuterIndexer((first[shown],))]
+        return result[0] if isinstance(key[0], int | np.integer) else result
 
 
 class StoredArray(BackendArray):

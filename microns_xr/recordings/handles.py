@@ -120,7 +120,7 @@ class RecordingsFile:
                     "mx.download_recordings"
                 )
             address = str(address)
-        self.name = address if isinstance(address, str) else type(address).__name__
+        self.name = address if isinstance(address, str) else f"<{type(address).__name__}>"
         self._is_local = isinstance(address, str) and "://" not in address
         opener = partial(_open_h5, storage_options=storage_options) if storage_options else _open_h5
         self._manager = CachingFileManager(opener, address, mode="r")

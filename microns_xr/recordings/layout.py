@@ -197,7 +197,13 @@ class Stimuli:
                 f"video {condition_hash!r} ({where}): directions must be numbers and onsets must "
                 f"grow, found onsets {onsets.tolist()}"
             )
-        return Stimulus(kind, directions, onsets, float(group.attrs.get("duration", np.nan)))
+        duration = float(group.attrs.get("duration", np.nan))
+        if len(onsets) and duration <= onsets[-1]:
+            raise SchemaError(
+                f"video {condition_hash!r} ({where}) has a duration of {duration:g} s, and its "
+                f"last direction begins at {onsets[-1]:g} s: one of them is not in seconds"
+            )
+        return Stimulus(kind, directions, onsets, duration)
 
 
 def _text(value: Any) -> str:

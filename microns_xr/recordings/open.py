@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from xarray.core import indexing
 
-from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
-from microns_xr.recordings.arrays import StoredArray, TrialArray
+from microns_xr.errors import SchemaError, SourceError, UnknownLabelError, nearest_words
+from microns_xr.recordings.arrays import StartArray, StoredArray, TrialArray
 from microns_xr.recordings.handles import RecordingsFile
 from microns_xr.recordings.layout import (
     PUPIL_ROWS,
@@ -24,7 +24,7 @@ from microns_xr.recordings.layout import (
 )
 from microns_xr.schema import FUNCTIONAL, describe
 
-__all__ = ["FRAMES_PER_SECOND", "node_name", "open_recordings", "open_video"]
+__all__ = ["FRAMES_PER_SECOND", "node_name", "node_names", "open_recordings", "open_video"]
 
 FRAMES_PER_SECOND = 7.5
 _NOTE = (
@@ -62,6 +62,31 @@ def node_name(scan: Any) -> str:
     return f"scan_{session}_{scan_idx}"
 
 
+def node_names(scans: Any) -> list[str]:
+    """Return the names of the nodes of one scan or several.
+
+    Parameters
+    ----------
+    scans : str, pair of int or iterable
+        ``"9_3"``, ``(9, 3)`` or ``["9_3", (4, 7)]``.
+
+    Returns
+    -------
+    list of str
+        Such as ``["scan_9_3"]``.
+
+    Examples
+    --------
+    >>> node_names("9_3"), node_names((9, 3)), node_names(["9_3", (4, 7)])
+    (['scan_9_3'], ['scan_9_3'], ['scan_9_3', 'scan_4_7'])
+    """
+    if isinstance(scans, str) or not isinstance(scans, Iterable):
+        return [node_name(scans)]
+    listed = list(scans)
+    numbers = [isinstance(s, int | np.integer) for s in listed]
+    return [node_name(listed)] if listed and all(numbers) else [node_name(s) for s in listed]
+
+
 def open_recordings(
     file: Any,
     scans: Iterable[Any] | None = None,
@@ -95,7 +120,8 @@ def open_recordings(
         - along unit: ``unit_id`` int64, ``brain_area``.
         - along time: ``stim_time`` in seconds, lazy; ``trial_number``.
         - along trial (its number in the file): ``condition_hash``, ``stimulus`` (Monet2, Trippy,
-          Clip), ``first_frame``, ``n_frames``, ``start_time`` in seconds, lazy; where there are
+          Clip), ``first_frame``, ``n_frames``, ``start_time`` in seconds, lazy (NaN for a trial
+          without frames); where there are
           directions also ``direction(trial, segment)`` in degrees and ``onset``, ``offset`` in
           seconds from the start of the trial (NaN: until its end).
         - ``session`` and ``scan_idx`` as scalar coordinates.
@@ -145,8 +171,7 @@ def open_recordings(
 def _chosen(keys: list[str], scans: Iterable[Any] | None, name: str) -> list[str]:
     if scans is None:
         return keys
-    asked = [scans] if isinstance(scans, str) else list(scans)
-    wanted = [node_name(scan).removeprefix("scan_") for scan in asked]
+    wanted = [name.removeprefix("scan_") for name in node_names(scans)]
     for key in wanted:
         if key not in keys:
             near = ", ".join(nearest_words(key, keys))
@@ -167,7 +192,7 @@ def _dataset(file: RecordingsFile, scan: Scan, datastack: str | None) -> xr.Data
     first = np.cumsum(scan.n_frames) - scan.n_frames
     numbers = np.array([int(t) for t in scan.trials], dtype=np.int64)
     times = stream("stim_times", None, np.float64)
-    starts = indexing.LazilyIndexedArray(times.array, indexing.OuterIndexer((first,)))
+    starts = indexing.LazilyIndexedArray(StartArray(times.array))
     text: dict[str, Any] = {
         "condition_hash": (list(scan.hashes), "names the video"),
         "stimulus": ([s.type for s in scan.stimuli], "kind of video: Monet2, Trippy or Clip"),
@@ -283,7 +308,13 @@ def open_video(
     (('frame', 'row', 'column'), 'Monet2')
     """
     if isinstance(recordings, xr.DataTree):
-        recordings = recordings.attrs.get("recorded_in", recordings.attrs["source"])
+        source = recordings.attrs.get("recorded_in", recordings.attrs.get("source", "<unknown>"))
+        if str(source).startswith("<"):
+            raise SourceError(
+                f"these recordings come from {source}, which cannot be opened again for a video: "
+                "give the file itself to open_video"
+            )
+        recordings = source
     file = RecordingsFile(recordings, storage_options)
     path = f"videos/{encode_hash(condition_hash)}"
     with file.opened() as h5:

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
-from microns_xr.recordings.open import node_name
+from microns_xr.recordings.open import node_names
 
 __all__ = ["scan_nodes", "select_recordings"]
 
@@ -105,8 +105,7 @@ def select_recordings(
     """
     nodes = scan_nodes(recordings)
     if scans is not None:
-        asked = [scans] if isinstance(scans, str) else list(scans)
-        names = [node_name(scan) for scan in asked]
+        names = node_names(scans)
         _require_known("scans", names, nodes)
         nodes = {name: nodes[name] for name in nodes if name in names}
     if session is not None:
@@ -133,7 +132,7 @@ def select_recordings(
 
 
 def _listed(value: Any) -> list[Any]:
-    if isinstance(value, str | bytes | int | np.integer):
+    if isinstance(value, bytes) or np.ndim(value) == 0:
         return [value]
     return np.asarray(value).ravel().tolist() if hasattr(value, "dtype") else list(value)
 

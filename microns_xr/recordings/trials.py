@@ -131,6 +131,8 @@ def each_trial(
 ) -> Iterator[np.ndarray]:
     """Yield the responses of one trial after the other, shape (units, directions).
 
+    A trial without frames is NaN throughout.
+
     Raises
     ------
     SchemaError
@@ -142,7 +144,10 @@ def each_trial(
         where = f"{name}, trial {int(node['trial'].values[row])}"
         frames = slice(int(first[row]), int(first[row] + n_frames[row]))
         time = np.asarray(times[frames].values, dtype=np.float64)
-        if not len(time) or not np.isfinite(time).all() or (np.diff(time) <= 0).any():
+        if not len(time):
+            yield np.full((node.sizes["unit"], len(directions)), np.nan)
+            continue
+        if not np.isfinite(time).all() or (np.diff(time) <= 0).any():
             raise SchemaError(
                 f"{where}: stim_times must be numbers that grow, found {time[:5]} ..."
             )
@@ -153,7 +158,8 @@ def each_trial(
         if onsets[0] < -_TIME_TOLERANCE or onsets[-1] > time[-1] + step:
             raise SchemaError(
                 f"{where}: onsets go from {onsets[0]:g} to {onsets[-1]:g} s, and its stim_times "
-                f"from 0 to {time[-1]:g} s: the directions were not shown within the trial"
+                f"from 0 to {time[-1]:g} s: the directions were not shown within the trial; leave "
+                "it out with select_recordings(..., trial=) if it was cut short"
             )
         segment = segment_of_frames(time, onsets, offsets, latency)
         angles = np.round(np.mod(node["direction"].values[row][shown], 360.0), 6) % 360.0
@@ -329,7 +335,8 @@ def trial_responses(
     )
     if "datastack" in node.coords:
         result = result.assign_coords(datastack=node["datastack"].reset_coords(drop=True))
-    return add_history(result, f"trial_responses({name}, {stimulus!r}, latency={latency:g})")
+    entry = f"trial_responses({name}, {stimulus!r}, latency={latency:g})"
+    return add_history(result, entry, source=recordings.to_dataset(inherit=False))
 
 
 def require_latency(latency: float) -> float:

@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import AngleConvention
-from microns_xr.errors import SchemaError, UnknownLabelError
+from microns_xr.errors import ReleaseMismatchError, SchemaError, UnknownLabelError
 from microns_xr.provenance import RELEASE_COORDS, add_history
 from microns_xr.recordings.select import scan_nodes, select_recordings
 from microns_xr.recordings.trials import (
@@ -106,6 +106,8 @@ def tuning_from_trials(
     SchemaError
         If the stimulus has no directions, times and onsets do not fit, scans show different
         directions, or the convention is not known.
+    ReleaseMismatchError
+        If recordings and coregistration are of different datastacks.
 
     Notes
     -----
@@ -161,10 +163,12 @@ def tuning_from_trials(
         "scans_without": sorted(set(nodes) - set(shown)),
         "n_incomplete": int(incomplete.sum()),
     }
+    past = [recordings.to_dataset(inherit=False)]
     if coregistration is not None:
         curves = _with_nuclei(curves, coregistration)
+        past.append(coregistration)
     entry = f"tuning_from_trials({stimulus!r}, latency={latency:g}) of {len(shown)} scans"
-    return add_history(curves, entry)
+    return add_history(curves, entry, source=past)
 
 
 def _same_directions(by_scan: dict[str, np.ndarray]) -> np.ndarray:
@@ -217,6 +221,13 @@ def _with_nuclei(curves: xr.Dataset, coregistration: xr.Dataset) -> xr.Dataset:
     """Say which neuron each unit is; a unit matched to several nuclei gets a row for each."""
     keys = list(SCAN_KEYS)
     absent = [k for k in (*keys, "nucleus_id", *RELEASE_COORDS) if k not in coregistration.coords]
+    if not absent and "datastack" in curves.coords:
+        found = str(curves["datastack"].item()), str(coregistration["datastack"].item())
+        if found[0] != found[1]:
+            raise ReleaseMismatchError(
+                f"the recordings are of the datastack {found[0]!r}, the coregistration of "
+                f"{found[1]!r}: their units have nothing to do with each other"
+            )
     if absent:
         raise SchemaError(
             f"coregistration has no coordinates {absent}: give what Release.functional() returns"

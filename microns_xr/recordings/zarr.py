@@ -10,9 +10,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from microns_xr.errors import SourceError, StoreFormatError, UnknownLabelError, nearest_words
+from microns_xr.errors import (
+    SchemaError,
+    SourceError,
+    StoreFormatError,
+    UnknownLabelError,
+    nearest_words,
+)
 from microns_xr.recordings.layout import split_key
-from microns_xr.recordings.open import node_name
+from microns_xr.recordings.open import node_name, node_names
 from microns_xr.recordings.select import scan_nodes
 
 __all__ = ["open_recordings_zarr", "recordings_to_zarr"]
@@ -49,7 +55,9 @@ def recordings_to_zarr(
     Raises
     ------
     StoreFormatError
-        If the folder is taken.
+        If the folder is taken, or what is to be replaced is no store of recordings.
+    SchemaError
+        If the size of a chunk is none.
     SourceError
         If a stream cannot be read.
 
@@ -70,8 +78,16 @@ def recordings_to_zarr(
     """
     path = Path(path).expanduser()
     nodes = scan_nodes(recordings)
+    for name, size in (("frames", frames), ("units", units)):
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+            raise SchemaError(f"{name} is {size!r}, expected the size of a chunk, from 1 up")
     if path.exists() and not overwrite:
         raise StoreFormatError(f"{path} is there: choose another name, or pass overwrite=True")
+    if path.exists() and not _is_replaceable(path):
+        raise StoreFormatError(
+            f"{path} is there and is no store of recordings, so it is not replaced: choose another "
+            "name, or remove it yourself"
+        )
     temporary = path.with_name(f"{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     attrs = {"recorded_in": recordings.attrs.get("source", "unknown"), **recordings.attrs}
@@ -91,6 +107,23 @@ def recordings_to_zarr(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return path
+
+
+def _is_ours(root: xr.Dataset) -> bool:
+    """Whether root attributes are those of recordings."""
+    return "recorded_in" in root.attrs or {"source", "frames_per_second"} <= set(root.attrs)
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether `path` is an empty folder or a store of recordings."""
+    if not path.is_dir():
+        return False
+    try:
+        return not any(path.iterdir()) or _is_ours(
+            xr.open_zarr(path, consolidated=False, chunks=None)
+        )
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _sizes_of(variable: xr.DataArray, sizes: dict[str, int]) -> dict[Any, int]:
@@ -125,10 +158,10 @@ def open_recordings_zarr(path: str | Path, scans: Iterable[Any] | None = None) -
         names = [node_name(key) for key in sorted(key for key in keys if key)]
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(f"{path} cannot be opened as recordings in zarr ({error})") from error
-    if "recorded_in" not in root.attrs:
+    if not _is_ours(root):
         raise SourceError(f"{path} is no store of recordings: it does not say where they come from")
     if scans is not None:
-        wanted = [node_name(s) for s in ([scans] if isinstance(scans, str) else scans)]
+        wanted = node_names(scans)
         for name in wanted:
             if name not in names:
                 near = ", ".join(nearest_words(name, names))
@@ -137,7 +170,9 @@ def open_recordings_zarr(path: str | Path, scans: Iterable[Any] | None = None) -
                 )
         names = [name for name in names if name in wanted]
     nodes = {n: _as_written(xr.open_zarr(path, n, consolidated=False, chunks=None)) for n in names}
-    root = xr.Dataset(attrs={**root.attrs, "source": str(path)})
+    # The method to_zarr of the tree itself leaves the file's name in `source`.
+    recorded_in = root.attrs.get("recorded_in", root.attrs["source"])
+    root = xr.Dataset(attrs={**root.attrs, "recorded_in": recorded_in, "source": str(path)})
     return xr.DataTree.from_dict({"/": root, **nodes})
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.connectivity.arrays import Compressed, Pattern, pattern_of_array
-from microns_xr.connectivity.blocks import PairSource
+from microns_xr.connectivity.blocks import AXIS, PairSource, block_key, block_spans
 from microns_xr.connectivity.blockwise import Blocks, blocks_of, stored_source
 from microns_xr.errors import SchemaError
 from microns_xr.store.format import OTHER, pattern_problems
@@ -29,6 +29,7 @@ __all__ = ["plan_lazy"]
 
 _COLUMNS = {"indices": np.int32, "synapse_size": np.int64, "synapse_count": np.int64}
 _INT32 = np.iinfo(np.int32)
+_RUN = 1 << 20  # pairs that are sorted at a time
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,9 @@ def plan_lazy(connectivity: xr.Dataset, folder: str | os.PathLike[str]) -> list[
     os.makedirs(folder, exist_ok=True)
     own, other = (_Spool(Path(folder), blocks, side) for side in _sides(blocks.compressed))
     n_other = blocks.n_minor
-    with own, other, PairSpill(os.fspath(Path(folder) / "pairs"), n_other) as spill:
-        first = 0
-        for lengths, *columns in _computed(blocks):
-            own.append(lengths, *columns)
-            spill.add(first, lengths, *columns)
-            first += lengths.size
+    with own, other, PairSpill(os.fspath(Path(folder) / "pairs"), n_other, _RUN) as spill:
+        for i in range(len(blocks.spans)):
+            _add_block(blocks, i, own, spill)
         spill.write(cast(Any, other))
     return [plan_matrix(connectivity, spool.pairs()) for spool in (own, other)]
 
@@ -99,32 +97,36 @@ def _stored(source: PairSource) -> Pairs:
     return Pairs(pattern, size, count, (dtypes[0], dtypes[1]))
 
 
-def _computed(blocks: Blocks) -> Any:
-    """Compute one block after the other: lengths of spans, and the three columns."""
+def _add_block(blocks: Blocks, i: int, own: _Spool, spill: PairSpill) -> None:
+    """Compute a block and add it to both copies; nothing of it is held any longer then."""
     names = list(blocks.arrays)
-    for i in range(len(blocks.spans)):
-        at = (0, i) if blocks.compressed == "post" else (i, 0)
-        parts = dask.compute(*(blocks.arrays[name].blocks[at] for name in names))
-        (pattern, size), (other, count) = (
-            pattern_of_array(part, name, blocks.compressed)
-            for name, part in zip(names, parts, strict=True)
+    at = block_key(AXIS[blocks.compressed], i)
+    parts = dask.compute(*(blocks.arrays[name].blocks[at] for name in names))
+    (pattern, size), (other, count) = (
+        pattern_of_array(part, name, blocks.compressed)
+        for name, part in zip(names, parts, strict=True)
+    )
+    problems = pattern_problems(pattern.indices, pattern.indptr, pattern.shape, pattern.compressed)
+    problems += [
+        f"{name} is {part.dtype}, expected integers"
+        for name, part in zip(names, parts, strict=True)
+        if not np.can_cast(part.dtype, np.int64)
+    ]
+    if not pattern.same_pairs(other):
+        problems.append("synapse_count stores other pairs than synapse_size")
+    if problems:
+        raise SchemaError(
+            f"connectivity cannot be written: {'; '.join(problems)}; "
+            "build it with mx.build_connectivity"
         )
-        problems = pattern_problems(
-            pattern.indices, pattern.indptr, pattern.shape, pattern.compressed
-        )
-        problems += [
-            f"{name} is {part.dtype}, expected integers"
-            for name, part in zip(names, parts, strict=True)
-            if not np.can_cast(part.dtype, np.int64)
-        ]
-        if not pattern.same_pairs(other):
-            problems.append("synapse_count stores other pairs than synapse_size")
-        if problems:
-            raise SchemaError(
-                f"connectivity cannot be written: {'; '.join(problems)}; "
-                "build it with mx.build_connectivity"
-            )
-        yield np.diff(pattern.indptr), pattern.indices, size, count
+    # In pieces of a run, so that sorting one takes little beside the block.
+    for lo, hi in block_spans(pattern.indptr, _RUN):
+        pairs = slice(int(pattern.indptr[lo]), int(pattern.indptr[hi]))
+        columns = (pattern.indices[pairs], size[pairs], count[pairs])
+        lengths = np.diff(pattern.indptr[lo : hi + 1])
+        own.append(lengths, *columns)
+        spill.add(blocks.spans[i][0] + lo, lengths, *columns)
+    spill.flush()  # what waits there are views of this block
 
 
 class _Spool:

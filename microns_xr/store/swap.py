@@ -152,7 +152,12 @@ def replacing(path: str, *, overwrite: bool = True) -> Iterator[str]:
     recover(path, writing=True)
     _require_replaceable(path, overwrite)
     tmp = tmp_of(path)
-    os.makedirs(tmp)
+    try:
+        os.makedirs(tmp)
+    except FileExistsError as error:  # since it was looked for
+        raise StoreFormatError(
+            f"{path} is being written by another process: wait for it, or write elsewhere"
+        ) from error
     lock = _lock(tmp)
     try:
         try:

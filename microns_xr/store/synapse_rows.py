@@ -186,8 +186,13 @@ class StoredSynapses(SynapseRows):
         self._lock = threading.Lock()
         self.n, self.columns = self._by_post.n, self._by_post.columns
         self.frame, self.labels = self._by_post.frame, self._by_post.labels
-        index = self._root[f"{SYNAPSE_GROUP['post']}/{INDEX_NAMES['post']}"]
-        self.chunk = max(SYNAPSE_CHUNK, index.chunks[0])  # type: ignore[union-attr]
+        index = self._root.get(f"{SYNAPSE_GROUP['post']}/{INDEX_NAMES['post']}")
+        if not isinstance(index, zarr.Array):
+            raise StoreFormatError(
+                f"{root.store_path} no longer holds the synapses that were opened: the store was "
+                "replaced, open it again"
+            )
+        self.chunk = max(SYNAPSE_CHUNK, index.chunks[0])
 
     def read(self, name: str, start: int, stop: int, by: Compressed = "post") -> np.ndarray:
         """Return rows of one variable, in the order of one of the copies."""

@@ -58,7 +58,7 @@ TITLES = {
     "errors": "Errors and warnings",
     "other": "Further names",
 }
-MODULES = {"null_models": "microns_xr.analysis.null_models", "plot": "microns_xr.plot"}
+MODULES = {name: f"microns_xr.{module}" for name, module in mx._MODULES.items()}
 
 
 def _page_of(module: str) -> str:
@@ -90,7 +90,9 @@ def _reference_pages() -> dict[str, str]:
     pages: dict[str, list[str]] = {}
     for name, (page, path) in public_objects().items():
         lines = pages.setdefault(page, [f"# {TITLES[page]}", ""])
-        lines += [f"::: {path}", "    options:", f"      heading: {name}", ""]
+        lines += [f"::: {path}", "    options:", f"      heading: {name}"]
+        # A release is made of several classes, of which readers need to know nothing.
+        lines += ["      inherited_members: true", ""] if name == "mx.Release" else [""]
     for page, dotted in MODULES.items():
         if page in pages:
             text = inspect.getdoc(importlib.import_module(dotted)) or ""

@@ -226,6 +226,8 @@ def rates_of_fits(table: pd.DataFrame, name: str = "fits") -> pd.DataFrame:
     """
     table = _renamed(table)
     require_columns(table, name, [*SCAN_KEYS, "model", "amplitude", "kappa", "r2"])
+    if not len(table):
+        raise SchemaError(f"{name} has no rows: fetch the table again, or give another with path=")
     table = table.sort_values("r2", ascending=False, kind="stable", na_position="last")
     table = table.drop_duplicates(list(SCAN_KEYS))
     model = table["model"].map(lambda word: _MODELS.get(word, word))

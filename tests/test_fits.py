@@ -458,7 +458,8 @@ def test_an_index_over_the_units_stays_and_taken_names_are_told():
     keys = ["session", "scan_idx", "unit_id"]
     rates = labelled(np.random.default_rng(8).gamma(2, 1, (3, 16))).rename(nucleus_id="scan_unit")
     rates = rates.drop_vars("scan_unit", errors="ignore")
-    coords = {k: ("scan_unit", np.array(v)) for k, v in zip(keys, ([4] * 3, [7] * 3, [1, 2, 3]))}
+    ids = ([4] * 3, [7] * 3, [1, 2, 3])
+    coords = {k: ("scan_unit", np.array(v)) for k, v in zip(keys, ids, strict=True)}
     plain = fit_tuning(rates.assign_coords(coords), dim="direction")
     indexed = fit_tuning(rates.assign_coords(coords).set_index(scan_unit=keys), dim="direction")
     xr.testing.assert_identical(indexed.reset_index("scan_unit"), plain)

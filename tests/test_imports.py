@@ -26,7 +26,7 @@ ROWS = [
     ["plot", "export", "neuroglancer"],
     ["release_tables", "release_function", "sourced"],
     ["release"],
-    ["cli_output", "cli_ingest", "cli_plot"],
+    ["cli_output", "cli_ingest", "cli_plot", "cli_draw"],
     ["cli"],
 ]
 ROW_OF = {name: i for i, row in enumerate(ROWS) for name in row}

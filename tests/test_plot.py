@@ -17,7 +17,8 @@ from microns_xr.analysis import null_models
 from microns_xr.analysis.like_to_like import like_to_like
 from microns_xr.analysis.populations import group_connectivity
 from microns_xr.analysis.probability import connection_probability
-from microns_xr.cli_plot import What, draw, register
+from microns_xr.cli_draw import draw
+from microns_xr.cli_plot import What, register
 from microns_xr.plot.axes import label_of
 from microns_xr.plot.colours import NO_VALUE, PALETTE, colours_of, cyclic_map, styles_of
 from microns_xr.schema import AXES

@@ -190,6 +190,8 @@ def test_fits_of_con_con_models(source):
         rates_of_fits(theirs.assign(tuning_type="triple"))
     with pytest.raises(SchemaError, match="kappa"):
         rates_of_fits(theirs.drop(columns="k"))
+    with pytest.raises(SchemaError, match="fits has no rows"):
+        rates_of_fits(theirs[:0])
 
 
 def test_real_fits_are_curves_of_the_real_units(real_data):

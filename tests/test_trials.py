@@ -456,7 +456,10 @@ def test_cross_validated_effect_is_zero_without_tuning(noise, tuned):
         (lambda r: r > 0, None),
         (lambda r: r.astype(str), "expected numbers"),
         (lambda r: r.isel(direction=[0, 1, 2]), r"has one 90 degrees away"),
-        (lambda r: r * np.nan, "no trial with a direction and a response"),
+        (
+            lambda r: r[..., 0].assign_coords(direction=("trial", np.full(10, np.nan))),
+            "responses has no trial with a direction",
+        ),
         (lambda r: r.assign_coords(direction=r.direction.assign_attrs(units="gon")), "'gon'"),
     ],
 )  # fmt: skip
@@ -536,7 +539,8 @@ def test_angles_in_other_units_than_stated_are_refused(values):
 def test_an_index_over_the_units_stays_and_taken_names_are_told(tuned):
     keys = ["session", "scan_idx", "unit_id"]
     few = tuned[0][:3].rename({tuned[0].dims[0]: "scan_unit"}).reset_coords(drop=True)
-    coords = {k: ("scan_unit", np.array(v)) for k, v in zip(keys, ([4] * 3, [7] * 3, [1, 2, 3]))}
+    ids = ([4] * 3, [7] * 3, [1, 2, 3])
+    coords = {k: ("scan_unit", np.array(v)) for k, v in zip(keys, ids, strict=True)}
     few = few.drop_vars("scan_unit", errors="ignore").assign_coords(coords)
     plain = tuning_test(few, n_permutations=20)
     indexed = tuning_test(few.set_index(scan_unit=keys), n_permutations=20)

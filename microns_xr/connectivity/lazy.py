@@ -192,7 +192,8 @@ def _groups_block(
     major_codes: np.ndarray,
     n_groups: tuple[int, int],
 ) -> np.ndarray:
-    buffers = (*_whole_numbers(values), pattern.indices, pattern.indptr)
+    size, count = _whole_numbers(values)
+    buffers = (size, count, pattern.indices, pattern.indptr)
     return group_sums(*buffers, major_codes, minor_codes, n_groups, threads=1)
 
 

@@ -177,14 +177,14 @@ class StoredPairs:
             return None
         require_unchanged(group)
         other = StoredPairs(sibling, axis, self.shape)
-        sizes = [
-            (*map(int, g.attrs.get("shape", ())), copy._array("indices").shape[0])
-            for g, copy in ((group, self), (sibling, other))
-        ]
-        if sizes[0] != sizes[1]:
+        mine, its = (
+            [copy._group.attrs.get("shape"), copy._array("indices").shape[0]]
+            for copy in (self, other)
+        )
+        if mine != its:
             raise StoreFormatError(
-                f"{sibling.store_path} has (pre, post, pairs) {sizes[1]}, expected {sizes[0]} as "
-                "in the other copy: the store is damaged, write it again"
+                f"{sibling.store_path} has shape and pairs {its}, expected {mine} as the other "
+                "copy: the store is damaged, write it again"
             )
         return other
 
@@ -237,7 +237,8 @@ def _array_of(group: zarr.Group, name: str) -> zarr.Array:
     if not isinstance(array, zarr.Array):
         require_unchanged(group)
         raise StoreFormatError(
-            f"{group.store_path} has no array {name!r}: the store is damaged, write or copy it again"
+            f"{group.store_path} has no array {name!r}: the store is damaged, write or copy it "
+            "again"
         )
     return array
 

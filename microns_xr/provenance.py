@@ -158,7 +158,8 @@ def add_history(
         sources: Sequence[xr.Dataset | xr.DataArray] = (obj,)
     else:
         sources = (source,) if isinstance(source, xr.Dataset | xr.DataArray) else source
-    lines = [line for s in sources for line in str(s.attrs.get("history", "")).splitlines()]
+    pasts = [str(s.attrs.get("history", "")) for s in sources]
+    lines = [line for past in pasts for line in past.splitlines()]
     # A new dict: xarray's selections share theirs with what they were taken from.
     attrs = copy.deepcopy(obj.attrs)
     tables: list[Any] = []
@@ -168,6 +169,6 @@ def add_history(
     if tables:
         attrs["source_tables"] = copy.deepcopy(tables)
     # dict.fromkeys: two sources that come from one have their common past once.
-    past = lines if len(sources) == 1 else list(dict.fromkeys(lines))
-    obj.attrs = {**attrs, "history": "\n".join([*past, entry])}
+    lines = lines if len(sources) == 1 else list(dict.fromkeys(lines))
+    obj.attrs = {**attrs, "history": "\n".join([*lines, entry])}
     return obj

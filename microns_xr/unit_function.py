@@ -181,7 +181,11 @@ def add_rates(
     of = {} if tables is None else {"source_tables": tables}
     result = units.assign(
         {
-            n: (aligned[n].dims, aligned[n].values, {**aligned[n].attrs, **describe(UNITS[n]), **of})
+            n: (
+                aligned[n].dims,
+                aligned[n].values,
+                {**aligned[n].attrs, **describe(UNITS[n]), **of},
+            )
             for n in [*rates, "n_rated"]
         }
     ).assign_coords({d: aligned.coords[d] for d in angles})

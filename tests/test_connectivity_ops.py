@@ -364,7 +364,7 @@ def test_arrays_that_are_not_sparse_or_turned_around(connectivity):
     filled = connectivity.map(lambda v: v.copy(data=v.data.todense()))
     with pytest.raises(SchemaError, match=r"expected a sparse\.GCXS"):
         degrees(filled)
-    with pytest.raises(SchemaError, match="expected a sparse.GCXS"):
+    with pytest.raises(SchemaError, match=r"expected a sparse\.GCXS"):
         take(filled)
 
 

@@ -154,21 +154,29 @@ def add_history(
     >>> add_history(xr.Dataset(attrs={"history": "a"}), "b").attrs["history"].splitlines()
     ['a', 'b']
     """
+    sources: list[Any]
     if source is None:
-        sources: Sequence[xr.Dataset | xr.DataArray] = (obj,)
+        sources = [obj]
     else:
-        sources = (source,) if isinstance(source, xr.Dataset | xr.DataArray) else source
-    pasts = [str(s.attrs.get("history", "")) for s in sources]
-    lines = [line for past in pasts for line in past.splitlines()]
+        sources = [source] if isinstance(source, xr.Dataset | xr.DataArray) else list(source)
     # A new dict: xarray's selections share theirs with what they were taken from.
     attrs = copy.deepcopy(obj.attrs)
-    tables: list[Any] = []
-    everything: list[Any] = [obj, *sources]
-    for s in everything:
-        tables += [t for t in s.attrs.get("source_tables", ()) if t not in tables]
+    tables = _tables_of([obj, *sources])
     if tables:
-        attrs["source_tables"] = copy.deepcopy(tables)
-    # dict.fromkeys: two sources that come from one have their common past once.
-    lines = lines if len(sources) == 1 else list(dict.fromkeys(lines))
-    obj.attrs = {**attrs, "history": "\n".join([*lines, entry])}
+        attrs["source_tables"] = tables
+    obj.attrs = {**attrs, "history": "\n".join([*_lines_of(sources), entry])}
     return obj
+
+
+def _lines_of(sources: list[Any]) -> list[str]:
+    pasts = [str(s.attrs.get("history", "")) for s in sources]
+    lines = [line for past in pasts for line in past.splitlines()]
+    # Two sources that come from one have their common past once.
+    return lines if len(sources) == 1 else list(dict.fromkeys(lines))
+
+
+def _tables_of(objects: list[Any]) -> list[Any]:
+    tables: list[Any] = []
+    for obj in objects:
+        tables += [t for t in obj.attrs.get("source_tables", ()) if t not in tables]
+    return copy.deepcopy(tables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -30,27 +31,21 @@ spill._counting_sort(_CODE, 1)
 spill._places(np.array([0, 1], np.int32), np.array([0]), 1)
 
 
-def die_at(number: int, files: str, units: xr.Dataset, out: str) -> None:
-    """Ingest, and be killed at the beginning of one of the steps, counted from 0."""
-    left = [number]
+def die_at(name: str, number: int, files: str, units: xr.Dataset, out: str) -> None:
+    """Ingest, and be killed at the beginning of a step, the given one of its kind, from 0."""
+    owner: Any = {
+        "_spill": pipeline,
+        "_write_slice": stream,
+        "_take_over": ingest,
+        "rename": os,
+    }[name]
+    real = getattr(owner, name)
+    calls = count()
 
-    def deadly(owner: Any, name: str) -> None:
-        real = getattr(owner, name)
+    def step(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **options)
 
-        def step(*arguments: Any, **options: Any) -> Any:
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left[0] -= 1
-            return real(*arguments, **options)
-
-        setattr(owner, name, step)
-
-    deadly(ingest, "read_files")
-    deadly(pipeline, "_spill")
-    deadly(spill.Spill, "_put")
-    deadly(stream, "_write_slice")
-    deadly(ingest, "write_pairs")
-    deadly(ingest, "plan_parent")
-    deadly(ingest, "_take_over")
-    deadly(os, "rename")
+    setattr(owner, name, step)
     ingest_synapses(files, units, out, progress=False)

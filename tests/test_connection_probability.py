@@ -399,12 +399,18 @@ def test_intervals_are_of_neurons(demo_fresh):
     weights = neuron_weights(chosen.size, 200, 7)
     ratios = [(w * mine).sum() / (chosen.size * (stored.shape[1] - 1)) for w in weights]
     low, high = np.quantile(ratios, [0.025, 0.975])
-    np.testing.assert_allclose([found.probability_low, found.probability_high], [low, high], rtol=1e-12)
+    np.testing.assert_allclose(
+        [found.probability_low, found.probability_high], [low, high], rtol=1e-12
+    )
     wilson = connection_probability(connectivity, units, None, interval="wilson")
     k, n = int(wilson.n_connected), int(wilson.n_pairs)
     ends = scipy.stats.binomtest(k, n).proportion_ci(method="wilson")
-    np.testing.assert_allclose([wilson.probability_low, wilson.probability_high], [ends.low, ends.high], rtol=1e-9)
-    assert found.probability_high - found.probability_low > 2 * (wilson.probability_high - wilson.probability_low)  # neurons differ here
+    np.testing.assert_allclose(
+        [wilson.probability_low, wilson.probability_high], [ends.low, ends.high], rtol=1e-9
+    )
+    assert found.probability_high - found.probability_low > 2 * (
+        wilson.probability_high - wilson.probability_low
+    )  # neurons differ here
 
 
 def test_wilson_like_scipy():

@@ -10,7 +10,7 @@ from conftest import ROOTS
 
 import microns_xr as mx
 from microns_xr.functional.collapse import collapse_scans
-from microns_xr.functional.coregistration import build_functional
+from microns_xr.functional.coregistration import build_functional, nuclei_of_units
 from microns_xr.functional.trials import trial_statistics
 from microns_xr.functional.tuning import build_tuning_curves
 from microns_xr.releases import TableSpec, table_spec
@@ -367,3 +367,17 @@ def test_a_unit_that_says_different_things_is_still_refused():
         mx.merge_table(functional, table, on="functional")
     same = build(rows([(4, 7, 9)] * 2, [12, 13], score=[np.nan] * 2, note=["a", "a"]))
     assert mx.merge_table(functional, same, on="functional").note.values[0] == "a"
+
+
+def test_ids_never_pass_through_float():
+    odd = 2**53 + 1  # no float has this value
+    coregistration = build(rows(SIX[:2], [odd, -1]))
+    units = {k: np.array(v) for k, v in zip(KEYS, zip(*SIX[:3], strict=True), strict=True)}
+    found = nuclei_of_units(units, coregistration)
+    assert found["nucleus_id"].dtype == np.int64
+    assert found["nucleus_id"].tolist().count(odd) == 1
+    assert found["nucleus_id"].tolist().count(-1) == 2
+    curves = pd.DataFrame({**units, "rate_ori": ["[1. 2.]"] * 3})
+    built = build_tuning_curves(curves, table_spec("tuning_curves_fitted_v1"), coregistration)
+    assert built.nucleus_id.dtype == np.int64
+    assert set(built.nucleus_id.values.tolist()) == {odd, -1}

@@ -414,17 +414,27 @@ def test_words_that_never_meet(recordings):
 # ---------------------------------------------------------------------------------- videos
 
 
-def test_videos_on_demand(path, recordings):
+def test_videos_on_demand(path, recordings, copy):
     condition_hash = recordings["scan_9_3"].condition_hash.values[0]
     clip = open_video(recordings, condition_hash)
     with h5py.File(path) as h5:
-        stored = h5[f"videos/{encode_hash(condition_hash)}/clip"][()]
+        in_file = h5[f"videos/{encode_hash(condition_hash)}/clip"][()]
+    # In the file the width comes before the height.
+    assert in_file.shape == (113, 32, 18)
+    stored = in_file.swapaxes(1, 2)
     assert clip.dims == ("frame", "row", "column")
+    for key in ((2,), (slice(None), 3), (slice(4, 9), slice(2, 5), 7), (1, 2, 3), (-1, ..., 31)):
+        np.testing.assert_array_equal(clip[key].values, stored[key])
     np.testing.assert_array_equal(clip.values, stored)
     np.testing.assert_array_equal(clip[::-2, 3].values, stored[::-2, 3])
     np.testing.assert_array_equal(clip.isel(frame=[5, 1]).values, stored[[5, 1]])
     assert clip.attrs["type"] == "Monet2"
     assert clip.time.values[1] == pytest.approx(4 / 30)
+    with h5py.File(copy, "r+") as h5:
+        group = h5[f"videos/{encode_hash(condition_hash)}"]
+        del group["clip"]
+        group["clip"] = stored  # the height first
+    np.testing.assert_array_equal(open_video(copy, condition_hash).values, stored)
     with pytest.raises(UnknownLabelError, match="no video 'nothing'"):
         open_video(path, "nothing")
 

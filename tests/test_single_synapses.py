@@ -618,6 +618,13 @@ def test_a_store_that_was_replaced_is_not_mixed_up(three: str) -> None:
         select_synapses(tree, post=13)
 
 
+def test_a_store_that_lost_its_synapses_meanwhile(three: str) -> None:
+    tree = mx.open_store(three, lazy=True)
+    write_store(three, units=ex.units(), connectivity=ex.connectivity())
+    with pytest.raises(StoreFormatError, match="was replaced, open it again"):
+        select_synapses(tree, post=13)
+
+
 def test_parts_of_a_lazy_tree_are_parts(three: str) -> None:
     tree = mx.open_store(three, lazy=True)
     part = tree["synapses"].to_dataset().isel(synapse=[0, 2])

@@ -272,7 +272,9 @@ def test_every_array_names_its_dimensions(path: str) -> None:
 def test_every_group_says_its_release(path: str) -> None:
     groups = [json.loads(f.read_text()) for f in Path(path).rglob("zarr.json")]
     groups = [meta["attributes"] for meta in groups if meta["node_type"] == "group"]
-    assert len(groups) == 9  # the root, four dense ones, connectivity and its copies, synapses' copy
+    assert (
+        len(groups) == 9
+    )  # the root, four dense ones, connectivity and its copies, synapses' copy
     for attrs in groups:
         assert attrs["datastack"] == "minnie65_public"
         assert attrs["materialization_version"] == 661

@@ -7,6 +7,7 @@ A neuron may be recorded in up to five scans, or twice within one. Those are sev
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -212,6 +213,42 @@ def _attrs(name: str, values: np.ndarray, spec: TableSpec) -> dict[str, Any]:
     if name in ANGLES and values.dtype.kind == "f":
         attrs.update(angle_attrs(name, spec, values))
     return attrs
+
+
+def nuclei_of_units(units: Mapping[str, np.ndarray], coregistration: xr.Dataset) -> pd.DataFrame:
+    """Say which neuron each unit is.
+
+    Parameters
+    ----------
+    units : mapping of str to numpy.ndarray
+        session, scan_idx, unit_id of each unit; others are not looked at.
+    coregistration : xarray.Dataset
+        Over ``scan_unit``, with nucleus_id.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The keys; ``row``, the position of the unit; ``nucleus_id``, int64, -1 where it is matched
+        to none. A unit matched to several nuclei has a row for each. Sorted by
+        (session, scan_idx, unit_id, nucleus_id).
+
+    Examples
+    --------
+    >>> match = pd.DataFrame({"target_id": [7], "session": [4], "scan_idx": [7], "unit_id": [1]})
+    >>> coregistration = build_functional(match, TableSpec("c"), datastack="d", version=1)
+    >>> units = {"session": [4, 4], "scan_idx": [7, 7], "unit_id": [2, 1]}
+    >>> nuclei_of_units(units, coregistration)[["row", "nucleus_id"]].values.tolist()
+    [[1, 7], [0, -1]]
+    """
+    keys = list(SCAN_KEYS)
+    match = pd.DataFrame({k: coregistration[k].values for k in [*keys, "nucleus_id"]})
+    match = match[match["nucleus_id"] >= 0].drop_duplicates()
+    # Nullable, so that units without a match do not turn the ids into floats.
+    match["nucleus_id"] = match["nucleus_id"].astype("Int64")
+    rows = pd.DataFrame({k: units[k] for k in keys})
+    rows = rows.assign(row=np.arange(len(rows))).merge(match, on=keys, how="left")
+    rows["nucleus_id"] = rows["nucleus_id"].fillna(-1).astype(np.int64)
+    return rows.sort_values([*keys, "nucleus_id"])
 
 
 def missing_value(name: str, dtype: np.dtype) -> Any:

@@ -11,6 +11,7 @@ import xarray as xr
 
 from microns_xr.columns import parse_arrays, require_columns
 from microns_xr.errors import SchemaError
+from microns_xr.functional.coregistration import nuclei_of_units
 from microns_xr.provenance import add_history, release_of
 from microns_xr.releases import TableSpec
 from microns_xr.schema import FUNCTIONAL, describe
@@ -138,11 +139,7 @@ def build_tuning_curves(
     """
     typed = typed_table(table, "tuning_curves", spec, unique=SCAN_KEYS)
     keys = list(SCAN_KEYS)
-    match = pd.DataFrame({k: coregistration[k].values for k in [*keys, "nucleus_id"]})
-    match = match[match["nucleus_id"] >= 0].drop_duplicates()
-    rows = typed[keys].assign(row=np.arange(len(typed))).merge(match, on=keys, how="left")
-    rows["nucleus_id"] = rows["nucleus_id"].astype("Int64").fillna(-1).astype(np.int64)
-    rows = rows.sort_values([*keys, "nucleus_id"])
+    rows = nuclei_of_units({k: typed[k].to_numpy() for k in keys}, coregistration)
     variables, coords = rate_variables(typed, spec)
     dataset = xr.Dataset(
         {n: (dims, v[rows["row"]], attrs) for n, (dims, v, attrs) in variables.items()},

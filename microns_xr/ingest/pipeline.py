@@ -148,10 +148,10 @@ def read_files(
                 written = pairs.nbytes + (singles.nbytes if singles is not None else 0)
                 space.check(before + packed, kept, written)
             before += file.size
-    for name, total in ((layout.size, tally.total), (layout.count, tally.total_count)):
-        if total > _LARGEST_SUM:
+    for name, summed in ((layout.size, tally.total), (layout.count, tally.total_count)):
+        if summed > _LARGEST_SUM:
             raise SchemaError(
-                f"{name} sums to {total:.3g}, expected less than 9.2e18, which int64 holds: "
+                f"{name} sums to {summed:.3g}, expected less than 9.2e18, which int64 holds: "
                 "check the column; real sizes are below 1e7"
             )
     if tally.bad_lines and not tally.rows:

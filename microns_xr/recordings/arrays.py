@@ -16,7 +16,7 @@ from xarray.core import indexing
 from microns_xr.errors import SchemaError, SourceError
 from microns_xr.recordings.handles import RecordingsFile
 
-__all__ = ["StartArray", "StoredArray", "TrialArray", "read_rows"]
+__all__ = ["ClipArray", "StartArray", "TrialArray", "read_rows"]
 
 # Rows between two wanted ones are read along when they are fewer bytes than this: a read of a page
 # more costs less than another call.
@@ -184,8 +184,8 @@ class StartArray(BackendArray):
         return result[0] if isinstance(key[0], int | np.integer) else result
 
 
-class StoredArray(BackendArray):
-    """One dataset as it is stored.
+class ClipArray(BackendArray):
+    """A video as frames of rows and columns, though it may be stored with the width first.
 
     Parameters
     ----------
@@ -194,13 +194,22 @@ class StoredArray(BackendArray):
     path : str
         Path of the dataset.
     shape, dtype
-        As in the file.
+        As in the file: three axes, the first of them frames.
+    width_first : bool
+        Whether the second axis of the file is the columns.
     """
 
     def __init__(
-        self, file: RecordingsFile, path: str, shape: tuple[int, ...], dtype: np.dtype
+        self,
+        file: RecordingsFile,
+        path: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        width_first: bool,
     ) -> None:
-        self.file, self.path, self.shape, self.dtype = file, path, shape, np.dtype(dtype)
+        self.file, self.path, self.dtype = file, path, np.dtype(dtype)
+        self.width_first = width_first
+        self.shape = (shape[0], shape[2], shape[1]) if width_first else shape
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(
@@ -208,9 +217,13 @@ class StoredArray(BackendArray):
         )
 
     def _read(self, key: tuple[Any, ...]) -> Any:
+        if self.width_first:
+            key = (key[0], key[2], key[1])
         with self.file.opened() as h5:
             try:
-                return h5[self.path][key]
+                found = h5[self.path][key]
+                both = isinstance(key[1], slice) and isinstance(key[2], slice)
+                return np.swapaxes(found, -1, -2) if self.width_first and both else found
             except (OSError, ValueError, RuntimeError) as error:
                 raise SourceError(
                     f"{self.file.name}: {self.path} cannot be read ({error}): the file is damaged "

@@ -25,7 +25,7 @@ _STIMULUS_RATE, _EVERY = 30.0, 4  # every fourth frame is kept: 7.5 a second
 _SEGMENT_S = 0.9375
 _SECONDS = {"Monet2": 15.0, "Trippy": 15.0, "Clip": 10.0}
 _PAUSE_S = 1.25
-_CLIP_SHAPE = (18, 32)
+_CLIP_SHAPE = (32, 18)  # width x height, as it is stored
 _AREAS = (("V1", 0.72), ("LM", 0.13), ("RL", 0.11), ("AL", 0.04))
 _LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+"))
 

@@ -6,7 +6,7 @@
                                            pupil (4 x frames), stim_times (frames, s)
     sessions/{session}_{scan}/meta/        condition_hashes (trials), area_indices/{area} (rows),
                                            perhaps unit_ids (units)
-    videos/{hash}/                         clip (frames x rows x columns), directions (degrees),
+    videos/{hash}/                         clip (frames x width x height), directions (degrees),
                                            onsets (s), instances/; attributes type, fps, duration
     types/{type}/{hash}                    soft links to videos
     brain_areas/{area}/{session}_{scan}    soft links to sessions

@@ -11,7 +11,7 @@ import xarray as xr
 from xarray.core import indexing
 
 from microns_xr.errors import SchemaError, SourceError, UnknownLabelError, nearest_words
-from microns_xr.recordings.arrays import StartArray, StoredArray, TrialArray
+from microns_xr.recordings.arrays import ClipArray, StartArray, TrialArray
 from microns_xr.recordings.handles import RecordingsFile
 from microns_xr.recordings.layout import (
     PUPIL_ROWS,
@@ -287,8 +287,9 @@ def open_video(
     Returns
     -------
     xarray.DataArray
-        ``clip(frame, row, column)``, its axes as they are stored; ``time(frame)`` in seconds where
-        the file has it; attributes of the video such as ``type``, ``fps`` and ``movie_name``.
+        ``clip(frame, row, column)``, row 0 and column 0 being first in the file; ``time(frame)`` in
+        seconds where the file has it; attributes of the video such as ``type``, ``fps`` and
+        ``movie_name``.
 
     Raises
     ------
@@ -331,7 +332,10 @@ def open_video(
                 f"{sorted(group)}: fetch the file again"
             )
         clip = group["clip"]
-        array = StoredArray(file, f"{path}/clip", clip.shape, clip.dtype)
+        # The width is stored before the height; the screen is wider than high, which tells whether
+        # a file has them the other way round.
+        width_first = clip.shape[1] >= clip.shape[2]
+        array = ClipArray(file, f"{path}/clip", clip.shape, clip.dtype, width_first)
         coords = {}
         if "times" in group and group["times"].shape == clip.shape[:1]:
             coords["time"] = ("frame", group["times"][()], {"units": "s"})

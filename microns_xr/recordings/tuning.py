@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import AngleConvention
 from microns_xr.errors import ReleaseMismatchError, SchemaError, UnknownLabelError
+from microns_xr.functional.coregistration import nuclei_of_units
 from microns_xr.provenance import RELEASE_COORDS, add_history
 from microns_xr.recordings.select import scan_nodes, select_recordings
 from microns_xr.recordings.trials import (
@@ -232,12 +232,7 @@ def _with_nuclei(curves: xr.Dataset, coregistration: xr.Dataset) -> xr.Dataset:
         raise SchemaError(
             f"coregistration has no coordinates {absent}: give what Release.functional() returns"
         )
-    match = pd.DataFrame({k: coregistration[k].values for k in [*keys, "nucleus_id"]})
-    match = match[match["nucleus_id"] >= 0].drop_duplicates()
-    rows = pd.DataFrame({k: curves[k].values for k in keys})
-    rows = rows.assign(row=np.arange(len(rows))).merge(match, on=keys, how="left")
-    nucleus = rows["nucleus_id"].astype("Int64").fillna(-1).astype(np.int64)
-    rows = rows.assign(nucleus_id=nucleus).sort_values([*keys, "nucleus_id"])
+    rows = nuclei_of_units({k: curves[k].values for k in keys}, coregistration)
     ids = ("scan_unit", rows["nucleus_id"].to_numpy(), describe(FUNCTIONAL["nucleus_id"]))
     release = {c: coregistration.coords[c] for c in RELEASE_COORDS}
     result = curves.isel(scan_unit=rows["row"].to_numpy())

@@ -1,37 +1,39 @@
-"""Lazy connectivity: equal to what is in memory, nothing read early, and nothing read that need not be."""
+"""Lazy connectivity: equal to what is in memory, nothing read early, and nothing that need not be."""
 
 from __future__ import annotations
 
 import pickle
-import shutil
+from collections import Counter
 
 import dask
+import lazy_examples as lz
 import numpy as np
 import pytest
 import xarray as xr
-import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import microns_xr as mx
-from microns_xr.connectivity import blocks
+from microns_xr.connectivity import blocks, blockwise
 from microns_xr.connectivity.arrays import pair_buffers
-from microns_xr.connectivity.subset import recompress
-from microns_xr.errors import SchemaError, StoreFormatError, UnknownLabelError
+from microns_xr.connectivity.spans import read_neurons
+from microns_xr.errors import SchemaError
 from microns_xr.store.address import CompleteStore
 from microns_xr.store.lazy import StoredPairs
 
-BOTH = ("pre_nucleus_id", "post_nucleus_id")
+BOTH = lz.BOTH
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK_PAIRS", 1500)
+        yield
+
+
+@pytest.fixture(scope="module")
 def store(demo_store):
     return demo_store
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_PAIRS", 1500)
 
 
 @pytest.fixture
@@ -52,36 +54,33 @@ def reads(monkeypatch):
 @pytest.fixture
 def spans(monkeypatch):
     """Spans of pairs that were read: (copy, array, start, stop)."""
-    found = []
-    read = StoredPairs.read
-
-    def counted(self, name, start, stop):
-        found.append((self.compressed, name, start, stop))
-        return read(self, name, start, stop)
-
-    monkeypatch.setattr(StoredPairs, "read", counted)
-    return found
+    return lz.count_spans(monkeypatch)
 
 
-def opened(store, compressed="post", lazy=True):
-    tree = mx.open_store(store, lazy=lazy, compressed=compressed)
-    return tree["connectivity"].to_dataset(), tree["units"].to_dataset()
+@pytest.fixture(scope="module", params=["post", "pre"])
+def compressed(request):
+    return request.param
 
 
-def assert_same_pairs(memory, lazy):
-    """The same Dataset, whatever axis either is compressed over."""
-    loaded = lazy.compute()
-    names = [n for n, v in memory.data_vars.items() if v.dims == BOTH]
-    plain = [d.drop_vars(names).drop_attrs() for d in (memory, loaded)]
-    xr.testing.assert_identical(*plain)
-    if not names:
-        return
-    pattern, values = pair_buffers(recompress(memory, "post"))
-    other, others = pair_buffers(recompress(loaded, "post"))
-    assert pattern.same_pairs(other)
-    for name in names:
-        np.testing.assert_array_equal(values[name], others[name])
-        assert others[name].dtype == np.int64
+@pytest.fixture(scope="module")
+def lazy(store, compressed):
+    """Lazy connectivity of either copy, opened once."""
+    return lz.connectivity_in(store, compressed)
+
+
+@pytest.fixture(scope="module")
+def by_post(store):
+    return lz.connectivity_in(store)
+
+
+@pytest.fixture(scope="module")
+def memory(store):
+    return lz.in_memory(store)
+
+
+@pytest.fixture(scope="module")
+def units(store):
+    return lz.units_of(store)
 
 
 OPERATIONS = {
@@ -115,21 +114,21 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize("compressed", ["post", "pre"])
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_operations_give_what_they_give_in_memory(store, name, compressed):
-    lazy = OPERATIONS[name](*opened(store, compressed))
-    assert_same_pairs(OPERATIONS[name](*opened(store, compressed, lazy=False)), lazy)
+@pytest.fixture(scope="module")
+def expected(memory, units):
+    """What the operations give in memory, each computed once."""
+    return {name: operation(memory, units) for name, operation in OPERATIONS.items()}
 
 
-@pytest.mark.parametrize("compressed", ["post", "pre"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operations_read_no_pair_before_they_are_computed(store, name, compressed, spans):
-    connectivity, units = opened(store, compressed)
-    units.load()
-    assert len(connectivity.synapse_size.chunks[1 if compressed == "post" else 0]) > 5
-    spans.clear()
-    result = OPERATIONS[name](connectivity, units)
+def test_operations_give_what_they_give_in_memory(lazy, units, expected, name):
+    lz.assert_same_pairs(expected[name], OPERATIONS[name](lazy, units))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_read_no_pair_before_they_are_computed(lazy, units, compressed, name, spans):
+    assert len(lazy.synapse_size.chunks[1 if compressed == "post" else 0]) > 5
+    result = OPERATIONS[name](lazy, units)
     if name.startswith(("inputs_to", "outputs_from")):
         assert spans  # the partners are the axis of the result
         return
@@ -139,20 +138,15 @@ def test_operations_read_no_pair_before_they_are_computed(store, name, compresse
     assert bool(spans) == (name != "none left")
 
 
-@pytest.mark.parametrize("compressed", ["post", "pre"])
 @pytest.mark.parametrize("over", BOTH)
 @pytest.mark.parametrize("missing", ["skip", "raise"])
 @pytest.mark.parametrize("engine", ["numba", "scipy"])
-def test_contraction_has_the_same_bits(store, compressed, over, missing, engine, spans):
-    connectivity, units = opened(store, compressed)
+def test_contraction_has_the_same_bits(store, lazy, units, over, missing, engine, spans):
     rates = units.rate_dir if missing == "skip" else units.rate_dir.fillna(0.5)
     # In memory compressed over the axis that stays, so that the order of every sum is the same.
     side = "post" if over == "pre_nucleus_id" else "pre"
-    expected = mx.contract(
-        opened(store, side, lazy=False)[0], rates, over, missing=missing, engine=engine
-    )
-    spans.clear()
-    result = mx.contract(connectivity, rates, over, missing=missing, engine=engine)
+    expected = mx.contract(lz.in_memory(store, side), rates, over, missing=missing, engine=engine)
+    result = mx.contract(lazy, rates, over, missing=missing, engine=engine)
     assert not spans
     assert result.chunks
     xr.testing.assert_identical(result.compute(), expected)
@@ -161,44 +155,66 @@ def test_contraction_has_the_same_bits(store, compressed, over, missing, engine,
 
 
 @pytest.mark.parametrize("over", BOTH)
-def test_sums_over_the_cut_axis_are_added_up(store, over, monkeypatch):
+@pytest.mark.parametrize("large", [False, True])
+def test_sums_over_the_cut_axis_are_added_up(store, memory, units, over, large, monkeypatch):
     """Where there is no better copy, each block gives a part of every sum."""
     monkeypatch.setattr(StoredPairs, "other", lambda self: None)
-    connectivity, units = opened(store, "pre" if over == "pre_nucleus_id" else "post")
-    memory, _ = opened(store, lazy=False)
+    if large:
+        monkeypatch.setattr(blockwise, "_LARGE", 0)
+    connectivity = lz.connectivity_in(store, "pre" if over == "pre_nucleus_id" else "post")
     currents = mx.contract(connectivity, units.rate_dir, over, missing="skip")
     assert not currents.chunks[0][1:]
-    xr.testing.assert_allclose(
-        currents.compute(), mx.contract(memory, units.rate_dir, over, missing="skip"), rtol=1e-13
-    )
+    expected = mx.contract(memory, units.rate_dir, over, missing="skip")
+    xr.testing.assert_allclose(currents.compute(), expected, rtol=1e-13)
     again = mx.contract(connectivity, units.rate_dir, over, missing="skip")
     with dask.config.set(scheduler="synchronous"):
         xr.testing.assert_identical(again.compute(), currents.compute())
 
 
-def test_the_result_of_a_single_block_is_not_changed_by_another(store, monkeypatch):
+@pytest.mark.parametrize(("large", "most"), [(False, 8), (True, 2)])
+def test_few_large_tables_are_held_at_a_time(by_post, memory, units, large, most, monkeypatch):
+    from microns_xr.connectivity import lazy as functions
+
+    if large:
+        monkeypatch.setattr(blockwise, "_LARGE", 0)
+    added = []
+    add = functions._add_arrays
+
+    def add_arrays(parts):
+        added.append(len(parts))
+        return add(parts)
+
+    monkeypatch.setattr(functions, "_add_arrays", add_arrays)
+    found = mx.group_connectivity(by_post, units.layer, units.layer)
+    xr.testing.assert_identical(
+        found.compute(scheduler="synchronous"),
+        mx.group_connectivity(memory, units.layer, units.layer),
+    )
+    assert max(added) == most
+
+
+def test_the_result_of_a_single_block_is_not_changed_by_another(store, units, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_PAIRS", 10**9)
     monkeypatch.setattr(StoredPairs, "other", lambda self: None)
-    connectivity, units = opened(store, "pre")
+    connectivity = lz.connectivity_in(store, "pre")
     lazy = mx.input_currents(connectivity, units.rate_ori)
     first, second = dask.compute(lazy, lazy + 0)
     np.testing.assert_array_equal(first.values, second.values)
     assert connectivity.synapse_size.data.npartitions == 1
 
 
-def test_values_may_be_lazy_as_well(store, spans):
-    connectivity, units = opened(store)
+def test_values_may_be_lazy_as_well(by_post, memory, units, spans):
     rates = units.rate_ori.fillna(1.0)
-    expected = mx.contract(opened(store, lazy=False)[0], rates, "pre_nucleus_id")
-    lazy = mx.contract(connectivity, rates.chunk(nucleus_id=100), "pre_nucleus_id")
+    expected = mx.contract(memory, rates, "pre_nucleus_id")
+    lazy = mx.contract(by_post, rates.chunk(nucleus_id=100), "pre_nucleus_id")
     assert not spans
     np.testing.assert_array_equal(lazy.compute().values, expected.values)
     holes = rates.where(rates.nucleus_id != rates.nucleus_id[4])
     with pytest.raises(SchemaError, match=r"1 of .* neurons of pre_nucleus_id have no value"):
-        mx.contract(connectivity, holes, "pre_nucleus_id")
-    later = mx.contract(connectivity, holes.chunk(), "pre_nucleus_id")
+        mx.contract(by_post, holes, "pre_nucleus_id")
+    later = mx.contract(by_post, holes.chunk(), "pre_nucleus_id")
     with pytest.raises(SchemaError, match=r"1 of .* neurons of pre_nucleus_id have no value"):
-        later.compute()
+        later.compute(scheduler="synchronous")  # no thread is left that reads
 
 
 def test_opening_reads_labels_and_pointers_only(store, reads):
@@ -209,35 +225,57 @@ def test_opening_reads_labels_and_pointers_only(store, reads):
     assert not [key for key in reads if "rate_" in key or "cell_type" in key or "position" in key]
 
 
-def test_a_block_is_one_read_of_each_array(store, spans):
-    connectivity, _ = opened(store)
-    spans.clear()
-    indptr = pair_buffers(opened(store, lazy=False)[0])[0].indptr
-    block = connectivity.synapse_size.data.blocks[0, 2].compute()
-    edges = np.cumsum([0, *connectivity.synapse_size.chunks[1]])
+def test_a_block_is_one_read_of_each_array(by_post, memory, spans):
+    indptr = pair_buffers(memory)[0].indptr
+    block = by_post.synapse_size.data.blocks[0, 2].compute()
+    edges = np.cumsum([0, *by_post.synapse_size.chunks[1]])
     start, stop = int(indptr[edges[2]]), int(indptr[edges[3]])
     assert spans == [("post", "indices", start, stop), ("post", "synapse_size", start, stop)]
     assert block.nnz == stop - start <= 1500
     spans.clear()
-    dask.compute(
-        connectivity.synapse_size.data.blocks[0, 2], connectivity.synapse_count.data.blocks[0, 2]
-    )
+    dask.compute(by_post.synapse_size.data.blocks[0, 2], by_post.synapse_count.data.blocks[0, 2])
     assert [name for _, name, *_ in spans].count("indices") == 1  # shared by both variables
 
 
-def test_selecting_neurons_reads_their_blocks_only(store, spans):
-    connectivity, units = opened(store)
-    edges = np.cumsum([0, *connectivity.synapse_size.chunks[1]])
-    ids = connectivity.post_nucleus_id.values[[edges[1], edges[1] + 1, edges[4]]]
-    spans.clear()
-    currents = mx.input_currents(mx.connections_between(connectivity, post_ids=ids), units.rate_ori)
+TOGETHER = {
+    "both variables": lambda c, u: (c.synapse_size, c.synapse_count),
+    "all": lambda c, u: (
+        mx.input_currents(c, u.rate_ori),
+        mx.degrees(c),
+        mx.group_connectivity(c, u.layer, u.layer),
+    ),
+    "of a part": lambda c, u: TOGETHER["all"](mx.drop_autapses(c), u),
+}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", TOGETHER)
+def test_what_is_computed_together_reads_everything_once(by_post, units, name, fused, spans):
+    with dask.config.set({"optimization.fuse.active": fused}):
+        dask.compute(*TOGETHER[name](by_post, units))
+    found = Counter(spans)
+    assert max(found.values()) == 1
+    assert len(found) == 3 * by_post.synapse_size.data.npartitions
+
+
+def test_selecting_neurons_reads_their_blocks_only(by_post, units, spans):
+    edges = np.cumsum([0, *by_post.synapse_size.chunks[1]])
+    ids = by_post.post_nucleus_id.values[[edges[1], edges[1] + 1, edges[4]]]
+    currents = mx.input_currents(mx.connections_between(by_post, post_ids=ids), units.rate_ori)
     currents.compute()
     assert len(spans) == 4  # two blocks, pattern and sizes
 
 
-def test_partners_read_the_pairs_of_the_neuron_only(store, spans):
+def test_pairs_are_counted_without_reading_them(lazy, memory, spans):
+    assert mx.n_connections(lazy) == mx.n_connections(memory)
+    assert not spans
+    n = mx.n_connections(mx.drop_autapses(lazy))
+    assert spans
+    assert n == mx.n_connections(mx.drop_autapses(memory))
+
+
+def test_partners_read_the_pairs_of_the_neuron_only(store, memory, spans):
     tree = mx.open_store(store, lazy=True)
-    memory = opened(store, lazy=False)[0]
     degrees = mx.degrees(memory)
     for function, side, degree in (
         (mx.inputs_to, "post", degrees.in_degree),
@@ -257,13 +295,16 @@ def test_partners_read_the_pairs_of_the_neuron_only(store, spans):
             np.testing.assert_array_equal(found.synapse_size, function(memory, one).synapse_size)
 
 
+@pytest.mark.parametrize("function", [mx.inputs_to, mx.outputs_from])
+def test_partners_of_ids_in_any_order(lazy, memory, units, function):
+    ids = units.nucleus_id.values[[700, 3, 40, 3, 41]]
+    lz.assert_same_pairs(function(memory, ids), function(lazy, ids))
+
+
 @settings(max_examples=25, deadline=None)
 @given(chosen=st.sets(st.integers(0, 600), max_size=30), chunk=st.sampled_from([1, 40, 10**6]))
-def test_spans_of_any_neurons(store, chosen, chunk):
-    from microns_xr.connectivity.spans import read_neurons
-
-    array = opened(store)[0].synapse_size.data
-    source = blocks.source_of(array, "synapse_size")
+def test_spans_of_any_neurons(by_post, memory, chosen, chunk):
+    source = blocks.source_of(by_post.synapse_size.data, "synapse_size")
     majors = np.array(sorted(chosen), dtype=np.int64)
 
     class Chunked:
@@ -276,130 +317,167 @@ def test_spans_of_any_neurons(store, chosen, chunk):
 
     Chunked.chunk = chunk
     pattern, values = read_neurons(Chunked, majors, ["synapse_size"])
-    memory = opened(store, lazy=False)[0].synapse_size.data
-    expected = memory.todense()[:, majors]
+    expected = _dense(memory)[:, majors]
     rows = np.zeros_like(expected)
     owner = np.repeat(np.arange(majors.size), np.diff(pattern.indptr))
     rows[pattern.indices, owner] = values["synapse_size"]
     np.testing.assert_array_equal(rows, expected)
 
 
-def test_stores_as_arguments(store):
-    memory, units = opened(store, lazy=False)
-    tree = mx.open_store(store, lazy=True)
-    for place in (str(store), zarr.storage.LocalStore(store)):
-        xr.testing.assert_identical(
-            mx.input_currents(place, units.rate_ori), mx.input_currents(memory, units.rate_ori)
+_dense_of = {}
+
+
+def _dense(memory):
+    return _dense_of.setdefault("size", memory.synapse_size.data.todense())
+
+
+# What a user may have done to the variables before. As it was opened is only what is still under
+# the name it was opened by.
+CHANGED = {
+    "exchanged": lambda c: c.assign(synapse_size=c.synapse_count, synapse_count=c.synapse_size),
+    "one for the other": lambda c: c.assign(synapse_size=c.synapse_count),
+    "renamed": lambda c: c.assign(weight=c.synapse_size),
+    "scaled": lambda c: lz.with_scaled_sizes(c, 2),
+    "sliced": lambda c: c.isel(pre_nucleus_id=slice(3, 900, 7), post_nucleus_id=slice(1, None, 2)),
+    "reversed twice": lambda c: c.isel(post_nucleus_id=slice(None, None, -1)).isel(
+        post_nucleus_id=slice(None, None, -1)
+    ),
+    "in one chunk": lambda c: c.chunk(dict.fromkeys(BOTH, -1)) if c.chunks else c,
+    "cut the other way": lambda c: _cut(c) if c.chunks else c,
+    "as COO": lambda c: c.map(_as_coo) if c.chunks else c,
+    "persisted": lambda c: c.persist(),
+    "optimized": lambda c: dask.optimize(c)[0],
+}
+RESHAPED = ["sliced", "in one chunk", "cut the other way", "as COO"]
+USES = {
+    "inputs": lambda c, u, w: mx.inputs_to(c, c.post_nucleus_id.values[[20, 5]]),
+    "outputs": lambda c, u, w: mx.outputs_from(c, c.pre_nucleus_id.values[[20, 5]]),
+    "one": lambda c, u, w: mx.outputs_from(c, int(c.pre_nucleus_id[20])),
+    "currents": lambda c, u, w: mx.input_currents(c, u.rate_ori, weight=w),
+    "outgoing": lambda c, u, w: mx.contract(
+        c, u.rate_ori, "post_nucleus_id", weight=w, missing="skip"
+    ),
+    "degrees": lambda c, u, w: mx.degrees(c),
+    "groups": lambda c, u, w: mx.group_connectivity(c, u.layer, u.layer),
+    "pairs": lambda c, u, w: xr.DataArray(mx.n_connections(c)),
+    "a part": lambda c, u, w: mx.drop_autapses(c),
+}
+
+
+def _cut(connectivity):
+    lengths = connectivity.synapse_size.chunks
+    whole = BOTH[0] if len(lengths[0]) > 1 else BOTH[1]
+    return connectivity.chunk({dim: -1 if dim == whole else 100 for dim in BOTH})
+
+
+def _as_coo(variable):
+    if variable.dims != BOTH:
+        return variable
+    data = variable.data
+    return variable.copy(data=data.map_blocks(lambda b: b.tocoo(), meta=data._meta.tocoo()))
+
+
+@pytest.mark.parametrize(
+    ("copy", "name"), [*(("post", n) for n in CHANGED), *(("pre", n) for n in RESHAPED)]
+)
+def test_what_was_changed_is_not_read_as_it_was(store, memory, units, copy, name):
+    lazy = lz.connectivity_in(store, copy)
+    here, there = (CHANGED[name](connectivity) for connectivity in (lazy, memory))
+    weight = "weight" if name == "renamed" else "synapse_size"
+    for use in USES.values():
+        found, wanted = use(here, units, weight).compute(), use(there, units, weight)
+        if isinstance(wanted, xr.Dataset):
+            lz.assert_same_pairs(wanted, found)
+        else:
+            xr.testing.assert_allclose(found, wanted, rtol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int16", "float32", "bool"])
+def test_weights_of_ones_own(by_post, memory, units, dtype):
+    for over in BOTH:
+        found, wanted = (
+            mx.contract(
+                c.assign(own=c.synapse_count.astype(dtype)),
+                units.rate_ori,
+                over,
+                weight="own",
+                missing="skip",
+            ).compute()
+            for c in (by_post, memory)
         )
-        xr.testing.assert_identical(mx.degrees(place), mx.degrees(memory))
-        xr.testing.assert_identical(
-            mx.group_connectivity(place, units.layer, units.layer),
-            mx.group_connectivity(memory, units.layer, units.layer),
-        )
-    assert mx.input_currents(tree, units.rate_ori).chunks
-    assert not mx.input_currents(str(store), units.rate_ori).chunks
-    eager = mx.open_store(store)
-    assert not mx.degrees(eager).chunks
+        xr.testing.assert_allclose(found, wanted, rtol=1e-13)
 
 
-def test_places_that_are_no_connectivity(store, tmp_path):
-    tree = mx.open_store(store, lazy=True)
-    with pytest.raises(SchemaError, match=r"the tree has the groups \['units'\]"):
-        mx.degrees(xr.DataTree.from_dict({"/units": tree["units"].to_dataset()}))
-    with pytest.raises(StoreFormatError, match="there is no store at"):
-        mx.inputs_to(tmp_path / "nothing.zarr", 1)
-    with pytest.raises(UnknownLabelError, match="post_ids"):
-        mx.inputs_to(store, -5)
-    mx.write_store(tmp_path / "u.zarr", units=tree["units"].to_dataset())
-    with pytest.raises(UnknownLabelError, match="'connectivity' is not in the store"):
-        mx.degrees(tmp_path / "u.zarr")
+def test_blocks_that_hold_no_whole_numbers_are_not_cut_to_them(by_post, units):
+    """The dtype that an array promises need not be that of its blocks."""
+    halves = lz.with_scaled_sizes(by_post, 0.5)
+    assert halves.synapse_size.dtype == np.int64
+    for function in (mx.degrees, lambda c: mx.group_connectivity(c, units.layer, units.layer)):
+        with pytest.raises(SchemaError, match="synapse_size is float64, expected integers"):
+            function(halves).compute(scheduler="synchronous")
 
 
-def test_a_store_with_one_copy(store, tmp_path):
-    shutil.copytree(store, tmp_path / "s.zarr")
-    shutil.rmtree(tmp_path / "s.zarr" / "connectivity" / "by_pre")
-    memory, units = opened(store, lazy=False)
-    one = int(units.nucleus_id[7])
-    np.testing.assert_array_equal(
-        mx.outputs_from(tmp_path / "s.zarr", one).synapse_size,
-        mx.outputs_from(memory, one).synapse_size,
-    )
-    expected = mx.contract(memory, units.rate_ori, "post_nucleus_id", missing="skip")
-    found = mx.contract(tmp_path / "s.zarr", units.rate_ori, "post_nucleus_id", missing="skip")
-    xr.testing.assert_allclose(found, expected, rtol=1e-13)
-
-
-def test_a_store_that_was_replaced_is_refused(store, tmp_path):
-    shutil.copytree(store, tmp_path / "s.zarr")
-    connectivity, units = opened(tmp_path / "s.zarr")
-    memory = opened(store, lazy=False)
-    mx.write_store(tmp_path / "s.zarr", units=memory[1], connectivity=mx.drop_autapses(memory[0]))
-    with pytest.raises(StoreFormatError, match=r"has been replaced .* open it again"):
-        mx.degrees(connectivity).compute()
-    with pytest.raises(StoreFormatError, match="replaced"):
-        mx.inputs_to(connectivity, int(units.nucleus_id[7]))
-    with pytest.raises(StoreFormatError, match="replaced"):
-        units.rate_ori.values
-    assert mx.degrees(tmp_path / "s.zarr").sizes == mx.degrees(memory[0]).sizes
-
-
-@pytest.mark.parametrize("array", ["data", "indices", "indptr"])
-def test_a_lost_or_damaged_chunk_is_seen(store, tmp_path, array):
-    shutil.copytree(store, tmp_path / "s.zarr")
-    chunk = tmp_path / "s.zarr" / "connectivity" / "by_post" / array / "c" / "0"
-    content = chunk.read_bytes()
-    units = opened(store, lazy=False)[1]
-    chunk.unlink()
-    with pytest.raises(StoreFormatError, match=r"no chunk|chunks, expected"):
-        mx.input_currents(tmp_path / "s.zarr", units.rate_ori)
-    chunk.write_bytes(content[: len(content) // 2])
-    with pytest.raises(StoreFormatError, match="decoded"):
-        mx.input_currents(tmp_path / "s.zarr", units.rate_ori)
-
-
-def test_pairs_out_of_order_are_seen(store, tmp_path):
-    shutil.copytree(store, tmp_path / "s.zarr")
-    indices = zarr.open_array(tmp_path / "s.zarr/connectivity/by_post/indices")
-    indices[10:400] = indices[10:400][::-1].copy()
-    with pytest.raises(SchemaError, match="out of order"):
-        mx.degrees(tmp_path / "s.zarr")
-
-
-def test_it_travels(store, spans):
-    connectivity, _ = opened(store)
-    spans.clear()
-    copy = pickle.loads(pickle.dumps(connectivity))
+def test_it_travels(store, by_post, spans):
+    copy = pickle.loads(pickle.dumps(by_post))
     assert not spans
-    assert len(pickle.dumps(connectivity)) < 200_000
-    xr.testing.assert_identical(mx.degrees(copy).compute(), mx.degrees(connectivity).compute())
-    assert connectivity.synapse_size.data.name == opened(store)[0].synapse_size.data.name
+    assert len(pickle.dumps(by_post)) < 200_000
+    xr.testing.assert_identical(mx.degrees(copy).compute(), mx.degrees(by_post).compute())
+    again = lz.connectivity_in(store)
+    assert by_post.synapse_size.data.name == again.synapse_size.data.name
 
 
-def test_the_engine_opens_lazily(store, spans):
+def test_the_engine_opens_lazily(store, memory, units, spans):
     tree = xr.open_datatree(store, engine="microns_xr", lazy=True)
     group = xr.open_dataset(store, engine="microns_xr", group="connectivity", lazy=True)
     assert not spans
-    memory = opened(store, lazy=False)
-    assert_same_pairs(memory[0], group)
-    assert_same_pairs(memory[0], tree["connectivity"].to_dataset())
-    xr.testing.assert_identical(tree["units"].to_dataset().compute(), memory[1])
+    lz.assert_same_pairs(memory, group)
+    lz.assert_same_pairs(memory, tree["connectivity"].to_dataset())
+    xr.testing.assert_identical(tree["units"].to_dataset().compute(), units)
 
 
-def test_what_is_not_lazy_says_so(store):
-    connectivity, _ = opened(store)
+HANDLED = {
+    "pickled": lambda d: pickle.loads(pickle.dumps(d)),
+    "copied": lambda d: d.copy(deep=True),
+    "assigned": lambda d: d.assign(synapse_size=d.synapse_size),
+    "joined": lambda d: xr.concat(
+        [d.isel(post_nucleus_id=slice(0, 200)), d.isel(post_nucleus_id=slice(200, None))],
+        "post_nucleus_id",
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        join="outer",
+    ),
+    "loaded": lambda d: d.copy().load(),
+    "apart": lambda d: xr.merge(
+        [d.synapse_size.to_dataset(), d.synapse_count.to_dataset()],
+        compat="override",
+        join="outer",
+    ),
+}
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("name", HANDLED)
+def test_what_the_engine_opened_is_handled_like_any_dataset(store, memory, name, cache):
+    dataset = xr.open_dataset(
+        store, engine="microns_xr", group="connectivity", lazy=True, cache=cache
+    )
+    lz.assert_same_pairs(memory, HANDLED[name](dataset))
+
+
+def test_what_is_not_lazy_says_so(by_post):
     with pytest.raises(SchemaError, match=r"synapse_size is lazy.*\.compute\(\)"):
-        mx.to_table(connectivity)
+        mx.to_table(by_post)
     with pytest.raises(SchemaError, match="cut along both axes"):
-        mx.degrees(connectivity.chunk(pre_nucleus_id=100))
-    mixed = connectivity.assign(synapse_count=connectivity.synapse_count.compute())
+        mx.degrees(by_post.chunk(pre_nucleus_id=100))
+    mixed = by_post.assign(synapse_count=by_post.synapse_count.compute())
     with pytest.raises(SchemaError, match="synapse_count is in memory while others are lazy"):
         mx.degrees(mixed)
-    filtered = connectivity.assign(
-        synapse_count=connectivity.synapse_count.where(connectivity.synapse_size > 900, 0)
+    filtered = by_post.assign(
+        synapse_count=by_post.synapse_count.where(by_post.synapse_size > 900, 0)
     )
     with pytest.raises(SchemaError, match="stores other pairs"):
-        mx.degrees(filtered).compute()
-    assert mx.n_connections(connectivity) == mx.n_connections(opened(store, lazy=False)[0])
+        mx.degrees(filtered).compute(scheduler="synchronous")
 
 
 PLAIN = {
@@ -425,102 +503,18 @@ def _ones(array):
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_what_plain_xarray_does_well(store, name):
-    lazy, memory = (opened(store, lazy=flag)[0].synapse_size for flag in (True, False))
-    dense = memory.copy(data=memory.data.todense())
-    result, expected = PLAIN[name](lazy).compute(), PLAIN[name](dense)
+def test_what_plain_xarray_does_well(by_post, memory, name):
+    dense = memory.synapse_size.copy(data=_dense(memory))
+    result, expected = PLAIN[name](by_post.synapse_size).compute(), PLAIN[name](dense)
     data = result.data
     np.testing.assert_array_equal(getattr(data, "todense", lambda: data)(), expected.values)
 
 
-def test_where_plain_xarray_traps(store, tmp_path, spans):
+def test_where_plain_xarray_traps(by_post, tmp_path):
     """The documented traps, so that a release which mends one is noticed."""
-    size = opened(store)[0].synapse_size
-    spans.clear()
+    size = by_post.synapse_size
     with pytest.raises(RuntimeError, match="to dense"):
         size.values
     assert (size + 1).data.compute().fill_value == 1  # every pair without a synapse changed
     with pytest.raises(ValueError, match="chunk"):
         size.to_dataset().to_zarr(tmp_path / "x.zarr")
-
-
-def compare_stores(found, expected):
-    for compressed in ("post", "pre"):
-        trees = [mx.open_store(path, compressed=compressed) for path in (found, expected)]
-        for name in ("units", "connectivity"):
-            parts = [tree[name].to_dataset() for tree in trees]
-            names = [n for n, v in parts[0].data_vars.items() if v.dims == BOTH]
-            xr.testing.assert_identical(*(part.drop_vars(names).drop_attrs() for part in parts))
-        (pattern, values), (other, others) = (
-            pair_buffers(tree["connectivity"].to_dataset()) for tree in trees
-        )
-        assert pattern.same_pairs(other)
-        for key, stored in values.items():
-            np.testing.assert_array_equal(stored, others[key])
-
-
-@pytest.mark.parametrize("compressed", ["post", "pre"])
-@pytest.mark.parametrize("changed", ["as it is", "without autapses", "a part"])
-def test_lazy_connectivity_is_written_block_by_block(store, tmp_path, compressed, changed, spans):
-    change = {
-        "as it is": lambda c: c,
-        "without autapses": mx.drop_autapses,
-        "a part": lambda c: mx.connections_between(
-            c, c.pre_nucleus_id[:400], c.post_nucleus_id[5:]
-        ),
-    }[changed]
-    connectivity, units = opened(store, compressed)
-    memory, _ = opened(store, lazy=False)
-    spans.clear()
-    mx.write_store(tmp_path / "a.zarr", units=units, connectivity=change(connectivity))
-    assert spans
-    if changed != "as it is":
-        assert max(stop - start for *_, start, stop in spans) <= 1500
-    mx.write_store(tmp_path / "b.zarr", units=units, connectivity=change(memory))
-    compare_stores(tmp_path / "a.zarr", tmp_path / "b.zarr")
-    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".lock") == ["a.zarr", "b.zarr"]
-    assert not (tmp_path / "a.zarr" / ".spool").exists()
-
-
-def _scaled(block):
-    # Not block * 10**7, for which sparse forgets the pairs of size 0.
-    return type(block)(
-        (block.data * 10**7, block.indices, block.indptr),
-        shape=block.shape,
-        compressed_axes=block.compressed_axes,
-    )
-
-
-def test_sizes_that_need_64_bits_get_them(store, tmp_path):
-    connectivity, units = opened(store)
-    size = connectivity.synapse_size
-    scaled = size.copy(data=size.data.map_blocks(_scaled, meta=size.data._meta))
-    wide = connectivity.assign(synapse_size=scaled)
-    mx.write_store(tmp_path / "a.zarr", units=units, connectivity=wide)
-    group = zarr.open_group(tmp_path / "a.zarr", mode="r")["connectivity/by_pre"]
-    assert (str(group["data"].dtype), str(group["synapse_count"].dtype)) == ("int64", "int32")
-    total = mx.degrees(tmp_path / "a.zarr").in_size
-    np.testing.assert_array_equal(total, mx.degrees(store).in_size * 10**7)
-
-
-def test_a_store_is_not_written_onto_itself(store, tmp_path):
-    shutil.copytree(store, tmp_path / "s.zarr")
-    connectivity, units = opened(tmp_path / "s.zarr")
-    units = units.load()
-    for part in (connectivity, mx.drop_autapses(connectivity)):
-        with pytest.raises(StoreFormatError, match="lazily read from"):
-            mx.write_store(tmp_path / "s.zarr", units=units, connectivity=part)
-
-
-def test_a_failing_block_leaves_nothing(store, tmp_path, monkeypatch):
-    connectivity, units = opened(store)
-    units = units.load()
-    connectivity = mx.drop_autapses(connectivity)
-
-    def fail(self, name, start, stop):
-        raise StoreFormatError("the disk is gone")
-
-    monkeypatch.setattr(StoredPairs, "read", fail)
-    with pytest.raises(StoreFormatError, match="the disk is gone"):
-        mx.write_store(tmp_path / "a.zarr", units=units, connectivity=connectivity)
-    assert [p for p in tmp_path.iterdir() if p.suffix != ".lock"] == []

@@ -518,6 +518,12 @@ def _another_direction(name, value):
     return change
 
 
+def _no_trials(h5):
+    del h5["sessions/9_3/trials"], h5["sessions/9_3/meta/condition_hashes"]
+    h5.create_group("sessions/9_3/trials")
+    h5["sessions/9_3/meta/condition_hashes"] = np.array([], dtype="S20")
+
+
 def _no_video(h5):
     for trial in h5["sessions/9_3/trials"].values():
         trial.attrs["condition_hash"] = "gone/now"
@@ -559,6 +565,11 @@ def _no_video(h5):
             r"trial 0\) has 16 directions and 15 onsets",
         ),
         (_another_direction("onsets", np.zeros(16)), r"trial 0\): .* onsets must grow"),
+        (
+            _another_direction("directions", np.arange(16) * np.pi / 8),
+            r"trial 0\): directions says 'degree' .* look like radians",
+        ),
+        (_no_trials, r"scan 9_3 has no trials: open the other scans"),
     ],
 )
 def test_malformed_files_name_scan_and_trial(copy, change, message):
@@ -677,6 +688,8 @@ def test_videos_of_an_open_file_need_the_file(path):
     content = io.BytesIO(path.read_bytes())
     recordings = open_recordings(content, ["9_3"])
     shown = recordings["scan_9_3"].condition_hash.values[0]
+    with pytest.raises(SourceError, match="a path, an address or a binary file, not None"):
+        open_recordings(None)
     with pytest.raises(SourceError, match=r"<BytesIO>.*give the file itself to open_video"):
         open_video(recordings, shown)
     assert open_video(content, shown).ndim == 3

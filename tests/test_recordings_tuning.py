@@ -125,7 +125,7 @@ def test_latency_is_added_only_when_asked_for(by_hand):
     found = trial_responses(recordings, latency=0.4)[0, 0]
     np.testing.assert_allclose(found, [np.mean([2, 3, 10]), np.mean([20, 99])])
     assert found.attrs["latency_s"] == 0.4
-    for wrong in (-0.1, 10):
+    for wrong in (-0.1, 10, np.nan, "66 ms"):
         with pytest.raises(SchemaError, match="latency is"):
             tuning_from_trials(recordings, latency=wrong)
 

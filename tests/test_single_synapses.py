@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import warnings
 from collections import Counter
@@ -50,15 +51,20 @@ def write_three(path: Path) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def shared_three(tmp_path_factory) -> str:
+    return write_three(tmp_path_factory.mktemp("stores") / "three.zarr")
+
+
 @pytest.fixture
-def three(tmp_path: Path) -> str:
+def three(tmp_path: Path, shared_three: str) -> str:
     """A store of one's own."""
-    return write_three(tmp_path / "three.zarr")
+    return str(shutil.copytree(shared_three, tmp_path / "three.zarr"))
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory) -> dict[str, object]:
-    path = write_three(tmp_path_factory.mktemp("stores") / "three.zarr")
+def sources(shared_three: str) -> dict[str, object]:
+    path = shared_three
     return {
         "memory": labelled(),
         "path": path,

@@ -181,6 +181,7 @@ def test_any_matrix_comes_back_from_both_copies(path: str, data: Any, in_memory:
 
 def test_many_chunks(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_module, "CHUNK", 8)
+    monkeypatch.setattr("microns_xr.store.stream.CHUNK", 8)
     rng = np.random.default_rng(1)
     count = rng.integers(0, 3, (9, 13)) * (rng.random((9, 13)) < 0.4)
     count[4] = count[:, 5] = 0

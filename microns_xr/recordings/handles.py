@@ -120,6 +120,10 @@ class RecordingsFile:
                     "mx.download_recordings"
                 )
             address = str(address)
+        if not isinstance(address, str) and not hasattr(address, "read"):
+            raise SourceError(
+                f"recordings are opened from a path, an address or a binary file, not {address!r}"
+            )
         self.name = address if isinstance(address, str) else f"<{type(address).__name__}>"
         self._is_local = isinstance(address, str) and "://" not in address
         opener = partial(_open_h5, storage_options=storage_options) if storage_options else _open_h5

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from microns_xr.errors import SchemaError
+from microns_xr.functional.angle_axis import require_likely_units
 from microns_xr.recordings.handles import RecordingsFile
 
 __all__ = [
@@ -197,6 +198,9 @@ class Stimuli:
                 f"video {condition_hash!r} ({where}): directions must be numbers and onsets must "
                 f"grow, found onsets {onsets.tolist()}"
             )
+        require_likely_units(
+            directions, "degree", f"video {condition_hash!r} ({where}): directions"
+        )
         duration = float(group.attrs.get("duration", np.nan))
         if len(onsets) and duration <= onsets[-1]:
             raise SchemaError(
@@ -285,7 +289,9 @@ def read_scan(h5: Any, name: str, key: str, stimuli: Stimuli) -> Scan:
             )
     trials = sorted(group["trials"], key=lambda t: (not t.isdigit(), int(t) if t.isdigit() else t))
     hashes = tuple(decode_hash(h) for h in group["meta/condition_hashes"][()])
-    if not trials or not all(t.isdigit() for t in trials) or len(trials) != len(hashes):
+    if not trials:
+        raise SchemaError(f"{where} has no trials: open the other scans, naming them with scans=")
+    if not all(t.isdigit() for t in trials) or len(trials) != len(hashes):
         raise SchemaError(
             f"{where} has {len(trials)} trials ({', '.join(trials[:3])} ...) and {len(hashes)} "
             "condition_hashes, expected a hash for each of its numbered trials"

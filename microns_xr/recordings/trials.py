@@ -341,7 +341,8 @@ def trial_responses(
 
 def require_latency(latency: float) -> float:
     """Return a latency in seconds, or raise if it can be none."""
-    if not 0 <= float(latency) < 5:
+    number = isinstance(latency, int | float | np.integer | np.floating)
+    if not number or not 0 <= float(latency) < 5:
         raise SchemaError(
             f"latency is {latency!r}, expected seconds from 0 up; stimulus frames lead the "
             "responses by 66 ms already"

@@ -24,6 +24,7 @@ from microns_xr.errors import SchemaError
 from microns_xr.store.format import (
     CHUNK,
     compressor,
+    grid_of,
     matrix_arrays,
     matrix_group,
     pattern_problems,
@@ -36,16 +37,15 @@ _THREADS = max(2, min(8, os.cpu_count() or 1))
 _INT32_MAX = np.iinfo(np.int32).max
 
 
-def create_array(node: zarr.Group, array: PlannedArray) -> zarr.Array:
+def create_array(node: zarr.Group, array: PlannedArray, shards: int | None = None) -> zarr.Array:
     """Create an array of a store, empty, as the format asks."""
-    chunks = tuple(max(1, n) for n in array.shape)
-    if chunks:
-        chunks = (min(array.chunk or CHUNK, chunks[0]), *chunks[1:])
+    chunks, shape_of_shards = grid_of(array.shape, array.dims, array.chunk or CHUNK, shards)
     return node.create_array(
         array.name,
         shape=array.shape,
         dtype=array.dtype,
         chunks=chunks,
+        shards=shape_of_shards,
         filters=None,
         compressors=[compressor(array.itemsize)],
         fill_value=array.fill_value,

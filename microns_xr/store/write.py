@@ -27,8 +27,6 @@ from microns_xr.store.format import (
     CHUNK,
     FORMAT,
     FORMAT_ATTR,
-    compressor,
-    grid_of,
     json_attrs,
     require_shards,
 )
@@ -43,6 +41,7 @@ from microns_xr.store.plan import (
     transposed,
 )
 from microns_xr.store.spool import plan_lazy
+from microns_xr.store.stream import create_array
 from microns_xr.store.synapses import plan_synapses, require_synapses
 
 __all__ = ["write_store"]
@@ -277,7 +276,7 @@ def _submit(
     jobs = []
     for array in group.arrays:
         if array.shape and array.shape[0] > CHUNK:
-            target = _create(node, array, shards)
+            target = create_array(node, array, shards)
             # whole chunks, so that no two threads ever write the same one
             step = CHUNK if target.shards is None else target.shards[0]
             jobs += [
@@ -289,29 +288,12 @@ def _submit(
     return jobs
 
 
-def _create(node: zarr.Group, array: PlannedArray, shards: int | None) -> zarr.Array:
-    chunks, shape_of_shards = grid_of(array.shape, array.dims, array.chunk or CHUNK, shards)
-    return node.create_array(
-        array.name,
-        shape=array.shape,
-        dtype=array.dtype,
-        chunks=chunks,
-        shards=shape_of_shards,
-        filters=None,
-        compressors=[compressor(array.itemsize)],
-        fill_value=array.fill_value,
-        attributes=array.attrs,
-        dimension_names=array.dims,
-        config={"write_empty_chunks": True},
-    )
-
-
 def _write_block(target: zarr.Array, array: PlannedArray, start: int, step: int) -> None:
     stop = min(start + step, array.shape[0])
     target[start:stop] = array.read(start, stop)
 
 
 def _write_whole(node: zarr.Group, array: PlannedArray, shards: int | None) -> None:
-    target = _create(node, array, shards)
+    target = create_array(node, array, shards)
     if 0 not in array.shape:
         target[...] = array.read(0, array.shape[0] if array.shape else 1)

@@ -82,6 +82,8 @@ def test_scipy_refuses(demo_store) -> None:
     lazy = mx.open_store(demo_store, lazy=True)["connectivity"].to_dataset()
     with pytest.raises(SchemaError, match="lazy"):
         to_scipy(lazy)
+    with pytest.raises(SchemaError, match=r"connectivity is a str, expected a Dataset: of a store"):
+        to_scipy("store.zarr")
 
 
 # --- networkx

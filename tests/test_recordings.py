@@ -679,6 +679,7 @@ def test_only_recordings_are_replaced(recordings, tmp_path):
     # also with what is read from it
     assert recordings_to_zarr(open_recordings(store), store, overwrite=True) == store
     assert list(open_recordings(store)) == ["scan_9_3"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "file", "mine"]
     for wrong in ({"frames": 0}, {"units": 1.5}):
         with pytest.raises(SchemaError, match="expected the size of a chunk"):
             recordings_to_zarr(small, tmp_path / "b.zarr", **wrong)

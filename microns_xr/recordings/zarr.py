@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,13 @@ def recordings_to_zarr(
             lazy = lazy.assign_coords({n: v for n, v in chunked.items() if n in node.coords})
             lazy.to_zarr(temporary, group=name, mode="a", consolidated=False)
         if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+            # Put aside, not removed, until the new one is there.
+            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}.old"))
+            path.rename(aside / path.name)
+            temporary.rename(path)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -119,10 +119,14 @@ class Blocks:
     def nothing(self, shape: tuple[int, int]) -> dict[str, da.Array]:
         """Return the variables over no neuron of the compressed axis."""
         empty = make_pattern(np.zeros(0), np.zeros(1), shape, self.compressed)
-        return {
-            name: da.from_array(gcxs(np.zeros(0, dtype=array.dtype), empty), chunks=-1)
-            for name, array in self.arrays.items()
-        }
+        result = {}
+        for name, array in self.arrays.items():
+            # Not da.from_array, which cuts what it is given: sparse compiles 5 s for that.
+            block = gcxs(np.zeros(0, dtype=array.dtype), empty)
+            new = f"{name}-{tokenize('nothing', shape, self.compressed, array.dtype)}"
+            graph = HighLevelGraph({new: {(new, 0, 0): block}}, {new: set()})
+            result[name] = sparse_array(graph, new, [(0, 0)], shape, self.compressed, array.dtype)
+        return result
 
     def filtered(
         self,

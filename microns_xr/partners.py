@@ -12,6 +12,7 @@ from microns_xr.connectivity.labels import as_ids, is_one_id
 from microns_xr.connectivity.parts import (
     OTHER_SIDE,
     Side,
+    drop_unpaired,
     load_neurons,
     positions_of,
     take_positions,
@@ -103,13 +104,10 @@ def _partners(given: Connectivity, ids: Any, own: Side, function: str) -> xr.Dat
     n_own = result.sizes[f"{own}_nucleus_id"]
     pattern, _ = pair_buffers(result)
     if pattern.compressed == own:
-        found = np.zeros(pattern.n_minor, dtype=bool)
-        found[pattern.indices] = True  # a tenth of the time of np.unique
-        partners = np.flatnonzero(found)
+        result = drop_unpaired(result)
     else:
-        partners = np.flatnonzero(np.diff(pattern.indptr))
-    both = {own: None, other: partners}
-    result = take_positions(result, both["pre"], both["post"])
+        both = {own: None, other: np.flatnonzero(np.diff(pattern.indptr))}
+        result = take_positions(result, both["pre"], both["post"])
     if not is_one_id(ids):
         return add_history(result, f"{function}({n_own} neurons)")
     # Every partner left has exactly one pair, so the stored values are the partners in order.

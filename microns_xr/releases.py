@@ -6,6 +6,7 @@ a version is accepted.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ __all__ = [
     "TableSpec",
     "release_spec",
     "supported_versions",
+    "table_of_file",
     "table_spec",
 ]
 
@@ -241,6 +243,31 @@ def table_spec(name: str) -> TableSpec:
     'radian'
     """
     return _table_specs().get(name) or TableSpec(name)
+
+
+def table_of_file(file: str) -> str:
+    """Return the table that a file holds, by its name.
+
+    Parameters
+    ----------
+    file : str
+        Name of the file, or its path or address.
+
+    Returns
+    -------
+    str
+        Name of the table; the name of the file without its ending where the registry has no other.
+
+    Examples
+    --------
+    >>> table_of_file("v1718/synapses_pni_2_v1_filtered_view.csv.gz")
+    'synapses_pni_2'
+    >>> table_of_file("nucleus_detection_v0_merged.csv.gz")
+    'nucleus_detection_v0'
+    """
+    stem = re.split(r"[/\\]", file)[-1].split(".")[0]
+    own = {spec.archive_file: name for name, spec in _table_specs().items() if spec.archive_file}
+    return own.get(stem, stem.removesuffix("_merged"))
 
 
 def supported_versions() -> list[int]:

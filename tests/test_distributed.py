@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 
 import dask
+import lazy_examples as lz
+import matrix_stores as ms
 import numpy as np
 import pytest
+import store_examples as ex
 import xarray as xr
 
 import microns_xr as mx
 from microns_xr.connectivity import blocks
+from microns_xr.errors import StoreFormatError
 from microns_xr.store.lazy import StoredPairs
 
 distributed = pytest.importorskip("distributed")
@@ -30,15 +35,16 @@ def client():
         yield client
 
 
-@pytest.fixture
-def connectivity(demo_store, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_PAIRS", 1500)
-    return mx.open_store(demo_store, lazy=True)["connectivity"].to_dataset()
+@pytest.fixture(scope="module")
+def connectivity(demo_store):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK_PAIRS", 1500)
+        yield lz.connectivity_in(demo_store)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def units(demo_store):
-    return mx.open_store(demo_store)["units"].to_dataset()
+    return lz.units_of(demo_store)
 
 
 RESULTS = {
@@ -81,11 +87,41 @@ def test_no_block_passes_through_the_client(client, connectivity, units):
 
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
 def test_any_scheduler_of_dask_gives_the_same_bits(demo_store, units, scheduler):
-    lazy = mx.open_store(demo_store, lazy=True)["connectivity"].to_dataset()
-    with dask.config.set(scheduler=scheduler):
+    lazy = lz.connectivity_in(demo_store)
+    with dask.config.set(scheduler=scheduler, num_workers=1 if scheduler == "processes" else 2):
         currents = mx.input_currents(lazy, units.rate_ori).compute()
-    memory = mx.open_store(demo_store)["connectivity"].to_dataset()
+    memory = lz.in_memory(demo_store)
     xr.testing.assert_identical(currents, mx.input_currents(memory, units.rate_ori))
+
+
+@pytest.mark.filterwarnings("default")  # of the packages that speak S3
+def test_workers_read_a_bucket_with_the_options_it_was_opened_with(client, units, monkeypatch):
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'microns-xr[cloud]'")
+    s3_server = pytest.importorskip("s3_server", reason="moto is not installed")
+    rates = xr.DataArray(ms.PRE / 7, {"nucleus_id": ms.PRE}, name="rate")
+    monkeypatch.setattr(blocks, "BLOCK_PAIRS", 50_000)
+    with s3_server.Bucket() as bucket:
+        options = {"storage_options": bucket.options}
+        mx.write_store("s3://data/a", units=ex.units(), connectivity=ms.connectivity(), **options)
+        tree = mx.open_store("s3://data/a", lazy=True, **options)
+        lazy = mx.input_currents(tree, rates, check_release=False)
+        here = []
+        monkeypatch.setattr(StoredPairs, "read", lambda self, *span: here.append(span))
+        with bucket.asked() as seen:
+            result = client.compute(lazy).result()
+    assert not here
+    assert {"data", "indices"} <= {one.key.split("/")[3] for one in seen}
+    expected = mx.input_currents(ms.connectivity(), rates, check_release=False)
+    xr.testing.assert_identical(result, expected)
+
+
+def test_workers_refuse_a_store_that_was_replaced(client, demo_store, units, tmp_path):
+    path = tmp_path / "s.zarr"
+    shutil.copytree(demo_store, path)
+    lazy = mx.degrees(lz.connectivity_in(path))
+    mx.write_store(path, units=units, connectivity=mx.drop_autapses(lz.in_memory(demo_store)))
+    with pytest.raises(StoreFormatError, match="has been replaced"):
+        client.compute(lazy).result()
 
 
 def test_a_store_is_written_from_a_cluster(client, connectivity, units, tmp_path):

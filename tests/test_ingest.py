@@ -87,6 +87,7 @@ def test_by_hand(tmp_path, out):
     assert found.attrs["dropped_synapses"]["post_unknown"] == 1
     assert found.scope.item() == "unknown"
     assert "ingest_synapses" in found.attrs["history"]
+    assert [table["name"] for table in found.attrs["source_tables"]]
 
 
 @pytest.mark.parametrize("positions", [False, True])

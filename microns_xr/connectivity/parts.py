@@ -28,6 +28,7 @@ __all__ = [
     "OTHER_SIDE",
     "Rule",
     "Side",
+    "drop_unpaired",
     "keep_pairs",
     "layout_of",
     "load_neurons",
@@ -89,6 +90,31 @@ def load_neurons(connectivity: xr.Dataset, side: Side, positions: np.ndarray) ->
     pattern, values = read_neurons(source, positions, list(blocks.arrays))
     rest = connectivity.drop_vars(list(values)).isel({f"{side}_nucleus_id": positions}).compute()
     arrays = {name: gcxs(stored, pattern) for name, stored in values.items()}
+    return _with_arrays(connectivity, rest, arrays)
+
+
+def drop_unpaired(connectivity: xr.Dataset) -> xr.Dataset:
+    """Drop the neurons of the axis that is not compressed which have no pair, in memory.
+
+    Every pair stays, so that the values are not copied.
+    """
+    pattern, values = pair_buffers(connectivity)
+    side = OTHER_SIDE[pattern.compressed]
+    found = np.zeros(pattern.n_minor, dtype=bool)
+    found[pattern.indices] = True  # a tenth of the time of np.unique
+    if found.all():
+        return connectivity
+    kept = np.flatnonzero(found)
+    new_minor = (np.cumsum(found, dtype=np.int32) - 1).astype(np.int32)
+    shape = {side: kept.size, pattern.compressed: pattern.n_major}
+    new = make_pattern(
+        new_minor[pattern.indices],
+        pattern.indptr,
+        (shape["pre"], shape["post"]),
+        pattern.compressed,
+    )
+    rest = connectivity.drop_vars(list(values)).isel({f"{side}_nucleus_id": kept})
+    arrays = {name: gcxs(stored, new) for name, stored in values.items()}
     return _with_arrays(connectivity, rest, arrays)
 
 

@@ -21,11 +21,12 @@ from microns_xr.connectivity.build import build_connectivity
 from microns_xr.connectivity.labels import as_ids
 from microns_xr.connectivity.synapse_table import Rows
 from microns_xr.errors import DroppedRowsWarning, SchemaError, SourceError
-from microns_xr.ingest.layout import HeaderLike, Layout, find_files, layout_of
+from microns_xr.ingest.layout import HeaderLike, InputFile, Layout, find_files, layout_of
 from microns_xr.ingest.mapping import Keep, Mapper, Tally
 from microns_xr.ingest.output import Limits, SinglesPlan, write_pairs, write_unit_synapses
 from microns_xr.ingest.pipeline import Space, read_files, row_bytes
 from microns_xr.provenance import release_of
+from microns_xr.releases import table_of_file
 from microns_xr.schema import SCOPES, validate
 from microns_xr.store import swap
 from microns_xr.store.plan import plan_parent
@@ -203,13 +204,14 @@ def ingest_synapses(
         for name, part in (("units", units), ("layers", layers), ("functional", functional))
         if part is not None
     }
+    tables = _tables(parts.values(), inputs) if source_tables is None else list(source_tables)
     n = units.sizes["nucleus_id"]
     try:
         with swap.replacing(address, overwrite=overwrite) as folder, ExitStack() as stack:
             work = os.path.join(folder, ".work")
             os.makedirs(work)
             small = os.path.join(work, "parts")
-            write_store(small, **parts, source_tables=source_tables, check_release=check_release)
+            write_store(small, **parts, source_tables=tables, check_release=check_release)
             root = zarr.open_group(folder, mode="a", zarr_format=3)
             columns = mapper.pair_columns
             pairs = stack.enter_context(
@@ -263,7 +265,7 @@ def ingest_synapses(
                         "synapses, or add a column n_syn"
                     )
                 template = _template(layout, units, scope, shared, repeated)
-                template.attrs = _attrs(tally, said, on_bad_lines)
+                template.attrs = {"source_tables": tables, **_attrs(tally, said, on_bad_lines)}
                 for copy in copies:
                     copy.finish(template)
             parent = plan_parent(template)
@@ -280,6 +282,13 @@ def ingest_synapses(
             "or write elsewhere"
         ) from error
     _report(tally, copies[0].n_connections)
+
+
+def _tables(parts: Iterable[xr.Dataset], inputs: Iterable[InputFile]) -> list[dict[str, Any]]:
+    """List the tables behind the parts, each once, and those in the files, by their names."""
+    found = [dict(table) for part in parts for table in part.attrs.get("source_tables", ())]
+    found += [{"name": table_of_file(file.name)} for file in inputs]
+    return [table for i, table in enumerate(found) if table not in found[:i]]
 
 
 def _template(

@@ -34,6 +34,7 @@ __all__ = [
     "StoredPairs",
     "lazy_root",
     "lazy_variable",
+    "on_this_disk",
     "read_from",
     "require_unchanged",
 ]
@@ -84,6 +85,11 @@ def lazy_root(root: zarr.Group) -> zarr.Group:
     else:
         opened = OpenedStore(store.with_read_only(True), str(store.root))
     return zarr.open_group(opened, mode="r", path=root.path, zarr_format=3)
+
+
+def on_this_disk(group: zarr.Group) -> bool:
+    """Whether a group is of a local store, opened lazily or not."""
+    return isinstance(getattr(group.store, "_store", group.store), LocalStore)
 
 
 def require_unchanged(group: zarr.Group) -> None:

@@ -39,7 +39,13 @@ from microns_xr.store.format import (
     pattern_problems,
     reserved_attrs,
 )
-from microns_xr.store.lazy import StoredPairs, lazy_root, lazy_variable, require_unchanged
+from microns_xr.store.lazy import (
+    StoredPairs,
+    lazy_root,
+    lazy_variable,
+    on_this_disk,
+    require_unchanged,
+)
 from microns_xr.store.values import at_once, read_values
 
 __all__ = ["open_store"]
@@ -318,7 +324,8 @@ def _dataset(
     # Labels and scalars are small, and opening needs them.
     later = [name for name in arrays if lazy and dims[name] not in ((), (name,))]
     now = [name for name in arrays if name not in later]
-    values = dict(zip(now, at_once(read_values, [arrays[name] for name in now]), strict=True))
+    call = _one_by_one if lazy and on_this_disk(group) else at_once
+    values = dict(zip(now, call(read_values, [arrays[name] for name in now]), strict=True))
     data = {
         name: xr.Variable(dims[name], values[name], array.attrs.asdict())
         if name in values
@@ -343,7 +350,13 @@ def _group(root: zarr.Group, name: str) -> zarr.Group:
 
 
 def _arrays(group: zarr.Group, names: list[str]) -> dict[str, zarr.Array]:
-    return dict(zip(names, at_once(lambda name: _array(group, name), names), strict=True))
+    call = _one_by_one if on_this_disk(group) else at_once
+    return dict(zip(names, call(lambda name: _array(group, name), names), strict=True))
+
+
+def _one_by_one(call: Any, items: list[Any]) -> list[Any]:
+    """Do what `at_once` does for what a disk answers faster than a thread starts."""
+    return [call(item) for item in items]
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array:

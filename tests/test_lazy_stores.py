@@ -86,6 +86,7 @@ def test_stores_as_arguments(demo_store, units):
             mx.group_connectivity(place, units.layer, units.layer),
             mx.group_connectivity(memory, units.layer, units.layer),
         )
+    xr.testing.assert_identical(mx.degrees(tree["connectivity"]).compute(), mx.degrees(memory))
     assert mx.input_currents(tree, units.rate_ori).chunks
     assert not mx.input_currents(str(demo_store), units.rate_ori).chunks
     assert not mx.degrees(mx.open_store(demo_store)).chunks
@@ -178,9 +179,17 @@ def test_a_lost_or_damaged_chunk_is_seen(own, units, array):
     chunk.unlink()
     with pytest.raises(StoreFormatError, match=r"no chunk|chunks, expected"):
         mx.input_currents(own, units.rate_ori)
-    chunk.write_bytes(content[: len(content) // 2])
-    with pytest.raises(StoreFormatError, match="decoded"):
-        mx.input_currents(own, units.rate_ori)
+    # blosc would read on behind the end, where the rest still is or something else
+    for length in (len(content) - 1, len(content) // 2, 9):
+        chunk.write_bytes(content[:length])
+        for function in (
+            lambda: mx.input_currents(own, units.rate_ori),
+            lambda: mx.open_store(own),
+        ):
+            with pytest.raises(
+                StoreFormatError, match=rf"by_post/{array} cannot be decoded .* has {length} bytes"
+            ):
+                function()
 
 
 @pytest.mark.parametrize("rows", [slice(None), slice(3, 9)])
@@ -275,7 +284,9 @@ def test_a_bucket_is_read_lazily(spans, monkeypatch):
     with s3_server.Bucket() as bucket:
         options = {"storage_options": bucket.options}
         mx.write_store("s3://data/a", **ms.parts(), shards=ms.SHARD, consolidated=True, **options)
-        tree = mx.open_store("s3://data/a", lazy=True, **options)
+        with bucket.asked() as seen:
+            tree = mx.open_store("s3://data/a", lazy=True, **options)
+        assert [one.key for one in seen if one.key.endswith(".json")] == ["a/zarr.json"]
         lazy = tree["connectivity"].to_dataset()
         assert lazy.synapse_size.data.npartitions > 5
         for connectivity in (lazy, pickle.loads(pickle.dumps(lazy)), copy.deepcopy(lazy)):

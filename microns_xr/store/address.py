@@ -179,17 +179,26 @@ class CompleteStore(_Reached):
     """A finished store: every chunk has been written, and one that is not there is lost.
 
     Left to itself zarr takes such a chunk for one of zeros. Asking for each chunk as it is read
-    needs no listing, which buckets are slow at and web servers cannot do.
+    needs no listing, which buckets are slow at and web servers cannot do. Of one that was cut
+    short blosc may read on behind its end, and give numbers that were never written.
     """
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return what is stored, and raise where a chunk is not."""
+        """Return what is stored, and raise where a chunk is not, or not as a whole."""
         found = await super().get(key, prototype, byte_range)
-        if found is None and _is_chunk(key):
+        if not _is_chunk(key):
+            return found
+        if found is None:
             raise StoreFormatError(
                 f"{self.address} has no chunk {key!r}: the store is damaged, write or copy it again"
+            )
+        if byte_range is None and len(found) < (expected := _blosc_bytes(found)):
+            array = key.rpartition("/c/")[0] or key
+            raise StoreFormatError(
+                f"{self.address}/{array} cannot be decoded ({key!r} has {len(found)} bytes, "
+                f"expected {expected}): the store is damaged, write or copy it again"
             )
         return found
 
@@ -229,6 +238,18 @@ class NewStore(_Reached):
     def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Yield the names of the nodes that were written."""
         return self._metadata.list_dir(prefix)
+
+
+def _blosc_bytes(chunk: Buffer) -> int:
+    """Return how many bytes a chunk says it has; 0 for one that blosc has not written.
+
+    The header of 16 bytes begins with the versions of the format and of the codec and ends with
+    the length, little-endian (README_CHUNK_FORMAT of c-blosc). Shards begin with their first chunk.
+    """
+    header = chunk[:16].to_bytes()
+    if header[:2] != b"\x02\x01":
+        return 0
+    return max(16, int.from_bytes(header[12:], "little"))
 
 
 def _is_chunk(key: str) -> bool:

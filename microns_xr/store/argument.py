@@ -28,8 +28,8 @@ def connectivity_of(
     Parameters
     ----------
     connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
-        A connectivity Dataset; a tree as `microns_xr.open_store` gives it; or a store, which is
-        opened lazily.
+        A connectivity Dataset; a tree as `microns_xr.open_store` gives it, or the node of one that
+        is connectivity; or a store, which is opened lazily.
     compressed : {"post", "pre"}
         The copy of a store that is better; the other is opened where it is the only one.
 
@@ -54,6 +54,8 @@ def connectivity_of(
     if isinstance(connectivity, xr.Dataset):
         return connectivity, False
     if isinstance(connectivity, xr.DataTree):
+        if "synapse_size" in connectivity.data_vars:  # its node, as tree["connectivity"]
+            return connectivity.to_dataset(), False
         if "connectivity" not in connectivity.children:
             raise SchemaError(
                 f"the tree has the groups {list(connectivity.children)}, expected 'connectivity' "

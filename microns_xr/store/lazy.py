@@ -19,7 +19,7 @@ import zarr.errors
 from xarray.backends import BackendArray
 from xarray.core import indexing
 from zarr.abc.store import Store
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, StorePath
 
 from microns_xr.connectivity.arrays import Compressed
 from microns_xr.connectivity.blocks import AXIS
@@ -84,7 +84,8 @@ def lazy_root(root: zarr.Group) -> zarr.Group:
         opened = OpenedStore(store._store, store.address)
     else:
         opened = OpenedStore(store.with_read_only(True), str(store.root))
-    return zarr.open_group(opened, mode="r", path=root.path, zarr_format=3)
+    # What was read of the group stays, the consolidated metadata as well.
+    return zarr.Group(zarr.AsyncGroup(root.metadata, StorePath(opened, root.path)))
 
 
 def on_this_disk(group: zarr.Group) -> bool:

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import zarr
 from zarr.buffer.cpu import NDBuffer
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, StorePath
 
 from microns_xr.errors import StoreFormatError
+from microns_xr.store.address import CompleteStore
 from microns_xr.store.shards import with_span
 
 __all__ = ["at_once", "read_values"]
@@ -72,6 +73,8 @@ def read_values(array: zarr.Array, dtype: np.dtype[Any] | None = None) -> np.nda
                 f"{array.store_path} has {found} chunks, expected {expected}: the store is "
                 "damaged, write or copy it again"
             )
+        store = CompleteStore(array.store, str(array.store.root))
+        array = zarr.Array(zarr.AsyncArray(array.metadata, StorePath(store, array.path)))
     try:
         if array.dtype.kind in "OUT":
             return _text(array)

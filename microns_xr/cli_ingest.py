@@ -70,6 +70,7 @@ def ingest(
     from microns_xr.store.open import groups_of, open_root, read_group
     from microns_xr.store.swap import is_store
 
+    shared = None
     if is_store(str(units)):
         root = open_root(units)
         names = [name for name in ("units", "layers", "functional") if name in groups_of(root)]
@@ -79,6 +80,7 @@ def ingest(
     else:
         release = mx.Release(version, source=units)
         parts = {"units": release.units(functional="none"), "layers": release.layers()}
+        shared = release.shared_roots()
     ingest_synapses(
         list(files),
         parts["units"],
@@ -91,6 +93,7 @@ def ingest(
         layers=parts.get("layers"),
         functional=parts.get("functional"),
         scope=scope.value,
+        shared_roots=shared,
     )
     # Metadata only: what is written may be more than fits in memory.
     group: Any = open_root(out)["connectivity/by_post"]

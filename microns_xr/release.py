@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import xarray as xr
 
 from microns_xr.angles import AngleConvention, convert_angles
@@ -284,15 +283,13 @@ class Release(ReleaseTables):
         whole = self._whole_of(units, check_release)
         units = whole if units is None else units
         asked, no_unit = self._asked_for(request, units, whole)
-        nuclei = self.table("nucleus")["pt_root_id"].dropna().astype(np.int64)
-        shared = nuclei[nuclei.duplicated() & (nuclei > 0)].unique()
         connectivity = build_connectivity(
             self._synapse_table(request),
             whole,
             pre=asked["pre"],
             post=asked["post"],
             scope=self.source.scope,
-            shared_roots=shared,
+            shared_roots=self.shared_roots(),
         )
         if any(no_unit.values()):
             warnings.warn(

@@ -129,6 +129,11 @@ class ReleaseTables:
             if self.spec.has(role) and self.spec.tables[role] in available
         }
 
+    def shared_roots(self) -> np.ndarray:
+        """Root ids that hold several nuclei, int64, for `microns_xr.ingest_synapses`."""
+        nuclei = self.table("nucleus")["pt_root_id"].dropna().astype(np.int64)
+        return nuclei[nuclei.duplicated() & (nuclei > 0)].unique()
+
     def source_tables(self) -> list[dict[str, Any]]:
         """Provenance of every table read so far: name, rows, sha256."""
         read = [self.source.provenance(name) for name in sorted(self._tables)]

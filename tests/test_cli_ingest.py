@@ -7,6 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import microns_xr as mx
 from microns_xr.cli_ingest import register
 from microns_xr.errors import SchemaError
 from microns_xr.store.open import open_store
@@ -43,3 +44,17 @@ def test_what_is_no_store(tmp_path, app):
     found = CliRunner().invoke(app, arguments)
     assert isinstance(found.exception, SchemaError)
     assert "--version" in str(found.exception)
+
+
+def test_from_a_folder_of_raw_tables(tmp_path, app):
+    mx.DemoSource(1718, n_nuclei=600).write(tmp_path / "raw", "parquet")
+    (path,) = (tmp_path / "raw").rglob("synapses*.parquet")
+    arguments = ["ingest", str(path), "--units", str(tmp_path / "raw"), "--version", "1718"]
+    found = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out.zarr")])
+    assert found.exit_code == 0, found.output
+    stored = open_store(tmp_path / "out.zarr")["connectivity"].to_dataset()
+    expected = mx.Release(1718, source=tmp_path / "raw").connectivity()
+    assert expected.attrs["dropped_synapses"]["pre_shared"] > 0
+    assert stored.attrs["dropped_synapses"] == expected.attrs["dropped_synapses"]
+    assert (stored.synapse_size.data != expected.synapse_size.data).nnz == 0
+    assert any(paper.startswith("MICrONS") for paper in mx.references(stored))

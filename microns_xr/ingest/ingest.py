@@ -113,7 +113,8 @@ def ingest_synapses(
         What a row is, see `build_connectivity`; "auto" looks for repeated pairs among the kept
         rows only.
     shared_roots : collection of int, optional
-        Root ids that hold several nuclei; by default ``units.attrs["shared_roots"]``.
+        Root ids that hold several nuclei, to tell them from unknown ones in the counts, as
+        ``Release.shared_roots`` gives them; by default ``units.attrs["shared_roots"]``.
     resolution_nm : tuple of float, optional
         Voxel size of the positions.
     source_tables : iterable of mapping, optional

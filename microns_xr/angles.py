@@ -26,8 +26,8 @@ from microns_xr.provenance import add_history
 __all__ = [
     "ANGLE_CONVENTIONS",
     "AngleConvention",
-    "circular_difference",
-    "convert_angles",
+    "convert",
+    "difference",
     "is_angle",
     "require_same_angles",
 ]
@@ -57,27 +57,7 @@ def is_angle(variable: xr.DataArray | xr.Variable) -> bool:
 
 
 def describe_angle(variable: xr.DataArray | xr.Variable, name: str) -> tuple[str, str, float]:
-    """Return units, convention and period of an angle, or raise if it does not state them.
-
-    Parameters
-    ----------
-    variable : xarray.DataArray or xarray.Variable
-        An angle with attributes ``units`` (degree or radian), ``angle_convention`` and
-        ``period``; when absent, half a turn for a name that ends with ``pref_ori`` or
-        ``orientation``, else a whole turn.
-    name : str
-        Its name, and how messages call it: ``pref_ori`` or ``units.pref_ori``.
-
-    Returns
-    -------
-    tuple of (str, str, float)
-        Units, convention, period in those units.
-
-    Raises
-    ------
-    SchemaError
-        If units or convention are absent or unknown.
-    """
+    """Return units, convention and period of an angle, or raise if it does not state them."""
     units = variable.attrs.get("units")
     convention = variable.attrs.get("angle_convention")
     if units not in _UNITS:
@@ -124,7 +104,7 @@ def _convert_variable(
     return variable.copy(data=values).assign_attrs(attrs)
 
 
-def convert_angles(
+def convert(
     obj: Labelled,
     convention: AngleConvention | None = None,
     units: AngleUnits | None = None,
@@ -162,7 +142,7 @@ def convert_angles(
     --------
     >>> pref = xr.DataArray([0.0, 30.0, 120.0], dims="nucleus_id", name="pref_ori",
     ...     attrs={"units": "degree", "angle_convention": "up_clockwise", "period": 180.0})
-    >>> convert_angles(pref, "right_counterclockwise").values
+    >>> convert(pref, "right_counterclockwise").values
     array([ 90.,  60., 150.])
     """
     if convention is not None and convention not in ANGLE_CONVENTIONS:
@@ -199,42 +179,23 @@ def convert_angles(
             "set units and angle_convention on the angles first"
         )
     if isinstance(result, xr.Dataset):
-        add_history(result, f"convert_angles(convention={convention!r}, units={units!r})")
+        add_history(result, f"angles.convert(convention={convention!r}, units={units!r})")
     return result
 
 
 def require_same_angles(named: Iterable[tuple[str, Any]]) -> None:
-    """Raise unless all angles given state the same units and the same convention.
-
-    Parameters
-    ----------
-    named : iterable of (str, xarray.DataArray)
-        Names, as messages call them, and angles.
-
-    Raises
-    ------
-    SchemaError
-        If one does not state them, or two differ.
-
-    Examples
-    --------
-    >>> a = xr.DataArray(0.0, attrs={"units": "degree", "angle_convention": "up_clockwise"})
-    >>> b = a.assign_attrs(units="radian")
-    >>> require_same_angles([("pref_ori", a), ("pref_dir", b)])
-    Traceback (most recent call last):
-    microns_xr.errors.SchemaError: pref_ori is in degree (up_clockwise) but pref_dir ...
-    """
+    """Raise unless all angles given state the same units and the same convention."""
     stated = [(name, describe_angle(angle, name)[:2]) for name, angle in named]
     for name, (units, convention) in stated[1:]:
         first_name, (first_units, first_convention) = stated[0]
         if (units, convention) != (first_units, first_convention):
             raise SchemaError(
                 f"{first_name} is in {first_units} ({first_convention}) but {name} is in "
-                f"{units} ({convention}): convert one with mx.convert_angles"
+                f"{units} ({convention}): convert one with mx.angles.convert"
             )
 
 
-def circular_difference(a: Any, b: Any, period: float) -> Any:
+def difference(a: Any, b: Any, period: float) -> Any:
     """Signed difference ``a - b`` on a circle.
 
     Parameters
@@ -251,7 +212,7 @@ def circular_difference(a: Any, b: Any, period: float) -> Any:
 
     Examples
     --------
-    >>> float(circular_difference(170.0, 10.0, period=180.0))
+    >>> float(difference(170.0, 10.0, period=180.0))
     -20.0
     """
     return (a - b + period / 2) % period - period / 2

@@ -16,8 +16,6 @@ from tqdm import tqdm
 from microns_xr import cli_ingest, cli_plot
 from microns_xr.errors import MicronsXrError, SchemaError
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     name="microns-xr",
     no_args_is_help=True,
@@ -76,7 +74,8 @@ def demo(
     from microns_xr.plot import connectivity_matrix, currents_by_angle, depth_profile
 
     started = time.perf_counter()
-    source = mx.DemoSource(version, seed=seed, **({"n_nuclei": n_nuclei} if n_nuclei else {}))
+    size: dict[str, Any] = {"n_nuclei": n_nuclei} if n_nuclei else {}
+    source = mx.sources.DemoSource(version, seed=seed, **size)
     release = mx.Release(version, source=source)
     out.mkdir(parents=True, exist_ok=True)
     store = out / f"demo_v{version}.zarr"
@@ -253,17 +252,19 @@ def download(
             "--server and --token-file are for the service, --archive-url is for the archive: "
             "give those of one source"
         )
-    mx.release_spec(version)
+    mx.releases.release_spec(version)
     if of_cave:
         if token_file is not None and not token_file.is_file():
             raise SchemaError(f"--token-file: there is no file {token_file}")
         token = token_file.read_text(encoding="utf-8").strip() if token_file else None
-        chosen = mx.CaveSource(
+        chosen = mx.sources.CaveSource(
             version, datastack=datastack, server_address=server, auth_token=token
         )
     elif of_archive:
         folder = datadir / datastack / f"v{version}" / "archive"
-        chosen = mx.ArchiveSource(version, url=archive_url, datastack=datastack, folder=folder)
+        chosen = mx.sources.ArchiveSource(
+            version, url=archive_url, datastack=datastack, folder=folder
+        )
     for option, said in (("--pre", pre), ("--post", post)):
         check_ids(said, option)
     release = mx.Release(version, datadir=datadir, datastack=datastack, source=chosen)

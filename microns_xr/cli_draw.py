@@ -14,8 +14,6 @@ from microns_xr.errors import SchemaError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw"]
-
 
 def draw(
     tree: xr.DataTree,
@@ -57,7 +55,7 @@ def draw(
     Examples
     --------
     >>> import microns_xr as mx
-    >>> release = mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=500))
+    >>> release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
     >>> tree = xr.DataTree.from_dict({"units": release.units()})
     >>> draw(tree, "depth").get_ylabel()
     'depth from the pia (µm)'
@@ -160,16 +158,16 @@ def _probability(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
 
 def _with_angle(tree: xr.DataTree, name: str) -> xr.Dataset:
     """Units with an angle: their own, or that of a curve fitted to their rates."""
-    from microns_xr.functional.fits import fit_tuning
+    from microns_xr import tuning
 
     units = _group(tree, "units")
     rates = {"pref_ori": "rate_ori", "pref_dir": "rate_dir"}.get(name)
     if name in units or rates is None or rates not in units:
         return units
     if rates == "rate_ori":
-        fit = fit_tuning(units[rates], dim="orientation", model="von_mises")
+        fit = tuning.fit(units[rates], dim="orientation", model="von_mises")
     else:
-        fit = fit_tuning(units[rates], dim="direction", model="double_von_mises")
+        fit = tuning.fit(units[rates], dim="direction", model="double_von_mises")
     attrs = fit[name].attrs
     text = f"{attrs.get('long_name', name)} of fitted curves"
     angle = fit[name].where(fit["converged"])
@@ -178,7 +176,7 @@ def _with_angle(tree: xr.DataTree, name: str) -> xr.Dataset:
 
 def _like_to_like(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
     from microns_xr.analysis import null_models
-    from microns_xr.analysis.like_to_like import like_to_like as estimate
+    from microns_xr.analysis.tuned import like_to_like as estimate
     from microns_xr.plot import like_to_like
 
     connectivity, units = _group(tree, "connectivity"), _with_angle(tree, "pref_ori")
@@ -201,7 +199,7 @@ def _like_to_like(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
 
 
 def _tuning(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
-    from microns_xr.functional.fits import fit_tuning
+    from microns_xr import tuning
     from microns_xr.plot import tuning_curve
 
     units, name = _group(tree, "units"), options["variable"] or "rate_dir"
@@ -218,7 +216,7 @@ def _tuning(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
     rates = units[name].sel(nucleus_id=nucleus)
     dim = str(rates.dims[0])
     model: Any = "double_von_mises" if dim == "direction" else "von_mises"
-    fit = fit_tuning(rates, dim=dim, model=model)  # type: ignore[arg-type]
+    fit = tuning.fit(rates, dim=dim, model=model)  # type: ignore[arg-type]
     ax = tuning_curve(rates, fit, ax=options["ax"])
     ax.set_title(f"neuron {nucleus}")
     return ax
@@ -249,7 +247,7 @@ def _currents(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
 
 def _degrees(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
     from microns_xr.plot import degree_distribution
-    from microns_xr.totals import degrees
+    from microns_xr.select import degrees
 
     chosen = (options["variable"],) if options["variable"] else ("out_degree", "in_degree")
     _require_group(tree, "connectivity")

@@ -16,16 +16,6 @@ from microns_xr.connectivity.subset import n_connections
 from microns_xr.errors import SchemaError
 from microns_xr.select import select_units
 
-__all__ = [
-    "check_ids",
-    "check_target",
-    "describe_store",
-    "ids_from",
-    "release_lines",
-    "steps",
-    "write_currents",
-]
-
 
 @contextmanager
 def steps(names: list[str]) -> Iterator[Any]:

@@ -10,8 +10,6 @@ import typer
 
 from microns_xr.errors import SchemaError
 
-__all__ = ["What", "register"]
-
 _SUFFIXES = (".png", ".pdf", ".svg")
 
 

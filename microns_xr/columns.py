@@ -1,59 +1,31 @@
-"""Single columns of raw tables: ids as integers, text as text, arrays and positions as numbers."""
+"""Positions: voxels or nanometres to pia-oriented micrometres.
+
+The oriented frame is that of `standard_transform`: rotated by 5° about z so that y points from the
+pia into the cortex, and shifted so that the pia is at y = 0.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from standard_transform.datasets import minnie_transform
 
 from microns_xr.errors import SchemaError, nearest_words
 
-__all__ = [
-    "id_column",
-    "parse_arrays",
-    "plain_array",
-    "plain_values",
-    "positions",
-    "require_columns",
-    "text_column",
-]
+# Single columns of raw tables: ids as integers, text as text, arrays and positions as numbers.
+
 
 MISSING_TEXT = "unknown"
 _MAX = int(np.iinfo(np.int64).max)
 
 
 def id_column(column: pd.Series, table: str, nullable: bool = False) -> pd.Series:
-    """Check that a column of ids is integers, and return it as int64 (Int64 where nullable).
-
-    Parameters
-    ----------
-    column : pandas.Series
-        Any integer dtype, or text made of digits.
-    table : str
-        Name of the table, for messages.
-    nullable : bool, optional
-        Whether a row may lack an id; the result then is Int64.
-
-    Returns
-    -------
-    pandas.Series
-        The ids.
-
-    Raises
-    ------
-    SchemaError
-        For floats, which cannot hold 18-digit ids, for text that is no integer, for ids of 2**63
-        and more, and for nulls where there must be none.
-
-    Examples
-    --------
-    >>> id_column(pd.Series([8.64691135e17], name="pt_root_id"), "synapses_pni_2")
-    Traceback (most recent call last):
-    microns_xr.errors.SchemaError: synapses_pni_2.pt_root_id has dtype float64, expected int64: ...
-    """
+    """Check that a column of ids is integers, and return it as int64 (Int64 where nullable)."""
     where = f"{table}.{column.name}"
     dtype = column.dtype
     if pd.api.types.is_bool_dtype(dtype):
@@ -112,30 +84,7 @@ def _ids_from_objects(column: pd.Series, where: str) -> pd.Series:
 
 
 def text_column(column: pd.Series, table: str) -> pd.Series:
-    """Check that a column is text, and return it as object with None where there is nothing.
-
-    Parameters
-    ----------
-    column : pandas.Series
-        Text of any pandas dtype; an all-empty column of any dtype.
-    table : str
-        Name of the table, for messages.
-
-    Returns
-    -------
-    pandas.Series
-        Stripped text, object dtype; empty text and nulls are None.
-
-    Raises
-    ------
-    SchemaError
-        If the column holds numbers.
-
-    Examples
-    --------
-    >>> text_column(pd.Series(["23P ", "", None]), "celltypes").tolist()
-    ['23P', None, None]
-    """
+    """Check that a column is text, and return it as object with None where there is nothing."""
     dtype = column.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         column = column.astype(object)
@@ -150,33 +99,7 @@ def text_column(column: pd.Series, table: str) -> pd.Series:
 
 
 def plain_values(column: pd.Series, table: str, *, as_float: bool = False) -> np.ndarray:
-    """Turn a column into bool, int64, float64 or text, by what it holds and not by its dtype.
-
-    Parameters
-    ----------
-    column : pandas.Series
-        Any dtype; object columns and categories are typed by their values.
-    table : str
-        Name of the table, for messages.
-    as_float : bool, optional
-        Whether the column must be numbers with NaN for missing, integers included.
-
-    Returns
-    -------
-    numpy.ndarray
-        Missing are -1 in integers, NaN in floats, "unknown" in text; booleans with missing values
-        become the words "true", "false" and "unknown". Times become text.
-
-    Raises
-    ------
-    SchemaError
-        If rows hold lists or arrays, integers beyond int64, or, for `as_float`, no numbers.
-
-    Examples
-    --------
-    >>> plain_values(pd.Series([3, None], dtype=object, name="n_spines"), "spines")
-    array([ 3, -1])
-    """
+    """Turn a column into bool, int64, float64 or text, by what it holds and not by its dtype."""
     where = f"{table}.{column.name}"
     values = _plain(column, where)
     if not values.flags.writeable:  # pandas 3 hands out views of its columns
@@ -267,33 +190,7 @@ def require_columns(table: pd.DataFrame, name: str, columns: Iterable[str]) -> N
 
 
 def parse_arrays(column: pd.Series, table: str) -> np.ndarray:
-    """Turn a column of arrays, or of arrays written as text, into one numeric array.
-
-    Parameters
-    ----------
-    column : pandas.Series
-        Arrays, lists, or text as numpy prints it: ``"[1.5 2.  0.25]"``; commas are allowed.
-    table : str
-        Name of the table, for messages.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (rows, values), float64; NaN rows where there is nothing, or only blanks.
-
-    Raises
-    ------
-    SchemaError
-        If rows differ in length or hold something that is no number, naming the first such row
-        by its position in the column.
-        Nothing is evaluated as code.
-
-    Examples
-    --------
-    >>> parse_arrays(pd.Series(["[1. 2.5]", "[3, 4]"]), "fits")
-    array([[1. , 2.5],
-           [3. , 4. ]])
-    """
+    """Turn a column of arrays, or of arrays written as text, into one numeric array."""
     where = f"{table}.{column.name}"
     cells = list(column)
     blank = np.array([isinstance(cell, str) and not cell.strip() for cell in cells], dtype=bool)
@@ -326,32 +223,7 @@ def parse_arrays(column: pd.Series, table: str) -> np.ndarray:
 
 
 def positions(table: pd.DataFrame, name: str, base: str = "pt_position") -> np.ndarray:
-    """Read positions, whether split in columns or written as ``[x y z]``.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        With ``base_x``, ``base_y``, ``base_z``, or one column ``base`` of arrays or text.
-    name : str
-        Name of the table, for messages.
-    base : str, optional
-        Name of the position.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (rows, 3), float64, in the voxels of the table.
-
-    Raises
-    ------
-    SchemaError
-        If there are no such columns, or they are no positions.
-
-    Examples
-    --------
-    >>> positions(pd.DataFrame({"pt_position": ["[1 2 3]"]}), "nuclei")
-    array([[1., 2., 3.]])
-    """
+    """Read positions, whether split in columns or written as ``[x y z]``."""
     split = [f"{base}_{axis}" for axis in "xyz"]
     if all(column in table.columns for column in split):
         parts = []
@@ -367,3 +239,40 @@ def positions(table: pd.DataFrame, name: str, base: str = "pt_position") -> np.n
     if out.shape[1] != 3:
         raise SchemaError(f"{name}.{base} has {out.shape[1]} values a row, expected x, y and z")
     return out
+
+
+# The version of the frame: a later release of standard_transform may move the pia, and positions
+# of two installations must agree. 1.4 is the frame of the published minnie65 tables.
+FRAME_VERSION = "1.4"
+
+
+@lru_cache(maxsize=8)
+def _transform(resolution_nm: tuple[float, float, float]) -> Any:
+    return minnie_transform(np.asarray(resolution_nm), version=FRAME_VERSION)
+
+
+def to_pia_um(
+    points: np.ndarray, resolution_nm: tuple[float, float, float] = (4.0, 4.0, 40.0)
+) -> np.ndarray:
+    """Turn positions into pia-oriented micrometres.
+
+    Pia point and rotation: the frame "1.4" of standard_transform (CAVEconnectome), minnie65.
+    """
+    array = np.asarray(points, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] != 3:
+        raise SchemaError(f"points has shape {array.shape}, expected (n, 3) with columns x, y, z")
+    if not len(array):
+        return array.copy()
+    return np.asarray(_transform(tuple(float(r) for r in resolution_nm)).apply(array))
+
+
+def from_pia_um(
+    points: np.ndarray, resolution_nm: tuple[float, float, float] = (4.0, 4.0, 40.0)
+) -> np.ndarray:
+    """Turn pia-oriented micrometres back into voxels; the inverse of `to_pia_um`."""
+    array = np.asarray(points, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] != 3:
+        raise SchemaError(f"points has shape {array.shape}, expected (n, 3) with columns x, y, z")
+    if not len(array):
+        return array.copy()
+    return np.asarray(_transform(tuple(float(r) for r in resolution_nm)).invert(array))

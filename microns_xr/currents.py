@@ -3,24 +3,155 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numba
 import numpy as np
 import xarray as xr
 from dask.delayed import delayed
 
-from microns_xr.connectivity.alignment import Aligned, align, name_of, neuron_dim
 from microns_xr.connectivity.arrays import PAIR_DIMS, pattern_of, values_of
-from microns_xr.connectivity.blocks import is_lazy
-from microns_xr.connectivity.blockwise import blocks_of
+from microns_xr.connectivity.blocks import blocks_of, is_lazy, lazy_contract
 from microns_xr.connectivity.kernels import contract_buffers, contract_scipy
-from microns_xr.connectivity.lazy import lazy_contract
+from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import validate
-from microns_xr.store.argument import Connectivity, connectivity_of
+from microns_xr.store.open import Connectivity, connectivity_of
 
-__all__ = ["contract", "input_currents"]
+# Values of neurons against an axis of the connectivity: which dim, which row for which label.
+
+
+_NEURON_DIMS = ("nucleus_id", *PAIR_DIMS)
+_NAN, _NAN_IN_PART, _INFINITE = 1, 2, 3  # states of a row; 0 is finite
+
+
+class Aligned(NamedTuple):
+    """Values as rows, and which row belongs to which neuron of the axis."""
+
+    table: np.ndarray  # (rows, columns), float32 or float64, C-contiguous
+    # (neurons of the axis,), the row of each, -1 where it has no value
+    rows: np.ndarray
+    # rows of neurons that are not on the axis
+    n_outside: int
+
+    @property
+    def n_missing(self) -> int:
+        """Neurons of the axis that have no value."""
+        return int((self.rows < 0).sum())
+
+
+def name_of(values: xr.DataArray) -> str:
+    """Return how messages call values."""
+    return str(values.name) if values.name is not None else "values"
+
+
+def neuron_dim(values: Any, over: str) -> str:
+    """Return the dim of `values` that is summed over."""
+    if isinstance(values, xr.Dataset):
+        usable = [str(n) for n, v in values.data_vars.items() if set(v.dims) & set(_NEURON_DIMS)]
+        numeric = [n for n in usable if values[n].dtype.kind in "fiu"]
+        raise SchemaError(
+            f"values is a Dataset, expected one variable of it: pass one of {numeric} by name, "
+            "such as units.rate_ori"
+        )
+    if not isinstance(values, xr.DataArray):
+        raise SchemaError(
+            f"values is a {type(values).__name__}, expected a DataArray over nucleus_id: without "
+            "labels neurons cannot be matched; wrap it with xr.DataArray(values, coords=...)"
+        )
+    if "scan_unit" in values.dims:
+        raise SchemaError(
+            f"{name_of(values)} has one row a recorded unit (dim 'scan_unit'), expected one a "
+            "neuron, since a neuron in several scans would count several times: collapse it with "
+            "mx.tuning.collapse_scans first"
+        )
+    dims = [dim for dim in values.dims if dim in _NEURON_DIMS]
+    if len(dims) != 1:
+        raise SchemaError(
+            f"{name_of(values)} has dims {values.dims}, expected exactly one of {_NEURON_DIMS}"
+        )
+    dim = str(dims[0])
+    if dim not in ("nucleus_id", over):
+        raise SchemaError(
+            f"{name_of(values)} is over {dim!r} but the sum is over {over!r}: pass over={dim!r}, "
+            "or rename the dim to 'nucleus_id' if the values belong to neurons of either side"
+        )
+    return dim
+
+
+def align(values: xr.DataArray, dim: str, labels: np.ndarray, over: str) -> Aligned:
+    """Match values of neurons with the labels of an axis."""
+    name = name_of(values)
+    if dim not in values.coords:
+        raise SchemaError(
+            f"{name} has no coordinate {dim!r}, expected the nucleus id of every row: neurons are "
+            f"matched by label; add it with .assign_coords({dim}=ids)"
+        )
+    if values.dtype.kind not in "fiub":
+        raise SchemaError(f"{name} has dtype {values.dtype}, expected numbers")
+    ids = values[dim].values
+    table = _as_rows(values, dim)
+    if ids.dtype == labels.dtype and np.array_equal(ids, labels):
+        rows = np.arange(labels.size)  # the common case: the axis is these very neurons
+        n_outside = 0
+    else:
+        rows = Lookup(ids, f"{dim} of {name}").find(labels).astype(np.int64)
+        n_found = int((rows >= 0).sum())
+        n_outside = ids.size - n_found
+        if labels.size and not n_found:
+            raise UnknownLabelError(
+                f"none of the {labels.size} neurons of {over} is among the {ids.size} of {name}: "
+                f"check that {dim} holds nucleus ids, not root ids"
+            )
+    if table.dtype.kind == "f":
+        rows = _without_nan(table, rows, ids, name)
+    return Aligned(table, rows, n_outside)
+
+
+def _as_rows(values: xr.DataArray, dim: str) -> np.ndarray:
+    array = np.asarray(values.transpose(dim, ...).values)
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float64)
+    n_columns = int(np.prod(array.shape[1:]))
+    return np.ascontiguousarray(array.reshape(array.shape[0], n_columns))
+
+
+def _without_nan(table: np.ndarray, rows: np.ndarray, ids: np.ndarray, name: str) -> np.ndarray:
+    """Take rows that are NaN for missing, and raise about those that are so in part."""
+    states = _row_states(table)
+    infinite = np.flatnonzero(states == _INFINITE)
+    if infinite.size:
+        raise SchemaError(
+            f"{name} is infinite for {infinite.size} neurons, such as {ids[infinite[0]]}, expected "
+            "finite numbers or NaN: find out where it comes from"
+        )
+    partly = np.flatnonzero(states == _NAN_IN_PART)
+    if partly.size:
+        raise SchemaError(
+            f"{name} is NaN in part for {partly.size} neurons, such as {ids[partly[0]]}, expected "
+            "the values of a neuron all or none: fill the gaps, or set these neurons to NaN as a "
+            "whole"
+        )
+    # One more entry, so that a neuron without a row, which is -1, stays so.
+    return np.where(np.append(states == _NAN, True)[rows], -1, rows)
+
+
+@numba.njit(nogil=True, cache=True)
+def _row_states(table):  # type: ignore[no-untyped-def]
+    states = np.zeros(table.shape[0], dtype=np.uint8)
+    for i in range(table.shape[0]):
+        n_nan = 0
+        infinite = False
+        for k in range(table.shape[1]):
+            n_nan += np.isnan(table[i, k])
+            infinite |= np.isinf(table[i, k])
+        if infinite:
+            states[i] = _INFINITE
+        elif n_nan:
+            states[i] = _NAN if n_nan == table.shape[1] else _NAN_IN_PART
+    return states
+
 
 Over = Literal["pre_nucleus_id", "post_nucleus_id"]
 Missing = Literal["raise", "skip"]
@@ -33,7 +164,6 @@ def input_currents(
     *,
     weight: str = "synapse_size",
     engine: Engine = "numba",
-    check_release: bool = True,
 ) -> xr.DataArray:
     """Sum the rates of the presynaptic partners of every neuron, weighted by synapse size.
 
@@ -54,8 +184,6 @@ def input_currents(
         ``"synapse_count"``, or a sparse variable of one's own.
     engine : {"numba", "scipy"}, optional
         What multiplies; the numbers are the same.
-    check_release : bool, optional
-        False skips the release check.
 
     Returns
     -------
@@ -74,9 +202,9 @@ def input_currents(
     --------
     Neuron 12 gets 7 from 11 and 2 from itself; only 11 is rated:
 
-    >>> from microns_xr.connectivity.examples import two_neurons
+    >>> from microns_xr.connectivity.arrays import two_neurons
     >>> rates = xr.DataArray([10.0, np.nan], {"nucleus_id": [11, 12]})
-    >>> currents = input_currents(two_neurons(), rates, check_release=False)
+    >>> currents = input_currents(two_neurons(), rates)
     >>> currents.values, currents.rated_fraction.values.round(3)
     (array([nan, 70.]), array([0.   , 0.778]))
     """
@@ -87,7 +215,6 @@ def input_currents(
         weight=weight,
         missing="skip",
         engine=engine,
-        check_release=check_release,
     )
     result.name = "input_current"
     result.attrs["long_name"] = "input current, summed over presynaptic partners"
@@ -102,7 +229,6 @@ def contract(
     weight: str = "synapse_size",
     missing: Missing = "raise",
     engine: Engine = "numba",
-    check_release: bool = True,
 ) -> xr.DataArray:
     """Sum values of neurons over one axis of the connectivity, weighted by its pairs.
 
@@ -131,8 +257,6 @@ def contract(
         had a value.
     engine : {"numba", "scipy"}, optional
         What multiplies; the numbers are the same.
-    check_release : bool, optional
-        False skips the release check.
 
     Returns
     -------
@@ -155,11 +279,11 @@ def contract(
 
     Examples
     --------
-    >>> from microns_xr.connectivity.examples import two_neurons
+    >>> from microns_xr.connectivity.arrays import two_neurons
     >>> values = xr.DataArray([10.0, 1.0], {"nucleus_id": [11, 12]}, name="gain")
-    >>> contract(two_neurons(), values, "pre_nucleus_id", check_release=False).values
+    >>> contract(two_neurons(), values, "pre_nucleus_id").values
     array([ 5., 72.])
-    >>> contract(two_neurons(), values, "post_nucleus_id", check_release=False).values
+    >>> contract(two_neurons(), values, "post_nucleus_id").values
     array([ 7., 52.])
     """
     _require_choice("over", over, PAIR_DIMS)
@@ -170,9 +294,7 @@ def contract(
     )
     validate(connectivity, "connectivity")
     dim = neuron_dim(values, over)
-    require_same_release(
-        ("connectivity", connectivity), ("values", values), check_release=check_release
-    )
+    require_same_release(("connectivity", connectivity), ("values", values))
     labels = connectivity[over].values
     if is_lazy(connectivity) and values.chunks is not None:
         aligned: Any = delayed(_align, pure=True)(values, dim, labels, over, missing)

@@ -58,27 +58,7 @@ class DroppedRowsWarning(UserWarning):
 
 
 def nearest_words(word: object, words: Iterable[object], n: int = 3) -> list[str]:
-    """Return up to `n` of `words` that are spelled most like `word`.
-
-    Parameters
-    ----------
-    word : object
-        The word that was not found; compared as text, without regard to case.
-    words : iterable
-        The words that exist.
-    n : int, optional
-        How many to return at the most.
-
-    Returns
-    -------
-    list of str
-        The nearest words, best first; empty when none is near.
-
-    Examples
-    --------
-    >>> nearest_words("l23", ["L1", "L2/3", "L4"])
-    ['L2/3']
-    """
+    """Return up to `n` of `words` that are spelled most like `word`."""
     by_lower = {str(w).lower(): str(w) for w in words}
     near = difflib.get_close_matches(str(word).lower(), list(by_lower), n=n, cutoff=0.5)
     return [by_lower[w] for w in near]

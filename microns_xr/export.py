@@ -15,7 +15,7 @@ import xarray as xr
 from microns_xr.connectivity.arrays import Pattern, pair_buffers, pattern_of, values_of
 from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.errors import MicronsXrError, SchemaError
-from microns_xr.provenance import RELEASE_COORDS, release_of, require_same_release
+from microns_xr.provenance import RELEASE_COORDS, require_same_release
 from microns_xr.schema import AXES, validate
 from microns_xr.store.format import json_attrs
 
@@ -23,7 +23,100 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from networkx import DiGraph
 
-__all__ = ["to_anndata", "to_networkx", "to_scipy"]
+# The way back to pandas: one row a neuron, a recorded unit, a pair, or a layer.
+
+
+def to_table(dataset: xr.Dataset) -> pd.DataFrame:
+    """Turn a Dataset of this package into a plain table.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Units, functional rows, connectivity or layers.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Units: a row a neuron, ``nucleus_id`` first, ``position`` as ``pt_position_x`` ... (µm),
+        rates as one column an angle (``rate_ori_22.5``). Functional: a row a recorded unit.
+        Connectivity: a row a pair that is connected, nucleus and root ids of both, ``size``,
+        ``n_syn``, then every annotation of either neuron; sorted by post, then pre.
+
+    Raises
+    ------
+    SchemaError
+        If the Dataset is none of these.
+
+    Examples
+    --------
+    >>> layers = xr.Dataset({"layer_name": ("segment", ["L1"]), "y_end": ("segment", [70.0])})
+    >>> to_table(layers)
+      layer_name  y_end
+    0         L1   70.0
+    """
+    if not isinstance(dataset, xr.Dataset):
+        raise SchemaError(f"expected a Dataset, found {type(dataset).__name__}")
+    if "pre_nucleus_id" in dataset.dims and "post_nucleus_id" in dataset.dims:
+        return _pairs_table(dataset)
+    for dim in ("scan_unit", "nucleus_id", "segment"):
+        if dim in dataset.dims:
+            return _rows(dataset, dim)
+    raise SchemaError(
+        f"a Dataset with dims {tuple(dataset.dims)} is neither units, functional rows, "
+        "connectivity nor layers: use its own .to_dataframe()"
+    )
+
+
+def _rows(dataset: xr.Dataset, dim: str) -> pd.DataFrame:
+    columns: dict[str, np.ndarray] = {}
+    for name in [*dataset.coords, *dataset.data_vars]:
+        variable = dataset[name]
+        if name in RELEASE_COORDS or dim not in variable.dims:
+            continue
+        variable = variable.transpose(dim, ...)
+        values = variable.values
+        if variable.ndim == 1:
+            columns[str(name)] = values
+        elif variable.ndim == 2:
+            other = str(variable.dims[1])
+            labels = variable[other].values if other in variable.coords else _numbered(variable)
+            prefix = f"pt_{name}" if other == "axis" else str(name)
+            columns.update({f"{prefix}_{_shown(w)}": values[:, i] for i, w in enumerate(labels)})
+        else:
+            raise SchemaError(f"{name} has dims {variable.dims}, which do not fit into one table")
+    return pd.DataFrame(columns)
+
+
+def _numbered(variable: xr.DataArray) -> Any:
+    return AXES if variable.dims[1] == "axis" else range(variable.shape[1])
+
+
+def _shown(label: Any) -> str:
+    return f"{label:g}" if isinstance(label, float) else str(label)
+
+
+def _pairs_table(connectivity: xr.Dataset) -> pd.DataFrame:
+    pattern = pattern_of(connectivity)
+    size, count = values_of(connectivity), values_of(connectivity, "synapse_count")
+    owner = np.repeat(np.arange(pattern.n_major), np.diff(pattern.indptr))
+    pre, post = (
+        (pattern.indices, owner) if pattern.compressed == "post" else (owner, pattern.indices)
+    )
+    order = slice(None) if pattern.compressed == "post" else np.lexsort([pre, post])
+    pre, post = pre[order], post[order]
+    columns = {
+        "pre_nucleus_id": connectivity["pre_nucleus_id"].values[pre],
+        "post_nucleus_id": connectivity["post_nucleus_id"].values[post],
+    }
+    sums = {"size": size[order], "n_syn": count[order]}
+    annotations: dict[str, np.ndarray] = {}
+    for name, coord in connectivity.coords.items():
+        if name in connectivity.dims or coord.ndim != 1:
+            continue
+        values = coord.values[pre if coord.dims[0] == "pre_nucleus_id" else post]
+        (columns if str(name).endswith("_pt_root_id") else annotations)[str(name)] = values
+    return pd.DataFrame({**columns, **sums, **annotations})
+
 
 _PAIR_VARIABLES = ("synapse_size", "synapse_count")
 # networkx 3.6, Python 3.11: 390 at 100,000 connections, 310 at 1,000,000
@@ -59,7 +152,7 @@ def to_scipy(
     Examples
     --------
     >>> import microns_xr as mx
-    >>> release = mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=500))
+    >>> release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
     >>> connectivity = release.connectivity()
     >>> matrix = to_scipy(connectivity)
     >>> matrix.format, np.shares_memory(matrix.data, connectivity.synapse_size.data.data)
@@ -87,7 +180,6 @@ def to_networkx(
     *,
     node_attributes: Iterable[str] | None = None,
     max_connections: int | None = 1_000_000,
-    check_release: bool = True,
 ) -> DiGraph:
     """Return connectivity as a directed graph of networkx.
 
@@ -103,8 +195,6 @@ def to_networkx(
     max_connections : int or None, optional
         More are refused, for a connection takes about 350 bytes in networkx, and 16 here. None
         sets no bound.
-    check_release : bool, optional
-        False allows units of another release.
 
     Returns
     -------
@@ -129,7 +219,7 @@ def to_networkx(
     Examples
     --------
     >>> import microns_xr as mx
-    >>> release = mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=500))
+    >>> release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
     >>> graph = to_networkx(release.connectivity(), release.units(), node_attributes=["layer"])
     >>> graph.number_of_edges() == mx.n_connections(release.connectivity())
     True
@@ -150,7 +240,7 @@ def to_networkx(
     if units is not None:
         validate(units, "units")
         named = (("connectivity", connectivity), ("units", units))
-        require_same_release(*named, check_release=check_release)
+        require_same_release(*named)
         attributes |= _node_attributes(units, nodes, node_attributes)
     # Integers of their own for each connection would take a fifth of the memory.
     shared = np.array(nodes.tolist(), dtype=object)
@@ -176,7 +266,6 @@ def to_anndata(
     connectivity: xr.Dataset | None = None,
     *,
     outside: Literal["raise", "drop"] = "raise",
-    check_release: bool = True,
 ) -> AnnData:
     """Return units, and the connectivity among them, as an AnnData object.
 
@@ -188,8 +277,6 @@ def to_anndata(
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory.
     outside : {"raise", "drop"}, optional
         What becomes of connections of neurons that are not among the units.
-    check_release : bool, optional
-        False allows connectivity of another release.
 
     Returns
     -------
@@ -218,7 +305,7 @@ def to_anndata(
     Examples
     --------
     >>> import microns_xr as mx
-    >>> release = mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=500))
+    >>> release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
     >>> data = to_anndata(release.units(), release.connectivity())
     >>> data.obs["nucleus_id"].dtype, sorted(data.obsp)
     (dtype('int64'), ['synapse_count', 'synapse_size'])
@@ -258,7 +345,7 @@ def to_anndata(
     if connectivity is not None:
         validate(connectivity, "connectivity")
         named = (("units", units), ("connectivity", connectivity))
-        require_same_release(*named, check_release=check_release)
+        require_same_release(*named)
         obsp, dropped = _square(connectivity, ids, outside)
         for side in ("pre", "post"):
             if f"in_{side}" in obs:
@@ -297,9 +384,7 @@ def _words(words: list[str]) -> pd.Index:
 
 
 def _release_attrs(dataset: xr.Dataset) -> dict[str, Any]:
-    if not all(name in dataset.coords for name in RELEASE_COORDS):
-        return {}  # was let through with check_release=False
-    return dict(zip(RELEASE_COORDS, release_of(dataset), strict=True))
+    return {name: dataset[name].item() for name in RELEASE_COORDS if name in dataset.coords}
 
 
 def _pairs(pattern: Pattern) -> tuple[np.ndarray, np.ndarray]:

@@ -22,8 +22,6 @@ from microns_xr.provenance import RELEASE_COORDS, add_history
 from microns_xr.releases import table_spec
 from microns_xr.schema import LAYERS, describe
 
-__all__ = ["layer_at", "segment_layers"]
-
 logger = logging.getLogger(__name__)
 
 BIN_UM = 10.0
@@ -248,28 +246,7 @@ def _layers_dataset(
 
 
 def layer_at(depth: np.ndarray, layers: xr.Dataset) -> np.ndarray:
-    """Name the layer at each depth.
-
-    Parameters
-    ----------
-    depth : numpy.ndarray
-        Depths from the pia in µm, any shape.
-    layers : xarray.Dataset
-        Borders from `segment_layers`. A border belongs to the layer below it, the last one to the
-        last layer.
-
-    Returns
-    -------
-    numpy.ndarray
-        Names as text (object dtype), ``"unknown"`` outside of the borders and for NaN.
-
-    Examples
-    --------
-    >>> borders = xr.Dataset({"layer_name": ("segment", np.array(["L1", "L2/3"], dtype=object)),
-    ...     "y_start": ("segment", [0.0, 70.0]), "y_end": ("segment", [70.0, 250.0])})
-    >>> layer_at(np.array([70.0, 250.0, 251.0]), borders).tolist()
-    ['L2/3', 'L2/3', 'unknown']
-    """
+    """Name the layer at each depth."""
     names = np.append(np.asarray(layers["layer_name"].values, dtype=object), "unknown")
     starts, ends = layers["y_start"].values, layers["y_end"].values
     depth = np.asarray(depth, dtype=np.float64)

@@ -16,19 +16,17 @@ from microns_xr.columns import (
     require_columns,
 )
 from microns_xr.errors import SchemaError
-from microns_xr.functional.coregistration import (
-    ANGLES,
-    angle_attrs,
-    missing_value,
-    stated_spec,
-)
-from microns_xr.functional.tuning import rate_variables
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.releases import TableSpec, table_spec
 from microns_xr.schema import FUNCTIONAL, UNITS, describe
 from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS
-
-__all__ = ["merge_table"]
+from microns_xr.tuning.functional import (
+    ANGLES,
+    angle_attrs,
+    missing_value,
+    rate_variables,
+    stated_spec,
+)
 
 On = Literal["nucleus_id", "pt_root_id", "functional"]
 
@@ -44,7 +42,6 @@ def merge_table(
     *,
     angle_units: Literal["degree", "radian"] | None = None,
     angle_convention: AngleConvention | None = None,
-    check_release: bool = True,
 ) -> xr.Dataset:
     """Add columns of a table to units, or to functional rows.
 
@@ -65,8 +62,6 @@ def merge_table(
         ``left`` keeps every row of `dataset`; ``inner`` keeps those with a match.
     angle_units, angle_convention : str, optional
         What the angles of a DataFrame are in that is not in the registry.
-    check_release : bool, optional
-        False skips the release check between two Datasets.
 
     Returns
     -------
@@ -100,7 +95,7 @@ def merge_table(
         raise SchemaError(f"how is {how!r}, expected 'left' or 'inner': units are never invented")
     dim = _row_dim(dataset)
     if isinstance(table, xr.Dataset):
-        require_same_release(("dataset", dataset), ("table", table), check_release=check_release)
+        require_same_release(("dataset", dataset), ("table", table))
         variables, coords, right = _from_dataset(table, columns, on)
     else:
         variables, coords, right = _from_frame(table, columns, on, angle_units, angle_convention)
@@ -166,7 +161,7 @@ def _left_keys(dataset: xr.Dataset, dim: str, on: On) -> pd.DataFrame:
     if absent:
         way_out = (
             ": build units with functional='best_only', or merge onto Release.functional() and "
-            "lead to units with mx.collapse_scans"
+            "lead to units with mx.tuning.collapse_scans"
             if on == "functional"
             else ""
         )
@@ -285,7 +280,8 @@ def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndar
         what = "unit" if on == "functional" else on
         raise SchemaError(
             f"the table has several rows for {n} {what} of the {_kind(dim)}, so the join would "
-            "repeat them: lead to one row a neuron first with mx.collapse_scans, join to the "
+            "repeat them: lead to one row per neuron first with "
+            "mx.tuning.collapse_scans, join to the "
             "functional rows (Release.functional()) with on='functional', or drop repeated rows"
         )
     if dim == "nucleus_id" and on == "pt_root_id" and left["pt_root_id"].duplicated().any():

@@ -11,15 +11,13 @@ from urllib.parse import unquote
 import numpy as np
 import xarray as xr
 
+from microns_xr.columns import from_pia_um
 from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.coordinates import from_pia_um
 from microns_xr.errors import MicronsXrError, SchemaError
-from microns_xr.plot.colours import PALETTE, colours_of
+from microns_xr.plot.cells import PALETTE, colours_of
 from microns_xr.provenance import release_of, require_same_release
 from microns_xr.schema import AXES
-
-__all__ = ["neuroglancer_link", "neuroglancer_state"]
 
 VOXEL_NM = (4.0, 4.0, 40.0)
 
@@ -48,7 +46,6 @@ def neuroglancer_link(
     site: str = SITE,
     max_cells: int = 1000,
     allow_demo: bool = False,
-    check_release: bool = True,
 ) -> str:
     """Make a link that shows cells of minnie65, and synapses, in Neuroglancer.
 
@@ -79,8 +76,6 @@ def neuroglancer_link(
         More cells raise: a browser loads a mesh for each.
     allow_demo : bool, optional
         Make a link of a synthetic release all the same; its segments do not exist.
-    check_release : bool, optional
-        False skips the check that cells and synapses are of one release.
 
     Returns
     -------
@@ -101,7 +96,7 @@ def neuroglancer_link(
     Examples
     --------
     >>> import microns_xr as mx
-    >>> release = mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=500))
+    >>> release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
     >>> neuroglancer_link(release.units())
     Traceback (most recent call last):
     microns_xr.errors.SchemaError: cells is of minnie65_demo v1718, a synthetic release, ...
@@ -109,7 +104,7 @@ def neuroglancer_link(
     builder = _nglui()
     release = release_of(cells, "cells")
     if synapses is not None:
-        require_same_release(("cells", cells), ("synapses", synapses), check_release=check_release)
+        require_same_release(("cells", cells), ("synapses", synapses))
     source = segmentation or _segmentation(*release, allow_demo)
     shown = _cells_of(cells, colour)
     if shown["roots"].size > max_cells:
@@ -166,28 +161,7 @@ def neuroglancer_link(
 
 
 def neuroglancer_state(link: str) -> dict[str, Any]:
-    """Read the state out of a link: layers, segments, annotations, position.
-
-    Parameters
-    ----------
-    link : str
-        From `neuroglancer_link`, or copied out of a browser.
-
-    Returns
-    -------
-    dict
-        The state as Neuroglancer reads it; ids are text.
-
-    Raises
-    ------
-    SchemaError
-        If the link holds no state.
-
-    Examples
-    --------
-    >>> neuroglancer_state("https://spelunker.cave-explorer.org/#!%7B%22layout%22:%22xy-3d%22%7D")
-    {'layout': 'xy-3d'}
-    """
+    """Read the state out of a link: layers, segments, annotations, position."""
     _, found, state = link.partition("#!")
     try:
         value = json.loads(unquote(state)) if found else None

@@ -16,8 +16,6 @@ import xarray as xr
 
 from microns_xr.errors import ReleaseMismatchError
 
-__all__ = ["RELEASE_COORDS", "add_history", "release_of", "require_same_release", "stamp_release"]
-
 RELEASE_COORDS = ("datastack", "materialization_version")
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
@@ -53,79 +51,54 @@ def stamp_release(obj: Labelled, datastack: str, version: int) -> Labelled:
 
 
 def release_of(obj: xr.Dataset | xr.DataArray, name: str = "object") -> tuple[str, int]:
-    """Read the release of a labelled object.
-
-    Parameters
-    ----------
-    obj : xarray.Dataset or xarray.DataArray
-        The object.
-    name : str, optional
-        How messages call it.
-
-    Returns
-    -------
-    tuple of (str, int)
-        Datastack and materialization version.
-
-    Raises
-    ------
-    ReleaseMismatchError
-        If a release coordinate is missing or is not scalar.
-
-    Examples
-    --------
-    >>> release_of(stamp_release(xr.Dataset(), "minnie65_public", 661))
-    ('minnie65_public', 661)
-    """
+    """Return datastack and version of an object that must state both."""
+    stated = _stated_release(obj, name)
     for coord in RELEASE_COORDS:
-        if coord not in obj.coords:
+        if coord not in stated:
             raise ReleaseMismatchError(
-                f"{name} has no coordinate {coord!r}, so its release is not known; "
-                "stamp_release(object, datastack, version) sets it, or pass check_release=False"
+                f"{name} has no coordinate {coord!r}, so its release is not known: set it with "
+                "mx.releases.stamp_release(object, datastack, version)"
             )
-        if obj.coords[coord].ndim:
-            raise ReleaseMismatchError(
-                f"{name} has {coord!r} along {obj.coords[coord].dims}, expected one scalar: "
-                "objects of several releases were joined; take one release, "
-                "or pass check_release=False"
-            )
-    return str(obj.coords["datastack"].item()), int(obj.coords["materialization_version"].item())
+    return str(stated["datastack"]), int(stated["materialization_version"])
 
 
-def require_same_release(*named: tuple[str, Any], check_release: bool = True) -> None:
-    """Raise unless all objects come from one release.
+def _stated_release(obj: xr.Dataset | xr.DataArray, name: str) -> dict[str, Any]:
+    stated = {}
+    for coord in RELEASE_COORDS:
+        if coord in obj.coords:
+            if obj.coords[coord].ndim:
+                raise ReleaseMismatchError(
+                    f"{name} has {coord!r} along {obj.coords[coord].dims}, expected one scalar: "
+                    "objects of several releases were joined; select one release"
+                )
+            stated[coord] = obj.coords[coord].item()
+    return stated
 
-    Parameters
-    ----------
-    *named : tuple of (str, xarray object)
-        Names, as messages call them, and objects.
-    check_release : bool, optional
-        False skips the check.
 
-    Raises
-    ------
-    ReleaseMismatchError
-        If a release is missing, not scalar, or different.
+def require_same_release(*named: tuple[str, Any]) -> None:
+    """Raise if two objects state different releases; an object may state none.
 
-    Examples
-    --------
-    >>> a = stamp_release(xr.Dataset(), "minnie65_public", 661)
-    >>> b = stamp_release(xr.Dataset(), "minnie65_public", 1300)
-    >>> require_same_release(("units", a), ("rates", b))
-    Traceback (most recent call last):
-    microns_xr.errors.ReleaseMismatchError: units is of minnie65_public v661 ...
+    Nucleus ids name a neuron in every release, so data keyed by them may come without one.
     """
-    if not check_release:
-        return
-    releases = [(name, release_of(obj, name)) for name, obj in named]
-    first_name, first = releases[0]
-    for name, release in releases[1:]:
-        if release != first:
-            raise ReleaseMismatchError(
-                f"{first_name} is of {first[0]} v{first[1]} but {name} is of "
-                f"{release[0]} v{release[1]}: root ids and cell lists differ between releases; "
-                "build both from one release, or pass check_release=False"
-            )
+    stated = {name: _stated_release(obj, name) for name, obj in named}
+    for coord in RELEASE_COORDS:
+        having = [name for name in stated if coord in stated[name]]
+        for name in having[1:]:
+            first = having[0]
+            if stated[name][coord] != stated[first][coord]:
+                raise ReleaseMismatchError(
+                    f"{first} is of {_shown(stated[first])} but {name} is of "
+                    f"{_shown(stated[name])}: root ids and cell lists differ between releases; "
+                    "build both from one release, or, if you mean it, drop the coordinates of one "
+                    f"with .drop_vars({list(RELEASE_COORDS)})"
+                )
+
+
+def _shown(stated: dict[str, Any]) -> str:
+    words = [str(stated["datastack"])] if "datastack" in stated else []
+    if "materialization_version" in stated:
+        words.append(f"v{stated['materialization_version']}")
+    return " ".join(words)
 
 
 def add_history(
@@ -133,27 +106,7 @@ def add_history(
     entry: str,
     source: xr.Dataset | xr.DataArray | Sequence[xr.Dataset | xr.DataArray] | None = None,
 ) -> Labelled:
-    """Append one line to ``attrs["history"]``, in place, and return `obj`.
-
-    Parameters
-    ----------
-    obj : xarray.Dataset or xarray.DataArray
-        The result that is described.
-    entry : str
-        What was done, as one line without a time, so that equal work gives equal attributes.
-    source : xarray object or several, optional
-        Where the earlier lines are taken from, and the ``source_tables``; `obj` itself by default.
-
-    Returns
-    -------
-    xarray.Dataset or xarray.DataArray
-        `obj`, with the lines of all sources, each once, and the tables of all of them.
-
-    Examples
-    --------
-    >>> add_history(xr.Dataset(attrs={"history": "a"}), "b").attrs["history"].splitlines()
-    ['a', 'b']
-    """
+    """Append one line to ``attrs["history"]``, in place, and return `obj`."""
     sources: list[Any]
     if source is None:
         sources = [obj]

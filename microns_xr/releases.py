@@ -1,32 +1,29 @@
-"""The registry of releases: which table plays which role in which version.
-
-The facts are in ``releases.toml`` beside this file. A user may pass an entry of their own wherever
-a version is accepted.
-"""
+"""The papers behind the tables that a result was made of."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from types import MappingProxyType
 from typing import Any, Literal
 
-from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
+import xarray as xr
 
-__all__ = [
-    "MINIMUM_ROLES",
-    "ROLES",
-    "ReleaseSpec",
-    "TableSpec",
-    "release_spec",
-    "supported_versions",
-    "table_of_file",
-    "table_spec",
-]
+from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
+from microns_xr.provenance import stamp_release
+
+__all__ = ["ReleaseSpec", "TableSpec", "references", "release_spec", "stamp_release"]
+
+
+# The registry of releases: which table plays which role in which version.
+#
+# The facts are in ``releases.toml`` beside this file. A user may pass an entry of their own
+# wherever a version is accepted.
+
 
 ROLES: dict[str, str] = {
     "nucleus": "one row a nucleus: id, pt_root_id, pt_position",
@@ -225,46 +222,12 @@ def _table_specs() -> Mapping[str, TableSpec]:
 
 
 def table_spec(name: str) -> TableSpec:
-    """Return what the registry knows of a table; a plain spec for an unknown one.
-
-    Parameters
-    ----------
-    name : str
-        Table name.
-
-    Returns
-    -------
-    TableSpec
-        Its columns.
-
-    Examples
-    --------
-    >>> table_spec("functional_properties_v3_bcm").angle_units
-    'radian'
-    """
+    """Return what the registry knows of a table; a plain spec for an unknown one."""
     return _table_specs().get(name) or TableSpec(name)
 
 
 def table_of_file(file: str) -> str:
-    """Return the table that a file holds, by its name.
-
-    Parameters
-    ----------
-    file : str
-        Name of the file, or its path or address.
-
-    Returns
-    -------
-    str
-        Name of the table; the name of the file without its ending where the registry has no other.
-
-    Examples
-    --------
-    >>> table_of_file("v1718/synapses_pni_2_v1_filtered_view.csv.gz")
-    'synapses_pni_2'
-    >>> table_of_file("nucleus_detection_v0_merged.csv.gz")
-    'nucleus_detection_v0'
-    """
+    """Return the table that a file holds, by its name."""
     stem = re.split(r"[/\\]", file)[-1].split(".")[0]
     own = {spec.archive_file: name for name, spec in _table_specs().items() if spec.archive_file}
     return own.get(stem, stem.removesuffix("_merged"))
@@ -324,7 +287,7 @@ def release_spec(
         known = ", ".join(str(v) for v in supported_versions())
         raise UnknownLabelError(
             f"release {version!r} is not known, expected one of {known}; "
-            "for another one pass a mx.ReleaseSpec of your own as version"
+            "for another one pass a mx.releases.ReleaseSpec of your own as version"
         )
     roles = entry["tables"] if "tables" in entry else _registry()["families"][entry["inherits"]]
     spec = ReleaseSpec(
@@ -334,3 +297,85 @@ def release_spec(
         status=entry["status"],
     )
     return spec.with_tables(tables)
+
+
+# The data as a whole: asked for by the MICrONS consortium of everybody who uses them.
+_ALWAYS = "MICrONS Consortium 2025, doi:10.1038/s41586-025-08790-w"
+
+
+def references(data: xr.Dataset | xr.DataArray | xr.DataTree) -> list[str]:
+    """Return the papers of the tables that some data were made of.
+
+    Parameters
+    ----------
+    data : xarray.Dataset, xarray.DataArray or xarray.DataTree
+        Anything of a `microns_xr.Release` or of a store, and what was computed of it: the tables
+        are in the attribute ``source_tables``.
+
+    Returns
+    -------
+    list of str
+        Authors, year and doi; the paper of the whole data first.
+
+    Raises
+    ------
+    SchemaError
+        If the data do not say which tables they are made of.
+
+    Examples
+    --------
+    >>> import microns_xr as mx
+    >>> units = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500)).units()
+    >>> references(units)[1]
+    'Elabbady et al. 2025, doi:10.1038/s41586-024-07765-7'
+    """
+    names = list(dict.fromkeys(_tables(data)))
+    if not names:
+        raise SchemaError(
+            "the data have no attribute 'source_tables', so their tables are not known: xarray "
+            "drops attributes in arithmetic; cite what was computed from instead, or use "
+            "xr.set_options(keep_attrs=True)"
+        )
+    papers = {table_spec(name).reference for name in names} - {None, _ALWAYS}
+    return [_ALWAYS, *sorted(str(paper) for paper in papers)]
+
+
+def cite(data: xr.Dataset | xr.DataArray | xr.DataTree) -> None:
+    """Print the papers of the tables that some data were made of.
+
+    Parameters
+    ----------
+    data : xarray.Dataset, xarray.DataArray or xarray.DataTree
+        See `references`, which returns them.
+
+    Raises
+    ------
+    SchemaError
+        See `references`.
+
+    Examples
+    --------
+    >>> import microns_xr as mx
+    >>> cite(mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500)).units())
+    MICrONS Consortium 2025, doi:10.1038/s41586-025-08790-w
+    Elabbady et al. 2025, doi:10.1038/s41586-024-07765-7
+    """
+    print("\n".join(references(data)))
+
+
+def _tables(data: Any) -> Iterator[str]:
+    if isinstance(data, xr.DataTree):
+        for node in data.subtree:
+            yield from _names(node.attrs.get("source_tables", ()))
+    elif isinstance(data, xr.Dataset | xr.DataArray):
+        yield from _names(data.attrs.get("source_tables", ()))
+    else:
+        raise SchemaError(
+            f"expected a Dataset, DataArray or tree, found {type(data).__name__}: open a store "
+            "with mx.open_store"
+        )
+
+
+def _names(tables: Iterable[Any]) -> Iterator[str]:
+    for table in tables:
+        yield str(table["name"]) if isinstance(table, Mapping) else str(table)

@@ -15,21 +15,6 @@ import xarray as xr
 
 from microns_xr.errors import SchemaError
 
-__all__ = [
-    "AXES",
-    "CONNECTIVITY",
-    "FUNCTIONAL",
-    "KINDS",
-    "LAYERS",
-    "SCOPES",
-    "UNITS",
-    "VOXEL_UNITS",
-    "VariableSpec",
-    "describe",
-    "require_unique_sorted",
-    "validate",
-]
-
 AXES = ("x", "y", "z")
 SCOPES = ("complete", "requested", "unknown")
 VOXEL_UNITS = "voxels of 4x4x40 nm"
@@ -39,33 +24,18 @@ Kind = Literal["units", "functional", "connectivity", "layers"]
 
 @dataclass(frozen=True)
 class VariableSpec:
-    """One variable of the data model.
+    """One variable of the data model."""
 
-    Attributes
-    ----------
-    name : str
-        Name in the Dataset.
-    dims : tuple of str
-        Dimensions, in order.
-    dtype : str
-        Kind of dtype: ``"int64"``, ``"float"``, ``"bool"``, ``"text"`` (object in memory).
-    units : str
-        Physical units, ``""`` for names, ``"angle"`` for an angle that states its own.
-    missing : str
-        What stands where there is no value; ``"never"`` when every row has one.
-    doc : str
-        What it is.
-    required : bool
-        Whether every Dataset of the kind holds it.
-    """
-
-    name: str
+    name: str  # name in the Dataset
     dims: tuple[str, ...]
+    # kind of dtype: ``"int64"``, ``"float"``, ``"bool"``, ``"text"`` (object in memory)
     dtype: Literal["int64", "float", "bool", "text"]
+    # physical units, ``""`` for names, ``"angle"`` for an angle that states its own
     units: str
+    # what stands where there is no value; ``"never"`` when every row has one
     missing: str
     doc: str
-    required: bool = False
+    required: bool = False  # whether every Dataset of the kind holds it
 
 
 def _specs(*specs: VariableSpec) -> dict[str, VariableSpec]:
@@ -150,23 +120,7 @@ KINDS: dict[str, dict[str, VariableSpec]] = {
 
 
 def describe(spec: VariableSpec) -> dict[str, Any]:
-    """Return the attributes a variable carries in memory and on disk.
-
-    Parameters
-    ----------
-    spec : VariableSpec
-        The declared variable.
-
-    Returns
-    -------
-    dict
-        ``long_name``, ``units`` where there are any, ``missing`` where a row can lack a value.
-
-    Examples
-    --------
-    >>> describe(UNITS["gOSI"])["long_name"]
-    'global orientation selectivity index'
-    """
+    """Return the attributes a variable carries in memory and on disk."""
     attrs: dict[str, Any] = {"long_name": spec.doc}
     if spec.units and spec.units not in ("angle", "rate"):
         attrs["units"] = spec.units
@@ -192,29 +146,7 @@ def _dtype_problem(spec: VariableSpec, variable: xr.DataArray) -> str | None:
 
 
 def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> None:
-    """Compare a Dataset with the data model.
-
-    Parameters
-    ----------
-    dataset : xarray.Dataset
-        The Dataset.
-    kind : {"units", "functional", "connectivity", "layers"}
-        Which list of variables it must follow. Variables that are not in the list are free.
-    require : iterable of str, optional
-        Further variables that must be there.
-
-    Raises
-    ------
-    SchemaError
-        With every problem found: absent variables, wrong dims or order of dims, wrong dtypes,
-        an index that is repeated or not sorted, an axis other than x, y, z, an unknown scope.
-
-    Examples
-    --------
-    >>> validate(xr.Dataset({"y_start": ("depth", [1])}), "layers")
-    Traceback (most recent call last):
-    microns_xr.errors.SchemaError: this is not a layers Dataset: layer_name is absent; ...
-    """
+    """Compare a Dataset with the data model."""
     if not isinstance(dataset, xr.Dataset):
         raise SchemaError(
             f"expected a {kind} Dataset, found {type(dataset).__name__}: "
@@ -262,26 +194,7 @@ def _index_problems(name: str, labels: np.ndarray) -> list[str]:
 
 
 def require_unique_sorted(name: str, labels: np.ndarray) -> None:
-    """Raise unless labels are sorted and unique.
-
-    Parameters
-    ----------
-    name : str
-        How the message calls them.
-    labels : numpy.ndarray
-        One-dimensional labels.
-
-    Raises
-    ------
-    SchemaError
-        If a label is repeated or the order is not ascending.
-
-    Examples
-    --------
-    >>> require_unique_sorted("nucleus_id", np.array([3, 3, 5]))
-    Traceback (most recent call last):
-    microns_xr.errors.SchemaError: nucleus_id repeats 1 labels, expected each once
-    """
+    """Raise unless labels are sorted and unique."""
     problems = _index_problems(name, labels)
     if problems:
         raise SchemaError("; ".join(problems))

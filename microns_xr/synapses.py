@@ -15,20 +15,17 @@ from microns_xr.connectivity.arrays import (
     connectivity_dataset,
     make_pattern,
 )
-from microns_xr.connectivity.assemble import assemble
+from microns_xr.connectivity.build import assemble
 from microns_xr.connectivity.labels import Lookup, as_ids, require_known
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import add_history, release_of, require_same_release
 from microns_xr.schema import AXES, validate
-from microns_xr.store.address import Path
-from microns_xr.store.synapse_rows import SynapseRows, rows_of, without_pairs
-from microns_xr.store.synapses import INDEX_NAMES
+from microns_xr.store.locate import Address
+from microns_xr.store.synapses import INDEX_NAMES, SynapseRows, rows_of, without_pairs
 from microns_xr.threads import usable_threads
 
-__all__ = ["select_synapses", "sum_synapses"]
-
 Box = Mapping[str, tuple[float, float]]
-Synapses = xr.Dataset | xr.DataTree | Path
+Synapses = xr.Dataset | xr.DataTree | Address
 Span = tuple[int, int]
 T = TypeVar("T")
 _SIDE_OF = {index: side for side, index in INDEX_NAMES.items()}
@@ -74,7 +71,7 @@ def select_synapses(
     Examples
     --------
     >>> import microns_xr as mx
-    >>> release = mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=500))
+    >>> release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
     >>> synapses = release.synapses()
     >>> top = select_synapses(synapses, box={"y": (0.0, 300.0)})
     >>> bool((top.position.sel(axis="y") < 300).all()), top.pre_nucleus_id.dims
@@ -105,9 +102,7 @@ def select_synapses(
     return _selection(rows, by, found)
 
 
-def sum_synapses(
-    synapses: Synapses, connectivity: xr.Dataset | None = None, *, check_release: bool = True
-) -> xr.Dataset:
+def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> xr.Dataset:
     """Sum single synapses to connectivity, the inverse of labelling them by one.
 
     Parameters
@@ -118,8 +113,6 @@ def sum_synapses(
         Gives the axes, their annotations and the scope. By default the connectivity of the store,
         or else the neurons the synapses were labelled by; of a selection the neurons it holds, of
         scope "unknown".
-    check_release : bool, optional
-        False allows synapses and connectivity of different releases.
 
     Returns
     -------
@@ -140,7 +133,7 @@ def sum_synapses(
     Examples
     --------
     >>> import microns_xr as mx
-    >>> release = mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=500))
+    >>> release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
     >>> connectivity = release.connectivity()
     >>> summed = sum_synapses(release.synapses(), connectivity)
     >>> int((summed.synapse_size.data != connectivity.synapse_size.data).nnz)
@@ -153,9 +146,7 @@ def sum_synapses(
         axes = rows.matrix()
     else:
         validate(connectivity, "connectivity")
-        require_same_release(
-            ("synapses", rows.frame), ("connectivity", connectivity), check_release=check_release
-        )
+        require_same_release(("synapses", rows.frame), ("connectivity", connectivity))
         axes = without_pairs(connectivity)
     datastack, version = release_of(rows.frame, "synapses")
     labels = {

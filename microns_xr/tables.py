@@ -17,8 +17,6 @@ from microns_xr.columns import id_column, require_columns, text_column
 from microns_xr.errors import SchemaError
 from microns_xr.releases import TableSpec, table_spec
 
-__all__ = ["HOUSEKEEPING", "SCAN_KEYS", "by_role", "latest_by", "require_unique", "typed_table"]
-
 SCAN_KEYS = ("session", "scan_idx", "unit_id")
 
 # Columns of the annotation service that say nothing about the neuron.
@@ -78,37 +76,7 @@ def _columns_of(role: str, spec: TableSpec) -> list[Column]:
 def typed_table(
     table: pd.DataFrame, role: str, spec: TableSpec | str, *, unique: Iterable[str] = ()
 ) -> pd.DataFrame:
-    """Return the columns a role needs, typed and checked.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        The raw table; never modified.
-    role : str
-        One of `microns_xr.releases.ROLES`.
-    spec : TableSpec or str
-        What its columns mean, or the name of the table.
-    unique : iterable of str, optional
-        Columns that together must name a row.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The columns of the role first, then all others as they are.
-
-    Raises
-    ------
-    SchemaError
-        Naming table, column, what was found and what to do: a missing column, a float id column,
-        repeated keys, an empty table.
-
-    Examples
-    --------
-    >>> nuclei = pd.DataFrame({"id": [7, 7], "pt_root_id": [1, 2]})
-    >>> typed_table(nuclei, "nucleus", "nucleus_detection_v0", unique=["id"])
-    Traceback (most recent call last):
-    microns_xr.errors.SchemaError: nucleus_detection_v0 repeats 1 of 2 keys (id), first: 7...
-    """
+    """Return the columns a role needs, typed and checked."""
     spec = table_spec(spec) if isinstance(spec, str) else spec
     name = spec.name
     if not isinstance(table, pd.DataFrame):
@@ -153,36 +121,7 @@ def require_unique(table: pd.DataFrame, name: str, keys: list[str]) -> None:
 def latest_by(
     table: pd.DataFrame, name: str, key: str | list[str], values: list[str]
 ) -> tuple[pd.DataFrame, int]:
-    """Keep one row a key: the latest ``created``, then the highest ``id``.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        A typed table.
-    name : str
-        Its name, for messages.
-    key : str or list of str
-        The columns that together must name a row afterwards.
-    values : list of str
-        The columns that matter; rows that agree in them are merged without counting.
-
-    Returns
-    -------
-    tuple of (pandas.DataFrame, int)
-        One row a key, in the order of the keys, and the number of keys with contradicting rows.
-
-    Raises
-    ------
-    SchemaError
-        If rows contradict each other and there is neither ``created`` nor ``id`` to choose by.
-
-    Examples
-    --------
-    >>> rows = pd.DataFrame({"target_id": [5, 5], "id": [1, 2], "cell_type": ["4P", "23P"]})
-    >>> latest, n = latest_by(rows, "corrections", "target_id", ["cell_type"])
-    >>> latest.cell_type.tolist(), n
-    (['23P'], 1)
-    """
+    """Keep one row a key: the latest ``created``, then the highest ``id``."""
     keys = [key] if isinstance(key, str) else list(key)
     if not table.duplicated(keys).any():
         return table.sort_values(keys, ignore_index=True), 0
@@ -216,25 +155,7 @@ def latest_by(
 def by_role(
     tables: Mapping[str, pd.DataFrame], roles: Mapping[str, str]
 ) -> dict[str, pd.DataFrame]:
-    """Sort tables given by role or by table name under their roles.
-
-    Parameters
-    ----------
-    tables : mapping of str to pandas.DataFrame
-        Keyed by role (``"nucleus"``) or by name (``"nucleus_detection_v0"``).
-    roles : mapping of str to str
-        Role to table name of the release.
-
-    Returns
-    -------
-    dict
-        Keyed by role.
-
-    Raises
-    ------
-    SchemaError
-        If a key is neither.
-    """
+    """Sort tables given by role or by table name under their roles."""
     role_of = {name: role for role, name in roles.items()}
     out = {}
     for key, table in tables.items():

@@ -4,25 +4,347 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.celltypes import CellTypes, read_cell_types
-from microns_xr.columns import positions
-from microns_xr.coordinates import to_pia_um
-from microns_xr.errors import SchemaError
+from microns_xr.angles import is_angle, require_same_angles
+from microns_xr.columns import positions, to_pia_um
+from microns_xr.errors import SchemaError, UnknownLabelError
 from microns_xr.layers import layer_at, segment_layers
-from microns_xr.proofreading import read_proofreading
-from microns_xr.provenance import add_history, stamp_release
+from microns_xr.provenance import add_history, require_same_release, stamp_release
 from microns_xr.releases import ReleaseSpec, TableSpec, release_spec
 from microns_xr.schema import AXES, UNITS, describe
-from microns_xr.tables import by_role, latest_by, typed_table
-from microns_xr.unit_function import FunctionalMode, add_functional
+from microns_xr.tables import SCAN_KEYS, by_role, latest_by, typed_table
+from microns_xr.tuning.functional import build_functional, collapse_scans
 
-__all__ = ["build_units", "select_nuclei"]
+# Cell types: classes, fine types and corrections, with the same words in every release.
+
+
+_CLASSES = {w: w for w in ("excitatory_neuron", "inhibitory_neuron", "nonneuron")}
+
+
+@dataclass(frozen=True)
+class CellTypes:
+    """Classification by nucleus."""
+
+    # indexed by nucleus id: classification_system, cell_type, cell_type_raw; text
+    by_nucleus: pd.DataFrame
+    table: str  # name of the table the types come from
+    counts: dict[str, int]  # what was harmonised, contradicted, corrected
+
+
+def harmonise(words: pd.Series, mapping: Mapping[str, str], known: Mapping[str, str]) -> pd.Series:
+    """Give words that differ between releases, or in case only, one spelling."""
+    by_lower = {k.lower(): v for k, v in mapping.items()}
+    spelling = dict(known)
+    for word in words.dropna().value_counts().index:  # most frequent first
+        spelling.setdefault(str(word).lower(), str(word))
+    target = {
+        word: by_lower.get(str(word).lower(), spelling[str(word).lower()])
+        for word in words.dropna().unique()
+    }
+    return words.map(target).fillna("unknown").astype(object)
+
+
+def _known_types(spec: TableSpec) -> dict[str, str]:
+    return {w.lower(): w for ws in spec.layers.values() for w in ws}
+
+
+def _one_a_nucleus(
+    table: pd.DataFrame, role: str, spec: TableSpec, values: list[str]
+) -> tuple[pd.DataFrame, int]:
+    typed = typed_table(table, role, spec)
+    latest, contradicted = latest_by(typed, spec.name, "target_id", values)
+    return latest.set_index("target_id"), contradicted
+
+
+def read_cell_types(tables: Mapping[str, pd.DataFrame], spec: ReleaseSpec) -> CellTypes:
+    """Read classification, fine types and corrections of a release."""
+    coarse = spec.table_of("celltype")
+    counts: dict[str, int] = {}
+    columns = [coarse.class_column] if coarse.has_classes else []
+    columns += ["cell_type"] if coarse.has_types and "cell_type" not in columns else []
+    listed, contradicted = _one_a_nucleus(tables["celltype"], "celltype", coarse, columns)
+    if contradicted:
+        counts["contradicting_classifications"] = contradicted
+    frame = pd.DataFrame(index=listed.index)
+    classes = listed[coarse.class_column] if coarse.has_classes else None
+    types = listed["cell_type"] if coarse.has_types else None
+    type_table = coarse
+    if "celltype_fine" in tables:
+        type_table = spec.table_of("celltype_fine")
+        fine, contradicted = _one_a_nucleus(
+            tables["celltype_fine"], "celltype_fine", type_table, ["cell_type"]
+        )
+        if contradicted:
+            counts["contradicting_fine_types"] = contradicted
+        types = fine["cell_type"].reindex(frame.index)
+    if types is None:
+        types = pd.Series([None] * len(frame), index=frame.index, dtype=object)
+    if classes is None:
+        classes = pd.Series([None] * len(frame), index=frame.index, dtype=object)
+    if "celltype_corrections" in tables:
+        classes, types, corrected = _correct(tables["celltype_corrections"], spec, classes, types)
+        counts.update(corrected)
+    types, classes = types.astype(object), classes.astype(object)
+    frame["classification_system"] = harmonise(classes, coarse.class_words, _CLASSES)
+    frame["cell_type"] = harmonise(types, type_table.type_words, _known_types(type_table))
+    frame["cell_type_raw"] = types.where(types.notna(), "unknown")
+    n_harmonised = int((frame["cell_type"] != frame["cell_type_raw"]).sum())
+    if n_harmonised:
+        counts["harmonised_type_words"] = n_harmonised
+    return CellTypes(frame, type_table.name, counts)
+
+
+def _correct(
+    table: pd.DataFrame, spec: ReleaseSpec, classes: pd.Series, types: pd.Series
+) -> tuple[pd.Series, pd.Series, dict[str, int]]:
+    corrections_spec = spec.table_of("celltype_corrections")
+    columns = ["classification_system", "cell_type"]
+    latest, contradicted = _one_a_nucleus(table, "celltype_corrections", corrections_spec, columns)
+    absent = ~latest.index.isin(classes.index)
+    latest = latest[~absent]
+    corrected = []
+    changed = pd.Series(False, index=classes.index)
+    for old, name in ((classes, columns[0]), (types, columns[1])):
+        new = old.copy()
+        given = latest[name].dropna()
+        new.loc[given.index] = given
+        changed |= new.fillna("") != old.fillna("")
+        corrected.append(new)
+    return (
+        corrected[0],
+        corrected[1],
+        {
+            "corrections": len(latest) + int(absent.sum()),
+            "corrections_that_change_a_nucleus": int(changed.sum()),
+            "nuclei_with_several_corrections": contradicted,
+            "corrections_of_unlisted_nuclei": int(absent.sum()),
+        },
+    )
+
+
+# Proofreading: strategies and status words to what an axon can be used for.
+
+
+# From the least to the most complete. `unknown`: extended, but the table does not say how far
+# (the status "extended" of the releases before 1078, or a strategy not listed here).
+COMPLETENESS = ("none", "clean", "truncated", "interareal", "unknown", "partial", "full")
+
+# Strategies of proofreading_status_and_strategy, and the status words of
+# proofreading_status_public_release, as the metadata of the two tables describe them.
+_COMPLETENESS_OF = {
+    "none": "none",
+    "clean": "clean",
+    "axon_column_truncated": "truncated",
+    "axon_interareal": "interareal",
+    "axon_partially_extended": "partial",
+    "axon_fully_extended": "full",
+}
+
+_TRUE_WORDS = frozenset({"t", "true", "1"})
+
+
+def completeness_of(strategies: pd.Series) -> pd.Series:
+    """Map axon strategies to how complete the axon is."""
+    return strategies.map(_COMPLETENESS_OF).fillna("unknown").astype(object)
+
+
+@dataclass(frozen=True)
+class Proofreading:
+    """Proofreading by root, one row a root."""
+
+    # indexed by pt_root_id: strategy_axon, strategy_dendrite, axon_completeness,
+    # axon_proofread, root_changed
+    by_root: pd.DataFrame
+    # roots with several entries, of which the more complete was taken
+    n_repeated_roots: int
+
+
+def _is_true(words: pd.Series) -> np.ndarray:
+    return np.array([str(w).lower() in _TRUE_WORDS for w in words], dtype=bool)
+
+
+def read_proofreading(table: pd.DataFrame, spec: TableSpec) -> Proofreading:
+    """Read a proofreading table of either layout."""
+    flags = {n: table[n] for n in ("status_axon", "status_dendrite") if n in table.columns}
+    booleans = {n: v for n, v in flags.items() if pd.api.types.is_bool_dtype(v.dtype)}
+    if booleans:  # a boolean column is as good as the words t and f
+        table = table.assign(
+            **{n: np.where(v.fillna(False).astype(bool), "t", "f") for n, v in booleans.items()}
+        )
+    typed = typed_table(table, "proofreading", spec)
+    typed = typed[typed["pt_root_id"].notna()]
+    frame = pd.DataFrame({"pt_root_id": typed["pt_root_id"].astype(np.int64)})
+    for name, column in (
+        ("strategy_axon", spec.axon_column),
+        ("strategy_dendrite", spec.dendrite_column),
+    ):
+        words = typed[column].fillna("none")
+        frame[name] = words.replace(dict(spec.strategy_words)).astype(object)
+    frame["axon_completeness"] = completeness_of(frame["strategy_axon"])
+    if "status_axon" in typed and spec.axon_column != "status_axon":
+        frame["axon_proofread"] = _is_true(typed["status_axon"])
+    else:
+        frame["axon_proofread"] = (frame["strategy_axon"] != "none").to_numpy()
+    # Status "t" without a strategy: merges were removed, nothing is said about extension.
+    clean = frame["axon_proofread"] & (frame["axon_completeness"] == "none")
+    frame.loc[clean, "axon_completeness"] = "clean"
+    if "valid_id" in typed:
+        valid = typed["valid_id"]
+        changed = valid.notna() & (valid != typed["pt_root_id"])
+        frame["root_changed"] = changed.fillna(False).to_numpy(dtype=bool)
+    else:
+        frame["root_changed"] = False
+    rank = frame["axon_completeness"].map({w: i for i, w in enumerate(COMPLETENESS)})
+    frame = frame.assign(rank=rank, has_dendrite=frame["strategy_dendrite"] != "none")
+    n_repeated = int(frame.loc[frame.duplicated("pt_root_id"), "pt_root_id"].nunique())
+    frame = frame.sort_values(["pt_root_id", "rank", "has_dendrite"], kind="stable")
+    by_root = frame.drop_duplicates("pt_root_id", keep="last").set_index("pt_root_id")
+    return Proofreading(by_root.drop(columns=["rank", "has_dendrite"]), n_repeated)
+
+
+# Functional variables of the unit table: matched or not, the best scan, rates.
+
+
+FunctionalMode = Literal["none", "match", "best_only"]
+
+_BEST = ("pref_ori", "pref_dir", "gOSI", "gDSI", "cc_abs")
+_MODES: dict[str, str] = {"match": "coregistration", "best_only": "functional_properties"}
+
+
+def add_functional(
+    units: xr.Dataset,
+    tables: Mapping[str, pd.DataFrame],
+    spec: ReleaseSpec,
+    mode: FunctionalMode,
+) -> xr.Dataset:
+    """Add what the functional tables say of each unit."""
+    if mode == "all":  # type: ignore[comparison-overlap]
+        raise SchemaError(
+            "functional='all' would repeat neurons that were recorded in several scans: the rows "
+            "of all scans are in Release.functional(), and mx.tuning.collapse_scans makes one "
+            "row per neuron"
+        )
+    if mode == "none":
+        unknown = np.full(units.sizes["nucleus_id"], "unknown", dtype=object)
+        units = units.assign(tuning_type=("nucleus_id", unknown, describe(UNITS["tuning_type"])))
+        return units.assign_attrs(notes={})
+    if mode not in _MODES:
+        raise SchemaError(f"functional is {mode!r}, expected 'none', 'match' or 'best_only'")
+    role = _MODES[mode]
+    if role not in tables:
+        raise SchemaError(
+            f"functional={mode!r} needs a table in the role {role!r}"
+            + (f" ({spec.tables[role]})" if spec.has(role) else ", and this release has none")
+        )
+    table = build_functional(
+        tables[role],
+        spec.table_of(role),
+        datastack=spec.datastack,
+        version=spec.version,
+        role=role,
+    )
+    if mode == "best_only":
+        absent = [n for n in _BEST if n not in table]
+        if absent:
+            raise SchemaError(
+                f"{spec.name_of(role)} lacks {absent}, which functional='best_only' needs: "
+                "use functional='match', or put another table in the role"
+            )
+        table = table[list(_BEST)]
+        collapsed = collapse_scans(table, "best", by="cc_abs")
+    else:
+        collapsed = collapse_scans(table.drop_vars(list(table.data_vars)), "first")
+    ids = units["nucleus_id"].values
+    known = np.isin(ids, collapsed["nucleus_id"].values)
+    tuning = np.where(known, "matched", "not_matched").astype(object)
+    variables: dict[str, Any] = {"tuning_type": tuning}
+    aligned = _align(collapsed, ids)
+    names = ["n_scans", "n_scan_units"]
+    if mode == "best_only":
+        names += [*SCAN_KEYS, *_BEST]
+    attrs = {n: {**collapsed[n].attrs, **describe(UNITS[n])} for n in names}
+    result = units.assign(
+        {
+            **{n: ("nucleus_id", v, describe(UNITS[n])) for n, v in variables.items()},
+            **{n: ("nucleus_id", aligned[n].values, attrs[n]) for n in names},
+        }
+    )
+    outside = ~np.isin(table["nucleus_id"].values, ids)
+    notes = {"scan_units_of_no_unit": int(outside.sum())}
+    result = result.assign_attrs(functional_table=spec.name_of(role), notes=notes)
+    return add_history(result, f"functional={mode!r} from {spec.name_of(role)}")
+
+
+def _align(collapsed: xr.Dataset, ids: np.ndarray) -> xr.Dataset:
+    fill = {
+        n: np.nan if v.dtype.kind == "f" else -1 if n in SCAN_KEYS else 0
+        for n, v in collapsed.data_vars.items()
+    }
+    return collapsed.reindex(nucleus_id=ids, fill_value=fill)
+
+
+def add_rates(
+    units: xr.Dataset,
+    tuning_curves: xr.Dataset,
+    collapse: Literal["mean", "best", "first"] = "mean",
+    by: str | None = None,
+) -> xr.Dataset:
+    """Put rates by direction and orientation on the units."""
+    require_same_release(("units", units), ("tuning_curves", tuning_curves))
+    rates = [n for n in ("rate_ori", "rate_dir") if n in tuning_curves]
+    if not rates:
+        raise SchemaError(
+            f"tuning_curves has {list(tuning_curves.data_vars)}, expected rate_ori or rate_dir"
+        )
+    if by is not None and by not in tuning_curves:
+        raise UnknownLabelError(
+            f"tuning_curves has no {by!r} to choose by, found {list(tuning_curves.data_vars)}: "
+            "add it with mx.merge_table(curves, functional, [by], on='functional'), or merge the "
+            "curves onto the functional rows and lead to units with mx.tuning.collapse_scans"
+        )
+    collapsed = collapse_scans(tuning_curves[rates + ([by] if by else [])], collapse, by)
+    _require_one_convention(units, tuning_curves)
+    aligned = _align(collapsed[[*rates, "n_rated"]], units["nucleus_id"].values)
+    outside = ~np.isin(tuning_curves["nucleus_id"].values, units["nucleus_id"].values)
+    angles = [d for d in ("orientation", "direction") if d in aligned.coords]
+    # A DataArray leaves the attributes of its Dataset behind, and rates are passed on alone.
+    tables = tuning_curves.attrs.get("source_tables")
+    of = {} if tables is None else {"source_tables": tables}
+    result = units.assign(
+        {
+            n: (
+                aligned[n].dims,
+                aligned[n].values,
+                {**aligned[n].attrs, **describe(UNITS[n]), **of},
+            )
+            for n in [*rates, "n_rated"]
+        }
+    ).assign_coords({d: aligned.coords[d] for d in angles})
+    table = str(tuning_curves.attrs.get("tuning_table", "unknown"))
+    notes = {**units.attrs.get("notes", {}), "rated_scan_units_of_no_unit": int(outside.sum())}
+    how = collapsed.attrs["collapse"]
+    result = result.assign_attrs(notes=notes, tuning_table=table, collapse=how)
+    return add_history(result, f"rates from {table}, {how}", source=(result, tuning_curves))
+
+
+def _require_one_convention(units: xr.Dataset, tuning_curves: xr.Dataset) -> None:
+    """Preferred angles and the angles of rates in one Dataset must mean the same."""
+    angles: list[tuple[str, Any]] = [
+        (f"units.{n}", v) for n, v in units.variables.items() if is_angle(v)
+    ]
+    angles += [
+        (f"tuning_curves.{d}", tuning_curves[d])
+        for d in ("orientation", "direction")
+        if d in tuning_curves.coords
+    ]
+    require_same_angles(angles)
+
 
 logger = logging.getLogger(__name__)
 
@@ -36,33 +358,7 @@ def select_nuclei(
     multisoma: Literal["any", "typed"] = "any",
     untyped: Literal["drop", "keep"] = "drop",
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Choose the nuclei that are units, and count what is dropped and why.
-
-    Parameters
-    ----------
-    nuclei : pandas.DataFrame
-        The typed nucleus table: ``id``, ``pt_root_id`` (Int64).
-    typed : pandas.Index
-        Nucleus ids of the classification table.
-    multisoma : {"any", "typed"}, optional
-        ``any`` drops every root that holds more than one nucleus; ``typed`` counts typed nuclei
-        only, as the pandas package does.
-    untyped : {"drop", "keep"}, optional
-        Whether nuclei outside of the classification table are units.
-
-    Returns
-    -------
-    tuple of (pandas.DataFrame, dict)
-        The chosen rows, sorted by id, and the rows at the start, dropped by each step, and left.
-
-    Examples
-    --------
-    >>> nuclei = pd.DataFrame({"id": [1, 2, 3, 4], "pt_root_id": pd.array([0, 8, 8, 9])})
-    >>> select_nuclei(nuclei, pd.Index([1, 2, 4]))[1]
-    {'nuclei': 4, 'no_segment': 1, 'shared_root': 2, 'untyped': 0, 'units': 1}
-    >>> select_nuclei(nuclei, pd.Index([1, 2, 4]), multisoma="typed")[0].id.tolist()
-    [2, 4]
-    """
+    """Choose the nuclei that are units, and count what is dropped and why."""
     for name, word, words in (
         ("multisoma", multisoma, ("any", "typed")),
         ("untyped", untyped, ("drop", "keep")),

@@ -93,7 +93,7 @@ def demo_release():
     """A synthetic release of a few hundred neurons."""
     import microns_xr as mx
 
-    return mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=1500, seed=3))
+    return mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=1500, seed=3))
 
 
 @pytest.fixture(scope="session")

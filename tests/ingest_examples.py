@@ -11,11 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.connectivity.build import build_connectivity
-from microns_xr.connectivity.synapses import build_synapses
-from microns_xr.provenance import stamp_release
-from microns_xr.store.open import open_store
-from microns_xr.store.write import write_store
+import microns_xr as mx
 
 ROOT = 864_691_135_000_000_001
 SHARED = ROOT - 5
@@ -50,7 +46,7 @@ def make_units(n: int) -> xr.Dataset:
                  "strategy_dendrite", "axon_completeness", "layer", "tuning_type"):  # fmt: skip
         units[name] = ("nucleus_id", np.array(["unknown"] * n, dtype=object))
     units["axon_proofread"] = ("nucleus_id", np.zeros(n, dtype=bool))
-    return stamp_release(units, "minnie65_public", 1718)
+    return mx.releases.stamp_release(units, "minnie65_public", 1718)
 
 
 def make_synapses(units: xr.Dataset, n: int, seed: int = 0) -> pd.DataFrame:
@@ -101,22 +97,22 @@ _SAID = ("history", "source_tables", "references")
 def in_memory(frame: pd.DataFrame, units: xr.Dataset, path: Path, **options: Any) -> xr.DataTree:
     """The store as it is made without streaming."""
     singles = options.pop("singles", False)
-    connectivity = build_connectivity(frame, units, **options)
-    synapses = build_synapses(frame, connectivity) if singles else None
-    write_store(path, units=units, connectivity=connectivity, synapses=synapses)
-    return open_store(path)
+    connectivity = mx.build_connectivity(frame, units, **options)
+    synapses = mx.build_synapses(frame, connectivity) if singles else None
+    mx.write_store(path, units=units, connectivity=connectivity, synapses=synapses)
+    return mx.open_store(path)
 
 
 @cache
 def _opened(path: Path, written: int) -> dict[str, xr.DataTree]:
-    return {copy: open_store(path, compressed=copy) for copy in ("post", "pre")}
+    return {copy: mx.open_store(path, compressed=copy) for copy in ("post", "pre")}
 
 
 def assert_same_store(found: Path, expected: Path) -> None:
     """Both copies and all other groups are equal, array for array; histories may differ."""
     known = _opened(expected, (expected / "zarr.json").stat().st_mtime_ns)
     for compressed, b in known.items():
-        a = open_store(found, compressed=compressed)
+        a = mx.open_store(found, compressed=compressed)
         of_roots = [{k: v for k, v in tree.attrs.items() if k not in _SAID} for tree in (a, b)]
         assert of_roots[0] == of_roots[1]
         assert set(a.children) == set(b.children)

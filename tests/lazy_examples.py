@@ -9,8 +9,7 @@ import xarray as xr
 
 from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.subset import recompress
-from microns_xr.store.lazy import StoredPairs
-from microns_xr.store.open import open_root, read_group
+from microns_xr.store.open import StoredPairs, open_root, read_group
 
 BOTH = ("pre_nucleus_id", "post_nucleus_id")
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+import microns_xr as mx
 from microns_xr.connectivity.arrays import connectivity_dataset, make_pattern
-from microns_xr.provenance import stamp_release
 
 # pre 11, 12, 13 down, post 11, 13, 15 across; 12 -> 13 has summed size 0, which is not "no synapse"
 SIZE = np.array([[0, 700, 0], [30, 0, 5], [0, 0, 0]])
@@ -62,7 +62,7 @@ def units() -> xr.Dataset:
             "source_tables": [{"name": "functional_properties_v3_bcm", "rows": 6, "sha256": "ab"}],
         },
     )
-    return stamp_release(dataset, "minnie65_public", 661)
+    return mx.releases.stamp_release(dataset, "minnie65_public", 661)
 
 
 def layers() -> xr.Dataset:
@@ -75,7 +75,7 @@ def layers() -> xr.Dataset:
             "height": ("segment", np.array([100.0, 170.0]), {"units": "µm"}),
         }
     )
-    return stamp_release(dataset, "minnie65_public", 661)
+    return mx.releases.stamp_release(dataset, "minnie65_public", 661)
 
 
 def functional() -> xr.Dataset:
@@ -88,7 +88,7 @@ def functional() -> xr.Dataset:
             "unit_id": ("scan_unit", np.array([1, 2, 3, 3])),
         },
     )
-    return stamp_release(dataset, "minnie65_public", 661)
+    return mx.releases.stamp_release(dataset, "minnie65_public", 661)
 
 
 def synapses() -> xr.Dataset:
@@ -102,7 +102,7 @@ def synapses() -> xr.Dataset:
         },
         coords={"axis": text("x", "y", "z")},
     )
-    return stamp_release(dataset, "minnie65_public", 661)
+    return mx.releases.stamp_release(dataset, "minnie65_public", 661)
 
 
 def sparse_dataset(

@@ -23,7 +23,9 @@ def curves(n=5, seed=0):
         coords={"direction": ("direction", directions, {**UP, "period": 360.0})},
         name="rate_dir",
     )
-    return xr.Dataset({"rate_dir": rate_dir, "rate_ori": mx.orientation_from_direction(rate_dir)})
+    return xr.Dataset(
+        {"rate_dir": rate_dir, "rate_ori": mx.tuning.orientation_from_direction(rate_dir)}
+    )
 
 
 def with_preferred(dataset):
@@ -43,7 +45,7 @@ def with_preferred(dataset):
 @pytest.mark.parametrize("units", ["degree", "radian"])
 def test_preferred_angles_stay_those_of_the_largest_rates(units):
     before = with_preferred(curves())
-    after = mx.convert_angles(before, "right_counterclockwise", units)
+    after = mx.angles.convert(before, "right_counterclockwise", units)
     again = with_preferred(after)
     for name in ("pref_dir", "pref_ori"):
         np.testing.assert_allclose(after[name], again[name], atol=1e-12)
@@ -67,23 +69,23 @@ def test_all_angles_along_a_dimension_are_sorted_with_it():
         dataset.assign_coords(shown=angles),
         dataset[["rate_dir"]].assign(shown=angles),
     ):
-        after = mx.convert_angles(other, "right_counterclockwise")
+        after = mx.angles.convert(other, "right_counterclockwise")
         np.testing.assert_array_equal(after.shown.values, after.direction.values)
-    after = mx.convert_angles(dataset.rate_dir.assign_coords(shown=angles), "up_clockwise")
+    after = mx.angles.convert(dataset.rate_dir.assign_coords(shown=angles), "up_clockwise")
     np.testing.assert_array_equal(after.shown.values, after.direction.values)
 
 
 def test_orientations_without_a_period_come_round_in_half_a_turn():
     pref_ori = xr.DataArray([120.0, 30.0], dims="nucleus_id", name="pref_ori", attrs=UP)
     assert describe_angle(pref_ori, "units.pref_ori")[2] == 180.0
-    assert mx.convert_angles(pref_ori, "right_counterclockwise").values.tolist() == [150.0, 60.0]
+    assert mx.angles.convert(pref_ori, "right_counterclockwise").values.tolist() == [150.0, 60.0]
     pref_dir = pref_ori.rename("pref_dir")
-    assert mx.convert_angles(pref_dir, "right_counterclockwise").values.tolist() == [330.0, 60.0]
+    assert mx.angles.convert(pref_dir, "right_counterclockwise").values.tolist() == [330.0, 60.0]
     orientation = xr.DataArray(
         [1.0, 2.0, 3.0], dims="orientation", coords={"orientation": ("orientation", [0, 60, 120])}
     )
     orientation.orientation.attrs = UP
-    converted = mx.convert_angles(orientation, "right_counterclockwise")
+    converted = mx.angles.convert(orientation, "right_counterclockwise")
     assert converted.orientation.values.tolist() == [30.0, 90.0, 150.0]
     assert converted.values.tolist() == [2.0, 1.0, 3.0]
 
@@ -99,7 +101,7 @@ def test_chunked_angles_are_converted_when_computed():
     attrs = {**UP, "period": 180.0}
     dataset = xr.Dataset({"pref_ori": ("nucleus_id", values, attrs)})
     calls.clear()
-    lazy = mx.convert_angles(dataset, "right_counterclockwise", "radian")
+    lazy = mx.angles.convert(dataset, "right_counterclockwise", "radian")
     assert not calls
     np.testing.assert_allclose(np.rad2deg(lazy.pref_ori.values), [90.0, 60.0, 170.0])
 
@@ -107,12 +109,12 @@ def test_chunked_angles_are_converted_when_computed():
 def test_a_converted_dataset_says_so():
     dataset = curves().assign_attrs(history="made")
     dataset.direction.attrs["angle_convention_from"] = "the registry"
-    converted = mx.convert_angles(dataset, "right_counterclockwise")
+    converted = mx.angles.convert(dataset, "right_counterclockwise")
     assert converted.attrs["history"].splitlines()[0] == "made"
-    assert "convert_angles(convention='right_counterclockwise'" in converted.attrs["history"]
+    assert "angles.convert(convention='right_counterclockwise'" in converted.attrs["history"]
     assert converted.direction.attrs["angle_convention_from"] == (
         "converted from up_clockwise: the registry"
     )
     assert dataset.attrs["history"] == "made"
-    same = mx.convert_angles(dataset, "up_clockwise")
+    same = mx.angles.convert(dataset, "up_clockwise")
     assert same.direction.attrs["angle_convention_from"] == "the registry"

@@ -14,7 +14,7 @@ def names(obj):
 
 @pytest.fixture(scope="module")
 def release():
-    return mx.Release(1718, source=mx.DemoSource(1718, n_nuclei=500))
+    return mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_tables_survive_a_store(release, units, tmp_path):
     tree = mx.open_store(tmp_path / "s.zarr")
     assert names(tree["units"]) == names(units)
     assert names(tree) == names(units) | {"synapses_pni_2"}
-    assert mx.references(tree) == mx.references(
+    assert mx.releases.references(tree) == mx.releases.references(
         tree["connectivity"]
         .to_dataset()
         .merge(units, compat="override", combine_attrs="drop_conflicts")
@@ -74,16 +74,18 @@ def test_tables_survive_a_store(release, units, tmp_path):
 
 
 def test_papers(release, units, capsys):
-    papers = mx.references(units)
+    papers = mx.releases.references(units)
     assert papers[0].startswith("MICrONS Consortium 2025")
     assert any(paper.startswith("Ding et al. 2025") for paper in papers)
-    assert not any(paper.startswith("Ding") for paper in mx.references(release.units()))
+    assert not any(paper.startswith("Ding") for paper in mx.releases.references(release.units()))
     mx.cite(units)
     assert capsys.readouterr().out.splitlines() == papers
 
 
 def test_data_without_tables_say_so():
-    with pytest.raises(mx.SchemaError, match="no attribute 'source_tables'"):
+    with pytest.raises(mx.errors.SchemaError, match="no attribute 'source_tables'"):
         mx.cite(xr.Dataset())
-    with pytest.raises(mx.SchemaError, match="expected a Dataset, DataArray or tree, found int"):
+    with pytest.raises(
+        mx.errors.SchemaError, match="expected a Dataset, DataArray or tree, found int"
+    ):
         mx.cite(3)

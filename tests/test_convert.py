@@ -64,9 +64,9 @@ def test_layers(demo):
 
 
 def test_what_is_no_dataset_of_ours():
-    with pytest.raises(mx.SchemaError, match="neither units"):
+    with pytest.raises(mx.errors.SchemaError, match="neither units"):
         mx.to_table(xr.Dataset({"x": ("time", [1])}))
-    with pytest.raises(mx.SchemaError, match="expected a Dataset, found DataArray"):
+    with pytest.raises(mx.errors.SchemaError, match="expected a Dataset, found DataArray"):
         mx.to_table(xr.DataArray([1]))
-    with pytest.raises(mx.SchemaError, match="do not fit into one table"):
+    with pytest.raises(mx.errors.SchemaError, match="do not fit into one table"):
         mx.to_table(xr.Dataset({"x": (("nucleus_id", "a", "b"), np.zeros((1, 1, 1)))}))

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import microns_xr as mx
-from microns_xr.coordinates import from_pia_um, to_pia_um
+from microns_xr.columns import from_pia_um, to_pia_um
 
 
 def test_a_known_point():
@@ -42,7 +42,7 @@ def test_missing_positions_and_empty_tables():
     assert np.isnan(out[0]).all()
     assert np.isfinite(out[1]).all()
     assert to_pia_um(np.zeros((0, 3))).shape == (0, 3)
-    with pytest.raises(mx.SchemaError, match=r"expected \(n, 3\)"):
+    with pytest.raises(mx.errors.SchemaError, match=r"expected \(n, 3\)"):
         to_pia_um(np.zeros(3))
 
 

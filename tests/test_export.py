@@ -15,13 +15,6 @@ import store_examples as ex
 import xarray as xr
 
 import microns_xr as mx
-from microns_xr.errors import (
-    MicronsXrError,
-    ReleaseMismatchError,
-    SchemaError,
-    UnknownLabelError,
-)
-from microns_xr.export import to_anndata, to_networkx, to_scipy
 
 PRE, POST = ex.PRE.tolist(), ex.POST.tolist()
 
@@ -47,7 +40,7 @@ def three_units() -> xr.Dataset:
 @pytest.mark.parametrize("variable", ["synapse_size", "synapse_count"])
 def test_scipy_by_hand(compressed, variable) -> None:
     connectivity = ex.connectivity(compressed)
-    found = to_scipy(connectivity, variable)
+    found = mx.to_scipy(connectivity, variable)
     expected = ex.SIZE if variable == "synapse_size" else ex.COUNT
     np.testing.assert_array_equal(found.toarray(), expected)
     assert isinstance(
@@ -60,7 +53,7 @@ def test_scipy_by_hand(compressed, variable) -> None:
     assert np.shares_memory(found.data, buffers.data)
     assert np.shares_memory(found.indices, buffers.indices)
     assert np.shares_memory(found.indptr, buffers.indptr)
-    same = to_scipy(connectivity[variable], variable)
+    same = mx.to_scipy(connectivity[variable], variable)
     assert np.shares_memory(same.data, buffers.data)
     rates = np.array([1.0, 10.0, 100.0])
     np.testing.assert_array_equal(found.T @ rates, expected.T @ rates)
@@ -68,22 +61,26 @@ def test_scipy_by_hand(compressed, variable) -> None:
 
 def test_scipy_on_the_synthetic_release(demo_fresh) -> None:
     connectivity = demo_fresh["connectivity"]
-    found = to_scipy(connectivity)
+    found = mx.to_scipy(connectivity)
     assert np.shares_memory(found.data, connectivity.synapse_size.data.data)
     assert np.shares_memory(found.indices, connectivity.synapse_size.data.indices)
     np.testing.assert_array_equal(found.toarray(), connectivity.synapse_size.data.todense())
 
 
 def test_scipy_refuses(demo_store) -> None:
-    with pytest.raises(SchemaError, match=r"no variable 'weight', found \['synapse_count'"):
-        to_scipy(ex.connectivity(), "weight")
-    with pytest.raises(SchemaError, match="transpose"):
-        to_scipy(ex.connectivity().transpose())
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"no variable 'weight', found \['synapse_count'"
+    ):
+        mx.to_scipy(ex.connectivity(), "weight")
+    with pytest.raises(mx.errors.SchemaError, match="transpose"):
+        mx.to_scipy(ex.connectivity().transpose())
     lazy = mx.open_store(demo_store, lazy=True)["connectivity"].to_dataset()
-    with pytest.raises(SchemaError, match="lazy"):
-        to_scipy(lazy)
-    with pytest.raises(SchemaError, match=r"connectivity is a str, expected a Dataset: of a store"):
-        to_scipy("store.zarr")
+    with pytest.raises(mx.errors.SchemaError, match="lazy"):
+        mx.to_scipy(lazy)
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"connectivity is a str, expected a Dataset: of a store"
+    ):
+        mx.to_scipy("store.zarr")
 
 
 # --- networkx
@@ -92,7 +89,7 @@ def test_scipy_refuses(demo_store) -> None:
 def test_networkx_by_hand(tmp_path: Path) -> None:
     import networkx
 
-    graph = to_networkx(big(ex.connectivity()))
+    graph = mx.to_networkx(big(ex.connectivity()))
     assert isinstance(graph, networkx.DiGraph)
     assert all(type(node) is int for node in graph)
     assert sorted(graph) == [n + 2**62 for n in (11, 12, 13, 15)]
@@ -114,7 +111,7 @@ def test_networkx_by_hand(tmp_path: Path) -> None:
 
 
 def test_networkx_node_attributes() -> None:
-    graph = to_networkx(ex.connectivity(), three_units())
+    graph = mx.to_networkx(ex.connectivity(), three_units())
     node = graph.nodes[12]
     assert (node["x"], node["y"], node["z"]) == (2.0, 300.0, 0.0)
     assert node["cell_type"] == "5P-ET"
@@ -123,19 +120,19 @@ def test_networkx_node_attributes() -> None:
     assert node["axon_proofread"] is False
     assert node["n_scans"] == 0
     assert "rate_ori" not in node
-    few = to_networkx(ex.connectivity(), three_units(), node_attributes=["layer"])
+    few = mx.to_networkx(ex.connectivity(), three_units(), node_attributes=["layer"])
     assert few.nodes[13] == {"in_pre": True, "in_post": True, "layer": "unknown"}
-    with pytest.raises(SchemaError, match=r"'rate_ori' is no variable over nucleus_id"):
-        to_networkx(ex.connectivity(), three_units(), node_attributes=["rate_ori"])
-    with pytest.raises(UnknownLabelError, match=r"1 of 4 .* such as 15"):
-        to_networkx(ex.connectivity(), ex.units())
+    with pytest.raises(mx.errors.SchemaError, match=r"'rate_ori' is no variable over nucleus_id"):
+        mx.to_networkx(ex.connectivity(), three_units(), node_attributes=["rate_ori"])
+    with pytest.raises(mx.errors.UnknownLabelError, match=r"1 of 4 .* such as 15"):
+        mx.to_networkx(ex.connectivity(), ex.units())
 
 
 def test_networkx_and_back(demo_fresh) -> None:
     import networkx
 
     connectivity, units = demo_fresh["connectivity"], demo_fresh["units"]
-    graph = to_networkx(connectivity, units)
+    graph = mx.to_networkx(connectivity, units)
     assert graph.number_of_edges() == mx.n_connections(connectivity)
     ids = connectivity.pre_nucleus_id.values.tolist()
     for name in ("synapse_size", "synapse_count"):
@@ -152,13 +149,16 @@ def test_networkx_and_back(demo_fresh) -> None:
 
 
 def test_networkx_refuses_what_would_fill_the_memory() -> None:
-    with pytest.raises(SchemaError, match=r"4 connections, expected at most 3 .*mx.to_scipy"):
-        to_networkx(ex.connectivity(), max_connections=3)
-    assert to_networkx(ex.connectivity(), max_connections=None).number_of_edges() == 4
-    other = mx.stamp_release(three_units(), "minnie65_public", 1300)
-    with pytest.raises(ReleaseMismatchError):
-        to_networkx(ex.connectivity(), other)
-    assert len(to_networkx(ex.connectivity(), other, check_release=False)) == 4
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"4 connections, expected at most 3 .*mx.to_scipy"
+    ):
+        mx.to_networkx(ex.connectivity(), max_connections=3)
+    assert mx.to_networkx(ex.connectivity(), max_connections=None).number_of_edges() == 4
+    other = mx.releases.stamp_release(three_units(), "minnie65_public", 1300)
+    with pytest.raises(mx.errors.ReleaseMismatchError):
+        mx.to_networkx(ex.connectivity(), other)
+    unstated = other.drop_vars(["datastack", "materialization_version"])
+    assert len(mx.to_networkx(ex.connectivity(), unstated)) == 4
 
 
 # --- anndata
@@ -179,7 +179,7 @@ def saved(data, path: Path, kind: str):
 @pytest.mark.parametrize("kind", [None, "zarr", "h5ad"])
 def test_anndata_by_hand(tmp_path: Path, kind) -> None:
     units = three_units().assign_coords(nucleus_id=np.array([11, 12, 13, 15, 19]) + 2**62)
-    data = to_anndata(units, big(ex.connectivity()))
+    data = mx.to_anndata(units, big(ex.connectivity()))
     if kind:
         data = saved(data, tmp_path, kind)
     ids = [n + 2**62 for n in (11, 12, 13, 15, 19)]
@@ -224,7 +224,7 @@ def test_anndata_by_hand(tmp_path: Path, kind) -> None:
 @pytest.mark.parametrize("kind", ["zarr", "h5ad"])
 def test_anndata_of_the_synthetic_release(demo_fresh, tmp_path: Path, kind) -> None:
     units, connectivity = demo_fresh["units"], demo_fresh["connectivity"]
-    data = saved(to_anndata(units, connectivity), tmp_path, kind)
+    data = saved(mx.to_anndata(units, connectivity), tmp_path, kind)
     assert data.obs["nucleus_id"].to_numpy().tolist() == units.nucleus_id.values.tolist()
     for name, variable in units.variables.items():
         if variable.dims == ("nucleus_id",) and name != "nucleus_id":
@@ -247,7 +247,7 @@ def test_anndata_of_the_synthetic_release(demo_fresh, tmp_path: Path, kind) -> N
 
 
 def test_anndata_without_connectivity() -> None:
-    data = to_anndata(three_units())
+    data = mx.to_anndata(three_units())
     assert data.shape == (5, 0)
     assert not data.obsp
     assert "in_pre" not in data.obs
@@ -256,36 +256,36 @@ def test_anndata_without_connectivity() -> None:
 
 def test_anndata_of_neurons_that_are_no_units() -> None:
     units, connectivity = ex.units(), ex.connectivity()  # 15 is in post, and no unit
-    with pytest.raises(UnknownLabelError, match=r"1 of 3 .* postsynaptic .* such as 15"):
-        to_anndata(units, connectivity)
-    data = to_anndata(units, connectivity, outside="drop")
+    with pytest.raises(mx.errors.UnknownLabelError, match=r"1 of 3 .* postsynaptic .* such as 15"):
+        mx.to_anndata(units, connectivity)
+    data = mx.to_anndata(units, connectivity, outside="drop")
     assert data.uns["microns_xr"]["dropped_connections"] == 1
     np.testing.assert_array_equal(
         data.obsp["synapse_count"].toarray(), [[0, 0, 2], [1, 0, 1], [0, 0, 0]]
     )
     # A neuron that was asked for, and has no connection, is not missed.
     alone = ex.sparse_dataset(ex.SIZE * [[1, 1, 0]], ex.COUNT * [[1, 1, 0]])
-    assert to_anndata(units, alone).obsp["synapse_count"].nnz == 3
+    assert mx.to_anndata(units, alone).obsp["synapse_count"].nnz == 3
 
 
 def test_anndata_refuses() -> None:
     units, connectivity = three_units(), ex.connectivity()
-    with pytest.raises(SchemaError, match="outside is 'keep'"):
-        to_anndata(units, connectivity, outside="keep")
-    with pytest.raises(ReleaseMismatchError):
-        to_anndata(units, mx.stamp_release(connectivity, "minnie65_public", 1300))
-    with pytest.raises(SchemaError, match="in_pre"):
-        to_anndata(units.assign(in_pre=("nucleus_id", [1] * 5)), connectivity)
-    with pytest.raises(SchemaError, match="spikes has dims"):
-        to_anndata(units.assign(spikes=(("nucleus_id", "a", "b"), np.zeros((5, 2, 2)))))
-    with pytest.raises(SchemaError, match="this is not a units Dataset"):
-        to_anndata(connectivity, units)
+    with pytest.raises(mx.errors.SchemaError, match="outside is 'keep'"):
+        mx.to_anndata(units, connectivity, outside="keep")
+    with pytest.raises(mx.errors.ReleaseMismatchError):
+        mx.to_anndata(units, mx.releases.stamp_release(connectivity, "minnie65_public", 1300))
+    with pytest.raises(mx.errors.SchemaError, match="in_pre"):
+        mx.to_anndata(units.assign(in_pre=("nucleus_id", [1] * 5)), connectivity)
+    with pytest.raises(mx.errors.SchemaError, match="spikes has dims"):
+        mx.to_anndata(units.assign(spikes=(("nucleus_id", "a", "b"), np.zeros((5, 2, 2)))))
+    with pytest.raises(mx.errors.SchemaError, match="this is not a units Dataset"):
+        mx.to_anndata(connectivity, units)
 
 
 def test_nothing_is_modified() -> None:
     units, connectivity = three_units(), ex.connectivity()
     before = units.copy(deep=True)
-    data = to_anndata(units, connectivity)
+    data = mx.to_anndata(units, connectivity)
     data.obsm["position"][:] = 0
     data.obs["pt_root_id"] = 0
     data.obs.loc[:, "pref_ori"] = 1.0
@@ -293,17 +293,19 @@ def test_nothing_is_modified() -> None:
     data.obsp["synapse_size"].data[:] = 0
     data.obsp["synapse_size"].eliminate_zeros()
     assert data.obsp["synapse_count"].toarray()[:3, :3].tolist() == [[0, 0, 2], [1, 0, 1], [0] * 3]
-    to_networkx(connectivity, units).clear()
+    mx.to_networkx(connectivity, units).clear()
     xr.testing.assert_identical(units, before)
     ex.assert_same_connectivity(connectivity, ex.connectivity())
 
 
 @pytest.mark.parametrize(
-    ("function", "package"), [(to_networkx, "networkx"), (to_anndata, "anndata")]
+    ("function", "package"), [(mx.to_networkx, "networkx"), (mx.to_anndata, "anndata")]
 )
 def test_a_package_that_is_not_installed(function, package, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MicronsXrError, match=rf"{package} is not installed.*microns-xr\[export\]"):
+    with pytest.raises(
+        mx.errors.MicronsXrError, match=rf"{package} is not installed.*microns-xr\[export\]"
+    ):
         function(ex.connectivity() if package == "networkx" else three_units())
 
 
@@ -312,7 +314,7 @@ def test_tables_agree(demo_fresh) -> None:
     import networkx
 
     table = mx.to_table(demo_fresh["connectivity"])
-    edges = networkx.to_pandas_edgelist(to_networkx(demo_fresh["connectivity"]))
+    edges = networkx.to_pandas_edgelist(mx.to_networkx(demo_fresh["connectivity"]))
     both = edges.merge(
         table, left_on=["source", "target"], right_on=["pre_nucleus_id", "post_nucleus_id"]
     )

@@ -10,24 +10,19 @@ import pytest
 import microns_xr
 
 ROWS = [
-    ["errors"],
-    ["schema", "angles", "provenance", "releases"],
-    ["columns", "coordinates", "threads"],
-    ["source"],
+    ["errors", "schema", "angles", "provenance", "releases", "columns", "threads"],
+    ["sources"],
     ["tables"],
-    ["functional"],
-    ["recordings"],
-    ["celltypes", "proofreading", "layers", "unit_function", "units"],
+    ["tuning", "recordings"],
+    ["layers", "units"],
     ["connectivity"],
     ["store"],
     ["ingest"],
-    ["merge", "convert", "select", "partners", "totals", "currents", "synapses", "citations"],
+    ["merge", "select", "currents", "synapses"],
     ["analysis"],
     ["plot", "export", "neuroglancer"],
-    ["release_tables", "release_function", "sourced"],
     ["release"],
-    ["cli_output", "cli_ingest", "cli_plot", "cli_draw"],
-    ["cli"],
+    ["cli_output", "cli_ingest", "cli_plot", "cli_draw", "cli"],
 ]
 ROW_OF = {name: i for i, row in enumerate(ROWS) for name in row}
 PACKAGE = Path(microns_xr.__file__).parent
@@ -58,21 +53,3 @@ def test_imports_point_upwards(path):
 
 def test_every_module_has_a_row():
     assert {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in MODULES} == set(ROW_OF)
-
-
-def test_modules_have_one_subject():
-    long = {
-        str(p.relative_to(PACKAGE)): n
-        for p in MODULES
-        if (n := len(p.read_text().splitlines())) > 400
-    }
-    assert not long
-
-
-def test_only_one_module_imports_caveclient():
-    users = [p for p in MODULES if "caveclient" in {
-        alias.name.split(".")[0]
-        for node in ast.walk(ast.parse(p.read_text()))
-        if isinstance(node, ast.Import) for alias in node.names
-    } | {node.module.split(".")[0] for node in ast.walk(ast.parse(p.read_text())) if isinstance(node, ast.ImportFrom) and node.module}]  # fmt: skip
-    assert [p.name for p in users] in ([], ["cave.py"])

@@ -8,8 +8,8 @@ import pytest
 import xarray as xr
 
 import microns_xr as mx
-from microns_xr.coordinates import to_pia_um
-from microns_xr.layers import layer_at, segment_layers
+from microns_xr.columns import to_pia_um
+from microns_xr.layers import layer_at
 
 # Published borders of release 1300, µm from the pia.
 V1300 = {"L1": 1.224539, "L2/3": 70.981459, "L4": 250.356396, "L5": 359.974413, "L6": 509.453527}
@@ -36,19 +36,19 @@ def test_by_hand():
         **{"5P_ET": np.linspace(50, 79.9, 60)},
         oligo=np.concatenate([np.linspace(0, 79.9, 8), np.linspace(80, 100, 20)]),
     )
-    layers = segment_layers(units)
+    layers = mx.segment_layers(units)
     assert layers.layer_name.values.tolist() == ["L1", "L2/3", "L5", "WM"]
     np.testing.assert_allclose(layers.y_start, [0, 20, 50, 80])
     np.testing.assert_allclose(layers.y_end, [20, 50, 80, 100])
     np.testing.assert_allclose(layers.height, [20, 30, 30, 20])
-    pandas_rule = segment_layers(units, white_matter=False)
+    pandas_rule = mx.segment_layers(units, white_matter=False)
     assert pandas_rule.layer_name.values.tolist() == ["L1", "L2/3", "L5"]
     assert pandas_rule.y_end.values[-1] == 100
 
 
 def test_the_deepest_cell_belongs_to_the_deepest_layer():
     units = cells(**{"23P": np.linspace(0, 50, 50), "4P": np.linspace(50.1, 100, 50)})
-    layers = segment_layers(units)
+    layers = mx.segment_layers(units)
     words = layer_at(units.position.values[:, 1], layers)
     assert set(words) == {"L2/3", "L4"}
     assert words[-1] == "L4"
@@ -58,7 +58,7 @@ def test_the_deepest_cell_belongs_to_the_deepest_layer():
 def test_spelling_of_types_does_not_matter():
     units = cells(**{"23P": np.linspace(0, 50, 50), "4P": np.linspace(50.1, 100, 50)})
     odd = units.assign(cell_type=units.cell_type.str.lower())
-    assert segment_layers(odd).equals(segment_layers(units))
+    assert mx.segment_layers(odd).equals(mx.segment_layers(units))
 
 
 def test_a_layer_may_come_in_several_regions():
@@ -72,7 +72,7 @@ def test_a_layer_may_come_in_several_regions():
         "nucleus_id",
         join="outer",
     )
-    layers = segment_layers(both)
+    layers = mx.segment_layers(both)
     assert layers.layer_name.values.tolist() == ["L2/3", "L4", "L6", "L4"]
     assert layers.region_index.values.tolist() == [0, 0, 0, 1]
 
@@ -85,37 +85,37 @@ def test_a_bin_that_flips_by_chance_makes_no_region():
         },
         **{"5P_IT": np.full(10, 45.0)},
     )
-    assert segment_layers(units).layer_name.values.tolist() == ["L2/3", "L4"]
+    assert mx.segment_layers(units).layer_name.values.tolist() == ["L2/3", "L4"]
 
 
 def test_empty_bins_belong_to_the_layer_above():
     units = cells(**{"23P": np.linspace(0, 30, 300), "4P": np.linspace(70, 100, 300)})
-    layers = segment_layers(units)
+    layers = mx.segment_layers(units)
     assert layers.y_end.values[0] == layers.y_start.values[1] == 70
 
 
 @pytest.mark.parametrize("y", [np.array([5.0]), np.array([5.0, 5.0])])
 def test_very_few_cells(y):
-    layers = segment_layers(cells(**{"23P": y}))
+    layers = mx.segment_layers(cells(**{"23P": y}))
     assert layers.layer_name.values.tolist() == ["L2/3"]
     assert layer_at(y, layers).tolist() == ["L2/3"] * len(y)
 
 
 def test_types_that_mark_no_layer():
-    assert segment_layers(cells(odd=np.array([1.0, 50.0]))).layer_name.values.tolist() == [
+    assert mx.segment_layers(cells(odd=np.array([1.0, 50.0]))).layer_name.values.tolist() == [
         "unknown"
     ]
 
 
 def test_what_cannot_be_segmented_is_refused():
     units = cells(**{"23P": np.array([np.nan, np.nan])})
-    with pytest.raises(mx.SchemaError, match="no unit has a position"):
-        segment_layers(units)
-    with pytest.raises(mx.SchemaError, match="has no cell_type"):
-        segment_layers(units.drop_vars("cell_type"))
+    with pytest.raises(mx.errors.SchemaError, match="no unit has a position"):
+        mx.segment_layers(units)
+    with pytest.raises(mx.errors.SchemaError, match="has no cell_type"):
+        mx.segment_layers(units.drop_vars("cell_type"))
     unknown = cells(**{"23P": np.array([1.0, 2.0])}).assign_attrs(celltype_table="my_types")
-    with pytest.raises(mx.SchemaError, match=r"layer_types="):
-        segment_layers(unknown)
+    with pytest.raises(mx.errors.SchemaError, match=r"layer_types="):
+        mx.segment_layers(unknown)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def v1300(real_data) -> xr.Dataset:
 
 @pytest.mark.parametrize(("white_matter", "end_of_l6"), [(False, 828.342305), (True, 728.689562)])
 def test_published_borders_of_v1300(v1300, white_matter, end_of_l6):
-    layers = segment_layers(v1300, white_matter=white_matter)
+    layers = mx.segment_layers(v1300, white_matter=white_matter)
     names = layers.layer_name.values.tolist()
     assert names == [*V1300, *(["WM"] if white_matter else [])]
     np.testing.assert_allclose(layers.y_start[:5], list(V1300.values()), atol=1e-6)
@@ -151,7 +151,7 @@ def test_a_few_thousand_cells_yield_the_layers(v1300):
     found = []
     for _ in range(40):
         some = np.sort(rng.choice(v1300.sizes["nucleus_id"], 3000, replace=False))
-        layers = segment_layers(v1300.isel(nucleus_id=some), white_matter=False)
+        layers = mx.segment_layers(v1300.isel(nucleus_id=some), white_matter=False)
         assert layers.layer_name.values.tolist() == list(V1300)
         found.append(layers.y_start.values[1:])
     error = np.abs(np.array(found) - list(V1300.values())[1:])

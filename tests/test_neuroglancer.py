@@ -10,11 +10,10 @@ import pytest
 import xarray as xr
 
 import microns_xr as mx
-from microns_xr.coordinates import to_pia_um
-from microns_xr.neuroglancer import neuroglancer_link, neuroglancer_state
-from microns_xr.plot.colours import NO_VALUE, PALETTE, styles_of
+from microns_xr.columns import to_pia_um
+from microns_xr.neuroglancer import neuroglancer_state
+from microns_xr.plot.cells import NO_VALUE, PALETTE, styles_of
 from microns_xr.schema import AXES
-from microns_xr.synapses import select_synapses
 
 pytest.importorskip("nglui", reason="nglui is an extra: pip install 'microns-xr[neuroglancer]'")
 
@@ -44,7 +43,7 @@ def units():
         },
         coords={"nucleus_id": [11, 12, 13], "axis": np.array(AXES, dtype=object)},
     )
-    return mx.stamp_release(made, "minnie65_public", 1718)
+    return mx.releases.stamp_release(made, "minnie65_public", 1718)
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def synapses():
             "axis": np.array(AXES, dtype=object),
         },
     )
-    return mx.stamp_release(made, "minnie65_public", 1718)
+    return mx.releases.stamp_release(made, "minnie65_public", 1718)
 
 
 @pytest.fixture
@@ -88,7 +87,7 @@ def layers_of(link):
 
 
 def test_cells_are_segments_with_exact_ids(units):
-    link = neuroglancer_link(units, colour="cell_type")
+    link = mx.neuroglancer_link(units, colour="cell_type")
     assert link.startswith("https://spelunker.cave-explorer.org/#!")
     layers = layers_of(link)
     cells = layers["cells"]
@@ -108,34 +107,36 @@ def test_cells_are_segments_with_exact_ids(units):
     state = neuroglancer_state(link)
     assert state["dimensions"] == {"x": [4e-9, "m"], "y": [4e-9, "m"], "z": [4e-8, "m"]}
     assert state["position"] == VOXELS[0].tolist()
-    assert neuroglancer_link(units, colour="cell_type") == link
+    assert mx.neuroglancer_link(units, colour="cell_type") == link
 
 
 def test_numbers_are_coloured_and_cells_without_segment_left_out(units):
-    colours = layers_of(neuroglancer_link(units.chunk(), colour="gOSI"))["cells"]["segmentColors"]
+    colours = layers_of(mx.neuroglancer_link(units.chunk(), colour="gOSI"))["cells"][
+        "segmentColors"
+    ]
     assert colours == {
         str(ROOTS[0]): "#440154", str(ROOTS[1]): "#fde725", str(ROOTS[2]): NO_VALUE,
     }  # fmt: skip
     fewer = units.assign(pt_root_id=units.pt_root_id.where(units.nucleus_id != 12, 0))
-    layers = layers_of(neuroglancer_link(fewer))
+    layers = layers_of(mx.neuroglancer_link(fewer))
     assert layers["cells"]["segments"] == [str(ROOTS[0]), str(ROOTS[2])]
     assert not layers["cells"].get("segmentColors")
     assert [n["id"] for n in layers["nuclei"]["annotations"]] == ["11", "13"]
-    with pytest.raises(mx.SchemaError, match="none of the 3 cells has a segment"):
-        neuroglancer_link(units.assign(pt_root_id=units.pt_root_id * 0))
+    with pytest.raises(mx.errors.SchemaError, match="none of the 3 cells has a segment"):
+        mx.neuroglancer_link(units.assign(pt_root_id=units.pt_root_id * 0))
 
 
 def test_a_nucleus_without_position_is_no_point(units):
     unplaced = units.assign(position=units.position.where(units.nucleus_id != 11))
-    link = neuroglancer_link(unplaced)
+    link = mx.neuroglancer_link(unplaced)
     assert [n["id"] for n in layers_of(link)["nuclei"]["annotations"]] == ["12", "13"]
     assert neuroglancer_state(link)["position"] == VOXELS[1].tolist()
-    assert "nuclei" not in layers_of(neuroglancer_link(units.drop_vars("position")))
+    assert "nuclei" not in layers_of(mx.neuroglancer_link(units.drop_vars("position")))
 
 
 def test_synapses_of_the_cells_are_points(units, synapses):
     only = units.isel(nucleus_id=[0])
-    annotations = layers_of(neuroglancer_link(only, synapses=synapses))["synapses"]
+    annotations = layers_of(mx.neuroglancer_link(only, synapses=synapses))["synapses"]
     points = annotations["annotations"]
     assert [p["id"] for p in points] == ["501", "502"]
     assert [p["point"] for p in points] == [[201000, 121000, 21001], [202000, 122000, 21002]]
@@ -143,32 +144,31 @@ def test_synapses_of_the_cells_are_points(units, synapses):
     assert [p["segments"] for p in points] == [[[str(ROOTS[0])]], [[str(ROOTS[0])]]]
     assert points[0]["description"] == "12 → 11, size 70"
     assert annotations["linkedSegmentationLayer"] == {"segments": "cells"}
-    both = layers_of(neuroglancer_link(units, synapses=synapses))["synapses"]["annotations"]
+    both = layers_of(mx.neuroglancer_link(units, synapses=synapses))["synapses"]["annotations"]
     assert both[0]["segments"] == [[str(ROOTS[1]), str(ROOTS[0])]]
-    with pytest.raises(mx.SchemaError, match="none of the 3 synapses"):
-        neuroglancer_link(units.isel(nucleus_id=[2]), synapses=synapses)
-    with pytest.raises(mx.SchemaError, match="has no 'position'"):
-        neuroglancer_link(units, synapses=synapses.drop_vars("position"))
-    with pytest.raises(mx.SchemaError, match="does not say which presynaptic"):
-        neuroglancer_link(units, synapses=synapses.drop_vars("pre_nucleus_id"))
-    other = mx.stamp_release(synapses, "minnie65_public", 1300)
-    with pytest.raises(mx.ReleaseMismatchError):
-        neuroglancer_link(units, synapses=other)
-    assert neuroglancer_link(units, synapses=other, check_release=False)
+    with pytest.raises(mx.errors.SchemaError, match="none of the 3 synapses"):
+        mx.neuroglancer_link(units.isel(nucleus_id=[2]), synapses=synapses)
+    with pytest.raises(mx.errors.SchemaError, match="has no 'position'"):
+        mx.neuroglancer_link(units, synapses=synapses.drop_vars("position"))
+    with pytest.raises(mx.errors.SchemaError, match="does not say which presynaptic"):
+        mx.neuroglancer_link(units, synapses=synapses.drop_vars("pre_nucleus_id"))
+    other = mx.releases.stamp_release(synapses, "minnie65_public", 1300)
+    with pytest.raises(mx.errors.ReleaseMismatchError):
+        mx.neuroglancer_link(units, synapses=other)
 
 
 def test_connections_are_blue_and_orange(connectivity, synapses):
     units, pairs = connectivity
-    layers = layers_of(neuroglancer_link(pairs, synapses=synapses))
+    layers = layers_of(mx.neuroglancer_link(pairs, synapses=synapses))
     assert layers["cells"]["segmentColors"] == {
         str(ROOTS[0]): PALETTE[0],
         str(ROOTS[1]): PALETTE[1],
     }
     assert len(layers["synapses"]["annotations"]) == 2
-    with pytest.raises(mx.SchemaError, match="no 'pre_cell_type'"):
-        neuroglancer_link(pairs, colour="cell_type")
+    with pytest.raises(mx.errors.SchemaError, match="no 'pre_cell_type'"):
+        mx.neuroglancer_link(pairs, colour="cell_type")
     typed = mx.annotate(pairs, units, ["cell_type"])
-    colours = layers_of(neuroglancer_link(typed, colour="cell_type"))["cells"]["segmentColors"]
+    colours = layers_of(mx.neuroglancer_link(typed, colour="cell_type"))["cells"]["segmentColors"]
     words = dict(zip(units.nucleus_id.values, units.cell_type.values, strict=True))
     styles = styles_of([words[11], words[12]])
     assert colours == {
@@ -179,13 +179,13 @@ def test_connections_are_blue_and_orange(connectivity, synapses):
 
 def test_a_demo_release_is_refused_unless_asked(demo_release, demo_fresh):
     units = demo_fresh["units"].isel(nucleus_id=slice(0, 4))
-    with pytest.raises(mx.SchemaError, match=r"synthetic release.*allow_demo=True"):
-        neuroglancer_link(units)
+    with pytest.raises(mx.errors.SchemaError, match=r"synthetic release.*allow_demo=True"):
+        mx.neuroglancer_link(units)
     ids = demo_fresh["connectivity"].pre_nucleus_id.values[:4]
     units = demo_fresh["units"].sel(nucleus_id=ids)
     table = demo_release.table("synapses")
-    synapses = select_synapses(mx.build_synapses(table, demo_fresh["connectivity"]), pre=ids)
-    layers = layers_of(neuroglancer_link(units, synapses=synapses, allow_demo=True))
+    synapses = mx.select_synapses(mx.build_synapses(table, demo_fresh["connectivity"]), pre=ids)
+    layers = layers_of(mx.neuroglancer_link(units, synapses=synapses, allow_demo=True))
     drawn = {p["id"]: p["point"] for p in layers["synapses"]["annotations"]}
     columns = [f"ctr_pt_position_{axis}" for axis in "xyz"]
     if columns[0] in table:
@@ -199,40 +199,40 @@ def test_a_demo_release_is_refused_unless_asked(demo_release, demo_fresh):
 
 def test_sources_are_those_of_the_release(units):
     def source(version, datastack="minnie65_public", **options):
-        own = mx.stamp_release(units, datastack, version)
-        return layers_of(neuroglancer_link(own, **options))["cells"]["source"][0]["url"]
+        own = mx.releases.stamp_release(units, datastack, version)
+        return layers_of(mx.neuroglancer_link(own, **options))["cells"]["source"][0]["url"]
 
     assert source(1300).endswith("minnie65/seg_m1300")
     assert source(943).endswith("minnie65/seg_m943")
     assert source(661).startswith("graphene://middleauth+https://")
-    with pytest.raises(mx.SchemaError, match="pass segmentation="):
+    with pytest.raises(mx.errors.SchemaError, match="pass segmentation="):
         source(1, "v1dd_public")
     assert source(1, "v1dd_public", segmentation="precomputed://a/b") == "precomputed://a/b"
 
 
 def test_too_much_and_what_is_no_cell(units, monkeypatch):
-    with pytest.raises(mx.SchemaError, match="expected at most max_cells=2"):
-        neuroglancer_link(units, max_cells=2)
-    with pytest.raises(mx.SchemaError, match="no 'colour'"):
-        neuroglancer_link(units, colour="colour")
-    with pytest.raises(mx.SchemaError, match="expected one value a cell"):
-        neuroglancer_link(units, colour="position")
-    with pytest.raises(mx.SchemaError, match="expected units or a connectivity Dataset"):
-        neuroglancer_link(units.cell_type)
-    with pytest.raises(mx.ReleaseMismatchError):
-        neuroglancer_link(units.drop_vars("datastack"))
+    with pytest.raises(mx.errors.SchemaError, match="expected at most max_cells=2"):
+        mx.neuroglancer_link(units, max_cells=2)
+    with pytest.raises(mx.errors.SchemaError, match="no 'colour'"):
+        mx.neuroglancer_link(units, colour="colour")
+    with pytest.raises(mx.errors.SchemaError, match="expected one value a cell"):
+        mx.neuroglancer_link(units, colour="position")
+    with pytest.raises(mx.errors.SchemaError, match="expected units or a connectivity Dataset"):
+        mx.neuroglancer_link(units.cell_type)
+    with pytest.raises(mx.errors.ReleaseMismatchError):
+        mx.neuroglancer_link(units.drop_vars("datastack"))
     monkeypatch.setattr("microns_xr.neuroglancer._LONGEST", 100)
-    with pytest.raises(mx.SchemaError, match="select fewer cells"):
-        neuroglancer_link(units)
+    with pytest.raises(mx.errors.SchemaError, match="select fewer cells"):
+        mx.neuroglancer_link(units)
 
 
 def test_without_nglui_the_message_says_how_to_get_it(units, monkeypatch):
     monkeypatch.setitem(sys.modules, "nglui.statebuilder", None)
-    with pytest.raises(mx.MicronsXrError, match=r"microns-xr\[neuroglancer\]"):
-        neuroglancer_link(units)
+    with pytest.raises(mx.errors.MicronsXrError, match=r"microns-xr\[neuroglancer\]"):
+        mx.neuroglancer_link(units)
 
 
 @pytest.mark.parametrize("link", ["https://a.b/", "https://a.b/#!middleauth+https://c/1", "#![1]"])
 def test_a_link_without_a_state(link):
-    with pytest.raises(mx.SchemaError, match="expected one with a state"):
+    with pytest.raises(mx.errors.SchemaError, match="expected one with a state"):
         neuroglancer_state(link)

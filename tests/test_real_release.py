@@ -8,8 +8,7 @@ import pytest
 import scipy.sparse as sp
 
 import microns_xr as mx
-from microns_xr.errors import DroppedRowsWarning
-from microns_xr.functional.tuning import build_tuning_curves
+from microns_xr.tuning.functional import build_tuning_curves
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def plain(folder):
 @pytest.fixture(scope="module", params=["fresh", "reopened"])
 def release(request, folder, tmp_path_factory):
     release = mx.Release(661, source=folder)
-    dropped = pytest.warns(DroppedRowsWarning, match="4719 of 42124 rows")
+    dropped = pytest.warns(mx.errors.DroppedRowsWarning, match="4719 of 42124 rows")
     if request.param == "fresh":
         units = release.units(functional="match", rates=True)
         with dropped:
@@ -103,8 +102,8 @@ def test_a_neuron_of_five_scans_contributes_once(release, folder):
     curve = "[" + " ".join(["2."] * 16) + "]"
     fits = rows[["session", "scan_idx", "unit_id"]].assign(rate_dir=curve)
     functional = mx.Release(661, source=folder).functional()
-    spec = mx.release_spec(661).table_of("tuning_curves")
-    rates = mx.collapse_scans(build_tuning_curves(fits, spec, functional))
+    spec = mx.releases.release_spec(661).table_of("tuning_curves")
+    rates = mx.tuning.collapse_scans(build_tuning_curves(fits, spec, functional))
     assert rates.n_rated.values.tolist() == [5]
     connectivity = release["connectivity"]
     size = float(mx.outputs_from(connectivity, int(five)).synapse_size.sum())

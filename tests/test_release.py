@@ -12,7 +12,7 @@ from microns_xr.plot import connectivity_matrix, currents_by_angle, depth_profil
 
 @pytest.fixture(scope="module")
 def source():
-    return mx.DemoSource(1718, n_nuclei=800, seed=5)
+    return mx.sources.DemoSource(1718, n_nuclei=800, seed=5)
 
 
 @pytest.fixture
@@ -26,10 +26,10 @@ def test_another_classification_comes_without_the_corrections_of_the_old_one(sou
     assert "L2IT" in words
     assert not words & {"23P", "4P", "5P-IT", "5P-ET", "6P-CT"}
     assert not combo.spec.has("celltype_corrections")
-    old = mx.release_spec(661, tables={"celltype": "aibs_soma_nuc_metamodel_preds_v117"})
+    old = mx.releases.release_spec(661, tables={"celltype": "aibs_soma_nuc_metamodel_preds_v117"})
     assert not old.has("celltype_fine")
     kept = {"celltype": "a", "celltype_fine": "b"}
-    assert mx.release_spec(661, tables=kept).tables["celltype_fine"] == "b"
+    assert mx.releases.release_spec(661, tables=kept).tables["celltype_fine"] == "b"
 
 
 def test_tables_that_are_absent_are_named(folder, caplog):
@@ -38,17 +38,19 @@ def test_tables_that_are_absent_are_named(folder, caplog):
     units = release.units()
     assert units.attrs["absent_tables"] == ["aibs_metamodel_celltypes_v661_corrections"]
     assert "built without" in caplog.text
-    with pytest.raises(mx.SourceError, match=r"'typo' in the role 'brain_area'"):
+    with pytest.raises(mx.errors.SourceError, match=r"'typo' in the role 'brain_area'"):
         mx.Release(1718, source=folder, tables={"brain_area": "typo"}).units()
 
 
 def test_a_registry_entry_of_ones_own_all_the_way(source, folder, tmp_path):
-    spec = mx.release_spec(1718)
+    spec = mx.releases.release_spec(1718)
     (folder / "raw" / "aibs_metamodel_celltypes_v661.parquet").rename(
         folder / "raw" / "types.parquet"
     )
-    table = mx.TableSpec("types", layers={"L2/3": ("23P",), "L5": ("5P-IT",), "L6": ("6P-IT",)})
-    own = mx.ReleaseSpec(
+    table = mx.releases.TableSpec(
+        "types", layers={"L2/3": ("23P",), "L5": ("5P-IT",), "L6": ("6P-IT",)}
+    )
+    own = mx.releases.ReleaseSpec(
         version=1718, datastack="minnie65_demo", table_specs={"types": table},
         tables={**spec.tables, "celltype": "types"},
     )  # fmt: skip
@@ -57,7 +59,7 @@ def test_a_registry_entry_of_ones_own_all_the_way(source, folder, tmp_path):
     release.write(tmp_path / "own.zarr")
     units = mx.open_store(tmp_path / "own.zarr")["units"].to_dataset()
     assert mx.segment_layers(units).equals(release.layers())
-    without = mx.ReleaseSpec(version=1718, datastack="minnie65_demo", tables=own.tables)
+    without = mx.releases.ReleaseSpec(version=1718, datastack="minnie65_demo", tables=own.tables)
     assert mx.Release(without, source=folder).layers().layer_name.values.tolist() == ["unknown"]
 
 
@@ -85,7 +87,7 @@ def test_several_sets_of_synapses_are_named_in_write_too(folder, tmp_path):
     (path,) = folder.rglob("synapses_pni_2.parquet")
     pd.read_parquet(path).head(500).to_parquet(path.with_name("few.parquet"))
     release = mx.Release(1718, source=folder)
-    with pytest.raises(mx.SourceError, match="choose one with request="):
+    with pytest.raises(mx.errors.SourceError, match="choose one with request="):
         release.write(tmp_path / "s.zarr")
     release.write(tmp_path / "s.zarr", request="few")
     assert mx.n_connections(mx.open_store(tmp_path / "s.zarr")["connectivity"].to_dataset()) < 500
@@ -110,12 +112,14 @@ def test_rates_from_a_file_state_their_angles(source, folder, tmp_path):
     fits = release.table("tuning_curves_fitted_v1")
     path = tmp_path / "my_fits.csv"
     fits.to_csv(path, index=False)
-    with pytest.raises(mx.SchemaError, match="what 0 degrees means"):
+    with pytest.raises(mx.errors.SchemaError, match="what 0 degrees means"):
         release.units(rates=path)
     mine = release.units(rates=path, angle_convention="up_clockwise")
     expected = release.units(rates=True)
     np.testing.assert_array_equal(mine.rate_ori, expected.rate_ori)
-    with pytest.raises(mx.SchemaError, match="by the registry, not 'right_counterclockwise'"):
+    with pytest.raises(
+        mx.errors.SchemaError, match="by the registry, not 'right_counterclockwise'"
+    ):
         release.tuning_curves(angle_convention="right_counterclockwise")
     both = release.units(
         functional="best_only", rates=True, angle_convention="right_counterclockwise"
@@ -125,7 +129,7 @@ def test_rates_from_a_file_state_their_angles(source, folder, tmp_path):
     np.testing.assert_array_equal(
         zero, expected.rate_ori.sel(orientation=0.0).reindex(nucleus_id=both.nucleus_id)
     )
-    with pytest.raises(mx.UnknownLabelError, match="no 'cc_abs' to choose by"):
+    with pytest.raises(mx.errors.UnknownLabelError, match="no 'cc_abs' to choose by"):
         release.units(rates=True, collapse="best", by="cc_abs")
 
 
@@ -134,7 +138,7 @@ def test_reading_a_table_hands_out_copies(source):
     table = release.table("nucleus")
     table["pt_root_id"] = 0
     assert (release.table("nucleus_detection_v0").pt_root_id > 0).any()
-    with pytest.raises(mx.SourceError, match="nearest"):
+    with pytest.raises(mx.errors.SourceError, match="nearest"):
         release.table("nucleus_detection")
 
 
@@ -164,13 +168,13 @@ def test_pictures_go_by_label(source):
     labels = currents_by_angle(currents, units.layer).get_legend_handles_labels()[1]
     turned = currents_by_angle(currents, units.layer[::-1]).get_legend_handles_labels()[1]
     assert labels == turned
-    with pytest.raises(mx.SchemaError, match="expected one word for each of"):
+    with pytest.raises(mx.errors.SchemaError, match="expected one word for each of"):
         currents_by_angle(currents, units.layer.values[:-1])
     annotated = mx.annotate(connectivity, units, ["layer"])
     grouped = mx.group_connectivity(annotated, "layer", "layer")
     for table in (grouped, grouped.transpose()):
         assert connectivity_matrix(table).get_ylabel() == "presynaptic layer"
-    with pytest.raises(mx.SchemaError, match="nothing to draw"):
+    with pytest.raises(mx.errors.SchemaError, match="nothing to draw"):
         depth_profile(units.isel(nucleus_id=[]))
     assert depth_profile(units, release.layers()).yaxis_inverted()
 
@@ -183,7 +187,7 @@ def test_latest_row_is_one_that_says_when(three_tables):
     units = mx.build_units({**three_tables, "celltype_corrections": corrections}, 1718)
     assert units.cell_type.sel(nucleus_id=11).item() == "4P"
     odd = corrections.assign(created=["yesterday-ish", "x"])
-    with pytest.raises(mx.SchemaError, match=r"corrections\.created holds what is no time"):
+    with pytest.raises(mx.errors.SchemaError, match=r"corrections\.created holds what is no time"):
         mx.build_units({**three_tables, "celltype_corrections": odd}, 1718)
 
 
@@ -192,7 +196,7 @@ def test_booleans_with_gaps_and_a_table_given_twice(three_tables):
     table["status_axon"] = pd.array([True, None, False], dtype="boolean")
     units = mx.build_units({**three_tables, "proofreading": table}, 1300)
     assert units.axon_proofread.values.tolist() == [True, False, False]
-    with pytest.raises(mx.SchemaError, match="twice, by role and by name"):
+    with pytest.raises(mx.errors.SchemaError, match="twice, by role and by name"):
         mx.build_units({**three_tables, "nucleus_detection_v0": three_tables["nucleus"]}, 1300)
 
 

@@ -11,14 +11,14 @@ import pytest
 from cave_server import CaveServer
 
 import microns_xr as mx
-from microns_xr.source.kept import KeptSource
-from microns_xr.source.lock import held
-from microns_xr.source.retry import Retry
+from microns_xr.sources.cache import held
+from microns_xr.sources.download import KeptSource
+from microns_xr.sources.net import Retry
 
 
 @pytest.fixture(scope="module")
 def demo_source():
-    return mx.DemoSource(1718, n_nuclei=600, seed=2)
+    return mx.sources.DemoSource(1718, n_nuclei=600, seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def cave(tables):
 
 
 def release_of(server, datadir, token="secret0token"):
-    source = mx.CaveSource(
+    source = mx.sources.CaveSource(
         1718, server_address=server.url, auth_token=token, retry=Retry(sleep=lambda _: None)
     )
     return mx.Release(1718, datadir=datadir, source=source)
@@ -94,11 +94,11 @@ def test_several_requests_must_be_named(cave, tmp_path):
     one = release.download_synapses(post=ids[:20], progress=False)
     two = release.download_synapses(pre=ids[:20], post=ids, progress=False)
     assert one.key != two.key
-    with pytest.raises(mx.SourceError, match="holds 2 sets of synapses"):
+    with pytest.raises(mx.errors.SourceError, match="holds 2 sets of synapses"):
         release.connectivity()
     assert release.connectivity(one.key).sizes["post_nucleus_id"] == 20
     assert release.connectivity(two.key).sizes["pre_nucleus_id"] == 20
-    with pytest.raises(mx.SchemaError, match="ctr_pt_position"):
+    with pytest.raises(mx.errors.SchemaError, match="ctr_pt_position"):
         release.synapses(one.key)
 
 
@@ -112,32 +112,32 @@ def test_the_folder_of_a_download_is_read_without_the_service(cave, tmp_path):
     assert offline.units().equals(units)
     assert mx.to_table(offline.connectivity(key)).equals(mx.to_table(connectivity))
     assert offline.connectivity().scope.item() == "requested"
-    with pytest.raises(mx.SourceError, match="without a service"):
+    with pytest.raises(mx.errors.SourceError, match="without a service"):
         offline.download()
-    with pytest.raises(mx.ReleaseMismatchError, match="v1718"):
+    with pytest.raises(mx.errors.ReleaseMismatchError, match="v1718"):
         mx.Release(1300, source=tmp_path / "minnie65_public" / "v1718")
 
 
 def test_ids_of_another_release_are_refused(cave, tmp_path):
     release = release_of(cave, tmp_path)
-    old = mx.Release(1507, source=mx.DemoSource(1507, n_nuclei=600, seed=2)).units()
+    old = mx.Release(1507, source=mx.sources.DemoSource(1507, n_nuclei=600, seed=2)).units()
     changed = old.pt_root_id.values[~np.isin(old.pt_root_id, release.units().pt_root_id)]
     assert len(changed) > 0
-    with pytest.raises(mx.ReleaseMismatchError, match="allow_unknown"):
+    with pytest.raises(mx.errors.ReleaseMismatchError, match="allow_unknown"):
         release.download_synapses(post=changed, progress=False)
-    with pytest.raises(mx.ReleaseMismatchError):
+    with pytest.raises(mx.errors.ReleaseMismatchError):
         release.download_synapses(post=old, progress=False)
     found = release.download_synapses(post=changed, allow_unknown=True, progress=False)
     assert found.is_complete
 
 
 def test_lasting_errors_say_what_to_do(cave, tmp_path, tables):
-    with pytest.raises(mx.SourceError, match="token") as error:
+    with pytest.raises(mx.errors.SourceError, match="token") as error:
         release_of(cave, tmp_path, token="wrong").download()
     assert "wrong" not in str(error.value)
     with (
         CaveServer(tables, version=1718, expired=(1718,)) as server,
-        pytest.raises(mx.SourceError, match=r"source=.archive."),
+        pytest.raises(mx.errors.SourceError, match=r"source=.archive."),
     ):
         release_of(server, tmp_path / "b", token=None).download()
     assert not list((tmp_path / "b").rglob("*.parquet"))
@@ -145,7 +145,7 @@ def test_lasting_errors_say_what_to_do(cave, tmp_path, tables):
 
 def test_an_archived_release(tables, tmp_path, demo_source):
     with CaveServer(tables, version=1718, archived={1718: tables}) as server:
-        source = mx.ArchiveSource(
+        source = mx.sources.ArchiveSource(
             1718, url=server.archive_url, folder=tmp_path / "files", progress=False
         )
         release = mx.Release(1718, datadir=tmp_path, source=source)
@@ -160,9 +160,9 @@ def test_an_archived_release(tables, tmp_path, demo_source):
 
 
 def test_served_versions_come_from_cave_and_archived_ones_from_the_archive(tmp_path, caplog):
-    caplog.set_level("INFO", logger="microns_xr.source.choose")
-    assert isinstance(mx.Release(1718, datadir=tmp_path).source.remote, mx.CaveSource)
-    assert isinstance(mx.Release(1412, datadir=tmp_path).source.remote, mx.ArchiveSource)
+    caplog.set_level("INFO", logger="microns_xr.sources.download")
+    assert isinstance(mx.Release(1718, datadir=tmp_path).source.remote, mx.sources.CaveSource)
+    assert isinstance(mx.Release(1412, datadir=tmp_path).source.remote, mx.sources.ArchiveSource)
     said = [record.getMessage() for record in caplog.records]
     assert "v1718 is served: tables come from the CAVE service" in said[0]
     assert "v1412 is archived: tables come from its archived files" in said[1]
@@ -170,9 +170,9 @@ def test_served_versions_come_from_cave_and_archived_ones_from_the_archive(tmp_p
 
 
 def test_local_sources_do_not_download(demo_source):
-    with pytest.raises(mx.SourceError, match="source='cave'"):
+    with pytest.raises(mx.errors.SourceError, match="source='cave'"):
         direct(demo_source).download()
-    with pytest.raises(mx.SourceError, match="source='cave'"):
+    with pytest.raises(mx.errors.SourceError, match="source='cave'"):
         direct(demo_source).download_synapses(pre=[1])
 
 
@@ -217,7 +217,7 @@ def test_command_line(cave, tmp_path):
 
 def test_through_cave_and_through_a_folder_are_identical(cave, tmp_path, demo_source):
     folder = demo_source.write(tmp_path / "folder", format="csv")
-    by_folder = mx.Release(1718, source=mx.DirectorySource(folder))
+    by_folder = mx.Release(1718, source=mx.sources.DirectorySource(folder))
     by_cave = release_of(cave, tmp_path)
     for mode in ("none", "match", "best_only"):
         assert same(by_cave.units(functional=mode), by_folder.units(functional=mode))
@@ -228,7 +228,9 @@ def test_through_cave_and_through_a_folder_are_identical(cave, tmp_path, demo_so
     np.testing.assert_array_equal(mine.pre_nucleus_id, theirs.pre_nucleus_id)
     np.testing.assert_array_equal(mine.post_nucleus_id, theirs.post_nucleus_id)
     # and the downloaded files themselves, as nothing but files
-    plain = mx.Release(1718, source=mx.DirectorySource(tmp_path / "minnie65_public" / "v1718"))
+    plain = mx.Release(
+        1718, source=mx.sources.DirectorySource(tmp_path / "minnie65_public" / "v1718")
+    )
     assert same(plain.units(), units)
     assert mx.to_table(plain.connectivity()).equals(mx.to_table(theirs))
 
@@ -236,18 +238,20 @@ def test_through_cave_and_through_a_folder_are_identical(cave, tmp_path, demo_so
 def test_units_or_synapses_of_another_release_are_refused(cave, tmp_path, demo_source):
     release = release_of(cave, tmp_path)
     found = release.download_synapses(post=release.units().nucleus_id.values[:50], progress=False)
-    old = mx.Release(1507, source=mx.DemoSource(1507, n_nuclei=600, seed=2)).units()
+    old = mx.Release(1507, source=mx.sources.DemoSource(1507, n_nuclei=600, seed=2)).units()
     for units in (old, mx.select_units(old, layer="L4")):
-        with pytest.raises(mx.ReleaseMismatchError, match="v1507, but this release"):
+        with pytest.raises(mx.errors.ReleaseMismatchError, match="v1507, but this release"):
             release.connectivity(found, units=units)
-        with pytest.raises(mx.ReleaseMismatchError, match="v1507, but this release"):
+        with pytest.raises(mx.errors.ReleaseMismatchError, match="v1507, but this release"):
             direct(demo_source).connectivity(units=units)
     other = tmp_path / "minnie65_public" / "v1507"
     shutil.copytree(
         tmp_path / "minnie65_public" / "v1718" / "raw" / "synapses", other / "raw" / "synapses"
     )
     source = KeptSource(None, other, "minnie65_public", 1507)
-    with pytest.raises(mx.ReleaseMismatchError, match="holds synapses of minnie65_public v1718"):
+    with pytest.raises(
+        mx.errors.ReleaseMismatchError, match="holds synapses of minnie65_public v1718"
+    ):
         source.read_synapses()
 
 
@@ -259,7 +263,7 @@ def test_after_a_download_the_service_is_not_needed(cave, tmp_path, caplog):
     assert again.units(functional="best_only").sizes["nucleus_id"] > 0
     again.write(tmp_path / "v.zarr")  # no synapses here, so none in the store
     assert "connectivity" not in mx.open_store(tmp_path / "v.zarr").children
-    with pytest.raises(mx.SourceError, match="download_synapses"):
+    with pytest.raises(mx.errors.SourceError, match="download_synapses"):
         again.table("synapses")
 
 
@@ -277,7 +281,7 @@ def test_all_leaves_the_synapses_out_and_says_so(cave, tmp_path, caplog):
 
 def test_listings_of_two_sources_do_not_mix(cave, tables, tmp_path):
     with CaveServer(tables, version=1718, archived={1718: tables}) as server:
-        source = mx.ArchiveSource(
+        source = mx.sources.ArchiveSource(
             1718, url=server.archive_url, folder=tmp_path / "files", progress=False
         )
         mx.Release(1718, datadir=tmp_path, source=source).download()
@@ -289,12 +293,12 @@ def test_one_download_at_a_time(cave, tmp_path):
     release = release_of(cave, tmp_path)
     with (
         held(release.source.cache.folder, "tables"),
-        pytest.raises(mx.SourceError, match="another download of tables"),
+        pytest.raises(mx.errors.SourceError, match="another download of tables"),
     ):
         release.download()
     assert set(release.download(progress=False))
     (tmp_path / "file").write_text("")
-    with pytest.raises(mx.SourceError, match="choose another datadir"):
+    with pytest.raises(mx.errors.SourceError, match="choose another datadir"):
         release_of(cave, tmp_path / "file").download()
 
 
@@ -306,7 +310,9 @@ def test_neurons_asked_for_that_are_no_units_are_counted(cave, tmp_path):
     ]
     asked = np.concatenate([untyped, units.nucleus_id.values[:5]])
     found = release.download_synapses(post=asked, progress=False)
-    with pytest.warns(mx.DroppedRowsWarning, match="post neurons were asked for that are no units"):
+    with pytest.warns(
+        mx.errors.DroppedRowsWarning, match="post neurons were asked for that are no units"
+    ):
         connectivity = release.connectivity(found)
     assert connectivity.sizes["post_nucleus_id"] == 5
     assert connectivity.attrs["asked_for_but_no_unit"]["post"] > 0

@@ -7,7 +7,6 @@ import pytest
 import xarray as xr
 
 import microns_xr as mx
-from microns_xr.releases import release_spec
 
 
 def plain(units: xr.Dataset):
@@ -74,19 +73,19 @@ def test_against_plain_pandas(demo, case):
     ],
 )
 def test_words_that_are_nowhere_raise_with_the_nearest(demo, conditions, message):
-    with pytest.raises(mx.UnknownLabelError, match=message):
+    with pytest.raises(mx.errors.UnknownLabelError, match=message):
         mx.select_units(demo["units"], **conditions)
 
 
 def test_what_is_no_word_or_no_units(demo, three_tables):
-    with pytest.raises(mx.SchemaError, match="expected words, found 4"):
+    with pytest.raises(mx.errors.SchemaError, match="expected words, found 4"):
         mx.select_units(demo["units"], layer=[4])
-    with pytest.raises(mx.SchemaError, match="no Dataset over nucleus_id"):
+    with pytest.raises(mx.errors.SchemaError, match="no Dataset over nucleus_id"):
         mx.select_units(demo["functional"], layer="L4")
     untuned = mx.build_units(three_tables, 1300)
-    with pytest.raises(mx.SchemaError, match="functional='match'"):
+    with pytest.raises(mx.errors.SchemaError, match="functional='match'"):
         mx.select_units(untuned, tuning="matched")
-    with pytest.raises(mx.SchemaError, match="units has no layer"):
+    with pytest.raises(mx.errors.SchemaError, match="units has no layer"):
         mx.select_units(untuned.drop_vars("layer"), layer="L4")
 
 
@@ -126,11 +125,13 @@ def test_connections_between_populations(demo):
 
 def test_connections_of_two_releases_or_unknown_conditions(demo):
     units, connectivity = demo["units"], demo["connectivity"]
-    with pytest.raises(mx.UnknownLabelError, match="nearest: layer"):
+    with pytest.raises(mx.errors.UnknownLabelError, match="nearest: layer"):
         mx.select_connections(connectivity, units, pre={"layers": "L4"})
-    with pytest.raises(mx.ReleaseMismatchError):
+    with pytest.raises(mx.errors.ReleaseMismatchError):
         mx.select_connections(
-            connectivity, mx.stamp_release(units, "minnie65_public", 1300), pre={"layer": "L4"}
+            connectivity,
+            mx.releases.stamp_release(units, "minnie65_public", 1300),
+            pre={"layer": "L4"},
         )
 
 
@@ -138,7 +139,7 @@ def test_real_units_by_label(real_data):
     units = mx.Release(661, source=real_data / "minnie65_v661").units(functional="match")
     l4 = mx.select_units(units, layer="L4", cell_type="4P", tuning="matched", axon="none")
     assert l4.sizes["nucleus_id"] > 500
-    assert release_spec(661).version == l4.materialization_version.item()
+    assert mx.releases.release_spec(661).version == l4.materialization_version.item()
     assert mx.select_units(units, axon="extended").sizes["nucleus_id"] == int(
         (units.strategy_axon == "extended").sum()
     )

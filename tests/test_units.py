@@ -10,10 +10,9 @@ import pytest
 from conftest import ROOTS
 
 import microns_xr as mx
-from microns_xr.proofreading import read_proofreading
 from microns_xr.releases import table_spec
 from microns_xr.schema import UNITS, validate
-from microns_xr.units import select_nuclei
+from microns_xr.units import read_proofreading, select_nuclei
 
 
 def copies(tables):
@@ -67,7 +66,7 @@ def test_inputs_are_not_modified_and_order_of_rows_does_not_matter(three_tables)
 
 
 def test_tables_by_name_are_as_good_as_by_role(three_tables):
-    spec = mx.release_spec(1300)
+    spec = mx.releases.release_spec(1300)
     by_name = {spec.tables[role]: table for role, table in three_tables.items()}
     assert mx.build_units(by_name, 1300).identical(mx.build_units(three_tables, 1300))
 
@@ -136,7 +135,7 @@ def test_contradicting_classifications_take_the_latest_and_are_counted(three_tab
     assert units.cell_type.sel(nucleus_id=11).item() == "MC"
     assert units.attrs["notes"]["contradicting_classifications"] == 1
     del tables["celltype"]["id"]
-    with pytest.raises(mx.SchemaError, match=r"neither 'created' nor 'id'.*keep one row"):
+    with pytest.raises(mx.errors.SchemaError, match=r"neither 'created' nor 'id'.*keep one row"):
         mx.build_units(tables, 1300)
 
 
@@ -253,7 +252,7 @@ def test_functional_match_and_best_only_by_hand(three_tables):
 
 
 def test_functional_all_is_refused_and_names_the_way(three_tables):
-    with pytest.raises(mx.SchemaError, match=r"Release\.functional"):
+    with pytest.raises(mx.errors.SchemaError, match=r"Release\.functional"):
         mx.build_units(three_tables, 1300, functional="all")
 
 
@@ -305,14 +304,14 @@ BAD = {
 def test_bad_tables_name_table_column_found_and_what_to_do(three_tables, case):
     role, spoil, message = BAD[case]
     tables = {**three_tables, role: spoil(three_tables[role])}
-    with pytest.raises(mx.SchemaError, match=message):
+    with pytest.raises(mx.errors.SchemaError, match=message):
         mx.build_units(tables, 1300)
 
 
 def test_a_missing_table_is_named(three_tables):
-    with pytest.raises(mx.SchemaError, match="proofreading_status_and_strategy"):
+    with pytest.raises(mx.errors.SchemaError, match="proofreading_status_and_strategy"):
         mx.build_units({k: v for k, v in three_tables.items() if k != "proofreading"}, 1300)
-    with pytest.raises(mx.SchemaError, match="synapse_table"):
+    with pytest.raises(mx.errors.SchemaError, match="synapse_table"):
         mx.build_units({**three_tables, "synapse_table": three_tables["nucleus"]}, 1300)
 
 
@@ -328,12 +327,12 @@ def test_valid_id_with_nulls_stays_exact():
         }
     )
     assert read_proofreading(table, spec).by_root.root_changed.tolist() == [True, False]
-    with pytest.raises(mx.SchemaError, match="valid_id has dtype float64"):
+    with pytest.raises(mx.errors.SchemaError, match="valid_id has dtype float64"):
         read_proofreading(table.assign(valid_id=[float(root), np.nan]), spec)
 
 
 def test_another_table_in_a_role(three_tables):
-    spec = mx.release_spec(
+    spec = mx.releases.release_spec(
         1718, tables={"celltype": "cell_type_multifeature_combo", "celltype_corrections": None}
     )
     tables = copies(three_tables)

@@ -13,18 +13,14 @@ from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.schema import VOXEL_UNITS
-from microns_xr.store.argument import Connectivity, connectivity_of
-from microns_xr.totals import group_connectivity as group_totals
-
-__all__ = ["By", "group_connectivity", "label_parts", "population_labels"]
+from microns_xr.select import group_connectivity as group_totals
+from microns_xr.store.open import Connectivity, connectivity_of
 
 By = str | Iterable[str] | xr.DataArray
 _SEPARATOR = ", "
 
 
-def population_labels(
-    units: xr.Dataset, by: str | Iterable[str] | xr.DataArray, *, check_release: bool = True
-) -> xr.DataArray:
+def population_labels(units: xr.Dataset, by: str | Iterable[str] | xr.DataArray) -> xr.DataArray:
     """Label every unit with its population, by one variable or by a product of several.
 
     Parameters
@@ -35,8 +31,6 @@ def population_labels(
         A variable with one word, integer or truth value a unit; several, whose words are joined
         (``["cell_type", "layer"]`` makes ``"23P, L2/3"``); or labels of one's own over
         ``nucleus_id``, aligned by label.
-    check_release : bool, optional
-        False skips the release check of labels of one's own.
 
     Returns
     -------
@@ -65,7 +59,7 @@ def population_labels(
     if not isinstance(units, xr.Dataset) or "nucleus_id" not in units.coords:
         raise SchemaError("units is no Dataset over nucleus_id: use mx.Release(...).units()")
     if isinstance(by, xr.DataArray):
-        require_same_release(("units", units), ("by", by), check_release=check_release)
+        require_same_release(("units", units), ("by", by))
         return _aligned(units, by)
     if isinstance(by, str):
         return _column(units, by, "nucleus_id")
@@ -77,7 +71,6 @@ def group_connectivity(
     connectivity: Connectivity,
     pre: str | Iterable[str] | xr.DataArray,
     post: str | Iterable[str] | xr.DataArray | None = None,
-    check_release: bool = True,
     *,
     units: xr.Dataset | None = None,
 ) -> xr.Dataset:
@@ -93,8 +86,6 @@ def group_connectivity(
         of an annotation (``"cell_type"`` for ``pre_cell_type`` and ``post_cell_type``); several of
         them for their product (``["cell_type", "layer"]``); or labels over ``nucleus_id`` (or
         ``pre_nucleus_id``, ``post_nucleus_id``), aligned by label. `post` is as `pre` by default.
-    check_release : bool, optional
-        False skips the release check of units and labels.
     units : xarray.Dataset, optional
         Where the variables are taken from; neurons that are not among them are "unknown".
 
@@ -121,20 +112,20 @@ def group_connectivity(
 
     Examples
     --------
-    >>> from microns_xr.connectivity.examples import two_neurons
+    >>> from microns_xr.connectivity.arrays import two_neurons
     >>> layer = xr.DataArray(["L4", "L4"], {"nucleus_id": [11, 12]}, name="layer")
-    >>> table = group_connectivity(two_neurons(), layer, check_release=False)
+    >>> table = group_connectivity(two_neurons(), layer)
     >>> float(table.mean_size.sel(pre_layer="L4", post_layer="L4"))
     4.666666666666667
     """
     pairs, opened_here = connectivity_of(connectivity)
     if units is not None:
-        require_same_release(("connectivity", pairs), ("units", units), check_release=check_release)
+        require_same_release(("connectivity", pairs), ("units", units))
     labels = {
-        side: _side_labels(pairs, units, by, side, check_release)
+        side: _side_labels(pairs, units, by, side)
         for side, by in (("pre", pre), ("post", pre if post is None else post))
     }
-    table = group_totals(pairs, labels["pre"], labels["post"], check_release)
+    table = group_totals(pairs, labels["pre"], labels["post"])
     connected = table["n_connections"].where(table["n_connections"] > 0)
     for name, part, unit in (
         ("mean_size", "synapse_size", VOXEL_UNITS),
@@ -158,27 +149,7 @@ def group_connectivity(
 def label_parts(
     labels: xr.DataArray, dim: str, side: str, groups: np.ndarray
 ) -> dict[str, tuple[str, np.ndarray]]:
-    """Return the parts of product labels as coordinates of the axis of populations.
-
-    Parameters
-    ----------
-    labels : xarray.DataArray
-        What `population_labels` returned.
-    dim, side : str
-        Axis of populations, and "pre" or "post".
-    groups : numpy.ndarray
-        Labels along that axis.
-
-    Returns
-    -------
-    dict
-        Coordinates ``pre_cell_type`` ...; empty for labels that are no product.
-
-    Examples
-    --------
-    >>> label_parts(xr.DataArray(["a"], {"nucleus_id": [1]}), "pre_group", "pre", np.array(["a"]))
-    {}
-    """
+    """Return the parts of product labels as coordinates of the axis of populations."""
     parts = labels.attrs.get("parts", [])
     words = pd.Index(labels.values)
     first = words.drop_duplicates()
@@ -194,12 +165,12 @@ def label_parts(
 
 
 def _side_labels(
-    connectivity: xr.Dataset, units: xr.Dataset | None, by: By, side: str, check_release: bool
+    connectivity: xr.Dataset, units: xr.Dataset | None, by: By, side: str
 ) -> str | xr.DataArray:
     if isinstance(by, xr.DataArray):
         return by
     if units is not None:
-        return population_labels(units, by, check_release=check_release)
+        return population_labels(units, by)
     if isinstance(by, str):
         return by
     dim = f"{side}_nucleus_id"

@@ -12,40 +12,12 @@ import numpy as np
 
 from microns_xr.errors import SchemaError
 
-__all__ = [
-    "bootstrap_neurons",
-    "bootstrap_replicates",
-    "neuron_weights",
-    "percentile_interval",
-    "wilson_interval",
-]
-
 # A block of replicates: 2**22 float64 are 32 MB.
 _BLOCK = 1 << 22
 
 
 def neuron_weights(n_neurons: int, n: int, seed: int) -> np.ndarray:
-    """Draw neurons with replacement, as many as there are, and count how often each was drawn.
-
-    Parameters
-    ----------
-    n_neurons : int
-        Number of neurons.
-    n : int
-        Number of replicates.
-    seed : int
-        Equal seeds give equal draws.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n, n_neurons), float64; each row sums to `n_neurons`.
-
-    Examples
-    --------
-    >>> neuron_weights(4, 2, seed=0).sum(axis=1)
-    array([4., 4.])
-    """
+    """Draw neurons with replacement, as many as there are, and count how often each was drawn."""
     rng = np.random.default_rng(seed)
     weights = np.empty((n, n_neurons))
     if not n_neurons:
@@ -62,32 +34,7 @@ def neuron_weights(n_neurons: int, n: int, seed: int) -> np.ndarray:
 def bootstrap_replicates(
     numerators: np.ndarray, denominators: np.ndarray, n: int = 1000, seed: int = 0
 ) -> np.ndarray:
-    """Resample neurons and form the ratio of summed numerators to summed denominators.
-
-    Parameters
-    ----------
-    numerators, denominators : numpy.ndarray
-        (neurons, ...), sums of each neuron; of one shape, or broadcast against each other.
-    n : int, optional
-        Number of replicates.
-    seed : int, optional
-        Equal seeds draw the same neurons, so that replicates of several calls belong together.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n, ...), float64; NaN where the drawn neurons have no denominator.
-
-    Raises
-    ------
-    SchemaError
-        If there are no replicates asked for, or the shapes do not fit.
-
-    Examples
-    --------
-    >>> bootstrap_replicates(np.array([1, 1]), np.array([4, 4]), n=3)
-    array([0.25, 0.25, 0.25])
-    """
+    """Resample neurons and form the ratio of summed numerators to summed denominators."""
     top, bottom = _tables(numerators, denominators, n)
     weights = neuron_weights(top.shape[0], n, seed)
     return _ratios(weights, _flat(top), _flat(bottom)).reshape(n, *top.shape[1:])
@@ -102,39 +49,8 @@ def bootstrap_neurons(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give the percentile interval of a ratio of sums when neurons are resampled.
 
-    Parameters
-    ----------
-    numerators, denominators : numpy.ndarray
-        (neurons, ...), sums of each neuron, such as connected and tested pairs in each bin.
-    n : int, optional
-        Number of replicates.
-    seed : int, optional
-        Equal seeds give equal intervals.
-    confidence : float, optional
-        Share of the replicates inside of the interval.
-
-    Returns
-    -------
-    tuple of numpy.ndarray
-        Lower and upper ends, (...), float64. NaN where fewer than two neurons have a
-        denominator, or all of those have the same ratio (such as 0): then there is no spread to
-        learn from, which is not certainty.
-
-    Raises
-    ------
-    SchemaError
-        If shapes do not fit, or `n` or `confidence` makes no sense.
-
-    Notes
-    -----
     Percentile bootstrap of clusters (Efron & Tibshirani 1993, An Introduction to the Bootstrap,
     chapter 13). It is too narrow for a handful of neurons.
-
-    Examples
-    --------
-    >>> low, high = bootstrap_neurons(np.array([0, 1, 2, 1]), np.array([4, 4, 4, 4]))
-    >>> float(low) < 0.25 < float(high)
-    True
     """
     _require_confidence(confidence)
     top, bottom = _tables(numerators, denominators, n)
@@ -154,31 +70,7 @@ def bootstrap_neurons(
 def percentile_interval(
     replicates: np.ndarray, confidence: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give the percentiles of replicates that leave out equal shares on both sides.
-
-    Parameters
-    ----------
-    replicates : numpy.ndarray
-        (n, ...); NaN replicates are left out.
-    confidence : float, optional
-        Share of the replicates inside of the interval.
-
-    Returns
-    -------
-    tuple of numpy.ndarray
-        Lower and upper ends, (...); NaN where no replicate is a number.
-
-    Raises
-    ------
-    SchemaError
-        If `confidence` is not between 0 and 1.
-
-    Examples
-    --------
-    >>> low, high = percentile_interval(np.arange(101.0), 0.5)
-    >>> float(low), float(high)
-    (25.0, 75.0)
-    """
+    """Give the percentiles of replicates that leave out equal shares on both sides."""
     _require_confidence(confidence)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     replicates = np.asarray(replicates, dtype=float)
@@ -198,32 +90,8 @@ def wilson_interval(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give Wilson's score interval of a proportion of independent trials.
 
-    Parameters
-    ----------
-    successes, trials : numpy.ndarray
-        Counts, of one shape.
-    confidence : float, optional
-        Nominal coverage.
-
-    Returns
-    -------
-    tuple of numpy.ndarray
-        Lower and upper ends, float64; NaN without a trial.
-
-    Raises
-    ------
-    SchemaError
-        If `confidence` is not between 0 and 1.
-
-    Notes
-    -----
     Wilson 1927, Journal of the American Statistical Association 22, 209-212. Pairs that share a
     neuron are not independent: as an interval of a connection probability it is too narrow.
-
-    Examples
-    --------
-    >>> [round(float(end), 4) for end in wilson_interval(np.array(1), np.array(10))]
-    [0.0179, 0.4042]
     """
     _require_confidence(confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)

@@ -1,9 +1,4 @@
-"""Connectivity Datasets and the raw buffers inside them.
-
-A connectivity Dataset holds ``synapse_size`` and ``synapse_count`` as two `sparse.GCXS` arrays on
-one sparsity pattern: they share ``indices`` and ``indptr``. Everything that is fast works on those
-buffers; this module is the only place that takes GCXS apart or puts it together.
-"""
+"""A connectivity Dataset small enough to check by hand, for the examples of the documentation."""
 
 from __future__ import annotations
 
@@ -20,19 +15,12 @@ from microns_xr.errors import SchemaError
 from microns_xr.provenance import stamp_release
 from microns_xr.schema import CONNECTIVITY, describe
 
-__all__ = [
-    "PAIR_DIMS",
-    "Compressed",
-    "Pattern",
-    "connectivity_dataset",
-    "gcxs",
-    "make_pattern",
-    "pair_buffers",
-    "pair_names",
-    "pattern_of",
-    "pattern_of_array",
-    "values_of",
-]
+# Connectivity Datasets and the raw buffers inside them.
+#
+# A connectivity Dataset holds ``synapse_size`` and ``synapse_count`` as two `sparse.GCXS` arrays
+# on one sparsity pattern: they share ``indices`` and ``indptr``. Everything that is fast works on
+# those buffers; this module is the only place that takes GCXS apart or puts it together.
+
 
 Compressed = Literal["post", "pre"]
 PAIR_DIMS = ("pre_nucleus_id", "post_nucleus_id")
@@ -42,24 +30,14 @@ _INT32_MAX = np.iinfo(np.int32).max
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which pairs are stored, compressed over one axis.
+    """Which pairs are stored, compressed over one axis."""
 
-    Attributes
-    ----------
-    indices : numpy.ndarray
-        int32, positions on the other axis; ascending and unique within a span.
-    indptr : numpy.ndarray
-        Spans of the compressed axis, one longer than it; int32 where the number of pairs fits.
-    shape : tuple of int
-        (number of pre, number of post).
-    compressed : {"post", "pre"}
-        The axis whose neurons are contiguous spans.
-    """
-
+    # int32, positions on the other axis; ascending and unique within a span
     indices: np.ndarray
+    # spans of the compressed axis, one longer than it; int32 where the number of pairs fits
     indptr: np.ndarray
-    shape: tuple[int, int]
-    compressed: Compressed
+    shape: tuple[int, int]  # (number of pre, number of post)
+    compressed: Compressed  # the axis whose neurons are contiguous spans
 
     def same_pairs(self, other: Pattern) -> bool:
         """Whether another pattern stores the same pairs in the same order."""
@@ -126,29 +104,7 @@ def connectivity_dataset(
     scope: str,
     attrs: dict[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Put buffers and labels together as a connectivity Dataset.
-
-    Parameters
-    ----------
-    size, count : numpy.ndarray
-        Summed size and number of synapses of each stored pair, in the order of the pattern.
-    pattern : Pattern
-        Which pairs are stored.
-    pre_ids, post_ids : numpy.ndarray
-        Nucleus ids of both axes, sorted and unique.
-    datastack, version : str, int
-        The release.
-    scope : {"complete", "requested", "unknown"}
-        Which pairs were asked for.
-    attrs : dict, optional
-        Attributes of the Dataset.
-
-    Returns
-    -------
-    xarray.Dataset
-        ``synapse_size`` and ``synapse_count`` over (``pre_nucleus_id``, ``post_nucleus_id``),
-        int64.
-    """
+    """Put buffers and labels together as a connectivity Dataset."""
     dims = PAIR_DIMS
     size = np.asarray(size, dtype=np.int64)  # int32 sums overflow silently in plain xarray
     count = np.asarray(count, dtype=np.int64)
@@ -201,22 +157,7 @@ def _gcxs_of(data: Any, name: str) -> sparse.GCXS:
 def pattern_of_array(
     data: Any, name: str, compressed: Compressed | None = None
 ) -> tuple[Pattern, np.ndarray]:
-    """Return the sparsity pattern of a sparse array over (pre, post), and its stored values.
-
-    Parameters
-    ----------
-    data : sparse.GCXS or sparse.COO
-        The array.
-    name : str
-        How messages call it.
-    compressed : {"post", "pre"}, optional
-        The axis it is to be compressed over; by default the one it is.
-
-    Raises
-    ------
-    SchemaError
-        If it is not sparse, or its fill value is not 0.
-    """
+    """Return the sparsity pattern of a sparse array over (pre, post), and its stored values."""
     array = _gcxs_of(data, name)
     if compressed is not None and tuple(array.compressed_axes) != (_AXIS[compressed],):
         array = sparse.GCXS.from_coo(array.tocoo(), compressed_axes=(_AXIS[compressed],))
@@ -225,13 +166,7 @@ def pattern_of_array(
 
 
 def pattern_of(connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse_size") -> Pattern:
-    """Return the sparsity pattern of a connectivity Dataset or of one of its arrays.
-
-    Raises
-    ------
-    SchemaError
-        If the array is not sparse, its dims are not (pre, post), or its fill value is not 0.
-    """
+    """Return the sparsity pattern of a connectivity Dataset or of one of its arrays."""
     return pattern_of_array(_array_of(connectivity, variable), variable)[0]
 
 
@@ -255,34 +190,7 @@ def pair_names(connectivity: xr.Dataset) -> list[str]:
 def pair_buffers(
     connectivity: xr.Dataset, names: Iterable[str] | None = None
 ) -> tuple[Pattern, dict[str, np.ndarray]]:
-    """Return the one sparsity pattern of a connectivity Dataset and the values on it.
-
-    Parameters
-    ----------
-    connectivity : xarray.Dataset
-        Connectivity.
-    names : iterable of str, optional
-        Variables; by default all that are sparse.
-
-    Returns
-    -------
-    tuple of (Pattern, dict of str to numpy.ndarray)
-        The pattern, and the stored values of each variable in its order; nothing is copied.
-
-    Raises
-    ------
-    SchemaError
-        If two variables do not store the same pairs, or one is not a sparse array as
-        `pattern_of` takes it.
-
-    Examples
-    --------
-    >>> pattern = make_pattern(np.array([1]), np.array([0, 1, 1]), (2, 2), "post")
-    >>> dataset = connectivity_dataset(np.array([9]), np.array([2]), pattern, np.array([5, 6]),
-    ...     np.array([5, 6]), datastack="minnie65_public", version=1718, scope="unknown")
-    >>> pair_buffers(dataset)[1]
-    {'synapse_size': array([9]), 'synapse_count': array([2])}
-    """
+    """Return the one sparsity pattern of a connectivity Dataset and the values on it."""
     if names is None:
         names = pair_names(connectivity)
     pattern: Pattern | None = None
@@ -300,3 +208,13 @@ def pair_buffers(
     if pattern is None:
         raise SchemaError("the connectivity holds no sparse array: build it again")
     return pattern, values
+
+
+def two_neurons() -> xr.Dataset:
+    """Return the connectivity of neurons 11 and 12, which is connected with itself."""
+    pattern = make_pattern(np.array([1, 0, 1]), np.array([0, 1, 3]), (2, 2), "post")
+    ids = np.array([11, 12])
+    return connectivity_dataset(
+        np.array([5, 7, 2]), np.array([1, 2, 1]), pattern, ids, ids,
+        datastack="minnie65_public", version=1718, scope="unknown",
+    )  # fmt: skip

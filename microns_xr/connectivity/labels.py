@@ -14,49 +14,18 @@ from microns_xr.columns import id_column
 from microns_xr.errors import SchemaError, UnknownLabelError
 from microns_xr.threads import equal_spans, run_spans, usable_threads
 
-__all__ = ["Lookup", "as_ids", "is_one_id", "nucleus_ids", "require_known"]
-
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: Knuth's multiplicative hashing
 
 
 def is_one_id(ids: Any) -> bool:
-    """Whether `ids` is one id and not a collection of them.
-
-    Examples
-    --------
-    >>> is_one_id(7), is_one_id(np.int64(7)), is_one_id([7])
-    (True, True, False)
-    """
+    """Whether `ids` is one id and not a collection of them."""
     if isinstance(ids, np.ndarray | xr.DataArray):
         return ids.ndim == 0
     return isinstance(ids, int | np.integer)
 
 
 def as_ids(ids: Any, what: str) -> np.ndarray:
-    """Read one id or any collection of ids as int64, never through float.
-
-    Parameters
-    ----------
-    ids : int, collection, pandas object, xarray.DataArray, or units Dataset
-        The ids; of a units Dataset its ``nucleus_id``.
-    what : str
-        How messages call them.
-
-    Returns
-    -------
-    numpy.ndarray
-        One-dimensional, int64, in the order given.
-
-    Raises
-    ------
-    SchemaError
-        If they are no integers.
-
-    Examples
-    --------
-    >>> as_ids({864691135000000001}, "pre")
-    array([864691135000000001])
-    """
+    """Read one id or any collection of ids as int64, never through float."""
     if isinstance(ids, xr.Dataset):
         if "nucleus_id" not in ids.coords:
             raise SchemaError(
@@ -81,26 +50,7 @@ def as_ids(ids: Any, what: str) -> np.ndarray:
 
 
 def require_known(ids: np.ndarray, positions: np.ndarray, what: str, where: str, hint: str) -> None:
-    """Raise unless every id was found.
-
-    Parameters
-    ----------
-    ids, positions : numpy.ndarray
-        Ids and where they were found, -1 where not.
-    what, where, hint : str
-        How the message calls the ids and the place, and what to do.
-
-    Raises
-    ------
-    UnknownLabelError
-        With the number, the share and the first few of the unknown ids.
-
-    Examples
-    --------
-    >>> require_known(np.array([3, 5]), np.array([0, -1]), "pre", "the units", "drop them")
-    Traceback (most recent call last):
-    microns_xr.errors.UnknownLabelError: 1 of 2 (50.0%) ids of pre are not in the units, ...
-    """
+    """Raise unless every id was found."""
     unknown = ids[positions < 0]
     if unknown.size:
         some = ", ".join(str(i) for i in unknown[:3].tolist())
@@ -115,23 +65,6 @@ class Lookup:
 
     Fifteen times faster than a binary search for millions of ids among 94,000, because most of
     them are answered by one access to memory.
-
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        int64 labels of the axis, each once, in any order.
-    what : str
-        How messages call the labels.
-
-    Raises
-    ------
-    SchemaError
-        If a label is repeated.
-
-    Examples
-    --------
-    >>> Lookup(np.array([30, 10, 20]), "nucleus_id").find(np.array([20, 99]))
-    array([ 2, -1], dtype=int32)
     """
 
     def __init__(self, labels: np.ndarray, what: str) -> None:
@@ -190,49 +123,6 @@ def _find(ids, keys, slots, shift, out, lo, hi):  # type: ignore[no-untyped-def]
         while slots[slot] >= 0 and keys[slot] != ids[i]:
             slot = (slot + np.uint64(1)) & mask
         out[i] = slots[slot]
-
-
-def nucleus_ids(units: xr.Dataset, root_ids: Any) -> np.ndarray:
-    """Turn root ids into nucleus ids.
-
-    Parameters
-    ----------
-    units : xarray.Dataset
-        Units, with ``pt_root_id(nucleus_id)``.
-    root_ids : int or collection of int
-        Root ids of the same release.
-
-    Returns
-    -------
-    numpy.ndarray
-        Nucleus ids, int64, in the order of `root_ids`, which may repeat.
-
-    Raises
-    ------
-    UnknownLabelError
-        If a root id is not among the units; the message says how many.
-    SchemaError
-        If the ids are not integers.
-
-    Examples
-    --------
-    >>> units = xr.Dataset({"pt_root_id": ("nucleus_id", [864691135000000001, 864691135000000002])},
-    ...     coords={"nucleus_id": [17, 23]})
-    >>> nucleus_ids(units, [864691135000000002])
-    array([23])
-    """
-    roots = as_ids(root_ids, "root_ids")
-    labels, positions = unit_roots(units)
-    found = Lookup(labels, "pt_root_id of the units").find(roots)
-    require_known(
-        roots,
-        found,
-        "root_ids",
-        "pt_root_id of the units",
-        "root ids change between releases, so they may be of another one, and a root shared by "
-        "several nuclei, or without a class, is no unit",
-    )
-    return np.asarray(units["nucleus_id"].values[positions[found]], dtype=np.int64)
 
 
 def unit_roots(units: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:

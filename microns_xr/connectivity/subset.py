@@ -1,48 +1,38 @@
-"""Parts of a connectivity Dataset by label: neurons, ends of connections, other compression.
-
-All of it works on the raw buffers, for either compressed axis, and carries every coordinate and
-every variable of the Dataset along. Axes stay sorted.
-"""
+"""Unit variables as coordinates of both axes of a connectivity Dataset."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from microns_xr.connectivity.arrays import (
-    PAIR_DIMS,
-    Compressed,
-    Pattern,
-    pair_buffers,
-    pattern_of,
-)
-from microns_xr.connectivity.blocks import is_lazy
-from microns_xr.connectivity.blockwise import blocks_of, stored_source
-from microns_xr.connectivity.labels import Lookup
-from microns_xr.connectivity.lazy import count_pairs
-from microns_xr.connectivity.parts import (
+from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed, Pattern, pair_buffers, pattern_of
+from microns_xr.connectivity.blocks import (
     OTHER_SIDE,
     Rule,
     Side,
+    blocks_of,
+    count_pairs,
+    is_lazy,
     keep_pairs,
     layout_of,
     positions_of,
+    stored_source,
     take_positions,
     with_pairs,
 )
-from microns_xr.connectivity.patterns import transpose_pattern
-from microns_xr.provenance import add_history
-from microns_xr.schema import validate
+from microns_xr.connectivity.labels import Lookup
+from microns_xr.connectivity.sort import transpose_pattern
+from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
+from microns_xr.provenance import add_history, require_same_release
+from microns_xr.schema import AXES, validate
 
-__all__ = [
-    "connections_between",
-    "drop_autapses",
-    "n_connections",
-    "recompress",
-    "take",
-]
+# Parts of a connectivity Dataset by label: neurons, ends of connections, other compression.
+#
+# All of it works on the raw buffers, for either compressed axis, and carries every coordinate and
+# every variable of the Dataset along. Axes stay sorted.
 
 
 def n_connections(connectivity: xr.Dataset) -> int:
@@ -61,7 +51,7 @@ def n_connections(connectivity: xr.Dataset) -> int:
 
     Examples
     --------
-    >>> from microns_xr.connectivity.examples import two_neurons
+    >>> from microns_xr.connectivity.arrays import two_neurons
     >>> n_connections(two_neurons())
     3
     """
@@ -75,33 +65,7 @@ def n_connections(connectivity: xr.Dataset) -> int:
 
 
 def take(connectivity: xr.Dataset, pre_ids: Any = None, post_ids: Any = None) -> xr.Dataset:
-    """Keep some neurons of either axis.
-
-    Parameters
-    ----------
-    connectivity : xarray.Dataset
-        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``).
-    pre_ids, post_ids : int, collection of int, or units Dataset, optional
-        Nucleus ids; None keeps the whole axis.
-
-    Returns
-    -------
-    xarray.Dataset
-        Connectivity whose axes are exactly those neurons, sorted, with all coordinates.
-
-    Raises
-    ------
-    UnknownLabelError
-        If an id is not on the axis.
-    SchemaError
-        If ids are not integers, or the Dataset is no connectivity.
-
-    Examples
-    --------
-    >>> from microns_xr.connectivity.examples import two_neurons
-    >>> take(two_neurons(), post_ids=[12]).sizes["post_nucleus_id"]
-    1
-    """
+    """Keep some neurons of either axis."""
     validate(connectivity, "connectivity")
     pre = None if pre_ids is None else np.unique(positions_of(connectivity, "pre", pre_ids))
     post = None if post_ids is None else np.unique(positions_of(connectivity, "post", post_ids))
@@ -141,7 +105,7 @@ def connections_between(
 
     Examples
     --------
-    >>> from microns_xr.connectivity.examples import two_neurons
+    >>> from microns_xr.connectivity.arrays import two_neurons
     >>> n_connections(connections_between(two_neurons(), [11], [11]))
     0
     >>> n_connections(connections_between(two_neurons(), [11], [11], both=False))
@@ -189,7 +153,7 @@ def drop_autapses(connectivity: xr.Dataset) -> xr.Dataset:
 
     Examples
     --------
-    >>> from microns_xr.connectivity.examples import two_neurons
+    >>> from microns_xr.connectivity.arrays import two_neurons
     >>> n_connections(drop_autapses(two_neurons()))
     2
     """
@@ -213,32 +177,7 @@ def _everybody(n_of: dict[Side, int], compressed: Side) -> Rule:
 
 
 def recompress(connectivity: xr.Dataset, compressed: Compressed) -> xr.Dataset:
-    """Store the same pairs with the neurons of the other axis as contiguous spans.
-
-    Parameters
-    ----------
-    connectivity : xarray.Dataset
-        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``).
-    compressed : {"post", "pre"}
-        The axis. Over post the inputs of a neuron are contiguous, over pre its outputs; results
-        are the same, those along the contiguous axis are faster.
-
-    Returns
-    -------
-    xarray.Dataset
-        The same connectivity; the very same arrays if it is compressed so already.
-
-    Raises
-    ------
-    SchemaError
-        If the Dataset is no connectivity.
-
-    Examples
-    --------
-    >>> from microns_xr.connectivity.examples import two_neurons
-    >>> recompress(two_neurons(), "pre").synapse_size.data.compressed_axes
-    (0,)
-    """
+    """Store the same pairs with the neurons of the other axis as contiguous spans."""
     validate(connectivity, "connectivity")
     pattern, values = pair_buffers(connectivity)
     if pattern.compressed == compressed:
@@ -246,3 +185,114 @@ def recompress(connectivity: xr.Dataset, compressed: Compressed) -> xr.Dataset:
     turned = transpose_pattern(pattern.indices, pattern.indptr, pattern.n_minor)
     other = Pattern(pattern.indices, pattern.indptr, pattern.shape, compressed)
     return with_pairs(connectivity, connectivity, other, values, turned, pattern.shape)
+
+
+_FIXED = ("nucleus_id", "datastack", "materialization_version", "scope")
+
+
+def annotate(
+    connectivity: xr.Dataset,
+    units: xr.Dataset,
+    variables: str | Iterable[str],
+    overwrite: bool = False,
+) -> xr.Dataset:
+    """Write variables of the units as coordinates of both axes.
+
+    Parameters
+    ----------
+    connectivity : xarray.Dataset
+        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``).
+    units : xarray.Dataset
+        Units over ``nucleus_id``, in any order, some neurons of the matrix may be absent.
+    variables : str or iterable of str
+        Names of variables with one value a neuron, or ``"position"``.
+    overwrite : bool, optional
+        Whether coordinates of the same names may be replaced.
+
+    Returns
+    -------
+    xarray.Dataset
+        With ``pre_cell_type(pre_nucleus_id)`` and ``post_cell_type(post_nucleus_id)`` for
+        ``"cell_type"``, and so on; ``pre_x``, ``pre_y``, ``pre_z`` ... (µm) for ``"position"``.
+        They keep the attributes of the unit variable. A neuron that is not among the units has
+        "unknown", NaN, -1 or False; the attribute ``unmatched`` says how many have not been found,
+        since False alone cannot be told from a neuron that was found.
+
+    Raises
+    ------
+    UnknownLabelError
+        If units has no such variable, or no neuron of an axis is among the units.
+    SchemaError
+        If a variable has several values a neuron, a coordinate of that name is there already and
+        `overwrite` is False, or the Dataset is no connectivity.
+    ReleaseMismatchError
+        If the two are of different releases.
+
+    Examples
+    --------
+    >>> from microns_xr.connectivity.arrays import two_neurons
+    >>> units = xr.Dataset({"layer": ("nucleus_id", np.array(["L4"], dtype=object))},
+    ...     coords={"nucleus_id": [12]})
+    >>> annotate(two_neurons(), units, "layer").pre_layer.values
+    array(['unknown', 'L4'], dtype=object)
+    """
+    validate(connectivity, "connectivity")
+    require_same_release(("connectivity", connectivity), ("units", units))
+    if "nucleus_id" not in units.coords:
+        raise SchemaError("units has no nucleus_id: pass the units Dataset of the release")
+    names = [variables] if isinstance(variables, str) else list(variables)
+    columns = {column: values for name in names for column, values in _columns(units, name)}
+    new = [f"{side}_{column}" for side in ("pre", "post") for column in columns]
+    taken = [name for name in new if name in connectivity.variables]
+    if taken and not overwrite:
+        raise SchemaError(
+            f"the connectivity has {taken} already: pass overwrite=True to replace them"
+        )
+    lookup = Lookup(units["nucleus_id"].values, "nucleus_id of the units")
+    coords = {}
+    for side in ("pre", "post"):
+        dim = f"{side}_nucleus_id"
+        rows = lookup.find(connectivity[dim].values)
+        if rows.size and (rows < 0).all():
+            raise UnknownLabelError(
+                f"none of the {rows.size} neurons of {dim} is among the units: "
+                "annotate with the units the connectivity was built from"
+            )
+        n_unmatched = int((rows < 0).sum())
+        for column, variable in columns.items():
+            attrs = {**variable.attrs, "unmatched": n_unmatched}
+            coords[f"{side}_{column}"] = (dim, _look_up(variable.values, rows), attrs)
+    result = connectivity.drop_vars(taken).assign_coords(coords)
+    return add_history(result, f"annotate({', '.join(names)})")
+
+
+def _columns(units: xr.Dataset, name: str) -> list[tuple[str, xr.DataArray]]:
+    if name not in units.variables:
+        near = ", ".join(nearest_words(name, units.variables))
+        raise UnknownLabelError(
+            f"units has no variable {name!r}, expected some of {sorted(map(str, units.data_vars))}"
+            + (f"; nearest: {near}" if near else "")
+        )
+    variable = units[name]
+    if name == "position":
+        by_axis = variable.transpose("nucleus_id", "axis")
+        return [(axis, by_axis[:, i]) for i, axis in enumerate(AXES)]
+    if variable.dims != ("nucleus_id",) or name in _FIXED:
+        raise SchemaError(
+            f"units.{name} has dims {variable.dims}, expected one value a neuron along "
+            "('nucleus_id',): select one column first, or use mx.contract for rates"
+        )
+    return [(name, variable)]
+
+
+def _look_up(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    if values.dtype.kind in "OUT":
+        values = values.astype(object)
+    missing = {"O": "unknown", "f": np.nan, "i": -1, "b": False}.get(values.dtype.kind)
+    if missing is None:
+        raise SchemaError(
+            f"a unit variable has dtype {values.dtype}, expected text, numbers or truth values"
+        )
+    found = values[rows]
+    found[rows < 0] = missing
+    return found

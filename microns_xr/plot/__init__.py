@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from microns_xr.plot.cells import cells_in_space, depth_profile
 from microns_xr.plot.connections import connectivity_matrix, degree_distribution
-from microns_xr.plot.curves import connection_probability, like_to_like
-from microns_xr.plot.tuning import currents_by_angle, preferred_orientations, tuning_curve
+from microns_xr.plot.tuning import (
+    connection_probability,
+    currents_by_angle,
+    like_to_like,
+    preferred_orientations,
+    tuning_curve,
+)
 
 __all__ = [
     "cells_in_space",
@@ -22,3 +27,7 @@ __all__ = [
     "preferred_orientations",
     "tuning_curve",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

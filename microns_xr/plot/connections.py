@@ -8,13 +8,10 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.errors import SchemaError
-from microns_xr.plot.axes import axes_or_new, label_of, require
-from microns_xr.plot.colours import PALETTE
+from microns_xr.plot.cells import PALETTE, axes_or_new, label_of, require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["connectivity_matrix", "degree_distribution"]
 
 # More populations than this, and numbers in the cells would not be legible.
 _MOST_NUMBERS = 9
@@ -28,8 +25,8 @@ def connectivity_matrix(
     Parameters
     ----------
     grouped : xarray.Dataset
-        From `microns_xr.group_connectivity`, or from `microns_xr.connection_probability` without
-        distances: two dims of populations.
+        From `microns_xr.group_connectivity`, or from
+        `microns_xr.analysis.connection_probability` without distances: two dims of populations.
     variable : str, optional
         What is coloured: ``"n_connections"``, ``"mean_size"``, ``"probability"`` ...
     ax : matplotlib.axes.Axes, optional
@@ -130,7 +127,7 @@ def degree_distribution(
     Examples
     --------
     >>> import microns_xr as mx
-    >>> from microns_xr.connectivity.examples import two_neurons
+    >>> from microns_xr.connectivity.arrays import two_neurons
     >>> ax = degree_distribution(mx.degrees(two_neurons()))
     >>> ax.get_xscale(), ax.get_ylabel()
     ('log', 'share of neurons with at least x')

@@ -13,13 +13,8 @@ from typing import Any
 import numpy as np
 
 from microns_xr.errors import SchemaError, UnknownLabelError
-from microns_xr.recordings.handles import import_h5py
-from microns_xr.recordings.layout import encode_hash
-from microns_xr.recordings.open import node_name
-from microns_xr.source.demo import DemoSource
-from microns_xr.source.demo_function import DIRECTIONS, N_DIRECTIONS, SCANS
-
-__all__ = ["demo_curves", "write_demo_recordings"]
+from microns_xr.recordings.files import encode_hash, import_h5py, node_name
+from microns_xr.sources.demo import DIRECTIONS, N_DIRECTIONS, SCANS, DemoSource
 
 _STIMULUS_RATE, _EVERY = 30.0, 4  # every fourth frame is kept: 7.5 a second
 _SEGMENT_S = 0.9375
@@ -31,22 +26,7 @@ _LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 
 
 def demo_curves(source: DemoSource, session: int, scan_idx: int) -> np.ndarray:
-    """Return the planted tuning curves of a scan.
-
-    Parameters
-    ----------
-    source : DemoSource
-        The synthetic release.
-    session, scan_idx : int
-        The scan.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (n_units, 16), the row of unit_id i at i - 1: response by direction, in degrees from 0
-        up in steps of 22.5, 0 = horizontal bar moving up, clockwise. A unit that no table knows
-        has a curve too.
-    """
+    """Return the planted tuning curves of a scan."""
     units = source.recorded_units
     rows = np.flatnonzero((units.session == session) & (units.scan_idx == scan_idx))
     if not len(rows):
@@ -62,7 +42,7 @@ def demo_curves(source: DemoSource, session: int, scan_idx: int) -> np.ndarray:
     return curves
 
 
-def write_demo_recordings(
+def write_demo(
     path: str | Path,
     source: DemoSource | None = None,
     *,
@@ -111,9 +91,9 @@ def write_demo_recordings(
     Examples
     --------
     >>> import tempfile
-    >>> from microns_xr.recordings.open import open_recordings
-    >>> path = write_demo_recordings(Path(tempfile.mkdtemp()) / "demo.h5")
-    >>> list(open_recordings(path))
+    >>> from microns_xr.recordings.files import open
+    >>> path = write_demo(Path(tempfile.mkdtemp()) / "demo.h5")
+    >>> list(open(path))
     ['scan_4_7', 'scan_8_5', 'scan_9_3']
     """
     h5py = import_h5py()

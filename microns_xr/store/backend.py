@@ -11,10 +11,8 @@ from xarray.core import indexing
 
 from microns_xr.connectivity.arrays import Compressed
 from microns_xr.errors import UnknownLabelError
-from microns_xr.store.address import Path
+from microns_xr.store.locate import Address
 from microns_xr.store.open import groups_of, open_root, open_store, read_group
-
-__all__ = ["MicronsXrBackendEntrypoint"]
 
 
 class MicronsXrBackendEntrypoint(BackendEntrypoint):
@@ -44,7 +42,7 @@ class MicronsXrBackendEntrypoint(BackendEntrypoint):
 
     def open_dataset(  # type: ignore[override]
         self,
-        filename_or_obj: Path,
+        filename_or_obj: Address,
         *,
         drop_variables: str | Iterable[str] | None = None,
         group: str | None = None,
@@ -88,7 +86,7 @@ class MicronsXrBackendEntrypoint(BackendEntrypoint):
 
     def open_datatree(  # type: ignore[override]
         self,
-        filename_or_obj: Path,
+        filename_or_obj: Address,
         *,
         drop_variables: str | Iterable[str] | None = None,
         lazy: bool = False,
@@ -103,7 +101,7 @@ class MicronsXrBackendEntrypoint(BackendEntrypoint):
         return tree.map_over_datasets(_kept)
 
     def open_groups_as_dict(  # type: ignore[override]
-        self, filename_or_obj: Path, **kwargs: Any
+        self, filename_or_obj: Address, **kwargs: Any
     ) -> dict[str, xr.Dataset]:
         """Open all groups as Datasets by path; see `open_datatree`."""
         tree = self.open_datatree(filename_or_obj, **kwargs)

@@ -97,28 +97,6 @@ from zarr.codecs import BloscCodec
 from microns_xr.connectivity.arrays import Compressed
 from microns_xr.errors import SchemaError
 
-__all__ = [
-    "CHUNK",
-    "CODECS",
-    "DATA_GROUPS",
-    "FORMAT",
-    "FORMAT_ATTR",
-    "INNER_CHUNK",
-    "MATRIX_ENCODING",
-    "SHARD",
-    "SYNAPSE_CHUNK",
-    "SYNAPSE_GROUP",
-    "SYNAPSE_POINTER",
-    "check_name",
-    "compressor",
-    "grid_of",
-    "json_attrs",
-    "matrix_group",
-    "pattern_problems",
-    "require_shards",
-    "reserved_attrs",
-]
-
 FORMAT = 1
 FORMAT_ATTR = "microns_xr_format"
 VARIABLES_ATTR = "microns_xr_variables"
@@ -151,18 +129,7 @@ def compressor(itemsize: int) -> BloscCodec:
 
 
 def require_shards(shards: bool | int | None) -> int | None:
-    """Return the positions of a shard, or None for no shards.
-
-    Raises
-    ------
-    SchemaError
-        If `shards` is neither a switch nor a positive multiple of ``INNER_CHUNK``.
-
-    Examples
-    --------
-    >>> require_shards(True), require_shards(2**20), require_shards(None)
-    (4194304, 1048576, None)
-    """
+    """Return the positions of a shard, or None for no shards."""
     if shards is None or isinstance(shards, bool | np.bool_):
         return SHARD if shards else None
     if isinstance(shards, int | np.integer) and shards > 0 and shards % INNER_CHUNK == 0:
@@ -176,35 +143,7 @@ def require_shards(shards: bool | int | None) -> int | None:
 def grid_of(
     shape: tuple[int, ...], dims: tuple[str, ...], chunk: int = CHUNK, shards: int | None = None
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Return the chunks of an array, and its shards where it has any (rule 7).
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Of the array.
-    dims : tuple of str
-        Its dimensions.
-    chunk : int, optional
-        Positions of a chunk, where there are no shards.
-    shards : int, optional
-        Positions of a shard, a multiple of ``INNER_CHUNK``; None for no shards.
-
-    Returns
-    -------
-    chunks : tuple of int
-        The smallest part that can be read.
-    shards : tuple of int or None
-        The part that is one object on disk, when that is another.
-
-    Examples
-    --------
-    >>> grid_of((3_000_000,), ("connection",))
-    ((1048576,), None)
-    >>> grid_of((3_000_000,), ("connection",), shards=2**22)
-    ((65536,), (3014656,))
-    >>> grid_of((94_000, 3), ("nucleus_id", "axis"), shards=2**22)
-    ((94000, 3), None)
-    """
+    """Return the chunks of an array, and its shards where it has any (rule 7)."""
     if not shape:
         return (), None
     rest = tuple(max(1, n) for n in shape[1:])
@@ -239,19 +178,7 @@ def reserved_attrs(group: str) -> tuple[str, ...]:
 
 
 def check_name(name: object, where: str) -> str:
-    """Return a variable or dimension name that a store can hold.
-
-    Raises
-    ------
-    SchemaError
-        If it is not text, is empty, has blanks or slashes, or is reserved by zarr.
-
-    Examples
-    --------
-    >>> check_name("cell type", "units")
-    Traceback (most recent call last):
-    microns_xr.errors.SchemaError: units has the name 'cell type', expected text without blanks ...
-    """
+    """Return a variable or dimension name that a store can hold."""
     if isinstance(name, str) and re.fullmatch(r"(?!__|\.+$|zarr\.json$)[^\s/]+", name):
         return name
     raise SchemaError(
@@ -261,34 +188,7 @@ def check_name(name: object, where: str) -> str:
 
 
 def json_attrs(attrs: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """Return attributes as plain JSON values.
-
-    Parameters
-    ----------
-    attrs : mapping
-        Attributes of a Dataset or variable. NumPy scalars and arrays become numbers and lists,
-        tuples become lists.
-    where : str
-        How messages call the owner.
-
-    Returns
-    -------
-    dict
-        The same attributes, as JSON gives them back.
-
-    Raises
-    ------
-    SchemaError
-        If a key is not text, or a value has no JSON form (also NaN and infinity).
-
-    Examples
-    --------
-    >>> json_attrs({"n_dropped": np.int64(3), "shape": (2, 2)}, "units")
-    {'n_dropped': 3, 'shape': [2, 2]}
-    >>> json_attrs({"made": object}, "units")
-    Traceback (most recent call last):
-    microns_xr.errors.SchemaError: attribute 'made' of units holds a type, expected ...
-    """
+    """Return attributes as plain JSON values."""
     return {_key(key, where): _plain(value, f"{key!r} of {where}") for key, value in attrs.items()}
 
 
@@ -324,28 +224,7 @@ def _plain(value: Any, where: str) -> Any:
 def pattern_problems(
     indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int], compressed: Compressed
 ) -> list[str]:
-    """List what is wrong with the buffers of a compressed matrix (rules 8 and 9).
-
-    Parameters
-    ----------
-    indices, indptr : numpy.ndarray
-        One-dimensional buffers.
-    shape : tuple of int
-        (number of pre, number of post).
-    compressed : {"post", "pre"}
-        The axis of `indptr`.
-
-    Returns
-    -------
-    list of str
-        Array, what was found and what was expected; empty when all is well. One pass over
-        `indices`, a block at a time (measured: 11 ms for 30 million).
-
-    Examples
-    --------
-    >>> pattern_problems(np.array([0, 2]), np.array([0, 2, 2]), (2, 2), "post")
-    ['indices runs from 0 to 2, expected 0 to 1 (2 presynaptic neurons)']
-    """
+    """List what is wrong with the buffers of a compressed matrix (rules 8 and 9)."""
     n_pre, n_post = shape
     n_major, n_minor = (n_post, n_pre) if compressed == "post" else (n_pre, n_post)
     other = "presynaptic" if compressed == "post" else "postsynaptic"
@@ -377,13 +256,7 @@ def pattern_problems(
 
 
 def expanded_index(indptr: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Return the compressed axis's position of the connections `start` to `stop`, int32.
-
-    Examples
-    --------
-    >>> expanded_index(np.array([0, 2, 2, 5]), 1, 4)
-    array([0, 2, 2], dtype=int32)
-    """
+    """Return the compressed axis's position of the connections `start` to `stop`, int32."""
     first = int(np.searchsorted(indptr, start, side="right")) - 1
     last = int(np.searchsorted(indptr, stop, side="left"))
     edges = np.clip(indptr[first : last + 1], start, stop)

@@ -1,44 +1,38 @@
-"""Rows on disk, sorted in runs by a neuron, and read back neuron by neuron.
-
-Rows of any order and number become spans of whole neurons, with bounded memory: an external
-counting sort. Each run is sorted in memory, and written behind the last one with the places where
-its neurons begin; reading takes the rows of a range of neurons out of every run.
-"""
+"""Rows of some neurons in the order of the store, and the pairs they make."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 import numba
 import numpy as np
 
 from microns_xr.store.stream import CopyWriter
+from microns_xr.threads import balanced_spans, run_spans, usable_threads
 
-__all__ = ["PairSpill", "Spill", "Stretch"]
+# Rows on disk, sorted in runs by a neuron, and read back neuron by neuron.
+#
+# Rows of any order and number become spans of whole neurons, with bounded memory: an external
+# counting sort. Each run is sorted in memory, and written behind the last one with the places
+# where its neurons begin; reading takes the rows of a range of neurons out of every run.
+
 
 _INT32 = np.iinfo(np.int32)
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Rows of some neurons that follow each other.
+    """Rows of some neurons that follow each other."""
 
-    Attributes
-    ----------
-    first, last : int
-        The neurons, from the first to one before the last.
-    starts : numpy.ndarray
-        (neurons + 1,), int64: where the rows of each neuron begin.
-    columns : dict of str to numpy.ndarray
-        Values of the rows, by neuron; those of one neuron in the order they were added.
-    """
-
+    # the neurons, from the first to one before the last
     first: int
     last: int
+    # (neurons + 1,), int64: where the rows of each neuron begin
     starts: np.ndarray
+    # values of the rows, by neuron; those of one neuron in the order they were added
     columns: dict[str, np.ndarray]
 
     @property
@@ -55,20 +49,7 @@ class _Run:
 
 
 class Spill:
-    """Rows that are added in any order and read back neuron by neuron.
-
-    Parameters
-    ----------
-    path : str
-        File to write; leaving the block removes it.
-    n_major : int
-        How many neurons there are.
-    columns : mapping of str to numpy dtype or (dtype, width)
-        What is kept of a row beside its neuron. Whole numbers that fit int32 take 4 bytes on disk,
-        run by run, whatever their dtype; NaN is kept.
-    run_rows : int
-        Rows that are sorted in memory at a time.
-    """
+    """Rows that are added in any order and read back neuron by neuron."""
 
     def __init__(
         self,
@@ -108,15 +89,7 @@ class Spill:
         return self._end
 
     def append(self, major: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
-        """Add rows.
-
-        Parameters
-        ----------
-        major : numpy.ndarray
-            (rows,): the neuron of each row, from 0.
-        columns : mapping of str to numpy.ndarray
-            (rows,) or (rows, width), every column that was declared.
-        """
+        """Add rows."""
         if not len(major):
             return
         self._pieces.append((major, {name: columns[name] for name in self._columns}))
@@ -148,18 +121,7 @@ class Spill:
             rest = rest[self._file.write(rest) :]
 
     def stretches(self, max_rows: int) -> Iterator[Stretch]:
-        """Read everything back, all neurons in order.
-
-        Parameters
-        ----------
-        max_rows : int
-            Rows that are held at a time; one neuron is never cut.
-
-        Yields
-        ------
-        Stretch
-            Together every neuron once, also those without a row.
-        """
+        """Read everything back, all neurons in order."""
         self.flush()
         ends = np.cumsum(self.per_major)
         first = 0
@@ -246,26 +208,7 @@ def _places(own, free, n):  # type: ignore[no-untyped-def]
 
 
 class PairSpill(Spill):
-    """Pairs that arrive in the order of one copy of the connectivity, and leave in the other's.
-
-    Parameters
-    ----------
-    path : str
-        File to write; leaving the block removes it.
-    n_major : int
-        Length of the compressed axis of the copy that is to be made.
-    run_rows : int
-        Pairs that are sorted in memory at a time.
-
-    Examples
-    --------
-    From pairs by post, in any number of pieces, to the copy by pre::
-
-        with ChunkPool() as pool, PairSpill(path, n_pre) as spill:
-            for first, lengths, indices, size, count in pieces:
-                spill.add(first, lengths, indices, size, count)
-            spill.write(CopyWriter(root, "pre", shape, pool), max_rows=1 << 20)
-    """
+    """Pairs that arrive in the order of one copy of the connectivity, and leave in the other's."""
 
     def __init__(self, path: str, n_major: int, run_rows: int = 1 << 20) -> None:
         columns = {"indices": "int32", "size": "int64", "count": "int64"}
@@ -289,3 +232,90 @@ class PairSpill(Spill):
         for part in self.stretches(max_rows):
             columns = part.columns
             copy.append(part.lengths, columns["indices"], columns["size"], columns["count"])
+
+
+class Collated(NamedTuple):
+    """Sorted rows, and their pairs."""
+
+    # (rows,), int32: the rows by neuron, then partner, then id
+    order: np.ndarray
+    lengths: np.ndarray  # (neurons,), int64: pairs of each neuron
+    first: np.ndarray  # (pairs,), int32: where in `order` each pair begins
+    # place in `order` of a row that has the id of the row before it; -1 for none
+    repeated: int
+
+
+def collate(starts: np.ndarray, partner: np.ndarray, ids: np.ndarray | None) -> Collated:
+    """Sort the rows of each neuron by partner, those of a pair by id."""
+    n_threads = usable_threads(None, partner.size)
+    has_ids = ids is not None
+    keys = np.zeros(0, dtype=np.int64) if ids is None else ids
+    order = np.empty(partner.size, dtype=np.int32)
+    first = np.empty(partner.size, dtype=np.int32)
+    lengths = np.zeros(starts.size - 1, dtype=np.int64)
+    repeated = run_spans(
+        lambda lo, hi: int(_sort(starts, partner, keys, has_ids, order, first, lengths, lo, hi)),
+        balanced_spans(starts, 4 * n_threads),
+        n_threads,
+    )
+    firsts = np.empty(int(lengths.sum()), dtype=np.int32)
+    _compact(starts, lengths, first, firsts)
+    return Collated(order, lengths, firsts, max(repeated, default=-1))
+
+
+@numba.njit(nogil=True, cache=True)
+def _sort(  # type: ignore[no-untyped-def]
+    starts, partner, ids, has_ids, order, first, lengths, lo, hi
+):
+    repeated = -1
+    for m in range(lo, hi):
+        start, stop = starts[m], starts[m + 1]
+        n = stop - start
+        if n == 0:
+            continue
+        keys = np.empty(n, dtype=np.int64)
+        for k in range(n):
+            keys[k] = np.int64(partner[start + k]) << 32 | k
+        keys.sort()
+        n_pairs = 0
+        k = 0
+        while k < n:
+            who = keys[k] >> 32
+            end = k + 1
+            while end < n and keys[end] >> 32 == who:
+                end += 1
+            for i in range(k, end):
+                order[start + i] = start + (keys[i] & 0xFFFFFFFF)
+            if has_ids and end - k > 1:
+                _sort_by_id(order[start + k : start + end], ids)
+                for i in range(start + k + 1, start + end):
+                    if ids[order[i]] == ids[order[i - 1]]:
+                        repeated = i
+            first[start + n_pairs] = start + k
+            n_pairs += 1
+            k = end
+        lengths[m] = n_pairs
+    return repeated
+
+
+@numba.njit(nogil=True, cache=True)
+def _sort_by_id(rows, ids):  # type: ignore[no-untyped-def]
+    if rows.size > 32:
+        rows[:] = rows[np.argsort(ids[rows])]
+        return
+    for i in range(1, rows.size):
+        row = rows[i]
+        j = i
+        while j > 0 and ids[rows[j - 1]] > ids[row]:
+            rows[j] = rows[j - 1]
+            j -= 1
+        rows[j] = row
+
+
+@numba.njit(nogil=True, cache=True)
+def _compact(starts, lengths, first, firsts):  # type: ignore[no-untyped-def]
+    n = 0
+    for m in range(lengths.size):
+        for k in range(starts[m], starts[m] + lengths[m]):
+            firsts[n] = first[k]
+            n += 1

@@ -9,6 +9,7 @@ made by hand is never removed. The file is locked while its writer lives, where 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -16,28 +17,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-try:
-    import fcntl
-except ImportError:  # no file locks on Windows: two writers at once are not noticed there
-    fcntl = None  # type: ignore[assignment]
-
 from microns_xr.errors import StoreFormatError
 from microns_xr.store.format import FORMAT_ATTR
-
-__all__ = ["address_of", "is_store", "recover", "replacing"]
 
 MARK = ".microns_xr_swap"
 _PATIENCE = 2.0  # seconds a reader waits for the two renames of a live writer
 
 
 def address_of(path: str | os.PathLike[str]) -> str:
-    """Return a local path without links, or the address of an object store as it is.
-
-    Examples
-    --------
-    >>> address_of("gs://bucket/a.zarr"), address_of("file:///a.zarr")
-    ('gs://bucket/a.zarr', '/a.zarr')
-    """
+    """Return a local path without links, or the address of an object store as it is."""
     text = os.fspath(path).removeprefix("file://")
     return text if "://" in text else os.path.realpath(os.path.expanduser(text))
 
@@ -53,23 +41,7 @@ def old_of(path: str) -> str:
 
 
 def is_store(path: str) -> bool:
-    """Whether a folder is a finished store: its root attributes, which come last, are there.
-
-    Parameters
-    ----------
-    path : str
-        A local folder; need not exist.
-
-    Returns
-    -------
-    bool
-        True for a store of any format.
-
-    Examples
-    --------
-    >>> is_store("no/such/folder")
-    False
-    """
+    """Whether a folder is a finished store: its root attributes, which come last, are there."""
     try:
         with open(os.path.join(path, "zarr.json"), encoding="utf-8") as file:
             metadata = json.load(file)
@@ -79,28 +51,7 @@ def is_store(path: str) -> bool:
 
 
 def recover(path: str, *, writing: bool = False) -> None:
-    """Finish the replacement of a local store that was interrupted, if there is one.
-
-    Parameters
-    ----------
-    path : str
-        The store, whether or not it exists.
-    writing : bool, optional
-        Whether the caller is about to write: then a half-written ``NAME.tmp`` is removed as well,
-        and whatever stands in the way raises. A reader leaves both alone.
-
-    Raises
-    ------
-    StoreFormatError
-        When writing: if another process is writing this store, or ``NAME.tmp`` or ``NAME.old``
-        exists and was not left by a replacement.
-    OSError
-        If a folder cannot be renamed or removed and `path` is not a store meanwhile.
-
-    Examples
-    --------
-    >>> recover("no/such/store")
-    """
+    """Finish the replacement of a local store that was interrupted, if there is one."""
     tmp, old = tmp_of(path), old_of(path)
     if not any(map(os.path.lexists, (tmp, old, os.path.join(path, MARK)))):
         return
@@ -130,25 +81,7 @@ def recover(path: str, *, writing: bool = False) -> None:
 
 @contextmanager
 def replacing(path: str, *, overwrite: bool = True) -> Iterator[str]:
-    """Give a new folder to write to; when the block ends well it becomes the store.
-
-    Parameters
-    ----------
-    path : str
-        The store to write, absolute.
-    overwrite : bool, optional
-        Whether a store that is there may be replaced.
-
-    Yields
-    ------
-    str
-        The folder to write, ``NAME.tmp``. An exception removes it and leaves `path` as it was.
-
-    Raises
-    ------
-    StoreFormatError
-        If `path` is there and is not a store or `overwrite` is False, or see `recover`.
-    """
+    """Give a new folder to write to; when the block ends well it becomes the store."""
     recover(path, writing=True)
     _require_replaceable(path, overwrite)
     tmp = tmp_of(path)

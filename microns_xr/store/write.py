@@ -6,45 +6,255 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+import dask
+import numpy as np
+import pandas as pd
 import xarray as xr
 import zarr
+from xarray.backends import BackendArray
 
-from microns_xr.connectivity.blocks import is_lazy
+from microns_xr.connectivity.arrays import Compressed, Pattern, pattern_of_array
+from microns_xr.connectivity.blocks import (
+    AXIS,
+    Blocks,
+    PairSource,
+    block_key,
+    block_spans,
+    blocks_of,
+    is_lazy,
+    stored_source,
+)
 from microns_xr.errors import SchemaError, StoreFormatError
 from microns_xr.provenance import release_of, require_same_release
 from microns_xr.releases import table_spec
 from microns_xr.schema import validate
 from microns_xr.store import swap
-from microns_xr.store.address import Path, locate
 from microns_xr.store.format import (
     CHUNK,
     FORMAT,
     FORMAT_ATTR,
+    OTHER,
     json_attrs,
+    pattern_problems,
     require_shards,
 )
-from microns_xr.store.origin import reads_from
-from microns_xr.store.plan import (
+from microns_xr.store.locate import Address, locate
+from microns_xr.store.open import StoredPairs
+from microns_xr.store.spill import PairSpill
+from microns_xr.store.stream import (
+    Pairs,
     PlannedArray,
     PlannedGroup,
+    create_array,
     pairs_of,
     plan_dataset,
     plan_matrix,
     plan_parent,
     transposed,
 )
-from microns_xr.store.spool import plan_lazy
-from microns_xr.store.stream import create_array
 from microns_xr.store.synapses import plan_synapses, require_synapses
 
-__all__ = ["write_store"]
+# Whether the values of a variable are still to be read from a store, and from which.
+
+
+def reads_from(variable: xr.Variable, dataset: xr.Dataset, path: str) -> bool:
+    """Whether a variable is lazily read from the store at `path`."""
+    if variable.chunks is not None and any(
+        _within(source.store_path, path) for source in _pair_sources(variable)
+    ):
+        return True
+    arrays = list(_backend_arrays(variable))
+    if not arrays and variable.chunks is None:
+        return False
+    found = [getattr(getattr(array, "_array", None), "store_path", None) for array in arrays]
+    found += [obj.encoding.get("source") for obj in (dataset, variable)]
+    return any(_within(str(place), path) for place in found if place is not None)
+
+
+def _pair_sources(variable: xr.Variable) -> Iterator[StoredPairs]:
+    """Yield where the blocks of lazy connectivity are read from, whatever was done to them."""
+    for layer in variable.data.__dask_graph__().layers.values():
+        first = next(iter(layer.values()), None)
+        if isinstance(first, tuple):
+            yield from (part for part in first if isinstance(part, StoredPairs))
+
+
+def _backend_arrays(variable: xr.Variable) -> Iterator[BackendArray]:
+    """Yield the arrays on disk below xarray's wrappers or, for dask, below the graph."""
+    data: Any = variable._data
+    below: list[Any] = [data]
+    if variable.chunks is not None:
+        layers = data.__dask_graph__().layers
+        # xarray.open_zarr puts the whole array into a layer of this name, and tasks that cut it
+        # into others; those are not looked at, for there may be millions.
+        below = [
+            value
+            for name, layer in layers.items()
+            if str(name).startswith("original-")
+            for value in layer.values()
+        ]
+    for array in below:
+        # A pandas index has an attribute of that name, too, but nothing of the disk below it.
+        while not isinstance(array, BackendArray | pd.Index) and hasattr(array, "array"):
+            array = array.array
+        if isinstance(array, BackendArray):
+            yield array
+
+
+def _within(place: str, path: str) -> bool:
+    place = place.removeprefix("file://")
+    if "://" not in place and "://" not in path:
+        place = os.path.realpath(place)
+    return f"{place.rstrip('/')}/".startswith(f"{path.rstrip('/')}/")
+
+
+# Lazy connectivity on its way to a store: both copies, never held as a whole.
+#
+# Pairs that are still as another store has them are read from there while they are written. All
+# others are computed once, block after block, into files beside the new store; from there one
+# copy is written as it is and the other sorted a stretch at a time.
+
+
+_COLUMNS = {"indices": np.int32, "synapse_size": np.int64, "synapse_count": np.int64}
+_INT32 = np.iinfo(np.int32)
+_RUN = 1 << 20  # pairs that are sorted at a time
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Values that are read when a slice of them is taken: what planning needs of an array."""
+
+    size: int
+    read: Callable[[int, int], np.ndarray]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.read(*rows.indices(self.size)[:2])
+
+
+def plan_lazy(connectivity: xr.Dataset, folder: str | os.PathLike[str]) -> list[PlannedGroup]:
+    """Plan both copies of a lazy connectivity Dataset."""
+    blocks = blocks_of(connectivity, list(_COLUMNS)[1:])
+    source = stored_source(blocks.arrays)
+    turned = None if source is None else source.other()
+    if source is not None and turned is not None:
+        return [plan_matrix(connectivity, _stored(copy)) for copy in (source, turned)]
+    os.makedirs(folder, exist_ok=True)
+    own, other = (_Spool(Path(folder), blocks, side) for side in _sides(blocks.compressed))
+    n_other = blocks.n_minor
+    with own, other, PairSpill(os.fspath(Path(folder) / "pairs"), n_other, _RUN) as spill:
+        for i in range(len(blocks.spans)):
+            _add_block(blocks, i, own, spill)
+        spill.write(cast(Any, other))
+    return [plan_matrix(connectivity, spool.pairs()) for spool in (own, other)]
+
+
+def _sides(compressed: Compressed) -> tuple[Compressed, Compressed]:
+    return compressed, OTHER[compressed]
+
+
+def _stored(source: PairSource) -> Pairs:
+    indptr, n = source.indptr, int(source.indptr[-1])
+
+    def column(name: str) -> Any:
+        return _Column(n, lambda start, stop: source.read(name, start, stop))
+
+    pattern = Pattern(column("indices"), indptr, source.shape, source.compressed)
+    size, count = (column(name) for name in list(_COLUMNS)[1:])
+    # As wide as they are stored there, which is as wide as they need to be.
+    dtypes = tuple(str(source.read(name, 0, 0).dtype) for name in list(_COLUMNS)[1:])
+    return Pairs(pattern, size, count, (dtypes[0], dtypes[1]))
+
+
+def _add_block(blocks: Blocks, i: int, own: _Spool, spill: PairSpill) -> None:
+    """Compute a block and add it to both copies; nothing of it is held any longer then."""
+    names = list(blocks.arrays)
+    at = block_key(AXIS[blocks.compressed], i)
+    parts = dask.compute(*(blocks.arrays[name].blocks[at] for name in names))
+    (pattern, size), (other, count) = (
+        pattern_of_array(part, name, blocks.compressed)
+        for name, part in zip(names, parts, strict=True)
+    )
+    problems = pattern_problems(pattern.indices, pattern.indptr, pattern.shape, pattern.compressed)
+    problems += [
+        f"{name} is {part.dtype}, expected integers"
+        for name, part in zip(names, parts, strict=True)
+        if not np.can_cast(part.dtype, np.int64)
+    ]
+    if not pattern.same_pairs(other):
+        problems.append("synapse_count stores other pairs than synapse_size")
+    if problems:
+        raise SchemaError(
+            f"connectivity cannot be written: {'; '.join(problems)}; "
+            "build it with mx.build_connectivity"
+        )
+    # In pieces of a run, so that sorting one takes little beside the block.
+    for lo, hi in block_spans(pattern.indptr, _RUN):
+        pairs = slice(int(pattern.indptr[lo]), int(pattern.indptr[hi]))
+        columns = (pattern.indices[pairs], size[pairs], count[pairs])
+        lengths = np.diff(pattern.indptr[lo : hi + 1])
+        own.append(lengths, *columns)
+        spill.add(blocks.spans[i][0] + lo, lengths, *columns)
+    spill.flush()  # what waits there are views of this block
+
+
+class _Spool:
+    """The pairs of one copy in plain files, a column each."""
+
+    def __init__(self, folder: Path, blocks: Blocks, compressed: Compressed) -> None:
+        self._shape, self._compressed = blocks.shape, compressed
+        self._paths = {name: folder / f"by_{compressed}-{name}" for name in _COLUMNS}
+        self._files: dict[str, Any] = {}
+        self._lengths: list[np.ndarray] = []
+        self._wide = dict.fromkeys(list(_COLUMNS)[1:], False)
+
+    def __enter__(self) -> _Spool:
+        self._files = {name: path.open("wb") for name, path in self._paths.items()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def append(
+        self, lengths: np.ndarray, indices: np.ndarray, size: np.ndarray, count: np.ndarray
+    ) -> None:
+        """Add the pairs of the next neurons, as `microns_xr.store.stream.CopyWriter` does."""
+        for (name, dtype), values in zip(_COLUMNS.items(), (indices, size, count), strict=True):
+            np.ascontiguousarray(values, dtype=dtype).tofile(self._files[name])
+            if name in self._wide and values.size:
+                fits = _INT32.min <= values.min() <= values.max() <= _INT32.max
+                self._wide[name] |= not fits
+        self._lengths.append(np.asarray(lengths, dtype=np.int64))
+
+    def pairs(self) -> Pairs:
+        """Return what was added, to be read from the files."""
+        lengths = np.concatenate([np.zeros(1, dtype=np.int64), *self._lengths])
+        indptr = np.cumsum(lengths)
+        columns = {name: self._column(name, int(indptr[-1])) for name in _COLUMNS}
+        pattern = Pattern(columns["indices"], indptr, self._shape, self._compressed)
+        dtypes = tuple("int64" if wide else "int32" for wide in self._wide.values())
+        return Pairs(
+            pattern, columns["synapse_size"], columns["synapse_count"], (dtypes[0], dtypes[1])
+        )
+
+    def _column(self, name: str, size: int) -> Any:
+        path, dtype = self._paths[name], np.dtype(_COLUMNS[name])
+
+        def read(start: int, stop: int) -> np.ndarray:
+            count = max(stop - start, 0)
+            return np.fromfile(path, dtype, count, offset=start * dtype.itemsize)
+
+        return _Column(size, read)
+
 
 _SPOOL = ".spool"  # for what is computed while it is written
 # Two cores are busy with four threads: one waits for the disk or hands a block to the next step.
@@ -52,7 +262,7 @@ _THREADS = max(4, min(16, 2 * (os.cpu_count() or 1)))
 
 
 def write_store(
-    path: Path,
+    path: Address,
     *,
     units: xr.Dataset,
     layers: xr.Dataset | None = None,
@@ -65,7 +275,6 @@ def write_store(
     shards: bool | int | None = None,
     consolidated: bool = False,
     overwrite: bool = True,
-    check_release: bool = True,
 ) -> None:
     """Write a release, or part of one, as a zarr store.
 
@@ -77,7 +286,7 @@ def write_store(
     Parameters
     ----------
     path : str, path-like or zarr.abc.store.Store
-        Folder, address of fsspec, or store of zarr, see `microns_xr.store.address.locate`. A
+        Folder, address of fsspec, or store of zarr, see `microns_xr.store.locate.locate`. A
         folder may hold a store, which is replaced; nothing else is ever replaced.
     units : xarray.Dataset
         Neurons, dim ``nucleus_id``.
@@ -107,8 +316,6 @@ def write_store(
         one request. Buckets that others may read but not list need it.
     overwrite : bool, optional
         False refuses to replace a store.
-    check_release : bool, optional
-        False allows parts of different releases.
 
     Raises
     ------
@@ -143,7 +350,7 @@ def write_store(
     place = locate(path, storage_options, writing=True)
     per_shard = require_shards(shards)
     validate(units, "units")
-    _check(parts, place.address, check_release)
+    _check(parts, place.address)
     tables = [kind for kind in parts if kind not in ("connectivity", "synapses")]
     groups = [plan_dataset(kind, parts[kind]) for kind in tables]
     if synapses is not None:
@@ -183,13 +390,13 @@ def _copies(connectivity: xr.Dataset) -> list[PlannedGroup]:
     return [plan_matrix(connectivity, copy) for copy in (pairs, transposed(pairs))]
 
 
-def _check(parts: Mapping[str, xr.Dataset], address: str, check_release: bool) -> None:
+def _check(parts: Mapping[str, xr.Dataset], address: str) -> None:
     for kind, part in parts.items():
         if kind == "synapses":
             require_synapses(part, parts.get("connectivity"))
         else:
             validate(part, kind)  # type: ignore[arg-type]
-    require_same_release(*parts.items(), check_release=check_release)
+    require_same_release(*parts.items())
     release_of(parts["units"], "units")
     for kind, part in parts.items():
         for name, variable in part.variables.items():

@@ -24,65 +24,62 @@ from microns_xr.schema import KINDS
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 
-# Page of the reference to the modules on it; the longest beginning decides.
-REFERENCE: dict[str, tuple[str, ...]] = {
-    "releases": (
-        "release",
-        "releases",
-        "source",
-        "provenance",
-        "citations",
-        "analysis.releases_compare",
-    ),
-    "units": ("units", "layers", "merge", "select", "convert"),
-    "connectivity": ("connectivity", "partners", "totals", "synapses", "analysis.populations"),
-    "currents": ("currents", "analysis.align_preferred"),
-    "function": ("functional", "angles", "recordings"),
-    "analysis": ("analysis",),
-    "null_models": ("analysis.null_models",),
-    "store": ("store", "ingest", "export", "neuroglancer"),
-    "plot": ("plot",),
-    "errors": ("errors",),
-    "other": ("",),
+# Page of the reference to the modules whose functions are called mx.NAME, then the public modules.
+TOP_LEVEL = {
+    "release": ("release", "releases"),
+    "units": ("units", "layers", "merge"),
+    "connectivity": ("connectivity", "select", "synapses", "currents", "analysis"),
+    "stores": ("store", "ingest", "export", "neuroglancer"),
 }
 TITLES = {
-    "releases": "Releases and sources",
+    "release": "Releases",
     "units": "Units and layers",
-    "connectivity": "Connectivity",
-    "currents": "Currents",
-    "function": "Tuning and recordings",
-    "analysis": "Analysis",
-    "null_models": "Null models (mx.null_models)",
-    "store": "Stores, ingest, export",
+    "connectivity": "Connectivity and currents",
+    "stores": "Stores, ingest, export",
+    "sources": "Sources of tables (mx.sources)",
+    "releases": "Registry of releases (mx.releases)",
+    "tuning": "Tuning (mx.tuning)",
+    "recordings": "Recordings (mx.recordings)",
+    "angles": "Angles (mx.angles)",
+    "analysis": "Analysis (mx.analysis)",
+    "analysis.null_models": "Null models (mx.analysis.null_models)",
     "plot": "Pictures (mx.plot)",
-    "errors": "Errors and warnings",
-    "other": "Further names",
+    "errors": "Errors and warnings (mx.errors)",
 }
-MODULES = {name: f"microns_xr.{module}" for name, module in mx._MODULES.items()}
 
 
-def _page_of(module: str) -> str:
-    fitting = [
-        (len(start), page)
-        for page, starts in REFERENCE.items()
-        for start in starts
-        if not start or module == start or module.startswith(f"{start}.")
-    ]
-    return max(fitting)[1]
+def _page_of(name: str) -> str:
+    """Return the page of a function called ``mx.NAME``: the one of the module that declares it."""
+    home = _home(getattr(mx, name)).split(".")[1]
+    if name in ("select_units", "group_connectivity"):
+        return "units" if name == "select_units" else "connectivity"
+    return next(page for page, modules in TOP_LEVEL.items() if home in modules)
+
+
+def _home(value: Any) -> str:
+    module = inspect.getmodule(value)
+    assert module is not None
+    return module.__name__
 
 
 def public_objects() -> dict[str, tuple[str, str]]:
     """Return each public name, such as ``mx.plot.tuning_curve``: page and dotted path."""
     found = {}
-    for name, module in mx._PUBLIC.items():
-        if not isinstance(getattr(mx, name), ModuleType):
-            found[f"mx.{name}"] = (_page_of(module), f"microns_xr.{module}.{name}")
-    for name, dotted in MODULES.items():
-        module = importlib.import_module(dotted)
+
+    def add_module(dotted: str, module: ModuleType) -> None:
         for member in module.__all__:
-            home = inspect.getmodule(getattr(module, member))
-            assert home is not None
-            found[f"mx.{name}.{member}"] = (name, f"{home.__name__}.{member}")
+            value = getattr(module, member)
+            if isinstance(value, ModuleType):
+                add_module(f"{dotted}.{member}", value)
+            elif inspect.isroutine(value) or inspect.isclass(value):
+                found[f"mx.{dotted}.{member}"] = (dotted, f"{_home(value)}.{member}")
+
+    for name in mx.__all__:
+        value = getattr(mx, name)
+        if isinstance(value, ModuleType):
+            add_module(name, value)
+        else:
+            found[f"mx.{name}"] = (_page_of(name), f"{_home(value)}.{name}")
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
@@ -93,23 +90,20 @@ def _reference_pages() -> dict[str, str]:
         lines += [f"::: {path}", "    options:", f"      heading: {name}"]
         # A release is made of several classes, of which readers need to know nothing.
         lines += ["      inherited_members: true", ""] if name == "mx.Release" else [""]
-    for page, dotted in MODULES.items():
-        if page in pages:
-            text = inspect.getdoc(importlib.import_module(dotted)) or ""
+    for page in TITLES:
+        if page not in TOP_LEVEL:
+            text = inspect.getdoc(importlib.import_module(f"microns_xr.{page}")) or ""
             pages[page][1:1] = ["", *rewrite(text.splitlines())]
-    return {page: "\n".join(pages[page]) for page in REFERENCE if page in pages}
+    return {page: "\n".join(pages[page]) for page in TITLES}
 
 
 def _overview() -> str:
     """Return the index of the reference: each name and its first sentence."""
     lines = ["# Reference", "", "All public names of `import microns_xr as mx`.", ""]
     objects = public_objects()
-    for page in REFERENCE:
-        names = [name for name, (on, _) in objects.items() if on == page]
-        if not names:
-            continue
-        lines += [f"## [{TITLES[page]}]({page}.md)", "", "| name | |", "| --- | --- |"]
-        for name in names:
+    for page, title in TITLES.items():
+        lines += [f"## [{title}]({page}.md)", "", "| name | |", "| --- | --- |"]
+        for name in [name for name, (on, _) in objects.items() if on == page]:
             path = objects[name][1]
             module, member = path.rsplit(".", 1)
             doc = inspect.getdoc(getattr(importlib.import_module(module), member)) or ""

@@ -23,14 +23,11 @@ import scipy.sparse
 import sparse
 import xarray as xr
 
+import microns_xr as mx
 from microns_xr.connectivity.arrays import connectivity_dataset, make_pattern, pair_buffers
-from microns_xr.connectivity.assemble import assemble
+from microns_xr.connectivity.build import assemble
 from microns_xr.connectivity.kernels import contract_buffers
-from microns_xr.connectivity.subset import drop_autapses, recompress, take
-from microns_xr.currents import contract, input_currents
-from microns_xr.partners import outputs_from
-from microns_xr.provenance import stamp_release
-from microns_xr.totals import degrees, group_connectivity
+from microns_xr.connectivity.subset import recompress, take
 
 PRE, POST = "pre_nucleus_id", "post_nucleus_id"
 
@@ -56,7 +53,7 @@ def rates_of(connectivity: xr.Dataset, columns: int, rng: np.random.Generator) -
     rates = xr.DataArray(
         rng.random((ids.size, columns)), {"nucleus_id": ids}, ("nucleus_id", "direction"), "rate"
     )
-    return stamp_release(rates, "minnie65_public", 1718)
+    return mx.releases.stamp_release(rates, "minnie65_public", 1718)
 
 
 class Case(NamedTuple):
@@ -155,42 +152,42 @@ def contraction_cases(
         ),
         Case(
             "input_currents, all rated",
-            lambda: input_currents(connectivity, rates),
+            lambda: mx.input_currents(connectivity, rates),
             "scipy csr.T @ R",
             lambda: csr.T @ dense,
             same,
         ),
         Case(
             "input_currents, all rated",
-            lambda: input_currents(connectivity, rates),
+            lambda: mx.input_currents(connectivity, rates),
             "scipy csc.T @ R",
             lambda: csc.T @ dense,
             same,
         ),
         Case(
             "input_currents, half rated",
-            lambda: input_currents(connectivity, half),
+            lambda: mx.input_currents(connectivity, half),
             "scipy csr.T @ R",
             lambda: csr.T @ filled,
             nan_is_0,
         ),
         Case(
             "input_currents, half rated, shuffled",
-            lambda: input_currents(connectivity, shuffled),
+            lambda: mx.input_currents(connectivity, shuffled),
             "scipy csr.T @ R",
             lambda: csr.T @ filled,
             nan_is_0,
         ),
         Case(
             "contract over post",
-            lambda: contract(connectivity, rates, POST),
+            lambda: mx.contract(connectivity, rates, POST),
             "scipy csr @ R",
             lambda: csr @ dense,
             same,
         ),
         Case(
             "contract over post",
-            lambda: contract(connectivity, rates, POST),
+            lambda: mx.contract(connectivity, rates, POST),
             "scipy csc @ R",
             lambda: csc @ dense,
             same,
@@ -206,7 +203,7 @@ def xr_dot_cases(connectivity: xr.Dataset, columns: int, rng: np.random.Generato
     return [
         Case(
             f"input_currents, {columns} columns",
-            lambda: input_currents(connectivity, rates),
+            lambda: mx.input_currents(connectivity, rates),
             f"xr.dot on {form}",
             lambda array=array: xr.dot(array, renamed, dim=PRE),
             lambda found, expected: same(found.values, expected.transpose(POST, ...).values),
@@ -246,21 +243,21 @@ def pydata_cases(connectivity: xr.Dataset, rng: np.random.Generator) -> list[Cas
         ),
         Case(
             "degrees (six sums)",
-            lambda: degrees(connectivity),
+            lambda: mx.degrees(connectivity),
             f"one DataArray.sum({PRE!r})",
             lambda: size.sum(PRE),
             lambda found, expected: same(found.in_size.values, expected.data.todense()),
         ),
         Case(
             "degrees (six sums)",
-            lambda: degrees(connectivity),
+            lambda: mx.degrees(connectivity),
             f"one DataArray.sum({POST!r})",
             lambda: size.sum(POST),
             lambda found, expected: same(found.out_size.values, expected.data.todense()),
         ),
         Case(
             "group by 20 types (three sums)",
-            lambda: group_connectivity(connectivity, labels, labels, check_release=False),
+            lambda: mx.group_connectivity(connectivity, labels, labels),
             "one-hot products (one sum)",
             lambda: one_hot.T @ (size.data @ one_hot),
             lambda found, expected: same(found.synapse_size.values, expected.todense()),
@@ -278,12 +275,12 @@ def time_operations(connectivity: xr.Dataset, repeats: int, rng: np.random.Gener
         f"take {few.size} labels of pre": lambda: take(connectivity, pre_ids=few),
         f"take {few.size} labels of post": lambda: take(connectivity, post_ids=few),
         f"take {many.size} x {many.size} labels": lambda: take(connectivity, many, many),
-        "outputs_from one neuron": lambda: outputs_from(connectivity, int(few[0])),
-        "degrees (six sums)": lambda: degrees(connectivity),
-        "group by 20 types (three sums)": lambda: group_connectivity(
-            connectivity, labels, labels, check_release=False
+        "outputs_from one neuron": lambda: mx.outputs_from(connectivity, int(few[0])),
+        "degrees (six sums)": lambda: mx.degrees(connectivity),
+        "group by 20 types (three sums)": lambda: mx.group_connectivity(
+            connectivity, labels, labels
         ),
-        "drop_autapses": lambda: drop_autapses(connectivity),
+        "drop_autapses": lambda: mx.drop_autapses(connectivity),
         "recompress": lambda: recompress(connectivity, "pre"),
     }.items():
         function()

@@ -18,8 +18,7 @@ import numpy as np
 import xarray as xr
 from scipy.optimize import curve_fit
 
-from microns_xr.angles import circular_difference
-from microns_xr.functional.fits import fit_tuning
+import microns_xr as mx
 
 X = np.arange(16) * np.pi / 8
 DEGREES = {"units": "degree", "angle_convention": "up_clockwise", "period": 360.0}
@@ -68,12 +67,14 @@ def one_by_one(curves, **options):
 def against_scipy(n_curves, n_sample):
     curves = planted(n_curves)
     rates = labelled(curves)
-    fit_tuning(rates[:1000], dim="direction", model="double_von_mises")  # compiles
+    mx.tuning.fit(rates[:1000], dim="direction", model="double_von_mises")  # compiles
     for model in ("von_mises", "single_von_mises", "double_von_mises"):
         for baseline in (False, True):
             seconds, fit = best_of(
                 3,
-                lambda m=model, b=baseline: fit_tuning(rates, dim="direction", model=m, baseline=b),
+                lambda m=model, b=baseline: mx.tuning.fit(
+                    rates, dim="direction", model=m, baseline=b
+                ),
             )
             words, counts = np.unique(fit.status.values.astype(str), return_counts=True)
             print(
@@ -110,9 +111,9 @@ def against_recorded(folder):
         recorded = a * np.exp(k * (np.cos(harmonic * (X - phi)) - 1))
         rss = ((curves - recorded) ** 2).sum(axis=1)
         rates = labelled(curves)
-        fit = fit_tuning(rates, dim="direction", model=model, baseline=False)
+        fit = mx.tuning.fit(rates, dim="direction", model=model, baseline=False)
         period = 360.0 / harmonic
-        away = np.abs(circular_difference(fit[name].values, np.rad2deg(phi[:, 0]), period))
+        away = np.abs(mx.angles.difference(fit[name].values, np.rad2deg(phi[:, 0]), period))
         at_peak = np.mean(np.argmax(curves, axis=1) == np.rint(phi[:, 0] / (np.pi / 8)))
         print(
             f"{kind}: residual <= (1 + 1e-6) x recorded in {np.mean(fit.rss <= rss * (1 + 1e-6)):.2%} "

@@ -31,7 +31,7 @@ import pyarrow.csv
 import xarray as xr
 from isal import igzip
 
-from microns_xr.provenance import stamp_release
+import microns_xr as mx
 
 HEADER = {
     "id": "bigint",
@@ -66,7 +66,7 @@ def make_units(n: int) -> xr.Dataset:
             "axis": np.array(["x", "y", "z"], dtype=object),
         },
     )
-    return stamp_release(units, "synthetic", 1)
+    return mx.releases.stamp_release(units, "synthetic", 1)
 
 
 def generate(path: Path, rows: int, units: xr.Dataset, keep_share: float) -> None:
@@ -117,9 +117,8 @@ def peak_memory() -> float:
 
 def with_us(path: str, units: xr.Dataset, out: str, args: argparse.Namespace) -> None:
     """Ingest."""
-    from microns_xr.ingest.ingest import ingest_synapses
 
-    ingest_synapses(
+    mx.ingest_synapses(
         path, units, out, memory=args.memory, positions=args.positions, scope="complete"
     )
 
@@ -127,7 +126,6 @@ def with_us(path: str, units: xr.Dataset, out: str, args: argparse.Namespace) ->
 def with_pandas(path: str, units: xr.Dataset, out: str, args: argparse.Namespace) -> None:
     """Do the same work in chunks of pandas."""
     from microns_xr.connectivity.arrays import connectivity_dataset, make_pattern
-    from microns_xr.store.write import write_store
 
     index = pd.Index(units["pt_root_id"].values)
     n = len(index)
@@ -154,7 +152,7 @@ def with_pandas(path: str, units: xr.Dataset, out: str, args: argparse.Namespace
         version=1,
         scope="complete",
     )
-    write_store(out, units=units, connectivity=connectivity)
+    mx.write_store(out, units=units, connectivity=connectivity)
 
 
 def child(args: argparse.Namespace) -> None:

@@ -24,10 +24,8 @@ import zarr
 
 import microns_xr as mx
 from microns_xr.connectivity.arrays import connectivity_dataset, make_pattern
-from microns_xr.provenance import stamp_release
-from microns_xr.store.plan import plan_parent
 from microns_xr.store.spill import PairSpill
-from microns_xr.store.stream import ChunkPool, CopyWriter
+from microns_xr.store.stream import ChunkPool, CopyWriter, plan_parent
 
 N = 94_000
 IDS = np.arange(100_000, 100_000 + N)
@@ -78,7 +76,7 @@ def _units() -> xr.Dataset:
     units["axon_proofread"] = ("nucleus_id", np.zeros(N, dtype=bool))
     for name in ("n_scans", "n_scan_units"):
         units[name] = ("nucleus_id", np.zeros(N, dtype=np.int64))
-    return stamp_release(units, *RELEASE)
+    return mx.releases.stamp_release(units, *RELEASE)
 
 
 def rates(columns: int) -> xr.DataArray:
@@ -87,7 +85,7 @@ def rates(columns: int) -> xr.DataArray:
     table = rng.gamma(2.0, 1.0, (N, columns))
     table[rng.random(N) < 0.5] = np.nan
     array = xr.DataArray(table, {"nucleus_id": IDS}, ("nucleus_id", "direction"), "rate_dir")
-    return stamp_release(array, *RELEASE)
+    return mx.releases.stamp_release(array, *RELEASE)
 
 
 def timed(work: Callable[[], Any], repeats: int) -> tuple[Any, list[float]]:
@@ -109,7 +107,7 @@ def currents_threads(path: str, columns: int) -> dict[str, Any]:
     """Currents of a store, blocks on the threads of this process."""
     values = rates(columns)
     few = values.isel(nucleus_id=slice(0, 2)).assign_coords(nucleus_id=[11, 12])
-    mx.input_currents(_warm_up(), few, check_release=False)  # loads what is compiled
+    mx.input_currents(_warm_up(), few)  # loads what is compiled
     before = peak_mb()
     result, times = timed(lambda: mx.input_currents(path, values), 1)
     return {"ms": times[0], "peak": peak_mb(), "before": before, "sum": float(np.nansum(result))}
@@ -180,14 +178,14 @@ def neurons(path: str, columns: int) -> dict[str, Any]:
 
 
 def _warm_up() -> xr.Dataset:
-    from microns_xr.connectivity.examples import two_neurons
+    from microns_xr.connectivity.arrays import two_neurons
 
     return two_neurons()
 
 
 def _warm_up_worker() -> None:
     values = xr.DataArray(np.ones((2, 16)), {"nucleus_id": [11, 12]}, ("nucleus_id", "direction"))
-    mx.input_currents(_warm_up(), values, check_release=False)
+    mx.input_currents(_warm_up(), values)
 
 
 MODES = {

@@ -20,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from s3_server import Bucket
 
-from microns_xr.store.address import locate
 from microns_xr.store.format import compressor
-from microns_xr.store.shards import read_span
+from microns_xr.store.locate import locate, read_span
 
 N_NEURONS, PARTNERS = 94_000, 3200
 GRIDS = [(2**20, None), *((2**k, 2**22) for k in (14, 15, 16, 17)), (2**16, 2**24)]

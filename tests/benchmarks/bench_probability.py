@@ -22,10 +22,9 @@ import numpy as np
 import psutil
 import xarray as xr
 
-from microns_xr.analysis.probability import connection_probability
+import microns_xr as mx
 from microns_xr.analysis.resample import bootstrap_neurons
 from microns_xr.connectivity.arrays import connectivity_dataset, make_pattern
-from microns_xr.provenance import stamp_release
 
 N_TYPES = 20
 EDGES = np.arange(0, 1001, 50.0)  # 20 bins
@@ -59,11 +58,11 @@ def synthetic(n_pre: int, n_post: int, seed: int = 0) -> tuple[xr.Dataset, xr.Da
         },
         coords={"nucleus_id": ids, "axis": list("xyz")},
     )
-    return connectivity, stamp_release(units, "minnie65_public", 1718)
+    return connectivity, mx.releases.stamp_release(units, "minnie65_public", 1718)
 
 
 def ours(connectivity: xr.Dataset, units: xr.Dataset, bootstrap: bool) -> np.ndarray:
-    found = connection_probability(
+    found = mx.analysis.connection_probability(
         connectivity, units, distance=EDGES, interval="bootstrap" if bootstrap else "wilson"
     )
     return np.stack([found.n_pairs.values, found.n_connected.values])

@@ -19,12 +19,12 @@ import numpy as np
 import xarray as xr
 import zarr
 
+import microns_xr as mx
 from microns_xr.connectivity.arrays import connectivity_dataset, make_pattern
-from microns_xr.provenance import stamp_release
 from microns_xr.store.format import BLOCKSIZE, CHUNK, pattern_problems
-from microns_xr.store.open import open_root, open_store, read_group
-from microns_xr.store.plan import pairs_of, plan_matrix, transposed
-from microns_xr.store.write import _write_groups, write_store
+from microns_xr.store.open import open_root, read_group
+from microns_xr.store.stream import pairs_of, plan_matrix, transposed
+from microns_xr.store.write import _write_groups
 
 
 def synthetic(n: int, n_connections: int, seed: int = 0) -> tuple[xr.Dataset, xr.Dataset]:
@@ -64,7 +64,7 @@ def synthetic(n: int, n_connections: int, seed: int = 0) -> tuple[xr.Dataset, xr
         },
         coords={"nucleus_id": ids, "axis": np.array(["x", "y", "z"], dtype=object)},
     )
-    return stamp_release(units, "synthetic", 1), connectivity
+    return mx.releases.stamp_release(units, "synthetic", 1), connectivity
 
 
 def measure(
@@ -130,14 +130,14 @@ def main() -> None:
         shutil.rmtree(path)
         measure(
             "write_store, both copies with counts",
-            lambda: write_store(path, units=few, connectivity=connectivity),
+            lambda: mx.write_store(path, units=few, connectivity=connectivity),
             args.repeats,
             n,
             before=lambda: shutil.rmtree(path, ignore_errors=True),
         )
         measure(
             "the same in place of an older store",
-            lambda: write_store(path, units=few, connectivity=connectivity),
+            lambda: mx.write_store(path, units=few, connectivity=connectivity),
             args.repeats,
             n,
         )
@@ -162,8 +162,8 @@ def main() -> None:
             args.repeats,
             n,
         )
-        measure("write units alone", lambda: write_store(only_units, units=units), args.repeats)
-        measure("open units alone", lambda: open_store(only_units), args.repeats)
+        measure("write units alone", lambda: mx.write_store(only_units, units=units), args.repeats)
+        measure("open units alone", lambda: mx.open_store(only_units), args.repeats)
         for axis in ("post", "pre"):
             copy = os.path.join(path, "connectivity", f"by_{axis}")
             names = sorted(os.listdir(copy))

@@ -27,15 +27,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cave_server import CaveServer
 
-from microns_xr.source.cave import CaveSource
-from microns_xr.source.demo import DemoSource
-from microns_xr.source.synapse_download import download_synapses
-from microns_xr.source.synapse_ids import resolve_ids
+import microns_xr as mx
+from microns_xr.sources.synapses import download_synapses, resolve_ids
 
 
 def serve(pipe: Connection, nuclei: int, synapses: int, row_limit: int) -> None:
     """Serve a demo release; give the log of the requests since the last time when asked."""
-    demo = DemoSource(1718, n_nuclei=nuclei, n_synapses=synapses)
+    demo = mx.sources.DemoSource(1718, n_nuclei=nuclei, n_synapses=synapses)
     names = ("nucleus_detection_v0", "synapses_pni_2")
     tables = {name: demo.read(name) for name in names}
     roots = resolve_ids(tables[names[0]]["id"], tables[names[0]]).roots
@@ -110,7 +108,7 @@ def main() -> None:
     )
     folder = Path(tempfile.mkdtemp())
     try:
-        with CaveSource(1718, server_address=url, auth_token="none") as source:
+        with mx.sources.CaveSource(1718, server_address=url, auth_token="none") as source:
             source.timestamp()  # imports caveclient and numpy's and pyarrow's own
             for run, workers in enumerate(arguments.workers):
                 with Peak() as peak:

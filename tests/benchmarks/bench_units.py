@@ -30,7 +30,7 @@ def pandas_package(raw: Path):
     import pandas as pd
     from microns_combiner import processing
 
-    spec = mx.release_spec(1507)
+    spec = mx.releases.release_spec(1507)
     tables = {
         role: pd.read_csv(raw / f"{spec.tables[role]}.csv")
         for role in ("nucleus", "celltype", "brain_area", "proofreading", "functional_properties")
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--nuclei", type=int, default=94_000)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        source = mx.DemoSource(1507, n_nuclei=args.nuclei, n_synapses=10_000)
+        source = mx.sources.DemoSource(1507, n_nuclei=args.nuclei, n_synapses=10_000)
         parquet, csv = Path(folder, "parquet"), Path(folder, "csv")
         source.write(parquet, format="parquet")
         source.write(csv, format="csv")

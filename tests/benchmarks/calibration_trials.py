@@ -26,8 +26,8 @@ import numpy as np
 import xarray as xr
 from scipy.signal import lfilter
 
-from microns_xr.functional.trial_tests import frame_level_test, tuning_test
-from microns_xr.functional.trials import cross_validated_preference
+import microns_xr as mx
+from microns_xr.tuning.trials import frame_level_test
 
 DIRECTIONS = np.arange(16) * 22.5
 TRIALS, FRAMES, RATE, SCANS = 10, 7, 7.5, 10
@@ -79,13 +79,13 @@ Test = Callable[[xr.DataArray], xr.Dataset]
 def tests_on(against: str) -> dict[str, Test]:
     """Every test of responses with frames, by name."""
     return {
-        "trials, permutation": lambda r: tuning_test(r.mean("frame"), against),
-        "trials, wilcoxon held out": lambda r: tuning_test(
+        "trials, permutation": lambda r: mx.tuning.test(r.mean("frame"), against),
+        "trials, wilcoxon held out": lambda r: mx.tuning.test(
             r.mean("frame"), against, method="wilcoxon"
         ),
         **(
             {
-                f"trials, {method} pooled": lambda r, method=method: tuning_test(
+                f"trials, {method} pooled": lambda r, method=method: mx.tuning.test(
                     r.mean("frame"), against, method=method, pool_directions=True
                 )
                 for method in ("permutation", "wilcoxon")
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20_240_601)
     given = parser.parse_args()
     kinds = ("white", "correlated", "running on", "slow", "heavy", "counts")
-    tuning_test(frames_of("white", 10, np.random.default_rng(0)).mean("frame"))  # compile
+    mx.tuning.test(frames_of("white", 10, np.random.default_rng(0)).mean("frame"))  # compile
     print(f"{given.neurons} neurons, seed {given.seed}; % rejected at 0.05 on noise without tuning")
     for against in ("orthogonal", "opposite"):
         print(f"\nagainst {against:23s}" + "".join(f"{kind:>12s}" for kind in kinds))
@@ -135,9 +135,9 @@ def main() -> None:
     rng = np.random.default_rng(given.seed)
     film = planted(given.neurons, 0.0, rng) + 2 * rng.normal(size=(given.neurons, TRIALS, 1))
     for against in ("orthogonal", "opposite"):
-        within = percent([tuning_test(film, against, within_trial=True)])
-        anywhere = percent([tuning_test(film, against)])
-        halves = percent([tuning_test(film, against, method="wilcoxon")])
+        within = percent([mx.tuning.test(film, against, within_trial=True)])
+        anywhere = percent([mx.tuning.test(film, against)])
+        halves = percent([mx.tuning.test(film, against, method="wilcoxon")])
         print(f"{against:12s}within trials {within}, permutation {anywhere}, wilcoxon {halves}")
 
     print("\nplanted tuning, amplitude in standard deviations of a trial: % at p 0.05, at q 0.05")
@@ -147,11 +147,11 @@ def main() -> None:
             data = planted(given.neurons, amplitude, np.random.default_rng(given.seed))
             cells = []
             for method in ("permutation", "wilcoxon"):
-                found = tuning_test(data, against, method=method, pool_directions=pool)
+                found = mx.tuning.test(data, against, method=method, pool_directions=pool)
                 cells.append(
                     f"{method} {percent([found])} {100 * float((found.q <= 0.05).mean()):6.2f}"
                 )
-            halves = cross_validated_preference(data, against, pool_directions=pool)
+            halves = mx.tuning.cross_validate(data, against, pool_directions=pool)
             cells.append(f"agreement of halves {float(halves.agreement.mean()):.3f}")
             print(
                 f"{'pooled' if pool else against:12s}{amplitude:4.1f}   " + "   ".join(cells),
@@ -162,7 +162,7 @@ def main() -> None:
     data = planted(given.neurons, 1.0, np.random.default_rng(given.seed))
     for method in ("permutation", "wilcoxon"):
         started = time.perf_counter()
-        tuning_test(data, method=method)
+        mx.tuning.test(data, method=method)
         print(f"{method}: {time.perf_counter() - started:.2f} s for {given.neurons} neurons")
 
 

@@ -22,10 +22,7 @@ import xarray as xr
 
 import microns_xr as mx
 from microns_xr.analysis import null_models
-from microns_xr.analysis.like_to_like import like_to_like
-from microns_xr.analysis.tuned import tuned_connections
 from microns_xr.connectivity.arrays import connectivity_dataset, make_pattern
-from microns_xr.provenance import stamp_release
 
 ANGLE = {"units": "degree", "angle_convention": "up_clockwise", "period": 180.0}
 N_PRE, N_POST, WIDTH_UM, LENGTH_UM = 60, 200, 400.0, 80.0
@@ -73,19 +70,19 @@ def synthetic(seed: int, clustered: bool, planted: float) -> tuple[xr.Dataset, x
         },
         coords={"nucleus_id": ids, "axis": np.array(["x", "y", "z"], dtype=object)},
     )
-    return connectivity, stamp_release(units, "synthetic", 1)
+    return connectivity, mx.releases.stamp_release(units, "synthetic", 1)
 
 
 def demo(seed: int, planted: float) -> tuple[xr.Dataset, xr.Dataset]:
     """Excitatory tuned neurons of a whole synthetic release."""
-    source = mx.DemoSource(1718, n_nuclei=1500, seed=seed, like_to_like=planted)
+    source = mx.sources.DemoSource(1718, n_nuclei=1500, seed=seed, like_to_like=planted)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", mx.DroppedRowsWarning)
+        warnings.simplefilter("ignore", mx.errors.DroppedRowsWarning)
         release = mx.Release(1718, source=source)
         units = release.units(functional="best_only")
         connectivity = release.connectivity(units=units)
     excitatory = {"classification_system": "excitatory_neuron"}
-    tuned = tuned_connections(
+    tuned = mx.analysis.tuned_connections(
         connectivity, units, pre=excitatory, post=excitatory, presynaptic="all"
     )
     ids = np.union1d(tuned.pre_nucleus_id, tuned.post_nucleus_id)
@@ -120,11 +117,16 @@ def p_values(world: str, n: int, seed: int) -> dict[str, float]:
         variable = "size_contrast" if name == "permute_weights" else "slope"
         found[name] = float(
             null_models.compare(
-                like_to_like, connectivity, units, null, variable=variable, presynaptic="all"
+                mx.analysis.like_to_like,
+                connectivity,
+                units,
+                null,
+                variable=variable,
+                presynaptic="all",
             ).p
         )
     for resample in ("pre", "both"):
-        drawn = like_to_like(
+        drawn = mx.analysis.like_to_like(
             connectivity,
             units,
             presynaptic="all",

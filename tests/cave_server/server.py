@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from microns_xr.source.base import TableSource
+import microns_xr as mx
 
 from .archive import Archive
 from .faults import QUERY_KINDS, Fault, FaultQueue, instead_of_answer, sent_part
@@ -98,7 +98,7 @@ class CaveServer:
 
     def __init__(
         self,
-        tables: Mapping[str, pd.DataFrame] | TableSource,
+        tables: Mapping[str, pd.DataFrame] | mx.sources.TableSource,
         *,
         datastack: str = "minnie65_public",
         version: int = 1718,
@@ -108,7 +108,7 @@ class CaveServer:
         reference_tables: Mapping[str, str] = REFERENCE_TABLES,
         seed: int = 0,
         notices: Mapping[str, str] | None = None,
-        archived: Mapping[int, Mapping[str, pd.DataFrame] | TableSource] | None = None,
+        archived: Mapping[int, Mapping[str, pd.DataFrame] | mx.sources.TableSource] | None = None,
         archive_root: str = "/mat_dbs/public/minnie65_phase3_v1",
         redirect_to_login: bool = False,
         wrap_errors: bool = False,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from microns_xr.source.base import TableSource
+import microns_xr as mx
 
 AXES = ("x", "y", "z")
 RESOLUTION = (4.0, 4.0, 40.0)
@@ -211,7 +211,7 @@ class WireTable:
 
 
 def wire_tables(
-    tables: Mapping[str, pd.DataFrame] | TableSource,
+    tables: Mapping[str, pd.DataFrame] | mx.sources.TableSource,
     references: Mapping[str, str],
     notices: Mapping[str, str],
 ) -> dict[str, WireTable]:

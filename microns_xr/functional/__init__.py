@@ -1,1 +1,0 @@
-"""The visual side: coregistration, tuning curves, recordings."""

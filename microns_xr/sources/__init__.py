@@ -1,0 +1,13 @@
+"""Where raw tables come from: a folder, the CAVE service, its archive, a synthetic release."""
+
+from microns_xr.sources.archive import ArchiveSource
+from microns_xr.sources.cave import CaveSource
+from microns_xr.sources.demo import DemoSource
+from microns_xr.sources.directory import DirectorySource
+from microns_xr.sources.tables import TableSource
+
+__all__ = ["ArchiveSource", "CaveSource", "DemoSource", "DirectorySource", "TableSource"]
+
+
+def __dir__() -> list[str]:
+    return __all__

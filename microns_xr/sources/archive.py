@@ -1,0 +1,700 @@
+"""Tables of a release that has left the service: files in a bucket, or in a folder."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from microns_xr.errors import (
+    IncompleteDownloadError,
+    MicronsXrError,
+    SchemaError,
+    SourceError,
+    nearest_words,
+)
+from microns_xr.releases import ReleaseSpec, release_spec, supported_versions, table_spec
+from microns_xr.sources.fetch import (
+    Fetched,
+    beside,
+    exists,
+    fetch_file,
+    fetched,
+    list_names,
+    local_path,
+    shown_url,
+)
+from microns_xr.sources.net import Retry
+from microns_xr.sources.postgres_csv import (
+    Header,
+    columns_of,
+    finish_columns,
+    parse_header,
+    read_archived,
+    read_blocks,
+)
+from microns_xr.sources.synapses import (
+    POSITION,
+    Batch,
+    Piece,
+    RequestFolder,
+    Strategy,
+    SynapseRequest,
+    SynapseSet,
+    as_roots,
+    integer_columns,
+    make_result,
+    sorted_synapses,
+)
+from microns_xr.sources.tables import file_sha256, to_frame
+
+# Which table is in which files of an archive.
+
+
+_MERGED = "_merged"
+
+
+class ArchiveNames:
+    """Tables of one version, and the stems of their files.
+
+    A table is archived as ``TABLE_merged``, a view under its own name, and a few tables under the
+    name that the registry gives as ``archive_file``.
+    """
+
+    def __init__(self, files: ArchiveFiles, spec: ReleaseSpec | None) -> None:
+        self._files = files
+        self._spec = spec
+        self._stems: dict[str, str] = {}
+
+    def _given(self, name: str) -> str | None:
+        own = self._spec.table_specs.get(name) if self._spec else None
+        return (own or table_spec(name)).archive_file
+
+    def _registered(self) -> set[str]:
+        specs = [release_spec(version) for version in supported_versions()]
+        specs += [self._spec] if self._spec else []
+        return {name for spec in specs for name in spec.tables.values()}
+
+    def candidates(self, name: str) -> list[str]:
+        """Return the stems that a table may have."""
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise SourceError(f"{name!r} is no table name: expected letters, digits, '_', '-', '.'")
+        given = self._given(name)
+        return [given] if given else [f"{name}{_MERGED}", name]
+
+    def stem_of(self, name: str) -> str:
+        """Return the stem of the files of a table."""
+        if name not in self._stems:
+            found = next((stem for stem in self.candidates(name) if self._files.has(stem)), None)
+            if found is None:
+                near = nearest_words(name, self._registered() - {name})
+                raise SourceError(
+                    f"there is no table {name!r} in the archive {self._files.shown}, or access to "
+                    "it is refused"
+                    + (f"; nearest: {', '.join(near)}" if near else "")
+                    + ": available_tables() lists what is there; a version that is still served "
+                    "is read with source='cave'"
+                )
+            self._stems[name] = found
+        return self._stems[name]
+
+    def available(self) -> list[str]:
+        """Return the names of the tables that are there."""
+        stems = self._files.stems()
+        if stems is None:
+            names = [name for name in self._registered() if self._finds(name)]
+        else:
+            given = {self._given(name): name for name in self._registered()}
+            names = [given.get(stem) or stem.removesuffix(_MERGED) for stem in stems]
+        if not names:
+            raise SourceError(
+                f"there is nothing in the archive {self._files.shown}: check the version and the "
+                "address; a version that is still served is read with source='cave'"
+            )
+        return sorted(set(names))
+
+    def _finds(self, name: str) -> bool:
+        stem = self.candidates(name)[0]
+        if name not in self._stems and self._files.has(stem):
+            self._stems[name] = stem
+        return name in self._stems
+
+
+# Where the files of one archived version are: a bucket that they are fetched from, or a folder.
+
+
+_GOOGLE = "https://storage.googleapis.com/"
+_HEADER, _DATA = "_header.csv", ".csv.gz"
+
+
+class ArchiveFiles:
+    """The pairs of files ``STEM.csv.gz``, ``STEM_header.csv`` of one version."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        folder: Path | None,
+        storage_options: Mapping[str, Any],
+        retry: Retry,
+        timeout: float,
+    ) -> None:
+        self.shown = shown_url(url)
+        self._url = _reachable(url, storage_options)
+        self._local = local_path(self._url)
+        self._folder = folder
+        self._asking: dict[str, Any] = {
+            "storage_options": dict(storage_options),
+            "retry": retry,
+            "timeout": timeout,
+        }
+
+    @property
+    def folder(self) -> Path:
+        """Where fetched files are kept."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="microns_xr-archive-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder
+
+    def stems(self) -> list[str] | None:
+        """Return the stems of which both files are there; None where nothing can be listed."""
+        files = list_names(self._url, **self._asking)
+        if files is None:
+            return None
+        stems = [file.removesuffix(_DATA) for file in files if file.endswith(_DATA)]
+        return [stem for stem in stems if f"{stem}{_HEADER}" in files]
+
+    def has(self, stem: str) -> bool:
+        """Say whether a header file is there."""
+        file = f"{stem}{_HEADER}"
+        if self._local is not None:
+            return (self._local / file).is_file()
+        if self._fetched(file) is not None:
+            return True
+        return exists(f"{self._url}/{file}", **self._asking)
+
+    def fetch(
+        self, stem: str, *, refresh: bool = False, progress: bool = True
+    ) -> tuple[Path, Header]:
+        """Fetch a pair of files, unless they are here."""
+        head = self._file(f"{stem}{_HEADER}", refresh, progress=False)
+        header = parse_header(head.read_bytes(), str(head))
+        return self._file(f"{stem}{_DATA}", refresh, progress), header
+
+    def _file(self, file: str, refresh: bool, progress: bool) -> Path:
+        if self._local is not None:
+            path = self._local / file
+            if not path.is_file():
+                raise SourceError(f"there is no file {path}: check the folder and the version")
+            return path
+        found = fetch_file(
+            f"{self._url}/{file}",
+            self.folder / file,
+            refresh=refresh,
+            progress=progress,
+            **self._asking,
+        )
+        return found.path
+
+    def _fetched(self, file: str) -> Fetched | None:
+        """Return what is known of a file that was fetched from here."""
+        found = fetched(self.folder / file) if self._local is None else None
+        return found if found and found.url == shown_url(f"{self._url}/{file}") else None
+
+    def record(self, path: Path) -> dict[str, Any]:
+        """Return what is known of a data file that `fetch` returned."""
+        known = self._fetched(path.name)
+        return {
+            "url": f"{self.shown}/{path.name}",
+            "sha256": known.sha256 if known else file_sha256(path),
+            "checked": list(known.checked) if known else [],
+        }
+
+    def identity(self, path: Path) -> str:
+        """Return what tells a data file from another of its name, without reading it whole."""
+        known = self._fetched(path.name)
+        stat = path.stat()
+        return known.sha256 if known else f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
+
+    def discard(self, stem: str) -> None:
+        """Remove a pair that was fetched; files that lie where they are read are not touched."""
+        if self._local is None:
+            for ending in (_HEADER, _DATA):
+                path = self.folder / f"{stem}{ending}"
+                beside(path, ".json").unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+
+
+def _reachable(url: str, options: Mapping[str, Any]) -> str:
+    """Return where a bucket is read: Google's over https, unless with a login."""
+    for protocol in ("gs://", "gcs://"):
+        if url.startswith(protocol) and not options:
+            return _GOOGLE + url.removeprefix(protocol)
+    return url
+
+
+# The synapses of an archived release: a filter that streams over the one file of all of them.
+#
+# What it keeps lies in the same folder, in the same form and under the same key as a download
+# from the service, so that everything that reads the one reads the other. The batches of a
+# request are runs of lines of the file here; after an interruption the file is unpacked again,
+# and parsed from where the last finished batch ends.
+
+
+logger = logging.getLogger(__name__)
+
+_BATCH_ROWS = 1 << 20  # kept synapses of a batch: 60 MB
+_BATCH_BYTES = 1 << 30  # unpacked bytes of a batch, where few are kept
+_FROM_FILE = "archived file "
+
+
+def make_request(
+    datastack: str, version: int, table: str, pre: Any, post: Any, positions: bool
+) -> SynapseRequest:
+    """Return what is asked for, checked."""
+    return SynapseRequest(
+        datastack,
+        int(version),
+        table,
+        as_roots(pre, "pre"),
+        as_roots(post, "post"),
+        bool(positions),
+    )
+
+
+def filter_synapses(
+    path: str | Path,
+    header: Header,
+    folder: str | Path,
+    request: SynapseRequest,
+    *,
+    identity: str | None = None,
+    batch_rows: int = _BATCH_ROWS,
+    batch_bytes: int = _BATCH_BYTES,
+    progress: bool = True,
+    cancel: threading.Event | None = None,
+) -> SynapseSet:
+    """Keep the synapses of a request, of an archived file of all synapses.
+
+    A request that is complete is not filtered again; one that was interrupted, at whatever point,
+    continues. Memory does not grow with the file.
+    """
+    result = SynapseSet(folder, request.key)
+    if result.is_complete:
+        logger.info("synapses of %s are already in %s", request.key, folder)
+        return result
+    path = Path(path)
+    columns = _columns(header, request)
+    requests = RequestFolder(Path(folder), request.key)
+    try:
+        stamp = f"{_FROM_FILE}{identity or file_sha256(path)}"
+        with requests.locked():
+            if not result.is_complete:
+                run = _Filter(path, header, columns, request, requests, stamp)
+                run.run((batch_rows, batch_bytes), progress, cancel)
+    except MicronsXrError:
+        raise
+    except OSError as error:
+        raise SourceError(f"{requests.path} cannot be used ({error}): check the disk") from error
+    return result
+
+
+def _columns(header: Header, request: SynapseRequest) -> list[str]:
+    """Return the columns of the file that a request needs."""
+    columns = [name for name in request.columns if not name.startswith(POSITION)]
+    missing = [name for name in columns if name not in header.names]
+    if request.positions:
+        places = columns_of(header, POSITION)
+        missing += [] if places else [POSITION]
+        columns += places
+    if missing:
+        raise SchemaError(
+            f"{header.where} lacks the columns {missing}, found {list(header.names)}: it is not "
+            "the header of a table of synapses"
+        )
+    return columns
+
+
+class _Filter:
+    """One run of a request over the file."""
+
+    def __init__(
+        self,
+        path: Path,
+        header: Header,
+        columns: list[str],
+        request: SynapseRequest,
+        folder: RequestFolder,
+        stamp: str,
+    ) -> None:
+        self.path, self.header, self.columns = path, header, columns
+        self.request, self.folder, self.stamp = request, folder, stamp
+        self.wanted = {
+            f"{side}_pt_root_id": pa.array(ids)
+            for side, ids in (("pre", request.pre), ("post", request.post))
+            if ids is not None
+        }
+
+    def run(
+        self, batch_size: tuple[int, int], progress: bool, cancel: threading.Event | None
+    ) -> None:
+        kept = self._begin()
+        start = kept[-1].piece.stop if kept else 0
+        lines = sum(batch.answered for batch in kept)
+        rows = sum(batch.rows for batch in kept)
+        logger.info("%s: %d synapses of %d lines are here", self.folder.key, rows, lines)
+        waiting: list[pa.Table] = []
+        n_waiting = n_lines = 0
+        stop = start
+        with _bar(self.path, progress) as bar:
+            for block in read_blocks(
+                self.path, self.header, self.columns, start=start, first_line=lines + 1
+            ):
+                waiting.append(self._keep(block.table))
+                n_waiting += waiting[-1].num_rows
+                n_lines += block.table.num_rows
+                stop = block.stop
+                if n_waiting >= batch_size[0] or stop - start >= batch_size[1]:
+                    self._commit(Piece(start, stop), waiting, n_lines)
+                    rows += n_waiting
+                    waiting, n_waiting, n_lines, start = [], 0, 0, stop
+                bar.set_postfix_str(f"{rows + n_waiting:,} synapses", refresh=False)
+                bar.update(block.packed - bar.n)
+                if cancel is not None and cancel.is_set():
+                    raise IncompleteDownloadError(
+                        f"the filter of {self.folder.key} was cancelled: run the same again to "
+                        "continue"
+                    )
+        if stop > start:
+            self._commit(Piece(start, stop), waiting, n_lines)
+        self._complete(stop)
+
+    def _begin(self) -> list[Batch]:
+        """Return the batches of an earlier run that follow each other from the first line on."""
+        folder, request = self.folder, self.request
+        before = folder.document("request") or {}
+        if not str(before.get("timestamp", _FROM_FILE)).startswith(_FROM_FILE):
+            logger.info("%s was begun at the service: it begins anew with the file", folder.key)
+            (folder.path / "request.json").unlink(missing_ok=True)
+        if folder.strategy(request, self.stamp) is None:
+            folder.begin(request, self.stamp, Strategy(None, False, 0, 1))
+        kept: list[Batch] = []
+        stop = 0
+        for batch in sorted(folder.batches(), key=lambda b: b.piece.start):
+            if batch.piece.start == stop:
+                kept.append(batch)
+                stop = batch.piece.stop
+            else:
+                (folder.path / batch.file).unlink(missing_ok=True)
+        folder.batches()  # takes what was removed out of the manifest
+        return kept
+
+    def _keep(self, table: pa.Table) -> pa.Table:
+        for name, ids in self.wanted.items():
+            table = table.filter(pc.is_in(table[name], value_set=ids))
+        return table
+
+    def _commit(self, piece: Piece, tables: list[pa.Table], lines: int) -> None:
+        table = finish_columns(pa.concat_tables(tables), self.header, str(self.path))
+        columns = sorted_synapses(integer_columns(table, self.request.columns))
+        self.folder.commit(piece, columns, lines)
+
+    def _complete(self, end: int) -> None:
+        folder = self.folder
+        batches = folder.batches()
+        if sum(b.piece.stop - b.piece.start for b in batches) != end:
+            raise IncompleteDownloadError(
+                f"some batches of {folder.key} are not in {folder.path} any more, or not as they "
+                "were written: check the disk, and run the same again"
+            )
+        make_result(folder, self.request, self.stamp, batches)
+
+
+def _bar(path: Path, progress: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(
+        total=path.stat().st_size,
+        desc="synapses",
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        disable=not progress,
+    )
+
+
+# Where the versions of a datastack are kept when they leave the service.
+ARCHIVES = {"minnie65_public": "gs://mat_dbs/public/minnie65_phase3_v1"}
+_SYNAPSES = "synapses_pni_2"
+
+
+class ArchiveSource:
+    """Tables of one materialization version, from the files it is archived as.
+
+    Nothing is asked before it is needed. A file is fetched once, begun again where it stopped, and
+    checked before it is read; files in a folder of this machine are read where they lie.
+
+    Parameters
+    ----------
+    version : int or ReleaseSpec
+        Materialization version, which need not be in the registry.
+    url : str, optional
+        Folder that holds ``v{version}/{table}_merged.csv.gz`` and ``..._merged_header.csv``:
+        ``gs://``, ``https://``, ``s3://``, ``file://`` or a path; by default the public archive of
+        the datastack. ``gs://`` is read over https, which needs no package and no login, unless
+        `storage_options` are given.
+    datastack : str, optional
+        Name of the datastack.
+    folder : str or pathlib.Path, optional
+        Where files are kept, whole ones and parts; a temporary folder by default, with which they
+        are gone when the process ends.
+    storage_options : mapping, optional
+        What fsspec hands to the file system of a bucket that is not public, such as a login.
+    retry : Retry, optional
+        How often and how patiently to ask again.
+    timeout : float, optional
+        Seconds without a byte after which a connection has failed.
+    progress : bool, optional
+        Whether to show a bar for each file, in bytes.
+
+    Attributes
+    ----------
+    files : ArchiveFiles
+        The files, and the folder they are fetched into.
+    scope : str
+        ``"requested"``: of synapses it gives those between the neurons that are asked for.
+
+    Raises
+    ------
+    SchemaError
+        If the version is no integer.
+    SourceError
+        If there is no `url` and no public archive of the datastack.
+
+    Examples
+    --------
+    >>> ArchiveSource(661)
+    ArchiveSource(661, url='gs://mat_dbs/public/minnie65_phase3_v1')
+    """
+
+    scope = "requested"
+
+    def __init__(
+        self,
+        version: int | ReleaseSpec,
+        *,
+        url: str | Path | None = None,
+        datastack: str = "minnie65_public",
+        folder: str | Path | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        retry: Retry | None = None,
+        timeout: float = 60.0,
+        progress: bool = True,
+    ) -> None:
+        number = version.version if isinstance(version, ReleaseSpec) else version
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise SchemaError(f"version is {version!r}, expected a number such as 661")
+        number = int(number)
+        if url is None and datastack not in ARCHIVES:
+            raise SourceError(
+                f"there is no public archive of {datastack!r}, only of {', '.join(ARCHIVES)}: "
+                "pass url=..., the folder that holds v661, v943, ..."
+            )
+        self.version: int | None = number
+        self.datastack = datastack
+        self.url = str(ARCHIVES[datastack] if url is None else url).rstrip("/")
+        self.files = ArchiveFiles(
+            f"{self.url}/v{number}",
+            folder=Path(folder).expanduser() if folder is not None else None,
+            storage_options=storage_options or {},
+            retry=retry or Retry(),
+            timeout=timeout,
+        )
+        self.progress = progress
+        self._spec = version if isinstance(version, ReleaseSpec) else None
+        if self._spec is None and number in supported_versions():
+            self._spec = release_spec(number)
+        self._names = ArchiveNames(self.files, self._spec)
+        self._read: dict[str, dict[str, Any]] = {}
+
+    def __repr__(self) -> str:
+        return f"ArchiveSource({self.version}, url={shown_url(self.url)!r})"
+
+    def discard(self, name: str) -> None:
+        """Remove the fetched files of a table; files that were never fetched are not touched.
+
+        Parameters
+        ----------
+        name : str
+            Table name.
+        """
+        for stem in self._names.candidates(name):
+            self.files.discard(stem)
+
+    def available_tables(self) -> list[str]:
+        """Names of the tables that are archived.
+
+        A bucket and a folder are listed; over http, which has no lists, the tables that the
+        registry knows are looked for, and `read` gives others by their names all the same.
+
+        Returns
+        -------
+        list of str
+            Sorted.
+
+        Raises
+        ------
+        SourceError
+            If there is nothing of the version.
+        IncompleteDownloadError
+            If the archive fails again and again.
+        """
+        return self._names.available()
+
+    def read_arrow(
+        self, name: str, *, refresh: bool = False, progress: bool | None = None
+    ) -> pa.Table:
+        """Return one whole table, sorted by id, as Arrow.
+
+        Parameters
+        ----------
+        name : str
+            Table name.
+        refresh : bool, optional
+            Fetch its files although they are here.
+        progress : bool, optional
+            Whether to show a bar; as the source was told by default.
+
+        Returns
+        -------
+        pyarrow.Table
+            As `microns_xr.sources.postgres_csv.read_archived` types it.
+
+        Raises
+        ------
+        SourceError, IncompleteDownloadError
+            As `read`.
+        """
+        if name in (_SYNAPSES, self._spec.tables.get("synapses") if self._spec else None):
+            raise SourceError(
+                f"{name} is the table of all synapses, which is no table to read whole: use "
+                "download_synapses(pre, post)"
+            )
+        path, header = self.files.fetch(
+            self._names.stem_of(name),
+            refresh=refresh,
+            progress=self.progress if progress is None else progress,
+        )
+        table = read_archived(path, header)
+        if "id" in table.column_names and not table["id"].null_count:
+            table = table.take(pc.sort_indices(table["id"]))
+        self._read[name] = {"name": name, "rows": table.num_rows, **self.files.record(path)}
+        return table
+
+    def read(self, name: str) -> pd.DataFrame:
+        """Return one whole table, sorted by id.
+
+        Parameters
+        ----------
+        name : str
+            Table name.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Ids as int64 or Int64, text as object, truth as bool, positions as three columns.
+
+        Raises
+        ------
+        SourceError
+            If there is no such table, it is that of all synapses, or its files are damaged or do
+            not belong together, naming the line.
+        IncompleteDownloadError
+            If a file breaks off again and again; what has arrived is kept.
+        """
+        return to_frame(self.read_arrow(name))
+
+    def provenance(self, name: str) -> dict[str, Any]:
+        """Return what is known of a table, which is read if it was not.
+
+        Parameters
+        ----------
+        name : str
+            Table name.
+
+        Returns
+        -------
+        dict
+            ``name``, ``rows``, ``sha256`` and ``url`` of the data file, and ``checked``, what was
+            compared when it was fetched.
+
+        Raises
+        ------
+        SourceError, IncompleteDownloadError
+            As `read`.
+        """
+        if name not in self._read:
+            self.read_arrow(name)
+        return dict(self._read[name])
+
+    def download_synapses(
+        self,
+        folder: str | Path,
+        *,
+        pre: Any = None,
+        post: Any = None,
+        positions: bool = False,
+        table: str = _SYNAPSES,
+        progress: bool = True,
+        cancel: threading.Event | None = None,
+    ) -> SynapseSet:
+        """Keep the synapses from some roots onto some roots.
+
+        The file of all synapses, of some 20 GB, is fetched first; it stays in `folder` of the
+        source, so that another request needs it no more.
+
+        Parameters
+        ----------
+        folder : str or pathlib.Path
+            Where sets of synapses are kept, each under the key of its request.
+        pre, post, positions, table, progress, cancel
+            As for `microns_xr.sources.synapses.download_synapses`.
+
+        Returns
+        -------
+        SynapseSet
+            A complete one, the same as a download from the service gives.
+
+        Raises
+        ------
+        SchemaError, SourceError, IncompleteDownloadError
+            As `read` and `microns_xr.sources.archive.filter_synapses`.
+        """
+        assert self.version is not None
+        # Before 20 GB are fetched: are these ids, and is the answer here?
+        request = make_request(self.datastack, self.version, table, pre, post, positions)
+        found = SynapseSet(folder, request.key)
+        if found.is_complete:
+            return found
+        path, header = self.files.fetch(self._names.stem_of(table), progress=progress)
+        return filter_synapses(
+            path,
+            header,
+            folder,
+            request,
+            identity=self.files.identity(path),
+            progress=progress,
+            cancel=cancel,
+        )

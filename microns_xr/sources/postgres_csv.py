@@ -1,0 +1,365 @@
+"""Data files of the archive: whole tables, and blocks of one that is too large for memory."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+from isal import igzip
+from isal.igzip_lib import IsalError
+
+from microns_xr.errors import SourceError
+
+# Header files of the archive: the names and the types of a data file that has no header line.
+#
+# The data files are what Postgres copies out as CSV: t and f for truth, nothing for what is
+# missing, quotes around text that needs them.
+
+
+_INTEGERS = ("smallint", "integer", "bigint", "smallserial", "serial", "bigserial")
+_FLOATS = ("real", "double precision", "numeric", "decimal")
+_AXES = ("x", "y", "z")
+
+
+@dataclass(frozen=True)
+class Header:
+    """Columns of a data file, in their order."""
+
+    names: tuple[str, ...]  # names of the columns
+    # their Postgres types, in lower case and without length, such as ``"character varying"``
+    types: tuple[str, ...]
+    where: str = "the header"  # the header file, as messages call it
+
+    def type_of(self, name: str) -> str:
+        """Return the Postgres type of a column."""
+        return self.types[self.names.index(name)]
+
+    def arrow_types(self) -> dict[str, pa.DataType]:
+        """Return how each column is read: integers as int64, what has no type of ours as text."""
+        return {n: _arrow_type(n, t) for n, t in zip(self.names, self.types, strict=True)}
+
+    def read_options(self, **options: Any) -> pa.csv.ReadOptions:
+        """Return what pyarrow needs in place of a header line."""
+        return pa.csv.ReadOptions(column_names=list(self.names), **options)
+
+    def convert_options(self, columns: list[str] | None = None) -> pa.csv.ConvertOptions:
+        """Return how pyarrow reads the values; `columns` are the only ones that are wanted."""
+        return pa.csv.ConvertOptions(
+            column_types=self.arrow_types(),
+            include_columns=columns,
+            # Nothing is a null and "" an empty text; no other word stands for a null.
+            null_values=["", r"\N"],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            true_values=["t", "true", "True"],
+            false_values=["f", "false", "False"],
+        )
+
+
+def _arrow_type(name: str, sql: str) -> pa.DataType:
+    # Ids never pass through a float, whatever the header says of them.
+    if sql in _INTEGERS or (sql in ("numeric", "decimal") and (name + "_").endswith("id_")):
+        return pa.int64()
+    if sql in _FLOATS:
+        return pa.float64()
+    if sql == "boolean":
+        return pa.bool_()
+    if sql == "date":
+        return pa.date32()
+    if sql.startswith("timestamp"):
+        return pa.timestamp("us", tz="UTC" if sql.endswith("with time zone") else None)
+    return pa.string()
+
+
+def parse_header(content: bytes, where: str) -> Header:
+    """Read a header file: a line a column, its name and its Postgres type."""
+    try:
+        lines = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(
+            f"{where} is no header file ({error}), expected lines 'name,type': "
+            "remove it and fetch it again"
+        ) from error
+    names: list[str] = []
+    types: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        cells = [cell.strip() for cell in line]
+        if len(cells) != 2 or not all(cells):
+            raise SourceError(
+                f"{where} line {number} is {','.join(line)[:80]!r}, expected 'name,type': "
+                "remove the file and fetch it again"
+            )
+        if cells[0] in names:
+            raise SourceError(
+                f"{where} line {number} names the column {cells[0]!r} a second time: "
+                "remove the file and fetch it again"
+            )
+        names.append(cells[0])
+        types.append(re.sub(r"\s*\([^)]*\)", "", cells[1].lower()))
+    if not names:
+        raise SourceError(f"{where} is empty, expected lines 'name,type': fetch it again")
+    return Header(tuple(names), tuple(types), where)
+
+
+def columns_of(header: Header, position: str) -> list[str]:
+    """Return the columns that hold a position: three of numbers, or one of its own."""
+    split = [f"{position}_{axis}" for axis in _AXES]
+    if all(name in header.names for name in split):
+        return split
+    return [position] if position in header.names else []
+
+
+def describe_bad_csv(error: Exception, header: Header, where: str, first_line: int = 1) -> str:
+    """Say where a data file breaks its header, and what to do."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    row = re.search(r"Row #(\d+):? ?", text)
+    line = f" line {int(row[1]) + first_line - 1}" if row else ""
+    column = re.search(r"In CSV column #(\d+):? ?", text)
+    if column and int(column[1]) < len(header.names):
+        line += f" column {header.names[int(column[1])]!r}"
+    for found in (row, column):
+        text = text.replace(found[0], "") if found else text
+    return (
+        f"{where}{line} does not fit {header.where}, which has {len(header.names)} columns "
+        f"({text[:200]}): remove both files and fetch them again; if it stays so, the archive's "
+        "own files do not belong together"
+    )
+
+
+# Values of archived tables that CSV has no way to say: positions, arrays, time zones.
+
+
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+# A little-endian point with three coordinates in PostGIS' hexadecimal form; the second of the two
+# carries the number of a reference system, 4 bytes, before them.
+_WKB_POINT = {58: 5, 66: 9}
+
+
+def finish_columns(table: pa.Table, header: Header, where: str) -> pa.Table:
+    """Turn what CSV cannot say into what it means: positions, arrays, time zones."""
+    names: list[str] = []
+    columns: list[pa.ChunkedArray] = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        sql = header.type_of(name)
+        if name.endswith("_position") and pa.types.is_string(column.type):
+            points = _points(column, f"{where} column {name}")
+            names += [f"{name}_{axis}" for axis in _AXES]
+            columns += [_voxels(pa.chunked_array([points[:, i]])) for i in range(3)]
+            continue
+        if name[:-2].endswith("_position") and name[-2:] in ("_x", "_y", "_z"):
+            column = _voxels(column)
+        elif sql == "array" or sql.endswith("[]"):
+            column = _lists(column, f"{where} column {name}")
+        elif sql.startswith("timestamp") and column.type.tz is None:
+            column = column.cast(pa.timestamp("us", tz="UTC"))
+        names.append(name)
+        columns.append(column)
+    return pa.Table.from_arrays(columns, names=names)
+
+
+def _voxels(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return numbers of voxels as integers, as the service gives them, if all are whole."""
+    if not pa.types.is_floating(column.type):
+        return column
+    try:
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
+        return column.cast(pa.int64(), safe=True)
+    except pa.ArrowInvalid:
+        return column
+
+
+def _points(column: pa.ChunkedArray, where: str) -> np.ndarray:
+    points = np.full((len(column), 3), np.nan)
+    for row, text in enumerate(column.to_pylist()):
+        if text is None:
+            continue
+        found: list[float] = []
+        start = _WKB_POINT.get(len(text))
+        if start and text.startswith("01"):
+            try:
+                found = np.frombuffer(bytes.fromhex(text), "<f8", count=3, offset=start).tolist()
+            except ValueError:
+                found = []
+        else:
+            found = [float(word) for word in _NUMBER.findall(text)]
+        if len(found) != 3:
+            raise SourceError(
+                f"{where} row {row + 1} is {text[:60]!r}, expected x, y and z: "
+                "remove the file and fetch it again"
+            )
+        points[row] = found
+    return points
+
+
+def _lists(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
+    rows: list[list[int | float] | None] = []
+    for row, text in enumerate(column.to_pylist()):
+        try:
+            words = None if text is None else text.strip("{}[] ").replace(",", " ").split()
+            rows.append(None if words is None else [_number(word) for word in words])
+        except ValueError:
+            raise SourceError(
+                f"{where} row {row + 1} is {text[:60]!r}, expected numbers in braces: "
+                "remove the file and fetch it again"
+            ) from None
+    return pa.chunked_array([pa.array(rows, type=None if any(rows) else pa.list_(pa.float64()))])
+
+
+def _number(word: str) -> int | float:
+    try:
+        return int(word)
+    except ValueError:
+        return float("nan") if word == "NULL" else float(word)
+
+
+_CSV_BYTES = 4 << 20  # that one thread parses at a time; a row must fit in it
+_BLOCK_BYTES = 8 << 20  # unpacked; larger ones cost more system time (measured)
+_LONGEST_LINE = 64 << 20
+_DAMAGED: Any = (EOFError, OSError, zlib.error, IsalError)
+
+
+def read_archived(path: str | Path, header: Header) -> pa.Table:
+    """Read a data file whole."""
+    path = Path(path)
+    try:
+        with gzip.open(path, "rb") as file:
+            empty = not file.read(1)
+        if empty:
+            table = pa.table({n: pa.array([], t) for n, t in header.arrow_types().items()})
+        else:
+            table = _parse(path, header, None, 1, str(path))
+    except _DAMAGED as error:
+        if isinstance(error, SourceError):
+            raise
+        raise _damaged(path, error) from error
+    return finish_columns(table, header, str(path))
+
+
+def _damaged(path: Path, error: Exception, after: str = "") -> SourceError:
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return SourceError(
+        f"{path} is no whole gzip file{after} ({said}): it is cut short or damaged; remove it and "
+        "fetch it again"
+    )
+
+
+def _parse(
+    what: Path | bytes, header: Header, columns: list[str] | None, first_line: int, where: str
+) -> pa.Table:
+    def parse(threads: bool) -> pa.Table:
+        source = str(what) if isinstance(what, Path) else pa.BufferReader(what)
+        return pa.csv.read_csv(
+            source,
+            read_options=header.read_options(block_size=_CSV_BYTES, use_threads=threads),
+            # An empty line is one null, or a row that has lost its values: never skip it.
+            parse_options=pa.csv.ParseOptions(
+                newlines_in_values=isinstance(what, Path), ignore_empty_lines=False
+            ),
+            convert_options=header.convert_options(columns),
+        )
+
+    try:
+        table = _without_empty_lines(parse(threads=True), header)
+    except pa.ArrowInvalid:
+        pass
+    else:
+        return table
+    try:  # only one thread knows the number of a line
+        return _without_empty_lines(parse(threads=False), header)
+    except pa.ArrowInvalid as error:
+        raise SourceError(describe_bad_csv(error, header, where, first_line)) from error
+
+
+def _without_empty_lines(table: pa.Table, header: Header) -> pa.Table:
+    """Return a table, or raise where a line has no values at all; pyarrow makes nulls of it."""
+    if len(header.names) > 1 and all(column.null_count for column in table.columns):
+        nulls = [column.is_null().to_numpy() for column in table.columns]
+        empty = np.flatnonzero(np.logical_and.reduce(nulls))
+        if len(empty):
+            raise pa.ArrowInvalid(f"Row #{empty[0] + 1}: there are no values")
+    return table
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some lines of a data file."""
+
+    # the columns that are wanted, as pyarrow reads them: `finish_columns` has still to be
+    # called
+    table: pa.Table
+    start: int  # bytes of the unpacked file that they are
+    stop: int
+    # about how many bytes of the packed file have been read
+    packed: int
+
+
+def read_blocks(
+    path: str | Path,
+    header: Header,
+    columns: list[str],
+    *,
+    start: int = 0,
+    first_line: int = 1,
+    block_bytes: int = _BLOCK_BYTES,
+) -> Iterator[Block]:
+    """Read some columns of a data file, block by block, from some line on."""
+    path = Path(path)
+    line = first_line
+    try:
+        with open(path, "rb") as packed, igzip.open(packed, "rb") as file:
+            if not _skip(file, start):
+                raise SourceError(
+                    f"{path} has fewer than {start} bytes unpacked: it is not the file that was "
+                    "read before; remove it and fetch it again"
+                )
+            for lines in _whole_lines(file, block_bytes):
+                table = _parse(lines, header, columns, line, str(path))
+                yield Block(table, start, start + len(lines), packed.tell())
+                start += len(lines)
+                line += table.num_rows
+    except _DAMAGED as error:
+        if isinstance(error, SourceError):
+            raise
+        raise _damaged(path, error, f" after line {line - 1}") from error
+
+
+def _whole_lines(file: IO[bytes], block_bytes: int) -> Iterator[bytes]:
+    """Yield the rest of a file in blocks of whole lines; unpacks one block ahead of the reader."""
+    rest = b""
+    with ThreadPoolExecutor(1, thread_name_prefix="unpack") as pool:
+        coming = pool.submit(file.read, block_bytes)
+        while data := coming.result():
+            coming = pool.submit(file.read, block_bytes)
+            end = data.rfind(b"\n") + 1
+            if end:
+                yield rest + data[:end]
+                rest = data[end:]
+            else:
+                rest += data
+                if len(rest) > _LONGEST_LINE:
+                    raise OSError(f"there is no line break in {len(rest)} bytes")
+    if rest:
+        yield rest
+
+
+def _skip(file: IO[bytes], count: int) -> bool:
+    while count:
+        data = file.read(min(count, _BLOCK_BYTES))
+        if not data:
+            return False
+        count -= len(data)
+    return True

@@ -1,0 +1,226 @@
+"""Selectivity indices of measured tuning curves, and orientations from directions."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from microns_xr.errors import SchemaError
+from microns_xr.provenance import add_history
+from microns_xr.schema import FUNCTIONAL, describe
+from microns_xr.tuning.fits import (
+    AngleAxis,
+    TuningDim,
+    angle_axis,
+    require_free_names,
+    require_full_circle,
+)
+
+_OF_ORIENTATION = ("gOSI", "OSI", "pref_ori")
+_OF_DIRECTION = (*_OF_ORIENTATION, "gDSI", "DSI", "pref_dir")
+_PERIODS = {"pref_ori": 0.5, "pref_dir": 1.0}
+_LONG_NAMES = {
+    "OSI": "orientation selectivity index, preferred against orthogonal",
+    "DSI": "direction selectivity index, preferred against opposite",
+}
+# A sum of vectors shorter than this part of the sum of their lengths has no direction.
+_NO_DIRECTION = 1e-12
+
+
+def orientation_from_direction(rate_dir: xr.DataArray) -> xr.DataArray:
+    """Average the responses to opposite directions of motion: 16 directions to 8 orientations.
+
+    Parameters
+    ----------
+    rate_dir : xarray.DataArray
+        Over ``direction`` and any other dims, in memory or chunked. The directions are an even
+        number, evenly spaced round the whole circle, in any order.
+
+    Returns
+    -------
+    xarray.DataArray
+        Over ``orientation`` in the place of ``direction``, ascending in ``[0, half a turn)``;
+        ``rate_ori`` where it was ``rate_dir``. Orientation is direction modulo half a turn:
+        response ``i`` is the mean of those to direction ``i`` and to the opposite one, NaN where
+        either is.
+
+    Raises
+    ------
+    SchemaError
+        If the directions do not state what they are, or are not such a circle.
+
+    Examples
+    --------
+    >>> degrees = {"units": "degree", "angle_convention": "up_clockwise", "period": 360.0}
+    >>> rate_dir = xr.DataArray([4.0, 1.0, 2.0, 3.0], dims="direction", name="rate_dir",
+    ...     coords={"direction": ("direction", [0.0, 90.0, 180.0, 270.0], degrees)})
+    >>> folded = orientation_from_direction(rate_dir)
+    >>> folded.name, folded.values, folded.orientation.values
+    ('rate_ori', array([3., 2.]), array([ 0., 90.]))
+    """
+    axis = angle_axis(rate_dir, "direction", "rate_dir")
+    if "orientation" in rate_dir.dims or "orientation" in rate_dir.coords:
+        raise SchemaError(
+            "rate_dir has an orientation as well as a direction, so its orientations cannot be "
+            "put in: drop the one it has"
+        )
+    order = require_full_circle(axis, even=True)
+    first, second = np.split(order, 2)
+    directions = rate_dir["direction"].values
+    place = rate_dir.get_axis_num("direction")
+    values = rate_dir.variable
+    folded = (values.isel(direction=first) + values.isel(direction=second)) / 2
+    dims = list(rate_dir.dims)
+    dims[place] = "orientation"
+    angles = directions[first].astype(np.float64) % (axis.turn / 2)
+    attrs = {**axis.angle_attrs(0.5), "long_name": "orientation of the stimulus"}
+    coords: dict[Any, Any] = {
+        name: c for name, c in rate_dir.coords.items() if "direction" not in c.dims
+    }
+    coords["orientation"] = ("orientation", angles, attrs)
+    result = xr.DataArray(
+        folded.data,
+        coords,
+        dims,
+        name="rate_ori" if rate_dir.name == "rate_dir" else rate_dir.name,
+        attrs={**rate_dir.attrs, **describe(FUNCTIONAL["rate_ori"])},
+    )
+    return add_history(result, "orientation_from_direction()")
+
+
+def selectivity(rates: xr.DataArray, *, dim: TuningDim) -> xr.Dataset:
+    """Return indices of selectivity, and preferred angles by vector sum, of measured curves.
+
+    With responses r at angles theta (a whole circle, evenly spaced), ``R`` the responses to
+    orientations (those to opposite directions averaged), p the angle of the largest response:
+
+    ============  =======================================================================
+    ``gOSI``      ``|sum r exp(2i theta)| / sum r``
+    ``gDSI``      ``|sum r exp(i theta)| / sum r``
+    ``OSI``       ``(R(p) - R(p + 90°)) / (R(p) + R(p + 90°))``, p by the largest ``R``
+    ``DSI``       ``(r(p) - r(p + 180°)) / (r(p) + r(p + 180°))``, p by the largest ``r``
+    ``pref_ori``  ``arg(sum r exp(2i theta)) / 2``
+    ``pref_dir``  ``arg(sum r exp(i theta))``
+    ============  =======================================================================
+
+    Parameters
+    ----------
+    rates : xarray.DataArray
+        Over `dim` and any other dims, in memory or chunked (dask).
+    dim : {"direction", "orientation"}
+        Over which dimension. The angles are its coordinate, in any order.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over the other dims of `rates`: ``gOSI``, ``OSI``, ``pref_ori``, and over directions also
+        ``gDSI``, ``DSI``, ``pref_dir``; preferred angles in the units and convention of the
+        coordinate, in ``[0, period)``. All are NaN where a response is missing (NaN or infinite)
+        or the sum is not positive; an index whose own denominator is not positive is NaN, as is
+        ``OSI`` where the orthogonal angle was not measured and a preferred angle where the
+        vectors cancel.
+
+    Raises
+    ------
+    SchemaError
+        If the angles do not state what they are, or are not evenly spaced round a whole circle;
+        if directions are an odd number.
+
+    Notes
+    -----
+    gOSI is one minus the circular variance (Ringach, Shapley & Hawken 2002,
+    doi:10.1523/JNEUROSCI.22-13-05639.2002); gOSI and gDSI are the lengths L_ori and L_dir of
+    Mazurek, Kager & Van Hooser 2014 (doi:10.3389/fncir.2014.00092). OSI and DSI contrast the
+    preferred response with the orthogonal and the opposite one, as Niell & Stryker 2008
+    (doi:10.1523/JNEUROSCI.0623-08.2008); there they are read from fitted curves, here from the
+    measured angles. Where several angles share the largest response, p is the first of them by
+    ascending angle, which can decide the OSI and the DSI. Responses below 0 are taken as they
+    are, and can make an index larger than 1.
+
+    gOSI, OSI and pref_ori of directions are those of the folded curve of
+    `orientation_from_direction`.
+
+    Examples
+    --------
+    >>> degrees = {"units": "degree", "angle_convention": "up_clockwise", "period": 360.0}
+    >>> rates = xr.DataArray([4.0, 1.0, 2.0, 1.0], dims="direction",
+    ...     coords={"direction": ("direction", [0.0, 90.0, 180.0, 270.0], degrees)})
+    >>> indices = selectivity(rates, dim="direction")
+    >>> {name: round(v.item(), 3) for name, v in indices.data_vars.items()}
+    {'gOSI': 0.5, 'OSI': 0.5, 'pref_ori': 0.0, 'gDSI': 0.25, 'DSI': 0.333, 'pref_dir': 0.0}
+    """
+    axis = angle_axis(rates, dim)
+    order = require_full_circle(axis, even=dim == "direction")
+    names = _OF_DIRECTION if dim == "direction" else _OF_ORIENTATION
+    require_free_names(rates, names, "rates")
+    if rates.chunks is not None:
+        rates = rates.chunk({dim: -1})
+    packed = xr.apply_ufunc(
+        partial(_indices, axis=axis, order=order),
+        rates,
+        input_core_dims=[[dim]],
+        output_core_dims=[["index"]],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"output_sizes": {"index": len(names)}},
+    )
+    result = xr.Dataset({name: packed.isel(index=i) for i, name in enumerate(names)})
+    for name in names:
+        attrs: dict[str, Any] = (
+            describe(FUNCTIONAL[name])
+            if name in FUNCTIONAL
+            else {"long_name": _LONG_NAMES[name], "units": "1"}
+        )
+        if name in _PERIODS:
+            attrs |= axis.angle_attrs(_PERIODS[name])
+        result[name].attrs = attrs
+    result.attrs = {"tuning_dim": dim}
+    return add_history(result, f"selectivity(dim={dim!r})", source=rates)
+
+
+def _indices(rates: np.ndarray, *, axis: AngleAxis, order: np.ndarray) -> np.ndarray:
+    """Return the indices along a new last axis, in the order of their names above."""
+    r = np.asarray(rates, dtype=np.float64)[..., order]
+    theta = axis.radians[order]
+    with np.errstate(invalid="ignore"):  # infinite responses, which are missing ones
+        total = r.sum(axis=-1)
+    known = np.isfinite(r).all(axis=-1) & (total > 0)
+    r = np.where(known[..., None], r, 1.0)
+    total = r.sum(axis=-1)
+    orientations = r
+    if axis.dim == "direction":
+        orientations = r.reshape(*r.shape[:-1], 2, -1).mean(axis=-2)
+    length, preferred = _global(r, theta, total, 2, axis)
+    columns = [length, _contrast(orientations), preferred]
+    if axis.dim == "direction":
+        length, preferred = _global(r, theta, total, 1, axis)
+        columns += [length, _contrast(r), preferred]
+    return np.where(known[..., None], np.stack(columns, axis=-1), np.nan)
+
+
+def _global(
+    r: np.ndarray, theta: np.ndarray, total: np.ndarray, harmonic: int, axis: AngleAxis
+) -> tuple[np.ndarray, np.ndarray]:
+    """Length of the mean vector, and its angle in the units of the axis."""
+    vector = r @ np.exp(1j * harmonic * theta)
+    length = np.abs(vector) / total
+    period = axis.turn / harmonic
+    preferred = np.mod(np.angle(vector) / (2 * np.pi) * period, period)
+    preferred = np.where(preferred >= period, 0.0, preferred)  # an angle of minus a rounding error
+    return length, np.where(length > _NO_DIRECTION, preferred, np.nan)
+
+
+def _contrast(r: np.ndarray) -> np.ndarray:
+    """Contrast of the largest response with that half a circle on; NaN where there is none."""
+    n = r.shape[-1]
+    if n % 2:
+        return np.full(r.shape[:-1], np.nan)
+    best = np.argmax(r, axis=-1)[..., None]
+    high = np.take_along_axis(r, best, axis=-1)[..., 0]
+    low = np.take_along_axis(r, (best + n // 2) % n, axis=-1)[..., 0]
+    result = np.full(high.shape, np.nan)
+    np.divide(high - low, high + low, out=result, where=high + low > 0)
+    return result

@@ -1,0 +1,170 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import microns_xr as mx
+
+
+def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "microns_xr.cli", *map(str, args)],
+        capture_output=True, text=True, cwd=cwd, timeout=240, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    result = run("demo", "--n-nuclei", 1000, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "units         " in result.stdout
+    assert "connections among" in result.stdout
+    assert "6/6" in result.stderr
+    return folder / "microns_xr_demo"
+
+
+def test_demo_leaves_a_store_and_a_figure(demo_folder):
+    assert (demo_folder / "demo.png").read_bytes()[:4] == b"\x89PNG"
+    tree = mx.open_store(demo_folder / "demo_v1718.zarr")
+    assert {"units", "layers", "functional", "connectivity"} <= set(tree.children)
+    assert sorted(p.name for p in demo_folder.iterdir()) == ["demo.png", "demo_v1718.zarr"]
+
+
+def test_info(demo_folder):
+    result = run("info", demo_folder / "demo_v1718.zarr")
+    assert result.returncode == 0
+    assert "release       minnie65_demo v1718" in result.stdout
+    assert "layers (µm)" in result.stdout
+
+
+@pytest.mark.parametrize("version", [661, 1507])
+def test_build_from_a_folder_of_raw_tables(tmp_path, version):
+    raw = mx.sources.DemoSource(version, n_nuclei=800).write(tmp_path / "raw_tables", format="csv")
+    result = run("build", raw, "--version", version, "--out", tmp_path / "store.zarr")
+    assert result.returncode == 0, result.stderr
+    tree = mx.open_store(tmp_path / "store.zarr")
+    direct = mx.Release(version, source=mx.sources.DemoSource(version, n_nuclei=800))
+    units = direct.units(functional="match", rates=True)
+    stored = tree["units"].to_dataset()
+    assert stored.nucleus_id.equals(units.nucleus_id)
+    np.testing.assert_array_equal(stored.rate_ori.values, units.rate_ori.values)
+    assert mx.n_connections(tree["connectivity"].to_dataset()) == mx.n_connections(
+        direct.connectivity()
+    )
+    names = [t["name"] for t in tree.attrs["source_tables"]]
+    assert direct.spec.name_of("nucleus") in names
+    assert all(len(t["sha256"]) == 64 for t in tree.attrs["source_tables"])
+
+
+def test_build_without_function_or_synapses_says_so(tmp_path, three_tables):
+    spec = mx.releases.release_spec(1300)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for role in ("nucleus", "celltype", "proofreading"):
+        three_tables[role].to_csv(raw / f"{spec.tables[role]}.csv", index=False)
+    result = run("build", raw, "--version", 1300, "--out", tmp_path / "s.zarr")
+    assert result.returncode == 0, result.stderr
+    assert "not in the store: coregistration, tuning_curves, synapses" in result.stdout
+    assert mx.open_store(tmp_path / "s.zarr")["units"].sizes["nucleus_id"] == 3
+    failed = run("currents", tmp_path / "s.zarr", "--out", tmp_path / "c.csv")
+    assert failed.returncode == 1
+    assert "has no connectivity" in failed.stderr
+
+
+def test_currents_to_csv_and_zarr(demo_folder, tmp_path):
+    store = demo_folder / "demo_v1718.zarr"
+    for name in ("c.csv", "c.csv.gz", "c.zarr"):
+        result = run("currents", store, "--rates", "rate_dir", "--out", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+        assert "sum by angle  0: " in result.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.csv", "c.csv.gz", "c.zarr"]
+    tree = mx.open_store(store)
+    expected = mx.input_currents(
+        tree["connectivity"].to_dataset(), tree["units"].to_dataset().rate_dir
+    )
+    for name in ("c.csv", "c.csv.gz"):
+        table = pd.read_csv(tmp_path / name, index_col=0)
+        np.testing.assert_allclose(table.iloc[:, 1:17], expected.values, rtol=1e-12)
+        np.testing.assert_allclose(table.rated_fraction, expected.rated_fraction, rtol=1e-12)
+        assert (table.index == expected.post_nucleus_id.values).all()
+    zarr = xr.open_zarr(tmp_path / "c.zarr", consolidated=False)
+    np.testing.assert_array_equal(zarr.input_current.values, expected.values)
+
+
+BAD_CALLS = {
+    "unknown version": (
+        ["build", ".", "--version", 1719, "--out", "s.zarr"],
+        1,
+        "expected one of 661, 943",
+    ),
+    "no folder": (["build", "nowhere", "--version", 1718, "--out", "s.zarr"], 1, "nowhere"),
+    "empty folder": (
+        ["build", ".", "--version", 1718, "--out", "s.zarr"],
+        1,
+        "nucleus_detection_v0",
+    ),
+    "no store": (["info", "nothing.zarr"], 1, "nothing.zarr"),
+    "no such command": (["biuld"], 2, "biuld"),
+    "missing option": (["build", "."], 2, "--version"),
+    "format of the file": (["currents", "s.zarr", "--out", "c.xlsx"], 1, "expected FILE.csv"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_calls_are_one_readable_line(tmp_path, case):
+    args, code, message = BAD_CALLS[case]
+    result = run(*args, cwd=tmp_path)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    if code == 1:
+        (line,) = [
+            line for line in result.stderr.splitlines() if line.startswith("microns-xr: error:")
+        ]
+        assert message in line
+
+
+def test_debug_shows_the_trace(tmp_path):
+    result = run("--debug", "info", tmp_path / "nothing.zarr")
+    assert result.returncode != 0
+    assert "Traceback" in result.stderr
+
+
+def test_help_teaches():
+    assert "microns-xr demo" in run("--help").stdout
+    for command in ("demo", "build", "info", "currents"):
+        text = run(command, "--help")
+        assert text.returncode == 0
+        assert command in text.stdout
+    assert "rated_fraction" in run("currents", "--help").stdout
+
+
+def test_currents_never_replace_what_is_no_currents(demo_folder, tmp_path):
+    store = tmp_path / "s.zarr"
+    shutil.copytree(demo_folder / "demo_v1718.zarr", store)
+    other = tmp_path / "folder.zarr"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    for out, message in (
+        (store, "is the store that is read"),
+        (other, "holds no currents"),
+        (tmp_path / "no" / "c.csv", "make it first"),
+    ):
+        result = run("currents", store, "--out", out)
+        assert result.returncode == 1
+        assert message in result.stderr
+    assert mx.open_store(store)["units"].sizes["nucleus_id"] > 0
+    assert (other / "notes.txt").read_text() == "mine"
+    for _ in range(2):  # currents may be replaced by currents
+        assert run("currents", store, "--out", tmp_path / "c.zarr").returncode == 0

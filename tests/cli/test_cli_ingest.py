@@ -1,0 +1,57 @@
+"""``microns-xr ingest``, as the application that it is registered with."""
+
+from __future__ import annotations
+
+import ingest_examples as ex
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import microns_xr as mx
+from microns_xr.cli_ingest import register
+
+
+@pytest.fixture
+def app():
+    app = typer.Typer()
+    register(app)
+    app.callback()(lambda: None)  # so that the one command keeps its name
+    return app
+
+
+def test_from_a_store_of_units(tmp_path, app):
+    units = ex.make_units(60)
+    frame = ex.make_synapses(units, 500)
+    mx.write_store(tmp_path / "units.zarr", units=units)
+    path, out = ex.write_archived(tmp_path, frame), tmp_path / "out.zarr"
+    arguments = ["ingest", str(path), "--units", str(tmp_path / "units.zarr"), "--out", str(out)]
+    found = CliRunner().invoke(app, [*arguments, "--positions", "--scope", "complete"])
+    assert found.exit_code == 0, found.output
+    pairs = mx.open_store(out)["connectivity"].synapse_size.data.nnz
+    assert f"connections   {pairs} among 60 units" in found.output
+    ex.in_memory(frame, units, tmp_path / "expected.zarr", singles=True, scope="complete")
+    ex.assert_same_store(out, tmp_path / "expected.zarr")
+    kept = CliRunner().invoke(app, [*arguments, "--keep", "post", "--count-bad-lines"])
+    assert kept.exit_code == 0, kept.output
+    assert "post_pt_root_id" in mx.open_store(out)["synapses"]
+
+
+def test_what_is_no_store(tmp_path, app):
+    arguments = ["ingest", "s.csv", "--units", str(tmp_path), "--out", "s.zarr"]
+    found = CliRunner().invoke(app, arguments)
+    assert isinstance(found.exception, mx.errors.SchemaError)
+    assert "--version" in str(found.exception)
+
+
+def test_from_a_folder_of_raw_tables(tmp_path, app):
+    mx.sources.DemoSource(1718, n_nuclei=600).write(tmp_path / "raw", "parquet")
+    (path,) = (tmp_path / "raw").rglob("synapses*.parquet")
+    arguments = ["ingest", str(path), "--units", str(tmp_path / "raw"), "--version", "1718"]
+    found = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out.zarr")])
+    assert found.exit_code == 0, found.output
+    stored = mx.open_store(tmp_path / "out.zarr")["connectivity"].to_dataset()
+    expected = mx.Release(1718, source=tmp_path / "raw").connectivity()
+    assert expected.attrs["dropped_synapses"]["pre_shared"] > 0
+    assert stored.attrs["dropped_synapses"] == expected.attrs["dropped_synapses"]
+    assert (stored.synapse_size.data != expected.synapse_size.data).nnz == 0
+    assert any(paper.startswith("MICrONS") for paper in mx.releases.references(stored))

@@ -1,0 +1,333 @@
+"""From tables of synapses or of pairs to connectivity."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matrices import dense, stored_pairs
+
+import microns_xr as mx
+from microns_xr.schema import validate
+
+# Neighbours of 8.6e17 are 128 apart as float64.
+ROOT = {n: 864691135639235580 + n for n in (11, 12, 13)}
+SHARED = 864691135000000001
+STRANGER = 864691139999999999
+
+
+def make_units(version=1718, order=(11, 12, 13), **attrs):
+    units = xr.Dataset(
+        {"pt_root_id": ("nucleus_id", np.array([ROOT[n] for n in order]))},
+        coords={"nucleus_id": np.array(order)},
+        attrs=attrs,
+    )
+    return mx.releases.stamp_release(units, "minnie65_public", version)
+
+
+def table(rows, columns=("pre_pt_root_id", "post_pt_root_id", "size"), **more):
+    frame = pd.DataFrame(rows, columns=list(columns))
+    return frame.assign(**more)
+
+
+def by_root(*rows):
+    return [(ROOT.get(a, a), ROOT.get(b, b), *rest) for a, b, *rest in rows]
+
+
+# 11 -> 12 twice, 12 -> 13 of size 0, 13 -> 13 an autapse
+THREE = by_root((11, 12, 400), (13, 13, 9), (11, 12, 300), (12, 13, 0))
+SIZE = [[0, 700, 0], [0, 0, 0], [0, 0, 9]]
+COUNT = [[0, 2, 0], [0, 0, 1], [0, 0, 1]]
+
+
+def test_three_neurons_by_hand():
+    synapses = table(THREE, id=[1, 2, 3, 4])
+    before = synapses.copy()
+    found = mx.build_connectivity(synapses, make_units(), scope="requested")
+    validate(found, "connectivity")
+    assert found.pre_nucleus_id.values.tolist() == [11, 12, 13]
+    assert dense(found).tolist() == SIZE
+    assert dense(found, "synapse_count").tolist() == COUNT
+    assert stored_pairs(found).tolist() == (np.array(COUNT) > 0).tolist()  # size 0 is a synapse
+    assert found.synapse_size.dtype == found.synapse_count.dtype == np.int64
+    assert found.synapse_size.data.indices.dtype == np.int32
+    assert tuple(found.synapse_size.data.compressed_axes) == (1,)
+    assert found.synapse_size.data.indices is found.synapse_count.data.indices
+    assert found.scope.item() == "requested"
+    assert (found.datastack.item(), found.materialization_version.item()) == (
+        "minnie65_public",
+        1718,
+    )
+    assert found.synapse_count.attrs["counts"] == "synapses"
+    assert found.attrs["n_synapse_rows"] == 4
+    assert set(found.attrs["dropped_synapses"].values()) == {0}
+    assert "build_connectivity" in found.attrs["history"]
+    pd.testing.assert_frame_equal(synapses, before)
+
+
+def test_units_in_any_order():
+    found = mx.build_connectivity(table(THREE, id=range(4)), make_units(order=(13, 11, 12)))
+    assert found.post_nucleus_id.values.tolist() == [11, 12, 13]
+    assert dense(found).tolist() == SIZE
+
+
+@pytest.mark.parametrize("size", ["size", "sum_size", "synapse_size"])
+@pytest.mark.parametrize("count", ["n_syn", "synapse_count"])
+def test_a_table_of_pairs(size, count):
+    rows = by_root((11, 12, 700, 2), (12, 13, 0, 1), (13, 13, 4, 3), (13, 13, 5, 4))
+    synapses = table(rows, ("pre_pt_root_id", "post_pt_root_id", size, count))
+    found = mx.build_connectivity(synapses, make_units())
+    assert dense(found).tolist() == SIZE
+    assert dense(found, "synapse_count").tolist() == [[0, 2, 0], [0, 0, 1], [0, 0, 7]]
+    assert found.synapse_count.attrs["counts"] == "synapses"
+
+
+def test_nucleus_ids_instead_of_roots():
+    synapses = table(
+        [(11, 12, 700, 2, 5, 5), (12, 13, 0, 1, 5, 5)],
+        ("pre_nucleus_id", "post_nucleus_id", "size", "n_syn", "pre_pt_root_id", "post_pt_root_id"),
+    )
+    found = mx.build_connectivity(synapses, make_units())
+    assert dense(found).tolist() == [[0, 700, 0], [0, 0, 0], [0, 0, 0]]
+    assert dense(found, "synapse_count").sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "asked", "counts"),
+    [
+        (THREE, "auto", "synapses"),  # a pair is repeated
+        (THREE[1:], "auto", "rows of a table with one row a pair"),
+        (THREE[1:], "synapse", "synapses"),
+        (THREE[1:], "pair", "rows of a table with one row a pair"),
+    ],
+)
+def test_what_a_row_is(rows, asked, counts):
+    found = mx.build_connectivity(table(rows), make_units(), rows=asked)
+    assert found.synapse_count.attrs["counts"] == counts
+    assert dense(found, "synapse_count").sum() == len(rows)
+
+
+def test_a_pair_repeated_among_rows_left_out_tells_that_rows_are_synapses():
+    found = mx.build_connectivity(table(THREE), make_units(), post=[13])
+    assert found.synapse_count.attrs["counts"] == "synapses"
+    assert found.attrs["dropped_synapses"]["not_asked_for"] == 2
+
+
+def test_rows_that_contradict_the_table():
+    with pytest.raises(mx.errors.SchemaError, match="rows is 'pair' but 4 rows hold 3 pairs"):
+        mx.build_connectivity(table(THREE), make_units(), rows="pair")
+    with pytest.raises(
+        mx.errors.SchemaError, match="rows is 'synapse' but synapses has the column n_syn"
+    ):
+        mx.build_connectivity(table(THREE, n_syn=1), make_units(), rows="synapse")
+    with pytest.raises(mx.errors.SchemaError, match="rows is 'both'"):
+        mx.build_connectivity(table(THREE), make_units(), rows="both")
+
+
+def test_dropped_rows_are_counted_by_reason(caplog):
+    rows = by_root(
+        (11, 12, 1), (0, 12, 2), (SHARED, 0, 3), (STRANGER, 13, 4), (11, None, 5), (11, SHARED, 6)
+    )
+    post = pd.array([b for _, b, _ in rows], dtype="Int64")  # a list with None would become float
+    synapses = table(rows, id=range(6)).assign(post_pt_root_id=post)
+    units = make_units(shared_roots=[SHARED])
+    with (
+        caplog.at_level(logging.INFO, logger="microns_xr.connectivity.build"),
+        pytest.warns(UserWarning, match="5 of 6 rows of synapses are dropped") as caught,
+    ):
+        found = mx.build_connectivity(synapses, units)
+    assert caught[0].category is mx.errors.DroppedRowsWarning
+    assert caught[0].filename == __file__
+    assert len(caplog.records) == 1
+    assert "1 pairs of 6 rows; 5 rows dropped" in caplog.text
+    dropped = found.attrs["dropped_synapses"]
+    assert dropped == {
+        "pre_null": 0, "pre_zero": 1, "pre_shared": 1, "pre_unknown": 1,
+        "post_null": 1, "post_zero": 1, "post_shared": 1, "post_unknown": 0,
+        "any_reason": 5, "not_asked_for": 0,
+    }  # fmt: skip
+    assert json.loads(json.dumps(dropped)) == dropped
+    assert dense(found).sum() == 1
+    with pytest.warns(UserWarning, match="1 pre zero, 2 pre unknown"):
+        without = mx.build_connectivity(synapses, make_units())
+    assert without.attrs["dropped_synapses"]["post_shared"] == 0
+    with pytest.warns(UserWarning, match="1 pre shared"):
+        given_ = mx.build_connectivity(synapses, make_units(), shared_roots=np.array([SHARED]))
+    assert given_.attrs["dropped_synapses"] == dropped
+
+
+def test_axes_are_the_neurons_asked_for():
+    units = make_units()
+    found = mx.build_connectivity(
+        table(THREE, id=range(4)), units, pre={13, 11}, post=np.array([13, 12, 12])
+    )
+    assert found.pre_nucleus_id.values.tolist() == [11, 13]
+    assert found.post_nucleus_id.values.tolist() == [12, 13]
+    assert dense(found).tolist() == [[700, 0], [0, 9]]
+    assert found.post_pt_root_id.values.tolist() == [ROOT[12], ROOT[13]]
+    assert found.attrs["dropped_synapses"]["not_asked_for"] == 1
+    some = units.isel(nucleus_id=[2, 0])
+    same = mx.build_connectivity(table(THREE, id=range(4)), units, pre=some, post=some.nucleus_id)
+    assert same.pre_nucleus_id.values.tolist() == same.post_nucleus_id.values.tolist() == [11, 13]
+    nobody = mx.build_connectivity(table(THREE, id=range(4)), units, pre=[])
+    assert nobody.synapse_size.shape == (0, 3)
+
+
+def test_axes_of_strangers_or_of_another_release():
+    with pytest.raises(
+        mx.errors.UnknownLabelError, match=r"1 of 3 \(33.3%\) ids of post .* such as 99"
+    ):
+        mx.build_connectivity(table(THREE), make_units(), post=[11, 99, 12])
+    with pytest.raises(mx.errors.ReleaseMismatchError):
+        mx.build_connectivity(table(THREE), make_units(), pre=make_units(version=661))
+    found = mx.build_connectivity(
+        table(THREE),
+        make_units(),
+        pre=make_units(661).drop_vars(["datastack", "materialization_version"]),
+    )
+    assert found.materialization_version.item() == 1718
+    with pytest.raises(mx.errors.ReleaseMismatchError, match="units has no coordinate"):
+        mx.build_connectivity(table(THREE), make_units().drop_vars("datastack"))
+
+
+def test_a_table_without_a_row_connects_nobody():
+    empty = table(THREE, id=range(4)).iloc[:0]
+    found = mx.build_connectivity(empty, make_units())
+    validate(found, "connectivity")
+    assert found.synapse_size.data.nnz == 0
+    header = pd.DataFrame(columns=["pre_pt_root_id", "post_pt_root_id", "size"])  # of no dtypes
+    assert mx.build_connectivity(header, make_units()).synapse_size.data.nnz == 0
+
+
+@pytest.mark.parametrize(
+    "dtype", ["int32", "uint64", "Int64", "float32", "float64", "Float32", "int64[pyarrow]"]
+)
+def test_sizes_of_any_dtype_are_exact(dtype):
+    synapses = table(THREE, id=range(4)).astype({"size": dtype})
+    assert dense(mx.build_connectivity(synapses, make_units())).tolist() == SIZE
+
+
+@pytest.mark.parametrize("dtype", ["uint64", "Int64", "object", "int64[pyarrow]"])
+def test_ids_of_any_integer_dtype_are_exact(dtype):
+    ids = {"pre_pt_root_id": dtype, "post_pt_root_id": dtype}
+    synapses = table(THREE, id=range(4)).astype(ids)
+    assert dense(mx.build_connectivity(synapses, make_units())).tolist() == SIZE
+
+
+BAD = {
+    "float ids": (table(THREE).astype({"pre_pt_root_id": float}), "synapses.pre_pt_root_id has dtype float64"),
+    "no size": (table(THREE).drop(columns="size"), r"none of the columns \('size'"),
+    "no partner": (table(THREE).drop(columns="post_pt_root_id"), "expected pre_pt_root_id and post_pt_root_id"),
+    "mixed partners": (table(THREE).rename(columns={"pre_pt_root_id": "pre_nucleus_id"}), "expected pre_pt_root_id"),
+    "two sizes": (table(THREE, sum_size=1), r"\['size', 'sum_size'\] for one thing"),
+    "negative": (table([*THREE, (ROOT[11], ROOT[12], -7)]), "size holds -7, 1 such rows, expected 0 or more"),
+    "fraction": (table([*THREE, (ROOT[11], ROOT[12], 1.5)]), "size holds 1.5, 1 such rows, expected whole numbers"),
+    "infinite": (table([*THREE, (ROOT[11], ROOT[12], np.inf)]), "size holds inf"),
+    "empty size": (table([*THREE, (ROOT[11], ROOT[12], None)]), "size is empty in 1 of 5 rows"),
+    "text size": (table(THREE).astype({"size": str}), "size has dtype"),
+    "overflow": (table([(ROOT[11], ROOT[12], 2**62)] * 2), "sums to 9.22e.18"),
+    "unsigned overflow": (table(THREE).assign(size=np.array([2**63] * 4, np.uint64)), "expected whole numbers below"),
+    "no synapses in a pair": (table(THREE, n_syn=[1, 1, 0, 1]), "n_syn holds 0, 1 such rows, expected 1 or more"),
+    "repeated id": (table(THREE, id=[5, 6, 6, 7]), "synapses.id repeats 1 ids, such as 6"),
+    "float synapse id": (table(THREE, id=[1.0, 2.0, 3.0, 4.0]), "synapses.id has dtype float64"),
+    "no table": (THREE, "synapses is a list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("synapses", "message"), BAD.values(), ids=BAD)
+def test_bad_tables(synapses, message):
+    with pytest.raises(mx.errors.SchemaError, match=message):
+        mx.build_connectivity(synapses, make_units())
+
+
+def test_bad_units_and_scope():
+    with pytest.raises(mx.errors.SchemaError, match="scope is 'all'"):
+        mx.build_connectivity(table(THREE), make_units(), scope="all")
+    with pytest.raises(mx.errors.SchemaError, match="pt_root_id of the units repeats 1 labels"):
+        mx.build_connectivity(
+            table(THREE), make_units(order=(11, 12, 11)).assign_coords(nucleus_id=[1, 2, 3])
+        )
+    with pytest.raises(mx.errors.SchemaError, match="units lacks pt_root_id"):
+        mx.build_connectivity(table(THREE), make_units().drop_vars("pt_root_id"))
+    as_float = make_units().assign(pt_root_id=make_units().pt_root_id.astype(float))
+    with pytest.raises(mx.errors.SchemaError, match="dtype float64"):
+        mx.build_connectivity(table(THREE), as_float)
+
+
+NODES = st.one_of(st.sampled_from(sorted(ROOT)), st.sampled_from([0, SHARED, STRANGER]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(NODES, NODES, st.integers(0, 10**9)), max_size=40),
+    st.sets(st.sampled_from(sorted(ROOT))),
+)
+def test_against_a_plain_loop(rows, post):
+    synapses = table(by_root(*rows), id=range(len(rows))).astype("int64")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = mx.build_connectivity(synapses, make_units(shared_roots=[SHARED]), post=post)
+    sizes: dict[tuple[int, int], int] = {}
+    counts: dict[tuple[int, int], int] = {}
+    n_dropped = n_other = 0
+    for a, b, size in rows:
+        if a not in ROOT or b not in ROOT:
+            n_dropped += 1
+        elif b not in post:
+            n_other += 1
+        else:
+            sizes[a, b] = sizes.get((a, b), 0) + size
+            counts[a, b] = counts.get((a, b), 0) + 1
+    pre_ids, post_ids = found.pre_nucleus_id.values.tolist(), found.post_nucleus_id.values.tolist()
+    assert (pre_ids, post_ids) == (sorted(ROOT), sorted(post))
+    assert dense(found).tolist() == [[sizes.get((a, b), 0) for b in post_ids] for a in pre_ids]
+    assert dense(found, "synapse_count").tolist() == [
+        [counts.get((a, b), 0) for b in post_ids] for a in pre_ids
+    ]
+    dropped = found.attrs["dropped_synapses"]
+    assert (dropped["any_reason"], dropped["not_asked_for"]) == (n_dropped, n_other)
+    for side, i in (("pre", 0), ("post", 1)):
+        assert dropped[f"{side}_zero"] == sum(row[i] == 0 for row in rows)
+        assert dropped[f"{side}_shared"] == sum(row[i] == SHARED for row in rows)
+        assert dropped[f"{side}_unknown"] == sum(row[i] == STRANGER for row in rows)
+
+
+def test_real_pairs_of_v661(real_data):
+    folder = real_data / "minnie65_v661" / "raw"
+    nuclei = pd.read_csv(folder / "nucleus_detection_v0.csv", usecols=["id", "pt_root_id"])
+    shared = nuclei.pt_root_id.duplicated(keep=False)
+    units = mx.releases.stamp_release(
+        xr.Dataset(
+            {"pt_root_id": ("nucleus_id", nuclei.pt_root_id[~shared].to_numpy())},
+            coords={"nucleus_id": nuclei.id[~shared].to_numpy()},
+        ),
+        "minnie65_public",
+        661,
+    )
+    pairs = pd.read_csv(folder / "synapses" / "connections.csv")
+    with pytest.warns(UserWarning, match="of 42124 rows"):
+        found = mx.build_connectivity(
+            pairs, units, shared_roots=nuclei.pt_root_id[shared], scope="unknown"
+        )
+    single = nuclei[~shared].set_index("pt_root_id").id
+    kept = pairs[pairs.pre_pt_root_id.isin(single.index) & pairs.post_pt_root_id.isin(single.index)]
+    assert found.attrs["dropped_synapses"]["any_reason"] == len(pairs) - len(kept)
+    assert found.synapse_size.data.nnz == len(kept)
+    assert int(found.synapse_size.data.data.sum()) == int(kept["size"].sum())
+    assert found.synapse_count.attrs["counts"] == "rows of a table with one row a pair"
+    by_post = (
+        kept.assign(post=single[kept.post_pt_root_id].to_numpy()).groupby("post")["size"].sum()
+    )
+    array = found.synapse_size.data
+    sums = np.add.reduceat(np.append(array.data, 0), array.indptr[:-1]) * (
+        np.diff(array.indptr) > 0
+    )
+    expected = by_post.reindex(found.post_nucleus_id.values, fill_value=0)
+    np.testing.assert_array_equal(sums, expected.to_numpy())

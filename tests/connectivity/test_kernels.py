@@ -1,0 +1,374 @@
+"""The kernels on raw buffers, against loops in plain Python and against scipy."""
+
+from __future__ import annotations
+
+import platform
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matrices import compress, ids, random_tables
+
+import microns_xr as mx
+import microns_xr.connectivity.build as assemble_module
+import microns_xr.threads as threads_module
+from microns_xr.connectivity.blocks import group_sums, neuron_sums
+from microns_xr.connectivity.build import assemble
+from microns_xr.connectivity.kernels import contract_buffers, contract_scipy
+from microns_xr.connectivity.labels import Lookup, as_ids
+from microns_xr.connectivity.sort import check_sorted, select_pairs, transpose_pattern
+from microns_xr.threads import balanced_spans, equal_spans, run_spans, usable_threads
+
+THREADS = st.sampled_from([1, 2, 3])
+SEEDS = st.integers(0, 2**32 - 1)
+few = settings(max_examples=60, deadline=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads_for_small_matrices():
+    """Use as many threads as asked for, though the matrices here are tiny."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads_module, "_WORTH_A_THREAD", 1)
+        patch.setattr(assemble_module, "_ROWS_A_BLOCK", 4)
+        yield
+
+
+def plain_contraction(weights, indices, indptr, n_minor, values, rows, over):
+    """One pair after the other, in the order they are stored."""
+    n_major = len(indptr) - 1
+    n = n_major if over == "minor" else n_minor
+    sums = [[0.0] * values.shape[1] for _ in range(n)]
+    total, rated, partners = [0] * n, [0] * n, [0] * n
+    for major in range(n_major):
+        for p in range(indptr[major], indptr[major + 1]):
+            minor = int(indices[p])
+            out, row = (major, rows[minor]) if over == "minor" else (minor, rows[major])
+            total[out] += weights[p]
+            partners[out] |= 1
+            if row >= 0:
+                rated[out] += weights[p]
+                partners[out] |= 2
+            for k in range(values.shape[1]):
+                factor = float(values[row, k]) if row >= 0 else 0.0
+                sums[out][k] = sums[out][k] + float(weights[p]) * factor
+    share = [r / t if t else np.nan for r, t in zip(rated, total, strict=True)]
+    return np.array(sums).reshape(n, values.shape[1]), np.array(share), np.array(partners)
+
+
+def matrix(rng, n_major, n_minor, density=0.4):
+    stored, size, count = random_tables(rng, n_major, n_minor, density)
+    return compress(stored, size, count)
+
+
+@few
+@given(
+    SEEDS, st.integers(0, 9), st.integers(0, 9), st.integers(0, 19), THREADS,
+    st.sampled_from(["minor", "major"]), st.sampled_from([np.float32, np.float64]),
+    st.sampled_from(["int64", "float64", "int32", "bool"]), st.booleans(),
+)  # fmt: skip
+def test_contraction_is_the_loop_bit_by_bit(
+    seed, n_major, n_minor, n_columns, threads, over, dtype, weight_dtype, all_rated
+):
+    rng = np.random.default_rng(seed)
+    indices, indptr, weights, _ = matrix(rng, n_major, n_minor)
+    weights = weights.astype(weight_dtype)
+    n_rows = (n_minor if over == "minor" else n_major) + 2
+    values = rng.normal(size=(n_rows, n_columns)).astype(dtype)
+    rows = rng.permutation(n_rows)[: n_rows - 2]
+    if not all_rated:
+        rows = np.where(rng.random(rows.size) < 0.5, -1, rows)
+    args = (weights, indices, indptr, n_minor, values, rows)
+    expected = plain_contraction(*args, over)
+    found = contract_buffers(*args, over=over, want_rated=True, threads=threads)
+    plain = contract_buffers(*args, over=over, threads=threads)
+    for sums in (found.sums, plain.sums):
+        assert sums.dtype == np.float64
+        np.testing.assert_array_equal(sums, expected[0])
+    np.testing.assert_allclose(found.share, expected[1], rtol=1e-15)
+    np.testing.assert_array_equal(found.partners, expected[2])
+    assert plain.share is None
+    assert plain.partners is None
+
+
+@pytest.mark.parametrize("over", ["minor", "major"])
+@pytest.mark.parametrize("n_columns", [1, 3, 8, 16, 21])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_contraction_has_the_bits_of_scipy(over, n_columns, dtype):
+    rng = np.random.default_rng(n_columns)
+    indices, indptr, size, _ = matrix(rng, 300, 200, density=0.3)
+    values = rng.normal(size=(200 if over == "minor" else 300, n_columns)).astype(dtype)
+    rows = np.arange(values.shape[0])
+    rows[::7] = -1
+    # CSC of (minor, major): its transpose has the major neurons as rows
+    csc = scipy.sparse.csc_array((size.astype(np.float64), indices, indptr), shape=(200, 300))
+    rated = np.where(rows[:, None] >= 0, values, 0)
+    expected = csc.T @ rated if over == "minor" else csc @ rated
+    args = (size, indices, indptr, 200, values, rows)
+    for threads in (1, 2, 5):
+        found = contract_buffers(*args, over=over, threads=threads).sums
+        if platform.machine() in ("x86_64", "AMD64"):
+            np.testing.assert_array_equal(found, expected)
+        else:  # scipy's compiler may fuse products and sums there
+            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-9)
+    own = contract_buffers(*args, over=over, want_rated=True)
+    other = contract_scipy(*args, over=over, want_rated=True)
+    np.testing.assert_allclose(own.sums, other.sums, rtol=1e-12, atol=1e-9)
+    np.testing.assert_array_equal(own.share, other.share)
+    np.testing.assert_array_equal(own.partners, other.partners)
+
+
+@pytest.mark.parametrize("over", ["minor", "major"])
+def test_contraction_from_many_threads_at_once(over):
+    rng = np.random.default_rng(5)
+    indices, indptr, size, _ = matrix(rng, 150, 150)
+    values = rng.normal(size=(150, 8))
+    args = (size, indices, indptr, 150, values, np.arange(150))
+    expected = contract_buffers(*args, over=over, threads=1).sums
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [
+            pool.submit(contract_buffers, *args, over=over, threads=t) for t in [1, 2, 3, 2] * 8
+        ]
+    for job in jobs:
+        np.testing.assert_array_equal(job.result().sums, expected)
+
+
+def test_contraction_takes_read_only_buffers_and_leaves_them():
+    rng = np.random.default_rng(6)
+    buffers = (*matrix(rng, 20, 20)[:3], rng.normal(size=(20, 3)))
+    copies = [b.copy() for b in buffers]
+    for b in buffers:
+        b.flags.writeable = False
+    indices, indptr, size, values = buffers
+    for over in ("minor", "major"):
+        contract_buffers(size, indices, indptr, 20, values, np.arange(20), over=over)
+    for buffer, copy in zip(buffers, copies, strict=True):
+        np.testing.assert_array_equal(buffer, copy)
+
+
+def test_sums_over_the_major_axis_refuse_pairs_out_of_order():
+    indices, indptr = np.array([3, 0, 1, 2], np.int32), np.array([0, 4], np.int32)
+    args = (np.ones(4, np.int64), indices, indptr, 4, np.ones((1, 2)), np.zeros(1, np.int64))
+    with pytest.raises(mx.errors.SchemaError, match="not in ascending order"):
+        contract_buffers(*args, over="major", threads=2)
+
+
+def test_weights_that_are_no_numbers():
+    args = (np.array([0], np.int32), np.array([0, 1]), 1, np.ones((1, 1)), np.array([0]))
+    with pytest.raises(mx.errors.SchemaError, match="weights have dtype complex128"):
+        contract_buffers(np.array([1j]), *args, over="minor")
+
+
+@few
+@given(SEEDS, st.integers(0, 9), st.integers(0, 9), THREADS, st.booleans(), st.booleans())
+def test_selected_pairs(seed, n_major, n_minor, threads, with_whole, with_without):
+    rng = np.random.default_rng(seed)
+    indices, indptr, *_ = matrix(rng, n_major, n_minor)
+    majors = rng.permutation(n_major)[: rng.integers(0, n_major + 1)]
+    wanted = rng.random(n_minor) < 0.5
+    new_minor = np.where(wanted, np.cumsum(wanted) - 1, -1).astype(np.int32)
+    whole = rng.random(majors.size) < 0.5 if with_whole else np.zeros(majors.size, bool)
+    if with_whole:  # whole neurons need a place for everybody
+        new_minor = np.arange(n_minor, dtype=np.int32)
+    without = rng.integers(-1, max(n_minor, 1), majors.size) if with_without else None
+    found = select_pairs(
+        indices, indptr, majors, new_minor, kept=wanted if with_whole else None,
+        whole=whole if with_whole else None, without=without, threads=threads,
+    )  # fmt: skip
+    expected = [[] for _ in majors]
+    for m, major in enumerate(majors):
+        for p in range(indptr[major], indptr[major + 1]):
+            i = indices[p]
+            if (whole[m] or wanted[i]) and (without is None or without[m] != i):
+                expected[m].append((int(new_minor[i]), p))
+    flat = [pair for pairs in expected for pair in pairs]
+    assert list(zip(found.indices.tolist(), found.source.tolist(), strict=True)) == flat
+    np.testing.assert_array_equal(np.diff(found.indptr), [len(p) for p in expected])
+
+
+def test_selection_refuses_pairs_out_of_order():
+    with pytest.raises(mx.errors.SchemaError, match="not in ascending order"):
+        select_pairs(
+            np.array([1, 0], np.int32),
+            np.array([0, 2]),
+            np.array([0]),
+            np.arange(2, dtype=np.int32),
+        )
+
+
+@few
+@given(SEEDS, st.integers(0, 9), st.integers(0, 9), THREADS)
+def test_transposing_twice_is_nothing_and_once_is_the_transpose(seed, n_major, n_minor, threads):
+    rng = np.random.default_rng(seed)
+    stored, size, _ = random_tables(rng, n_major, n_minor, 0.4)
+    indices, indptr, sizes = compress(stored, size)
+    found = transpose_pattern(indices, indptr, n_minor, threads)
+    expected = compress(stored.T, size.T)
+    for a, b in zip((*found[:2], sizes[found.source]), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    back = transpose_pattern(found.indices, found.indptr, n_major, threads)
+    np.testing.assert_array_equal(back.indices, indices)
+    np.testing.assert_array_equal(found.source[back.source], np.arange(indices.size))
+
+
+def test_transposing_refuses_pairs_out_of_order():
+    with pytest.raises(mx.errors.SchemaError, match="not in ascending order"):
+        transpose_pattern(np.array([1, 0], np.int32), np.array([0, 2]), 2)
+
+
+@pytest.mark.parametrize(
+    ("indices", "indptr", "message"),
+    [
+        ([0, 1], [0, 2], None),
+        ([], [0], None),
+        ([1, 0], [0, 2], "neuron number 0"),
+        ([0, 0, 0], [0, 1, 3], "neuron number 1"),
+        ([0, 2], [0, 2], "neuron number 0"),
+        ([-1, 0], [0, 2], "neuron number 0"),
+        ([0, 1], [0, 1], "indptr"),
+        ([0, 1], [0, 2, 1, 2], "indptr"),
+        ([0, 1], [1, 2], "indptr"),
+        ([], [], "indptr"),
+    ],
+)
+def test_check_sorted(indices, indptr, message):
+    args = (np.array(indices, np.int32), np.array(indptr, np.int32), 2)
+    if message is None:
+        assert check_sorted(*args) is None
+    else:
+        with pytest.raises(mx.errors.SchemaError, match=message):
+            check_sorted(*args)
+
+
+@few
+@given(SEEDS, st.integers(0, 9), st.integers(0, 9), THREADS)
+def test_sums_by_neuron_and_by_group(seed, n_major, n_minor, threads):
+    rng = np.random.default_rng(seed)
+    stored, size, count = random_tables(rng, n_major, n_minor, 0.4)
+    indices, indptr, sizes, counts = compress(stored, size, count)
+    parts = np.stack([stored, size, count], axis=2).astype(np.int64)
+    major, minor = neuron_sums(sizes, counts, indices, indptr, n_minor, threads)
+    np.testing.assert_array_equal(major, parts.sum(axis=1))
+    np.testing.assert_array_equal(minor, parts.sum(axis=0))
+    major_codes, minor_codes = rng.integers(0, 2, n_major), rng.integers(0, 3, n_minor)
+    expected = np.zeros((2, 3, 3), dtype=np.int64)
+    for i in range(n_major):
+        for j in range(n_minor):
+            expected[major_codes[i], minor_codes[j]] += parts[i, j]
+    found = group_sums(sizes, counts, indices, indptr, major_codes, minor_codes, (2, 3), threads)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == np.int64
+
+
+@few
+@given(
+    st.lists(
+        st.tuples(st.integers(-1, 4), st.integers(-1, 6), st.integers(0, 2**40), st.integers(1, 9)),
+        max_size=60,
+    ),
+    THREADS,
+    st.booleans(),
+)
+def test_rows_are_sorted_and_summed(rows, threads, with_count):
+    major, minor, size, count = np.array(rows, dtype=np.int64).reshape(-1, 4).T
+    found = assemble(
+        major.astype(np.int32), minor.astype(np.int32), size,
+        count if with_count else None, 5, 7, threads,
+    )  # fmt: skip
+    expected: dict[tuple[int, int], list[int]] = {}
+    for a, b, s, c in rows:
+        if a >= 0 and b >= 0:
+            pair = expected.setdefault((a, b), [0, 0])
+            pair[0] += s
+            pair[1] += c if with_count else 1
+    owner = np.repeat(np.arange(5), np.diff(found.indptr))
+    got = zip(
+        owner.tolist(),
+        found.indices.tolist(),
+        found.size.tolist(),
+        found.count.tolist(),
+        strict=True,
+    )
+    assert [((a, b), [s, c]) for a, b, s, c in got] == sorted(expected.items())
+    assert found.indices.dtype == np.int32
+    assert found.size.dtype == found.count.dtype == np.int64
+
+
+@few
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), unique=True), st.data(), THREADS)
+def test_lookup(labels, data, threads):
+    labels = np.array(labels, dtype=np.int64)
+    wanted = np.array(
+        data.draw(st.lists(st.one_of(st.integers(-5, 5), st.sampled_from([*labels.tolist(), 0])))),
+        dtype=np.int64,
+    )
+    position = {label: i for i, label in enumerate(labels.tolist())}
+    found = Lookup(labels, "ids").find(wanted, threads)
+    assert found.tolist() == [position.get(w, -1) for w in wanted.tolist()]
+
+
+def test_lookup_tells_18_digit_neighbours_apart():
+    assert Lookup(ids(3), "ids").find(np.append(ids(3)[1:], ids(3) + 1)).tolist() == [
+        1,
+        2,
+        -1,
+        -1,
+        -1,
+    ]
+
+
+def test_lookup_refuses_repeats_and_floats():
+    with pytest.raises(mx.errors.SchemaError, match="nucleus_id repeats 2 labels"):
+        Lookup(np.array([1, 1, 2, 1]), "nucleus_id")
+    with pytest.raises(mx.errors.SchemaError, match="dtype float64"):
+        Lookup(np.array([1.0]), "nucleus_id")
+    with pytest.raises(mx.errors.SchemaError, match="dtype float64"):
+        Lookup(np.array([1]), "nucleus_id").find(np.array([1.0]))
+
+
+@pytest.mark.parametrize(
+    "found",
+    [5, np.int64(5), [5], (5,), {5}, np.array([5], np.uint64), np.array(5), {5: "a"}.keys()],
+)
+def test_ids_in_any_form(found):
+    assert as_ids(found, "pre").tolist() == [5]
+    assert as_ids(found, "pre").dtype == np.int64
+
+
+@pytest.mark.parametrize("found", [5.0, [5.5], "5", None, [True], np.zeros((2, 2), int), ["a"]])
+def test_what_is_no_id(found):
+    with pytest.raises(mx.errors.SchemaError, match=r"^pre"):
+        as_ids(found, "pre")
+
+
+def test_no_ids_at_all():
+    assert as_ids([], "pre").dtype == np.int64
+    assert as_ids(set(), "pre").size == 0
+
+
+def test_spans_hold_every_neuron_once():
+    indptr = np.array([0, 0, 0, 50, 51, 52, 60, 60])
+    for n in (1, 2, 3, 20):
+        for spans in (balanced_spans(indptr, n), equal_spans(7, n)):
+            assert [i for lo, hi in spans for i in range(lo, hi)] == list(range(7))
+            assert len(spans) <= n
+    assert balanced_spans(np.array([0]), 4) == []
+    assert len(balanced_spans(np.arange(101), 4)) == 4
+
+
+def test_errors_in_threads_reach_the_caller():
+    def work(lo, hi):
+        raise mx.errors.UnknownLabelError(f"{lo}")
+
+    with pytest.raises(mx.errors.UnknownLabelError):
+        run_spans(work, [(0, 1), (1, 2)], threads=2)
+
+
+def test_number_of_threads(monkeypatch):
+    monkeypatch.setattr(threads_module, "_WORTH_A_THREAD", 100)
+    assert usable_threads(8, elements=99) == 1
+    assert usable_threads(8, elements=300) == 3
+    assert usable_threads(2, elements=10**6) == 2
+    assert usable_threads(None, elements=10**6) >= 1

@@ -1,0 +1,207 @@
+"""Files as they come: cut short, damaged, with lines that say nothing, in forms that are rare."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import ingest_examples as ex
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import microns_xr as mx
+from microns_xr.ingest import read as reading
+from microns_xr.ingest.read import find_files, layout_of, read_jobs
+from microns_xr.store import swap
+
+UNITS = ex.make_units(3)
+A, B, _ = UNITS.pt_root_id.values
+NAMES = ["id", "pre_pt_root_id", "post_pt_root_id", "size"]
+HEAD = (",".join(NAMES) + "\n").encode()
+LINE = f"1,{A},{B},5\n".encode()
+POINTS = ["id", "pre_pt_root_id", "post_pt_root_id", "size", "ctr_pt_position"]
+
+
+def values(path: Path, header=None, count_bad: bool = False, points: bool = False):
+    """All rows of a file, as far as its first bad one."""
+    files = find_files(path, header, {})
+    layout = layout_of(files, "auto", points, points)
+    found = [job.parse() for job in read_jobs(files[0], layout, count_bad=count_bad)]
+    rows = [row for part in found for row in part.numbers["size"].tolist()]
+    return rows, next((part.bad for part in found if part.bad), None), found
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("block", [7, 40, 10**6])
+def test_blank_lines_at_the_end_say_nothing(tmp_path, monkeypatch, end, block):
+    """Whatever the blocks are cut like; between other lines they are bad."""
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", block)
+    read = reading._whole_lines
+    monkeypatch.setattr(reading, "_whole_lines", lambda file, _: read(file, block))
+    (tmp_path / "s.csv").write_bytes(HEAD + LINE + LINE.rstrip(b"\n") + end)
+    assert values(tmp_path / "s.csv")[:2] == ([5, 5], None)
+    (tmp_path / "s.csv").write_bytes(HEAD + LINE + b"\n" + LINE + end)
+    rows, bad, _ = values(tmp_path / "s.csv", count_bad=True)
+    assert rows == [5, 5]
+    assert bad.what.startswith("is '', expected 4 columns")
+
+
+def test_a_header_line_although_a_header_is_given(tmp_path):
+    (tmp_path / "s.csv").write_bytes(b"\xef\xbb\xbf" + HEAD + LINE)
+    assert values(tmp_path / "s.csv", header=NAMES)[:2] == ([5], None)
+    other = [*NAMES[:3], "sum_size"]
+    assert "'id' is" in values(tmp_path / "s.csv", header=other)[1].what
+
+
+def test_a_quote_that_nothing_closes(tmp_path):
+    (tmp_path / "s.csv").write_bytes(HEAD + LINE + f'1,{A},{B},"5\n'.encode() + LINE)
+    rows, bad, _ = values(tmp_path / "s.csv", count_bad=True)
+    assert (rows, bad.line) == ([5, 5], 1)
+
+
+PACKED = gzip.compress(HEAD + LINE, mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "error", "says"),
+    [
+        (
+            b"",
+            "s.csv.gz",
+            mx.errors.IncompleteDownloadError,
+            "too early .it is empty.: it was cut short",
+        ),
+        (
+            b"",
+            "s.parquet",
+            mx.errors.IncompleteDownloadError,
+            "too early .it is empty.: it was cut short",
+        ),
+        (
+            PACKED[:12],
+            "s.csv.gz",
+            mx.errors.IncompleteDownloadError,
+            "it was cut short, fetch it again",
+        ),
+        (
+            PACKED[:12] + b"\xff" * 4 + PACKED[16:],
+            "s.csv.gz",
+            mx.errors.SourceError,
+            "it is damaged",
+        ),
+        (
+            PACKED + b"and more than 18 bytes",
+            "s.csv.gz",
+            mx.errors.SourceError,
+            "Not a gzipped file.* it is damaged",
+        ),
+        (b"PAR1 and no end", "s.parquet", mx.errors.IncompleteDownloadError, "it was cut short"),
+        (b"BZh91\rAY", "s.csv.bz2", mx.errors.SchemaError, "names no columns"),
+    ],
+    ids=["empty gz", "empty parquet", "cut", "damaged", "junk behind", "cut parquet", "bz2"],
+)
+def test_files_that_are_none(tmp_path, content, name, error, says):
+    """An empty archive is no table without synapses, and no other package's error comes out."""
+    (tmp_path / name).write_bytes(content)
+    header = NAMES if not content else None
+    with pytest.raises(error, match=says) as found:
+        values(tmp_path / name, header=header)
+    assert name in str(found.value)
+
+
+def test_members_of_a_packed_file_are_read_on(tmp_path):
+    parts = (HEAD + LINE[:5], LINE[5:] + LINE, b"")
+    (tmp_path / "s.csv.gz").write_bytes(b"".join(map(gzip.compress, parts)) + b"\0" * 99)
+    assert values(tmp_path / "s.csv.gz")[:2] == ([5, 5], None)
+
+
+@pytest.mark.parametrize("address", ["no-such-protocol://s.csv", "memory://none.csv"])
+def test_addresses_where_nothing_is(address):
+    with pytest.raises(
+        mx.errors.SourceError, match=f"{address} cannot be read .*: check path, rights and"
+    ):
+        find_files(address, None, {})
+    with pytest.raises(mx.errors.SchemaError, match="files has 3, expected paths"):
+        find_files(3, None, {})
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "says"),
+    [
+        ("pre_pt_root_id", pa.string(), "pre_pt_root_id is string, expected integers"),
+        ("size", pa.string(), "size is string, expected numbers"),
+        ("size", pa.bool_(), "size is bool, expected numbers"),
+        ("ctr_pt_position", pa.int64(), "ctr_pt_position is int64, expected lists of x, y and z"),
+    ],
+)
+def test_columns_of_parquet_of_another_kind(tmp_path, column, kind, says):
+    table = pa.table({name: pa.array([1], pa.int64()) for name in POINTS[:4]} | {
+        "ctr_pt_position": pa.array([[1, 2, 3]])})  # fmt: skip
+    new = pa.array([None], kind)
+    table = table.set_column(table.schema.get_field_index(column), column, new)
+    pq.write_table(table, tmp_path / "s.parquet")
+    with pytest.raises(mx.errors.SchemaError, match=says):
+        values(tmp_path / "s.parquet", points=True)
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.list_(pa.int32(), 3), pa.string()])
+def test_positions_in_parquet(tmp_path, kind):
+    """Lists or text; one that is no x, y and z is a bad row, one that is absent is NaN."""
+    points = [[1, 2, 3], None, [4, 5, 6], [7, 8]]
+    if pa.types.is_string(kind):
+        points = ["[1 2 3]", None, "4, 5,6", "[7 8]"]
+    elif kind.equals(pa.list_(pa.int32(), 3)):
+        points[3] = [7, 8, None]
+    columns = {name: np.arange(4) for name in POINTS[:4]}
+    table = pa.table(columns | {"ctr_pt_position": pa.array(points, kind)})
+    pq.write_table(table, tmp_path / "s.parquet")
+    (rows,) = values(tmp_path / "s.parquet", points=True)[2]
+    found, bad, wrong = rows.points(np.array([3, 2, 1, 0]))
+    np.testing.assert_array_equal(found[1:], [[4, 5, 6], [np.nan] * 3, [1, 2, 3]])
+    if kind.equals(pa.list_(pa.int32(), 3)):
+        assert bad is None
+        np.testing.assert_array_equal(found[0], [7, 8, np.nan])
+    else:
+        assert wrong.tolist() == [0]
+        assert bad.line == 3
+        assert "expected x, y and z" in bad.what
+
+
+def test_bad_positions_in_parquet_are_counted(tmp_path):
+    frame = pd.DataFrame({"id": [1, 2], "pre_pt_root_id": A, "post_pt_root_id": B, "size": [3, 4]})
+    frame["ctr_pt_position"] = [[1.0, 2.0, 3.0], [1.0, 2.0]]
+    frame.to_parquet(tmp_path / "s.parquet")
+    options = dict(positions=True, progress=False)
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"row 2: column 'ctr_pt_position' is \[1.0, 2.0\]"
+    ):
+        mx.ingest_synapses(tmp_path / "s.parquet", UNITS, tmp_path / "s.zarr", **options)
+    with pytest.warns(mx.errors.DroppedRowsWarning, match="1 lines could not be read"):
+        mx.ingest_synapses(
+            tmp_path / "s.parquet", UNITS, tmp_path / "s.zarr", on_bad_lines="count", **options
+        )
+    assert mx.open_store(tmp_path / "s.zarr")["synapses"].synapse_id.values.tolist() == [1]
+
+
+def test_counts_beyond_int64(tmp_path):
+    """A sum that wraps around would be a wrong answer that nobody sees."""
+    text = "pre_pt_root_id,post_pt_root_id,sum_size,n_syn\n" + f"{A},{B},1,{2**62}\n" * 3
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"n_syn sums to 1.38e\+19, expected less than 9.2e18"
+    ):
+        mx.ingest_synapses(tmp_path / "s.csv", UNITS, tmp_path / "s.zarr", progress=False)
+    assert os.listdir(tmp_path) == ["s.csv"]
+
+
+def test_a_writer_that_was_faster(tmp_path, monkeypatch):
+    """Between the look and the first folder another run may have begun."""
+    (tmp_path / "s.csv").write_bytes(HEAD + LINE)
+    monkeypatch.setattr(swap, "recover", lambda *_, **__: None)
+    os.makedirs(tmp_path / "s.zarr.tmp")
+    with pytest.raises(mx.errors.StoreFormatError, match="is being written by another process"):
+        mx.ingest_synapses(tmp_path / "s.csv", UNITS, tmp_path / "s.zarr", progress=False)

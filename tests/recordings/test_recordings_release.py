@@ -1,0 +1,298 @@
+"""Recordings and fits of a release: downloaded, and tuning curves found, drawn or computed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+from file_server import FileServer
+
+import microns_xr as mx
+from microns_xr.release import rates_of_fits, recording_files
+from microns_xr.sources.fetch import download_file, file_name
+from microns_xr.sources.net import Retry
+from microns_xr.sources.tables import write_table_file
+
+TABLE = "tuning_curves_fitted_v1"
+DIRECTIONS = np.arange(16) * 22.5
+
+
+@pytest.fixture(scope="module")
+def source():
+    return mx.sources.DemoSource(1718, n_nuclei=1500, seed=5)
+
+
+@pytest.fixture(scope="module")
+def recorded(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rec")
+    return mx.recordings.write_demo(folder / "demo.h5", source, scans=["9_3", "4_7"], n_clip=1)
+
+
+@pytest.fixture
+def folder(source, tmp_path):
+    """A release folder without tuning curves."""
+    path = source.write(tmp_path / "release", format="parquet")
+    (path / "functional" / f"{TABLE}.parquet").unlink()
+    return path
+
+
+@pytest.fixture
+def server():
+    with FileServer() as running:
+        yield running
+
+
+def patient():
+    return Retry(attempts=6, rng=random.Random(0), sleep=lambda _: None)
+
+
+def fits_of(source, names=None):
+    """Noiseless fits of the units of a scan, with parameters that are known."""
+    units = source.recorded_units
+    rows = np.flatnonzero((units.session == 9) & (units.scan_idx == 3))
+    rng = np.random.default_rng(0)
+    n = len(rows)
+    table = pd.DataFrame(
+        {
+            "session": units.session[rows],
+            "scan_idx": units.scan_idx[rows],
+            "unit_id": units.unit_id[rows],
+            "model": np.where(np.arange(n) % 2, "von_mises", "single_von_mises"),
+            "amplitude": rng.uniform(1, 2, n),
+            "kappa": rng.uniform(0.5, 3, n),
+            "baseline": rng.uniform(0, 1, n),
+            "pref_ori": np.where(np.arange(n) % 2, rng.uniform(0, 180, n), np.nan),
+            "pref_dir": np.where(np.arange(n) % 2, np.nan, rng.uniform(0, 360, n)),
+            "r2": 0.9,
+        }
+    )
+    return table.rename(columns=names or {})
+
+
+def curve(row):
+    """The formula of a fit, written out."""
+    x = np.deg2rad(DIRECTIONS)
+    if row["model"] == "von_mises":
+        height = np.cos(2 * (x - np.deg2rad(row["pref_ori"])))
+    else:
+        height = np.cos(x - np.deg2rad(row["pref_dir"]))
+    return row["amplitude"] * np.exp(row["kappa"] * (height - 1)) + row["baseline"]
+
+
+# ------------------------------------------------------------------ found, drawn or computed
+
+
+def test_found_drawn_and_computed_in_this_order(source, folder, recorded, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="microns_xr")
+    release = mx.Release(1718, source=folder, datadir=tmp_path / "data")
+    with pytest.raises(
+        mx.errors.SourceError, match=rf"no table {TABLE}, no table of fits, and no recordings"
+    ):
+        release.tuning_curves()
+
+    (tmp_path / "data" / "recordings").mkdir(parents=True)
+    target = tmp_path / "data" / "recordings" / "microns.h5"
+    target.write_bytes(recorded.read_bytes())
+    computed = release.tuning_curves()
+    assert computed.attrs["tuning_from"] == "trials"
+    assert "computed from the trials of microns.h5" in computed.attrs["history"]
+    assert "computed from the trials of microns.h5" in caplog.text
+    direct = mx.recordings.tuning(mx.recordings.open(recorded), coregistration=release.functional())
+    np.testing.assert_array_equal(computed.rate_dir, direct.rate_dir)
+    assert set(zip(computed.session.values, computed.scan_idx.values, strict=True)) == {
+        (4, 7),
+        (9, 3),
+    }
+    assert int(computed.materialization_version) == 1718
+
+    fits = fits_of(source)
+    write_table_file(fits, folder / "functional" / "orientation_fits_v1.parquet")
+    release = mx.Release(1718, source=folder, datadir=tmp_path / "data")
+    with pytest.raises(mx.errors.SchemaError, match="what 0 degrees means"):
+        release.tuning_curves()
+    drawn = release.tuning_curves(angle_convention="up_clockwise")
+    assert drawn.attrs["tuning_from"] == "fits"
+    assert "drawn from the fits orientation_fits_v1" in caplog.text
+    by_unit = {row["unit_id"]: row for row in fits.to_dict("records")}
+    for unit, rates in zip(drawn.unit_id.values, drawn.rate_dir.values, strict=True):
+        np.testing.assert_allclose(rates, curve(by_unit[unit]), rtol=1e-12)
+
+    write_table_file(source.read(TABLE), folder / "functional" / f"{TABLE}.parquet")
+    release = mx.Release(1718, source=folder, datadir=tmp_path / "data")
+    found = release.tuning_curves()
+    assert found.attrs["tuning_from"] == "table"
+    assert f"found in the table {TABLE}" in caplog.text
+    assert "tuning_from" in mx.Release(1718, source=source).tuning_curves().attrs
+
+
+def test_computed_curves_agree_with_the_table(source, recorded):
+    release = mx.Release(1718, source=source)
+    table, computed = release.tuning_curves(), release.tuning_curves(recorded)
+    both = table[["rate_dir"]].rename(rate_dir="of_table")
+    joined = mx.merge_table(both, _one_row_a_unit(computed), ["rate_dir"], on="functional")
+    rated = np.isfinite(joined.rate_dir.values).all(axis=1)
+    assert rated.sum() > 15
+    off = joined.rate_dir.values[rated] - joined.of_table.values[rated]
+    assert np.abs(off).max() < 0.25  # 6 trials of 7 frames with a noise of 0.3
+    assert abs(off.std() - 0.3 / np.sqrt(42)) < 0.004
+    units = release.units(rates=recorded)
+    assert units.attrs["tuning_table"].startswith("trials of Monet2")
+    assert (units.n_rated.values > 0).any()
+
+
+def _one_row_a_unit(curves):
+    keys = pd.DataFrame({k: curves[k].values for k in ("session", "scan_idx", "unit_id")})
+    return curves.isel(scan_unit=np.flatnonzero(~keys.duplicated().to_numpy()))
+
+
+def test_several_files_are_named(folder, recorded, tmp_path):
+    release = mx.Release(1718, source=folder, datadir=tmp_path / "data")
+    for name in ("a.h5", "b.hdf5"):
+        (folder / "functional" / name).write_bytes(recorded.read_bytes())
+    assert [f.name for f in recording_files(release)] == ["a.h5", "b.hdf5"]
+    with pytest.raises(
+        mx.errors.SourceError, match=r"several files of recordings .*a\.h5.*b\.hdf5.*path="
+    ):
+        release.tuning_curves()
+    assert release.tuning_curves(folder / "functional" / "a.h5").attrs["tuning_from"] == "trials"
+
+
+def test_fits_of_con_con_models(source):
+    ours = fits_of(source)
+    theirs = pd.DataFrame(
+        {
+            "session": ours["session"],
+            "scan_idx": ours["scan_idx"],
+            "cell_id": ours["unit_id"],
+            "tuning_type": np.where(ours["model"] == "von_mises", "double", "single"),
+            "A": ours["amplitude"],
+            "k": ours["kappa"],
+            "phi": np.deg2rad(ours["pref_ori"].fillna(ours["pref_dir"])),
+            "mean_r_sqrd": 0.5,
+        }
+    )
+    worse = theirs.assign(A=100.0, mean_r_sqrd=0.1)
+    found = rates_of_fits(pd.concat([worse, theirs], ignore_index=True))
+    assert len(found) == len(ours)
+    rates = dict(zip(found["unit_id"], found["rate_dir"], strict=True))
+    folded = dict(zip(found["unit_id"], found["rate_ori"], strict=True))
+    for row in ours.assign(baseline=0.0).to_dict("records"):
+        expected = curve(row)
+        np.testing.assert_allclose(rates[row["unit_id"]], expected, rtol=1e-9)
+        np.testing.assert_allclose(folded[row["unit_id"]], (expected[:8] + expected[8:]) / 2)
+    with pytest.raises(mx.errors.SchemaError, match=r"models \['triple'\]"):
+        rates_of_fits(theirs.assign(tuning_type="triple"))
+    with pytest.raises(mx.errors.SchemaError, match="kappa"):
+        rates_of_fits(theirs.drop(columns="k"))
+    with pytest.raises(mx.errors.SchemaError, match="fits has no rows"):
+        rates_of_fits(theirs[:0])
+
+
+def test_real_fits_are_curves_of_the_real_units(real_data):
+    fits = pd.read_parquet(real_data / "minnie65_real" / "orientation_fits_v661.parquet")
+    found = rates_of_fits(fits)
+    assert len(found) == 6034
+    release = mx.Release(661, source=real_data / "minnie65_v661")
+    found_curves = release.tuning_curves()
+    drawn = release.tuning_curves(
+        real_data / "minnie65_real" / "orientation_fits_v661.parquet",
+        angle_convention="up_clockwise",
+    )
+    assert drawn.attrs["tuning_from"] == "fits"
+    np.testing.assert_array_equal(drawn.unit_id.values, found_curves.unit_id.values)
+    a, b = drawn.rate_dir.values, found_curves.rate_dir.values
+    assert np.isfinite(a).all()
+    # Fits without a baseline: the curves go along with the rates, on the whole.
+    assert np.median([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]) > 0.4
+
+
+# ---------------------------------------------------------------------------------- download
+
+
+def test_recordings_are_downloaded_in_pieces_and_checked(server, recorded, tmp_path):
+    body = recorded.read_bytes()
+    sha256 = hashlib.sha256(body).hexdigest()
+    url = server.put("/main/microns.h5", body, cuts=[len(body) // 3, len(body) // 3, None])
+    release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=600), datadir=tmp_path)
+    path = release.download_recordings(
+        f"{url}?download=true", sha256=sha256, retry=patient(), progress=False
+    )
+    assert path == tmp_path / "recordings" / "microns.h5"
+    assert path.read_bytes() == body
+    assert [seen.range is not None for seen in server.gets] == [False, True, True]
+    assert sum(seen.sent for seen in server.gets) < 1.5 * len(body)  # the client reads ahead
+    assert list(mx.recordings.open(path)) == ["scan_4_7", "scan_9_3"]
+    assert recording_files(release) == [path]
+    n = len(server.log)
+    again = release.download_recordings(f"{url}?download=true", sha256=sha256, progress=False)
+    assert again == path
+    assert len(server.log) == n  # nothing is asked for
+
+
+def test_a_download_that_ends_is_continued_by_the_next(server, recorded, tmp_path):
+    body = recorded.read_bytes()
+    url = server.put("/microns.h5", body, cuts=[len(body) // 2, 0, 0, 0])
+    once = Retry(attempts=2, rng=random.Random(0), sleep=lambda _: None)
+    with pytest.raises(mx.errors.IncompleteDownloadError):
+        mx.recordings.download(tmp_path, url, retry=once, progress=False)
+    assert not (tmp_path / "microns.h5").exists()
+    kept = (tmp_path / "microns.h5.part").stat().st_size
+    assert kept > len(body) // 8
+    server.files["/microns.h5"].cuts.clear()
+    path = mx.recordings.download(tmp_path, url, retry=patient(), progress=False)
+    assert path.read_bytes() == body
+    asked = [seen.range for seen in server.gets if seen.path == "/microns.h5"]
+    assert asked[-1] == f"bytes={kept}-"
+
+
+def test_another_checksum_or_no_hdf5_is_refused(server, recorded, tmp_path):
+    url = server.put("/microns.h5", recorded.read_bytes())
+    with pytest.raises(mx.errors.SourceError, match="sha256"):
+        mx.recordings.download(tmp_path, url, sha256="0" * 64, retry=patient(), progress=False)
+    assert not (tmp_path / "microns.h5").exists()
+    pointer = server.put("/pointer.h5", b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(mx.errors.SourceError, match="no HDF5 file"):
+        mx.recordings.download(tmp_path, pointer, retry=patient(), progress=False)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(mx.errors.SourceError, match="no such file"):
+        mx.recordings.download(tmp_path, f"{server.url}/gone.h5", retry=patient(), progress=False)
+
+
+def test_fits_are_downloaded_into_the_release(server, source, folder, tmp_path):
+    write_table_file(source.read(TABLE), tmp_path / f"{TABLE}.csv")
+    body = (tmp_path / f"{TABLE}.csv").read_bytes()
+    url = server.put(f"/fits/{TABLE}.csv", body)
+    release = mx.Release(1718, source=folder, datadir=tmp_path / "data")
+    path = release.download_fits(url, sha256=hashlib.sha256(body).hexdigest(), progress=False)
+    assert path == folder / "functional" / f"{TABLE}.csv"
+    found = mx.Release(1718, source=folder).tuning_curves()
+    assert found.attrs["tuning_from"] == "table"
+    with pytest.raises(mx.errors.SourceError, match=r"no folder .* mx\.download_file"):
+        mx.Release(1718, source=source).download_fits(url)
+    copy = download_file(url, tmp_path, retry=patient(), progress=False, refresh=True)
+    assert copy.read_bytes() == body
+
+
+@pytest.mark.parametrize("url", ["https://host/", "https://host/a/", "", "."])
+def test_an_address_without_a_name(url):
+    with pytest.raises(mx.errors.SourceError, match="ends with no name"):
+        file_name(url)
+
+
+def test_angles_of_fits_in_other_units_are_refused(source):
+    ours = fits_of(source)
+    doubles = ours[ours["model"] == "von_mises"]
+    assert len(rates_of_fits(doubles)) == len(doubles)
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"fits\.pref_ori says 'degree' .* look like radians"
+    ):
+        rates_of_fits(doubles.assign(pref_ori=np.deg2rad(doubles["pref_ori"])))
+    phi = doubles.drop(columns="pref_ori").assign(phi=doubles["pref_ori"])
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"fits\.phi says 'radian' .* look like degrees"
+    ):
+        rates_of_fits(phi)

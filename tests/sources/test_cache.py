@@ -1,0 +1,215 @@
+"""Tables on disk: typed, whole or not there, each with its record."""
+
+import datetime as dt
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+import microns_xr as mx
+from microns_xr.sources.cache import TableCache
+
+ROOT = 864_691_135_000_000_001
+FRAME = pd.DataFrame(
+    {
+        "id": [3, 1],
+        "pt_root_id": pd.array([ROOT, None], dtype="Int64"),
+        "cell_type": pd.Series(["23P", None], dtype=object),
+        "status": [True, False],
+        "score": [0.1, np.nan],
+        "created": pd.to_datetime(["2024-01-02 03:04:05.678901", None], utc=True).astype(
+            "datetime64[us, UTC]"
+        ),
+    }
+)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return TableCache(tmp_path / "v1718" / "raw", datastack="minnie65_public", version=1718)
+
+
+def files(cache: TableCache) -> list[str]:
+    return sorted(path.name for path in cache.folder.iterdir())
+
+
+def test_nothing_is_there_and_nothing_is_made(cache):
+    assert cache.names() == []
+    assert not cache.has("nuclei")
+    assert cache.remove_leftovers() == []
+    with pytest.raises(mx.errors.SourceError, match=r"table nuclei is not in .*: download it"):
+        cache.read("nuclei")
+    assert not cache.folder.exists()
+
+
+def test_a_table_comes_back_as_it_is(cache):
+    record = cache.write(
+        "nuclei", FRAME, {"timestamp": "2025-01-01T00:00:00+00:00", "source": "cave"}
+    )
+    pd.testing.assert_frame_equal(cache.read("nuclei"), FRAME)
+    assert files(cache) == ["nuclei.json", "nuclei.parquet"]
+    assert cache.names() == ["nuclei"]
+    assert record == cache.provenance("nuclei")
+    parquet = (cache.folder / "nuclei.parquet").read_bytes()
+    assert record["sha256"] == hashlib.sha256(parquet).hexdigest()
+    kept = {k: record[k] for k in ("name", "rows", "datastack", "version", "timestamp", "source")}
+    assert kept == {
+        "name": "nuclei", "rows": 2, "datastack": "minnie65_public", "version": 1718,
+        "timestamp": "2025-01-01T00:00:00+00:00", "source": "cave",
+    }  # fmt: skip
+    age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(record["fetched_at"])
+    assert dt.timedelta(0) <= age < dt.timedelta(minutes=1)
+    assert {"microns-xr", "pyarrow"} <= set(record["created_by"])
+    assert pa.parquet.read_schema(cache.path("nuclei")).field("pt_root_id").type == pa.int64()
+
+
+def test_the_same_rows_make_the_same_bytes(cache, tmp_path):
+    other = TableCache(tmp_path / "other")
+    table = pa.Table.from_pandas(FRAME.astype({"score": np.float32}), preserve_index=False)
+    plain = FRAME.assign(score=FRAME.score.astype(np.float32).astype(np.float64))
+    records = [
+        cache.write("a", table, {}),
+        other.write("b", plain, {}),
+        cache.write("a", table, {}),
+    ]
+    assert len({record["sha256"] for record in records}) == 1
+
+
+def test_a_stream_of_batches(cache):
+    schema = pa.schema({"id": pa.int64()})
+    batches = (pa.record_batch([pa.array([i, i + 1])], schema=schema) for i in range(0, 10, 2))
+    record = cache.write("ids", pa.RecordBatchReader.from_batches(schema, batches), {})
+    assert record["rows"] == 10
+    assert cache.read("ids").id.tolist() == list(range(10))
+
+
+def test_the_folder_is_a_directory_source(cache):
+    demo = mx.sources.DemoSource(1718, n_nuclei=500)
+    frames = {name: demo.read(name) for name in demo.available_tables() if name != "synapses_pni_2"}
+    for name, frame in frames.items():
+        cache.write(name, frame, {})
+    for folder in (cache.folder, cache.folder.parent):
+        source = mx.sources.DirectorySource(folder)
+        assert source.available_tables() == cache.names() == sorted(frames)
+        for name, frame in frames.items():
+            pd.testing.assert_frame_equal(source.read(name), cache.read(name))
+            assert source.provenance(name)["sha256"] == cache.provenance(name)["sha256"]
+            pd.testing.assert_frame_equal(
+                cache.read(name), frame, check_dtype=name != "tuning_curves_fitted_v1"
+            )
+
+
+# ------------------------------------------------------------------------- whole or not there
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [cut, flip, Path.unlink, lambda p: p.write_bytes(b"")])
+@pytest.mark.parametrize("suffix", ["parquet", "json"])
+def test_a_damaged_table_does_not_count_as_there(cache, harm, suffix):
+    record = cache.write("nuclei", FRAME, {})
+    assert cache.has("nuclei")
+    path = cache.folder / f"nuclei.{suffix}"
+    harm(path)
+    if harm is flip and suffix == "json":
+        path.write_text(json.dumps({**record, "sha256": "0" * 64}))
+    assert not cache.has("nuclei")
+    assert cache.names() == []
+    with pytest.raises(mx.errors.SourceError, match="not whole"):
+        cache.read("nuclei")
+    cache.write("nuclei", FRAME, {})
+    assert cache.has("nuclei")
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"sha256": 5}', "null", "\udcff"])
+def test_a_record_of_another_form(cache, record):
+    cache.write("nuclei", FRAME, {})
+    (cache.folder / "nuclei.json").write_text(record, errors="surrogateescape")
+    assert not cache.has("nuclei")
+
+
+def test_a_change_is_noticed_although_it_was_whole_before(cache):
+    cache.write("nuclei", FRAME, {})
+    assert cache.has("nuclei")
+    TableCache(cache.folder).write("nuclei", FRAME.head(1), {"version": 1718})
+    assert cache.has("nuclei")
+    assert len(cache.read("nuclei")) == 1
+
+
+@pytest.mark.parametrize("at", ["parquet", "json"])
+def test_an_end_at_any_moment_leaves_a_whole_table_or_none(cache, monkeypatch, at):
+    """As a kill would: nothing is tidied up after the moment."""
+    cache.write("nuclei", FRAME, {"note": "old"})
+    replace, unlink = Path.replace, Path.unlink
+
+    def end(self, target):
+        if Path(target).suffix == f".{at}":
+            raise SystemExit
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", end)
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+    with pytest.raises(SystemExit):
+        cache.write("nuclei", FRAME.head(1), {"note": "new"})
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    again = TableCache(cache.folder)
+    if at == "parquet":
+        assert again.provenance("nuclei")["note"] == "old"
+        assert len(again.read("nuclei")) == 2
+    else:
+        assert not again.has("nuclei")
+    leftovers = again.remove_leftovers()
+    assert leftovers == (
+        ["nuclei.json.tmp", "nuclei.parquet.tmp"] if at == "parquet" else ["nuclei.json.tmp"]
+    )
+    assert files(again) == ["nuclei.json", "nuclei.parquet"]
+
+
+def test_a_table_that_cannot_be_written_leaves_the_old_one(cache, monkeypatch):
+    cache.write("nuclei", FRAME, {})
+    before = {p.name: p.read_bytes() for p in cache.folder.iterdir()}
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(mx.errors.SourceError, match="cannot be written"):
+        cache.write("nuclei", pd.DataFrame({"x": [1, "a"]}), {})
+    with pytest.raises(mx.errors.SourceError, match="cannot be written"):
+        cache.write("nuclei", FRAME, {"note": object()})
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(mx.errors.SourceError, match=r"cannot be written \(.*No space left"):
+        cache.write("nuclei", FRAME, {})
+    assert {p.name: p.read_bytes() for p in cache.folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["../nuclei", "a/b", "", ".hidden", "a b", "..", "nuclei\n"])
+def test_names_stay_in_the_folder(cache, name):
+    for use in (cache.has, cache.read, cache.path, lambda n: cache.write(n, FRAME, {})):
+        with pytest.raises(mx.errors.SourceError, match="is no table name"):
+            use(name)
+    assert not cache.folder.exists()
+
+
+@pytest.mark.parametrize("release", [{"version": 661}, {"datastack": "minnie65_demo"}])
+def test_a_table_of_another_release_is_refused(cache, release):
+    TableCache(cache.folder).write(
+        "nuclei", FRAME, {"version": 1718, "datastack": "minnie65_public", **release}
+    )
+    for use in (cache.has, cache.read, cache.provenance, lambda n: cache.names()):
+        with pytest.raises(mx.errors.ReleaseMismatchError, match="expected minnie65_public v1718"):
+            use("nuclei")
+    assert TableCache(cache.folder).has("nuclei")

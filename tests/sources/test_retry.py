@@ -1,0 +1,246 @@
+"""What is asked for again, after how long, and what is said when it is given up."""
+
+import datetime as dt
+import email.utils
+import errno
+import json
+import logging
+import random
+import ssl
+import traceback
+
+import pyarrow as pa
+import pytest
+import requests
+import urllib3
+from hypothesis import given
+from hypothesis import strategies as st
+
+import microns_xr as mx
+from microns_xr.sources.net import BadAnswer, Refused, Retry, classify, describe, status_of
+
+
+def http_error(status: int, **headers: str) -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    response.headers.update(headers)
+    return requests.HTTPError(f"{status} Error", response=response)
+
+
+class CodeError(Exception):
+    """As storage packages raise it: the status in an attribute."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
+
+
+def aiohttp_error() -> Exception:
+    return type("ClientPayloadError", (Exception,), {"__module__": "aiohttp.client_exceptions"})(
+        "cut"
+    )
+
+
+TRANSIENT = [
+    *[http_error(status) for status in (500, 501, 502, 503, 504, 520, 599, 429, 408, 425)],
+    Refused(503),
+    CodeError(503),
+    BadAnswer("cut"),
+    requests.ConnectionError("reset"),
+    requests.exceptions.ChunkedEncodingError("cut"),
+    requests.exceptions.ContentDecodingError("bad"),
+    requests.exceptions.ReadTimeout("slow"),
+    requests.exceptions.ConnectTimeout("slow"),
+    requests.exceptions.JSONDecodeError("no JSON", "", 0),
+    json.JSONDecodeError("no JSON", "", 0),
+    pa.ArrowInvalid("no stream"),
+    OSError("a record batch breaks off"),
+    ConnectionResetError(errno.ECONNRESET, "reset"),
+    BrokenPipeError(errno.EPIPE, "gone"),
+    TimeoutError("slow"),
+    EOFError("cut"),
+    urllib3.exceptions.ProtocolError("cut"),
+    aiohttp_error(),
+    ssl.SSLError("EOF occurred in violation of protocol"),
+    ValueError("Unknown response type: text/html"),
+]
+LASTING = [
+    *[http_error(status) for status in (400, 401, 403, 404, 409, 410, 413)],
+    Refused(410),
+    CodeError(404),
+    mx.errors.SourceError("said before"),
+    mx.errors.IncompleteDownloadError("tried before"),
+    requests.exceptions.InvalidURL("no address"),
+    requests.exceptions.MissingSchema("no https"),
+    requests.exceptions.SSLError("certificate verify failed: self-signed"),
+    FileNotFoundError(errno.ENOENT, "no file"),
+    PermissionError(errno.EACCES, "not yours"),
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EROFS, "Read-only file system"),
+    ValueError("anything else"),
+    TypeError("a mistake in the program"),
+    KeyError("name"),
+    pa.ArrowTypeError("a mistake in the program"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", TRANSIENT, ids=lambda e: f"{type(e).__name__}-{str(e)[:12]}")
+def test_what_passes_by_itself(error):
+    assert classify(error) == "transient"
+
+
+@pytest.mark.parametrize("error", LASTING, ids=lambda e: f"{type(e).__name__}-{str(e)[:12]}")
+def test_what_does_not(error):
+    assert classify(error) == "lasting"
+
+
+def test_status_of_every_kind_of_error():
+    assert status_of(http_error(503)) == status_of(CodeError(503)) == status_of(Refused(503)) == 503
+    assert status_of(OSError(5, "io")) is None
+    assert status_of(CodeError(7)) is None
+
+
+def test_describe_is_one_short_line():
+    assert describe(OSError("a\n  b")) == "OSError: a b"
+    assert describe(KeyError()) == "KeyError"
+    assert describe(BadAnswer("cut")) == "cut"
+    assert len(describe(OSError("x" * 5000))) < 400
+
+
+# ------------------------------------------------------------------------------------- waiting
+
+
+@given(st.integers(1, 200), st.integers(0, 2**32))
+def test_waits_grow_and_end_at_the_cap(failures, seed):
+    retry = Retry(base=1.0, cap=60.0, rng=random.Random(seed))
+    full = min(60.0, 2.0 ** (failures - 1))
+    assert full / 2 <= retry.wait(failures, OSError()) <= full
+
+
+def test_waits_differ_between_clients():
+    waits = {Retry(rng=random.Random(seed)).wait(5, OSError()) for seed in range(20)}
+    assert len(waits) == 20
+
+
+def in_seconds(seconds: float) -> str:
+    return email.utils.format_datetime(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds))
+
+
+@pytest.mark.parametrize(("value", "least", "most"), [
+    ("30", 30, 30), (30, 30, 30), ("3600", 60, 60), ("0", 0, 1), ("-5", 0, 1), ("soon", 0, 1),
+    ("nan", 0, 1), ("inf", 60, 60), (None, 0, 1),
+])  # fmt: skip
+def test_retry_after_is_heard_and_bounded(value, least, most):
+    assert least <= Retry(cap=60.0).wait(1, Refused(429, retry_after=value)) <= most
+
+
+def test_retry_after_may_be_a_date():
+    assert 30 <= Retry(cap=60.0).wait(1, Refused(429, retry_after=in_seconds(58))) <= 58
+    assert 0 <= Retry(cap=60.0).wait(1, Refused(429, retry_after=in_seconds(-58))) <= 1
+    naive = in_seconds(58).replace("+0000", "-0000")
+    assert 30 <= Retry(cap=60.0).wait(1, Refused(429, retry_after=naive)) <= 58
+
+
+def test_retry_after_of_other_packages():
+    error = http_error(429, **{"Retry-After": "7"})
+    assert Retry().wait(1, error) == 7
+
+
+# --------------------------------------------------------------------------------------- calls
+
+
+class Service:
+    """Fails as told, then answers."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.asked = 0
+
+    def __call__(self) -> str:
+        self.asked += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return "rows"
+
+
+@pytest.mark.parametrize("error", TRANSIENT, ids=lambda e: f"{type(e).__name__}-{str(e)[:12]}")
+def test_asks_until_there_is_an_answer(error):
+    waits, service = [], Service(error, error)
+    assert Retry(sleep=waits.append).call(service, "the table x") == "rows"
+    assert service.asked == 3
+    assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2
+
+
+def test_gives_up_after_so_many_attempts():
+    waits, service = [], Service(*[requests.ConnectionError("reset")] * 99)
+    with pytest.raises(
+        mx.errors.IncompleteDownloadError, match=r"the table x: ConnectionError: reset \(4 att"
+    ):
+        Retry(attempts=4, sleep=waits.append).call(service, "the table x")
+    assert service.asked == 4
+    assert len(waits) == 3
+    with pytest.raises(mx.errors.IncompleteDownloadError):
+        Retry(attempts=4, sleep=waits.append).call(service, "the table x", attempts=0)
+    assert service.asked == 5
+
+
+@pytest.mark.parametrize("error", [Refused(410, "gone"), http_error(410), CodeError(410)])
+def test_a_refusal_raises_at_once_with_what_to_do(error):
+    service = Service(error)
+    with pytest.raises(
+        mx.errors.SourceError, match=r"the table x: .*410.*: look in the archive"
+    ) as caught:
+        Retry(sleep=pytest.fail).call(service, "the table x", advice={410: "look in the archive"})
+    assert service.asked == 1
+    assert not isinstance(caught.value, mx.errors.IncompleteDownloadError)
+
+
+@pytest.mark.parametrize("error", [
+    mx.errors.SchemaError("ids are floats"), mx.errors.SourceError("said"), TypeError("a mistake"), KeyError("x"),
+    FileNotFoundError(errno.ENOENT, "no file"), OSError(errno.ENOSPC, "full"),
+])  # fmt: skip
+def test_what_is_no_matter_of_the_network_is_raised_as_it_is(error):
+    with pytest.raises(type(error)) as caught:
+        Retry(sleep=pytest.fail).call(Service(error), "the table x")
+    assert caught.value is error
+
+
+def test_an_address_without_sense_is_the_source_s_error():
+    with pytest.raises(mx.errors.SourceError, match="MissingSchema"):
+        Retry(sleep=pytest.fail).call(
+            Service(requests.exceptions.MissingSchema("x")), "the table x"
+        )
+
+
+def test_an_interrupt_goes_through():
+    with pytest.raises(KeyboardInterrupt):
+        Retry(sleep=pytest.fail).call(Service(KeyboardInterrupt()), "the table x")
+
+
+@pytest.mark.parametrize("status", [401, 503])
+def test_secrets_are_cleaned_and_frames_are_left_behind(status, caplog):
+    def ask() -> None:
+        token = "deadbeef01"
+        raise Refused(status, f"token {token} is wrong")
+
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(mx.errors.SourceError) as caught:
+        Retry(attempts=2, sleep=lambda s: None).call(
+            ask, "the table x", clean=lambda text: text.replace("deadbeef01", "<token>")
+        )
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    assert "deadbeef01" not in "".join(shown.format())
+    assert "token <token> is wrong" in str(caught.value)
+    assert caught.value.__context__ is None
+    assert "deadbeef01" not in caplog.text
+    assert len(caplog.records) == (1 if status == 503 else 0)
+
+
+def test_every_new_attempt_is_logged_with_its_wait(caplog):
+    Retry(attempts=5, base=8.0, rng=random.Random(1), sleep=lambda s: None).call(
+        Service(Refused(503, "busy"), Refused(503, "busy")), "the table x"
+    )
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert "the table x: HTTP 503: busy; asking again in" in caplog.text
+    assert "(attempt 3 of 5)" in caplog.text

@@ -1,0 +1,770 @@
+"""Downloading synapses: every one of them, each once, whatever happens on the way."""
+
+import json
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cave_server import CaveServer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from synapse_service import COLUMNS, PLACES, ROOT, MemoryService, expected, make_synapses
+
+import microns_xr as mx
+from microns_xr.sources import synapses as synapse_answer
+from microns_xr.sources import synapses as synapse_merge
+from microns_xr.sources import synapses as synapse_workers
+from microns_xr.sources.net import Retry
+from microns_xr.sources.synapses import (
+    RequestFolder,
+    SynapseRequest,
+    SynapseSet,
+    download_synapses,
+    integer_columns,
+    list_requests,
+    open_request,
+    resolve_ids,
+    sorted_synapses,
+)
+
+# caveclient joins position columns by DataFrame.drop(inplace=True), which pandas 3.1 warns of.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The inplace keyword in DataFrame.drop is deprecated:DeprecationWarning:caveclient"
+)
+FRAME = make_synapses()
+LITTLE = make_synapses(400)
+ROOTS = ROOT + 3 * np.arange(40)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(synapse_answer, "_WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(synapse_workers, "_TICK", 0.01)
+
+
+def download(service, folder, **options):
+    return download_synapses(service, folder, **{"progress": False, **options})
+
+
+def files_of(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def check(found, truth):
+    assert found.is_complete
+    frame = found.read()
+    pd.testing.assert_frame_equal(frame, truth)
+    assert (frame.dtypes == np.int64).all()
+    assert found.rows == len(truth)
+
+
+# ----------------------------------------------------------------------------- what arrives
+
+
+def test_three_neurons_by_hand(tmp_path):
+    a, b, c = ROOT + 1, ROOT + 2, ROOT + 3
+    frame = pd.DataFrame({
+        "id": [9, 3, 5, 7, 1, 2], "pre_pt_root_id": [a, a, c, b, b, 0],
+        "post_pt_root_id": [b, b, b, b, c, c], "size": [10, 0, 30, 40, 50, 60],
+    })  # fmt: skip
+    found = download(MemoryService(frame), tmp_path, pre=[c, a, a], post=[b, a])
+    assert found.read().to_numpy().tolist() == [[3, a, b, 0], [9, a, b, 10], [5, c, b, 30]]
+    asked = found.request
+    assert asked["pre"].tolist() == [a, c]
+    assert asked["post"].tolist() == [a, b]
+    assert (asked["datastack"], asked["version"], asked["positions"]) == (
+        "minnie65_demo",
+        1718,
+        False,
+    )
+    assert asked["timestamp"] == "2026-01-01T00:00:00+00:00"
+
+
+@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize(("pre", "post"), [
+    (None, ROOTS), (ROOTS, None), (ROOTS[:7], ROOTS), (ROOTS, ROOTS[30:]), (ROOTS[3:4], ROOTS[3:4]), (None, None),
+])  # fmt: skip
+def test_it_equals_the_plain_way(tmp_path, pre, post, positions):
+    found = download(MemoryService(FRAME), tmp_path, pre=pre, post=post, positions=positions)
+    check(found, expected(FRAME, pre, post, positions))
+    assert found.read().columns.tolist() == COLUMNS + (PLACES if positions else [])
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_the_result_does_not_depend_on_how_it_was_asked(tmp_path_factory, data):
+    """Row limit, batch, workers and order of rows: to the bit, the file too."""
+    ids = st.none() | st.lists(st.sampled_from(ROOTS.tolist()), min_size=1, max_size=60)
+    pre, post = data.draw(ids), data.draw(ids)
+    positions = data.draw(st.booleans())
+    seen = set()
+    for _ in range(2):
+        service = MemoryService(
+            LITTLE,
+            row_limit=data.draw(st.sampled_from([9, 40, 10**6])),
+            seed=data.draw(st.integers(0, 9)),
+        )
+        found = download(
+            service, tmp_path_factory.mktemp("data"), pre=pre, post=post, positions=positions,
+            batch=data.draw(st.none() | st.integers(1, 50)), workers=data.draw(st.integers(1, 4)),
+        )  # fmt: skip
+        check(found, expected(LITTLE, pre, post, positions))
+        seen.add((found.key, found.provenance()["sha256"], found.path.read_bytes()))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 300])
+def test_no_answer_is_cut_in_the_end(tmp_path, limit):
+    frame = FRAME[: 100 if limit < 3 else 400]
+    service = MemoryService(frame, row_limit=limit)
+    check(download(service, tmp_path, post=ROOTS), expected(frame, None, ROOTS))
+    assert max(a.rows for a in service.queries) == min(limit, len(frame))
+    assert len(service.queries) < 8 * len(frame) / limit + 50
+
+
+def test_an_answer_of_exactly_the_limit_is_whole_if_the_count_says_so(tmp_path):
+    one = FRAME[FRAME["post_pt_root_id"] == ROOT]
+    service = MemoryService(one, row_limit=len(one))
+    check(download(service, tmp_path, post=[ROOT]), expected(one))
+    assert len(service.queries) == 1
+
+
+def test_a_whole_table_is_split_by_synapse_ids(tmp_path):
+    service = MemoryService(FRAME, row_limit=300)
+    check(download(service, tmp_path), expected(FRAME))
+    assert {key for a in service.queries for key in a.filters} == {"id"}
+    assert len(service.queries) < 60
+
+
+def test_nothing_at_all(tmp_path):
+    service = MemoryService(FRAME)
+    found = download(service, tmp_path, post=[ROOT + 1])
+    check(found, expected(FRAME, None, [ROOT + 1]))
+    assert found.rows == 0
+    assert [a.kind for a in service.asked] == [
+        "count",
+        "count",
+        "query",
+    ]  # the empty one, confirmed
+
+
+def test_three_thousand_rows_over_a_limit_of_a_thousand_from_the_real_client(tmp_path):
+    demo = mx.sources.DemoSource(1718, n_nuclei=500, n_synapses=12_000)
+    truth, nuclei = demo.read("synapses_pni_2"), demo.read("nucleus_detection_v0")
+    roots = resolve_ids(nuclei["id"], nuclei).roots
+    with CaveServer(demo, row_limit=1000) as server, cave(server) as source:
+        found = download(source, tmp_path, pre=roots, post=roots, positions=True)
+        check(found, expected(truth, roots, roots, positions=True))
+        assert max(r.rows for r in server.queries) <= 1000
+        everything = download(source, tmp_path, pre=None, post=roots)
+        check(everything, expected(truth, None, roots))
+
+
+def cave(server, **options):
+    patience = Retry(attempts=6, sleep=lambda seconds: None)
+    return mx.sources.CaveSource(
+        1718, server_address=server.url, auth_token="t", retry=patience, **options
+    )
+
+
+def test_one_root_beyond_the_limit_from_the_real_client(tmp_path):
+    hub = FRAME.assign(post_pt_root_id=ROOT)
+    with CaveServer({"synapses_pni_2": hub}, row_limit=300) as server, cave(server) as source:
+        found = download(source, tmp_path, post=[ROOT])
+        check(found, expected(hub))
+        assert any("filter_less_dict" in r.body for r in server.queries)
+
+
+# ------------------------------------------------------------------------- what is sent for it
+
+
+def test_the_long_list_never_travels_with_every_batch(tmp_path):
+    """Bytes sent for all x all, against batches that each carry the whole list."""
+    demo = mx.sources.DemoSource(1718, n_nuclei=12_000, n_synapses=24_000)
+    nuclei = demo.read("nucleus_detection_v0")
+    roots = resolve_ids(nuclei["id"], nuclei).roots
+    assert len(roots) > 11_000
+    with CaveServer(demo) as server, cave(server) as source:
+        found = download(source, tmp_path, pre=roots, post=roots, batch=500)
+        check(found, expected(demo.read("synapses_pni_2"), roots, roots))
+        sent = sum(r.bytes_in for r in server.queries)
+        batches = -(-len(roots) // 500)
+    ids = 20 * len(roots)
+    assert sent < 2.2 * ids + 600 * 2 * batches  # each id once to count, once to ask
+    naive = batches * (ids + 20 * 500)
+    assert sent < naive / 9
+
+
+def test_a_short_list_does_not_travel_with_many_small_batches(tmp_path):
+    """It pays with one large batch; when the row limit turns out to be low, it stays here."""
+    roots = ROOT + 3 * np.arange(1000)
+    frame = make_synapses(9000, n_roots=1300, seed=3)
+    frame["post_pt_root_id"] = np.random.default_rng(0).choice(roots, len(frame))
+    truth = expected(frame, roots, roots)
+    assert 0.3 < len(truth) / len(frame) < 0.9
+    sent = []
+    for limit in (200_000, 300):
+        service = MemoryService(frame, row_limit=limit)
+        check(download(service, tmp_path / str(limit), pre=roots, post=roots, workers=1), truth)
+        sent.append([len(a.filters) for a in service.queries])
+    assert sent[0] == [2]
+    assert sent[1][0] == 2  # the limit is not known yet
+    assert set(sent[1][1:]) == {1}
+    assert len(sent[1]) < 1.4 * len(frame) / 150  # and batches leave no crumbs
+
+
+def test_a_short_list_travels_where_that_spares_rows(tmp_path):
+    some = ROOTS[[3, 5]]
+    service = MemoryService(FRAME)
+    check(
+        download(service, tmp_path, pre=some, post=ROOTS[10:12]),
+        expected(FRAME, some, ROOTS[10:12]),
+    )
+    sent = [set(a.filters) for a in service.queries]
+    kept = len(expected(FRAME, some, ROOTS[10:12]))
+    assert sent == [{"pre_pt_root_id", "post_pt_root_id"}]
+    assert service.queries[0].rows == kept
+
+
+def test_duplicates_in_a_request_count_once(tmp_path):
+    service = MemoryService(FRAME)
+    found = download(service, tmp_path, post=[*ROOTS[:3], *ROOTS[:3], ROOTS[0]])
+    check(found, expected(FRAME, None, ROOTS[:3]))
+    assert all(len(a.filters["post_pt_root_id"]) == 3 for a in service.asked)
+    assert download(service, tmp_path, post=ROOTS[[2, 0, 1]]).key == found.key
+
+
+def test_a_complete_request_is_not_asked_again(tmp_path):
+    first = download(MemoryService(FRAME), tmp_path, post=ROOTS)
+    nobody = MemoryService(FRAME[:0], time="later")
+    assert download(nobody, tmp_path, post=ROOTS[::-1]).key == first.key
+    assert nobody.asked == []
+    assert files_of(tmp_path) == sorted(
+        [
+            f"{first.key}.parquet",
+            *(
+                f"{first.key}/{n}"
+                for n in ("complete.json", "lock", "post.parquet", "request.json")
+            ),
+        ]
+    )
+
+
+# ---------------------------------------------------------------------- interruptions and order
+
+
+class Broken(Exception):
+    """What a service may raise."""
+
+
+def fail_after(n):
+    lock, left = threading.Lock(), [n]
+
+    def trouble(asked, rows):
+        with lock:
+            if rows is not None:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Broken("no more")
+
+    return trouble
+
+
+def test_a_second_run_continues(tmp_path):
+    clean = MemoryService(FRAME)
+    whole = download(clean, tmp_path / "clean", post=ROOTS, batch=2)
+    total = 0
+    for turn in range(1, 8):
+        service = MemoryService(FRAME, trouble=fail_after(3), seed=turn)
+        if turn == 7:
+            found = download(service, tmp_path / "cut", post=ROOTS, batch=2, workers=1)
+        else:
+            with pytest.raises(Broken) as caught:
+                download(service, tmp_path / "cut", post=ROOTS, batch=2, workers=1)
+            assert f"{6 * turn} of 40 roots are kept" in caught.value.__notes__[0]
+            state = SynapseSet(tmp_path / "cut", whole.key)
+            assert not state.is_complete
+            with pytest.raises(mx.errors.IncompleteDownloadError, match="same download_synapses"):
+                state.read()
+        total += len(service.queries)
+    assert total == len(clean.queries) + 6  # the one that failed each time
+    assert found.path.read_bytes() == whole.path.read_bytes()
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "clean")
+
+
+def test_a_second_run_may_use_other_batches(tmp_path):
+    with pytest.raises(Broken):
+        download(MemoryService(FRAME, trouble=fail_after(3)), tmp_path, post=ROOTS, batch=3)
+    with pytest.raises(Broken):
+        download(MemoryService(FRAME, row_limit=20, trouble=fail_after(9)), tmp_path, post=ROOTS)
+    service = MemoryService(FRAME, row_limit=50)
+    check(download(service, tmp_path, post=ROOTS, workers=2), expected(FRAME, None, ROOTS))
+
+
+def test_requests_do_not_mix(tmp_path):
+    service = MemoryService(FRAME)
+    with pytest.raises(Broken):
+        download(MemoryService(FRAME, trouble=fail_after(2)), tmp_path, post=ROOTS, batch=3)
+    other = MemoryService(make_synapses(seed=1), version=1822)
+    sets = [
+        download(service, tmp_path, post=ROOTS[:20]),
+        download(service, tmp_path, pre=ROOTS),
+        download(service, tmp_path, post=ROOTS, positions=True),
+        download(other, tmp_path, post=ROOTS),
+        download(service, tmp_path, post=ROOTS),
+    ]
+    check(sets[0], expected(FRAME, None, ROOTS[:20]))
+    check(sets[2], expected(FRAME, None, ROOTS, positions=True))
+    check(sets[3], expected(other.frame, None, ROOTS))
+    check(sets[4], expected(FRAME, None, ROOTS))
+    assert len({s.key for s in sets}) == 5
+    assert sorted(s.key for s in list_requests(tmp_path)) == sorted(s.key for s in sets)
+
+
+def test_a_version_that_was_made_again_is_refused(tmp_path):
+    with pytest.raises(Broken):
+        download(MemoryService(FRAME, trouble=fail_after(2)), tmp_path, post=ROOTS, batch=3)
+    again = MemoryService(FRAME, time="2026-02-02")
+    with pytest.raises(mx.errors.ReleaseMismatchError, match=r"2026-02-02.*of 2026-01-01"):
+        download(again, tmp_path, post=ROOTS)
+
+
+def test_a_cut_manifest_and_damaged_batches_are_asked_again(tmp_path):
+    with pytest.raises(Broken):
+        download(
+            MemoryService(FRAME, trouble=fail_after(8)), tmp_path, post=ROOTS, batch=4, workers=1
+        )
+    (folder,) = [p for p in tmp_path.iterdir() if p.is_dir()]
+    parts = sorted(folder.glob("0*.parquet"))
+    assert len(parts) == 8
+    parts[0].unlink()
+    parts[1].write_bytes(parts[1].read_bytes()[:-1] + b"x")
+    manifest = folder / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(b"".join(lines[:3]) + b"not json\n" + b"".join(lines[3:7]) + lines[7][:40])
+    (folder / "0000099-0000100.parquet.tmp").write_bytes(b"PAR1")
+    (folder / "0000099-0000100.parquet").write_bytes(b"of nobody")
+    service = MemoryService(FRAME)
+    found = download(service, tmp_path, post=ROOTS, batch=4, workers=1)
+    check(found, expected(FRAME, None, ROOTS))
+    assert len(service.queries) == 2 + 3  # two never asked; one lost, one damaged, one without line
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_a_damaged_result_is_noticed(tmp_path):
+    found = download(MemoryService(FRAME), tmp_path, post=ROOTS)
+    content = found.path.read_bytes()
+    found.path.write_bytes(content[:100] + b"?" + content[101:])
+    with pytest.raises(mx.errors.SourceError, match="not as it was written"):
+        found.read()
+    found.path.unlink()
+    assert not found.is_complete
+    check(download(MemoryService(FRAME), tmp_path, post=ROOTS), expected(FRAME, None, ROOTS))
+
+
+def test_two_downloads_of_one_request_do_not_meet(tmp_path):
+    inside, go = threading.Event(), threading.Event()
+
+    def wait(asked, rows):
+        inside.set()
+        go.wait(10)
+
+    slow = MemoryService(FRAME, trouble=wait)
+    thread = threading.Thread(target=download, args=(slow, tmp_path), kwargs={"post": ROOTS})
+    thread.start()
+    assert inside.wait(10)
+    with pytest.raises(mx.errors.SourceError, match="is being downloaded by process"):
+        download(MemoryService(FRAME), tmp_path, post=ROOTS)
+    other = download(MemoryService(FRAME), tmp_path, post=ROOTS[:5])  # another request may
+    go.set()
+    thread.join(10)
+    check(other, expected(FRAME, None, ROOTS[:5]))
+    check(download(MemoryService(FRAME[:0]), tmp_path, post=ROOTS), expected(FRAME, None, ROOTS))
+
+
+# ------------------------------------------------------------------------------- what goes wrong
+
+
+def lose_rows(asked, rows):
+    return None if rows is None else rows.iloc[: len(rows) // 2]
+
+
+def lose_all(asked, rows):
+    return None if rows is None else rows.iloc[:0]
+
+
+@pytest.mark.parametrize("trouble", [lose_rows, lose_all])
+def test_rows_that_stay_away_are_noticed(tmp_path, trouble):
+    service = MemoryService(FRAME, trouble=trouble)
+    n = len(expected(FRAME, None, ROOTS))
+    with pytest.raises(
+        mx.errors.IncompleteDownloadError,
+        match=rf"\d+ synapses arrived where the service counts {n} ",
+    ):
+        download(service, tmp_path, post=ROOTS)
+    assert len(service.queries) == 4
+    assert list_requests(tmp_path)[0].is_complete is False
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+@pytest.mark.parametrize("trouble", [lose_rows, lose_all])
+def test_rows_that_stay_away_once_are_asked_again(tmp_path, trouble):
+    turn = iter(range(100))
+
+    def sometimes(asked, rows):
+        return trouble(asked, rows) if rows is not None and next(turn) % 3 == 0 else None
+
+    service = MemoryService(FRAME, trouble=sometimes)
+    check(download(service, tmp_path, post=ROOTS, batch=5, workers=1), expected(FRAME, None, ROOTS))
+    assert len(service.queries) > 8
+
+
+def test_rows_that_come_twice_count_once(tmp_path):
+    service = MemoryService(
+        FRAME, trouble=lambda a, rows: None if rows is None else pd.concat([rows, rows[:9]])
+    )
+    check(
+        download(service, tmp_path, post=ROOTS, positions=True),
+        expected(FRAME, None, ROOTS, positions=True),
+    )
+
+
+def test_a_row_twice_does_not_hide_that_another_is_missing(tmp_path):
+    def swap(asked, rows):
+        return None if rows is None else pd.concat([rows[1:], rows[1:2]])
+
+    with pytest.raises(mx.errors.IncompleteDownloadError, match="arrived where"):
+        download(MemoryService(FRAME, trouble=swap), tmp_path, post=ROOTS)
+
+
+def test_rows_that_contradict_each_other_are_an_error(tmp_path):
+    def twice(asked, rows):
+        return None if rows is None else pd.concat([rows, rows[:1].assign(size=99_999)])
+
+    with pytest.raises(mx.errors.SourceError, match=r"synapse \d+ came twice, with size"):
+        download(MemoryService(FRAME, trouble=twice), tmp_path, post=ROOTS)
+
+
+def test_one_id_between_two_pairs_of_roots_is_an_error(tmp_path):
+    same_id = FRAME.assign(
+        id=FRAME["id"].where(FRAME["post_pt_root_id"] != ROOTS[-1], FRAME["id"].min())
+    )
+    two = pd.concat(
+        [
+            FRAME[FRAME["id"] == FRAME["id"].min()],
+            same_id[same_id["post_pt_root_id"] == ROOTS[-1]][:1],
+        ]
+    )
+    assert two["id"].nunique() == 1
+    assert two["post_pt_root_id"].nunique() == 2
+    with pytest.raises(
+        mx.errors.SourceError, match="1 synapses came twice between different roots"
+    ):
+        download(MemoryService(two), tmp_path, post=ROOTS, batch=1)
+    assert not list(tmp_path.glob("*.parquet*"))
+
+
+def test_an_answer_to_another_question_is_noticed(tmp_path):
+    def other(asked, rows):
+        return None if rows is None else FRAME[FRAME["post_pt_root_id"] == ROOTS[9]][: len(rows)]
+
+    with pytest.raises(
+        mx.errors.IncompleteDownloadError, match="synapses are none of those asked for"
+    ):
+        download(MemoryService(FRAME, trouble=other), tmp_path, post=ROOTS[:2])
+
+
+def test_one_failure_stops_the_others(tmp_path):
+    def trouble(asked, rows):
+        if (
+            ROOTS[0] in asked.filters["post_pt_root_id"]
+            and len(asked.filters["post_pt_root_id"]) == 1
+        ):
+            raise mx.errors.SourceError("the service refuses")
+        time.sleep(0.01)
+
+    service = MemoryService(FRAME, trouble=trouble)
+    started = time.perf_counter()
+    with pytest.raises(mx.errors.SourceError, match="refuses") as caught:
+        download(service, tmp_path, post=ROOTS, batch=1, workers=4)
+    assert time.perf_counter() - started < 2
+    assert "roots are kept" in caught.value.__notes__[0]
+    assert len(service.asked) < 20
+    assert threading.active_count() < 20
+
+
+def test_a_thread_that_hangs_writes_nothing_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr(synapse_workers, "_GRACE", 0.05)
+    go, hung = threading.Event(), threading.Event()
+
+    def trouble(asked, rows):
+        if rows is None:
+            return
+        if ROOTS[0] in asked.filters["post_pt_root_id"]:
+            hung.set()
+            go.wait(10)
+        elif hung.wait(10):
+            raise mx.errors.SourceError("the service refuses")
+
+    with pytest.raises(mx.errors.SourceError, match="refuses"):
+        download(MemoryService(FRAME, trouble=trouble), tmp_path, post=ROOTS, batch=3, workers=2)
+    before = files_of(tmp_path)
+    threads = [t for t in threading.enumerate() if t.daemon and "work" in t.name]
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(threads) == 1
+    assert files_of(tmp_path) == before
+    check(download(MemoryService(FRAME), tmp_path, post=ROOTS), expected(FRAME, None, ROOTS))
+
+
+def test_ctrl_c_leaves_what_can_be_continued(tmp_path, monkeypatch):
+    turns = iter(range(1000))
+
+    class Bar(synapse_workers._Bar):
+        def show(self, pairs):
+            if next(turns) == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(synapse_workers, "_Bar", Bar)
+    slow = MemoryService(FRAME, trouble=lambda a, rows: time.sleep(0.004))
+    with pytest.raises(KeyboardInterrupt):
+        download(slow, tmp_path, post=ROOTS, batch=1, workers=2)
+    monkeypatch.undo()
+    assert len(slow.queries) < 40
+    service = MemoryService(FRAME)
+    check(download(service, tmp_path, post=ROOTS, batch=1), expected(FRAME, None, ROOTS))
+    assert len(service.queries) + len(slow.queries) <= 42
+
+
+def test_it_can_be_cancelled(tmp_path):
+    cancel, turns = threading.Event(), iter(range(1000))
+
+    def trouble(asked, rows):
+        time.sleep(0.01)
+        if next(turns) == 9:
+            cancel.set()
+
+    slow = MemoryService(FRAME, trouble=trouble)
+    with pytest.raises(mx.errors.IncompleteDownloadError, match=r"cancelled after \d+ roots"):
+        download(slow, tmp_path, post=ROOTS, batch=1, cancel=cancel)
+    assert len(slow.asked) < 30
+    with pytest.raises(mx.errors.IncompleteDownloadError, match="cancelled"):
+        download(MemoryService(FRAME), tmp_path, post=ROOTS, batch=1, cancel=cancel)
+    check(download(MemoryService(FRAME), tmp_path, post=ROOTS), expected(FRAME, None, ROOTS))
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [],
+        [0],
+        [ROOT, 0],
+        [-1],
+        [1.5],
+        np.array([ROOT], float),
+        ["7"],
+        [True],
+        [None],
+        [[ROOT]],
+        [2**63],
+    ],
+)
+def test_what_is_no_root_id_is_refused(tmp_path, ids):
+    with pytest.raises(mx.errors.SchemaError, match=r"post h|post are"):
+        download(MemoryService(FRAME), tmp_path, post=ids)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch", 0), ("batch", 2.5), ("workers", 0), ("workers", True)]
+)
+def test_numbers_out_of_range(tmp_path, name, value):
+    with pytest.raises(mx.errors.SchemaError, match=name):
+        download(MemoryService(FRAME), tmp_path, post=ROOTS, **{name: value})
+
+
+def test_a_service_without_a_version_is_refused(tmp_path):
+    with pytest.raises(mx.errors.SourceError, match="does not say its version"):
+        download(MemoryService(FRAME, version=None), tmp_path, post=ROOTS)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(mx.errors.SourceError, match="cannot be written"):
+        download(MemoryService(FRAME), tmp_path / "file", post=ROOTS)
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    import microns_xr.sources.cache as module
+
+    calls = iter(range(1000))
+
+    def full(descriptor):
+        if next(calls) == 6:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(mx.errors.SourceError, match=r"cannot be written.*No space left"):
+        download(MemoryService(FRAME), tmp_path, post=ROOTS, batch=4)
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob("*.tmp"))
+    check(download(MemoryService(FRAME), tmp_path, post=ROOTS), expected(FRAME, None, ROOTS))
+
+
+# ---------------------------------------------------------------------------------- the parts
+
+
+@pytest.mark.parametrize(("column", "array", "says"), [
+    ("pre_pt_root_id", pa.array([1.0]), "ids as floats"),
+    ("id", pa.array([None], pa.int64()), "1 nulls"),
+    ("size", pa.array([1.5]), "fractions"),
+    ("size", pa.array([float("nan")]), "NaN"),
+    ("size", pa.array([float("inf")]), "infinity"),
+    ("size", pa.array(["7"]), "whole numbers"),
+    ("size", pa.array([None], pa.float32()), "1 nulls"),
+])  # fmt: skip
+def test_types_of_an_answer(column, array, says):
+    table = pa.table({**{name: pa.array([7]) for name in COLUMNS}, column: array})
+    with pytest.raises(mx.errors.SchemaError, match=says):
+        integer_columns(table, COLUMNS)
+    with pytest.raises(mx.errors.SchemaError, match=f"no column {column}"):
+        integer_columns(table.drop_columns([column]), COLUMNS)
+
+
+def test_values_of_an_answer_stay_exact(caplog):
+    big = ROOT + 1
+    table = pa.table({
+        "id": pa.array([2**53 + 1]), "pre_pt_root_id": pa.array([None], pa.int64()),
+        "post_pt_root_id": pa.array([big]), "size": pa.array([2.0**25], pa.float32()),
+    })  # fmt: skip
+    assert {n: v.tolist() for n, v in integer_columns(table, COLUMNS).items()} == {
+        "id": [2**53 + 1], "pre_pt_root_id": [0], "post_pt_root_id": [big], "size": [2**25],
+    }  # fmt: skip
+    assert "above 2^24 travels as float32" in caplog.text
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 3)] * 3), max_size=30, unique_by=lambda r: r[2]),
+    st.randoms(),
+)
+def test_sorting_and_dropping_what_is_twice(rows, random):
+    doubled = rows + [row for row in rows if random.random() < 0.3]
+    random.shuffle(doubled)
+    table = np.array(doubled, dtype=np.int64).reshape(-1, 3)
+    columns = dict(zip(("post_pt_root_id", "pre_pt_root_id", "id"), table.T, strict=True))
+    found = sorted_synapses(columns)
+    assert list(zip(*(found[n].tolist() for n in columns), strict=True)) == sorted(rows)
+
+
+@pytest.mark.parametrize("side", ["pre", "post"])
+def test_memory_blocks_do_not_show(tmp_path, monkeypatch, side):
+    whole = download(MemoryService(FRAME), tmp_path / "whole", **{side: ROOTS}, batch=3)
+    monkeypatch.setattr(synapse_merge, "_BLOCK_ROWS", 150)
+    monkeypatch.setattr(synapse_merge, "_IDS_AT_ONCE", 130)
+    blocks = []
+    of = synapse_merge._blocks
+
+    def seen(*arguments):
+        for block in of(*arguments):
+            blocks.append(len(block["id"]))
+            yield block
+
+    monkeypatch.setattr(synapse_merge, "_blocks", seen)
+    cut = download(MemoryService(FRAME), tmp_path / "cut", **{side: ROOTS}, batch=3)
+    assert len(blocks) > 5
+    assert cut.path.read_bytes() == whole.path.read_bytes()
+    check(cut, expected(FRAME, **{side: ROOTS}))
+    with pytest.raises(mx.errors.SourceError, match="came twice between different roots"):
+        synapse_merge._require_unique(_with_twice(tmp_path, cut.read()), len(FRAME))
+
+
+def _with_twice(folder, frame):
+    frame.loc[len(frame) - 1, "id"] = frame.loc[0, "id"]
+    pq.write_table(pa.Table.from_pandas(frame), folder / "twice.parquet", row_group_size=100)
+    return folder / "twice.parquet"
+
+
+def test_row_groups_have_one_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(synapse_merge, "_GROUP_ROWS", 256)
+    monkeypatch.setattr(synapse_merge, "_BLOCK_ROWS", 300)
+    found = download(MemoryService(FRAME), tmp_path, post=ROOTS, batch=2)
+    with pq.ParquetFile(found.path) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    assert set(sizes[:-1]) == {256}
+    check(found, expected(FRAME, None, ROOTS))
+
+
+def test_the_key_tells_requests_apart():
+    base = {
+        "datastack": "a",
+        "version": 1,
+        "table": "t",
+        "pre": None,
+        "post": ROOTS,
+        "positions": False,
+    }
+    others = [{"datastack": "b"}, {"version": 2}, {"table": "u"}, {"pre": ROOTS}, {"post": ROOTS[1:]},
+              {"post": ROOTS + 1}, {"post": None}, {"positions": True}, {"pre": ROOTS, "post": None}]  # fmt: skip
+    keys = [SynapseRequest(**{**base, **other}).key for other in ({}, *others)]
+    assert len(set(keys)) == len(keys)
+    assert all(key.replace("-", "").isalnum() for key in keys)
+
+
+def test_finding_requests(tmp_path):
+    with pytest.raises(mx.errors.SourceError, match="there are no synapses"):
+        open_request(tmp_path)
+    one = download(MemoryService(FRAME), tmp_path, post=ROOTS)
+    assert open_request(tmp_path).key == one.key
+    with pytest.raises(Broken):
+        download(MemoryService(FRAME, trouble=fail_after(1)), tmp_path, pre=ROOTS, batch=2)
+    with pytest.raises(
+        mx.errors.SourceError, match=r"holds 2 sets .*\(incomplete\).*request='preall-post40"
+    ):
+        open_request(tmp_path)
+    assert [s.is_complete for s in list_requests(tmp_path)] == [False, True]
+    assert ["incomplete" in repr(s) for s in list_requests(tmp_path)] == [True, False]
+    incomplete, complete = list_requests(tmp_path)
+    assert incomplete.request["pre"].tolist() == ROOTS.tolist()
+    assert incomplete.request["post"] is None
+    check(open_request(tmp_path, complete.key), expected(FRAME, None, ROOTS))
+    with pytest.raises(mx.errors.IncompleteDownloadError, match="not all here"):
+        open_request(tmp_path, incomplete.key)
+    with pytest.raises(mx.errors.SourceError, match=f"no request 'preall'.*found .*{complete.key}"):
+        open_request(tmp_path, "preall")
+    record = complete.provenance()
+    assert (record["name"], record["rows"], record["version"]) == (complete.key, one.rows, 1718)
+    assert record["timestamp"] == "2026-01-01T00:00:00+00:00"
+
+
+def test_a_folder_that_was_renamed_or_damaged_is_noticed(tmp_path):
+    found = download(MemoryService(FRAME), tmp_path, post=ROOTS)
+    (tmp_path / found.key).rename(tmp_path / "mine")
+    with pytest.raises(mx.errors.SourceError, match="was renamed or changed"):
+        SynapseSet(tmp_path, "mine").request
+    record = tmp_path / "mine" / "request.json"
+    record.write_text(json.dumps({"request": {"pre": None}}))
+    with pytest.raises(mx.errors.SourceError, match="cannot be read"):
+        SynapseSet(tmp_path, "mine").request
+    record.write_text("{")
+    assert RequestFolder(tmp_path, "mine").document("request") is None
+
+
+def test_the_bar_says_how_far_it_is(tmp_path, capsys):
+    download(MemoryService(FRAME), tmp_path, post=ROOTS, progress=True)
+    n = len(expected(FRAME, None, ROOTS))
+    pairs = len(
+        expected(FRAME, None, ROOTS)[["pre_pt_root_id", "post_pt_root_id"]].drop_duplicates()
+    )
+    said = capsys.readouterr().err
+    assert "40/40" in said
+    assert f"{n:,} synapses, {pairs:,} pairs" in said
+    download(MemoryService(FRAME), tmp_path, post=ROOTS[1:], progress=False)
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,674 @@
+"""Single synapses: in the store by post and by pre, selected, and summed to connectivity."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import store_examples as ex
+import xarray as xr
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.storage import LocalStore, WrapperStore
+
+import microns_xr as mx
+from microns_xr.connectivity.subset import recompress
+from microns_xr.store import synapses as stored
+from microns_xr.store import synapses as synapse_rows
+from microns_xr.store.format import INNER_CHUNK
+from microns_xr.store.open import open_root, read_group
+from microns_xr.store.synapses import plan_streamed_synapses
+from microns_xr.store.write import _submit
+
+SMALL = 512
+
+
+def labelled() -> xr.Dataset:
+    """The three synapses by hand, with the axes they count along."""
+    return ex.synapses().assign_coords(pre_nucleus_id=ex.PRE, post_nucleus_id=ex.POST)
+
+
+def write_three(path: Path) -> str:
+    mx.write_store(path, units=ex.units(), connectivity=ex.connectivity(), synapses=labelled())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def shared_three(tmp_path_factory) -> str:
+    return write_three(tmp_path_factory.mktemp("stores") / "three.zarr")
+
+
+@pytest.fixture
+def three(tmp_path: Path, shared_three: str) -> str:
+    """A store of one's own."""
+    return str(shutil.copytree(shared_three, tmp_path / "three.zarr"))
+
+
+@pytest.fixture(scope="module")
+def sources(shared_three: str) -> dict[str, object]:
+    path = shared_three
+    return {
+        "memory": labelled(),
+        "path": path,
+        "tree": mx.open_store(path),
+        "lazy tree": mx.open_store(path, lazy=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def demo_synapses(demo_release, demo_fresh) -> xr.Dataset:
+    return mx.build_synapses(demo_release.table("synapses"), demo_fresh["connectivity"])
+
+
+@pytest.fixture(scope="module")
+def in_chunks(demo_fresh, demo_synapses, tmp_path_factory) -> str:
+    """A store of the synthetic release with many small chunks of synapses."""
+    path = str(tmp_path_factory.mktemp("stores") / "synapses.zarr")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stored, "SYNAPSE_CHUNK", SMALL)
+        mx.write_store(
+            path,
+            units=demo_fresh["units"],
+            connectivity=demo_fresh["connectivity"],
+            synapses=demo_synapses,
+        )
+    return path
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(synapse_rows, "SYNAPSE_CHUNK", SMALL)
+
+
+class Counting(WrapperStore):
+    """Counts what is read of a store, by array."""
+
+    def __init__(self, store, reads: Counter | None = None) -> None:
+        super().__init__(store)
+        self.reads = Counter() if reads is None else reads
+
+    def with_read_only(self, read_only: bool = False) -> Counting:
+        return Counting(self._store.with_read_only(read_only), self.reads)
+
+    async def get(self, key, prototype, byte_range=None):
+        if "/c" in key:
+            self.reads[key.split("/c")[0]] += 1
+        return await self._store.get(key, prototype, byte_range)
+
+
+def counting(path: str) -> Counting:
+    return Counting(LocalStore(path, read_only=True))
+
+
+def table(synapses: xr.Dataset) -> pd.DataFrame:
+    """Synapses as a plain table, a row each, with the ids of their neurons."""
+    pre, post = (
+        synapses[f"{side}_nucleus_id"].values[synapses[f"{side}_index"].values]
+        if f"{side}_index" in synapses
+        else synapses[f"{side}_nucleus_id"].values
+        for side in ("pre", "post")
+    )
+    frame = {"id": synapses.synapse_id.values, "pre": pre, "post": post, "size": synapses["size"]}
+    frame |= {axis: synapses.position.values[:, i] for i, axis in enumerate("xyz")}
+    return pd.DataFrame(frame)
+
+
+def assert_same_sums(found: xr.Dataset, expected: xr.Dataset) -> None:
+    assert found.indexes["pre_nucleus_id"].equals(expected.indexes["pre_nucleus_id"])
+    assert found.indexes["post_nucleus_id"].equals(expected.indexes["post_nucleus_id"])
+    expected = recompress(expected, "post")
+    for name in ("synapse_size", "synapse_count"):
+        a, b = found[name].data, expected[name].data
+        assert a.dtype == np.int64
+        np.testing.assert_array_equal(a.indptr, b.indptr)
+        np.testing.assert_array_equal(a.indices, b.indices)
+        np.testing.assert_array_equal(a.data, b.data)
+
+
+# --- three synapses by hand: 12 -> 11, 11 -> 13, 12 -> 13
+
+BY_HAND = [
+    (dict(post=13), [8, 7]),
+    (dict(post=[13, 11]), [9, 8, 7]),
+    (dict(post=15), []),
+    (dict(pre=12), [9, 7]),
+    (dict(pre=13), []),
+    (dict(pre=12, post=13), [7]),
+    (dict(pre=11, post=11), []),
+    (dict(box={"x": (0, 3)}), [9]),
+    (dict(box={"x": (0, 3.1), "z": (5, 6)}), [8]),
+    (dict(box={"y": (-np.inf, np.inf)}), [9, 8, 7]),
+    (dict(pre=12, box={"y": (4, 100)}), [7]),
+    (dict(pre=[]), []),
+]
+
+
+@pytest.mark.parametrize(("asked", "ids"), BY_HAND)
+@pytest.mark.parametrize("kind", ["memory", "path", "tree", "lazy tree"])
+def test_by_hand(sources, asked, ids, kind) -> None:
+    found = mx.select_synapses(sources[kind], **asked)
+    assert found.synapse_id.values.tolist() == ids
+    rows = {9: (12, 11, 30), 8: (11, 13, 700), 7: (12, 13, 0)}
+    assert found.pre_nucleus_id.values.tolist() == [rows[i][0] for i in ids]
+    assert found.post_nucleus_id.values.tolist() == [rows[i][1] for i in ids]
+    assert found["size"].values.tolist() == [rows[i][2] for i in ids]
+    assert found.pre_nucleus_id.dims == ("synapse",)
+    assert found.pre_nucleus_id.dtype == found.synapse_id.dtype == np.int64
+    assert found.position.dims == ("synapse", "axis")
+    assert found.position.shape == (len(ids), 3)
+    assert "pre_index" not in found
+    assert mx.releases.stamp_release(found, "a", 1).materialization_version == 1
+    assert found.materialization_version == 661
+
+
+def test_sums_by_hand(three: str) -> None:
+    expected = ex.sparse_dataset(
+        np.array([[0, 700, 0], [30, 0, 0], [0, 0, 0]]), np.array([[0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    )
+    for found in (
+        mx.sum_synapses(labelled()),
+        mx.sum_synapses(labelled(), ex.connectivity("pre")),
+        mx.sum_synapses(three),
+        mx.sum_synapses(mx.open_store(three, lazy=True)),
+    ):
+        assert_same_sums(found, expected)
+        assert found.synapse_count.attrs["counts"] == "synapses"
+    assert mx.sum_synapses(labelled()).scope.item() == "unknown"
+    found = mx.sum_synapses(three)
+    assert found.scope.item() == "requested"
+    assert found.pre_cell_type.values.tolist() == ["23P", "5P-ET", "Übergang-µ"]
+
+
+# --- the synthetic release
+
+
+def test_every_source_gives_the_same(in_chunks: str, demo_synapses, small_pieces) -> None:
+    busiest = {
+        side: demo_synapses[f"{side}_nucleus_id"].values[
+            np.bincount(demo_synapses[f"{side}_index"].values).argsort()[-5:]
+        ]
+        for side in ("pre", "post")
+    }
+    slabs = np.quantile(demo_synapses.position.values, [0.2, 0.25, 0.9], axis=0)
+    box = {"y": tuple(slabs[:2, 1])}
+    wide = {axis: (slabs[0, i], slabs[2, i]) for i, axis in enumerate("xyz")}
+    queries = [
+        dict(post=busiest["post"][-1]),
+        dict(pre=busiest["pre"][-1]),
+        dict(pre=busiest["pre"]),
+        dict(post=demo_synapses.post_nucleus_id.values[::-2], pre=busiest["pre"]),
+        dict(post=demo_synapses.post_nucleus_id.values[::3]),
+        dict(box=box),
+        dict(box=wide, pre=busiest["pre"]),
+    ]
+    whole = table(demo_synapses)
+    sources = [in_chunks, mx.open_store(in_chunks), mx.open_store(in_chunks, lazy=True)]
+    for asked in queries:
+        expected = whole
+        for side in ("pre", "post"):
+            if side in asked:
+                expected = expected[expected[side].isin(np.atleast_1d(asked[side]))]
+        for axis, (low, high) in asked.get("box", {}).items():
+            expected = expected[(expected[axis] >= low) & (expected[axis] < high)]
+        found = mx.select_synapses(demo_synapses, **asked)
+        assert len(expected) > 3
+        pd.testing.assert_frame_equal(table(found), expected.reset_index(drop=True))
+        for source in sources:
+            xr.testing.assert_identical(mx.select_synapses(source, **asked), found)
+        for key in set(asked) & {"pre", "post"}:  # a selection is selected from again
+            again = mx.select_synapses(found, **{key: found[f"{key}_nucleus_id"].values[:1]})
+            first = found[f"{key}_nucleus_id"].values[0]
+            assert again.sizes["synapse"] == (found[f"{key}_nucleus_id"] == first).sum()
+
+
+def test_boxes_side_by_side_share_nothing(demo_synapses) -> None:
+    edges = np.quantile(demo_synapses.position.values[:, 0], [0, 0.3, 0.31, 0.8, 1])
+    edges[-1] = np.inf
+    parts = [
+        mx.select_synapses(demo_synapses, box={"x": (low, high)}).synapse_id.values
+        for low, high in pairwise(edges)
+    ]
+    assert sorted(np.concatenate(parts)) == sorted(demo_synapses.synapse_id.values)
+
+
+def test_sum_is_the_connectivity_they_were_labelled_by(
+    in_chunks: str, demo_synapses, demo_fresh, small_pieces
+) -> None:
+    connectivity = demo_fresh["connectivity"]
+    for found in (
+        mx.sum_synapses(demo_synapses, connectivity),
+        mx.sum_synapses(in_chunks),
+        mx.sum_synapses(mx.open_store(in_chunks, lazy=True)),
+        mx.sum_synapses(demo_synapses.isel(synapse=slice(None, None, -1)), connectivity),
+    ):
+        assert_same_sums(found, connectivity)
+        assert set(found.coords) == set(connectivity.coords)
+        assert found.scope.item() == connectivity.scope.item()
+        assert found.synapse_size.attrs == connectivity.synapse_size.attrs
+    mx.write_store(Path(in_chunks).with_name("summed.zarr"), units=demo_fresh["units"],
+                   connectivity=mx.sum_synapses(in_chunks), synapses=demo_synapses)  # fmt: skip
+
+
+def test_what_is_dropped_is_the_difference(demo_synapses, demo_fresh) -> None:
+    connectivity = demo_fresh["connectivity"]
+    dropped = np.random.default_rng(1).random(demo_synapses.sizes["synapse"]) < 0.1
+    less = mx.sum_synapses(demo_synapses.isel(synapse=~dropped), connectivity)
+    rest = table(demo_synapses.isel(synapse=dropped)).groupby(["pre", "post"])["size"]
+    for name, expected in (("synapse_size", rest.sum()), ("synapse_count", rest.size())):
+        difference = connectivity[name].data.todense() - less[name].data.todense()
+        pre, post = np.nonzero(difference)
+        found = pd.Series(
+            difference[pre, post],
+            [connectivity.pre_nucleus_id.values[pre], connectivity.post_nucleus_id.values[post]],
+        )
+        expected = expected[expected != 0].astype(np.int64)
+        assert found.to_dict() == expected.to_dict()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 2**31 + 5)), max_size=30
+    ),
+    pre=st.none() | st.sets(st.integers(0, 3)),
+    post=st.none() | st.sets(st.integers(0, 2)),
+)
+def test_against_plain_loops(rows, pre, post) -> None:
+    rows = sorted(rows, key=lambda row: (row[1], row[0]))
+    a, b, size = (np.array([row[i] for row in rows], dtype=np.int64) for i in range(3))
+    synapses = mx.releases.stamp_release(
+        xr.Dataset(
+            {
+                "synapse_id": ("synapse", np.arange(len(rows), dtype=np.int64)),
+                "pre_index": ("synapse", a.astype(np.int32)),
+                "post_index": ("synapse", b.astype(np.int32)),
+                "size": ("synapse", size),
+            },
+            {"pre_nucleus_id": [10, 11, 12, 13], "post_nucleus_id": [20, 21, 22]},
+        ),
+        "demo",
+        1,
+    )
+    sizes, counts = np.zeros((4, 3), np.int64), np.zeros((4, 3), np.int64)
+    for i, j, s in rows:
+        sizes[i, j] += s
+        counts[i, j] += 1
+    summed = mx.sum_synapses(synapses)
+    np.testing.assert_array_equal(summed.synapse_size.data.todense(), sizes)
+    np.testing.assert_array_equal(summed.synapse_count.data.todense(), counts)
+    assert summed.synapse_count.data.nnz == np.count_nonzero(counts)
+    if pre is None and post is None:
+        return
+    ids = {
+        side: None if which is None else [first + i for i in which]
+        for side, which, first in (("pre", pre, 10), ("post", post, 20))
+    }
+    found = mx.select_synapses(synapses, **ids)
+    expected = [
+        n
+        for n, (i, j, _) in enumerate(rows)
+        if (pre is None or i in pre) and (post is None or j in post)
+    ]
+    assert found.synapse_id.values.tolist() == expected
+    if found.sizes["synapse"]:
+        again = mx.sum_synapses(found)
+        assert int(again.synapse_size.data.data.sum()) == sum(rows[n][2] for n in expected)
+
+
+# --- what is read
+
+
+def test_one_neuron_is_one_read_of_each_array(in_chunks: str, demo_synapses, small_pieces) -> None:
+    for side, group in (("post", "synapses"), ("pre", "synapses/by_pre")):
+        index = demo_synapses[f"{side}_index"].values
+        counts = np.bincount(index)
+        position = int(np.flatnonzero((counts > 5) & (counts <= 20))[3])
+        start = int(np.searchsorted(np.sort(index), position))
+        chunks = (start + counts[position] - 1) // SMALL - start // SMALL + 1
+        store = counting(in_chunks)
+        found = mx.select_synapses(
+            store, **{side: int(demo_synapses[f"{side}_nucleus_id"].values[position])}
+        )
+        assert found.sizes["synapse"] == counts[position]
+        over = {"synapse_id", "pre_index", "post_index", "size", "position"}
+        assert {name.rpartition("/")[2] for name in store.reads} - over == {
+            f"{side}_indptr", "axis", "pre_nucleus_id", "post_nucleus_id", "datastack",
+            "materialization_version",
+        }  # fmt: skip
+        assert {n for n in store.reads if n.rpartition("/")[2] in over} == {
+            f"{group}/{name}" for name in over
+        }
+        assert {store.reads[f"{group}/{name}"] for name in over} == {chunks}
+        # Opened once, the next neuron costs its rows and the pointer alone.
+        store = counting(in_chunks)
+        tree = mx.open_store(store, lazy=True)
+        assert not {n for n in store.reads if n.rpartition("/")[2] in over}
+        store.reads.clear()
+        xr.testing.assert_identical(
+            mx.select_synapses(tree, **{side: found[f"{side}_nucleus_id"].values[:1]}), found
+        )
+        assert sum(store.reads.values()) == 5 * chunks + 1
+
+
+def test_many_neurons_read_no_chunk_twice(in_chunks: str, demo_synapses, small_pieces) -> None:
+    store = counting(in_chunks)
+    ids = demo_synapses.post_nucleus_id.values[::2]
+    found = mx.select_synapses(store, post=ids)
+    n_chunks = -(-demo_synapses.sizes["synapse"] // SMALL)
+    assert found.sizes["synapse"] > demo_synapses.sizes["synapse"] / 4
+    assert store.reads["synapses/post_index"] <= n_chunks + 2
+    assert store.reads["synapses/size"] <= n_chunks + 2
+
+
+def test_a_box_reads_the_rest_only_where_there_are_hits(
+    in_chunks: str, demo_synapses, small_pieces
+) -> None:
+    n_chunks = -(-demo_synapses.sizes["synapse"] // SMALL)
+    target = demo_synapses.position.values[1000]
+    box = {axis: (value - 1e-6, value + 1e-6) for axis, value in zip("xyz", target, strict=True)}
+    store = counting(in_chunks)
+    found = mx.select_synapses(store, box=box)
+    assert found.synapse_id.values.tolist() == [demo_synapses.synapse_id.values[1000]]
+    assert store.reads["synapses/position"] == n_chunks > 20
+    for name in ("synapse_id", "size", "pre_index", "post_index"):
+        assert store.reads[f"synapses/{name}"] == 1
+
+
+def test_the_sum_reads_three_arrays(in_chunks: str, demo_synapses, small_pieces) -> None:
+    store = counting(in_chunks)
+    mx.sum_synapses(store)
+    n_chunks = -(-demo_synapses.sizes["synapse"] // SMALL)
+    for name in ("size", "pre_index", "post_index"):
+        assert store.reads[f"synapses/{name}"] == n_chunks
+    assert not store.reads["synapses/position"]
+    assert not store.reads["synapses/synapse_id"]
+    assert not store.reads["connectivity/by_post/data"]
+
+
+# --- layout
+
+
+def test_the_copy_by_pre_has_the_same_rows(in_chunks: str, demo_synapses) -> None:
+    root = zarr.open_group(in_chunks, mode="r")
+    post, pre = root["synapses"], root["synapses/by_pre"]
+    assert post["size"].chunks == pre["size"].chunks == (SMALL,)
+    assert post["position"].chunks == (SMALL, 3)
+    order = np.lexsort([pre["synapse_id"][:], pre["post_index"][:], pre["pre_index"][:]])
+    assert (np.diff(order) == 1).all()
+    names = ("synapse_id", "pre_index", "post_index", "size", "position")
+    of_post, of_pre = (np.argsort(group["synapse_id"][:]) for group in (post, pre))
+    for name in names:
+        np.testing.assert_array_equal(post[name][:][of_post], pre[name][:][of_pre])
+        np.testing.assert_array_equal(post[name][:], demo_synapses[name].values)
+    for group, name in ((post, "post"), (pre, "pre")):
+        indptr = group[f"{name}_indptr"]
+        assert indptr.dtype == np.int64
+        assert indptr.metadata.dimension_names == (f"{name}_pointer",)
+        owner = np.repeat(np.arange(indptr.size - 1), np.diff(indptr[:]))
+        np.testing.assert_array_equal(owner, group[f"{name}_index"][:])
+    reopened = mx.open_store(in_chunks)["synapses"].to_dataset()
+    xr.testing.assert_identical(reopened, demo_synapses)
+
+
+def test_default_chunks(three: str, monkeypatch) -> None:
+    n = stored.SYNAPSE_CHUNK + 5
+    many = labelled().isel(synapse=np.repeat([0, 1, 2], [n, 0, 0]))
+    mx.write_store(three, units=ex.units(), connectivity=ex.connectivity(), synapses=many)
+    root = zarr.open_group(three, mode="r")
+    assert root["synapses/by_pre/position"].chunks == (2**17, 3)
+    assert root["synapses/size"].nchunks == 2
+    assert mx.select_synapses(three, pre=12, post=11).sizes["synapse"] == n
+
+
+@pytest.mark.parametrize("group", ["synapses", "synapses/by_pre"])
+def test_plain_readers(three: str, group: str) -> None:
+    found = xr.open_zarr(three, group=group, consolidated=False)
+    assert sorted(found["size"].values.tolist()) == [0, 30, 700]
+    pointer = "post_indptr" if group == "synapses" else "pre_indptr"
+    assert found[pointer].values.tolist() == [0, 1, 3, 3]
+    assert found.pre_nucleus_id.values.tolist() == ex.PRE.tolist()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        tree = xr.open_datatree(three, engine="zarr")
+    assert tree[group].to_dataset().sizes["synapse"] == 3
+    own = xr.open_dataset(three, engine="microns_xr", group=group)
+    assert pointer not in own
+    assert own.sizes == labelled().sizes
+
+
+def test_streamed_rows_make_the_same_store(three: str, tmp_path: Path) -> None:
+    """What is planned for rows out of core is what `write_store` writes of a Dataset."""
+    whole = labelled().drop_vars(["position", "axis"])
+    path = str(tmp_path / "own.zarr")
+    mx.write_store(path, units=ex.units(), connectivity=ex.connectivity(), synapses=whole)
+    root = zarr.open_group(three, mode="a")
+    del root["synapses"]
+    names = ("synapse_id", "pre_index", "post_index", "size")
+    for side, other in (("post", "pre"), ("pre", "post")):
+        rows = whole.sortby([f"{side}_index", f"{other}_index"])
+        read = {n: (lambda lo, hi, v=rows[n].values: v[lo:hi]) for n in names}
+        group = plan_streamed_synapses(
+            side, read, np.array([0, 1, 3, 3]), ex.PRE, ex.POST,
+            datastack="minnie65_public", version=661, size="int64",
+        )  # fmt: skip
+        for array in group.arrays:
+            assert array.chunk == (2**17 if array.dims[:1] == ("synapse",) else None)
+        with ThreadPoolExecutor(1) as pool:
+            for job in _submit(pool, root, group, None):
+                job.result()
+    for asked in (dict(pre=12), dict(post=13)):
+        found, expected = mx.select_synapses(three, **asked), mx.select_synapses(path, **asked)
+        xr.testing.assert_equal(found, expected)
+    for group in ("synapses", "synapses/by_pre"):
+        a, b = (zarr.open_group(p, mode="r")[group] for p in (three, path))
+        assert sorted(a.array_keys()) == sorted(b.array_keys())
+        assert a.attrs["microns_xr_variables"][:4] == list(names)
+        assert set(a.attrs["microns_xr_variables"]) == set(b.attrs["microns_xr_variables"])
+        assert set(a.attrs["coordinates"].split()) == set(b.attrs["coordinates"].split())
+    with pytest.raises(mx.errors.SchemaError, match="3 pointers"):
+        plan_streamed_synapses("post", read, np.array([0, 1, 3]), ex.PRE, ex.POST,
+                               datastack="d", version=1)  # fmt: skip
+
+
+def test_store_of_the_first_writer(tmp_path: Path) -> None:
+    """It has neither pointers, nor the copy by pre, nor axes among the synapses."""
+    archive = Path(__file__).parent / "data" / "stores" / "v1" / "three_neurons.tar.xz"
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    path = next(tmp_path.glob("**/synapses")).parent
+    assert not (path / "synapses" / "by_pre").exists()
+    for source in (path, mx.open_store(path), mx.open_store(path, lazy=True)):
+        for asked, ids in BY_HAND:
+            assert mx.select_synapses(source, **asked).synapse_id.values.tolist() == ids
+        assert mx.sum_synapses(source).synapse_count.data.data.tolist() == [1, 1, 1]
+
+
+# --- refusals
+
+
+def test_unknown_neurons(three: str) -> None:
+    for source in (labelled(), three):
+        with pytest.raises(mx.errors.UnknownLabelError, match=r"1 of 2 .* ids of pre are not in"):
+            mx.select_synapses(source, pre=[12, 99])
+        with pytest.raises(mx.errors.UnknownLabelError, match="post"):
+            mx.select_synapses(source, post=12)  # 12 is on the other axis only
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "nothing is asked for"),
+        ({"box": {}}, "expected bounds"),
+        ({"box": {"depth": (0, 1)}}, "depth"),
+        ({"box": [(0, 1)]}, "expected bounds"),
+        ({"box": {"x": (1, 0)}}, "ascending"),
+        ({"box": {"x": (0, np.nan)}}, "ascending"),
+        ({"box": {"x": 3}}, "ascending"),
+        ({"box": {"x": (1, 2, 3)}}, "ascending"),
+        ({"pre": 12.5}, "pre"),
+        ({"pre": "12"}, "pre"),
+    ],
+)
+def test_what_cannot_be_asked(asked, message) -> None:
+    with pytest.raises(mx.errors.SchemaError, match=message):
+        mx.select_synapses(labelled(), **asked)
+
+
+def test_synapses_that_lack_something(three: str) -> None:
+    with pytest.raises(mx.errors.SchemaError, match="no post_nucleus_id"):
+        mx.select_synapses(ex.synapses(), pre=12)
+    with pytest.raises(mx.errors.SchemaError, match="positions=True"):
+        mx.select_synapses(labelled().drop_vars("position"), box={"x": (0, 1)})
+    with pytest.raises(mx.errors.SchemaError, match="no size"):
+        mx.sum_synapses(labelled().drop_vars("size"))
+    with pytest.raises(mx.errors.SchemaError, match="'synapse'"):
+        mx.select_synapses(ex.units(), pre=12)
+    with pytest.raises(mx.errors.SchemaError, match=r"from 0 to 7, expected 0 to 2"):
+        mx.select_synapses(labelled().assign(pre_index=("synapse", [0, 7, 1])), pre=12)
+    without = mx.open_store(three).drop_nodes("synapses")
+    with pytest.raises(mx.errors.UnknownLabelError, match="no single synapses"):
+        mx.select_synapses(without, pre=12)
+    mx.write_store(three, units=ex.units(), connectivity=ex.connectivity())
+    with pytest.raises(mx.errors.UnknownLabelError, match="synapses"):
+        mx.select_synapses(three, pre=12)
+    with pytest.raises(mx.errors.StoreFormatError, match="no store"):
+        mx.select_synapses("no/such/store.zarr", pre=12)
+
+
+def test_sums_refuse_other_neurons_and_other_releases() -> None:
+    connectivity = ex.connectivity()
+    smaller = mx.connections_between(connectivity, post_ids=[11, 15])
+    with pytest.raises(
+        mx.errors.UnknownLabelError, match=r"ids of post of the synapses .* such as 13"
+    ):
+        mx.sum_synapses(labelled(), smaller)
+    part = mx.select_synapses(labelled(), post=[11, 15])
+    assert_same_sums(mx.sum_synapses(part, smaller), ex.sparse_dataset(
+        np.array([[0, 0], [30, 0], [0, 0]]), np.array([[0, 0], [1, 0], [0, 0]]),
+        post=np.array([11, 15])))  # fmt: skip
+    other = mx.releases.stamp_release(connectivity, "minnie65_public", 1300)
+    with pytest.raises(mx.errors.ReleaseMismatchError):
+        mx.sum_synapses(labelled(), other)
+    unstated = connectivity.drop_vars(["datastack", "materialization_version"])
+    assert mx.sum_synapses(labelled(), unstated).materialization_version == 661
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.assign_coords(pre_nucleus_id=[11, 12, 14]), "pre_nucleus_id of synapses"),
+        (lambda s: s.assign(post_indptr=("synapse", [0, 1, 2])), "'post_indptr' of synapses"),
+        (lambda s: s.assign(position=s.position.transpose()), "'synapse' first"),
+    ],
+)
+def test_what_cannot_be_written(tmp_path: Path, change, message) -> None:
+    path = tmp_path / "bad.zarr"
+    with pytest.raises(mx.errors.SchemaError, match=message):
+        mx.write_store(
+            path, units=ex.units(), connectivity=ex.connectivity(), synapses=change(labelled())
+        )
+    assert not path.exists()
+
+
+def _lose(path: str, name: str) -> None:
+    (Path(path) / "synapses" / name).unlink()
+
+
+def _overwrite(path: str, name: str, values: list[int]) -> None:
+    zarr.open_group(path, mode="a")[f"synapses/{name}"][:] = np.array(values)
+
+
+def _forget(path: str) -> None:
+    meta = Path(path) / "synapses" / "by_pre" / "size" / "zarr.json"
+    meta.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "asked", "message"),
+    [
+        (lambda p: _lose(p, "size/c/0"), dict(post=13), "size"),
+        (lambda p: _lose(p, "by_pre/size/c/0"), dict(pre=12), "size"),
+        (lambda p: _lose(p, "position/c/0/0"), dict(box={"x": (0, 1)}), "position"),
+        (lambda p: _lose(p, "post_indptr/c/0"), dict(post=13), "post_indptr"),
+        (lambda p: _overwrite(p, "post_indptr", [0, 1, 2, 2]), dict(post=13), "post_indptr"),
+        (lambda p: _overwrite(p, "post_indptr", [0, 2, 3, 3]), dict(post=11), "1 of the 2 rows"),
+        (lambda p: _overwrite(p, "pre_index", [1, 0, 3]), dict(post=13), "pre_index runs from 0"),
+        (_forget, dict(pre=12), "size"),
+    ],
+)
+def test_damage_is_seen(three: str, damage, asked, message) -> None:
+    damage(three)
+    with pytest.raises(mx.errors.StoreFormatError, match=message):
+        mx.select_synapses(three, **asked)
+
+
+def test_a_store_that_was_replaced_is_not_mixed_up(three: str) -> None:
+    tree = mx.open_store(three, lazy=True)
+    mx.write_store(three, units=ex.units(), connectivity=ex.connectivity(), synapses=labelled())
+    with pytest.raises(mx.errors.StoreFormatError, match="open it again"):
+        mx.select_synapses(tree, post=13)
+
+
+def test_a_store_that_lost_its_synapses_meanwhile(three: str) -> None:
+    tree = mx.open_store(three, lazy=True)
+    mx.write_store(three, units=ex.units(), connectivity=ex.connectivity())
+    with pytest.raises(mx.errors.StoreFormatError, match="was replaced, open it again"):
+        mx.select_synapses(tree, post=13)
+
+
+def test_parts_of_a_lazy_tree_are_parts(three: str) -> None:
+    tree = mx.open_store(three, lazy=True)
+    part = tree["synapses"].to_dataset().isel(synapse=[0, 2])
+    assert mx.select_synapses(part, post=[11, 13]).synapse_id.values.tolist() == [9, 7]
+    swapped = tree["synapses"].to_dataset().isel(synapse=[2, 1, 0])
+    tree["synapses"] = xr.DataTree(swapped)
+    assert mx.select_synapses(tree, post=11).synapse_id.values.tolist() == [9]
+
+
+def test_root_of_the_store_says_format_1(three: str) -> None:
+    meta = json.loads((Path(three) / "zarr.json").read_text())
+    assert meta["attributes"]["microns_xr_format"] == 1
+    assert read_group(open_root(three), "synapses/by_pre").pre_index.values.tolist() == [0, 1, 1]
+
+
+def test_object_store_in_shards(demo_fresh, demo_synapses) -> None:
+    """Shards of an address are read in part, and a missing one is seen."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    n = demo_synapses.sizes["synapse"]
+    many = demo_synapses.isel(synapse=np.repeat(np.arange(n), 4))
+    address = "memory://single_synapses.zarr"
+    try:
+        mx.write_store(
+            address,
+            units=demo_fresh["units"],
+            connectivity=demo_fresh["connectivity"],
+            synapses=many,
+            shards=4 * INNER_CHUNK,
+            consolidated=True,
+        )
+        sizes = zarr.open_group(address, mode="r")["synapses/by_pre/size"]
+        assert sizes.chunks == (INNER_CHUNK,)
+        assert sizes.nchunks > 1
+        assert sizes.shards[0] >= sizes.size
+        busiest = np.bincount(many.pre_index.values).argmax()
+        neuron = many.pre_nucleus_id.values[busiest]
+        found = mx.select_synapses(address, pre=neuron)
+        xr.testing.assert_identical(found, mx.select_synapses(many, pre=neuron))
+        assert found.sizes["synapse"] > 100
+        MemoryFileSystem().rm("/single_synapses.zarr/synapses/by_pre/position/c/0/0")
+        with pytest.raises(mx.errors.StoreFormatError, match="position"):
+            mx.select_synapses(address, pre=neuron)
+    finally:
+        if MemoryFileSystem().exists("/single_synapses.zarr"):
+            MemoryFileSystem().rm("/single_synapses.zarr", recursive=True)

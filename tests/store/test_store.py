@@ -1,0 +1,729 @@
+"""Writing and reading a store: what comes back, and what is refused before a byte is written."""
+
+from __future__ import annotations
+
+import filecmp
+import itertools
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import store_examples as ex
+import xarray as xr
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import microns_xr as mx
+from microns_xr.connectivity.arrays import pattern_of, values_of
+from microns_xr.provenance import release_of
+from microns_xr.schema import validate
+from microns_xr.store import write as write_module
+from microns_xr.store.format import pattern_problems
+from microns_xr.store.open import open_root, read_group
+from microns_xr.store.stream import pairs_of, transposed
+
+DENSE = {
+    "units": ex.units,
+    "layers": ex.layers,
+    "functional": ex.functional,
+    "synapses": ex.synapses,
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "three.zarr")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written") / "three.zarr"
+    write_all(folder)
+    return folder
+
+
+@pytest.fixture
+def store(path: str, written: Path) -> str:
+    """A store of all parts, to be spoiled."""
+    shutil.copytree(written, path)
+    return path
+
+
+def write_all(path: Any, compressed: Any = "post", **options: Any) -> None:
+    parts = {name: make() for name, make in DENSE.items()}
+    mx.write_store(path, connectivity=ex.connectivity(compressed), **(parts | options))
+
+
+def beside(path: str) -> list[str]:
+    return sorted(os.listdir(os.path.dirname(path)))
+
+
+# --- what comes back -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_memory", ["post", "pre"])
+@pytest.mark.parametrize("compressed", ["post", "pre"])
+def test_round_trip(path: str, in_memory: str, compressed: Any) -> None:
+    write_all(path, in_memory)
+    tree = mx.open_store(path, compressed=compressed)
+    assert set(tree.children) == {*DENSE, "connectivity"}
+    for name, make in DENSE.items():
+        found, expected = tree[name].to_dataset(), make()
+        xr.testing.assert_identical(found, expected)
+        ex.assert_same_dtypes(found, expected)
+    found = tree["connectivity"].to_dataset()
+    ex.assert_same_connectivity(found, ex.connectivity())
+    assert pattern_of(found).compressed == compressed
+    pattern = pattern_of(found)
+    assert pattern.indices.dtype == pattern.indptr.dtype == np.int32
+    # by hand: post 11 <- 12; post 13 <- 11, 12; post 15 <- 12
+    by_hand = {"post": ([1, 0, 1, 1], [0, 1, 3, 4]), "pre": ([1, 0, 1, 2], [0, 1, 4, 4])}
+    assert (pattern.indices.tolist(), pattern.indptr.tolist()) == by_hand[compressed]
+    by_hand_sizes = {"post": [30, 700, 0, 5], "pre": [700, 30, 0, 5]}
+    assert values_of(found).tolist() == by_hand_sizes[compressed]
+
+
+def test_every_node_is_a_valid_dataset_with_its_release(store: str) -> None:
+    tree = mx.open_store(store)
+    assert not tree.to_dataset().variables
+    for name in tree.children:
+        node = tree[name]
+        assert release_of(node.to_dataset()) == ("minnie65_public", 661)
+        assert node["datastack"].dtype == object
+        if name != "synapses":
+            validate(node.to_dataset(), name)  # type: ignore[arg-type]
+            validate(node.to_dataset(inherit=False), name)  # type: ignore[arg-type]
+    assert tree["connectivity"]["scope"].dtype == object
+    assert tree["connectivity"]["scope"].item() == "requested"
+
+
+def test_writing_again_what_was_opened_changes_nothing(path: str, tmp_path: Path) -> None:
+    write_all(path)
+    tree = mx.open_store(path)
+    again = str(tmp_path / "again.zarr")
+    mx.write_store(again, **{str(k): node.to_dataset() for k, node in tree.children.items()})
+    second = mx.open_store(again)
+    for name in DENSE:
+        xr.testing.assert_identical(second[name].to_dataset(), tree[name].to_dataset())
+    ex.assert_same_connectivity(
+        second["connectivity"].to_dataset(), tree["connectivity"].to_dataset()
+    )
+    # in memory already, so the store itself may be written too
+    mx.write_store(path, **{str(k): node.to_dataset() for k, node in tree.children.items()})
+    assert beside(path) == ["again.zarr", "three.zarr"]
+
+
+def test_inputs_are_not_modified(path: str) -> None:
+    units, connectivity = ex.units(), ex.connectivity()
+    mx.write_store(path, units=units, connectivity=connectivity)
+    xr.testing.assert_identical(units, ex.units())
+    ex.assert_same_connectivity(connectivity, ex.connectivity())
+
+
+def test_root_says_where_it_comes_from(path: str) -> None:
+    mx.write_store(path, units=ex.units(), timestamp="2023-06-22T08:10:00+00:00")
+    attrs = json.loads(Path(path, "zarr.json").read_text(encoding="utf-8"))["attributes"]
+    assert attrs["microns_xr_format"] == 1
+    assert (attrs["datastack"], attrs["materialization_version"]) == ("minnie65_public", 661)
+    assert attrs["timestamp"] == "2023-06-22T08:10:00+00:00"
+    assert attrs["created_by"].startswith("microns_xr ")
+    assert attrs["source_tables"] == [
+        {"name": "functional_properties_v3_bcm", "rows": 6, "sha256": "ab"}
+    ]
+    assert attrs["references"] == ["Wang et al. 2025, doi:10.1038/s41586-025-08829-y"]
+    assert mx.open_store(path).attrs == attrs
+    mx.write_store(path, units=ex.units(), source_tables=[{"name": "t", "rows": np.int64(2)}])
+    assert mx.open_store(path).attrs["source_tables"] == [{"name": "t", "rows": 2}]
+    assert mx.open_store(path).attrs["timestamp"] is None
+
+
+def test_what_is_not_given_is_not_there(path: str) -> None:
+    mx.write_store(path, units=ex.units())
+    assert sorted(name for name in os.listdir(path) if name != "zarr.json") == ["units"]
+    assert list(mx.open_store(path).children) == ["units"]
+
+
+@pytest.mark.parametrize("consolidated", [False, True])
+def test_consolidated_metadata_on_request(path: str, consolidated: bool) -> None:
+    write_all(path, consolidated=consolidated)
+    root = json.loads(Path(path, "zarr.json").read_text(encoding="utf-8"))
+    assert bool(root.get("consolidated_metadata")) is consolidated
+    ex.assert_same_connectivity(mx.open_store(path)["connectivity"].to_dataset(), ex.connectivity())
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), in_memory=st.sampled_from(["post", "pre"]))
+def test_any_matrix_comes_back_from_both_copies(path: str, data: Any, in_memory: str) -> None:
+    n_pre, n_post = data.draw(st.integers(0, 5)), data.draw(st.integers(0, 5))
+    cells = st.lists(st.integers(0, 3), min_size=n_pre * n_post, max_size=n_pre * n_post)
+    count = np.array(data.draw(cells), dtype=np.int64).reshape(n_pre, n_post)
+    size = count * data.draw(st.sampled_from([0, 1, 2**40]))
+    expected = ex.sparse_dataset(
+        size, count, np.arange(n_pre) * 2, np.arange(n_post) + 7, compressed=in_memory
+    )
+    mx.write_store(path, units=ex.units(), connectivity=expected)
+    for compressed in ("post", "pre"):
+        found = mx.open_store(path, compressed=compressed)["connectivity"].to_dataset()  # type: ignore[arg-type]
+        ex.assert_same_connectivity(found, expected)
+    width = "int64" if count.any() and size.max() > 2**31 else "int32"
+    assert str(zarr.open_array(f"{path}/connectivity/by_pre/data", mode="r").dtype) == width
+
+
+def test_many_chunks(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_module, "CHUNK", 8)
+    monkeypatch.setattr("microns_xr.store.stream.CHUNK", 8)
+    rng = np.random.default_rng(1)
+    count = rng.integers(0, 3, (9, 13)) * (rng.random((9, 13)) < 0.4)
+    count[4] = count[:, 5] = 0
+    expected = ex.sparse_dataset(count * 100, count, np.arange(9), np.arange(13))
+    mx.write_store(path, units=ex.units(), connectivity=expected)
+    nnz = int((count > 0).sum())
+    for compressed in ("post", "pre"):
+        group = zarr.open_group(f"{path}/connectivity/by_{compressed}", mode="r")
+        for name in ("data", "indices", "synapse_count", f"{compressed}_index"):
+            assert group[name].chunks == (8,)
+            assert group[name].nchunks_initialized == -(-nnz // 8) > 3
+        pre, post = np.nonzero(count)
+        expanded = np.sort(post) if compressed == "post" else np.sort(pre)
+        np.testing.assert_array_equal(group[f"{compressed}_index"][...], expanded)
+        found = read_group(open_root(path), "connectivity", compressed=compressed)  # type: ignore[arg-type]
+        ex.assert_same_connectivity(found, expected)
+
+
+def test_chunks_of_small_arrays_are_their_own_size(store: str) -> None:
+    root = zarr.open_group(store, mode="r")
+    assert root["units/position"].chunks == (3, 3)
+    assert root["connectivity/by_post/data"].chunks == (4,)
+
+
+def test_transposing_twice_is_nothing() -> None:
+    pairs = pairs_of(ex.connectivity())
+    twice = transposed(transposed(pairs))
+    np.testing.assert_array_equal(twice.pattern.indices, pairs.pattern.indices)
+    np.testing.assert_array_equal(twice.pattern.indptr, pairs.pattern.indptr)
+    np.testing.assert_array_equal(twice.size, pairs.size)
+    np.testing.assert_array_equal(twice.count, pairs.count)
+    assert twice.pattern.compressed == "post"
+
+
+def test_text_of_any_kind_in_memory_is_object_after_reopening(path: str) -> None:
+    units = ex.units()
+    units["brain_area"] = ("nucleus_id", np.array(["V1", "AL", "ΩŽ"]))  # fixed-width UTF-32
+    units["layer"] = ("nucleus_id", pd.array(["L1", "L4", "WM"], dtype="string"))
+    mx.write_store(path, units=units)
+    found = mx.open_store(path)["units"]
+    assert found["brain_area"].values.tolist() == ["V1", "AL", "ΩŽ"]
+    assert found["layer"].values.tolist() == ["L1", "L4", "WM"]
+    assert found["brain_area"].dtype == found["layer"].dtype == object
+
+
+def test_attributes_become_plain_json_values(path: str) -> None:
+    units = ex.units().assign_attrs(pair=(1, 2), angles=np.array([0.5, 1.5]), yes=np.bool_(True))
+    mx.write_store(path, units=units)
+    attrs = mx.open_store(path)["units"].attrs
+    assert (attrs["pair"], attrs["angles"], attrs["yes"]) == ([1, 2], [0.5, 1.5], True)
+    assert attrs["steps"] == {"rows": [6, 3], "why": None}
+
+
+def test_a_plainly_opened_dataset_can_be_written_again(path: str, tmp_path: Path) -> None:
+    """What the format adds to the attributes of a group is no obstacle and does not pile up."""
+    mx.write_store(path, units=ex.units())
+    plain = xr.open_zarr(path, group="units", consolidated=False).load()
+    assert plain.attrs["datastack"] == "minnie65_public"
+    again = str(tmp_path / "again.zarr")
+    mx.write_store(again, units=plain)
+    xr.testing.assert_identical(mx.open_store(again)["units"].to_dataset(), ex.units())
+
+
+# --- what is refused, before anything is written ---------------------------------------------------
+
+
+def _unit(**changes: Any) -> dict[str, Any]:
+    return {"units": ex.units().assign(**changes)}
+
+
+def _connectivity(change: Any) -> dict[str, Any]:
+    return {"units": ex.units(), "connectivity": change(ex.connectivity())}
+
+
+def _swap_partners(connectivity: xr.Dataset) -> xr.Dataset:
+    for name in ("synapse_size", "synapse_count"):
+        connectivity[name].data.indices = np.array([1, 1, 0, 1], dtype=np.int32)
+    return connectivity
+
+
+def _repeat_partner(connectivity: xr.Dataset) -> xr.Dataset:
+    for name in ("synapse_size", "synapse_count"):
+        connectivity[name].data.indices = np.array([1, 1, 1, 1], dtype=np.int32)
+    return connectivity
+
+
+def _other_pattern(connectivity: xr.Dataset) -> xr.Dataset:
+    connectivity["synapse_count"] = ex.sparse_dataset(SIZE_2, SIZE_2)["synapse_count"]
+    return connectivity
+
+
+SIZE_2 = np.eye(3, dtype=np.int64)
+NAN_TEXT = ("nucleus_id", np.array(["a", np.nan, "b"], dtype=object))
+BAD: dict[str, tuple[Any, type[Exception], list[str]]] = {
+    "not a dataset": (lambda: {"units": 3}, mx.errors.SchemaError, ["units Dataset", "int"]),
+    "no units variables": (
+        lambda: {"units": ex.layers()},
+        mx.errors.SchemaError,
+        ["nucleus_id is absent"],
+    ),
+    "unsorted units": (
+        lambda: {"units": ex.units().isel(nucleus_id=[1, 0, 2])},
+        mx.errors.SchemaError,
+        ["not sorted"],
+    ),
+    "text with gaps": (
+        lambda: _unit(tag=NAN_TEXT),
+        mx.errors.SchemaError,
+        ["tag of units", "mixed"],
+    ),
+    "objects": (
+        lambda: _unit(tag=("nucleus_id", np.array([1, {}, []], dtype=object))),
+        mx.errors.SchemaError,
+        ["tag of units", "text"],
+    ),
+    "complex numbers": (
+        lambda: _unit(tag=("nucleus_id", np.ones(3, dtype=complex))),
+        mx.errors.SchemaError,
+        ["tag of units", "complex128"],
+    ),
+    "times": (
+        lambda: _unit(tag=("nucleus_id", np.array(["2020-01-01"] * 3, dtype="M8[ns]"))),
+        mx.errors.SchemaError,
+        ["tag of units", "datetime64"],
+    ),
+    "attribute of a variable": (
+        lambda: _unit(tag=("nucleus_id", np.zeros(3), {"made": object()})),
+        mx.errors.SchemaError,
+        ["'made' of tag of units", "object"],
+    ),
+    "attribute of a dataset": (
+        lambda: {"units": ex.units().assign_attrs(share=float("nan"))},
+        mx.errors.SchemaError,
+        ["'share' of units", "nan"],
+    ),
+    "key of an attribute": (
+        lambda: {"units": ex.units().assign_attrs(by={1: 2})},
+        mx.errors.SchemaError,
+        ["key 1", "'by' of units"],
+    ),
+    "reserved attribute": (
+        lambda: {"units": ex.units().assign_attrs(datastack="other")},
+        mx.errors.SchemaError,
+        ["'datastack' of units", "reserved"],
+    ),
+    "reserved attribute of connectivity": (
+        lambda: _connectivity(lambda c: c.assign_attrs(shape=[1, 1])),
+        mx.errors.SchemaError,
+        ["'shape' of connectivity", "reserved"],
+    ),
+    "name with a blank": (
+        lambda: {"units": ex.units().assign({"cell size": ("nucleus_id", np.zeros(3))})},
+        mx.errors.SchemaError,
+        ["'cell size'", "blanks"],
+    ),
+    "name with a slash": (
+        lambda: {"units": ex.units().assign({"a/b": ("nucleus_id", np.zeros(3))})},
+        mx.errors.SchemaError,
+        ["'a/b'"],
+    ),
+    "name of the metadata": (
+        lambda: {"units": ex.units().assign({"zarr.json": ("nucleus_id", np.zeros(3))})},
+        mx.errors.SchemaError,
+        ["'zarr.json'"],
+    ),
+    "multi-index": (
+        lambda: {
+            "units": ex.units(),
+            "functional": ex.functional().set_index(scan_unit=["session", "unit_id"]),
+        },
+        mx.errors.SchemaError,
+        ["scan_unit"],
+    ),
+    "unsorted axis": (
+        lambda: _connectivity(lambda c: c.assign_coords(post_nucleus_id=[13, 11, 15])),
+        mx.errors.SchemaError,
+        ["post_nucleus_id is not sorted"],
+    ),
+    "repeated axis": (
+        lambda: _connectivity(lambda c: c.assign_coords(pre_nucleus_id=[11, 11, 15])),
+        mx.errors.SchemaError,
+        ["pre_nucleus_id repeats"],
+    ),
+    "unsorted partners": (
+        lambda: _connectivity(_swap_partners),
+        mx.errors.SchemaError,
+        ["does not ascend at connection 2 (1, 0)"],
+    ),
+    "repeated partners": (
+        lambda: _connectivity(_repeat_partner),
+        mx.errors.SchemaError,
+        ["does not ascend at connection 2 (1, 1)"],
+    ),
+    "two patterns": (
+        lambda: _connectivity(_other_pattern),
+        mx.errors.SchemaError,
+        ["synapse_count stores other pairs than synapse_size"],
+    ),
+    "a third matrix": (
+        lambda: _connectivity(lambda c: c.assign(weight=c["synapse_size"] * 2)),
+        mx.errors.SchemaError,
+        ["'weight'", "both axes"],
+    ),
+    "taken name": (
+        lambda: _connectivity(lambda c: c.assign(post_index=("post_nucleus_id", [0, 1, 2]))),
+        mx.errors.SchemaError,
+        ["'post_index'", "name of an array"],
+    ),
+    "other release": (
+        lambda: {
+            "units": ex.units(),
+            "layers": mx.releases.stamp_release(ex.layers(), "minnie65_public", 943),
+        },
+        mx.errors.ReleaseMismatchError,
+        ["v661", "v943"],
+    ),
+    "source tables": (
+        lambda: {"units": ex.units(), "source_tables": ["nuclei"]},
+        mx.errors.SchemaError,
+        ["source_tables", "sha256"],
+    ),
+    "synapses in disorder": (
+        lambda: _connectivity(lambda c: c) | {"synapses": ex.synapses().isel(synapse=[1, 0, 2])},
+        mx.errors.SchemaError,
+        ["does not ascend at row 1"],
+    ),
+    "synapses off the axis": (
+        lambda: {
+            "units": ex.units(),
+            "connectivity": ex.connectivity(),
+            "synapses": ex.synapses().assign(post_index=("synapse", [0, 1, 3])),
+        },
+        mx.errors.SchemaError,
+        ["post_index", "from 0 to 3", "0 to 2"],
+    ),
+    "synapses alone": (
+        lambda: {"units": ex.units(), "synapses": ex.synapses()},
+        mx.errors.SchemaError,
+        ["write the two together"],
+    ),
+    "synapses of another dim": (
+        lambda: {"units": ex.units(), "synapses": ex.synapses().rename(synapse="row")},
+        mx.errors.SchemaError,
+        ["'row'", "'synapse'"],
+    ),
+    "synapses of another type": (
+        lambda: {"units": ex.units(), "synapses": [1]},
+        mx.errors.SchemaError,
+        ["Dataset", "list"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("there", [False, True])
+def test_bad_input_is_refused_and_nothing_is_written(
+    path: str, written: Path, case: str, there: bool
+) -> None:
+    make, error, words = BAD[case]
+    if there:
+        shutil.copytree(written, path)
+    with pytest.raises(error) as caught:
+        mx.write_store(path, **make())
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+    assert beside(path) == (["three.zarr"] if there else [])
+    if there:
+        compared = filecmp.dircmp(written, path)
+        assert not compared.left_only + compared.right_only + compared.diff_files
+
+
+def test_a_part_without_a_release_is_written(path: str) -> None:
+    other = ex.layers().drop_vars(["datastack", "materialization_version"])
+    mx.write_store(path, units=ex.units(), layers=other)
+    xr.testing.assert_identical(mx.open_store(path)["layers"].to_dataset(), other)
+    with pytest.raises(mx.errors.ReleaseMismatchError, match="units has no coordinate"):
+        mx.write_store(path, units=ex.units().drop_vars("datastack"))
+
+
+def test_an_error_while_writing_leaves_the_old_store(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mx.write_store(path, units=ex.units())
+
+    def full(*args: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(write_module, "_write_whole", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_all(path)
+    assert beside(path) == ["three.zarr"]
+    assert list(mx.open_store(path).children) == ["units"]
+
+
+@pytest.mark.parametrize("chunks", [{}, None])
+def test_writing_onto_the_store_one_lazily_reads_from(path: str, chunks: Any) -> None:
+    mx.write_store(path, units=ex.units())
+    lazy = xr.open_zarr(path, group="units", chunks=chunks, consolidated=False)
+    lazy.attrs = {}
+    merged = xr.merge([lazy.drop_encoding(), xr.Dataset()])  # forgets where it was read from
+    for dataset in (lazy, merged, lazy.assign(pt_root_id=lazy["pt_root_id"] + 0)):
+        with pytest.raises(
+            mx.errors.StoreFormatError, match=r"lazily read from .*three.zarr.*\.load\(\)"
+        ):
+            mx.write_store(path, units=dataset)
+    elsewhere = path.replace("three", "copy")
+    mx.write_store(elsewhere, units=lazy)
+    assert mx.open_store(elsewhere)["units"]["cell_type"].values.tolist()[0] == "23P"
+    mx.write_store(path, units=lazy.load())
+    assert beside(path) == ["copy.zarr", "three.zarr"]
+
+
+def test_engine_datasets_are_in_memory_and_may_be_written_back(store: str) -> None:
+    tree = xr.open_datatree(store, engine="microns_xr")
+    mx.write_store(store, units=tree["units"].to_dataset(), layers=tree["layers"].to_dataset())
+    assert list(mx.open_store(store).children) == ["units", "layers"]
+
+
+def test_overwrite_false(path: str) -> None:
+    mx.write_store(path, units=ex.units(), overwrite=False)
+    with pytest.raises(mx.errors.StoreFormatError, match="overwrite=True"):
+        mx.write_store(path, units=ex.units(), overwrite=False)
+
+
+# --- object stores -----------------------------------------------------------------------------
+
+
+def test_object_store(request: pytest.FixtureRequest) -> None:
+    address = f"memory://{request.node.name}/three.zarr"
+    write_all(address, consolidated=True)
+    tree = mx.open_store(address)
+    xr.testing.assert_identical(tree["units"].to_dataset(), ex.units())
+    ex.assert_same_connectivity(tree["connectivity"].to_dataset(), ex.connectivity())
+    with pytest.raises(mx.errors.StoreFormatError, match="is taken"):
+        mx.write_store(address, units=ex.units())
+
+
+# --- opening -------------------------------------------------------------------------------------
+
+
+def _attrs(path: str, group: str, **changes: Any) -> None:
+    file = Path(path, group, "zarr.json")
+    metadata = json.loads(file.read_text(encoding="utf-8"))
+    metadata["attributes"].update({k.replace("_type", "-type"): v for k, v in changes.items()})
+    metadata["attributes"] = {k: v for k, v in metadata["attributes"].items() if v is not ...}
+    file.write_text(json.dumps(metadata), encoding="utf-8")
+
+
+def _put(path: str, array: str, values: Any) -> None:
+    zarr.open_array(f"{path}/connectivity/by_post/{array}", mode="r+")[...] = np.asarray(values)
+
+
+def _replace(path: str, array: str, values: np.ndarray, dim: str) -> None:
+    group = zarr.open_group(f"{path}/connectivity/by_post", mode="r+")
+    group.create_array(array, data=values, dimension_names=(dim,), overwrite=True)
+
+
+def _unknown_codec(path: str) -> None:
+    file = Path(path, "connectivity/by_post/data/zarr.json")
+    file.write_text(file.read_text().replace('"blosc"', '"blosc9"'), encoding="utf-8")
+
+
+DAMAGE: dict[str, tuple[Any, list[str]]] = {
+    "root without format": (
+        lambda p: _attrs(p, "", microns_xr_format=...),
+        ["not a finished microns_xr store", "None"],
+    ),
+    "format that is no number": (lambda p: _attrs(p, "", microns_xr_format="1"), ["'1'"]),
+    "newer format": (
+        lambda p: _attrs(p, "", microns_xr_format=2),
+        ["format 2", "1 to 1", "update the package"],
+    ),
+    "no units": (lambda p: shutil.rmtree(Path(p, "units")), ["'units'"]),
+    "no array": (
+        lambda p: shutil.rmtree(Path(p, "units/layer")),
+        ["'layer' is missing"],
+    ),
+    "metadata cut short": (
+        lambda p: Path(p, "units/layer/zarr.json").write_text("{", encoding="utf-8"),
+        ["the metadata of 'layer' cannot be read"],
+    ),
+    "unknown codec": (_unknown_codec, ["the metadata of 'data' cannot be read"]),
+    "no list of arrays": (
+        lambda p: _attrs(p, "units", microns_xr_variables=None),
+        ["microns_xr_variables", "None"],
+    ),
+    "no indptr": (
+        lambda p: shutil.rmtree(Path(p, "connectivity/by_post/indptr")),
+        ["by_post", "'indptr' is missing"],
+    ),
+    "indptr not listed": (
+        lambda p: _attrs(p, "connectivity/by_post", microns_xr_variables=["data", "indices"]),
+        ["['indptr', 'synapse_count'", "missing"],
+    ),
+    "no copy": (
+        lambda p: shutil.rmtree(Path(p, "connectivity/by_post")),
+        ["'connectivity/by_post'", "compressed='pre'"],
+    ),
+    "no copies": (
+        lambda p: [shutil.rmtree(Path(p, f"connectivity/by_{a}")) for a in ("post", "pre")],
+        ["'connectivity/by_post' is missing"],
+    ),
+    "shape": (
+        lambda p: _attrs(p, "connectivity/by_post", shape=[2, 3]),
+        ["'shape' is [2, 3]", "[3, 3]"],
+    ),
+    "encoding": (
+        lambda p: _attrs(p, "connectivity/by_post", encoding_type="csr_matrix"),
+        ["'csr_matrix'", "'csc_matrix'"],
+    ),
+    "dtype": (
+        lambda p: _replace(p, "data", np.ones(4), "connection"),
+        ["data is float64", "int32 or int64"],
+    ),
+    "dimension": (
+        lambda p: _replace(p, "data", np.ones(4, dtype=np.int32), "pair"),
+        ["data is int32 over ('pair',)", "('connection',)"],
+    ),
+    "length": (
+        lambda p: _replace(p, "data", np.ones(5, dtype=np.int32), "connection"),
+        ["data has 5 elements, expected 4"],
+    ),
+    "length of indptr": (
+        lambda p: _replace(p, "indptr", np.arange(5), "post_pointer"),
+        ["indptr has 5 elements, expected 4"],
+    ),
+    "indptr falls": (lambda p: _put(p, "indptr", [0, 3, 1, 4]), ["indptr does not ascend"]),
+    "indptr starts late": (lambda p: _put(p, "indptr", [1, 2, 3, 4]), ["indptr does not ascend"]),
+    "indptr ends early": (
+        lambda p: _put(p, "indptr", [0, 1, 3, 3]),
+        ["indptr ends at 3", "4 elements"],
+    ),
+    "index too large": (
+        lambda p: _put(p, "indices", [1, 0, 3, 1]),
+        ["indices runs from 0 to 3, expected 0 to 2 (3 presynaptic neurons)"],
+    ),
+    "index negative": (lambda p: _put(p, "indices", [1, -1, 2, 1]), ["from -1 to 2"]),
+    "indices unsorted": (lambda p: _put(p, "indices", [1, 1, 0, 1]), ["connection 2 (1, 0)"]),
+    "labels unsorted": (
+        lambda p: _put(p, "pre_nucleus_id", [12, 11, 13]),
+        ["pre_nucleus_id is not sorted"],
+    ),
+    "chunk cut short": (
+        lambda p: Path(p, "connectivity/by_post/data/c/0").write_bytes(b"\x02\x01\x21\x04"),
+        ["connectivity/by_post/data cannot be decoded"],
+    ),
+    "text cut short": (
+        lambda p: Path(p, "units/layer/c/0").write_bytes(b"\x02\x01"),
+        ["units/layer cannot be decoded"],
+    ),
+    "chunk lost": (
+        lambda p: Path(p, "connectivity/by_post/data/c/0").unlink(),
+        ["connectivity/by_post/data has 0 chunks, expected 1"],
+    ),
+    "lengths differ": (
+        lambda p: zarr.open_group(f"{p}/units", mode="r+").create_array(
+            "layer", data=np.zeros(2), dimension_names=("nucleus_id",), overwrite=True
+        ),
+        ["layer has 2 elements along 'nucleus_id', expected 3 as pt_root_id"],
+    ),
+    "no dimension names": (
+        lambda p: zarr.open_group(f"{p}/units", mode="r+").create_array(
+            "layer", data=np.zeros(3), overwrite=True
+        ),
+        ["layer has the dimension names ()"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_is_named(store: str, case: str) -> None:
+    damage, words = DAMAGE[case]
+    damage(store)
+    with pytest.raises(mx.errors.StoreFormatError) as caught:
+        mx.open_store(store)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["nothing", "file", "folder", "array", "zarr v2"])
+def test_what_is_not_a_store(path: str, what: str) -> None:
+    if what == "file":
+        Path(path).write_text("text", encoding="utf-8")
+    elif what == "folder":
+        Path(path).mkdir()
+    elif what == "array":
+        zarr.create_array(path, data=np.zeros(3))
+    elif what == "zarr v2":
+        zarr.open_group(path, mode="w", zarr_format=2)
+    with pytest.raises(mx.errors.StoreFormatError, match=r"there is no store at .*three\.zarr"):
+        mx.open_store(path)
+
+
+def test_one_copy_is_enough_for_itself(store: str) -> None:
+    shutil.rmtree(Path(store, "connectivity/by_post"))
+    found = mx.open_store(store, compressed="pre")["connectivity"].to_dataset()
+    ex.assert_same_connectivity(found, ex.connectivity())
+
+
+def test_arguments_of_open(store: str) -> None:
+    assert mx.open_store(store, lazy=True)["connectivity"].to_dataset().chunks
+    with pytest.raises(mx.errors.SchemaError, match="expected 'post' or 'pre'"):
+        mx.open_store(store, compressed="both")  # type: ignore[arg-type]
+    with pytest.raises(mx.errors.UnknownLabelError, match="nearest: units"):
+        read_group(open_root(store), "unit")
+
+
+def test_a_store_is_found_relative_to_home_and_through_links(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", os.path.dirname(path))
+    mx.write_store("~/three.zarr", units=ex.units())
+    assert mx.open_store(f"file://{path}")["units"].sizes["nucleus_id"] == 3
+    os.symlink(path, f"{path}.link")
+    mx.write_store(f"{path}.link", units=ex.units().isel(nucleus_id=[0, 1]))
+    assert os.path.islink(f"{path}.link")
+    assert mx.open_store("~/three.zarr")["units"].sizes["nucleus_id"] == 2
+
+
+def test_pattern_check_finds_a_fall_at_every_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a block of the check ends, and at the first and last connection of a span."""
+    monkeypatch.setattr("microns_xr.store.format.CHUNK", 4)
+    indptr = np.array([0, 3, 3, 9, 11])
+    good = np.array([1, 4, 6, 0, 1, 2, 5, 6, 7, 0, 7], dtype=np.int32)
+    assert pattern_problems(good, indptr, (8, 4), "post") == []
+    assert pattern_problems(good, indptr, (4, 8), "pre") == []
+    for at in range(good.size):
+        for value in range(8):
+            bad = good.copy()
+            bad[at] = value
+            spans = [bad[lo:hi].tolist() for lo, hi in itertools.pairwise(indptr)]
+            fine = all(span == sorted(set(span)) for span in spans)
+            assert (pattern_problems(bad, indptr, (8, 4), "post") == []) is fine, (at, value)
+
+
+def test_threads_may_write_different_stores(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{i}.zarr") for i in range(3)]
+    threads = [threading.Thread(target=write_all, args=(p,)) for p in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for p in paths:
+        ex.assert_same_connectivity(
+            mx.open_store(p)["connectivity"].to_dataset(), ex.connectivity()
+        )

@@ -1,0 +1,311 @@
+"""A store as others read it: xarray (its zarr engine and ours), anndata, zarr; and old stores."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sparse
+import store_examples as ex
+import xarray as xr
+import zarr
+
+import microns_xr as mx
+from microns_xr.connectivity.arrays import pattern_of, values_of
+from microns_xr.provenance import release_of, require_same_release
+from microns_xr.schema import validate
+from microns_xr.store.format import CODECS
+
+ARCHIVES = Path(__file__).parent / "data" / "stores"
+
+
+def write_three(path: Any) -> None:
+    mx.write_store(
+        path,
+        units=ex.units(),
+        layers=ex.layers(),
+        functional=ex.functional(),
+        connectivity=ex.connectivity(),
+        synapses=ex.synapses(),
+    )
+
+
+def make_archive(folder: Path) -> Path:
+    """Make an archive such as those below tests/data/stores; run once for each format:
+
+    python -c "import test_store_readers as t; t.make_archive(t.ARCHIVES / 'v1')"
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    store = folder / "three_neurons.zarr"
+    write_three(store)
+    with tarfile.open(folder / "three_neurons.tar.xz", "w:xz") as archive:
+        for file in sorted(store.rglob("*")):
+            if file.is_file():
+                info = tarfile.TarInfo(file.relative_to(store).as_posix())
+                info.size = file.stat().st_size
+                archive.addfile(info, io.BytesIO(file.read_bytes()))
+    shutil.rmtree(store)
+    return folder / "three_neurons.tar.xz"
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    with tarfile.open(archive) as members:
+        for info in members:
+            target = folder / info.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(members.extractfile(info).read())  # type: ignore[union-attr]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("readers") / "three.zarr"
+    write_three(folder)
+    return str(folder)
+
+
+# --- our engine ------------------------------------------------------------------------------------
+
+
+def test_engine_opens_the_tree(path: str) -> None:
+    tree = xr.open_datatree(path, engine="microns_xr")
+    expected = mx.open_store(path)
+    assert list(tree.children) == list(expected.children)
+    assert tree.attrs == expected.attrs
+    for name in ("units", "layers", "functional", "synapses"):
+        found = tree[name].to_dataset()
+        xr.testing.assert_identical(found, expected[name].to_dataset())
+        ex.assert_same_dtypes(found, expected[name].to_dataset())
+    found = tree["connectivity"].to_dataset()
+    assert isinstance(found["synapse_size"].data, sparse.GCXS)
+    ex.assert_same_connectivity(found, ex.connectivity())
+
+
+@pytest.mark.parametrize("compressed", ["post", "pre"])
+def test_engine_opens_either_copy(path: str, compressed: Any) -> None:
+    for options in (
+        {"group": "connectivity", "compressed": compressed},
+        {"group": f"/connectivity/by_{compressed}"},
+    ):
+        found = xr.open_dataset(path, engine="microns_xr", **options)  # type: ignore[arg-type]
+        assert pattern_of(found).compressed == compressed
+        assert values_of(found).dtype == np.int64
+        ex.assert_same_connectivity(found, ex.connectivity())
+        assert isinstance(found.copy(deep=True)["synapse_count"].data, sparse.GCXS)
+    tree = xr.open_datatree(path, engine="microns_xr", compressed=compressed)
+    assert pattern_of(tree["connectivity"].to_dataset()).compressed == compressed
+
+
+def test_engine_opens_a_group(path: str) -> None:
+    units = xr.open_dataset(path, engine="microns_xr", group="units")
+    xr.testing.assert_identical(units, ex.units())
+    require_same_release(("units", units), ("connectivity", ex.connectivity()))
+    fewer = xr.open_dataset(
+        path, engine="microns_xr", group="units", drop_variables=["position", "axis"]
+    )
+    xr.testing.assert_identical(fewer, ex.units().drop_vars(["position", "axis"]))
+    tree = xr.open_datatree(path, engine="microns_xr", drop_variables="position")
+    assert "position" not in tree["units"]
+    assert "position" not in tree["synapses"]
+    groups = xr.open_groups(path, engine="microns_xr")
+    assert sorted(groups) == ["/", "/connectivity", "/functional", "/layers", "/synapses", "/units"]
+    xr.testing.assert_identical(groups["/layers"], ex.layers())
+
+
+def test_engine_says_what_to_do(path: str, tmp_path: Path) -> None:
+    with pytest.raises(mx.errors.UnknownLabelError, match=r"expected one of \['units', 'layers'"):
+        xr.open_dataset(path, engine="microns_xr")
+    with pytest.raises(mx.errors.UnknownLabelError, match="nearest: connectivity"):
+        xr.open_dataset(path, engine="microns_xr", group="conectivity")
+    with pytest.raises(mx.errors.StoreFormatError, match="there is no store at"):
+        xr.open_datatree(tmp_path / "none.zarr", engine="microns_xr")
+
+
+@pytest.mark.parametrize("via", ["open_dataset", "open_datatree"])
+def test_what_chunks_does_to_sparse_arrays(path: str, via: str) -> None:
+    """xarray's ``chunks=`` takes any array of a backend for a dense one: do not pass it.
+
+    On three neurons the dense matrix is harmless; of 94,000 it has 70 GB. Should xarray learn to
+    keep sparse arrays, this test fails and the documentation can be changed.
+    """
+    if via == "open_dataset":
+        chunked = xr.open_dataset(path, engine="microns_xr", group="connectivity", chunks={})
+    else:
+        tree = xr.open_datatree(path, engine="microns_xr", chunks={})
+        chunked = tree["connectivity"].to_dataset()
+    assert chunked["synapse_size"].chunks is not None
+    assert type(chunked["synapse_size"].data._meta) is np.ndarray
+    dense = chunked["synapse_size"].compute().data
+    assert type(dense) is np.ndarray
+    np.testing.assert_array_equal(dense, ex.SIZE)
+
+
+# --- others ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compressed", ["post", "pre"])
+def test_plain_xarray_reads_a_table_of_connections(path: str, compressed: str) -> None:
+    table = xr.open_zarr(path, group=f"connectivity/by_{compressed}", consolidated=False)
+    assert set(table.sizes) == {
+        "connection",
+        f"{compressed}_pointer",
+        "pre_nucleus_id",
+        "post_nucleus_id",
+    }
+    assert table["data"].dtype == table["indices"].dtype == table["synapse_count"].dtype == np.int32
+    assert table["indptr"].dtype == np.int64
+    assert release_of(table) == ("minnie65_public", 661)
+    assert table["data"].attrs["units"] == "voxels of 4x4x40 nm"
+    positions = {"post": "indices", "pre": "indices", compressed: f"{compressed}_index"}
+    pre = table["pre_nucleus_id"].values[table[positions["pre"]].values]
+    post = table["post_nucleus_id"].values[table[positions["post"]].values]
+    rows = sorted(
+        zip(
+            pre.tolist(),
+            post.tolist(),
+            table["data"].values.tolist(),
+            table["synapse_count"].values.tolist(),
+            strict=True,
+        )
+    )
+    assert rows == [(11, 13, 700, 2), (12, 11, 30, 1), (12, 13, 0, 1), (12, 15, 5, 3)]
+    frame = table[["data", f"{compressed}_index"]].to_dataframe()
+    assert len(frame) == 4
+
+
+def test_plain_xarray_reads_every_group(path: str) -> None:
+    for name, make in (("units", ex.units), ("layers", ex.layers), ("functional", ex.functional)):
+        found = xr.open_zarr(path, group=name, consolidated=False).load()
+        validate(found, name)  # type: ignore[arg-type]
+        assert release_of(found) == ("minnie65_public", 661)
+        # text is of numpy's variable-width dtype there, and the release is among the attributes
+        xr.testing.assert_equal(found, make())
+        assert set(found.coords) == set(make().coords)
+    tree = xr.open_datatree(path, engine="zarr", consolidated=False)
+    assert {"units", "connectivity"} <= set(tree.children)
+    assert tree["connectivity/by_pre"]["data"].values.tolist() == [700, 30, 0, 5]
+    np.testing.assert_array_equal(tree["units"]["position"].values, ex.units()["position"].values)
+
+
+@pytest.mark.parametrize("compressed", ["post", "pre"])
+def test_plain_zarr(path: str, compressed: str) -> None:
+    group = zarr.open_group(path, mode="r")[f"connectivity/by_{compressed}"]
+    assert isinstance(group, zarr.Group)
+    assert group.attrs["encoding-type"] == {"post": "csc_matrix", "pre": "csr_matrix"}[compressed]
+    assert group.attrs["encoding-version"] == "0.1.0"
+    assert group.attrs["shape"] == [3, 3]
+    data, indices, indptr = (np.asarray(group[k][...]) for k in ("data", "indices", "indptr"))
+    dense = np.zeros((3, 3), dtype=np.int64)
+    for major in range(3):
+        for p in range(indptr[major], indptr[major + 1]):
+            at = (indices[p], major) if compressed == "post" else (major, indices[p])
+            dense[at] = data[p]
+    np.testing.assert_array_equal(dense, ex.SIZE)
+
+
+@pytest.mark.parametrize("compressed", ["post", "pre"])
+def test_anndata(path: str, compressed: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what anndata imports is not ours to mend
+        anndata_io = pytest.importorskip("anndata.io", reason="anndata is not installed")
+        group = zarr.open_group(path, mode="r")[f"connectivity/by_{compressed}"]
+        matrix = anndata_io.read_elem(group)
+        on_disk = anndata_io.sparse_dataset(group)
+        block = on_disk[:, 1:3] if compressed == "post" else on_disk[1:3]
+    assert matrix.format == {"post": "csc", "pre": "csr"}[compressed]
+    np.testing.assert_array_equal(matrix.toarray(), ex.SIZE)
+    assert matrix.nnz == 4
+    assert on_disk.shape == (3, 3)
+    expected = ex.SIZE[:, 1:3] if compressed == "post" else ex.SIZE[1:3]
+    np.testing.assert_array_equal(block.toarray(), expected)
+
+
+# --- the metadata on disk --------------------------------------------------------------------------------
+
+
+def _arrays(path: Path) -> dict[str, dict[str, Any]]:
+    files = {
+        str(f.parent.relative_to(path)): json.loads(f.read_text()) for f in path.rglob("zarr.json")
+    }
+    return {name: meta for name, meta in files.items() if meta["node_type"] == "array"}
+
+
+def test_nothing_on_disk_needs_pickle_or_a_codec_of_one_library(path: str) -> None:
+    arrays = _arrays(Path(path))
+    assert len(arrays) > 60
+    for name, meta in arrays.items():
+        codecs = [codec["name"] for codec in meta["codecs"]]
+        assert set(codecs) <= set(CODECS), name
+        assert codecs[-1] == "blosc"
+        blosc = meta["codecs"][-1]["configuration"]
+        assert (blosc["cname"], blosc["clevel"], blosc["shuffle"]) == ("zstd", 1, "shuffle"), name
+        text = meta["data_type"] == "string"
+        assert codecs[0] == ("vlen-utf8" if text else "bytes"), name
+        assert text or meta["data_type"] in ("bool", "int32", "int64", "float32", "float64"), name
+        assert blosc["typesize"] == (1 if text else np.dtype(meta["data_type"]).itemsize), name
+        assert not meta["storage_transformers"]
+    everything = "".join(f.read_text() for f in Path(path).rglob("zarr.json"))
+    assert "pickle" not in everything
+    assert "numcodecs" not in everything
+    assert "fixed_length" not in everything
+
+
+def test_every_array_names_its_dimensions(path: str) -> None:
+    for name, meta in _arrays(Path(path)).items():
+        dims = meta.get("dimension_names", [])
+        assert len(dims) == len(meta["shape"]), name
+        assert all(dims), name
+    own = _arrays(Path(path, "connectivity", "by_pre"))
+    assert own["indptr"]["dimension_names"] == ["pre_pointer"]
+    assert own["pre_index"]["dimension_names"] == ["connection"]
+
+
+def test_every_group_says_its_release(path: str) -> None:
+    groups = [json.loads(f.read_text()) for f in Path(path).rglob("zarr.json")]
+    groups = [meta["attributes"] for meta in groups if meta["node_type"] == "group"]
+    assert (
+        len(groups) == 9
+    )  # the root, four dense ones, connectivity and its copies, synapses' copy
+    for attrs in groups:
+        assert attrs["datastack"] == "minnie65_public"
+        assert attrs["materialization_version"] == 661
+
+
+# --- old stores -----------------------------------------------------------------------------------------
+
+
+def test_archived_store_of_format_1_stays_readable(tmp_path: Path) -> None:
+    archive = ARCHIVES / "v1" / "three_neurons.tar.xz"
+    assert archive.stat().st_size < 10_000
+    path = unpack(archive, tmp_path / "old.zarr")
+    for compressed in ("post", "pre"):
+        tree = mx.open_store(path, compressed=compressed)  # type: ignore[arg-type]
+        assert tree.attrs["microns_xr_format"] == 1
+        for name, make in (
+            ("units", ex.units),
+            ("layers", ex.layers),
+            ("functional", ex.functional),
+            ("synapses", ex.synapses),
+        ):
+            xr.testing.assert_identical(tree[name].to_dataset(), make())
+            ex.assert_same_dtypes(tree[name].to_dataset(), make())
+        ex.assert_same_connectivity(tree["connectivity"].to_dataset(), ex.connectivity())
+
+
+def test_the_archive_can_be_made_again(tmp_path: Path) -> None:
+    """The same names of arrays and groups, and the additions that old readers do without."""
+    with (
+        tarfile.open(make_archive(tmp_path)) as made,
+        tarfile.open(ARCHIVES / "v1" / "three_neurons.tar.xz") as kept,
+    ):
+        now, then = set(made.getnames()), set(kept.getnames())
+    assert then <= now
+    added = ("synapses/by_pre", "synapses/post_indptr")  # by later writers of the same format
+    assert all(name.startswith(added) for name in now - then)

@@ -1,0 +1,348 @@
+"""Replacing a store in one step: an interruption at any point is finished by whoever comes next."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import store_examples as ex
+import xarray as xr
+
+import microns_xr as mx
+from microns_xr.store import swap
+from microns_xr.store.swap import MARK, is_store, recover, replacing
+
+
+class PowerCut(BaseException):
+    """What the simulated end of the process is told by; nothing in the package may catch it."""
+
+
+def put(folder: str, word: str) -> None:
+    """Write a folder that passes for a store, and says which one it is."""
+    Path(folder).mkdir(exist_ok=True)
+    Path(folder, "units").mkdir()
+    Path(folder, "units", "word").write_text(word, encoding="utf-8")
+    Path(folder, "zarr.json").write_text('{"attributes": {"microns_xr_format": 1}}')
+
+
+def word_of(folder: str) -> str:
+    return Path(folder, "units", "word").read_text(encoding="utf-8")
+
+
+def beside(path: str) -> list[str]:
+    return sorted(os.listdir(os.path.dirname(path)))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "a.zarr")
+
+
+def cut_before(monkeypatch: pytest.MonkeyPatch, step: int) -> list[str]:
+    """End everything before the given one of the steps that change the disk; list them."""
+    done: list[str] = []
+
+    def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if len(done) == step:
+                raise PowerCut
+            done.append(name)
+            return call(*args, **kwargs)
+
+        return wrapper
+
+    for name in ("rename", "unlink", "rmdir", "makedirs"):
+        monkeypatch.setattr(swap.os, name, counted(name, getattr(os, name)))
+    monkeypatch.setattr(swap.shutil, "rmtree", counted("rmtree", swap.shutil.rmtree))
+    monkeypatch.setattr(swap, "_mark", counted("mark", swap._mark))
+    return done
+
+
+def _cut_at_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    calls: list[Any] = []
+    rename = os.rename
+
+    def cut(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == number:
+            raise PowerCut
+        rename(*args)
+
+    monkeypatch.setattr(swap.os, "rename", cut)
+
+
+def replace(path: str, word: str) -> None:
+    with replacing(path) as folder:
+        # zarr.json comes last, as the writer does it
+        Path(folder, "units").mkdir()
+        Path(folder, "units", "word").write_text(word, encoding="utf-8")
+        Path(folder, "zarr.json").write_text('{"attributes": {"microns_xr_format": 1}}')
+
+
+STEPS = 12
+
+
+def test_the_steps_of_a_replacement(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests below end the process before each of these."""
+    put(path, "old")
+    done = cut_before(monkeypatch, 99)
+    replace(path, "new")
+    assert [step for step in done if step not in ("unlink", "rmdir")] == [
+        *("makedirs", "mark"),  # then the folder is written
+        *("mark", "rename", "rename", "rmtree"),
+    ]
+    assert done[-3:] == ["unlink", "rmdir", "unlink"]  # the mark, what it was in, the new one's
+    assert len(done) == STEPS
+    assert word_of(path) == "new"
+    assert beside(path) == ["a.zarr"]
+    assert MARK not in os.listdir(path)
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("writing", [True, False])
+@pytest.mark.parametrize("step", range(STEPS + 1))
+def test_interrupted_at_any_step(path: str, step: int, writing: bool, there: bool) -> None:
+    if there:
+        put(path, "old")
+    with pytest.MonkeyPatch.context() as patch:
+        cut_before(patch, step)
+        try:
+            replace(path, "new")
+            ended = True
+        except PowerCut:
+            ended = False
+    complete = ended or is_store(path + ".tmp") or (is_store(path) and word_of(path) == "new")
+    assert complete or not there or word_of(path) == "old"
+    recover(path, writing=writing)
+    if complete:
+        assert word_of(path) == "new"
+    elif there:
+        assert word_of(path) == "old"
+    else:
+        assert not os.path.exists(path)
+    leftovers = set(beside(path)) - {"a.zarr"}
+    # a reader leaves a folder that is half-written, or may just have been begun, to the writer
+    assert leftovers == (set() if writing or complete else leftovers & {"a.zarr.tmp"})
+    if is_store(path):
+        assert MARK not in os.listdir(path)
+    replace(path, "newest")
+    assert word_of(path) == "newest"
+    assert beside(path) == ["a.zarr"]
+
+
+@pytest.mark.parametrize("first", range(1, STEPS))
+@pytest.mark.parametrize("second", range(8))
+def test_interrupted_again_while_it_is_finished(path: str, first: int, second: int) -> None:
+    put(path, "old")
+    for step, call in ((first, lambda: replace(path, "new")), (second, lambda: recover(path))):
+        with pytest.MonkeyPatch.context() as patch:
+            cut_before(patch, step)
+            with suppress(PowerCut):
+                call()
+    recover(path, writing=True)
+    assert word_of(path) in ("old", "new")
+    assert beside(path) == ["a.zarr"]
+    assert MARK not in os.listdir(path)
+
+
+def test_an_exception_while_writing_leaves_nothing(path: str) -> None:
+    put(path, "old")
+
+    def interrupted() -> None:
+        with replacing(path) as folder:
+            put(folder, "half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert beside(path) == ["a.zarr"]
+    assert word_of(path) == "old"
+
+
+def test_a_rename_that_is_refused_is_told_and_finished_later(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(path, "old")
+
+    def refused(*args: Any) -> None:
+        raise PermissionError("rename refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(swap.os, "rename", refused)
+        with pytest.raises(PermissionError, match="rename refused"):
+            replace(path, "new")
+        recover(path)  # a reader that may not rename reads what is there
+        assert word_of(path) == "old"
+        with pytest.raises(PermissionError):
+            recover(path, writing=True)
+    recover(path)
+    assert word_of(path) == "new"
+    assert beside(path) == ["a.zarr"]
+
+
+def test_an_old_store_put_aside_comes_back_when_there_is_no_new_one(path: str) -> None:
+    put(path + ".old", "old")
+    Path(path + ".old", MARK).touch()
+    recover(path)
+    assert word_of(path) == "old"
+    assert beside(path) == ["a.zarr"]
+
+
+@pytest.mark.parametrize("suffix", [".old", ".tmp"])
+def test_folders_somebody_made_are_never_touched(path: str, suffix: str) -> None:
+    put(path, "mine")
+    put(path + suffix, "my backup")
+    recover(path)
+    with pytest.raises(
+        mx.errors.StoreFormatError, match=rf"a\.zarr\{suffix} is in the way.*move it"
+    ):
+        mx.write_store(path, units=ex.units())
+    assert word_of(path) == "mine"
+    assert word_of(path + suffix) == "my backup"
+    assert beside(path) == ["a.zarr", "a.zarr" + suffix]
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "link"])
+def test_what_is_not_a_store_is_never_replaced(path: str, what: str) -> None:
+    target = path
+    if what == "file":
+        Path(path).write_text("thesis", encoding="utf-8")
+    else:
+        target = path if what == "folder" else path + ".folder"
+        Path(target).mkdir()
+        Path(target, "thesis.txt").write_text("thesis", encoding="utf-8")
+        if what == "link":
+            os.symlink(target, path)
+    before = beside(path)
+    with pytest.raises(
+        mx.errors.StoreFormatError, match="expected a store of this package or a new name"
+    ):
+        mx.write_store(path, units=ex.units())
+    assert beside(path) == before
+    kept = target if what == "file" else os.path.join(target, "thesis.txt")
+    assert Path(kept).read_text(encoding="utf-8") == "thesis"
+
+
+def test_an_empty_folder_and_missing_parents_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    mx.write_store(tmp_path / "empty", units=ex.units())
+    mx.write_store(tmp_path / "new" / "deep" / "a.zarr", units=ex.units())
+    for path in (tmp_path / "empty", tmp_path / "new" / "deep" / "a.zarr"):
+        xr.testing.assert_identical(mx.open_store(path)["units"].to_dataset(), ex.units())
+
+
+def test_a_store_of_a_newer_format_may_be_replaced(path: str) -> None:
+    put(path, "newer")
+    Path(path, "zarr.json").write_text('{"attributes": {"microns_xr_format": 7}}')
+    mx.write_store(path, units=ex.units())
+    assert list(mx.open_store(path).children) == ["units"]
+
+
+@pytest.mark.skipif(swap.fcntl is None, reason="the system has no file locks")
+def test_two_writers(path: str) -> None:
+    put(path, "old")
+    with replacing(path) as folder:
+        with pytest.raises(mx.errors.StoreFormatError, match="being written by another process"):
+            replace(path, "mine")
+        recover(path)  # a reader goes on with the old store
+        assert word_of(path) == "old"
+        put(folder, "new")
+        recover(path)  # and leaves a folder alone that its writer is about to rename
+        assert word_of(path) == "old"
+    assert word_of(path) == "new"
+
+
+@pytest.mark.skipif(swap.fcntl is None, reason="the system has no file locks")
+def test_a_reader_waits_for_the_renames_of_a_live_writer(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(path + ".tmp", "new")
+    lock = swap._lock(path + ".tmp")
+    waited = []
+
+    def renamed(seconds: float) -> None:
+        waited.append(seconds)
+        os.rename(path + ".tmp", path)
+
+    monkeypatch.setattr(swap.time, "sleep", renamed)
+    recover(path)
+    os.close(lock)  # type: ignore[arg-type]
+    assert waited
+    assert word_of(path) == "new"
+
+
+def test_without_file_locks_everything_else_is_the_same(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swap, "fcntl", None)
+    put(path, "old")
+    replace(path, "new")
+    assert word_of(path) == "new"
+    assert beside(path) == ["a.zarr"]
+
+
+def test_opening_finishes_an_interrupted_write(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mx.write_store(path, units=ex.units())
+    with monkeypatch.context() as patch:
+        _cut_at_rename(patch, 2)  # the old store is put aside, the new one not in its place
+        with pytest.raises(PowerCut):
+            mx.write_store(path, units=ex.units(), layers=ex.layers())
+    assert beside(path) == ["a.zarr.old", "a.zarr.tmp"]
+    tree = xr.open_datatree(path, engine="microns_xr")
+    assert list(tree.children) == ["units", "layers"]
+    assert beside(path) == ["a.zarr"]
+
+
+KILLED = """
+    import os, sys
+    sys.path.insert(0, sys.argv[1])
+    import store_examples as ex
+    from microns_xr.store import swap, write
+
+    path, step = sys.argv[2], int(sys.argv[3])
+    write.write_store(path, units=ex.units())
+    module, name = [(write, "_write_whole"), (swap.os, "rename")][step]
+    call, calls = getattr(module, name), []
+
+    def fatal(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > [3, 1][step]:
+            os._exit(9)
+        return call(*args, **kwargs)
+
+    setattr(module, name, fatal)
+    write.write_store(path, units=ex.units(), layers=ex.layers())
+"""
+LEFT = [
+    (["a.zarr", "a.zarr.tmp"], ["units"]),
+    (["a.zarr.old", "a.zarr.tmp"], ["units", "layers"]),
+]
+
+
+def test_a_killed_process(tmp_path: Path) -> None:
+    """The same with processes that really end: among the arrays, and between the renames."""
+    running = []
+    for step in range(len(LEFT)):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        script = textwrap.dedent(KILLED)
+        args = [str(Path(__file__).parents[1]), str(folder / "a.zarr"), str(step)]
+        running.append(subprocess.Popen([sys.executable, "-c", script, *args]))
+    for step, process in enumerate(running):
+        assert process.wait(timeout=120) == 9
+        path = str(tmp_path / str(step) / "a.zarr")
+        folders, children = LEFT[step]
+        assert beside(path) == folders
+        assert list(mx.open_store(path).children) == children
+        np.testing.assert_array_equal(mx.open_store(path)["units"]["nucleus_id"], ex.PRE)
+        mx.write_store(path, units=ex.units(), layers=ex.layers())
+        assert beside(path) == ["a.zarr"]
+        assert list(mx.open_store(path).children) == ["units", "layers"]

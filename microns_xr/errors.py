@@ -17,7 +17,6 @@ __all__ = [
     "SourceError",
     "StoreFormatError",
     "UnknownLabelError",
-    "nearest_words",
 ]
 
 
@@ -62,3 +61,25 @@ def nearest_words(word: object, words: Iterable[object], n: int = 3) -> list[str
     by_lower = {str(w).lower(): str(w) for w in words}
     near = difflib.get_close_matches(str(word).lower(), list(by_lower), n=n, cutoff=0.5)
     return [by_lower[w] for w in near]
+
+
+def unknown_label(
+    what: str,
+    name: object,
+    known: Iterable[object],
+    hint: str = "",
+    error: type[MicronsXrError] = UnknownLabelError,
+) -> MicronsXrError:
+    """Return the error to raise for a name that is not among the known ones.
+
+    `what` begins the sentence ("units has no variable"), `hint` ends it with the call to make.
+    """
+    ordered = sorted(known, key=str) if isinstance(known, set | frozenset) else known
+    words = [str(word) for word in ordered]
+    more = f" and {len(words) - 40} more" if len(words) > 40 else ""
+    near = ", ".join(nearest_words(name, words))
+    return error(
+        f"{what} {name!r}, expected one of {', '.join(words[:40])}{more}"
+        + (f"; nearest: {near}" if near else "")
+        + (f": {hint}" if hint else "")
+    )

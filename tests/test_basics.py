@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import microns_xr as mx
 from microns_xr.columns import id_column, parse_arrays, positions, text_column
+from microns_xr.errors import unknown_label
 from microns_xr.provenance import release_of, require_same_release
 from microns_xr.releases import ROLES, table_spec
 from microns_xr.schema import KINDS, validate
@@ -319,3 +320,14 @@ def test_every_public_name_is_there_and_documented():
     assert set(dir(mx)) == set(mx.__all__)
     with pytest.raises(AttributeError, match="attribute nothing"):
         mx.nothing
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_known_ones():
+    error = unknown_label("units has no variable", "layr", {"volume", "layer"}, "assign it")
+    assert isinstance(error, mx.errors.UnknownLabelError)
+    assert str(error) == (
+        "units has no variable 'layr', expected one of layer, volume; nearest: layer: assign it"
+    )
+    many = unknown_label("there is no id", 999, range(100, 200), error=mx.errors.SourceError)
+    assert isinstance(many, mx.errors.SourceError)
+    assert "and 60 more" in str(many) and "nearest" not in str(many)

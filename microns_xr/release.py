@@ -25,6 +25,7 @@ from microns_xr.errors import (
     SourceError,
     nearest_words,
 )
+from microns_xr.files import file_sha256
 from microns_xr.layers import segment_layers
 from microns_xr.provenance import add_history, release_of
 from microns_xr.recordings.files import open
@@ -48,7 +49,7 @@ from microns_xr.sources.fetch import (
     file_name,
 )
 from microns_xr.sources.synapses import SynapseSet, resolve_ids
-from microns_xr.sources.tables import TableSource, file_sha256, read_table_file
+from microns_xr.sources.tables import TableSource, read_table_file
 from microns_xr.store.write import write_store
 from microns_xr.tables import SCAN_KEYS
 from microns_xr.tuning.fits import evaluate, require_likely_units

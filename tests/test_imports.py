@@ -10,7 +10,7 @@ import pytest
 import microns_xr
 
 ROWS = [
-    ["errors", "schema", "angles", "provenance", "releases", "columns", "threads"],
+    ["errors", "schema", "angles", "provenance", "releases", "columns", "threads", "files"],
     ["sources"],
     ["tables"],
     ["tuning", "recordings"],

@@ -24,6 +24,7 @@ from microns_xr.errors import (
     SourceError,
     nearest_words,
 )
+from microns_xr.files import file_sha256
 from microns_xr.releases import ReleaseSpec, release_spec, supported_versions, table_spec
 from microns_xr.sources.fetch import (
     Fetched,
@@ -57,7 +58,7 @@ from microns_xr.sources.synapses import (
     make_result,
     sorted_synapses,
 )
-from microns_xr.sources.tables import file_sha256, to_frame
+from microns_xr.sources.tables import to_frame
 
 # Which table is in which files of an archive.
 

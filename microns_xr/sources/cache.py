@@ -36,9 +36,10 @@ from microns_xr.errors import (
     UnknownLabelError,
     nearest_words,
 )
+from microns_xr.files import file_sha256
 from microns_xr.releases import MINIMUM_ROLES, ReleaseSpec
 from microns_xr.sources.net import BadAnswer, Retry
-from microns_xr.sources.tables import Answer, file_sha256, plain_types, to_frame
+from microns_xr.sources.tables import Answer, plain_types, to_frame
 
 # Columns as the bytes of a parquet file, and bytes as a file that is whole or not there.
 

@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from microns_xr.errors import ReleaseMismatchError, SourceError, nearest_words
+from microns_xr.files import file_sha256
 from microns_xr.sources.cache import read_identity
-from microns_xr.sources.tables import TABLE_SUFFIXES, file_sha256, read_table_file, table_stem
+from microns_xr.sources.tables import TABLE_SUFFIXES, read_table_file, table_stem
 
 _SYNAPSES = "synapses"
 # A whole synapse table may lie beside the other tables instead of in the synapse folder.

@@ -34,9 +34,9 @@ from microns_xr.errors import (
     SourceError,
     nearest_words,
 )
+from microns_xr.files import file_sha256
 from microns_xr.provenance import release_of
 from microns_xr.sources.cache import parquet_bytes, write_whole
-from microns_xr.sources.tables import file_sha256
 
 # What a download of synapses asks for, and the key that names it.
 

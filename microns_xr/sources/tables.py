@@ -316,15 +316,6 @@ def write_table_file(frame: pd.DataFrame, path: str | Path) -> Path:
     return path
 
 
-def file_sha256(path: str | Path) -> str:
-    """Return the sha256 of a file's bytes."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read ({error}): check the file") from error
-
-
 def frame_sha256(frame: pd.DataFrame) -> str:
     """Return a sha256 of a table's names, dtypes and values, for tables that come from no file."""
     digest = hashlib.sha256()

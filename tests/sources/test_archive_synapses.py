@@ -22,11 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import microns_xr as mx
+from microns_xr.files import file_sha256
 from microns_xr.sources import archive as archive_synapses
 from microns_xr.sources.archive import filter_synapses, make_request
 from microns_xr.sources.postgres_csv import Header
 from microns_xr.sources.synapses import download_synapses, list_requests, open_request
-from microns_xr.sources.tables import file_sha256
 
 ROOT = 864_691_135_000_000_001
 PLACES = tuple(f"ctr_pt_position_{axis}" for axis in "xyz")

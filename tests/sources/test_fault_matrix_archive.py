@@ -12,10 +12,10 @@ from cave_server.faults import QUERY_KINDS
 from cave_server.sample import ROOT, STATUS, make_tables
 
 import microns_xr as mx
+from microns_xr.files import file_sha256
 from microns_xr.sources.cache import TableCache
 from microns_xr.sources.download import download_archived_tables
 from microns_xr.sources.net import Retry
-from microns_xr.sources.tables import file_sha256
 
 HEADER_FILE = rf"/v661/{STATUS}_merged_header\.csv$"
 DATA_FILE = rf"/v661/{STATUS}_merged\.csv\.gz$"

@@ -1,0 +1,114 @@
+"""Files that are whole or not there: write beside and rename, lock, checksum."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from microns_xr.errors import MicronsXrError, SourceError
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Give ``NAME.tmp`` to write to, which replaces the file `path` when the block ends well."""
+    path = Path(path)
+    part = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        # On the disk before it gets its name, in case the power fails.
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        if isinstance(error, MicronsXrError):
+            raise
+        raise SourceError(f"{path} cannot be written ({error}): check the folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_file(path: str | Path, content: bytes | str) -> None:
+    """Write a file, whole or not at all."""
+    with new_file(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Give ``NAME.tmp`` to write into, which replaces the folder `path` when the block ends well.
+
+    The writer makes the folder. A folder that is replaced is put aside until the new one is there.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".tmp")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        yield part
+        if path.exists():
+            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}.old"))
+            path.rename(aside / path.name)
+            part.rename(path)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed; False where another process holds it.
+
+    The lock ends with the process, however that ends. On a file system without locks, as some
+    network file systems are, nothing is locked and the answer is True.
+    """
+    try:
+        return filelock.lock_descriptor(descriptor, blocking=False)
+    except OSError as error:
+        logger.debug("the file system has no locks: %s", error)
+        return True
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path, what: str) -> Iterator[None]:
+    """Hold the file ``lock`` of a folder while `what` is downloaded into it."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise SourceError(
+            f"{folder} cannot be written ({error}): choose another folder, or make room"
+        ) from error
+    try:
+        if not try_lock(descriptor):
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise SourceError(
+                f"another download of {what} into {folder} is running (process {holder}): wait "
+                "for it, then run this again; it fetches only what is missing"
+            )
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read ({error}): check the file") from error

@@ -1,0 +1,106 @@
+"""Files and folders that are whole or not there, and locks that end with their process."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from microns_xr import files
+from microns_xr.errors import SourceError
+
+HOLD = """
+import sys, time
+from microns_xr.files import locked
+with locked(sys.argv[1], "tables"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
+    path = tmp_path / "folder" / "a.txt"
+    files.write_file(path, "old")
+
+    def write_half() -> None:
+        with files.new_file(path) as part:
+            part.write_bytes(b"half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_half()
+    assert path.read_text() == "old"
+    files.write_file(path, b"new")
+    assert path.read_text() == "new"
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_a_file_that_cannot_be_written_says_which(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SourceError, match=r"a\.txt cannot be written .*: check the folder"):
+        files.write_file(tmp_path / "file" / "a.txt", b"")
+    with pytest.raises(SourceError, match="my own words"), files.new_file(tmp_path / "a"):
+        raise SourceError("my own words")
+
+
+def test_a_folder_is_replaced_only_by_a_whole_one(tmp_path):
+    path = tmp_path / "store"
+    (tmp_path / "store.tmp" / "left").mkdir(parents=True)  # by a process that was killed
+
+    def write(content: str, *, fail: bool = False) -> None:
+        with files.new_folder(path) as part:
+            part.mkdir()
+            (part / "content").write_text(content)
+            if fail:
+                raise RuntimeError("stop")
+
+    write("old")
+    with pytest.raises(RuntimeError, match="stop"):
+        write("half", fail=True)
+    assert (path / "content").read_text() == "old"
+    write("new")
+    assert (path / "content").read_text() == "new"
+    assert os.listdir(tmp_path) == ["store"]
+
+
+def test_a_lock_names_its_process_and_ends_with_it(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        message = rf"another download of tables into .* is running \(process {holder.pid}\)"
+        with pytest.raises(SourceError, match=message), files.locked(tmp_path, "tables"):
+            pass
+        holder.send_signal(signal.SIGKILL)
+    with files.locked(tmp_path, "tables"):
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
+
+
+def test_a_file_system_without_locks_does_not_stop_the_work(tmp_path, monkeypatch):
+    def refuse(*args: object, **options: object) -> bool:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("filelock.lock_descriptor", refuse)
+    with files.locked(tmp_path, "tables"), files.locked(tmp_path, "tables"):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(SourceError, match=r"cannot be written .*: choose another folder"),
+        files.locked(tmp_path / "file", "tables"),
+    ):
+        pass
+
+
+def test_checksum(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.file_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    with pytest.raises(SourceError, match="cannot be read"):
+        files.file_sha256(tmp_path / "missing")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.angles import AngleConvention, convert
+from microns_xr.angles import AngleConvention, AngleUnits, convert
 from microns_xr.columns import require_columns
 from microns_xr.connectivity.build import build_connectivity, build_synapses
 from microns_xr.errors import (
@@ -23,7 +22,7 @@ from microns_xr.errors import (
     ReleaseMismatchError,
     SchemaError,
     SourceError,
-    nearest_words,
+    unknown_label,
 )
 from microns_xr.files import file_sha256
 from microns_xr.layers import segment_layers
@@ -62,16 +61,62 @@ from microns_xr.tuning.functional import (
 )
 from microns_xr.units import FunctionalMode, add_rates, build_units
 
-# The raw tables of one release: reading them, and downloading what is not here.
+logger = logging.getLogger(__name__)
 
 
-def key_of(request: str | SynapseSet | None) -> str | None:
-    """Return the key of a request, which may be given as its set of synapses."""
-    return request.key if isinstance(request, SynapseSet) else request
+class Release:
+    """One materialization version: raw tables in, labelled Datasets out.
 
+    Parameters
+    ----------
+    version : int or ReleaseSpec
+        A version of `microns_xr.supported_versions`, or a registry entry of your own.
+    datadir : str or Path, optional
+        Folder of all downloads; each release has a folder of its own in it.
+    datastack : str, optional
+        Name of the datastack; that of the version by default.
+    source : str, Path or TableSource, optional
+        ``"auto"`` (the CAVE service for a version that is served, the archive for one that is
+        archived), ``"cave"``, ``"archive"``, ``"demo"``, a folder with the raw tables of the
+        release, or any object that follows `microns_xr.sources.TableSource`.
+    tables : mapping of str to str, optional
+        Other tables for some roles, such as ``{"celltype": "cell_type_multifeature_combo"}``;
+        None removes a role.
 
-class ReleaseTables:
-    """Raw tables of one release, by name or role; `microns_xr.Release` builds on it."""
+    Raises
+    ------
+    UnknownLabelError
+        If the version or a role in `tables` is not known; nothing has been created then.
+    SourceError
+        If the source is a folder that does not exist.
+    ReleaseMismatchError
+        If the source holds another version.
+    SchemaError
+        If `source` is none of the above.
+
+    Examples
+    --------
+    >>> import microns_xr as mx
+    >>> demo = mx.sources.DemoSource(1718, n_nuclei=500)
+    >>> release = mx.Release(1718, source=demo)
+    >>> release.available_tables()[:2]
+    ['aibs_metamodel_celltypes_v661', 'aibs_metamodel_celltypes_v661_corrections']
+    >>> release.has_tables()["tuning_curves"], len(release.table("nucleus"))
+    (True, 500)
+    >>> units = release.units(functional="match", rates=True)
+    >>> units.rate_ori.dims
+    ('nucleus_id', 'orientation')
+    >>> release.layers().layer_name.values
+    array(['L1', 'L2/3', 'L4', 'L5', 'L6', 'WM'], dtype=object)
+    >>> release.functional("manual").scan_unit.dims, release.tuning_curves().rate_dir.dims
+    (('scan_unit',), ('scan_unit', 'direction'))
+    >>> release.connectivity(units=units).synapse_size.dims
+    ('pre_nucleus_id', 'post_nucleus_id')
+    >>> release.synapses(units=units).position.dims
+    ('synapse', 'axis')
+    >>> release.shared_roots().dtype, [table["name"] for table in release.source_tables()][-1]
+    (dtype('int64'), 'tuning_curves_fitted_v1')
+    """
 
     def __init__(
         self,
@@ -89,16 +134,15 @@ class ReleaseTables:
         # A synthetic release says so in its datastack, and never passes for the real one.
         self.datastack = str(self.source.datastack)
         self.spec = replace(spec, datastack=self.datastack)
-        said = getattr(self.source, "version", None)
-        if said is not None and int(said) != self.version:
+        held = getattr(self.source, "version", None)
+        if held is not None and int(held) != self.version:
             raise ReleaseMismatchError(
-                f"the source holds version {said}, but version {self.version} was asked for: "
-                f"use Release({said}, ...) or a source of version {self.version}"
+                f"the source holds version {held}, but version {self.version} was asked for: "
+                f"use Release({held}, ...) or a source of version {self.version}"
             )
         self._tables: dict[str, pd.DataFrame] = {}
-        self._asked = {role for role, name in (tables or {}).items() if name is not None}
-        self._further: dict[str, dict[str, Any]] = {}
-        self._used: set[str] = set()  # tables of what is being made
+        self._provenance: dict[str, dict[str, Any]] = {}  # by table name; files and synapses too
+        self._named_roles = {role for role, name in (tables or {}).items() if name is not None}
 
     def __repr__(self) -> str:
         return f"<Release {self.datastack} v{self.version} from {type(self.source).__name__}>"
@@ -106,12 +150,17 @@ class ReleaseTables:
     # ------------------------------------------------------------------------- raw tables
 
     def available_tables(self) -> list[str]:
-        """Names of the tables the source can give.
+        """Names of the tables that the source holds.
 
         Returns
         -------
         list of str
             Sorted names.
+
+        Raises
+        ------
+        SourceError
+            If the source cannot be reached and nothing of it has been downloaded.
         """
         return self.source.available_tables()
 
@@ -137,58 +186,22 @@ class ReleaseTables:
         name = self.spec.tables.get(name, name)
         if name not in self._tables:
             self._tables[name] = self.source.read(name)
-        self._used.add(name)
         table = self._tables[name].copy()
         table.attrs["table"] = name
         return table
 
-    def _absent(self, roles: Iterable[str]) -> list[str]:
-        """Tables the source does not have; an error for one that was asked for by name."""
-        available = set(self.source.available_tables())
-        absent = [r for r in roles if self.spec.has(r) and self.spec.tables[r] not in available]
-        for role in absent:
-            name = self.spec.tables[role]
-            if role in self._asked:
-                near = ", ".join(nearest_words(name, available))
-                raise SourceError(
-                    f"tables puts {name!r} in the role {role!r}, and the source has no such table"
-                    + (f"; nearest: {near}" if near else "")
-                )
-        return [self.spec.tables[r] for r in absent]
-
-    def _role_tables(self, roles: tuple[str, ...]) -> dict[str, pd.DataFrame]:
-        available = set(self.source.available_tables())
-        return {
-            role: self.table(role)
-            for role in roles
-            if self.spec.has(role) and self.spec.tables[role] in available
-        }
-
-    def shared_roots(self) -> np.ndarray:
-        """Root ids that hold several nuclei, int64, for `microns_xr.ingest_synapses`."""
-        nuclei = self.table("nucleus")["pt_root_id"].dropna().astype(np.int64)
-        return nuclei[nuclei.duplicated() & (nuclei > 0)].unique()
-
-    def source_tables(self) -> list[dict[str, Any]]:
-        """Provenance of every table read so far: name, rows, sha256."""
-        read = [self.source.provenance(name) for name in sorted(self._tables)]
-        return [*read, *(self._further[name] for name in sorted(self._further))]
-
-    def _note(self, name: str, provenance: dict[str, Any]) -> None:
-        """Remember a table that is no table of the source, such as a file or a set of synapses."""
-        self._further[name] = provenance
-        self._used.add(name)
-
-    def _provenance_of(self, names: Iterable[str]) -> list[dict[str, Any]]:
-        return [self._further.get(n) or self.source.provenance(n) for n in sorted(names)]
-
     def has_tables(self) -> dict[str, bool]:
-        """For every role of `microns_xr.releases.ROLES`, whether the source has its table.
+        """For every role, whether the source has its table.
 
         Returns
         -------
         dict of str to bool
             By role; for ``synapses`` also True where the source has sets of synapses of its own.
+
+        Raises
+        ------
+        SourceError
+            As `available_tables`.
         """
         available = set(self.available_tables())
         has = {role: self.spec.tables.get(role) in available for role in ROLES}
@@ -197,54 +210,74 @@ class ReleaseTables:
             return {**has, "synapses": bool(sets)}  # the service has them all, this folder some
         return {**has, "synapses": has["synapses"] or bool(sets)}
 
-    def _timestamp(self) -> dict[str, str]:
-        """Return when the release was made, where a download has noted it, as an attribute."""
-        if not isinstance(self.source, KeptSource):
-            return {}
-        said = self.source.provenance(self.spec.name_of("nucleus")).get("timestamp")
-        return {} if said is None else {"timestamp": str(said)}
+    def shared_roots(self) -> np.ndarray:
+        """Root ids that hold several nuclei, for `microns_xr.ingest_synapses`.
 
-    def _file_spec(self, path: str | Path) -> TableSpec:
-        """Return what the columns of a file mean, by its name."""
-        name = Path(path).name.split(".")[0]
+        Returns
+        -------
+        numpy.ndarray
+            Unique positive root ids, int64.
+
+        Raises
+        ------
+        SourceError
+            If the source has no nucleus table.
+        """
+        nuclei = self.table("nucleus")["pt_root_id"].dropna().astype(np.int64)
+        return nuclei[nuclei.duplicated() & (nuclei > 0)].unique()
+
+    def source_tables(self) -> list[dict[str, Any]]:
+        """Provenance of every table that has been read so far.
+
+        Returns
+        -------
+        list of dict
+            ``name``, ``rows`` and ``sha256`` of each, and what else is known of a download.
+        """
+        return self._provenance_of({*self._tables, *self._provenance})
+
+    def _provenance_of(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        for name in names:
+            if name not in self._provenance:
+                self._provenance[name] = self.source.provenance(name)
+        return [self._provenance[name] for name in sorted(names)]
+
+    def _with_sources(
+        self, dataset: xr.Dataset, names: Iterable[str], further: Iterable[xr.Dataset] = ()
+    ) -> xr.Dataset:
+        """Write into ``source_tables`` which tables, and which of other Datasets, were used."""
+        tables = self._provenance_of(set(names))
+        for other in (dataset, *further):
+            tables += [t for t in other.attrs.get("source_tables", ()) if t not in tables]
+        return dataset.assign_attrs(source_tables=sorted(tables, key=lambda t: str(t["name"])))
+
+    def _read_roles(self, roles: Iterable[str]) -> tuple[dict[str, pd.DataFrame], list[str]]:
+        """Read the tables of some roles; also name those that the source does not have."""
+        available = set(self.source.available_tables())
+        tables, absent = {}, []
+        for role in filter(self.spec.has, roles):
+            name = self.spec.tables[role]
+            if name in available:
+                tables[role] = self.table(name)
+            elif role in self._named_roles:
+                raise unknown_label(
+                    f"tables puts into the role {role!r} what the source does not hold:",
+                    name,
+                    available,
+                    error=SourceError,
+                )
+            else:
+                absent.append(name)
+        return tables, absent
+
+    def _file_spec(self, file: str | Path) -> TableSpec:
+        """Return what the columns of a table or a file mean, by its name."""
+        name = Path(file).name.split(".")[0]
         return self.spec.table_specs.get(name) or table_spec(name)
-
-    def _synapse_table(self, request: str | SynapseSet | None) -> pd.DataFrame:
-        name = self.spec.name_of("synapses")
-        request = key_of(request)
-        if isinstance(self.source, KeptSource):
-            chosen = self.source.synapse_set(request)
-            self._note("synapses", chosen.provenance())
-            return chosen.read()
-        if isinstance(self.source, DirectorySource) and (self.source.synapse_files() or request):
-            name = self.source.choose_synapses(request)
-            table = self.source.read_synapses(request)
-            self._note("synapses", self.source.provenance(name))
-            return table
-        if request is not None:
-            raise SourceError(
-                f"{type(self.source).__name__} holds one set of synapses, not {request!r}"
-            )
-        return self.table(name)
-
-    def _asked_for(
-        self, request: str | SynapseSet | None, units: xr.Dataset, whole: xr.Dataset
-    ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-        """Nucleus ids of the units that were asked for; how many roots asked for are no unit."""
-        ids, no_unit = units["nucleus_id"].values, {"pre": 0, "post": 0}
-        axes = {"pre": ids, "post": ids}
-        if not isinstance(self.source, KeptSource):
-            return axes, no_unit
-        asked = self.source.synapse_set(key_of(request)).request
-        for side in axes:
-            if asked[side] is not None:
-                axes[side] = ids[np.isin(units["pt_root_id"].values, asked[side])]
-                no_unit[side] = int((~np.isin(asked[side], whole["pt_root_id"].values)).sum())
-        return axes, no_unit
 
     # -------------------------------------------------------------------------- downloads
 
-    def _kept(self, what: str) -> KeptSource:
+    def _download_source(self, what: str) -> KeptSource:
         if not isinstance(self.source, KeptSource):
             raise SourceError(
                 f"{type(self.source).__name__} reads what is there and cannot {what}: use "
@@ -262,15 +295,15 @@ class ReleaseTables:
     ) -> dict[str, dict[str, Any]]:
         """Download raw tables into ``datadir``.
 
-        Every table is checked against the number of rows the service counts, and kept as typed
-        parquet with its provenance. What is there and whole is not fetched again, so running this
-        again continues where it ended.
+        Every table is checked against the number of rows that the service counts, and kept as
+        typed parquet with its provenance. Complete tables are not fetched again, so an interrupted
+        download continues when this is called again.
 
         Parameters
         ----------
         policy : {"minimum", "all", "extra"}, optional
             ``minimum``: what units and functional rows are made of; ``extra``: those and `extra`;
-            ``all``: every table but the one of synapses, which `download_synapses` fetches.
+            ``all``: every table except that of the synapses, see `download_synapses`.
         extra : iterable of str, optional
             Table names or roles.
         refresh : bool, optional
@@ -281,25 +314,32 @@ class ReleaseTables:
         Returns
         -------
         dict of str to dict
-            Table to its record: rows, sha256, timestamp, when, by which versions.
+            By table: rows, sha256, timestamp, when it was fetched and by which versions.
 
         Raises
         ------
         SourceError
-            If the source is no download, or refuses (no token, an expired version); the message
+            If the source cannot download, or refuses (no token, an expired version); the message
             says what to do.
         IncompleteDownloadError
-            If it fails again and again, or never gives all rows.
+            If requests keep failing, or rows are missing at the end.
         UnknownLabelError
-            If a table of `extra` is not there.
+            If a table of `extra` does not exist.
+
+        Examples
+        --------
+        >>> import microns_xr as mx
+        >>> release = mx.Release(1718, source="cave", datadir="data")
+        >>> records = release.download()  # doctest: +SKIP
         """
-        kept = self._kept("download tables")
-        names = table_names(self.spec, kept.available_tables(), policy, extra)
+        source = self._download_source("download tables")
+        names = table_names(self.spec, source.available_tables(), policy, extra)
         # A table longer than this is one of synapses or points.
         most = 10_000_000 if policy == "all" else None
-        records = kept.download(names, refresh=refresh, progress=progress, max_rows=most)
+        records = source.download(names, refresh=refresh, progress=progress, max_rows=most)
         for name in records:
             self._tables.pop(name, None)
+            self._provenance.pop(name, None)
         return records
 
     def download_synapses(
@@ -315,22 +355,22 @@ class ReleaseTables:
     ) -> SynapseSet:
         """Download the synapses from some neurons onto some neurons.
 
-        Each finished batch is kept; an interrupted download, at whatever moment, continues when
-        this is run again with the same neurons. The result is the same, to the bit, whatever
-        happened on the way. `connectivity` builds on it.
+        Each finished batch is kept. A download that was interrupted at any moment continues when
+        this is called again with the same neurons, and its result is bit-identical to that of an
+        uninterrupted one. `connectivity` and `synapses` build on it.
 
         Parameters
         ----------
         pre, post : units Dataset, or array-like of int, optional
-            Units, nucleus ids or root ids; None for whichever. Both None is the whole table.
+            Units, nucleus ids or root ids; None means any neuron. Both None is the whole table.
         positions : bool, optional
-            Whether with the positions of the synapses, for `synapses`.
+            Also fetch the positions of the synapses, which `synapses` needs.
         allow_unknown : bool, optional
-            Whether root ids that are in no nucleus of this release are asked for all the same.
+            Also ask for root ids that are in no nucleus of this release.
         workers : int, optional
-            Requests at a time.
+            Number of simultaneous requests.
         batch : int, optional
-            The most neurons a request; chosen by itself otherwise.
+            Largest number of neurons per request; by default it adapts to the answers.
         progress : bool, optional
             Show a progress bar.
 
@@ -342,15 +382,23 @@ class ReleaseTables:
         Raises
         ------
         ReleaseMismatchError
-            If ids are unknown to this release: they are of another one.
+            If ids are not known to this release: they are of another one.
         SchemaError
-            If they are no ids.
+            If they are not ids.
         SourceError
-            If the source refuses or another process downloads the same.
+            If the source cannot download or refuses, or another process downloads the same.
         IncompleteDownloadError
-            If it fails again and again; what has arrived is kept.
+            If requests keep failing; the batches that have arrived are kept.
+
+        Examples
+        --------
+        >>> import microns_xr as mx
+        >>> release = mx.Release(1718, source="cave", datadir="data")
+        >>> ids = release.units().nucleus_id[:100]  # doctest: +SKIP
+        >>> found = release.download_synapses(post=ids)  # doctest: +SKIP
+        >>> connectivity = release.connectivity(found)  # doctest: +SKIP
         """
-        kept = self._kept("download synapses")
+        source = self._download_source("download synapses")
         roots = {
             side: None
             if ids is None
@@ -364,7 +412,7 @@ class ReleaseTables:
             ).roots
             for side, ids in (("pre", pre), ("post", post))
         }
-        return kept.download_synapses(
+        return source.download_synapses(
             **roots,
             positions=positions,
             table=self.spec.name_of("synapses"),
@@ -374,16 +422,17 @@ class ReleaseTables:
         )
 
     def download_recordings(self, url: str = RECORDINGS_URL, **options: Any) -> Path:
-        """Download the file of recordings into ``recordings/`` of the datadir.
+        """Download the file of recordings into ``recordings/`` of ``datadir``.
 
-        All releases share it. Interrupted, it continues where it ended when this is run again.
+        All releases share it. An interrupted download continues when this is called again.
 
         Parameters
         ----------
         url : str, optional
-            Where it is; the published file of 20.6 GB by default.
+            Address of the file; the published one, of 20.6 GB, by default.
         **options
-            ``sha256``, ``refresh``, ``progress`` and the others of `microns_xr.download_file`.
+            ``sha256``, ``refresh``, ``progress`` and the others of
+            `microns_xr.recordings.download`.
 
         Returns
         -------
@@ -393,9 +442,15 @@ class ReleaseTables:
         Raises
         ------
         SourceError
-            If it is not there, is no HDF5 file, or its checksum is another.
+            If there is no such file, it is not HDF5, or its checksum is wrong.
         IncompleteDownloadError
-            If it fails again and again; what has arrived is kept.
+            If requests keep failing; what has arrived is kept.
+
+        Examples
+        --------
+        >>> import microns_xr as mx
+        >>> release = mx.Release(1718, datadir="data")
+        >>> path = release.download_recordings()  # doctest: +SKIP
         """
         return download(self.datadir.expanduser() / "recordings", url, **options)
 
@@ -405,9 +460,10 @@ class ReleaseTables:
         Parameters
         ----------
         url : str
-            Where it is; its name is that of the table.
+            Address of the file; its name is that of the table.
         **options
-            ``sha256``, ``refresh``, ``progress`` and the others of `microns_xr.download_file`.
+            ``sha256``, ``refresh``, ``progress`` and the others of
+            `microns_xr.recordings.download`.
 
         Returns
         -------
@@ -417,251 +473,27 @@ class ReleaseTables:
         Raises
         ------
         SourceError
-            If the release has no folder, the file is not there, or its checksum is another.
+            If the release has no folder, there is no such file, or its checksum is wrong.
         IncompleteDownloadError
-            If it fails again and again; what has arrived is kept.
+            If requests keep failing; what has arrived is kept.
+
+        Examples
+        --------
+        >>> import microns_xr as mx
+        >>> release = mx.Release(661, datadir="data")
+        >>> url = "https://example.org/orientation_fits_v661.parquet"
+        >>> path = release.download_fits(url)  # doctest: +SKIP
         """
-        folder = getattr(self.source, "folder", None) or getattr(self.source, "path", None)
+        folder = _folder_of(self.source)
         if folder is None:
             raise SourceError(
-                f"{type(self.source).__name__} has no folder to put files into: fetch the file "
-                "with mx.download_file, and give its path to tuning_curves(path)"
+                f"{type(self.source).__name__} has no folder to put files into: fetch {url} by "
+                "other means, and give its path to tuning_curves(path)"
             )
-        return download_file(url, Path(folder) / "functional" / file_name(url), **options)
+        return download_file(url, folder / "functional" / file_name(url), **options)
 
+    # ----------------------------------------------------------------------------- Datasets
 
-# Tuning curves of a release: found in a table, drawn from fits, or computed from recordings.
-
-
-logger = logging.getLogger(__name__)
-
-_N_DIRECTIONS = 16
-# Columns of a table of fits: our name, and that of the fits published with con-con-models.
-_FIT_COLUMNS = {
-    "unit_id": "cell_id",
-    "model": "tuning_type",
-    "amplitude": "A",
-    "kappa": "k",
-    "r2": "mean_r_sqrd",
-}
-# Their words to our models; theirs are functions of radians, in a column phi.
-_MODELS = {"single": "single_von_mises", "double": "von_mises"}
-_PREFERRED = {
-    "von_mises": "pref_ori",
-    "single_von_mises": "pref_dir",
-    "double_von_mises": "pref_dir",
-}
-
-
-def tuning_curves_of(
-    release: ReleaseTables,
-    coregistration: Callable[[], xr.Dataset],
-    path: str | Path | None = None,
-    angle_convention: AngleConvention | None = None,
-) -> xr.Dataset:
-    """Find the tuning curves of a release, draw them from fits, or compute them, in this order."""
-    if path is not None:
-        if Path(path).suffix in RECORDING_SUFFIXES or Path(path).is_dir():
-            return _computed(path, coregistration(), angle_convention)
-        table, spec = read_table_file(path), release._file_spec(path)
-        sha256 = file_sha256(Path(path))
-        release._note(spec.name, {"name": spec.name, "rows": len(table), "sha256": sha256})
-        return _from_table(table, spec, coregistration(), angle_convention)
-    available = set(release.source.available_tables())
-    fits = sorted(n for n in available if re.search(r"(^|_)fits(_|$)", n))
-    files = recording_files(release)
-    name = release.spec.tables.get("tuning_curves")
-    if name in available:
-        try:
-            table, spec = release.table(name), release.spec.table_of("tuning_curves")
-            return _from_table(table, spec, coregistration(), angle_convention)
-        except SourceError as error:
-            # An archive that cannot be listed names tables that it may not have.
-            if not fits and not files:
-                raise
-            logger.warning("%s cannot be read: %s", name, error)
-    if fits:
-        found = _only(fits, "tables of fits")
-        table, spec = release.table(found), release._file_spec(found)
-        return _from_table(table, spec, coregistration(), angle_convention)
-    if files:
-        file = _only(files, "files of recordings")
-        return _computed(file, coregistration(), angle_convention)
-    raise SourceError(
-        f"{release!r} has no tuning curves: no table {name or 'in the role tuning_curves'}, no "
-        "table of fits, and no recordings to compute them from; put a table into its folder "
-        "functional, give path=, or fetch the recordings with download()"
-    )
-
-
-def recording_files(release: ReleaseTables) -> list[Path]:
-    """Return the files of recordings of a release.
-
-    Recordings are the same in every release, so they lie in ``recordings/`` of the folder of all
-    downloads; one in ``functional/`` of the release is found as well.
-    """
-    folders = [release.datadir / "recordings"]
-    own = getattr(release.source, "folder", None) or getattr(release.source, "path", None)
-    if own is not None:
-        folders += [Path(own) / "functional", Path(own) / "recordings"]
-    found = [f for folder in folders if folder.is_dir() for f in folder.iterdir()]
-    return sorted({f.resolve() for f in found if f.suffix in RECORDING_SUFFIXES})
-
-
-def _only(found: list[Any], what: str) -> Any:
-    if len(found) > 1:
-        raise SourceError(
-            f"there are several {what} ({', '.join(str(f) for f in found)}): name one with path="
-        )
-    return found[0]
-
-
-def _from_table(
-    table: pd.DataFrame,
-    spec: TableSpec,
-    coregistration: xr.Dataset,
-    angle_convention: AngleConvention | None,
-) -> xr.Dataset:
-    how = "table"
-    if not {"rate_dir", "rate_ori"} & set(table.columns) and "kappa" in _renamed(table).columns:
-        table, how = rates_of_fits(table, spec.name), "fits"
-        spec = replace(spec, angle_units="degree")
-    if angle_convention is not None:
-        spec = stated_spec(spec, angle_convention=angle_convention)
-    curves = build_tuning_curves(table, spec, coregistration)
-    return _said(curves, how, spec.name)
-
-
-def _computed(
-    file: str | Path, coregistration: xr.Dataset, angle_convention: AngleConvention | None
-) -> xr.Dataset:
-    curves = tuning(open(file), coregistration=coregistration, angle_convention=angle_convention)
-    return _said(curves, "trials", Path(file).name)
-
-
-def _said(curves: xr.Dataset, how: str, name: str) -> xr.Dataset:
-    words = {
-        "table": f"found in the table {name}",
-        "fits": f"drawn from the fits {name}",
-        "trials": f"computed from the trials of {name}",
-    }
-    logger.info("tuning curves were %s", words[how])
-    return add_history(curves.assign_attrs(tuning_from=how), f"tuning curves {words[how]}")
-
-
-def _renamed(table: pd.DataFrame) -> pd.DataFrame:
-    theirs = {
-        their: our
-        for our, their in _FIT_COLUMNS.items()
-        if their in table.columns and our not in table.columns
-    }
-    return table.rename(columns=theirs)
-
-
-def rates_of_fits(table: pd.DataFrame, name: str = "fits") -> pd.DataFrame:
-    """Draw tuning curves from a table of fits."""
-    table = _renamed(table)
-    require_columns(table, name, [*SCAN_KEYS, "model", "amplitude", "kappa", "r2"])
-    if not len(table):
-        raise SchemaError(f"{name} has no rows: fetch the table again, or give another with path=")
-    table = table.sort_values("r2", ascending=False, kind="stable", na_position="last")
-    table = table.drop_duplicates(list(SCAN_KEYS))
-    model = table["model"].map(lambda word: _MODELS.get(word, word))
-    unknown = sorted(set(model) - set(_PREFERRED), key=str)
-    if unknown:
-        raise SchemaError(f"{name} has the models {unknown}, expected some of {[*_PREFERRED]}")
-    directions = np.arange(_N_DIRECTIONS) * 360.0 / _N_DIRECTIONS
-    parts = [_drawn(table[model == word], word, directions, name) for word in sorted(set(model))]
-    rates = pd.concat(parts).sort_index()
-    half = _N_DIRECTIONS // 2
-    rates["rate_ori"] = [(r[:half] + r[half:]) / 2 for r in rates["rate_dir"]]
-    return rates.reset_index(drop=True)
-
-
-def _require_units(fits: pd.DataFrame, column: str, units: str, name: str) -> None:
-    values = fits[column].to_numpy(dtype=np.float64, na_value=np.nan)
-    require_likely_units(values[np.isfinite(values)], units, f"{name}.{column}")
-
-
-def _drawn(fits: pd.DataFrame, model: str, directions: np.ndarray, name: str) -> pd.DataFrame:
-    preferred = _PREFERRED[model]
-    if preferred not in fits.columns and "phi" in fits.columns:
-        _require_units(fits, "phi", "radian", name)
-        fits = fits.assign(**{preferred: np.rad2deg(fits["phi"])})
-    further = ["amplitude_opposite"] if model == "double_von_mises" else []
-    require_columns(fits, name, [preferred, *further])
-    _require_units(fits, preferred, "degree", name)
-    fits = fits if "baseline" in fits.columns else fits.assign(baseline=0.0)
-    columns = ["amplitude", "kappa", "baseline", preferred, *further]
-    values = {
-        c: ("scan_unit", fits[c].to_numpy(dtype=np.float64, na_value=np.nan)) for c in columns
-    }
-    fitted = xr.Dataset(values, attrs={"model": model, "tuning_dim": "direction"})
-    # The same convention on both sides: the table's own, which is stated later.
-    fitted[preferred].attrs = {"units": "degree", "angle_convention": "up_clockwise"}
-    rates = evaluate(fitted, directions).transpose("scan_unit", "direction").values
-    return fits[list(SCAN_KEYS)].assign(rate_dir=list(rates))
-
-
-# Which tables a Dataset of a release was made of.
-
-
-Method = TypeVar("Method", bound=Callable[..., xr.Dataset])
-
-
-def sourced(method: Method) -> Method:
-    """Let a method of a release note in ``attrs["source_tables"]`` which tables it has used."""
-
-    @functools.wraps(method)
-    def noted(self: Any, *args: Any, **kwargs: Any) -> xr.Dataset:
-        before, self._used = self._used, set()
-        try:
-            result = method(self, *args, **kwargs)
-            tables = self._provenance_of(self._used)
-        finally:
-            self._used |= before
-        further = [t for t in result.attrs.get("source_tables", ()) if t not in tables]
-        return result.assign_attrs(source_tables=[*tables, *further])
-
-    return cast(Method, noted)
-
-
-class Release(ReleaseTables):
-    """One materialization version: raw tables in, labelled Datasets out.
-
-    Parameters
-    ----------
-    version : int or ReleaseSpec
-        A version of ``mx.supported_versions()``, or a registry entry of one's own.
-    datadir : str or Path, optional
-        Where downloads are kept, each release in a folder of its own below it.
-    datastack : str, optional
-        Name of the datastack; that of the version by default.
-    source : str, Path or TableSource, optional
-        ``"auto"`` (the CAVE service for a version that is served, the archive for one that is
-        archived), ``"cave"``, ``"archive"``, ``"demo"``, a folder with the raw tables of the
-        release, or any object that follows the `TableSource` protocol.
-    tables : mapping of str to str, optional
-        Other tables for some roles, such as ``{"celltype": "cell_type_multifeature_combo"}``.
-
-    Raises
-    ------
-    UnknownLabelError
-        If the version, or a role in `tables`, is not known; nothing has been created then.
-    SourceError
-        If the source is a folder that is not there.
-    ReleaseMismatchError
-        If the source says that it holds another version.
-
-    Examples
-    --------
-    >>> release = Release(1718, source="demo")
-    >>> units = release.units(functional="match", rates=True)
-    >>> units.rate_ori.dims
-    ('nucleus_id', 'orientation')
-    """
-
-    @sourced
     def units(
         self,
         functional: FunctionalMode = "none",
@@ -679,39 +511,45 @@ class Release(ReleaseTables):
         Parameters
         ----------
         functional : {"none", "match", "best_only"}, optional
-            What of the functional tables is joined; one row a neuron in every case.
+            What is joined from the functional tables; one row per neuron in every case.
         multisoma : {"any", "typed"}, optional
             ``any`` drops every root with more than one nucleus, ``typed`` counts typed nuclei only.
         untyped : {"drop", "keep"}, optional
             Whether nuclei without an entry in the classification table are units.
         rates : bool, path or Dataset, optional
-            True puts ``rate_ori`` and ``rate_dir`` of `tuning_curves` on the units; a path reads
-            them from that file; a Dataset is one that `tuning_curves` returned.
+            True adds ``rate_ori`` and ``rate_dir`` of `tuning_curves`; a path reads them from that
+            file; a Dataset is one that `tuning_curves` returned.
         collapse, by : str, optional
             How several recorded units of a neuron become one row; see
             `microns_xr.tuning.collapse_scans`.
         white_matter : bool, optional
             See `microns_xr.segment_layers`.
-        angle_convention : str, optional
+        angle_convention : {"up_clockwise", "right_counterclockwise"}, optional
             Express all angles in this convention, in degrees; needed when the functional
             properties and the rates of a release do not state the same one.
 
         Returns
         -------
         xarray.Dataset
-            See `microns_xr.build_units`.
+            Dim ``nucleus_id``; see `microns_xr.build_units`. With rates also the dims
+            ``orientation`` and ``direction``.
 
         Raises
         ------
         SchemaError
             See `microns_xr.build_units`; also if angles of two conventions would meet.
+        SourceError
+            If a table that `tables` names does not exist, or there are no tuning curves.
+        UnknownLabelError
+            If the tuning curves have no variable `by`.
         """
-        needed = [r for r in MINIMUM_ROLES if r not in ("coregistration", "functional_properties")]
-        extra = {"match": ["coregistration"], "best_only": ["functional_properties"]}
-        needed += extra.get(functional, [])
-        absent = self._absent(needed)
+        roles = [r for r in MINIMUM_ROLES if r not in ("coregistration", "functional_properties")]
+        roles += {"match": ["coregistration"], "best_only": ["functional_properties"]}.get(
+            functional, []
+        )
+        tables, absent = self._read_roles(roles)
         units = build_units(
-            self._role_tables(tuple(needed)),
+            tables,
             self.spec,
             functional=functional,
             multisoma=multisoma,
@@ -720,28 +558,27 @@ class Release(ReleaseTables):
         )
         if absent:
             logger.warning("%s is not there, the units are built without", ", ".join(absent))
-            units = units.assign_attrs(absent_tables=absent)
-        units = units.assign_attrs(self._timestamp())
+            units.attrs["absent_tables"] = absent
+        used = [self.spec.tables[role] for role in tables]
+        if isinstance(self.source, KeptSource):
+            (nuclei,) = self._provenance_of([self.spec.name_of("nucleus")])
+            if (
+                nuclei.get("timestamp") is not None
+            ):  # when the release was made; not every source says
+                units.attrs["timestamp"] = str(nuclei["timestamp"])
         if angle_convention is not None and functional == "best_only":
             units = convert(units, angle_convention, "degree")
-        if isinstance(rates, xr.Dataset) or rates:
-            curves = rates
-            if not isinstance(curves, xr.Dataset):
-                curves = self._curves(curves, angle_convention)
+        if isinstance(rates, str | Path):
+            stated = self._file_spec(rates).angle_convention is not None
+            rates = self.tuning_curves(rates, angle_convention=None if stated else angle_convention)
+        elif rates is True:
+            rates = self.tuning_curves()
+        if isinstance(rates, xr.Dataset):
             if angle_convention is not None:
-                curves = convert(curves, angle_convention, "degree")
-            units = add_rates(units, curves, collapse, by)
-        return units
+                rates = convert(rates, angle_convention, "degree")
+            units = add_rates(units, rates, collapse, by)
+        return self._with_sources(units, used)
 
-    def _curves(
-        self, rates: bool | str | Path, angle_convention: AngleConvention | None
-    ) -> xr.Dataset:
-        if isinstance(rates, bool):
-            return self.tuning_curves()
-        stated = self._file_spec(rates).angle_convention is not None
-        return self.tuning_curves(rates, angle_convention=None if stated else angle_convention)
-
-    @sourced
     def layers(self, white_matter: bool = True) -> xr.Dataset:
         """Find the borders of the cortical layers.
 
@@ -753,21 +590,25 @@ class Release(ReleaseTables):
         Returns
         -------
         xarray.Dataset
-            Dim ``segment``; borders in µm.
+            Dim ``segment``; borders in µm from the pia.
+
+        Raises
+        ------
+        SchemaError
+            See `microns_xr.build_units` and `microns_xr.segment_layers`.
         """
         return segment_layers(self.units(white_matter=white_matter), white_matter=white_matter)
 
-    @sourced
     def functional(
         self,
         kind: FunctionalKind = "manual",
         min_score: float | None = None,
         max_residual: float | None = None,
         *,
-        angle_units: Literal["degree", "radian"] | None = None,
+        angle_units: AngleUnits | None = None,
         angle_convention: AngleConvention | None = None,
     ) -> xr.Dataset:
-        """Rows of all scans: which recorded unit is which neuron, and what was measured of it.
+        """Return the recorded units of all scans: which neuron each is, and what was measured.
 
         Parameters
         ----------
@@ -776,13 +617,15 @@ class Release(ReleaseTables):
             properties; the last two are the same table.
         min_score, max_residual : float, optional
             Keep automatic matches with at least this score, at most this residual (µm).
-        angle_units, angle_convention : str, optional
-            What the angles of a table are in that is not in the registry.
+        angle_units : {"degree", "radian"}, optional
+            Units of the angles of a table that is not in the registry.
+        angle_convention : {"up_clockwise", "right_counterclockwise"}, optional
+            Convention of the angles of a table that is not in the registry.
 
         Returns
         -------
         xarray.Dataset
-            Dim ``scan_unit``; see `microns_xr.tuning.collapse_scans` for one row a neuron.
+            Dim ``scan_unit``; see `microns_xr.tuning.collapse_scans` for one row per neuron.
 
         Raises
         ------
@@ -790,12 +633,14 @@ class Release(ReleaseTables):
             If the kind is unknown, or thresholds are given for a table without them.
         UnknownLabelError
             If the release has no table of the kind.
+        SourceError
+            If the source does not have the table.
         """
         if kind not in KIND_ROLES:
             raise SchemaError(f"kind is {kind!r}, expected one of {list(KIND_ROLES)}")
         role = KIND_ROLES[kind]
         name = self.spec.name_of(role)
-        return build_functional(
+        rows = build_functional(
             self.table(name),
             self.spec.table_of(role),
             datastack=self.datastack,
@@ -806,8 +651,8 @@ class Release(ReleaseTables):
             angle_units=angle_units,
             angle_convention=angle_convention,
         )
+        return self._with_sources(rows, [name])
 
-    @sourced
     def tuning_curves(
         self,
         path: str | Path | None = None,
@@ -823,25 +668,74 @@ class Release(ReleaseTables):
         ----------
         path : str or Path, optional
             A file of rates (session, scan_idx, unit_id, rate_dir, rate_ori), of fits, or of
-            recordings, instead.
-        angle_convention : str, optional
+            recordings to use instead.
+        angle_convention : {"up_clockwise", "right_counterclockwise"}, optional
             What 0 degrees means in a file whose name is not in the registry.
 
         Returns
         -------
         xarray.Dataset
-            Dim ``scan_unit`` with ``nucleus_id``, ``rate_ori``, ``rate_dir``.
+            Dim ``scan_unit`` with the coordinate ``nucleus_id``; ``rate_dir`` over ``direction``
+            and ``rate_ori`` over ``orientation``, in degrees.
 
         Raises
         ------
         SourceError
-            If there is nothing of the kind.
+            If there is nothing of the kind, or there are several files and `path` names none.
         SchemaError
             If a file holds no tuning curves, or what its angles mean is not stated.
         """
-        return tuning_curves_of(self, lambda: self.functional("manual"), path, angle_convention)
+        if path is not None:
+            path = Path(path)
+            if path.suffix in RECORDING_SUFFIXES or path.is_dir():
+                return self._curves_of_recordings(path, angle_convention)
+            table, spec = read_table_file(path), self._file_spec(path)
+            sha256 = file_sha256(path)
+            self._provenance[spec.name] = {"name": spec.name, "rows": len(table), "sha256": sha256}
+            return self._curves_of_table(table, spec, angle_convention)
+        available = self.source.available_tables()
+        fits = [n for n in available if re.search(r"(^|_)fits(_|$)", n)]
+        files = recording_files(self)
+        name = self.spec.tables.get("tuning_curves")
+        if name in available:
+            try:
+                return self._curves_of_table(
+                    self.table(name), self._file_spec(name), angle_convention
+                )
+            except SourceError as error:
+                # An archive that cannot be listed names tables that it may not have.
+                if not fits and not files:
+                    raise
+                logger.warning("%s cannot be read: %s", name, error)
+        if fits:
+            name = _only(fits, "tables of fits")
+            return self._curves_of_table(self.table(name), self._file_spec(name), angle_convention)
+        if files:
+            return self._curves_of_recordings(_only(files, "files of recordings"), angle_convention)
+        raise SourceError(
+            f"{self!r} has no tuning curves: no table {name or 'in the role tuning_curves'}, no "
+            "table of fits, and no recordings to compute them from; put a table into its folder "
+            "functional, give path=, or fetch the recordings with download_recordings()"
+        )
 
-    @sourced
+    def _curves_of_table(
+        self, table: pd.DataFrame, spec: TableSpec, angle_convention: AngleConvention | None
+    ) -> xr.Dataset:
+        name, origin, words = spec.name, "table", "found in the table"
+        if not {"rate_dir", "rate_ori"} & set(table.columns) and "kappa" in _rename(table).columns:
+            table, origin, words = rates_of_fits(table, name), "fits", "drawn from the fits"
+            spec = replace(spec, angle_units="degree")
+        spec = stated_spec(spec, angle_convention=angle_convention)
+        curves = build_tuning_curves(table, spec, self.functional("manual"))
+        return self._with_sources(_with_origin(curves, origin, f"{words} {name}"), [name])
+
+    def _curves_of_recordings(
+        self, path: Path, angle_convention: AngleConvention | None
+    ) -> xr.Dataset:
+        matches = self.functional("manual")
+        curves = tuning(open(path), coregistration=matches, angle_convention=angle_convention)
+        return _with_origin(curves, "trials", f"computed from the trials of {path.name}")
+
     def connectivity(
         self,
         request: str | SynapseSet | None = None,
@@ -860,8 +754,9 @@ class Release(ReleaseTables):
         Returns
         -------
         xarray.Dataset
-            See `microns_xr.build_connectivity`. The axes of a download are the units among the
-            neurons it asked for; ``attrs["asked_for_but_no_unit"]`` counts the others.
+            Dims ``pre_nucleus_id`` and ``post_nucleus_id``; see `microns_xr.build_connectivity`.
+            The axes of a download are the units among the neurons that it asked for;
+            ``attrs["asked_for_but_no_unit"]`` counts the others.
 
         Raises
         ------
@@ -869,29 +764,12 @@ class Release(ReleaseTables):
             If there are no synapses, or several sets and none is named.
         ReleaseMismatchError
             If `units` or the synapses are of another release.
+        SchemaError
+            If the table of synapses lacks columns, or its ids are floats.
         """
-        whole = self._whole_of(units)
-        units = whole if units is None else units
-        asked, no_unit = self._asked_for(request, units, whole)
-        connectivity = build_connectivity(
-            self._synapse_table(request),
-            whole,
-            pre=asked["pre"],
-            post=asked["post"],
-            scope=self.source.scope,
-            shared_roots=self.shared_roots(),
-        )
-        if any(no_unit.values()):
-            warnings.warn(
-                f"{no_unit['pre']} pre and {no_unit['post']} post neurons were asked for that are "
-                "no units, and are not on the axes: units(untyped='keep') has those without a type",
-                DroppedRowsWarning,
-                stacklevel=2,
-            )
-            connectivity = connectivity.assign_attrs(asked_for_but_no_unit=no_unit)
-        return connectivity
+        whole = self._all_units(units)
+        return self._connect(self._synapse_table(request), whole if units is None else units, whole)
 
-    @sourced
     def synapses(
         self,
         request: str | SynapseSet | None = None,
@@ -919,12 +797,36 @@ class Release(ReleaseTables):
             If the synapses were downloaded without positions.
         SourceError
             If there are no synapses, or several sets and none is named.
+        ReleaseMismatchError
+            If `units` or the synapses are of another release.
         """
+        whole = self._all_units(units)
+        found = table, name, _ = self._synapse_table(request)
+        connectivity = self._connect(found, whole if units is None else units, whole)
         resolution = self.spec.table_of("synapses").resolution_nm
-        connectivity = self.connectivity(request, units=units)
-        return build_synapses(self._synapse_table(request), connectivity, resolution)
+        single = build_synapses(table, connectivity, resolution)
+        return self._with_sources(single, [name], [connectivity])
 
-    def _whole_of(self, units: xr.Dataset | None) -> xr.Dataset:
+    def _synapse_table(
+        self, request: str | SynapseSet | None
+    ) -> tuple[pd.DataFrame, str, Mapping[str, Any]]:
+        """Read a set of synapses; return also its name and the root ids that it asked for."""
+        key = request.key if isinstance(request, SynapseSet) else request
+        source = self.source
+        if isinstance(source, KeptSource):
+            chosen = source.synapse_set(key)
+            self._provenance["synapses"] = chosen.provenance()
+            return chosen.read(), "synapses", chosen.request
+        if isinstance(source, DirectorySource) and (source.synapse_files() or key):
+            name, table = source.choose_synapses(key), source.read_synapses(key)
+            self._provenance["synapses"] = source.provenance(name)
+            return table, "synapses", {}
+        if key is not None:
+            raise SourceError(f"{type(source).__name__} holds one set of synapses, not {key!r}")
+        name = self.spec.name_of("synapses")
+        return self.table(name), name, {}
+
+    def _all_units(self, units: xr.Dataset | None) -> xr.Dataset:
         """Return all units of the release, of which `units` may be a selection.
 
         Synapses of units that were not selected are not asked for; they are not unknown.
@@ -940,8 +842,39 @@ class Release(ReleaseTables):
         attrs = units.attrs
         if attrs.get("selection", {}).get("units") == units.sizes["nucleus_id"]:
             return units
-        options = {k: attrs[k] for k in ("multisoma", "untyped") if k in attrs}
-        return self.units(**options)
+        return self.units(**{k: attrs[k] for k in ("multisoma", "untyped") if k in attrs})
+
+    def _connect(
+        self,
+        found: tuple[pd.DataFrame, str, Mapping[str, Any]],
+        units: xr.Dataset,
+        whole: xr.Dataset,
+    ) -> xr.Dataset:
+        table, name, asked = found
+        ids, roots = units["nucleus_id"].values, units["pt_root_id"].values
+        axes, no_unit = {"pre": ids, "post": ids}, {"pre": 0, "post": 0}
+        for side in axes:
+            if asked.get(side) is not None:
+                axes[side] = ids[np.isin(roots, asked[side])]
+                no_unit[side] = int((~np.isin(asked[side], whole["pt_root_id"].values)).sum())
+        connectivity = build_connectivity(
+            table,
+            whole,
+            pre=axes["pre"],
+            post=axes["post"],
+            scope=self.source.scope,
+            shared_roots=self.shared_roots(),
+        )
+        if any(no_unit.values()):
+            warnings.warn(
+                f"{no_unit['pre']} pre and {no_unit['post']} post neurons were asked for that are "
+                "not units, and are not on the axes: units(untyped='keep') has those without a "
+                "type",
+                DroppedRowsWarning,
+                stacklevel=3,
+            )
+            connectivity.attrs["asked_for_but_no_unit"] = no_unit
+        return self._with_sources(connectivity, [name, self.spec.name_of("nucleus")], [whole])
 
     def write(self, path: str | Path, *, request: str | None = None, **options: Any) -> None:
         """Write the whole release as one store.
@@ -949,7 +882,7 @@ class Release(ReleaseTables):
         Parameters
         ----------
         path : str or Path
-            Where; an existing store is replaced when the new one is complete.
+            Address of the store; an existing one is replaced when the new one is complete.
         request : str, optional
             Which set of synapses, where the source holds several.
         **options
@@ -957,13 +890,27 @@ class Release(ReleaseTables):
 
         Raises
         ------
-        SourceError, SchemaError, StoreFormatError
-            As the builders and the writer.
+        SourceError
+            If there are several sets of synapses and none is named.
+        SchemaError
+            See `microns_xr.build_units` and `microns_xr.build_connectivity`.
+        StoreFormatError
+            See `microns_xr.write_store`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import microns_xr as mx
+        >>> release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> release.write(folder / "release.zarr")
+        >>> sorted(mx.open_store(folder / "release.zarr").children)
+        ['connectivity', 'functional', 'layers', 'units']
         """
         has = self.has_tables()
         units = self.units(
             functional="match" if has["coregistration"] else "none",
-            rates=(has["coregistration"] and has["tuning_curves"]) or None,
+            rates=has["coregistration"] and has["tuning_curves"],
         )
         connectivity = self.connectivity(request, units=units) if has["synapses"] else None
         write_store(
@@ -975,3 +922,107 @@ class Release(ReleaseTables):
             source_tables=self.source_tables(),
             **options,
         )
+
+
+# Tuning curves: files of a release, and rates drawn from a table of fits.
+
+
+def _folder_of(source: TableSource) -> Path | None:
+    folder = getattr(source, "folder", None) or getattr(source, "path", None)
+    return None if folder is None else Path(folder)
+
+
+def recording_files(release: Release) -> list[Path]:
+    """Return the files of recordings of a release.
+
+    Recordings are the same in every release, so they lie in ``recordings/`` of the folder of all
+    downloads; one in ``functional/`` of the release is found as well.
+    """
+    folders = [release.datadir / "recordings"]
+    if (folder := _folder_of(release.source)) is not None:
+        folders += [folder / "functional", folder / "recordings"]
+    files = [file for folder in folders if folder.is_dir() for file in folder.iterdir()]
+    return sorted({file.resolve() for file in files if file.suffix in RECORDING_SUFFIXES})
+
+
+def _only(found: list[Any], what: str) -> Any:
+    if len(found) > 1:
+        raise SourceError(
+            f"there are several {what} ({', '.join(str(f) for f in found)}): name one with path="
+        )
+    return found[0]
+
+
+def _with_origin(curves: xr.Dataset, origin: str, words: str) -> xr.Dataset:
+    logger.info("tuning curves were %s", words)
+    return add_history(curves.assign_attrs(tuning_from=origin), f"tuning curves {words}")
+
+
+_N_DIRECTIONS = 16
+# Columns of the fits published with con-con-models, and our names of them.
+_FIT_COLUMNS = {
+    "cell_id": "unit_id",
+    "tuning_type": "model",
+    "A": "amplitude",
+    "k": "kappa",
+    "mean_r_sqrd": "r2",
+}
+# Their words for our models; theirs are functions of radians, in a column phi.
+_MODELS = {"single": "single_von_mises", "double": "von_mises"}
+_PREFERRED = {
+    "von_mises": "pref_ori",
+    "single_von_mises": "pref_dir",
+    "double_von_mises": "pref_dir",
+}
+
+
+def _rename(fits: pd.DataFrame) -> pd.DataFrame:
+    return fits.rename(columns={k: v for k, v in _FIT_COLUMNS.items() if v not in fits.columns})
+
+
+def rates_of_fits(table: pd.DataFrame, name: str = "fits") -> pd.DataFrame:
+    """Draw the tuning curves of a table of fits, those of the best fit of each unit."""
+    fits = _rename(table)
+    require_columns(fits, name, [*SCAN_KEYS, "model", "amplitude", "kappa", "r2"])
+    if not len(fits):
+        raise SchemaError(f"{name} has no rows: fetch the table again, or give another with path=")
+    fits = fits.sort_values("r2", ascending=False, kind="stable", na_position="last")
+    fits = fits.drop_duplicates(list(SCAN_KEYS))
+    model = fits["model"].map(lambda word: _MODELS.get(word, word))
+    if unknown := sorted(set(model) - set(_PREFERRED), key=str):
+        raise SchemaError(f"{name} has the models {unknown}, expected some of {[*_PREFERRED]}")
+    parts = [_rates_of_model(fits[model == word], word, name) for word in sorted(set(model))]
+    rates = pd.concat(parts).sort_index()
+    half = _N_DIRECTIONS // 2
+    rates["rate_ori"] = [(r[:half] + r[half:]) / 2 for r in rates["rate_dir"]]
+    return rates.reset_index(drop=True)
+
+
+def _numbers(fits: pd.DataFrame, column: str, units: str | None, name: str) -> np.ndarray:
+    values = fits[column].to_numpy(dtype=np.float64, na_value=np.nan)
+    if units is not None:
+        require_likely_units(values[np.isfinite(values)], units, f"{name}.{column}")
+    return values
+
+
+def _rates_of_model(fits: pd.DataFrame, model: str, name: str) -> pd.DataFrame:
+    preferred = _PREFERRED[model]
+    if preferred not in fits.columns and "phi" in fits.columns:
+        fits = fits.assign(**{preferred: np.rad2deg(_numbers(fits, "phi", "radian", name))})
+    further = ["amplitude_opposite"] if model == "double_von_mises" else []
+    require_columns(fits, name, [preferred, *further])
+    fits = fits if "baseline" in fits.columns else fits.assign(baseline=0.0)
+    values = {
+        column: ("scan_unit", _numbers(fits, column, None, name))
+        for column in ("amplitude", "kappa", "baseline", *further)
+    }
+    # The same convention on both sides: the table's own, which is stated later.
+    attrs = {"units": "degree", "angle_convention": "up_clockwise"}
+    angles = _numbers(fits, preferred, "degree", name)
+    fitted = xr.Dataset(
+        {**values, preferred: ("scan_unit", angles, attrs)},
+        attrs={"model": model, "tuning_dim": "direction"},
+    )
+    directions = np.arange(_N_DIRECTIONS) * 360.0 / _N_DIRECTIONS
+    rates = evaluate(fitted, directions).transpose("scan_unit", "direction").values
+    return fits[list(SCAN_KEYS)].assign(rate_dir=list(rates))

@@ -271,7 +271,7 @@ def test_fits_are_downloaded_into_the_release(server, source, folder, tmp_path):
     assert path == folder / "functional" / f"{TABLE}.csv"
     found = mx.Release(1718, source=folder).tuning_curves()
     assert found.attrs["tuning_from"] == "table"
-    with pytest.raises(mx.errors.SourceError, match=r"no folder .* mx\.download_file"):
+    with pytest.raises(mx.errors.SourceError, match=r"no folder .* tuning_curves\(path\)"):
         mx.Release(1718, source=source).download_fits(url)
     copy = download_file(url, tmp_path, retry=patient(), progress=False, refresh=True)
     assert copy.read_bytes() == body

@@ -38,7 +38,9 @@ def test_tables_that_are_absent_are_named(folder, caplog):
     units = release.units()
     assert units.attrs["absent_tables"] == ["aibs_metamodel_celltypes_v661_corrections"]
     assert "built without" in caplog.text
-    with pytest.raises(mx.errors.SourceError, match="role 'brain_area' .* 'typo', expected one of"):
+    with pytest.raises(
+        mx.errors.SourceError, match=r"role 'brain_area' .* 'typo', expected one of"
+    ):
         mx.Release(1718, source=folder, tables={"brain_area": "typo"}).units()
 
 

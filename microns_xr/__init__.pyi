@@ -10,7 +10,6 @@ from .analysis.populations import group_connectivity as group_connectivity
 from .connectivity.build import build_connectivity as build_connectivity
 from .connectivity.build import build_synapses as build_synapses
 from .connectivity.subset import annotate as annotate
-from .connectivity.subset import connections_between as connections_between
 from .connectivity.subset import drop_autapses as drop_autapses
 from .connectivity.subset import n_connections as n_connections
 from .currents import contract as contract

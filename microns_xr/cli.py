@@ -111,8 +111,8 @@ def demo(
         typed = mx.select_units(
             units, classification_system=["excitatory_neuron", "inhibitory_neuron"]
         )
-        among = mx.connections_between(
-            connectivity, typed.nucleus_id.values, typed.nucleus_id.values
+        among = mx.select_connections(
+            connectivity, pre=typed.nucleus_id.values, post=typed.nucleus_id.values
         )
         by_type = mx.group_connectivity(
             mx.annotate(among, typed, ["cell_type"]), "cell_type", "cell_type"

@@ -115,8 +115,8 @@ def _neurons(tree: xr.DataTree) -> xr.Dataset:
 def _connectivity(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
     from microns_xr.analysis.populations import group_connectivity
     from microns_xr.analysis.probability import connection_probability
-    from microns_xr.connectivity.subset import connections_between
     from microns_xr.plot import connectivity_matrix
+    from microns_xr.select import select_connections
 
     connectivity, units = _group(tree, "connectivity"), _neurons(tree)
     by, variable = options["by"] or "cell_type", options["variable"] or "n_connections"
@@ -129,7 +129,7 @@ def _connectivity(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
             np.intersect1d(connectivity[f"{side}_nucleus_id"].values, units["nucleus_id"].values)
             for side in ("pre", "post")
         )
-        among = connections_between(connectivity, pre, post)
+        among = select_connections(connectivity, pre=pre, post=post)
         table = group_connectivity(among, by, units=units)
     return connectivity_matrix(table, variable, ax=options["ax"])
 

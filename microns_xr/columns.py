@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from standard_transform.datasets import minnie_transform
 
 from microns_xr.errors import SchemaError, nearest_words
@@ -51,6 +52,38 @@ def id_column(column: pd.Series, table: str, nullable: bool = False) -> pd.Serie
     if pd.api.types.is_unsigned_integer_dtype(column.dtype):
         _require_int64(column.dropna().max(), where)
     return column.astype("Int64" if nullable else np.int64)
+
+
+def is_one_id(ids: Any) -> bool:
+    """Whether `ids` is one id and not a collection of them."""
+    if isinstance(ids, np.ndarray | xr.DataArray):
+        return ids.ndim == 0
+    return isinstance(ids, int | np.integer)
+
+
+def as_ids(ids: Any, what: str) -> np.ndarray:
+    """Read one id or any collection of ids as int64, never through float."""
+    if isinstance(ids, xr.Dataset):
+        if "nucleus_id" not in ids.coords:
+            raise SchemaError(
+                f"{what} is a Dataset without nucleus_id, found the coordinates "
+                f"{list(map(str, ids.coords))}: pass units, or a collection of nucleus ids"
+            )
+        ids = ids["nucleus_id"]
+    if isinstance(ids, str | bytes) or ids is None:
+        raise SchemaError(f"{what} is {ids!r}, expected integer ids or a collection of them")
+    if isinstance(ids, pd.Series | pd.Index):
+        series = pd.Series(ids)
+    else:
+        if isinstance(ids, Iterable) and not isinstance(ids, np.ndarray | xr.DataArray | list):
+            ids = list(ids)
+        values = np.atleast_1d(np.asarray(ids))
+        if values.ndim != 1:
+            raise SchemaError(f"{what} has {values.ndim} dimensions, expected one list of ids")
+        if values.size == 0:
+            return np.empty(0, dtype=np.int64)  # an empty list is float to numpy
+        series = pd.Series(values)
+    return id_column(series.rename("ids"), what).to_numpy(dtype=np.int64)
 
 
 def _require_int64(largest: Any, where: str) -> None:

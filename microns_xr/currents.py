@@ -12,7 +12,7 @@ from dask.delayed import delayed
 
 from microns_xr.connectivity.arrays import PAIR_DIMS, pattern_of, values_of
 from microns_xr.connectivity.blocks import blocks_of, is_lazy, lazy_contract
-from microns_xr.connectivity.kernels import contract_buffers, contract_scipy
+from microns_xr.connectivity.kernels import contract_buffers
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
 from microns_xr.provenance import add_history, require_same_release
@@ -155,7 +155,6 @@ def _row_states(table):  # type: ignore[no-untyped-def]
 
 Over = Literal["pre_nucleus_id", "post_nucleus_id"]
 Missing = Literal["raise", "skip"]
-Engine = Literal["numba", "scipy"]
 
 
 def input_currents(
@@ -163,7 +162,6 @@ def input_currents(
     rates: xr.DataArray,
     *,
     weight: str = "synapse_size",
-    engine: Engine = "numba",
 ) -> xr.DataArray:
     """Sum the rates of the presynaptic partners of every neuron, weighted by synapse size.
 
@@ -182,8 +180,6 @@ def input_currents(
     weight : str, optional
         Variable of the connectivity: ``"synapse_size"`` (voxels of 4x4x40 nm),
         ``"synapse_count"``, or a sparse variable of one's own.
-    engine : {"numba", "scipy"}, optional
-        What multiplies; the numbers are the same.
 
     Returns
     -------
@@ -214,7 +210,6 @@ def input_currents(
         "pre_nucleus_id",
         weight=weight,
         missing="skip",
-        engine=engine,
     )
     result.name = "input_current"
     result.attrs["long_name"] = "input current, summed over presynaptic partners"
@@ -228,7 +223,6 @@ def contract(
     *,
     weight: str = "synapse_size",
     missing: Missing = "raise",
-    engine: Engine = "numba",
 ) -> xr.DataArray:
     """Sum values of neurons over one axis of the connectivity, weighted by its pairs.
 
@@ -255,8 +249,6 @@ def contract(
         What to do about neurons of the matrix with no value or NaN: raise, or leave them out and
         say in the coordinate ``rated_fraction`` of the result which share of each neuron's weight
         had a value.
-    engine : {"numba", "scipy"}, optional
-        What multiplies; the numbers are the same.
 
     Returns
     -------
@@ -288,7 +280,6 @@ def contract(
     """
     _require_choice("over", over, PAIR_DIMS)
     _require_choice("missing", missing, ("raise", "skip"))
-    _require_choice("engine", engine, ("numba", "scipy"))
     connectivity, compute = connectivity_of(
         connectivity, "post" if over == "pre_nucleus_id" else "pre"
     )
@@ -305,9 +296,7 @@ def contract(
     n_columns = math.prod(n for d, n in values.sizes.items() if d != dim)
     _require_weight(connectivity, weight)
     multiply = _multiply_lazily if is_lazy(connectivity) else _multiply
-    sums, share = multiply(
-        connectivity, weight, over, aligned, n_columns, missing == "skip", engine
-    )
+    sums, share = multiply(connectivity, weight, over, aligned, n_columns, missing == "skip")
     result = _labelled(connectivity, values, dim, over, weight, sums, share)
     result.attrs |= {"weight": weight, "over": over, **counts}
     entry = f"contract({name_of(values)}, over={over!r}, weight={weight!r}, missing={missing!r})"
@@ -323,7 +312,7 @@ def _align(
         raise SchemaError(
             f"{aligned.n_missing} of {labels.size} neurons of {over} have no value in "
             f"{name_of(values)}, expected one for each: pass missing='skip' to leave them out, or "
-            "take the neurons that have one with mx.connections_between"
+            "take the neurons that have one with mx.select_connections"
         )
     return aligned
 
@@ -349,12 +338,10 @@ def _multiply(
     aligned: Aligned,
     n_columns: int,
     want_rated: bool,
-    engine: Engine,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Contract in memory: sums, and the share of the weight they rest on."""
     pattern = pattern_of(connectivity, weight)
-    function = contract_buffers if engine == "numba" else contract_scipy
-    return function(
+    return contract_buffers(
         values_of(connectivity, weight),
         pattern.indices,
         pattern.indptr,
@@ -373,7 +360,6 @@ def _multiply_lazily(
     aligned: Any,
     n_columns: int,
     want_rated: bool,
-    engine: Engine,
 ) -> tuple[Any, Any]:
     """Do the same block by block, as dask arrays."""
     # Cut along the axis that stays, every block gives the whole sums of its own neurons.
@@ -384,7 +370,7 @@ def _multiply_lazily(
     axis: Literal["major", "minor"] = (
         "major" if f"{blocks.compressed}_nucleus_id" == over else "minor"
     )
-    return lazy_contract(blocks, aligned, n_columns, axis, want_rated, engine)
+    return lazy_contract(blocks, aligned, n_columns, axis, want_rated)
 
 
 def _labelled(

@@ -398,7 +398,7 @@ def _node_attributes(
     units: xr.Dataset, nodes: np.ndarray, names: Iterable[str] | None
 ) -> dict[str, np.ndarray]:
     found = Lookup(units["nucleus_id"].values, "nucleus_id of the units").find(nodes)
-    hint = "take the connections of the units first, with mx.connections_between"
+    hint = "take the connections of the units first, with mx.select_connections"
     require_known(nodes, found, "the connectivity", "the units", hint)
     if names is None:
         scalars = [n for n, v in units.variables.items() if v.dims == ("nucleus_id",)]
@@ -449,7 +449,7 @@ def _square(
                 found[connected],
                 f"the connected {side}synaptic neurons",
                 "the units",
-                "take the connections of the units first, with mx.connections_between, or pass "
+                "take the connections of the units first, with mx.select_connections, or pass "
                 "outside='drop'",
             )
         ends.append(found[positions])

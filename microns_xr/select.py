@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from microns_xr.columns import as_ids, is_one_id
 from microns_xr.connectivity.arrays import Compressed, pair_buffers
 from microns_xr.connectivity.blocks import (
     OTHER_SIDE,
@@ -16,19 +17,16 @@ from microns_xr.connectivity.blocks import (
     Side,
     blocks_of,
     drop_unpaired,
-    group_sums,
     is_lazy,
-    layout_of,
-    lazy_groups,
     lazy_neurons,
     load_neurons,
     neuron_sums,
     positions_of,
     take_positions,
 )
-from microns_xr.connectivity.labels import Lookup, as_ids, is_one_id
-from microns_xr.connectivity.subset import take
-from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
+from microns_xr.connectivity.labels import Lookup
+from microns_xr.connectivity.subset import keep_touching
+from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import VOXEL_UNITS, validate
 from microns_xr.store.open import Connectivity, connectivity_of
@@ -39,6 +37,7 @@ from microns_xr.store.open import Connectivity, connectivity_of
 Words = str | Iterable[str] | None
 
 _PLAIN = ("layer", "brain_area", "cell_type", "classification_system")
+_CONDITIONS = (*_PLAIN, "tuning", "axon", "dendrite")
 _EXTENDED_STRATEGIES = {
     # Before release 1078 the table says "extended" and not how far.
     "axon": ("extended",),
@@ -95,10 +94,10 @@ def select_units(
     array([2])
     >>> select_units(units, layer="L23")
     Traceback (most recent call last):
-    microns_xr.errors.UnknownLabelError: layer 'L23' is nowhere in the units; nearest: L2/3; ...
+    microns_xr.errors.UnknownLabelError: units have no layer 'L23', expected one of L2/3, L4; ...
     """
     if not isinstance(units, xr.Dataset) or "nucleus_id" not in units.dims:
-        raise SchemaError("units is no Dataset over nucleus_id: use mx.Release(...).units()")
+        raise SchemaError("units is not a Dataset over nucleus_id: use mx.Release(...).units()")
     keep = np.ones(units.sizes["nucleus_id"], dtype=bool)
     asked: dict[str, list[str]] = {}
     plain = dict(zip(_PLAIN, (layer, brain_area, cell_type, classification_system), strict=True))
@@ -159,13 +158,8 @@ def _raise_unknown(units: xr.Dataset, name: str, word: str, words: list[str]) ->
     if name == "cell_type" and "classification_system" in units:
         classes = _column(units, "classification_system")[1]
         if word in classes:
-            hint = f": it is a class, use classification_system={word!r}"
-    near = nearest_words(word, words)
-    raise UnknownLabelError(
-        f"{name} {word!r} is nowhere in the units"
-        + (hint or (f"; nearest: {', '.join(near)}" if near else ""))
-        + f"; found: {', '.join(sorted(words)[:40])}"
-    )
+            hint = f"it is a class, use classification_system={word!r}"
+    raise unknown_label(f"units have no {name}", word, sorted(words), hint)
 
 
 def _tuning(units: xr.Dataset, wanted: list[str]) -> np.ndarray:
@@ -212,65 +206,110 @@ def _proofread(units: xr.Dataset, part: str, wanted: list[str]) -> np.ndarray:
     return keep
 
 
+Neurons = Any  # ids, units, or a mapping of conditions
+
+
 def select_connections(
     connectivity: xr.Dataset,
-    units: xr.Dataset,
+    units: xr.Dataset | None = None,
     *,
-    pre: Mapping[str, Words] | None = None,
-    post: Mapping[str, Words] | None = None,
+    pre: Neurons = None,
+    post: Neurons = None,
+    both: bool = True,
 ) -> xr.Dataset:
-    """Choose the connections between two populations.
+    """Choose the connections between two sets of neurons, or those that touch one of them.
 
     Parameters
     ----------
     connectivity : xarray.Dataset
-        Connectivity.
-    units : xarray.Dataset
-        Units of the same release.
-    pre, post : mapping, optional
-        Conditions of `select_units` for either side, such as ``{"layer": "L4"}``; None takes all.
+        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory or lazy.
+    units : xarray.Dataset, optional
+        Units of the same release, where conditions look.
+    pre, post : int, collection of int, xarray.Dataset or mapping, optional
+        Nucleus ids, units, or conditions of `select_units` such as ``{"layer": "L4"}``. Ids that
+        are not on the axis are left out, and counted in the history.
+    both : bool, optional
+        True keeps the neurons of both sets; a set that is None holds every neuron. False keeps the
+        axes as they are and every pair whose presynaptic neuron is in `pre` or whose postsynaptic
+        neuron is in `post`; a set that is None is empty. Other pairs then look unconnected though
+        they may not be, so the scope becomes "unknown".
 
     Returns
     -------
     xarray.Dataset
-        Connectivity whose axes are the neurons of the matrix that fit.
+        Connectivity, lazy where it was lazy.
 
     Raises
     ------
     UnknownLabelError
-        If a word is nowhere in the units, or a condition does not exist.
+        If there are ids and none of them is on its axis, a word is nowhere in the units, or there
+        is no such condition.
+    SchemaError
+        If ids are not integers, there are conditions but no `units`, or the Dataset is not
+        connectivity.
     ReleaseMismatchError
-        If the two are of different releases.
+        If the connectivity and units or labelled ids are of different releases.
 
     Examples
     --------
     >>> import microns_xr as mx
+    >>> from microns_xr.connectivity.arrays import two_neurons
+    >>> mx.n_connections(select_connections(two_neurons(), pre=[11], post=[11]))
+    0
+    >>> mx.n_connections(select_connections(two_neurons(), pre=[11], post=[11], both=False))
+    2
     >>> release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
     >>> l4 = mx.select_connections(release.connectivity(), release.units(), post={"layer": "L4"})
     >>> l4.sizes["post_nucleus_id"] < l4.sizes["pre_nucleus_id"]
     True
     """
     validate(connectivity, "connectivity")
-    require_same_release(("connectivity", connectivity), ("units", units))
-    ids: dict[str, np.ndarray | None] = {"pre": None, "post": None}
-    for side, conditions in (("pre", pre), ("post", post)):
-        if conditions is None:
-            continue
-        known = (*_PLAIN, "tuning", "axon", "dendrite")
-        for name in conditions:
-            if name not in known:
-                near = ", ".join(nearest_words(name, known))
-                raise UnknownLabelError(
-                    f"{side} has the condition {name!r}, expected some of {known}"
-                    + (f"; nearest: {near}" if near else "")
-                )
-        chosen = select_units(units, **conditions)["nucleus_id"].values
-        axis = connectivity[f"{side}_nucleus_id"].values
-        ids[side] = axis[np.isin(axis, chosen)]
-    result = take(connectivity, ids["pre"], ids["post"])
-    return add_history(
-        result, f"select_connections(pre={pre!r}, post={post!r})", source=connectivity
-    )
+    if units is not None:
+        require_same_release(("connectivity", connectivity), ("units", units))
+    positions, words = {}, []
+    for side, neurons in (("pre", pre), ("post", post)):
+        positions[side], text = _on_axis(connectivity, units, side, neurons)
+        words.append(f"{side}={text}")
+    if both:
+        result = take_positions(connectivity, positions["pre"], positions["post"])
+    else:
+        result = keep_touching(connectivity, positions["pre"], positions["post"])
+        words.append("both=False")
+    return add_history(result, f"select_connections({', '.join(words)})", source=connectivity)
+
+
+def _on_axis(
+    connectivity: xr.Dataset, units: xr.Dataset | None, side: str, neurons: Neurons
+) -> tuple[np.ndarray | None, str]:
+    """Return the ascending positions of neurons on an axis, and words for the history."""
+    if neurons is None:
+        return None, "None"
+    labels = connectivity[f"{side}_nucleus_id"].values
+    # A Dataset is a mapping to Python as well.
+    if isinstance(neurons, Mapping) and not isinstance(neurons, xr.Dataset):
+        if units is None:
+            raise SchemaError(
+                f"{side} is {dict(neurons)!r} and there are no units to look in: pass them, as "
+                f"mx.select_connections(connectivity, units, {side}=...)"
+            )
+        for name in neurons:
+            if name not in _CONDITIONS:
+                raise unknown_label(f"{side} has the condition", name, _CONDITIONS)
+        chosen = select_units(units, **neurons)["nucleus_id"].values
+        return np.flatnonzero(np.isin(labels, chosen)), repr(dict(neurons))
+    if isinstance(neurons, xr.Dataset | xr.DataArray):
+        require_same_release(("connectivity", connectivity), (side, neurons))
+    ids = np.unique(as_ids(neurons, side))
+    positions = Lookup(labels, f"{side}_nucleus_id").find(ids)
+    positions = np.sort(positions[positions >= 0])
+    if ids.size and not positions.size:
+        raise UnknownLabelError(
+            f"none of the {ids.size} ids of {side} is on the axis {side}_nucleus_id, such as "
+            f"{ids[0]}: the axis holds the neurons that were asked for, by nucleus id and not by "
+            "root id"
+        )
+    of = f" of {ids.size}" if positions.size < ids.size else ""
+    return positions, f"{positions.size}{of} ids"
 
 
 # The partners of neurons: their inputs and their outputs.
@@ -374,10 +413,6 @@ def _partners(given: Connectivity, ids: Any, own: Side, function: str) -> xr.Dat
     return add_history(row, f"{function}({int(as_ids(ids, 'nucleus_id')[0])})")
 
 
-# Three int64 tables of this many cells are 600 MB.
-_MAX_CELLS = 25_000_000
-
-
 def degrees(connectivity: Connectivity) -> xr.Dataset:
     """Count partners and synapses of every neuron, and sum its synapse sizes.
 
@@ -436,158 +471,3 @@ def _neuron_sums(connectivity: xr.Dataset) -> tuple[Any, Any, Compressed]:
     size, count = (values[name] for name in PARTS[1:])
     sums = neuron_sums(size, count, pattern.indices, pattern.indptr, pattern.n_minor)
     return *sums, pattern.compressed
-
-
-def group_connectivity(
-    connectivity: Connectivity,
-    pre: str | xr.DataArray,
-    post: str | xr.DataArray,
-) -> xr.Dataset:
-    """Add up the connections between groups of neurons.
-
-    Parameters
-    ----------
-    connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
-        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), a tree that has one, or a
-        store, of which every block is read once.
-    pre, post : str or xarray.DataArray
-        Group of each neuron of either side: the name of an annotation (``"cell_type"`` for the
-        coordinates ``pre_cell_type`` and ``post_cell_type``), or labels over ``nucleus_id`` (or
-        ``pre_nucleus_id``, ``post_nucleus_id``), which are aligned by label. Text, integers or
-        truth values. A neuron without a label is in the group "unknown" when labels are text.
-
-    Returns
-    -------
-    xarray.Dataset
-        int64 over (``pre_<name>``, ``post_<name>``), groups sorted: ``synapse_size`` (voxels of
-        4x4x40 nm), ``synapse_count``, ``n_connections`` (connected pairs); and the neurons of
-        each group, connected or not, ``n_pre(pre_<name>)`` and ``n_post(post_<name>)``.
-
-    Raises
-    ------
-    UnknownLabelError
-        If there is no such annotation, or no neuron of an axis has a label.
-    SchemaError
-        If labels are not one a neuron, are repeated, absent for some neurons though no text, or
-        make too many groups.
-    ReleaseMismatchError
-        If labels are of another release.
-
-    Examples
-    --------
-    >>> from microns_xr.connectivity.arrays import two_neurons
-    >>> layer = xr.DataArray(["L4", "L5"], {"nucleus_id": [11, 12]}, name="layer")
-    >>> table = group_connectivity(two_neurons(), layer, layer)
-    >>> int(table.synapse_count.sel(pre_layer="L4", post_layer="L5"))
-    2
-    """
-    connectivity, compute = connectivity_of(connectivity)
-    validate(connectivity, "connectivity")
-    for side, labels in (("pre", pre), ("post", post)):
-        if isinstance(labels, xr.DataArray):
-            require_same_release(("connectivity", connectivity), (side, labels))
-    dims, codes, groups = {}, {}, {}
-    for side, labels in (("pre", pre), ("post", post)):
-        name, of_each = _labels(connectivity, side, labels)
-        dims[side] = f"{side}_{name}"
-        codes[side], groups[side] = pd.factorize(of_each, sort=True)
-    n = (len(groups["pre"]), len(groups["post"]))
-    if n[0] * n[1] > _MAX_CELLS:
-        raise SchemaError(
-            f"the labels make {n[0]} x {n[1]} groups, expected at most {_MAX_CELLS} pairs of "
-            "groups: group by something coarser, or work on the sparse matrix itself"
-        )
-    table = _group_sums(connectivity, codes, n)
-    both = (dims["pre"], dims["post"])
-    units = {"synapse_size": VOXEL_UNITS, "synapse_count": "synapses", "n_connections": "pairs"}
-    scalars = {k: c for k, c in connectivity.coords.items() if not c.dims}
-    result = xr.Dataset(
-        {
-            part: (both, table[:, :, PARTS.index(part)].copy(), {"units": unit})
-            for part, unit in units.items()
-        },
-        coords={**scalars, **{dims[side]: groups[side] for side in ("pre", "post")}},
-    )
-    for side in ("pre", "post"):
-        members = np.bincount(codes[side], minlength=len(groups[side])).astype(np.int64)
-        result[f"n_{side}"] = (dims[side], members, {"units": "neurons"})
-    entry = f"group_connectivity(pre={dims['pre']}, post={dims['post']})"
-    result = add_history(result, entry, source=connectivity)
-    return result.compute() if compute else result
-
-
-def _group_sums(
-    connectivity: xr.Dataset, codes: dict[str, np.ndarray], n_groups: tuple[int, int]
-) -> Any:
-    """Return (pre groups, post groups, 3), lazily where the pairs are lazy."""
-    n_of = dict(zip(("pre", "post"), n_groups, strict=True))
-    _, major = layout_of(connectivity)
-    minor = OTHER_SIDE[major]
-    of_each = (codes[major], codes[minor], (n_of[major], n_of[minor]))
-    if is_lazy(connectivity):
-        table: Any = lazy_groups(blocks_of(connectivity, PARTS[1:]), *of_each)
-    else:
-        pattern, values = pair_buffers(connectivity, PARTS[1:])
-        size, count = (values[name] for name in PARTS[1:])
-        table = group_sums(size, count, pattern.indices, pattern.indptr, *of_each)
-    return table.transpose(1, 0, 2) if major == "post" else table
-
-
-def _labels(
-    connectivity: xr.Dataset, side: str, labels: str | xr.DataArray
-) -> tuple[str, np.ndarray]:
-    """Return the name of the labels without a side, and one label a neuron of the axis."""
-    dim = f"{side}_nucleus_id"
-    if isinstance(labels, str):
-        name = labels.removeprefix(f"{side}_")
-        if f"{side}_{name}" not in connectivity.coords:
-            known = [str(c) for c, v in connectivity.coords.items() if v.dims == (dim,)]
-            near = ", ".join(nearest_words(f"{side}_{name}", known))
-            raise UnknownLabelError(
-                f"the connectivity has no coordinate {side}_{name!s}, found {known}"
-                + (f"; nearest: {near}" if near else "")
-                + f": write it with mx.annotate(connectivity, units, {name!r})"
-            )
-        return name, _groupable(connectivity[f"{side}_{name}"].values, side, name)
-    if not isinstance(labels, xr.DataArray):
-        raise SchemaError(
-            f"{side} is a {type(labels).__name__}, expected the name of an annotation or a "
-            "DataArray of labels over nucleus_id, such as units.cell_type"
-        )
-    name = str(labels.name or "group").removeprefix("pre_").removeprefix("post_")
-    if labels.dims not in (("nucleus_id",), (dim,)) or labels.dims[0] not in labels.coords:
-        raise SchemaError(
-            f"{side} labels {name!r} have dims {labels.dims} and coordinates "
-            f"{list(map(str, labels.coords))}, expected one label a neuron over 'nucleus_id' or "
-            f"{dim!r} with its ids"
-        )
-    values = labels.values
-    rows = Lookup(labels[labels.dims[0]].values, str(labels.dims[0])).find(connectivity[dim].values)
-    n_missing = int((rows < 0).sum())
-    if rows.size and n_missing == rows.size:
-        raise UnknownLabelError(f"none of the {rows.size} neurons of {dim} has a label {name!r}")
-    if n_missing and values.dtype.kind not in "OUT":
-        raise SchemaError(
-            f"{n_missing} of {rows.size} neurons of {dim} have no label {name!r}, which is "
-            f"{values.dtype}: give every neuron one, or use text, where they become 'unknown'"
-        )
-    if n_missing:
-        values = values.astype(object)[rows]
-        values[rows < 0] = "unknown"
-    else:
-        values = values[rows]
-    return name, _groupable(values, side, name)
-
-
-def _groupable(values: np.ndarray, side: str, name: str) -> np.ndarray:
-    if values.dtype.kind in "OUT":
-        values = values.astype(object)
-        absent = np.asarray(pd.isna(values))
-        if absent.any():
-            values[absent] = "unknown"
-    elif values.dtype.kind not in "ib":
-        raise SchemaError(
-            f"{side} labels {name!r} have dtype {values.dtype}, expected text, integers or truth "
-            "values: cut numbers into classes first"
-        )
-    return values

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 import numpy as np
 import xarray as xr
 
+from microns_xr.columns import as_ids
 from microns_xr.connectivity.arrays import (
     Compressed,
     connectivity_dataset,
     make_pattern,
 )
 from microns_xr.connectivity.build import assemble
-from microns_xr.connectivity.labels import Lookup, as_ids, require_known
+from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import add_history, release_of, require_same_release
 from microns_xr.schema import AXES, validate

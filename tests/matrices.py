@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse
 import xarray as xr
 
 from microns_xr.connectivity.arrays import Compressed, connectivity_dataset, make_pattern
@@ -65,3 +66,19 @@ def stored_pairs(connectivity: xr.Dataset) -> np.ndarray:
         for minor in array.indices[array.indptr[major] : array.indptr[major + 1]]:
             out[(minor, major) if tuple(array.compressed_axes) == (1,) else (major, minor)] = True
     return out
+
+
+def contract_scipy(weights, indices, indptr, n_minor, values, rows, *, over):
+    """What `contract_buffers` computes, by scipy: sums, share and partners (0, 1 or 3)."""
+    has = rows >= 0
+    dense = np.where(has[:, None], values[rows].astype(np.float64), 0.0)
+
+    def product(data, other):
+        shape = (indptr.size - 1, n_minor)
+        matrix = scipy.sparse.csr_array((data, indices, indptr), shape=shape)
+        return np.asarray((matrix if over == "minor" else matrix.T) @ other)
+
+    total, rated = product(weights, np.stack([np.ones(rows.size), has], axis=1)).T
+    share = np.divide(rated, total, out=np.full(total.size, np.nan), where=total != 0)
+    some = product(np.ones(weights.size), np.stack([np.ones(rows.size), has], axis=1)) > 0
+    return product(weights.astype(np.float64), dense), share, some @ [1, 2]

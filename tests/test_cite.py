@@ -43,12 +43,12 @@ def test_every_dataset_names_the_tables_it_was_made_of(release, units):
 
 def test_results_keep_the_tables_and_the_steps_of_both_sides(release):
     units = release.units(rates=True)
-    part = mx.connections_between(release.connectivity(), units.nucleus_id[:200])
+    part = mx.select_connections(release.connectivity(), pre=units.nucleus_id[:200])
     currents = mx.input_currents(part, units.rate_ori)
     assert names(currents) == names(units) | {"synapses_pni_2"}
     steps = currents.attrs["history"].splitlines()
     assert steps[0].startswith("build_connectivity")
-    assert steps[1].startswith("take(")
+    assert steps[1].startswith("select_connections(")
     assert steps[-1].startswith("contract(")
     for result in (
         mx.degrees(part),

@@ -105,7 +105,7 @@ def test_connectivity_of_a_selection_is_not_full_of_unknown_neurons(source):
     for reason in ("pre_unknown", "post_unknown", "any_reason"):
         assert part.attrs["dropped_synapses"][reason] == whole.attrs["dropped_synapses"][reason]
     assert part.attrs["dropped_synapses"]["not_asked_for"] > 0
-    expected = mx.connections_between(whole, l4.nucleus_id.values, l4.nucleus_id.values)
+    expected = mx.select_connections(whole, pre=l4.nucleus_id.values, post=l4.nucleus_id.values)
     assert mx.to_table(part).equals(mx.to_table(expected))
 
 

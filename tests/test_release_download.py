@@ -71,7 +71,7 @@ def test_download_then_units_and_connectivity(cave, tmp_path, demo_source):
     np.testing.assert_array_equal(connectivity.post_nucleus_id, some.nucleus_id)
     np.testing.assert_array_equal(connectivity.pre_nucleus_id, units.nucleus_id)
     whole = expected.connectivity()
-    part = mx.connections_between(whole, post_ids=some.nucleus_id.values)
+    part = mx.select_connections(whole, post=some.nucleus_id.values)
     assert mx.to_table(connectivity).equals(mx.to_table(part))
     single = release.synapses()
     assert int(single["size"].sum()) == int(mx.to_table(part)["size"].sum())
@@ -155,7 +155,7 @@ def test_an_archived_release(tables, tmp_path, demo_source):
         assert same(units, expected.units(functional="best_only"))
         some = units.nucleus_id.values[:40]
         release.download_synapses(post=some, progress=False)
-        part = mx.connections_between(expected.connectivity(), post_ids=some)
+        part = mx.select_connections(expected.connectivity(), post=some)
         assert mx.to_table(release.connectivity()).equals(mx.to_table(part))
 
 

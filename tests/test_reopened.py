@@ -25,11 +25,11 @@ OPERATIONS = {
     "inputs_to": lambda d: mx.inputs_to(d["connectivity"], int(d["units"].nucleus_id[5])),
     "outputs_from": lambda d: mx.outputs_from(d["connectivity"], int(d["units"].nucleus_id[5])),
     "drop_autapses": lambda d: mx.to_table(mx.drop_autapses(d["connectivity"])),
-    "connections_between": lambda d: mx.to_table(
-        mx.connections_between(d["connectivity"], d["units"].nucleus_id[:99], d["units"].nucleus_id[50:])
+    "select_connections": lambda d: mx.to_table(
+        mx.select_connections(d["connectivity"], pre=d["units"].nucleus_id[:99], post=d["units"].nucleus_id[50:])
     ),
     "either": lambda d: mx.to_table(
-        mx.connections_between(d["connectivity"], d["units"].nucleus_id[:9], [], both=False)
+        mx.select_connections(d["connectivity"], pre=d["units"].nucleus_id[:9], post=[], both=False)
     ),
     "input_currents": lambda d: mx.input_currents(d["connectivity"], d["units"].rate_dir),
     "contract over post": lambda d: mx.contract(

@@ -60,8 +60,8 @@ def test_against_plain_pandas(demo, case):
 @pytest.mark.parametrize(
     ("conditions", "message"),
     [
-        (dict(layer="L23"), "layer 'L23' is nowhere in the units; nearest: L2/3"),
-        (dict(layer=["L4", "l5"]), "'l5' is nowhere"),
+        (dict(layer="L23"), "units have no layer 'L23', expected one of .*; nearest: L2/3"),
+        (dict(layer=["L4", "l5"]), "no layer 'l5'"),
         (
             dict(cell_type="excitatory_neuron"),
             "it is a class, use classification_system='excitatory_neuron'",
@@ -80,7 +80,7 @@ def test_words_that_are_nowhere_raise_with_the_nearest(demo, conditions, message
 def test_what_is_no_word_or_no_units(demo, three_tables):
     with pytest.raises(mx.errors.SchemaError, match="expected words, found 4"):
         mx.select_units(demo["units"], layer=[4])
-    with pytest.raises(mx.errors.SchemaError, match="no Dataset over nucleus_id"):
+    with pytest.raises(mx.errors.SchemaError, match="not a Dataset over nucleus_id"):
         mx.select_units(demo["functional"], layer="L4")
     untuned = mx.build_units(three_tables, 1300)
     with pytest.raises(mx.errors.SchemaError, match="functional='match'"):
@@ -123,16 +123,45 @@ def test_connections_between_populations(demo):
     assert mx.n_connections(everything) == len(table)
 
 
+def test_ids_units_and_conditions_choose_the_same(demo):
+    units, connectivity = demo["units"], demo["connectivity"]
+    l4 = mx.select_units(units, layer="L4")
+    expected = mx.to_table(mx.select_connections(connectivity, units, pre={"layer": "L4"}))
+    for neurons in (l4, l4.nucleus_id, set(l4.nucleus_id.values.tolist())):
+        assert mx.to_table(mx.select_connections(connectivity, pre=neurons)).equals(expected)
+    either = dict(pre={"layer": "L4"}, post=l4, both=False)
+    touching = mx.to_table(mx.select_connections(connectivity, units, **either))
+    table = mx.to_table(connectivity)
+    ends = table[["pre_nucleus_id", "post_nucleus_id"]].isin(l4.nucleus_id.values)
+    assert touching.equals(table[ends.any(axis=1)].reset_index(drop=True))
+
+
+def test_ids_that_are_not_on_the_axis_are_left_out_and_counted(demo):
+    connectivity = demo["connectivity"]
+    post = connectivity.post_nucleus_id.values[:3]
+    found = mx.select_connections(connectivity, post=[7, *post])
+    assert found.post_nucleus_id.values.tolist() == post.tolist()
+    last = found.attrs["history"].splitlines()[-1]
+    assert last == "select_connections(pre=None, post=3 of 4 ids)"
+    none = mx.select_connections(connectivity, post=[])
+    assert none.sizes["post_nucleus_id"] == 0
+    for both in (True, False):
+        with pytest.raises(mx.errors.UnknownLabelError, match="none of the 2 ids of post is on"):
+            mx.select_connections(connectivity, pre=post, post=[7, 8], both=both)
+
+
 def test_connections_of_two_releases_or_unknown_conditions(demo):
     units, connectivity = demo["units"], demo["connectivity"]
     with pytest.raises(mx.errors.UnknownLabelError, match="nearest: layer"):
         mx.select_connections(connectivity, units, pre={"layers": "L4"})
-    with pytest.raises(mx.errors.ReleaseMismatchError):
-        mx.select_connections(
-            connectivity,
-            mx.releases.stamp_release(units, "minnie65_public", 1300),
-            pre={"layer": "L4"},
-        )
+    other = mx.releases.stamp_release(units, "minnie65_public", 1300)
+    for arguments in ((other,), ()):
+        with pytest.raises(mx.errors.ReleaseMismatchError):
+            mx.select_connections(connectivity, *arguments, pre=other.nucleus_id)
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"select_connections\(connectivity, units, pre"
+    ):
+        mx.select_connections(connectivity, pre={"layer": "L4"})
 
 
 def test_real_units_by_label(real_data):

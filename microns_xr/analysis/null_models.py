@@ -830,14 +830,14 @@ def _positions(connectivity: xr.Dataset, units: xr.Dataset, side: str, axes: str
     if (rows < 0).any():
         raise UnknownLabelError(
             f"{(rows < 0).sum()} of {rows.size} neurons of {side}_nucleus_id are not among the "
-            "units: take those that are with mx.connections_between"
+            "units: take those that are with mx.select_connections"
         )
     by_axis = units["position"].transpose("nucleus_id", "axis").values[rows]
     at = np.ascontiguousarray(by_axis[:, [AXES.index(a) for a in axes]], dtype=float)
     if not np.isfinite(at).all():
         raise SchemaError(
             f"{(~np.isfinite(at).all(axis=1)).sum()} neurons of {side}_nucleus_id have no "
-            "position: leave them out with mx.connections_between"
+            "position: leave them out with mx.select_connections"
         )
     return at
 

@@ -9,18 +9,30 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from microns_xr.connectivity.arrays import pair_buffers
+from microns_xr.connectivity.blocks import (
+    OTHER_SIDE,
+    PARTS,
+    blocks_of,
+    group_sums,
+    is_lazy,
+    layout_of,
+    lazy_groups,
+)
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
-from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
-from microns_xr.schema import VOXEL_UNITS
-from microns_xr.select import group_connectivity as group_totals
+from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
+from microns_xr.provenance import add_history, require_same_release
+from microns_xr.schema import VOXEL_UNITS, validate
 from microns_xr.store.open import Connectivity, connectivity_of
 
 By = str | Iterable[str] | xr.DataArray
+
 _SEPARATOR = ", "
+# Three int64 tables of this many cells are 600 MB.
+_MAX_CELLS = 25_000_000
 
 
-def population_labels(units: xr.Dataset, by: str | Iterable[str] | xr.DataArray) -> xr.DataArray:
+def population_labels(units: xr.Dataset, by: By) -> xr.DataArray:
     """Label every unit with its population, by one variable or by a product of several.
 
     Parameters
@@ -28,9 +40,9 @@ def population_labels(units: xr.Dataset, by: str | Iterable[str] | xr.DataArray)
     units : xarray.Dataset
         Units over ``nucleus_id``.
     by : str, collection of str, or xarray.DataArray
-        A variable with one word, integer or truth value a unit; several, whose words are joined
-        (``["cell_type", "layer"]`` makes ``"23P, L2/3"``); or labels of one's own over
-        ``nucleus_id``, aligned by label.
+        A variable with one word, integer or truth value per unit; several, whose words are joined
+        (``["cell_type", "layer"]`` makes ``"23P, L2/3"``); or other labels over ``nucleus_id``,
+        aligned by label.
 
     Returns
     -------
@@ -44,7 +56,7 @@ def population_labels(units: xr.Dataset, by: str | Iterable[str] | xr.DataArray)
     UnknownLabelError
         If units has no such variable, or no unit has a label.
     SchemaError
-        If a variable is not one word, integer or truth value a unit, or two products read alike.
+        If a variable is not one word, integer or truth value per unit, or two products read alike.
     ReleaseMismatchError
         If labels are of another release.
 
@@ -57,20 +69,18 @@ def population_labels(units: xr.Dataset, by: str | Iterable[str] | xr.DataArray)
     array(['23P, L2/3', 'BC, L4'], dtype=object)
     """
     if not isinstance(units, xr.Dataset) or "nucleus_id" not in units.coords:
-        raise SchemaError("units is no Dataset over nucleus_id: use mx.Release(...).units()")
+        raise SchemaError("units is not a Dataset over nucleus_id: use mx.Release(...).units()")
     if isinstance(by, xr.DataArray):
         require_same_release(("units", units), ("by", by))
-        return _aligned(units, by)
-    if isinstance(by, str):
-        return _column(units, by, "nucleus_id")
-    names = _names(by)
-    return _product([_column(units, name, "nucleus_id") for name in names])
+        return _align(by, units, "nucleus_id")
+    hint = "make it a variable of the units first"
+    return _product([_column(units, name, "nucleus_id", hint) for name in _names(by)])
 
 
 def group_connectivity(
     connectivity: Connectivity,
-    pre: str | Iterable[str] | xr.DataArray,
-    post: str | Iterable[str] | xr.DataArray | None = None,
+    pre: By,
+    post: By | None = None,
     *,
     units: xr.Dataset | None = None,
 ) -> xr.Dataset:
@@ -95,8 +105,8 @@ def group_connectivity(
         Over (``pre_<name>``, ``post_<name>``), populations sorted, ``<name>`` of a product being
         ``cell_type_layer``, with its parts as coordinates (``pre_cell_type``, ``pre_layer``):
         ``synapse_size`` (voxels of 4x4x40 nm), ``synapse_count`` and ``n_connections`` (connected
-        pairs), int64; ``mean_size`` (voxels a connected pair) and ``mean_synapses`` (synapses a
-        connected pair), float64, NaN where no pair is connected; and the neurons of each
+        pairs), int64; ``mean_size`` (voxels per connected pair) and ``mean_synapses`` (synapses
+        per connected pair), float64, NaN where no pair is connected; and the neurons of each
         population, connected or not, ``n_pre(pre_<name>)`` and ``n_post(post_<name>)``. Sums and
         means of lazy connectivity are lazy.
 
@@ -105,8 +115,8 @@ def group_connectivity(
     UnknownLabelError
         If there is no such variable or annotation, or no neuron of an axis has a label.
     SchemaError
-        If labels are not one a neuron, are repeated, absent for some neurons though no text, or
-        make too many groups.
+        If there is not one label per neuron, labels are repeated, absent for some neurons though
+        not text, or make too many groups.
     ReleaseMismatchError
         If units or labels are of another release.
 
@@ -118,69 +128,101 @@ def group_connectivity(
     >>> float(table.mean_size.sel(pre_layer="L4", post_layer="L4"))
     4.666666666666667
     """
-    pairs, opened_here = connectivity_of(connectivity)
+    pairs, compute = connectivity_of(connectivity)
+    validate(pairs, "connectivity")
     if units is not None:
         require_same_release(("connectivity", pairs), ("units", units))
-    labels = {
-        side: _side_labels(pairs, units, by, side)
-        for side, by in (("pre", pre), ("post", pre if post is None else post))
-    }
-    table = group_totals(pairs, labels["pre"], labels["post"])
+    dims, codes, groups, coords = {}, {}, {}, _scalars(pairs)
+    for side, by in (("pre", pre), ("post", pre if post is None else post)):
+        labels = _side_labels(pairs, units, by, side)
+        dims[side] = f"{side}_{labels.name}"
+        codes[side], groups[side] = pd.factorize(labels.values, sort=True)
+        coords[dims[side]] = groups[side]
+        coords |= label_parts(labels, dims[side], side, groups[side])
+    n = (len(groups["pre"]), len(groups["post"]))
+    if n[0] * n[1] > _MAX_CELLS:
+        raise SchemaError(
+            f"the labels make {n[0]} x {n[1]} groups, expected at most {_MAX_CELLS} pairs of "
+            "groups: group by something coarser, or work on the sparse matrix itself"
+        )
+    sums = _sums(pairs, codes, n)
+    both = (dims["pre"], dims["post"])
+    attrs = {"synapse_size": VOXEL_UNITS, "synapse_count": "synapses", "n_connections": "pairs"}
+    table = xr.Dataset(
+        {
+            part: (both, sums[:, :, PARTS.index(part)].copy(), {"units": unit})
+            for part, unit in attrs.items()
+        },
+        coords=coords,
+    )
+    for side in ("pre", "post"):
+        members = np.bincount(codes[side], minlength=len(groups[side])).astype(np.int64)
+        table[f"n_{side}"] = (dims[side], members, {"units": "neurons"})
     connected = table["n_connections"].where(table["n_connections"] > 0)
-    for name, part, unit in (
-        ("mean_size", "synapse_size", VOXEL_UNITS),
-        ("mean_synapses", "synapse_count", "synapses"),
-    ):
-        counts = pairs[part].attrs.get("counts")
+    for name, part in (("mean_size", "synapse_size"), ("mean_synapses", "synapse_count")):
+        counts = pairs[part].attrs.get("counts")  # whether synapses were counted, or rows
         table[name] = (table[part] / connected).assign_attrs(
             long_name=f"mean {part} of a connected pair",
-            units=unit,
+            units=attrs[part],
             **({"counts": counts} if counts else {}),
         )
-    for side, of_each in labels.items():
-        if isinstance(of_each, xr.DataArray):
-            dim = f"{side}_{of_each.name or 'group'}"
-            if dim in table.dims:
-                table = table.assign_coords(label_parts(of_each, dim, side, table[dim].values))
-    table = table.compute() if opened_here else table
-    return add_history(table, "group_connectivity: means over connected pairs")
+    table = table.compute() if compute else table
+    entry = f"group_connectivity(pre={dims['pre']}, post={dims['post']})"
+    return add_history(table, entry, source=pairs)
 
 
 def label_parts(
     labels: xr.DataArray, dim: str, side: str, groups: np.ndarray
 ) -> dict[str, tuple[str, np.ndarray]]:
     """Return the parts of product labels as coordinates of the axis of populations."""
-    parts = labels.attrs.get("parts", [])
-    words = pd.Index(labels.values)
-    first = words.drop_duplicates()
-    rows = np.flatnonzero(~words.duplicated())
+    rows = np.flatnonzero(~pd.Index(labels.values).duplicated())
     # "unknown" stands for neurons without a unit, which have no part either.
-    found = first.get_indexer(pd.Index(groups))
+    of_group = pd.Index(labels.values[rows]).get_indexer(pd.Index(groups))
     coords = {}
-    for part in parts:
-        values = labels[part].values.astype(object)[rows][found]
-        values[found < 0] = "unknown"
+    for part in labels.attrs.get("parts", ()):
+        values = labels[part].values.astype(object)[rows][of_group]
+        values[of_group < 0] = "unknown"
         coords[f"{side}_{part}"] = (dim, values)
     return coords
 
 
+def _sums(connectivity: xr.Dataset, codes: dict[str, np.ndarray], n_groups: tuple[int, int]) -> Any:
+    """Return (pre groups, post groups, parts), lazily where the pairs are lazy."""
+    n_of = dict(zip(("pre", "post"), n_groups, strict=True))
+    _, major = layout_of(connectivity)
+    minor = OTHER_SIDE[major]
+    of_each = (codes[major], codes[minor], (n_of[major], n_of[minor]))
+    if is_lazy(connectivity):
+        table: Any = lazy_groups(blocks_of(connectivity, PARTS[1:]), *of_each)
+    else:
+        pattern, values = pair_buffers(connectivity, PARTS[1:])
+        size, count = (values[name] for name in PARTS[1:])
+        table = group_sums(size, count, pattern.indices, pattern.indptr, *of_each)
+    return table.transpose(1, 0, 2) if major == "post" else table
+
+
 def _side_labels(
     connectivity: xr.Dataset, units: xr.Dataset | None, by: By, side: str
-) -> str | xr.DataArray:
-    if isinstance(by, xr.DataArray):
-        return by
-    if units is not None:
-        return population_labels(units, by)
-    if isinstance(by, str):
-        return by
+) -> xr.DataArray:
+    """Return one label for each neuron of an axis, by a name without the side."""
     dim = f"{side}_nucleus_id"
-    sides = [f"{side}_{name.removeprefix(f'{side}_')}" for name in _names(by)]
-    columns = [_column(connectivity, name, dim) for name in sides]
-    return _product([c.rename(str(c.name).removeprefix(f"{side}_")) for c in columns])
+    if isinstance(by, xr.DataArray):
+        require_same_release(("connectivity", connectivity), (side, by))
+        labels = _align(by, connectivity, dim)
+    elif units is not None:
+        labels = _align(population_labels(units, by), connectivity, dim)
+    else:
+        columns = []
+        for name in _names(by):
+            name = name.removeprefix(f"{side}_")
+            hint = f"write it with mx.annotate(connectivity, units, {name!r})"
+            columns.append(_column(connectivity, f"{side}_{name}", dim, hint).rename(name))
+        labels = _product(columns)
+    return labels.rename(str(labels.name).removeprefix("pre_").removeprefix("post_"))
 
 
 def _names(by: Any) -> list[str]:
-    names = list(by) if isinstance(by, Iterable) else [by]
+    names = [by] if isinstance(by, str) else list(by) if isinstance(by, Iterable) else [by]
     if not names or not all(isinstance(name, str) for name in names):
         raise SchemaError(
             f"populations are to be made by {by!r}, expected the name of a variable, several "
@@ -189,30 +231,25 @@ def _names(by: Any) -> list[str]:
     return names
 
 
-def _column(dataset: xr.Dataset, name: str, dim: str) -> xr.DataArray:
+def _scalars(dataset: xr.Dataset) -> dict[str, Any]:
+    return {str(name): c.variable for name, c in dataset.coords.items() if not c.dims}
+
+
+def _column(dataset: xr.Dataset, name: str, dim: str, hint: str) -> xr.DataArray:
     if name not in dataset.variables:
         usable = sorted(
             str(n)
             for n, v in dataset.variables.items()
             if v.dims == (dim,) and n != dim and v.dtype.kind in "OUTib"
         )
-        near = ", ".join(nearest_words(name, usable))
-        raise UnknownLabelError(
-            f"there is no variable {name!r} over {dim!r}, expected one of {usable}"
-            + (f"; nearest: {near}" if near else "")
-        )
+        raise unknown_label("no variable", name, usable, hint)
     column = dataset[name]
     if column.dims != (dim,):
         raise SchemaError(
-            f"{name} has dims {column.dims}, expected one value a neuron along ({dim!r},)"
+            f"{name} has dims {column.dims}, expected one value per neuron along ({dim!r},)"
         )
-    values = _words(column.values, name)
-    return xr.DataArray(values, {**_scalars(dataset), dim: dataset[dim]}, (dim,), name)
-
-
-def _scalars(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Return the coordinates that say which release it is."""
-    return {name: dataset[name] for name in RELEASE_COORDS if name in dataset.coords}
+    coords = {**_scalars(dataset), dim: dataset[dim]}
+    return xr.DataArray(_words(column.values, name), coords, (dim,), name)
 
 
 def _words(values: np.ndarray, name: str) -> np.ndarray:
@@ -227,38 +264,41 @@ def _words(values: np.ndarray, name: str) -> np.ndarray:
     return values
 
 
-def _aligned(units: xr.Dataset, labels: xr.DataArray) -> xr.DataArray:
+def _align(labels: xr.DataArray, dataset: xr.Dataset, dim: str) -> xr.DataArray:
+    """Return the labels, and their parts, of the neurons along a dim of the Dataset."""
     name = str(labels.name or "group")
-    if labels.dims != ("nucleus_id",) or "nucleus_id" not in labels.coords:
+    if labels.dims not in (("nucleus_id",), (dim,)) or labels.dims[0] not in labels.coords:
         raise SchemaError(
-            f"labels {name!r} have dims {labels.dims}, expected one label a neuron over "
-            "('nucleus_id',) with its ids"
+            f"labels {name!r} have dims {labels.dims} and coordinates "
+            f"{list(map(str, labels.coords))}, expected one label per neuron over 'nucleus_id' or "
+            f"{dim!r} with its ids"
         )
-    rows = Lookup(labels["nucleus_id"].values, "nucleus_id").find(units["nucleus_id"].values)
-    if rows.size and (rows < 0).all():
-        raise UnknownLabelError(f"none of the {rows.size} units has a label {name!r}")
-    values = _words(labels.values, name)
-    if (rows < 0).any():
-        if values.dtype.kind != "O":
-            raise SchemaError(
-                f"{int((rows < 0).sum())} of {rows.size} units have no label {name!r}, which is "
-                f"{values.dtype}: give every unit one, or use text, where they become 'unknown'"
-            )
-        taken = values[rows]
-        taken[rows < 0] = "unknown"
-    else:
-        taken = values[rows]
-    coords = {**_scalars(units), "nucleus_id": units["nucleus_id"]}
-    result = xr.DataArray(taken, coords, ("nucleus_id",), name)
-    parts = [p for p in labels.attrs.get("parts", []) if p in labels.coords]
-    for part in parts:
-        own = labels[part].values.astype(object)[rows]
-        own[rows < 0] = "unknown"
-        result = result.assign_coords({part: ("nucleus_id", own)})
+    own_dim = labels.dims[0]
+    rows = Lookup(labels[own_dim].values, str(own_dim)).find(dataset[dim].values)
+    absent = rows < 0
+    if rows.size and absent.all():
+        raise UnknownLabelError(f"none of the {rows.size} neurons of {dim} has a label {name!r}")
+    parts = [part for part in labels.attrs.get("parts", ()) if part in labels.coords]
+    columns = {name: _words(labels.values, name)}
+    columns |= {part: labels[part].values.astype(object) for part in parts}
+    if absent.any() and columns[name].dtype.kind != "O":
+        raise SchemaError(
+            f"{int(absent.sum())} of {rows.size} neurons of {dim} have no label {name!r}, which is "
+            f"{labels.dtype}: give every neuron one, or use text, where they become 'unknown'"
+        )
+    for column, values in columns.items():
+        columns[column] = values[rows]
+        if absent.any():
+            columns[column][absent] = "unknown"
+    coords = {part: (dim, columns[part]) for part in parts}
+    result = xr.DataArray(
+        columns[name], {**_scalars(dataset), dim: dataset[dim], **coords}, (dim,), name
+    )
     return result.assign_attrs(parts=parts) if parts else result
 
 
 def _product(columns: list[xr.DataArray]) -> xr.DataArray:
+    """Join the words of several columns to one label for each neuron."""
     if len(columns) == 1:
         return columns[0]
     codes = np.zeros(columns[0].size, dtype=np.int64)

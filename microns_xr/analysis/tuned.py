@@ -13,9 +13,10 @@ import xarray as xr
 
 from microns_xr.analysis.resample import neuron_weights, percentile_interval
 from microns_xr.angles import describe_angle
+from microns_xr.columns import as_ids
 from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.blocks import Side, positions_of
-from microns_xr.connectivity.labels import Lookup, as_ids
+from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import drop_autapses, take
 from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
 from microns_xr.provenance import add_history, require_same_release

@@ -139,7 +139,7 @@ def _gcxs_of(data: Any, name: str) -> sparse.GCXS:
     if is_dask_collection(data):
         raise SchemaError(
             f"{name} is lazy, expected it in memory: load it with .compute(), or the part you need "
-            "after mx.connections_between or mx.select_connections"
+            "after mx.select_connections"
         )
     if not isinstance(data, sparse.GCXS):
         raise SchemaError(

@@ -22,6 +22,7 @@ from dask.base import tokenize
 from dask.delayed import Delayed, delayed
 from dask.highlevelgraph import HighLevelGraph
 
+from microns_xr.columns import as_ids
 from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
     Compressed,
@@ -33,8 +34,8 @@ from microns_xr.connectivity.arrays import (
     pattern_of,
     pattern_of_array,
 )
-from microns_xr.connectivity.kernels import Contraction, contract_buffers, contract_scipy
-from microns_xr.connectivity.labels import Lookup, as_ids, require_known
+from microns_xr.connectivity.kernels import Contraction, contract_buffers
+from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.connectivity.sort import Selection, check_sorted, select_pairs, take_values
 from microns_xr.errors import SchemaError
 from microns_xr.threads import Span, balanced_spans, run_spans, usable_threads
@@ -727,10 +728,9 @@ def lazy_contract(
     n_columns: int,
     over: Literal["minor", "major"],
     want_rated: bool,
-    engine: str,
 ) -> tuple[da.Array, da.Array | None]:
     """Contract one variable with rows of values."""
-    each = [(lo, hi, over, want_rated, engine) for lo, hi in blocks.spans]
+    each = [(lo, hi, over, want_rated) for lo, hi in blocks.spans]
     mapped = blocks.map(_contract_block, aligned, each)
     if over == "minor":
         results = [
@@ -756,15 +756,11 @@ def _contract_block(
     hi: int,
     over: Literal["minor", "major"],
     want_rated: bool,
-    engine: str,
 ) -> Any:
     (weights,) = values.values()
     rows = aligned.rows if over == "minor" else aligned.rows[lo:hi]
     args = (weights, pattern.indices, pattern.indptr, pattern.n_minor, aligned.table, rows)
-    if engine == "scipy":
-        part = contract_scipy(*args, over=over, want_rated=want_rated)
-    else:
-        part = contract_buffers(*args, over=over, want_rated=want_rated, threads=1)
+    part = contract_buffers(*args, over=over, want_rated=want_rated, threads=1)
     return part.result() if over == "minor" else part
 
 

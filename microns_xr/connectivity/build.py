@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.columns import id_column, positions, require_columns, to_pia_um
+from microns_xr.columns import as_ids, id_column, positions, require_columns, to_pia_um
 from microns_xr.connectivity.arrays import PAIR_DIMS, connectivity_dataset, make_pattern
-from microns_xr.connectivity.labels import Lookup, as_ids, require_known, unit_roots
+from microns_xr.connectivity.labels import Lookup, require_known, unit_roots
 from microns_xr.errors import DroppedRowsWarning, SchemaError
 from microns_xr.provenance import RELEASE_COORDS, add_history, release_of, require_same_release
 from microns_xr.schema import AXES, SCOPES, UNITS, VOXEL_UNITS, describe, validate

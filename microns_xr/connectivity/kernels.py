@@ -19,7 +19,6 @@ from typing import Any, Literal, NamedTuple
 
 import numba
 import numpy as np
-import scipy.sparse
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, models, register_model
@@ -342,35 +341,3 @@ def _plain_weights(weights: np.ndarray) -> np.ndarray:
 def _tally(n: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     kind = np.float64 if weights.dtype.kind == "f" else np.int64
     return np.zeros((n, 2), dtype=kind), np.zeros(n, dtype=np.uint8)
-
-
-def contract_scipy(
-    weights: np.ndarray,
-    indices: np.ndarray,
-    indptr: np.ndarray,
-    n_minor: int,
-    values: np.ndarray,
-    rows: np.ndarray,
-    *,
-    over: Literal["minor", "major"],
-    want_rated: bool = False,
-) -> Contraction:
-    """Compute what `contract_buffers` computes, with scipy on one thread."""
-    weights = _plain_weights(weights)
-    has = rows >= 0
-    dense = np.where(has[:, None], values[rows].astype(np.float64), 0.0)
-
-    def product(data: np.ndarray, other: np.ndarray) -> np.ndarray:
-        major_by_minor = scipy.sparse.csr_array(
-            (data, indices, indptr), shape=(indptr.size - 1, n_minor)
-        )
-        return np.asarray((major_by_minor if over == "minor" else major_by_minor.T) @ other)
-
-    sums = product(weights.astype(np.float64), dense)
-    if not want_rated:
-        return Contraction(sums)
-    kind = np.float64 if weights.dtype.kind == "f" else np.int64
-    columns = np.stack([np.ones(rows.size, dtype=kind), has.astype(kind)], axis=1)
-    tally = product(weights.astype(kind), columns)
-    some = product(np.ones(weights.size, dtype=np.int64), columns.astype(np.int64)) > 0
-    return Contraction(sums, tally, (some @ [1, 2]).astype(np.uint8))

@@ -2,51 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numba
 import numpy as np
-import pandas as pd
 import xarray as xr
 
-from microns_xr.columns import id_column
 from microns_xr.errors import SchemaError, UnknownLabelError
 from microns_xr.threads import equal_spans, run_spans, usable_threads
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: Knuth's multiplicative hashing
-
-
-def is_one_id(ids: Any) -> bool:
-    """Whether `ids` is one id and not a collection of them."""
-    if isinstance(ids, np.ndarray | xr.DataArray):
-        return ids.ndim == 0
-    return isinstance(ids, int | np.integer)
-
-
-def as_ids(ids: Any, what: str) -> np.ndarray:
-    """Read one id or any collection of ids as int64, never through float."""
-    if isinstance(ids, xr.Dataset):
-        if "nucleus_id" not in ids.coords:
-            raise SchemaError(
-                f"{what} is a Dataset without nucleus_id, found the coordinates "
-                f"{list(map(str, ids.coords))}: pass units, or a collection of nucleus ids"
-            )
-        ids = ids["nucleus_id"]
-    if isinstance(ids, str | bytes) or ids is None:
-        raise SchemaError(f"{what} is {ids!r}, expected integer ids or a collection of them")
-    if isinstance(ids, pd.Series | pd.Index):
-        series = pd.Series(ids)
-    else:
-        if isinstance(ids, Iterable) and not isinstance(ids, np.ndarray | xr.DataArray | list):
-            ids = list(ids)
-        values = np.atleast_1d(np.asarray(ids))
-        if values.ndim != 1:
-            raise SchemaError(f"{what} has {values.ndim} dimensions, expected one list of ids")
-        if values.size == 0:
-            return np.empty(0, dtype=np.int64)  # an empty list is float to numpy
-        series = pd.Series(values)
-    return id_column(series.rename("ids"), what).to_numpy(dtype=np.int64)
 
 
 def require_known(ids: np.ndarray, positions: np.ndarray, what: str, where: str, hint: str) -> None:

@@ -74,63 +74,22 @@ def take(connectivity: xr.Dataset, pre_ids: Any = None, post_ids: Any = None) ->
     return add_history(result, f"take(pre_ids={n_pre}, post_ids={n_post})")
 
 
-def connections_between(
-    connectivity: xr.Dataset, pre_ids: Any = None, post_ids: Any = None, both: bool = True
+def keep_touching(
+    connectivity: xr.Dataset, pre: np.ndarray | None, post: np.ndarray | None
 ) -> xr.Dataset:
-    """Keep the connections between two sets of neurons, or those that touch one of them.
-
-    Parameters
-    ----------
-    connectivity : xarray.Dataset
-        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``).
-    pre_ids, post_ids : int, collection of int, or units Dataset, optional
-        Nucleus ids.
-    both : bool, optional
-        True keeps the neurons of both sets, as `take` does; a set that is None is everybody.
-        False keeps the axes as they are and every pair whose presynaptic neuron is in `pre_ids`
-        or whose postsynaptic neuron is in `post_ids`; a set that is None is nobody. Other pairs
-        then look unconnected though they may not be, so the scope becomes "unknown".
-
-    Returns
-    -------
-    xarray.Dataset
-        Connectivity.
-
-    Raises
-    ------
-    UnknownLabelError
-        If an id is not on its axis.
-    SchemaError
-        If ids are not integers, or the Dataset is no connectivity.
-
-    Examples
-    --------
-    >>> from microns_xr.connectivity.arrays import two_neurons
-    >>> n_connections(connections_between(two_neurons(), [11], [11]))
-    0
-    >>> n_connections(connections_between(two_neurons(), [11], [11], both=False))
-    2
-    """
-    if both:
-        return take(connectivity, pre_ids, post_ids)
-    validate(connectivity, "connectivity")
+    """Keep the pairs with a neuron at one of the positions, on the same axes."""
     shape, compressed = layout_of(connectivity)
     n_of: dict[Side, int] = {"pre": shape[0], "post": shape[1]}
     flags = {side: np.zeros(n, dtype=bool) for side, n in n_of.items()}
-    if pre_ids is not None:
-        flags["pre"][positions_of(connectivity, "pre", pre_ids)] = True
-    if post_ids is not None:
-        flags["post"][positions_of(connectivity, "post", post_ids)] = True
+    if pre is not None:
+        flags["pre"][pre] = True
+    if post is not None:
+        flags["post"][post] = True
     rule = _everybody(n_of, compressed)._replace(
         kept=flags[OTHER_SIDE[compressed]], whole=flags[compressed]
     )
     result = keep_pairs(connectivity, connectivity, rule)
-    result = result.assign_coords(scope=xr.Variable((), np.array("unknown", dtype=object)))
-    n = {side: int(flag.sum()) for side, flag in flags.items()}
-    return add_history(
-        result,
-        f"connections_between(pre_ids={n['pre']}, post_ids={n['post']}, both=False)",
-    )
+    return result.assign_coords(scope=xr.Variable((), np.array("unknown", dtype=object)))
 
 
 def drop_autapses(connectivity: xr.Dataset) -> xr.Dataset:

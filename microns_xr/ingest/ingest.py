@@ -18,9 +18,8 @@ import xarray as xr
 import zarr
 from dask.utils import parse_bytes
 
-from microns_xr.columns import to_pia_um
+from microns_xr.columns import as_ids, to_pia_um
 from microns_xr.connectivity.build import Rows, build_connectivity
-from microns_xr.connectivity.labels import as_ids
 from microns_xr.errors import DroppedRowsWarning, SchemaError, SourceError
 from microns_xr.ingest.read import (
     HeaderLike,

@@ -28,8 +28,9 @@ import xarray as xr
 from isal import igzip
 from isal.igzip_lib import IsalError
 
+from microns_xr.columns import as_ids
 from microns_xr.connectivity.build import Rows, read_synapse_table
-from microns_xr.connectivity.labels import Lookup, as_ids, unit_roots
+from microns_xr.connectivity.labels import Lookup, unit_roots
 from microns_xr.errors import IncompleteDownloadError, SchemaError, SourceError
 from microns_xr.sources.postgres_csv import Header, columns_of, finish_columns, parse_header
 from microns_xr.store.spill import Spill

@@ -158,7 +158,10 @@ def test_what_is_refused(old, new):
         mx.errors.ReleaseMismatchError, match=r"units of b is of .* connectivity of b"
     ):
         mx.analysis.compare_releases(old, {**new, "connectivity": old["connectivity"]})
-    apart = {**new, "connectivity": mx.connections_between(new["connectivity"], ID[3:], ID[3:])}
+    apart = {
+        **new,
+        "connectivity": mx.select_connections(new["connectivity"], pre=ID[3:], post=ID[3:]),
+    }
     with pytest.raises(
         mx.errors.SchemaError, match="no neuron of pre_nucleus_id is in both releases"
     ):

@@ -214,7 +214,7 @@ def test_no_axon_is_complete_enough(three):
     units = make_units(LINE, ["none"] * 3)
     with pytest.raises(mx.errors.SchemaError, match=r"axon_not_complete_enough': 3.*'none': 3"):
         mx.analysis.connection_probability(three, units)
-    with pytest.raises(mx.errors.UnknownLabelError, match="'full' is nowhere"):
+    with pytest.raises(mx.errors.UnknownLabelError, match="no strategy_axon 'full'"):
         mx.analysis.connection_probability(three, units, presynaptic="full")
 
 
@@ -368,8 +368,8 @@ def test_bins_of_any_width(edges, values):
 
 
 def test_like_plain_loops_on_the_synthetic_release(demo):
-    connectivity = mx.connections_between(
-        demo["connectivity"], demo["units"].nucleus_id[::3], demo["units"].nucleus_id[::7]
+    connectivity = mx.select_connections(
+        demo["connectivity"], pre=demo["units"].nucleus_id[::3], post=demo["units"].nucleus_id[::7]
     )
     edges = {"lateral": [0, 50, 100, 300], "depth": [0, 100, 400]}
     found = mx.analysis.connection_probability(

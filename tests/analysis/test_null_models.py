@@ -338,7 +338,7 @@ def test_a_statistic_of_ones_own():
 def test_observed_and_null_must_be_of_one_selection():
     connectivity, units = make()
     null = null_models.rewire(connectivity, n=2)
-    part = mx.connections_between(connectivity, post_ids=ids(9))
+    part = mx.select_connections(connectivity, post=ids(9))
     with pytest.raises(mx.errors.SchemaError, match="made of another connectivity"):
         null_models.compare(mx.analysis.like_to_like, part, units, null, variable="slope")
     angles = null_models.permute_angles(units, n=2)

@@ -86,10 +86,13 @@ def test_labels_of_ones_own_are_aligned(three, units):
     with pytest.raises(mx.errors.ReleaseMismatchError, match=r"by is of .* v1"):
         mx.analysis.population_labels(units, other)
     with pytest.raises(
-        mx.errors.SchemaError, match="1 of 3 units have no label 'mark', which is int64"
+        mx.errors.SchemaError,
+        match="1 of 3 neurons of nucleus_id have no label 'mark', which is int64",
     ):
         mx.analysis.population_labels(units, mine.copy(data=[3, 4]))
-    with pytest.raises(mx.errors.UnknownLabelError, match="none of the 3 units has a label"):
+    with pytest.raises(
+        mx.errors.UnknownLabelError, match="none of the 3 neurons of nucleus_id has a label"
+    ):
         mx.analysis.population_labels(units, mine.assign_coords(nucleus_id=[1, 2]))
 
 

@@ -134,14 +134,14 @@ def test_variables_of_ones_own_come_along(connectivity):
     assert mx.n_connections(mx.drop_autapses(own)) == 3
 
 
-def test_connections_between_both(connectivity):
-    found = mx.connections_between(connectivity, [13], [11, 13])
+def test_connections_between_two_sets(connectivity):
+    found = mx.select_connections(connectivity, pre=[13], post=[11, 13])
     assert dense(found).tolist() == [[5, 9]]
     assert found.scope.item() == "requested"
 
 
 def test_connections_that_touch_either_set(connectivity):
-    found = mx.connections_between(connectivity, [11], [13], both=False)
+    found = mx.select_connections(connectivity, pre=[11], post=[13], both=False)
     assert found.synapse_size.shape == (3, 3)
     assert stored_pairs(found).tolist() == [
         [False, True, False],
@@ -149,10 +149,10 @@ def test_connections_that_touch_either_set(connectivity):
         [False, False, True],
     ]
     assert found.scope.item() == "unknown"  # 13 -> 11 looks unconnected now
-    assert mx.n_connections(mx.connections_between(connectivity, post_ids=[11], both=False)) == 1
-    assert mx.n_connections(mx.connections_between(connectivity, both=False)) == 0
+    assert mx.n_connections(mx.select_connections(connectivity, post=[11], both=False)) == 1
+    assert mx.n_connections(mx.select_connections(connectivity, both=False)) == 0
     with pytest.raises(mx.errors.UnknownLabelError):
-        mx.connections_between(connectivity, [11], [99], both=False)
+        mx.select_connections(connectivity, pre=[11], post=[99], both=False)
 
 
 def test_dropping_autapses(connectivity):
@@ -300,7 +300,7 @@ def test_groups_of_labels_aligned_by_label(connectivity):
 def test_labels_that_do_not_group(connectivity, monkeypatch):
     units = three_units()
     with pytest.raises(
-        mx.errors.UnknownLabelError, match=r"no coordinate pre_laier.* nearest: pre_layer"
+        mx.errors.UnknownLabelError, match=r"no variable 'pre_laier'.* nearest: pre_layer"
     ):
         mx.group_connectivity(connectivity, "laier", "layer")
     with pytest.raises(
@@ -311,7 +311,7 @@ def test_labels_that_do_not_group(connectivity, monkeypatch):
         mx.group_connectivity(
             connectivity, units.pref_ori.assign_coords(nucleus_id=[11, 12, 13]), "layer"
         )
-    with pytest.raises(mx.errors.SchemaError, match="expected one label a neuron"):
+    with pytest.raises(mx.errors.SchemaError, match="expected one label per neuron"):
         mx.group_connectivity(connectivity, units.rate_ori, "layer")
     with pytest.raises(mx.errors.UnknownLabelError, match="no variable 'pre_L4'"):
         mx.group_connectivity(connectivity, ["L4"], "layer")
@@ -321,7 +321,7 @@ def test_labels_that_do_not_group(connectivity, monkeypatch):
         )
     with pytest.raises(mx.errors.ReleaseMismatchError):
         mx.group_connectivity(connectivity, three_units(661).cell_type, "layer")
-    monkeypatch.setattr("microns_xr.select._MAX_CELLS", 3)
+    monkeypatch.setattr("microns_xr.analysis.populations._MAX_CELLS", 3)
     with pytest.raises(mx.errors.SchemaError, match="2 x 2 groups"):
         mx.group_connectivity(connectivity, "layer", "layer")
 
@@ -383,7 +383,9 @@ def test_every_operation_against_dense_tables(seed, n_pre, n_post, compressed):
     np.testing.assert_array_equal(dense(part), size[pre_kept][:, post_kept])
     np.testing.assert_array_equal(dense(part, "synapse_count"), count[pre_kept][:, post_kept])
 
-    either = mx.connections_between(found, pre_ids[pre_kept], post_ids[post_kept], both=False)
+    either = mx.select_connections(
+        found, pre=pre_ids[pre_kept], post=post_ids[post_kept], both=False
+    )
     np.testing.assert_array_equal(stored_pairs(either), stored & (pre_kept[:, None] | post_kept))
 
     no_autapses = mx.drop_autapses(found)

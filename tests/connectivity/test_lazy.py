@@ -89,24 +89,26 @@ OPERATIONS = {
     "inputs_to some": lambda c, u: mx.inputs_to(c, u.nucleus_id.values[[3, 40, 700]]),
     "outputs_from one": lambda c, u: mx.outputs_from(c, int(u.nucleus_id[7])),
     "outputs_from some": lambda c, u: mx.outputs_from(c, u.nucleus_id.values[[3, 40, 700]]),
-    "between": lambda c, u: mx.connections_between(c, u.nucleus_id[:90], u.nucleus_id[50:400]),
-    "from one": lambda c, u: mx.connections_between(c, u.nucleus_id[5:6]),
-    "between either": lambda c, u: mx.connections_between(
-        c, u.nucleus_id[:9], u.nucleus_id[50:60], both=False
+    "between": lambda c, u: mx.select_connections(
+        c, pre=u.nucleus_id[:90], post=u.nucleus_id[50:400]
+    ),
+    "from one": lambda c, u: mx.select_connections(c, pre=u.nucleus_id[5:6]),
+    "between either": lambda c, u: mx.select_connections(
+        c, pre=u.nucleus_id[:9], post=u.nucleus_id[50:60], both=False
     ),
     "drop_autapses": lambda c, u: mx.drop_autapses(c),
     "select": lambda c, u: mx.select_connections(
         c, u, pre={"classification_system": "excitatory_neuron"}, post={"layer": ["L4", "L5"]}
     ),
     "select twice": lambda c, u: mx.drop_autapses(
-        mx.connections_between(
-            mx.select_connections(c, u, post={"layer": "L4"}), pre_ids=u.nucleus_id[100:500]
+        mx.select_connections(
+            mx.select_connections(c, u, post={"layer": "L4"}), pre=u.nucleus_id[100:500]
         )
     ),
-    "none left": lambda c, u: mx.connections_between(c, [], []),
+    "none left": lambda c, u: mx.select_connections(c, pre=[], post=[]),
     "annotate": lambda c, u: mx.annotate(c, u, ["layer", "strategy_axon"]),
     "degrees": lambda c, u: mx.degrees(c),
-    "degrees of some": lambda c, u: mx.degrees(mx.connections_between(c, u.nucleus_id[:90])),
+    "degrees of some": lambda c, u: mx.degrees(mx.select_connections(c, pre=u.nucleus_id[:90])),
     "groups": lambda c, u: mx.group_connectivity(c, u.cell_type, u.layer),
     "groups of some": lambda c, u: mx.group_connectivity(
         mx.annotate(mx.select_connections(c, u, pre={"layer": "L4"}), u, "layer"), "layer", "layer"
@@ -140,13 +142,12 @@ def test_operations_read_no_pair_before_they_are_computed(lazy, units, compresse
 
 @pytest.mark.parametrize("over", BOTH)
 @pytest.mark.parametrize("missing", ["skip", "raise"])
-@pytest.mark.parametrize("engine", ["numba", "scipy"])
-def test_contraction_has_the_same_bits(store, lazy, units, over, missing, engine, spans):
+def test_contraction_has_the_same_bits(store, lazy, units, over, missing, spans):
     rates = units.rate_dir if missing == "skip" else units.rate_dir.fillna(0.5)
     # In memory compressed over the axis that stays, so that the order of every sum is the same.
     side = "post" if over == "pre_nucleus_id" else "pre"
-    expected = mx.contract(lz.in_memory(store, side), rates, over, missing=missing, engine=engine)
-    result = mx.contract(lazy, rates, over, missing=missing, engine=engine)
+    expected = mx.contract(lz.in_memory(store, side), rates, over, missing=missing)
+    result = mx.contract(lazy, rates, over, missing=missing)
     assert not spans
     assert result.chunks
     xr.testing.assert_identical(result.compute(), expected)
@@ -265,7 +266,7 @@ def test_what_is_computed_together_reads_everything_once(by_post, units, name, f
 def test_selecting_neurons_reads_their_blocks_only(by_post, units, spans):
     edges = np.cumsum([0, *by_post.synapse_size.chunks[1]])
     ids = by_post.post_nucleus_id.values[[edges[1], edges[1] + 1, edges[4]]]
-    currents = mx.input_currents(mx.connections_between(by_post, post_ids=ids), units.rate_ori)
+    currents = mx.input_currents(mx.select_connections(by_post, post=ids), units.rate_ori)
     currents.compute()
     assert len(spans) == 4  # two blocks, pattern and sizes
 

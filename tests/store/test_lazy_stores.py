@@ -212,7 +212,9 @@ def test_pairs_out_of_order_are_seen(own):
 
 
 def test_copies_that_differ_are_seen(own, memory, units, tmp_path, few_units):
-    part = mx.connections_between(memory, memory.pre_nucleus_id[:700], memory.post_nucleus_id[:800])
+    part = mx.select_connections(
+        memory, pre=memory.pre_nucleus_id[:700], post=memory.post_nucleus_id[:800]
+    )
     mx.write_store(tmp_path / "t.zarr", units=few_units, connectivity=part)
     shutil.rmtree(own / "connectivity" / "by_pre")
     shutil.copytree(tmp_path / "t.zarr/connectivity/by_pre", own / "connectivity/by_pre")
@@ -322,9 +324,11 @@ def compare_stores(found, expected):
 CHANGES = {
     "as it is": lambda c: c,
     "without autapses": mx.drop_autapses,
-    "a part": lambda c: mx.connections_between(c, c.pre_nucleus_id[:400], c.post_nucleus_id[5:]),
+    "a part": lambda c: mx.select_connections(
+        c, pre=c.pre_nucleus_id[:400], post=c.post_nucleus_id[5:]
+    ),
     "one variable as the other": lambda c: c.assign(synapse_size=c.synapse_count),
-    "nobody": lambda c: mx.connections_between(c, [], c.post_nucleus_id[5:]),
+    "nobody": lambda c: mx.select_connections(c, pre=[], post=c.post_nucleus_id[5:]),
 }
 
 
@@ -439,8 +443,10 @@ EDGES = {
     "outputs": lambda c, r: mx.outputs_from(c, c.pre_nucleus_id.values[-2:]),
     "of nobody": lambda c, r: mx.inputs_to(c, []),
     "without autapses": lambda c, r: mx.drop_autapses(c),
-    "between": lambda c, r: mx.connections_between(c, c.pre_nucleus_id[:2], c.post_nucleus_id[1:]),
-    "no post": lambda c, r: mx.connections_between(c, None, []),
+    "between": lambda c, r: mx.select_connections(
+        c, pre=c.pre_nucleus_id[:2], post=c.post_nucleus_id[1:]
+    ),
+    "no post": lambda c, r: mx.select_connections(c, pre=None, post=[]),
 }
 
 

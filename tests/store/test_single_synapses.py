@@ -547,7 +547,7 @@ def test_synapses_that_lack_something(three: str) -> None:
 
 def test_sums_refuse_other_neurons_and_other_releases() -> None:
     connectivity = ex.connectivity()
-    smaller = mx.connections_between(connectivity, post_ids=[11, 15])
+    smaller = mx.select_connections(connectivity, post=[11, 15])
     with pytest.raises(
         mx.errors.UnknownLabelError, match=r"ids of post of the synapses .* such as 13"
     ):

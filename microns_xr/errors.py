@@ -6,7 +6,9 @@ Every message names the variable, what was found, what was expected and what to 
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 __all__ = [
     "DroppedRowsWarning",
@@ -83,3 +85,14 @@ def unknown_label(
         + (f"; nearest: {near}" if near else "")
         + (f": {hint}" if hint else "")
     )
+
+
+def import_optional(name: str, extra: str) -> ModuleType:
+    """Import a package that only `extra` of the optional dependencies installs."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise MicronsXrError(
+            f"{package} is not installed ({error}): pip install 'microns-xr[{extra}]'"
+        ) from error

@@ -1,8 +1,7 @@
-"""Connectivity and units as objects of other packages: scipy, networkx, anndata."""
+"""Units and connectivity as objects of other packages: pandas, scipy, networkx, anndata."""
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +13,7 @@ import xarray as xr
 
 from microns_xr.connectivity.arrays import Pattern, pair_buffers, pattern_of, values_of
 from microns_xr.connectivity.labels import Lookup, require_known
-from microns_xr.errors import MicronsXrError, SchemaError
+from microns_xr.errors import SchemaError, import_optional
 from microns_xr.provenance import RELEASE_COORDS, require_same_release
 from microns_xr.schema import AXES, validate
 from microns_xr.store.format import json_attrs
@@ -23,24 +22,29 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from networkx import DiGraph
 
-# The way back to pandas: one row a neuron, a recorded unit, a pair, or a layer.
+_PAIR_VARIABLES = ("synapse_size", "synapse_count")
+_ANGLE_ATTRS = ("units", "angle_convention", "period")
+# Measured with networkx 3.6 on Python 3.11: 390 at 100,000 connections, 310 at 1,000,000.
+_NETWORKX_BYTES = 350
 
 
 def to_table(dataset: xr.Dataset) -> pd.DataFrame:
-    """Turn a Dataset of this package into a plain table.
+    """Convert a Dataset of this package to a pandas DataFrame.
 
     Parameters
     ----------
     dataset : xarray.Dataset
-        Units, functional rows, connectivity or layers.
+        Units (dim ``nucleus_id``), functional rows (``scan_unit``), connectivity
+        (``pre_nucleus_id``, ``post_nucleus_id``) or layers (``segment``).
 
     Returns
     -------
     pandas.DataFrame
-        Units: a row a neuron, ``nucleus_id`` first, ``position`` as ``pt_position_x`` ... (µm),
-        rates as one column an angle (``rate_ori_22.5``). Functional: a row a recorded unit.
-        Connectivity: a row a pair that is connected, nucleus and root ids of both, ``size``,
-        ``n_syn``, then every annotation of either neuron; sorted by post, then pre.
+        Units: one row per neuron, ``nucleus_id`` first, ``position`` as ``pt_position_x`` ... (µm),
+        rates as one column per angle (``rate_ori_22.5``). Functional: one row per recorded unit.
+        Connectivity: one row per connected pair with the nucleus and root ids of both neurons,
+        ``size`` (voxels of 4x4x40 nm), ``n_syn``, then every annotation of either neuron; sorted by
+        post, then pre.
 
     Raises
     ------
@@ -56,77 +60,77 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
     """
     if not isinstance(dataset, xr.Dataset):
         raise SchemaError(f"expected a Dataset, found {type(dataset).__name__}")
-    if "pre_nucleus_id" in dataset.dims and "post_nucleus_id" in dataset.dims:
-        return _pairs_table(dataset)
+    if {"pre_nucleus_id", "post_nucleus_id"} <= set(dataset.dims):
+        return _table_of_pairs(dataset)
     for dim in ("scan_unit", "nucleus_id", "segment"):
         if dim in dataset.dims:
-            return _rows(dataset, dim)
+            return _table_along(dataset, dim)
     raise SchemaError(
         f"a Dataset with dims {tuple(dataset.dims)} is neither units, functional rows, "
         "connectivity nor layers: use its own .to_dataframe()"
     )
 
 
-def _rows(dataset: xr.Dataset, dim: str) -> pd.DataFrame:
+def _table_along(dataset: xr.Dataset, dim: str) -> pd.DataFrame:
     columns: dict[str, np.ndarray] = {}
     for name in [*dataset.coords, *dataset.data_vars]:
         variable = dataset[name]
         if name in RELEASE_COORDS or dim not in variable.dims:
             continue
-        variable = variable.transpose(dim, ...)
-        values = variable.values
+        if variable.ndim > 2:
+            raise SchemaError(f"{name} has dims {variable.dims}, which do not fit into one table")
+        values = variable.transpose(dim, ...).values
         if variable.ndim == 1:
             columns[str(name)] = values
-        elif variable.ndim == 2:
-            other = str(variable.dims[1])
-            labels = variable[other].values if other in variable.coords else _numbered(variable)
-            prefix = f"pt_{name}" if other == "axis" else str(name)
-            columns.update({f"{prefix}_{_shown(w)}": values[:, i] for i, w in enumerate(labels)})
-        else:
-            raise SchemaError(f"{name} has dims {variable.dims}, which do not fit into one table")
+            continue
+        other, labels = _column_labels(variable, dim)
+        prefix = f"pt_{name}" if other == "axis" else str(name)
+        for i, label in enumerate(labels):
+            shown = f"{label:g}" if isinstance(label, float) else str(label)
+            columns[f"{prefix}_{shown}"] = values[:, i]
     return pd.DataFrame(columns)
 
 
-def _numbered(variable: xr.DataArray) -> Any:
-    return AXES if variable.dims[1] == "axis" else range(variable.shape[1])
+def _column_labels(variable: xr.DataArray, dim: str) -> tuple[str, list[Any]]:
+    """Return the other dim of a table-like variable, and what its columns are called."""
+    (other,) = (str(d) for d in variable.dims if d != dim)
+    if other in variable.coords:
+        return other, variable[other].values.tolist()
+    return other, list(AXES) if other == "axis" else list(range(variable.sizes[other]))
 
 
-def _shown(label: Any) -> str:
-    return f"{label:g}" if isinstance(label, float) else str(label)
-
-
-def _pairs_table(connectivity: xr.Dataset) -> pd.DataFrame:
+def _table_of_pairs(connectivity: xr.Dataset) -> pd.DataFrame:
     pattern = pattern_of(connectivity)
-    size, count = values_of(connectivity), values_of(connectivity, "synapse_count")
-    owner = np.repeat(np.arange(pattern.n_major), np.diff(pattern.indptr))
-    pre, post = (
-        (pattern.indices, owner) if pattern.compressed == "post" else (owner, pattern.indices)
-    )
+    pre, post = _pair_positions(pattern)
     order = slice(None) if pattern.compressed == "post" else np.lexsort([pre, post])
     pre, post = pre[order], post[order]
-    columns = {
+    ids = {
         "pre_nucleus_id": connectivity["pre_nucleus_id"].values[pre],
         "post_nucleus_id": connectivity["post_nucleus_id"].values[post],
     }
-    sums = {"size": size[order], "n_syn": count[order]}
+    sums = {
+        "size": values_of(connectivity)[order],
+        "n_syn": values_of(connectivity, "synapse_count")[order],
+    }
     annotations: dict[str, np.ndarray] = {}
     for name, coord in connectivity.coords.items():
-        if name in connectivity.dims or coord.ndim != 1:
-            continue
-        values = coord.values[pre if coord.dims[0] == "pre_nucleus_id" else post]
-        (columns if str(name).endswith("_pt_root_id") else annotations)[str(name)] = values
-    return pd.DataFrame({**columns, **sums, **annotations})
+        if name not in connectivity.dims and coord.ndim == 1:
+            values = coord.values[pre if coord.dims[0] == "pre_nucleus_id" else post]
+            (ids if str(name).endswith("_pt_root_id") else annotations)[str(name)] = values
+    return pd.DataFrame({**ids, **sums, **annotations})
 
 
-_PAIR_VARIABLES = ("synapse_size", "synapse_count")
-# networkx 3.6, Python 3.11: 390 at 100,000 connections, 310 at 1,000,000
-_BYTES_A_CONNECTION = 350
+def _pair_positions(pattern: Pattern) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of pre and of post of each stored pair."""
+    major = np.repeat(np.arange(pattern.n_major), np.diff(pattern.indptr))
+    pairs = (pattern.indices, major)
+    return pairs if pattern.compressed == "post" else pairs[::-1]
 
 
 def to_scipy(
     connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse_size"
 ) -> scipy.sparse.csc_array | scipy.sparse.csr_array:
-    """Return one variable of a connectivity Dataset as a scipy sparse array, without a copy.
+    """Return one variable of a connectivity Dataset as a scipy sparse array, without copying it.
 
     Parameters
     ----------
@@ -146,8 +150,8 @@ def to_scipy(
     Raises
     ------
     SchemaError
-        If `connectivity` is none, there is no such variable, it is lazy, not sparse, or its dims
-        are not (pre, post).
+        If `connectivity` is not a Dataset or DataArray, the variable is absent, lazy or not sparse,
+        or its dims are not (pre, post).
 
     Examples
     --------
@@ -193,26 +197,27 @@ def to_networkx(
         Which variables of the units; by default all over ``nucleus_id`` alone, and ``position`` as
         ``x``, ``y``, ``z`` in µm.
     max_connections : int or None, optional
-        More are refused, for a connection takes about 350 bytes in networkx, and 16 here. None
-        sets no bound.
+        Refuse more, since a connection takes about 350 bytes in networkx and 16 here. None sets
+        no limit.
 
     Returns
     -------
     networkx.DiGraph
-        From pre to post. Nodes are the nucleus ids of both axes, as Python integers, also those
-        without connections; their attributes ``in_pre`` and ``in_post`` say on which axis a neuron
-        is: only between a neuron in pre and one in post does no edge mean no synapse seen. Edges
+        From pre to post. Nodes are the nucleus ids of both axes, as Python integers, including
+        those without connections; their attributes ``in_pre`` and ``in_post`` say on which axis a neuron
+        is: a missing edge means "no synapse seen" only from a neuron in pre to one in post. Edges
         have ``synapse_size`` (voxels of 4x4x40 nm) and ``synapse_count``. The attributes of the
         graph are the release and the scope.
 
     Raises
     ------
     SchemaError
-        If there are more than `max_connections`, a variable is absent or no scalar of a neuron.
+        If there are more than `max_connections`, or a variable is absent or not one value per
+        neuron.
     UnknownLabelError
         If neurons of the connectivity are not among the units.
     ReleaseMismatchError
-        If the two are of different releases, or do not say which.
+        If the two state different releases.
     MicronsXrError
         If networkx is not installed.
 
@@ -224,13 +229,13 @@ def to_networkx(
     >>> graph.number_of_edges() == mx.n_connections(release.connectivity())
     True
     """
-    networkx = _package("networkx")
+    networkx = import_optional("networkx", "export")
     validate(connectivity, "connectivity")
     pattern, values = pair_buffers(connectivity, _PAIR_VARIABLES)
     if max_connections is not None and pattern.nnz > max_connections:
         raise SchemaError(
             f"connectivity has {pattern.nnz:,} connections, expected at most {max_connections:,} "
-            f"for networkx, where they take about {pattern.nnz * _BYTES_A_CONNECTION / 1e9:.1f} "
+            f"for networkx, where they take about {pattern.nnz * _NETWORKX_BYTES / 1e9:.1f} "
             "GB: take some neurons with mx.select_connections, use mx.to_scipy, or pass "
             "max_connections=None"
         )
@@ -239,10 +244,9 @@ def to_networkx(
     attributes = {f"in_{side}": np.isin(nodes, labels) for side, labels in ids.items()}
     if units is not None:
         validate(units, "units")
-        named = (("connectivity", connectivity), ("units", units))
-        require_same_release(*named)
+        require_same_release(("connectivity", connectivity), ("units", units))
         attributes |= _node_attributes(units, nodes, node_attributes)
-    # Integers of their own for each connection would take a fifth of the memory.
+    # One Python integer per neuron, shared by its edges: separate ones take a fifth of the memory.
     shared = np.array(nodes.tolist(), dtype=object)
     names, columns = list(attributes), [values.tolist() for values in attributes.values()]
     graph = networkx.DiGraph(**_release_attrs(connectivity), scope=connectivity["scope"].item())
@@ -252,7 +256,7 @@ def to_networkx(
     )
     ends = (
         shared[np.searchsorted(nodes, ids[side])][positions].tolist()
-        for side, positions in zip(("pre", "post"), _pairs(pattern), strict=True)
+        for side, positions in zip(("pre", "post"), _pair_positions(pattern), strict=True)
     )
     rows = zip(*ends, *(values[name].tolist() for name in _PAIR_VARIABLES), strict=True)
     graph.add_edges_from(
@@ -276,7 +280,7 @@ def to_anndata(
     connectivity : xarray.Dataset, optional
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory.
     outside : {"raise", "drop"}, optional
-        What becomes of connections of neurons that are not among the units.
+        What to do about connections of neurons that are not among the units.
 
     Returns
     -------
@@ -286,7 +290,7 @@ def to_anndata(
         from the pia), and tables such as ``rate_ori`` with the angles as names of their columns.
         ``obsp``: ``synapse_size`` and ``synapse_count``, square, rows pre and columns post, in csr.
         A neuron that was not asked for has an empty row or column there, as if it had no synapses:
-        ``obs["in_pre"]`` and ``obs["in_post"]`` say whose rows and columns mean something.
+        ``obs["in_pre"]`` and ``obs["in_post"]`` say whose rows and columns are meaningful.
         ``uns["microns_xr"]``: release, scope, orientation of ``obsp``, units and convention of
         each angle under ``angles``, labels of the columns of ``obsm``, number of connections
         left out, and all attributes as JSON. There is no ``X``.
@@ -294,11 +298,11 @@ def to_anndata(
     Raises
     ------
     UnknownLabelError
-        If connections are of neurons that are not among the units, unless they are dropped.
+        If neurons that are not among the units have connections, unless they are dropped.
     SchemaError
         If `outside` is another word, or a variable has more than two dims or a name that is taken.
     ReleaseMismatchError
-        If the two are of different releases, or do not say which.
+        If the two state different releases.
     MicronsXrError
         If anndata is not installed.
 
@@ -310,27 +314,33 @@ def to_anndata(
     >>> data.obs["nucleus_id"].dtype, sorted(data.obsp)
     (dtype('int64'), ['synapse_count', 'synapse_size'])
     """
-    anndata = _package("anndata")
+    anndata = import_optional("anndata", "export")
     validate(units, "units")
     if outside not in ("raise", "drop"):
         raise SchemaError(f"outside is {outside!r}, expected 'raise' or 'drop'")
     ids = units["nucleus_id"].values
-    names = _words([str(i) for i in ids.tolist()])
-    obs = pd.DataFrame({"nucleus_id": ids.copy()}, index=names)
+    index = _object_index([str(i) for i in ids.tolist()])
+    obs = pd.DataFrame({"nucleus_id": ids.copy()}, index=index)
     obsm: dict[str, Any] = {}
     columns: dict[str, list[str]] = {}
-    for name, variable in units.variables.items():
+    for key in units.variables:
+        name, variable = str(key), units[key]
         if "nucleus_id" not in variable.dims or name == "nucleus_id":
             continue
         if variable.ndim == 1:
-            obs[str(name)] = pd.Series(variable.values.copy(), index=names, dtype=variable.dtype)
+            obs[name] = pd.Series(variable.values.copy(), index=index, dtype=variable.dtype)
             continue
-        columns[str(name)] = _column_names(units, str(name))
+        if variable.ndim > 2:
+            raise SchemaError(
+                f"{name} has dims {variable.dims}, expected one beside nucleus_id: take one of "
+                "them with .isel, or drop it with .drop_vars"
+            )
+        other, labels = _column_labels(variable, "nucleus_id")
+        columns[name] = [str(label) for label in labels]
         values = variable.transpose("nucleus_id", ...).values.copy()
-        # Positions are for programs that plot; the names of the others would be lost in an array.
-        is_position = variable.dims[1] == "axis"
-        obsm[str(name)] = (
-            values if is_position else pd.DataFrame(values, names, _words(columns[str(name)]))
+        # Positions are for programs that plot; other columns would lose their names in an array.
+        obsm[name] = (
+            values if other == "axis" else pd.DataFrame(values, index, _object_index(columns[name]))
         )
     about: dict[str, Any] = {**_release_attrs(units), "columns": columns}
     about["angles"] = {
@@ -339,14 +349,12 @@ def to_anndata(
         if "angle_convention" in variable.attrs
     }
     attrs = {"units": json_attrs(units.attrs, "units")}
-    for name, variable in units.variables.items():
-        attrs[str(name)] = json_attrs(variable.attrs, str(name))
+    attrs |= {str(name): json_attrs(v.attrs, str(name)) for name, v in units.variables.items()}
     obsp: dict[str, scipy.sparse.csr_array] = {}
     if connectivity is not None:
         validate(connectivity, "connectivity")
-        named = (("units", units), ("connectivity", connectivity))
-        require_same_release(*named)
-        obsp, dropped = _square(connectivity, ids, outside)
+        require_same_release(("units", units), ("connectivity", connectivity))
+        obsp, about["dropped_connections"] = _square(connectivity, ids, outside)
         for side in ("pre", "post"):
             if f"in_{side}" in obs:
                 raise SchemaError(
@@ -356,42 +364,21 @@ def to_anndata(
             obs[f"in_{side}"] = np.isin(ids, connectivity[f"{side}_nucleus_id"].values)
         about["scope"] = connectivity["scope"].item()
         about["obsp"] = "rows are presynaptic, columns postsynaptic"
-        about["dropped_connections"] = dropped
         attrs["connectivity"] = json_attrs(connectivity.attrs, "connectivity")
-        for name in obsp:
-            attrs[name] = json_attrs(connectivity[name].attrs, name)
+        attrs |= {name: json_attrs(connectivity[name].attrs, name) for name in obsp}
     about["attrs"] = json.dumps(attrs, ensure_ascii=False)
     data = anndata.AnnData(obs=obs, obsm=obsm, obsp=obsp, uns={"microns_xr": about})
-    data.var_names = _words([])
+    data.var_names = _object_index([])
     return data
 
 
-_ANGLE_ATTRS = ("units", "angle_convention", "period")
-
-
-def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MicronsXrError(
-            f"{name} is not installed ({error}): pip install 'microns-xr[export]'"
-        ) from error
-
-
-def _words(words: list[str]) -> pd.Index:
-    # The text dtype of pandas 3 is one that anndata does not write unless told to.
+def _object_index(words: list[str]) -> pd.Index:
+    # anndata does not write the text dtype of pandas 3 unless told to.
     return pd.Index(words, dtype=object)
 
 
 def _release_attrs(dataset: xr.Dataset) -> dict[str, Any]:
     return {name: dataset[name].item() for name in RELEASE_COORDS if name in dataset.coords}
-
-
-def _pairs(pattern: Pattern) -> tuple[np.ndarray, np.ndarray]:
-    """Return the position of pre and of post of each stored pair."""
-    owner = np.repeat(np.arange(pattern.n_major), np.diff(pattern.indptr))
-    pairs = (pattern.indices, owner)
-    return pairs if pattern.compressed == "post" else pairs[::-1]
 
 
 def _node_attributes(
@@ -412,34 +399,21 @@ def _node_attributes(
             attributes[name] = units[name].values[found]
         else:
             raise SchemaError(
-                f"{name!r} is no variable over nucleus_id of the units, expected some of "
+                f"{name!r} is not a variable over nucleus_id of the units, expected some of "
                 f"{sorted(str(n) for n, v in units.variables.items() if v.ndim == 1)}, or "
                 "'position'"
             )
     return attributes
 
 
-def _column_names(units: xr.Dataset, name: str) -> list[str]:
-    variable = units[name]
-    other = [str(dim) for dim in variable.dims if dim != "nucleus_id"]
-    if len(other) != 1:
-        raise SchemaError(
-            f"{name} has dims {variable.dims}, expected one beside nucleus_id: take one of them "
-            "with .isel, or drop it with .drop_vars"
-        )
-    if other[0] in variable.coords:
-        return [str(label) for label in variable[other[0]].values.tolist()]
-    return list(AXES) if other[0] == "axis" else [str(i) for i in range(variable.sizes[other[0]])]
-
-
 def _square(
     connectivity: xr.Dataset, ids: np.ndarray, outside: str
 ) -> tuple[dict[str, scipy.sparse.csr_array], int]:
-    """Return both variables over (units, units), and how many connections are not among them."""
+    """Return both variables over (units, units), and how many connections lie outside."""
     pattern, values = pair_buffers(connectivity, _PAIR_VARIABLES)
     lookup = Lookup(ids, "nucleus_id of the units")
     ends = []
-    for side, positions in zip(("pre", "post"), _pairs(pattern), strict=True):
+    for side, positions in zip(("pre", "post"), _pair_positions(pattern), strict=True):
         labels = connectivity[f"{side}_nucleus_id"].values
         found = lookup.find(labels)
         connected = np.bincount(positions, minlength=labels.size) > 0
@@ -460,7 +434,7 @@ def _square(
     indptr = np.concatenate([[0], np.cumsum(counts)])
     indices = post[keep][order]
     shape = (ids.size, ids.size)
-    # Each has a pattern of its own: scipy drops stored zeros in place.
+    # Separate patterns: scipy drops stored zeros in place.
     square = {
         name: scipy.sparse.csr_array((buffer[keep][order], indices, indptr), shape, copy=True)
         for name, buffer in values.items()

@@ -204,10 +204,10 @@ def to_networkx(
     -------
     networkx.DiGraph
         From pre to post. Nodes are the nucleus ids of both axes, as Python integers, including
-        those without connections; their attributes ``in_pre`` and ``in_post`` say on which axis a neuron
-        is: a missing edge means "no synapse seen" only from a neuron in pre to one in post. Edges
-        have ``synapse_size`` (voxels of 4x4x40 nm) and ``synapse_count``. The attributes of the
-        graph are the release and the scope.
+        those without connections; their attributes ``in_pre`` and ``in_post`` say on which axis a
+        neuron is: a missing edge means "no synapse seen" only from a neuron in pre to one in post.
+        Edges have ``synapse_size`` (voxels of 4x4x40 nm) and ``synapse_count``. The attributes of
+        the graph are the release and the scope.
 
     Raises
     ------

@@ -1,12 +1,9 @@
-"""Cells and synapses as a link to Neuroglancer, which shows them in the tissue."""
+"""Links that show cells and synapses in the tissue with Neuroglancer."""
 
 from __future__ import annotations
 
-import importlib
-import json
 from collections.abc import Sequence
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -14,7 +11,7 @@ import xarray as xr
 from microns_xr.columns import from_pia_um
 from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import MicronsXrError, SchemaError
+from microns_xr.errors import SchemaError, import_optional, unknown_label
 from microns_xr.plot.cells import PALETTE, colours_of
 from microns_xr.provenance import release_of, require_same_release
 from microns_xr.schema import AXES
@@ -33,7 +30,7 @@ SITE = "https://spelunker.cave-explorer.org/"
 
 _SIDES = {"pre": PALETTE[0], "post": PALETTE[1]}
 _SYNAPSES = PALETTE[4]
-_LONGEST = 1_750_000  # signs of a link that browsers still open
+_MAX_LENGTH = 1_750_000  # characters of a link that browsers still open
 
 
 def neuroglancer_link(
@@ -54,28 +51,28 @@ def neuroglancer_link(
     Parameters
     ----------
     cells : xarray.Dataset
-        Units, or a connectivity Dataset, of which the neurons that have a connection are shown.
+        Units (dim ``nucleus_id``), or a connectivity Dataset, whose connected neurons are shown.
     colour : str, optional
         A variable of the units, or an annotation of both axes of the connectivity
         (``"cell_type"`` for ``pre_cell_type`` and ``post_cell_type``): words, numbers or angles,
-        in the colours of `microns_xr.plot`. By default units have Neuroglancer's colours, and
-        presynaptic neurons are blue, those that are postsynaptic alone orange.
+        in the colours of `microns_xr.plot`. By default units have Neuroglancer's colours;
+        presynaptic neurons are blue, neurons that are only postsynaptic orange.
     synapses : xarray.Dataset, optional
-        Single synapses with positions, from `mx.select_synapses` or `mx.build_synapses`. Shown are
-        those of the cells: of units those whose pre- or postsynaptic neuron is one of them, of a
-        connectivity those from its presynaptic onto its postsynaptic neurons.
+        Single synapses with positions (µm), from `mx.select_synapses` or `mx.build_synapses`. With
+        units, those with either end on one of them are shown; with a connectivity, those from its
+        presynaptic onto its postsynaptic neurons.
     segmentation : str, optional
         Source of the segmentation. By default the public flat one where the release has it (943
-        and 1300); for other releases the live one, which asks to log in, and where segments may
+        and 1300); for other releases the live one, which asks to log in and in which segments may
         have been edited since the release.
     image : str, optional
         Source of the images.
     site : str, optional
-        Address of a Neuroglancer.
+        Address of a Neuroglancer instance.
     max_cells : int, optional
-        More cells raise: a browser loads a mesh for each.
+        Refuse more cells: a browser loads a mesh for each.
     allow_demo : bool, optional
-        Make a link of a synthetic release all the same; its segments do not exist.
+        Make a link even for a synthetic release, whose segments do not exist.
 
     Returns
     -------
@@ -85,11 +82,11 @@ def neuroglancer_link(
     Raises
     ------
     SchemaError
-        If the release is not of minnie65 and no `segmentation` is given, it is synthetic, variables
-        are absent, there are no cells or too many, no synapse is of the cells, or the link would
-        be longer than browsers take.
+        If the release is synthetic, or not of minnie65 and no `segmentation` is given; if variables
+        are absent; if there are no cells or too many, or no synapse belongs to the cells; or if the
+        link would be longer than browsers accept.
     ReleaseMismatchError
-        If the release is not known, or that of the synapses is another.
+        If the release is not stated, or the synapses are of another one.
     MicronsXrError
         If nglui is not installed.
 
@@ -101,47 +98,34 @@ def neuroglancer_link(
     Traceback (most recent call last):
     microns_xr.errors.SchemaError: cells is of minnie65_demo v1718, a synthetic release, ...
     """
-    builder = _nglui()
+    builder = import_optional("nglui.statebuilder", "neuroglancer")
     release = release_of(cells, "cells")
     if synapses is not None:
         require_same_release(("cells", cells), ("synapses", synapses))
     source = segmentation or _segmentation(*release, allow_demo)
-    shown = _cells_of(cells, colour)
-    if shown["roots"].size > max_cells:
+    shown = _cells_to_show(cells, colour)
+    if shown.roots.size > max_cells:
         raise SchemaError(
-            f"cells has {shown['roots'].size} cells, expected at most max_cells={max_cells}, since "
-            "a browser loads a mesh for each: select some first, such as with mx.select_units"
+            f"cells has {shown.roots.size} cells, expected at most max_cells={max_cells}, since a "
+            "browser loads a mesh for each: select some first, such as with mx.select_units"
         )
     layers: list[Any] = [
         builder.ImageLayer(name="images", source=image),
         builder.SegmentationLayer(
             name="cells",
             source=source,
-            segments=shown["roots"].tolist(),
-            segment_colors=shown["colours"],
+            segments=shown.roots.tolist(),
+            segment_colors=shown.colours,
         ),
     ]
-    points = shown["points"]
+    points = shown.points
     if points.size:
-        layers.append(
-            _annotations(
-                builder, "nuclei", shown["ids"], points, shown["roots"][:, None], shown["texts"]
-            )
-        )
+        roots = shown.roots[:, None]
+        layers.append(_annotations(builder, "nuclei", shown.ids, points, roots, shown.texts))
     if synapses is not None:
-        chosen = _synapses_of(cells, synapses, shown)
-        points = np.concatenate([points, chosen["points"]])
-        layers.append(
-            _annotations(
-                builder,
-                "synapses",
-                chosen["ids"],
-                chosen["points"],
-                chosen["roots"],
-                chosen["texts"],
-                _SYNAPSES,
-            )
-        )
+        layer, synapse_points = _synapse_layer(builder, cells, synapses, shown)
+        layers.append(layer)
+        points = np.concatenate([points, synapse_points])
     points = points[np.isfinite(points).all(axis=1)]
     viewer = builder.ViewerState(
         dimensions=list(VOXEL_NM),
@@ -152,36 +136,12 @@ def neuroglancer_link(
         title=f"{release[0]} v{release[1]}" + (f" by {colour}" if colour else ""),
     )
     link = str(viewer.to_url(target_url=site))
-    if len(link) > _LONGEST:
+    if len(link) > _MAX_LENGTH:
         raise SchemaError(
-            f"the link has {len(link):,} signs, expected at most {_LONGEST:,}: select fewer cells "
-            "or synapses"
+            f"the link has {len(link):,} characters, expected at most {_MAX_LENGTH:,}: select "
+            "fewer cells or synapses"
         )
     return link
-
-
-def neuroglancer_state(link: str) -> dict[str, Any]:
-    """Read the state out of a link: layers, segments, annotations, position."""
-    _, found, state = link.partition("#!")
-    try:
-        value = json.loads(unquote(state)) if found else None
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise SchemaError(
-            f"link is {link[:60]!r}, expected one with a state after '#!': a shortened link keeps "
-            "its state on a server"
-        )
-    return value
-
-
-def _nglui() -> Any:
-    try:
-        return importlib.import_module("nglui.statebuilder")
-    except ImportError as error:
-        raise MicronsXrError(
-            "links to Neuroglancer need nglui: pip install 'microns-xr[neuroglancer]'"
-        ) from error
 
 
 def _segmentation(datastack: str, version: int, allow_demo: bool) -> str:
@@ -189,7 +149,7 @@ def _segmentation(datastack: str, version: int, allow_demo: bool) -> str:
         if not allow_demo:
             raise SchemaError(
                 f"cells is of {datastack} v{version}, a synthetic release, whose segments do not "
-                "exist: use a release of minnie65_public, or allow_demo=True to see what a link is"
+                "exist: use a release of minnie65_public, or allow_demo=True to try a link out"
             )
     elif datastack not in _DATASTACKS:
         raise SchemaError(
@@ -201,102 +161,113 @@ def _segmentation(datastack: str, version: int, allow_demo: bool) -> str:
     return _GRAPHENE
 
 
-def _cells_of(cells: Any, colour: str | None) -> dict[str, Any]:
-    """Ids, roots, colours and nuclei of what is shown."""
+class _Shown(NamedTuple):
+    """The cells that a link shows; all arrays have one row per cell."""
+
+    ids: np.ndarray
+    roots: np.ndarray
+    colours: dict[int, str] | None  # root id to colour; None leaves it to Neuroglancer
+    points: np.ndarray  # voxels, (cells, 3), or empty
+    texts: list[str]
+
+
+def _cells_to_show(cells: Any, colour: str | None) -> _Shown:
     if not isinstance(cells, xr.Dataset):
         raise SchemaError(
             f"cells is a {type(cells).__name__}, expected units or a connectivity Dataset"
         )
     if "synapse_size" in cells:
-        return _neurons_of(cells, colour)
+        return _connected_neurons(cells, colour)
     for name in ("nucleus_id", "pt_root_id", *((colour,) if colour else ())):
         if name not in cells.variables:
-            raise SchemaError(
-                f"cells has no {name!r}, found {sorted(map(str, cells.variables))}: use "
-                "mx.Release(...).units(), or a connectivity Dataset"
+            raise unknown_label(
+                "cells has no variable",
+                name,
+                cells.variables,
+                "use mx.Release(...).units(), or a connectivity Dataset",
+                SchemaError,
             )
     values = None if colour is None else cells[colour]
     if values is not None and values.dims != ("nucleus_id",):
-        raise SchemaError(f"{colour} has dims {values.dims}, expected one value a cell")
-    points = np.empty((0, 3))
+        raise SchemaError(f"{colour} has dims {values.dims}, expected one value per cell")
+    um = np.empty((0, 3))
     if "position" in cells:
-        um = cells["position"].sel(axis=list(AXES)).transpose("nucleus_id", "axis")
-        points = np.asarray(um.values)
-    return _shown(cells["nucleus_id"].values, cells["pt_root_id"].values, values, points, None)
+        position = cells["position"].sel(axis=list(AXES)).transpose("nucleus_id", "axis")
+        um = np.asarray(position.values)
+    return _with_segment(cells["nucleus_id"].values, cells["pt_root_id"].values, um, values=values)
 
 
-def _neurons_of(connectivity: xr.Dataset, colour: str | None) -> dict[str, Any]:
+def _connected_neurons(connectivity: xr.Dataset, colour: str | None) -> _Shown:
     pattern, _ = pair_buffers(connectivity.compute())
     major = np.repeat(np.arange(pattern.n_major), np.diff(pattern.indptr))
-    minor = pattern.indices
-    rows = (
-        {"post": major, "pre": minor}
-        if pattern.compressed == "post"
-        else ({"pre": major, "post": minor})
-    )
-    ids, roots, words, sides = [], [], [], []
+    sides = ("pre", "post") if pattern.compressed == "post" else ("post", "pre")
+    rows = dict(zip(sides, (pattern.indices, major), strict=True))
+    columns: dict[str, list[np.ndarray]] = {"id": [], "root": [], "word": [], "side": []}
     for side in ("pre", "post"):
-        dim, name = f"{side}_nucleus_id", f"{side}_pt_root_id"
-        annotated = f"{side}_{colour}" if colour else name
-        for needed in (name, annotated):
-            if needed not in connectivity.coords:
+        dim, root = f"{side}_nucleus_id", f"{side}_pt_root_id"
+        annotation = f"{side}_{colour}" if colour else root
+        for name in (root, annotation):
+            if name not in connectivity.coords:
                 raise SchemaError(
-                    f"connectivity has no {needed!r}: use mx.annotate(connectivity, units, "
-                    f"[{needed.removeprefix(f'{side}_')!r}])"
+                    f"connectivity has no {name!r}: use mx.annotate(connectivity, units, "
+                    f"[{name.removeprefix(f'{side}_')!r}])"
                 )
-        # Labels alone: selecting from the sparse arrays, too, would take long.
-        own = connectivity.coords.to_dataset().isel({dim: np.unique(rows[side])})
-        ids.append(own[dim].values)
-        roots.append(own[name].values)
-        words.append(own[annotated].values)
-        sides.append(np.full(own.sizes[dim], side, dtype=object))
+        # Labels alone: selecting from the sparse arrays as well would take long.
+        labels = connectivity.coords.to_dataset().isel({dim: np.unique(rows[side])})
+        columns["id"].append(labels[dim].values)
+        columns["root"].append(labels[root].values)
+        columns["word"].append(labels[annotation].values)
+        columns["side"].append(np.full(labels.sizes[dim], side, dtype=object))
+    # A neuron on both axes is shown once, as a presynaptic one.
+    ids, first = np.unique(np.concatenate(columns["id"]), return_index=True)
+    roots, words, side_of = (np.concatenate(columns[k])[first] for k in ("root", "word", "side"))
     values = None
-    # A neuron of both axes is shown once, as a presynaptic one.
-    together, first = np.unique(np.concatenate(ids), return_index=True)
     if colour:
         attrs = connectivity[f"pre_{colour}"].attrs
-        both = np.concatenate(words)[first]
-        values = xr.DataArray(both, dims="nucleus_id", name=colour, attrs=attrs)
-    of_side = np.concatenate(sides)[first]
-    return _shown(together, np.concatenate(roots)[first], values, np.empty((0, 3)), of_side)
+        values = xr.DataArray(words, dims="nucleus_id", name=colour, attrs=attrs)
+    return _with_segment(ids, roots, np.empty((0, 3)), values=values, sides=side_of)
 
 
-def _shown(
+def _with_segment(
     ids: np.ndarray,
     roots: np.ndarray,
-    values: xr.DataArray | None,
     um: np.ndarray,
-    sides: np.ndarray | None,
-) -> dict[str, Any]:
+    *,
+    values: xr.DataArray | None = None,
+    sides: np.ndarray | None = None,
+) -> _Shown:
+    """Keep the cells that have a segment, coloured by values or by side."""
     known = roots > 0
     if not known.any():
         raise SchemaError(f"none of the {ids.size} cells has a segment: there is nothing to show")
     ids, roots = ids[known], roots[known]
     colours: dict[int, str] | None = None
-    texts = [""] * ids.size
+    texts = [str(i) for i in ids.tolist()]
     if values is not None:
         values = values[known].compute()
         colours = dict(zip(roots.tolist(), colours_of(values).tolist(), strict=True))
-        texts = [f"{v:.4g}" if values.dtype.kind == "f" else str(v) for v in values.values]
+        words = [f"{v:.4g}" if values.dtype.kind == "f" else str(v) for v in values.values]
+        texts = [f"{text} {word}".strip() for text, word in zip(texts, words, strict=True)]
     elif sides is not None:
         colours = {r: _SIDES[s] for r, s in zip(roots.tolist(), sides[known], strict=True)}
-    points = _voxels(um[known]) if um.size else um
-    texts = [f"{i} {text}".strip() for i, text in zip(ids.tolist(), texts, strict=True)]
-    return {"ids": ids, "roots": roots, "colours": colours, "points": points, "texts": texts}
+    return _Shown(ids, roots, colours, _voxels(um[known]) if um.size else um, texts)
 
 
-def _synapses_of(cells: xr.Dataset, synapses: xr.Dataset, shown: dict[str, Any]) -> dict[str, Any]:
+def _synapse_layer(
+    builder: Any, cells: xr.Dataset, synapses: xr.Dataset, shown: _Shown
+) -> tuple[Any, np.ndarray]:
+    """Return the layer of the synapses of the cells, and their positions in voxels."""
     if not isinstance(synapses, xr.Dataset) or "position" not in synapses:
         raise SchemaError(
             "synapses has no 'position': use mx.select_synapses of synapses with positions"
         )
     synapses = synapses.compute()
-    ids = {side: _partner(synapses, side) for side in ("pre", "post")}
+    ids = {side: _partner_ids(synapses, side) for side in ("pre", "post")}
     if "synapse_size" in cells:
-        axes = {s: cells[f"{s}_nucleus_id"].values for s in ids}
-        keep = np.isin(ids["pre"], axes["pre"]) & np.isin(ids["post"], axes["post"])
+        keep = np.isin(ids["pre"], cells["pre_nucleus_id"].values)
+        keep &= np.isin(ids["post"], cells["post_nucleus_id"].values)
     else:
-        keep = np.isin(ids["pre"], shown["ids"]) | np.isin(ids["post"], shown["ids"])
+        keep = np.isin(ids["pre"], shown.ids) | np.isin(ids["post"], shown.ids)
     um = np.asarray(synapses["position"].sel(axis=list(AXES)).transpose("synapse", "axis").values)
     keep &= np.isfinite(um).all(axis=1)
     if not keep.any():
@@ -305,18 +276,21 @@ def _synapses_of(cells: xr.Dataset, synapses: xr.Dataset, shown: dict[str, Any])
             "mx.select_synapses(synapses, pre=..., post=...) with ids of the cells"
         )
     # A synapse is linked to those of its two segments that are shown; 0 stands for the others.
-    lookup = Lookup(shown["ids"], "cells")
-    roots = np.append(shown["roots"], 0)
+    lookup = Lookup(shown.ids, "cells")
+    roots = np.append(shown.roots, 0)
     linked = np.stack([roots[lookup.find(ids[s][keep])] for s in ("pre", "post")], axis=1)
-    own = synapses["synapse_id"].values[keep] if "synapse_id" in synapses else np.flatnonzero(keep)
+    names = np.flatnonzero(keep)
+    if "synapse_id" in synapses:
+        names = synapses["synapse_id"].values[keep]
     texts = [f"{a} → {b}" for a, b in zip(ids["pre"][keep], ids["post"][keep], strict=True)]
     if "size" in synapses:
         sizes = synapses["size"].values[keep]
-        texts = [f"{t}, size {s}" for t, s in zip(texts, sizes, strict=True)]
-    return {"ids": own, "roots": linked, "points": _voxels(um[keep]), "texts": texts}
+        texts = [f"{text}, size {size}" for text, size in zip(texts, sizes, strict=True)]
+    points = _voxels(um[keep])
+    return _annotations(builder, "synapses", names, points, linked, texts, _SYNAPSES), points
 
 
-def _partner(synapses: xr.Dataset, side: str) -> np.ndarray:
+def _partner_ids(synapses: xr.Dataset, side: str) -> np.ndarray:
     dim, index = f"{side}_nucleus_id", f"{side}_index"
     if dim in synapses.variables and synapses[dim].dims == ("synapse",):
         return np.asarray(synapses[dim].values)
@@ -329,7 +303,7 @@ def _partner(synapses: xr.Dataset, side: str) -> np.ndarray:
 
 
 def _voxels(um: np.ndarray) -> np.ndarray:
-    # The tables give whole voxels, which the way to µm and back changes in the last bits.
+    # The tables hold whole voxels; converting to µm and back changes the last bits.
     return np.rint(from_pia_um(um, VOXEL_NM))
 
 
@@ -353,9 +327,9 @@ def _annotations(
     return layer.add_annotations(
         [
             builder.PointAnnotation(
-                id=str(own), point=point, segments=[r for r in linked if r], description=text
+                id=str(i), point=point, segments=[r for r in linked if r], description=text
             )
-            for own, point, linked, text in rows
+            for i, point, linked, text in rows
             if np.isfinite(point).all()
         ]
     )

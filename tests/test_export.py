@@ -122,7 +122,9 @@ def test_networkx_node_attributes() -> None:
     assert "rate_ori" not in node
     few = mx.to_networkx(ex.connectivity(), three_units(), node_attributes=["layer"])
     assert few.nodes[13] == {"in_pre": True, "in_post": True, "layer": "unknown"}
-    with pytest.raises(mx.errors.SchemaError, match=r"'rate_ori' is not a variable over nucleus_id"):
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"'rate_ori' is not a variable over nucleus_id"
+    ):
         mx.to_networkx(ex.connectivity(), three_units(), node_attributes=["rate_ori"])
     with pytest.raises(mx.errors.UnknownLabelError, match=r"1 of 4 .* such as 15"):
         mx.to_networkx(ex.connectivity(), ex.units())

@@ -11,7 +11,7 @@ import pytest
 from cave_server import CaveServer
 
 import microns_xr as mx
-from microns_xr.sources.cache import held
+from microns_xr.files import locked
 from microns_xr.sources.download import KeptSource
 from microns_xr.sources.net import Retry
 
@@ -292,13 +292,13 @@ def test_listings_of_two_sources_do_not_mix(cave, tables, tmp_path):
 def test_one_download_at_a_time(cave, tmp_path):
     release = release_of(cave, tmp_path)
     with (
-        held(release.source.cache.folder, "tables"),
+        locked(release.source.cache.folder, "tables"),
         pytest.raises(mx.errors.SourceError, match="another download of tables"),
     ):
         release.download()
     assert set(release.download(progress=False))
     (tmp_path / "file").write_text("")
-    with pytest.raises(mx.errors.SourceError, match="choose another datadir"):
+    with pytest.raises(mx.errors.SourceError, match="choose another folder"):
         release_of(cave, tmp_path / "file").download()
 
 

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +26,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
-import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from microns_xr.errors import (
@@ -36,71 +35,12 @@ from microns_xr.errors import (
     UnknownLabelError,
     nearest_words,
 )
-from microns_xr.files import file_sha256
+from microns_xr.files import file_sha256, write_file
 from microns_xr.releases import MINIMUM_ROLES, ReleaseSpec
 from microns_xr.sources.net import BadAnswer, Retry
 from microns_xr.sources.tables import Answer, plain_types, to_frame
 
-# Columns as the bytes of a parquet file, and bytes as a file that is whole or not there.
-
-
-def parquet_bytes(columns: dict[str, np.ndarray]) -> bytes:
-    """Return columns as the bytes of a parquet file, equal for equal columns."""
-    sink = pa.BufferOutputStream()
-    # What is soon read again and removed need not be small.
-    pq.write_table(pa.table(columns), sink, compression="lz4", use_dictionary=False)
-    return sink.getvalue().to_pybytes()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place, and rename it when it is on the disk."""
-    part = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise SourceError(f"{path} cannot be written ({error}): check the folder") from error
-
-
-# One writer at a time in a folder of downloads.
-
-
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def held(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder while `what` is downloaded into it; the lock goes with the process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise SourceError(
-            f"{folder} cannot be written ({error}): choose another datadir, or make room"
-        ) from error
-    try:
-        with contextlib.suppress(ImportError):  # there is no fcntl on Windows
-            import fcntl
-
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise SourceError(
-                    f"another download of {what} into {folder} is running: wait for it, then run "
-                    "this again; it fetches only what is missing"
-                ) from error
-            except OSError as error:
-                # Some network file systems have no locks: two downloads are not noticed there.
-                logger.debug("%s cannot be locked: %s", folder, error)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 # The small file in a folder of tables that says which release they are of.
@@ -119,7 +59,7 @@ def write_identity(folder: Path, datastack: str, version: int) -> None:
         )
     if found is None:
         said = json.dumps({"datastack": datastack, "version": version}) + "\n"
-        write_whole(folder / IDENTITY_FILE, said.encode())
+        write_file(folder / IDENTITY_FILE, said)
 
 
 def read_identity(folder: Path) -> tuple[str, int] | None:

@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 from microns_xr.errors import ReleaseMismatchError, SchemaError, SourceError, nearest_words
+from microns_xr.files import locked, write_file
 from microns_xr.releases import ReleaseSpec
 from microns_xr.sources.archive import ArchiveSource
-from microns_xr.sources.cache import TableCache, download_tables, held, write_identity, write_whole
+from microns_xr.sources.cache import TableCache, download_tables, write_identity
 from microns_xr.sources.cave import CaveSource
 from microns_xr.sources.demo import DemoSource
 from microns_xr.sources.directory import DirectorySource
@@ -150,7 +151,7 @@ class KeptSource:
     ) -> dict[str, dict[str, Any]]:
         """Bring tables into the folder; those that are here and whole are not fetched."""
         remote = self._require_remote("download tables")
-        with held(self.cache.folder, "tables"):
+        with locked(self.cache.folder, "tables"):
             write_identity(self.folder, self.datastack, int(self.version or 0))
             if isinstance(remote, ArchiveSource):
                 return download_archived_tables(
@@ -160,7 +161,7 @@ class KeptSource:
             # archive that cannot be listed says only what it was asked for.
             if refresh or not (self.folder / _LISTING).is_file():
                 listing = json.dumps(list(remote.available_tables())) + "\n"
-                write_whole(self.folder / _LISTING, listing.encode())
+                write_file(self.folder / _LISTING, listing)
             return download_tables(
                 remote, self.cache, names, refresh=refresh, progress=progress, max_rows=max_rows
             )

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -169,7 +168,7 @@ class HttpFile:
             return md5_in(self._fs.cat_file(f"{self.url}.md5"))
         except Exception as error:
             known = _http_error(error)
-            if classify(known) == "lasting":
+            if classify(known) != "transient":
                 return None
             raise known from None
 
@@ -345,7 +344,7 @@ class _OtherFile:
             return md5_in(self._fs.cat_file(f"{self._path}.md5"))
         except Exception as error:
             known = _cloud_error(error)
-            if classify(known) == "lasting":
+            if classify(known) != "transient":
                 return None
             raise known from error
 
@@ -518,8 +517,6 @@ def problem_with(
 # NAME.json beside it. Ending the process at any moment loses nothing but the last bytes.
 
 
-logger = logging.getLogger(__name__)
-
 # Small, because aiohttp reads two of these ahead, and drops them when a connection breaks off.
 _READ_BYTES = 64 << 10
 # An attempt that brought this much was no failure: a file of 20 GB may break off many times.
@@ -582,7 +579,7 @@ class _Fetch:
         self.sha256, self.retry, self.progress = sha256, retry, progress
         self.part, self.note = beside(path, ".part"), beside(path, ".part.json")
         self.known: RemoteInfo | None = None
-        self.in_vain = 0
+        self.in_vain = self.arrived = 0
 
     def run(self) -> Fetched:
         bar: tqdm[Any] = tqdm(
@@ -593,16 +590,18 @@ class _Fetch:
             disable=not self.progress,
         )
         with open_part(self.part) as part, bar:
-            found = None
-            while found is None:
-                found = self.retry.call(
-                    lambda: self._attempt(part, bar), self.url, advice=_ADVICE, clean=clean_urls
-                )
-            return found
+            return self.retry.call(
+                lambda: self._attempt(part, bar),
+                self.url,
+                advice=_ADVICE,
+                clean=clean_urls,
+                progressed=lambda: self.arrived >= _PROGRESS_BYTES,
+            )
 
-    def _attempt(self, part: IO[bytes], bar: tqdm[Any]) -> Fetched | None:
-        """Read on; None when it broke off after a good piece."""
+    def _attempt(self, part: IO[bytes], bar: tqdm[Any]) -> Fetched:
+        """Read on from where the part ends."""
         began = None
+        self.arrived = 0
         try:
             if self.known is None:
                 self._begin(part)
@@ -613,12 +612,9 @@ class _Fetch:
         except Changed as error:
             raise self._start_over(part, str(error)) from None
         except Exception as error:
-            arrived = 0 if began is None else size_of(part) - began
-            if classify(error) == "lasting" or arrived < _PROGRESS_BYTES:
-                raise
-            logger.warning("%s: %s; asking for the rest", self.url, clean_urls(describe(error)))
-            self.retry.sleep(self.retry.wait(1, error))
-            return None
+            if began is not None and classify(error) == "transient":
+                self.arrived = size_of(part) - began
+            raise
 
     def _begin(self, part: IO[bytes]) -> None:
         """Ask what the file is, and keep the part only if it is of the same file."""

@@ -1,10 +1,8 @@
-"""Asking again: which failures pass by themselves, how long to wait, what to say in the end."""
+"""Which failures of a request pass by themselves, how long to wait, what to report in the end."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
-import email.utils
 import errno
 import http.client
 import logging
@@ -14,30 +12,33 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
+import tenacity
+import urllib3
 
 from microns_xr.errors import IncompleteDownloadError, MicronsXrError, SourceError
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["transient", "lasting"]
 Result = TypeVar("Result")
 
 # Statuses below 500 that pass by themselves: timeout, too early, too many requests.
-_PASSING = (408, 425, 429)
-# Local trouble, which asking again does not help: no space, no right to write.
-_LOCAL = {getattr(errno, n, 0) for n in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM")} - {0}
+_TRANSIENT_STATUSES = (408, 425, 429)
+# Trouble on this machine, which another request does not help: no space, no right to write.
+_LOCAL_ERRNOS = {
+    getattr(errno, name, 0) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM")
+} - {0}
 _LOCAL_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _NETWORK_ERRORS = (OSError, EOFError, http.client.HTTPException, zlib.error, pa.ArrowInvalid)
 # Packages all of whose exceptions are failures of a connection or an answer.
 _NETWORK_PACKAGES = ("aiohttp", "urllib3")
-_LONGEST = 300
+_MAX_LENGTH = 300  # characters of an error in a message
 
 
 class BadAnswer(Exception):
-    """An answer came, and cannot be right: it is asked for again. Never leaves the package."""
+    """An answer came and cannot be right, so the request is repeated. Never leaves the package."""
 
 
 class Refused(Exception):
@@ -61,76 +62,67 @@ def status_of(error: BaseException) -> int | None:
     return None
 
 
-def classify(error: BaseException) -> Kind:
-    """Say whether it makes sense to ask again after an error."""
+def classify(error: BaseException) -> Literal["transient", "refused", "local"]:
+    """Tell what may pass by itself from refusals of the service and from trouble on this side."""
     status = status_of(error)
     if status is not None:
-        return "transient" if status >= 500 or status in _PASSING else "lasting"
+        transient = status >= 500 or status in _TRANSIENT_STATUSES
+        return "transient" if transient else "refused"
     if isinstance(error, (MicronsXrError, *_LOCAL_ERRORS)):
-        return "lasting"
-    if isinstance(error, BadAnswer) or type(error).__name__ == "JSONDecodeError":
+        return "local"
+    package = type(error).__module__.partition(".")[0]
+    if type(error).__name__ == "JSONDecodeError":
         return "transient"
-    if isinstance(error, OSError) and (
-        error.errno in _LOCAL
-        or isinstance(error, ValueError)  # so requests marks an address that makes no sense
-        or "certificate verify failed" in str(error).lower()
-    ):
-        return "lasting"
-    if isinstance(error, _NETWORK_ERRORS) or _package(error) in _NETWORK_PACKAGES:
+    if isinstance(error, OSError):
+        if error.errno in _LOCAL_ERRNOS:
+            return "local"
+        # A ValueError is how requests marks an address that makes no sense.
+        if isinstance(error, ValueError) or "certificate verify failed" in str(error).lower():
+            return "refused"
+    if isinstance(error, (BadAnswer, *_NETWORK_ERRORS)) or package in _NETWORK_PACKAGES:
         return "transient"
-    # A page of HTML where a table should be, in the words of caveclient.
+    # caveclient's words for a web page where a table should be
     if isinstance(error, ValueError) and "Unknown response type" in str(error):
         return "transient"
-    return "lasting"
-
-
-def _package(error: BaseException) -> str:
-    return type(error).__module__.partition(".")[0]
+    return "refused" if package in ("caveclient", "requests") else "local"
 
 
 def describe(error: BaseException) -> str:
-    """Return one short line that says what an error is."""
+    """Return an error as one short line."""
     text = re.sub(r"\s+", " ", str(error)).strip()
-    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    text = text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."
     if isinstance(error, BadAnswer | Refused):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _asked_to_wait(error: BaseException) -> float:
-    """Return the seconds of a Retry-After header, a number or a date; 0 without one."""
+def _retry_after(error: BaseException) -> float:
+    """Return the seconds that a Retry-After header asks for; 0 without one."""
     value = getattr(error, "retry_after", None)
     if value is None:
         response = getattr(error, "response", None)  # one with an error status is falsy
         headers = getattr(error if response is None else response, "headers", None)
         value = headers.get("Retry-After") if headers is not None else None
-    if value is None:
-        return 0.0
-    with contextlib.suppress(ValueError):
-        return max(float(value), 0.0)
-    try:
-        date = email.utils.parsedate_to_datetime(str(value))
-    except ValueError:
-        return 0.0
-    date = date if date.tzinfo else date.replace(tzinfo=dt.UTC)
-    return max((date - dt.datetime.now(dt.UTC)).total_seconds(), 0.0)
+    with contextlib.suppress(urllib3.exceptions.InvalidHeader):
+        return urllib3.util.Retry().parse_retry_after(str(value))
+    return 0.0
 
 
 @dataclass(frozen=True)
 class Retry:
-    """How often and how patiently to ask again."""
+    """How often a request is made, and the seconds to wait: from `base` up, at most `cap`."""
 
     attempts: int = 10
     base: float = 1.0
     cap: float = 120.0
-    rng: random.Random = field(default_factory=random.Random, repr=False)
-    sleep: Callable[[float], object] = field(default=time.sleep, repr=False)
+    sleep: Callable[[float], Any] = field(default=time.sleep, repr=False)
 
-    def wait(self, failures: int, error: BaseException) -> float:
-        """Return the seconds to wait after so many failures, the last of them `error`."""
-        grown = min(self.cap, self.base * 2.0 ** min(failures - 1, 60))
-        grown *= self.rng.uniform(0.5, 1.0)
-        return max(grown, min(_asked_to_wait(error), self.cap))
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        assert state.outcome is not None
+        grown = tenacity.wait_exponential(multiplier=self.base, max=self.cap)(state)
+        asked = _retry_after(state.outcome.exception() or BadAnswer())
+        # Not all clients shall come back at the same moment.
+        return max(grown * random.uniform(0.5, 1.0), min(asked, self.cap))
 
     def call(
         self,
@@ -140,39 +132,51 @@ class Retry:
         advice: Mapping[int, str] | None = None,
         clean: Callable[[str], str] = str,
         attempts: int | None = None,
+        progressed: Callable[[], bool] = lambda: False,
     ) -> Result:
-        """Make a request until it succeeds, fails for good, or has failed too often."""
+        """Make a request until it succeeds, is refused, or has failed too often.
+
+        `advice` says what to do about a status, `clean` takes secrets out of a text. An attempt
+        after which `progressed` is true, as one that brought a piece of a file, does not count.
+        """
         limit = max(1, self.attempts if attempts is None else attempts)
-        for failures in range(1, limit + 1):
-            try:
-                return ask()
-            except Exception as error:
-                lasting = classify(error) == "lasting"
-                status = status_of(error)
-                if lasting and status is None and not _of_the_service(error):
-                    raise
-                said = clean(describe(error))
-                pause = self.wait(failures, error)
-            # Raised out here, so that no traceback leads to the frames that hold a token.
-            if lasting:
-                hint = (advice or {}).get(status or 0)
-                raise SourceError(f"{what}: {said}" + (f": {hint}" if hint else ""))
-            if failures < limit:
-                logger.warning(
-                    "%s: %s; asking again in %.1f s (attempt %d of %d)",
-                    what, said, pause, failures + 1, limit,
-                )  # fmt: skip
-                self.sleep(pause)
+
+        def is_transient(state: tenacity.RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            if not isinstance(error, Exception) or classify(error) != "transient":
+                return False
+            if progressed():
+                state.attempt_number = 0
+            return True
+
+        def log(state: tenacity.RetryCallState) -> None:
+            assert state.outcome is not None
+            logger.warning(
+                "%s: %s; asking again in %.1f s (attempt %d of %d)",
+                what, clean(describe(state.outcome.exception() or BadAnswer())),
+                state.upcoming_sleep, state.attempt_number + 1, limit,
+            )  # fmt: skip
+
+        retrying = tenacity.Retrying(
+            retry=is_transient,
+            stop=tenacity.stop_after_attempt(limit),
+            wait=self._wait,
+            sleep=self.sleep,
+            before_sleep=log,
+        )
+        try:
+            return retrying(ask)
+        except tenacity.RetryError as error:
+            status, text = 0, clean(describe(error.last_attempt.exception() or error))
+        except Exception as error:
+            if classify(error) == "local":
+                raise
+            status, text = status_of(error) or -1, clean(describe(error))
+        # Raised out here, so that no traceback leads to the frames that hold a token.
+        if status:
+            hint = (advice or {}).get(status)
+            raise SourceError(f"{what}: {text}" + (f": {hint}" if hint else ""))
         raise IncompleteDownloadError(
-            f"{what}: {said} ({limit} attempts): the service or the network fails at the moment; "
+            f"{what}: {text} ({limit} attempts): the service or the network fails at the moment; "
             "run the same again later, what has arrived is kept"
         )
-
-
-def _of_the_service(error: BaseException) -> bool:
-    """Whether a lasting error speaks of the service rather than of the program or its files."""
-    if isinstance(error, (MicronsXrError, *_LOCAL_ERRORS)):
-        return False
-    if isinstance(error, OSError):
-        return error.errno not in _LOCAL
-    return _package(error) in (*_NETWORK_PACKAGES, "caveclient", "requests")

@@ -34,9 +34,8 @@ from microns_xr.errors import (
     SourceError,
     nearest_words,
 )
-from microns_xr.files import file_sha256
+from microns_xr.files import file_sha256, write_file
 from microns_xr.provenance import release_of
-from microns_xr.sources.cache import parquet_bytes, write_whole
 
 # What a download of synapses asks for, and the key that names it.
 
@@ -741,13 +740,13 @@ class RequestFolder:
             (self.path / name).unlink(missing_ok=True)
         for side, ids in (("pre", request.pre), ("post", request.post)):
             if ids is not None:
-                write_whole(self.path / f"{side}.parquet", parquet_bytes({"root_id": ids}))
+                write_file(self.path / f"{side}.parquet", parquet_bytes({"root_id": ids}))
         asked = {"request": request.record(), "timestamp": timestamp}
         self.write_document("request", {**asked, "strategy": asdict(strategy)})
 
     def write_document(self, name: str, document: dict[str, Any]) -> None:
         """Write ``NAME.json``."""
-        write_whole(self.path / f"{name}.json", json.dumps(document, indent=1).encode())
+        write_file(self.path / f"{name}.json", json.dumps(document, indent=1).encode())
 
     def batches(self) -> list[Batch]:
         """Return the finished batches whose files are whole, and remove all other files.
@@ -759,7 +758,7 @@ class RequestFolder:
         found = [batch for line in content.split(b"\n") if (batch := self._whole(line))]
         lines = b"".join(_line(batch) for batch in found)
         if lines != content:
-            write_whole(manifest, lines)
+            write_file(manifest, lines)
         files = {batch.file for batch in found} | {"pre.parquet", "post.parquet"}
         for path in [*self.path.glob("*.parquet"), *self.path.glob("*.tmp")]:
             if path.name not in files:
@@ -794,7 +793,7 @@ class RequestFolder:
         with self._writing:
             if self._closed:
                 return None
-            write_whole(self.path / batch.file, content)
+            write_file(self.path / batch.file, content)
             try:
                 with open(self.path / "manifest.jsonl", "ab") as file:
                     file.write(_line(batch))
@@ -809,6 +808,14 @@ class RequestFolder:
         (self.path / "manifest.jsonl").unlink(missing_ok=True)
         for path in self.path.glob("[0-9]*.parquet"):
             path.unlink(missing_ok=True)
+
+
+def parquet_bytes(columns: dict[str, np.ndarray]) -> bytes:
+    """Return columns as the bytes of a parquet file, equal for equal columns."""
+    sink = pa.BufferOutputStream()
+    # What is soon read again and removed need not be small.
+    pq.write_table(pa.table(columns), sink, compression="lz4", use_dictionary=False)
+    return sink.getvalue().to_pybytes()
 
 
 def _line(batch: Batch) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import random
 
 import numpy as np
 import pandas as pd
@@ -47,7 +46,7 @@ def server():
 
 
 def patient():
-    return Retry(attempts=6, rng=random.Random(0), sleep=lambda _: None)
+    return Retry(attempts=6, sleep=lambda _: None)
 
 
 def fits_of(source, names=None):
@@ -236,7 +235,7 @@ def test_recordings_are_downloaded_in_pieces_and_checked(server, recorded, tmp_p
 def test_a_download_that_ends_is_continued_by_the_next(server, recorded, tmp_path):
     body = recorded.read_bytes()
     url = server.put("/microns.h5", body, cuts=[len(body) // 2, 0, 0, 0])
-    once = Retry(attempts=2, rng=random.Random(0), sleep=lambda _: None)
+    once = Retry(attempts=2, sleep=lambda _: None)
     with pytest.raises(mx.errors.IncompleteDownloadError):
         mx.recordings.download(tmp_path, url, retry=once, progress=False)
     assert not (tmp_path / "microns.h5").exists()

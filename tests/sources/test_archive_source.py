@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import pickle
-import random
 import struct
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from microns_xr.sources.tables import to_frame
 
 
 def retry() -> Retry:
-    return Retry(attempts=4, rng=random.Random(0), sleep=lambda seconds: None)
+    return Retry(attempts=4, sleep=lambda seconds: None)
 
 
 @pytest.fixture

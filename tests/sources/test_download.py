@@ -2,7 +2,6 @@
 
 import logging
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -43,7 +42,7 @@ def no_sleep(seconds: float) -> None:
 
 
 def source_of(server: CaveServer, **options) -> mx.sources.CaveSource:
-    retry = Retry(attempts=4, sleep=no_sleep, rng=random.Random(0))
+    retry = Retry(attempts=4, sleep=no_sleep)
     options = {"auth_token": "none", "retry": retry, **options}
     return mx.sources.CaveSource(server.service.version, server_address=server.url, **options)
 

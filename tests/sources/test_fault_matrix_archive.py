@@ -79,7 +79,7 @@ def get(
         661,
         url=server.archive_url,
         folder=folder / "archive",
-        retry=Retry(attempts=attempts, rng=random.Random(0), sleep=sleep),
+        retry=Retry(attempts=attempts, sleep=sleep),
         timeout=0.15,
         progress=False,
     )

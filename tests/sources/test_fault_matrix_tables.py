@@ -113,7 +113,7 @@ class Bench:
         self.waits: list[float] = []
 
     def download(self, refresh: bool = False, timeout: float = 10.0) -> dict:
-        retry = Retry(attempts=ATTEMPTS, cap=50.0, sleep=self.waits.append, rng=random.Random(0))
+        retry = Retry(attempts=ATTEMPTS, cap=50.0, sleep=self.waits.append)
         with mx.sources.CaveSource(
             1718,
             server_address=self.server.url,

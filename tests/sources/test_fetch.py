@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import logging
-import random
 import signal
 import subprocess
 import sys
@@ -44,7 +43,7 @@ def server():
 
 def retry(attempts: int = 6) -> tuple[Retry, list[float]]:
     waits: list[float] = []
-    return Retry(attempts=attempts, rng=random.Random(0), sleep=waits.append), waits
+    return Retry(attempts=attempts, sleep=waits.append), waits
 
 
 def fetch(url, path, **options):

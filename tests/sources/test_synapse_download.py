@@ -603,15 +603,13 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
-    import microns_xr.sources.cache as module
-
     calls = iter(range(1000))
 
     def full(descriptor):
         if next(calls) == 6:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(mx.errors.SourceError, match=r"cannot be written.*No space left"):
         download(MemoryService(FRAME), tmp_path, post=ROOTS, batch=4)
     monkeypatch.undo()

@@ -44,8 +44,9 @@ from microns_xr.sources.fetch import (
     RECORDING_SUFFIXES,
     RECORDINGS_URL,
     download,
-    download_file,
+    fetch_file,
     file_name,
+    shown_url,
 )
 from microns_xr.sources.synapses import SynapseSet, resolve_ids
 from microns_xr.sources.tables import TableSource, read_table_file
@@ -487,10 +488,10 @@ class Release:
         folder = _folder_of(self.source)
         if folder is None:
             raise SourceError(
-                f"{type(self.source).__name__} has no folder to put files into: fetch {url} by "
-                "other means, and give its path to tuning_curves(path)"
+                f"{type(self.source).__name__} has no folder to put files into: fetch {shown_url(url)} "
+                "by other means, and give its path to tuning_curves(path)"
             )
-        return download_file(url, folder / "functional" / file_name(url), **options)
+        return fetch_file(url, folder / "functional" / file_name(url), **options).path
 
     # ----------------------------------------------------------------------------- Datasets
 

@@ -23,6 +23,7 @@ class Served:
     ranges: bool = True
     says_length: bool = True
     get_says_length: bool = True
+    login: str | None = None  # the Authorization that it needs
     # How many HEADs are answered with a web page.
     pages: int = 0
     # To how many bytes of the body the next GETs are cut, with the length of just these.
@@ -109,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         if file is None:
             status, body, headers = 404, b"", {}
+        elif file.login and self.headers.get("Authorization") != file.login:
+            status, body, headers = 401, b"", {}
         else:
             status, body, headers = _part_of(file, wanted, self.headers.get("If-Range"))
         if file is not None and self.command == "HEAD" and file.pages:

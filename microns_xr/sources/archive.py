@@ -27,11 +27,11 @@ from microns_xr.errors import (
 from microns_xr.files import file_sha256
 from microns_xr.releases import ReleaseSpec, release_spec, supported_versions, table_spec
 from microns_xr.sources.fetch import (
-    Fetched,
+    FetchedFile,
     beside,
     exists,
     fetch_file,
-    fetched,
+    find_file,
     list_names,
     local_path,
     shown_url,
@@ -209,9 +209,9 @@ class ArchiveFiles:
         )
         return found.path
 
-    def _fetched(self, file: str) -> Fetched | None:
+    def _fetched(self, file: str) -> FetchedFile | None:
         """Return what is known of a file that was fetched from here."""
-        found = fetched(self.folder / file) if self._local is None else None
+        found = find_file(self.folder / file) if self._local is None else None
         return found if found and found.url == shown_url(f"{self._url}/{file}") else None
 
     def record(self, path: Path) -> dict[str, Any]:

@@ -1,4 +1,9 @@
-"""Fetching files that belong to no table of a release: recordings, and fits of tuning curves."""
+"""One large file over http or from a bucket: resumed where it stopped, checked before it counts.
+
+While a file NAME is under way its bytes are in NAME.part, and NAME.part.json says of which file
+they are, so that a file that has changed is never glued to an older part. A whole file has
+NAME.json beside it. Ending the process at any moment loses nothing but the last bytes.
+"""
 
 from __future__ import annotations
 
@@ -12,68 +17,38 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import fsspec
-from fsspec.asyn import sync
+import google_crc32c
+import requests
 from tqdm.auto import tqdm
 
 from microns_xr.errors import SourceError
+from microns_xr.files import try_lock, write_file
 from microns_xr.sources.net import BadAnswer, Refused, Retry, classify, describe, status_of
 
-# What is known of a file that lies elsewhere, before and while its bytes are read.
+_READ_BYTES = 64 << 10  # what a connection that breaks off may lose
+_RANGE_BYTES = 8 << 20  # of a request, where a protocol asks for ranges
+# An attempt that brought this much was no failure: a file of 20 GB may break off many times.
+_PROGRESS_BYTES = 256 << 10
+_WHOLE_FETCHES = 3  # of a file whose checksum comes out wrong, or that changes meanwhile
+_SERVER_CHECKSUMS = ("md5", "crc32c")
+_WEB_PAGES = ("text/html", "application/xhtml+xml")
+_GZIP = b"\x1f\x8b"
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_CLOUD_PACKAGES = ("botocore", "aiobotocore", "boto3", "gcsfs", "google", "adlfs", "azure")
+_ADVICE = {
+    401: "it needs a login: pass storage_options with yours",
+    403: "access is refused: check the address, or pass storage_options with your login",
+    404: "there is no such file: check the version, the name of the table and the address",
+    410: "it has been removed: check the version and the address",
+}
 
-
-class Changed(BadAnswer):
-    """The file is no longer the one that a part was fetched of. Never leaves the package."""
-
-
-@dataclass(frozen=True)
-class RemoteInfo:
-    """What is known of a file before its bytes."""
-
-    size: int | None  # bytes; None when nobody says
-    # ETag, generation or time of the last change; empty when there is none
-    validator: str = ""
-    md5: str | None = None
-    crc32c: str | None = None
-
-
-@dataclass(frozen=True)
-class Opened:
-    """An answer whose bytes can be read: it begins at `start`, of the file that `info` says."""
-
-    start: int
-    info: RemoteInfo
-    read: Callable[[int], bytes]
-    close: Callable[[], None]
-
-
-class RemoteFile(Protocol):
-    """What fetching needs of a file; every error is one that `retry.classify` knows."""
-
-    def info(self) -> RemoteInfo:
-        """Return what is known of the file, without its bytes."""
-        ...
-
-    def open(self, offset: int, known: RemoteInfo) -> Opened:
-        """Open it at `offset`, or at 0 where that cannot be had; `Changed` if it is another."""
-        ...
-
-    def sidecar_md5(self) -> str | None:
-        """Return the checksum in the file of the same name with .md5 at its end."""
-        ...
-
-    def close(self) -> None:
-        """Give back connections."""
-        ...
-
-
-def md5_in(content: bytes) -> str | None:
-    """Return the checksum that the text of a .md5 file begins with."""
-    found = re.match(rb"\s*([0-9a-fA-F]{32})\b", content)
-    return found[1].decode().lower() if found else None
+# 20.6 GB; the data set is described at huggingface.co/datasets/NeuroBLab/MICrONS (CC BY 4.0).
+RECORDINGS_URL = "https://huggingface.co/datasets/NeuroBLab/MICrONS/resolve/main/microns.h5"
+RECORDING_SUFFIXES = (".h5", ".hdf5")
 
 
 def shown_url(url: str) -> str:
@@ -85,120 +60,135 @@ def shown_url(url: str) -> str:
 
 
 def clean_urls(text: str) -> str:
-    """Return a text with every address in it as `shown_url` shows it."""
-    return re.sub(r"\w+://[^\s'\"]+", lambda found: shown_url(found[0]), text)
+    """Take passwords and queries out of all addresses in a text."""
+    text = re.sub(r"\w+://[^\s'\"]+", lambda match: shown_url(match[0]), text)
+    return re.sub(r"(with url: [^\s?]*)\?\S*", r"\1", text)  # as requests writes a path alone
 
 
-# One file behind http or https, read through fsspec with an eye on the headers.
-#
-# The headers of every answer are looked at, because that is where a file says that it has
-# changed, that a part was not what was asked for, or that a page of a login was sent instead.
+def file_name(url: str) -> str:
+    """Return the name of the file behind an address."""
+    path = urlsplit(url).path if "://" in url else Path(url).as_posix()
+    name = unquote(path).rpartition("/")[2]
+    if not name or name in (".", ".."):
+        raise SourceError(f"{url} ends with no name of a file: give the address of one file")
+    return name
 
 
-_PAGES = ("text/html", "application/xhtml+xml")
+# ------------------------------------------------------------------------------- files elsewhere
+
+
+class Changed(BadAnswer):
+    """The file is no longer the one that a part was fetched of. Never leaves the package."""
+
+
+@dataclass(frozen=True)
+class RemoteInfo:
+    """What a server says of a file."""
+
+    size: int | None  # bytes; None when the server does not say
+    validator: str = ""  # ETag, generation or time of the last change; empty when there is none
+    md5: str | None = None
+    crc32c: str | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The bytes of a file from `start` on."""
+
+    start: int
+    info: RemoteInfo
+    read: Callable[[int], bytes]
+    close: Callable[[], None]
 
 
 class HttpFile:
-    """A `RemoteFile` behind http or https."""
+    """A file behind http or https."""
 
-    def __init__(self, url: str, timeout: float, options: dict[str, Any]) -> None:
-        import aiohttp
-        from fsspec.implementations.http import get_client
+    def __init__(self, url: str, timeout: float, options: Mapping[str, Any]) -> None:
+        self._url = url
+        self._session = requests.Session()
+        self._options = {"timeout": timeout, "stream": True, "allow_redirects": True, **options}
 
-        self.url = url
-        self._session: Any = None
-
-        async def keep(**kwargs: Any) -> Any:
-            self._session = await get_client(**kwargs)
-            return self._session
-
-        client: dict[str, Any] = {
-            # The package's own limit is five minutes for the whole file.
-            "timeout": aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout),
-            "auto_decompress": False,
-            "trust_env": True,
-            **options.pop("client_kwargs", {}),
-        }
-        self._fs = fsspec.filesystem(
-            "http", skip_instance_cache=True, client_kwargs=client, get_client=keep, **options
-        )
+    def _request(self, method: str, suffix: str = "", **headers: str) -> requests.Response:
+        headers = {"Accept-Encoding": "identity", **self._options.get("headers", {}), **headers}
+        options = {**self._options, "headers": headers}
+        answer = self._session.request(method, self._url + suffix, **options)
+        if answer.status_code >= 400:
+            answer.close()
+            retry_after = answer.headers.get("Retry-After")
+            raise Refused(answer.status_code, answer.reason or "", retry_after)
+        return answer
 
     def info(self) -> RemoteInfo:
-        """Ask with HEAD, or with GET where HEAD is refused."""
+        """Ask what the file is, without its bytes."""
         try:
-            found = self._fs.info(self.url)
-        except FileNotFoundError as error:  # whatever went wrong
-            raise _http_error(error.__cause__ or error) from None
-        _refuse_page(found.get("mimetype", ""))
-        if found["size"] == 0:
-            raise BadAnswer("the server says that the file is empty")
-        validator = found.get("ETag") or found.get("Last-Modified") or ""
-        return RemoteInfo(found["size"], validator)
+            answer = self._request("HEAD")
+        except Refused:  # by some servers only because of the method
+            answer = self._request("GET")
+        with answer:
+            _refuse_page(answer)
+            if answer.headers.get("Content-Length") == "0":
+                raise BadAnswer("the server says that the file is empty")
+            size = answer.headers.get("Content-Length")
+            return RemoteInfo(None if size is None else int(size), _validator(answer))
 
-    def open(self, offset: int, known: RemoteInfo) -> Opened:
-        """Ask with GET, for a range if `offset` is not 0."""
-        headers = {"Accept-Encoding": "identity"}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
-            if known.validator and not known.validator.startswith("W/"):
-                headers["If-Range"] = known.validator
+    def open(self, offset: int, known: RemoteInfo) -> Stream:
+        """Open the file at `offset`, or at 0 where the server has no ranges."""
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        if offset and known.validator and not known.validator.startswith("W/"):
+            headers["If-Range"] = known.validator
         try:
-            # The size only keeps fsspec from asking for it.
-            file = self._fs.open(self.url, block_size=0, size=1, headers=headers)
-        except Exception as error:
-            if status_of(error) == 416:
+            answer = self._request("GET", **headers)
+        except Refused as error:
+            if error.status == 416:
                 raise Changed("the server has fewer bytes than the part that is here") from None
-            raise _http_error(error) from None
+            raise
         try:
-            start, now = _answer(file.r.status, file.r.headers, offset)
-            # A checksum that only the answer with the bytes has.
-            now = RemoteInfo(now.size, now.validator or known.validator, now.md5, now.crc32c)
+            start, now = _read_headers(answer, offset)
+            now = replace(now, validator=now.validator or known.validator)
             if known.validator and now.validator != known.validator:
                 raise Changed("the file has changed since it was begun")
             if None not in (known.size, now.size) and known.size != now.size:
                 raise BadAnswer(f"the server says {known.size} bytes, then {now.size}")
         except BaseException:
-            file.close()
+            answer.close()
             raise
-        return Opened(start, now, file.read, file.close)
 
-    def sidecar_md5(self) -> str | None:
-        """Ask for the file with .md5 at its end."""
-        try:
-            return md5_in(self._fs.cat_file(f"{self.url}.md5"))
-        except Exception as error:
-            known = _http_error(error)
-            if classify(known) != "transient":
-                return None
-            raise known from None
+        def read(count: int) -> bytes:
+            data: bytes = answer.raw.read(count, decode_content=False)
+            return data
+
+        return Stream(start, now, read, answer.close)
+
+    def read_beside(self, suffix: str) -> bytes:
+        """Return the file of the same name with a suffix."""
+        with self._request("GET", suffix) as answer:
+            return answer.content
 
     def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            sync(self._fs.loop, self._session.close)
+        self._session.close()
 
 
-def _http_error(error: BaseException) -> BaseException:
-    """Return an error of a status as one that says no more than that."""
-    if isinstance(error, FileNotFoundError):
-        return Refused(404, "Not Found")
-    status = status_of(error)
-    if status is None:
-        return error
-    headers = getattr(error, "headers", None) or {}
-    return Refused(status, getattr(error, "message", ""), headers.get("Retry-After"))
-
-
-def _refuse_page(kind: str) -> None:
-    if kind.partition(";")[0].strip().lower() in _PAGES:
+def _refuse_page(answer: requests.Response) -> None:
+    """Refuse the page of a login that comes instead of a file."""
+    kind = answer.headers.get("Content-Type", "").partition(";")[0]
+    if kind.strip().lower() in _WEB_PAGES:
         raise BadAnswer("the server sent a web page instead of the file")
 
 
-def _answer(status: int, headers: Any, offset: int) -> tuple[int, RemoteInfo]:
-    _refuse_page(headers.get("Content-Type", ""))
+def _validator(answer: requests.Response) -> str:
+    return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+
+
+def _read_headers(answer: requests.Response, offset: int) -> tuple[int, RemoteInfo]:
+    """Return where the bytes of an answer begin, and what its headers say of the whole file."""
+    headers, status = answer.headers, answer.status_code
+    _refuse_page(answer)
     if headers.get("Content-Encoding", "identity") not in ("", "identity"):
         raise BadAnswer(f"the server recodes the file as {headers['Content-Encoding']}")
     start, size = 0, headers.get("Content-Length")
+    sums = re.findall(r"(md5|crc32c)=([\w+/]+=*)", headers.get("x-goog-hash", ""))
     if status == 206:
         span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())
         if not span or int(span[1]) != offset:
@@ -206,37 +196,125 @@ def _answer(status: int, headers: Any, offset: int) -> tuple[int, RemoteInfo]:
         start, size = offset, None if span[2] == "*" else span[2]
     elif status != 200:
         raise BadAnswer(f"HTTP {status}, expected 200 or 206")
-    sums = re.findall(r"(md5|crc32c)=([\w+/]+=*)", ",".join(headers.getall("x-goog-hash", [])))
-    sums += [("md5", value) for value in headers.getall("Content-MD5", []) if status == 200]
-    hexed = {name: base64.b64decode(value).hex() for name, value in sums}
-    validator = headers.get("ETag") or headers.get("Last-Modified") or ""
-    whole = None if size is None else int(size)
-    return start, RemoteInfo(whole, validator, hexed.get("md5"), hexed.get("crc32c"))
+    elif "Content-MD5" in headers:
+        sums.append(("md5", headers["Content-MD5"]))
+    digests = {name: base64.b64decode(value).hex() for name, value in sums}
+    return start, RemoteInfo(None if size is None else int(size), _validator(answer), **digests)
 
 
-# One file that lies elsewhere, behind any protocol of fsspec.
+class BucketFile:
+    """A file behind any other protocol of fsspec: a bucket, this machine, memory."""
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        if not options:  # a public bucket: no login of the user's is looked for
+            public: dict[str, dict[str, Any]] = {"s3": {"anon": True}, "gs": {"token": "anon"}}
+            options = public.get(url.partition("://")[0], {})
+        self._files, self._path = fsspec.core.url_to_fs(url, **options)
+
+    def info(self) -> RemoteInfo:
+        """Ask what the file is, without its bytes."""
+        with _cloud_errors():
+            self._files.invalidate_cache()
+            info = self._files.info(self._path)
+        if info.get("type") == "directory":
+            raise Refused(404, "it is a folder")
+        if info.get("size") == 0:
+            raise BadAnswer("the file is empty")
+        names = ("ETag", "etag", "generation", "mtime", "LastModified", "created")
+        validator = next((str(info[name]) for name in names if info.get(name)), "")
+        digests = {
+            name: base64.b64decode(info[key]).hex()
+            for name, key in (("md5", "md5Hash"), ("crc32c", "crc32c"))
+            if info.get(key)
+        }
+        return RemoteInfo(info.get("size"), validator, **digests)
+
+    def open(self, offset: int, known: RemoteInfo) -> Stream:
+        """Open the file at `offset`."""
+        # These protocols ask for ranges on their own, so look whether it is still the same file.
+        now = self.info()
+        if (now.validator, now.size) != (known.validator, known.size):
+            raise Changed("the file has changed since it was begun")
+        with _cloud_errors():
+            file = self._files.open(self._path, "rb", block_size=_RANGE_BYTES, cache_type="none")
+            file.seek(offset)
+
+        def read(count: int) -> bytes:
+            with _cloud_errors():
+                data: bytes = file.read(max(count, _RANGE_BYTES))
+            if not data and self.info() != now:
+                raise Changed("the file has changed while it was read")
+            return data
+
+        return Stream(offset, now, read, file.close)
+
+    def read_beside(self, suffix: str) -> bytes:
+        """Return the file of the same name with a suffix."""
+        with _cloud_errors():
+            content: bytes = self._files.cat_file(self._path + suffix)
+            return content
+
+    def names(self) -> list[str]:
+        """Return the names of the files in a folder."""
+        try:
+            with _cloud_errors():
+                self._files.invalidate_cache()
+                paths = self._files.ls(self._path, detail=False)
+        except Refused as error:
+            if error.status == 404:
+                return []
+            raise
+        return [path.rpartition("/")[2] for path in paths]
+
+    def close(self) -> None:
+        """Do nothing: the file systems of these protocols are shared and close by themselves."""
 
 
-_BLOCK_BYTES = 8 << 20  # of a request, where a protocol asks for ranges
-_CLOUD_PACKAGES = ("botocore", "aiobotocore", "boto3", "gcsfs", "google", "adlfs", "azure")
+@contextlib.contextmanager
+def _cloud_errors() -> Iterator[None]:
+    """Turn the errors of the packages for buckets into those of `microns_xr.sources.net`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Refused(404, "there is no such file") from error
+    except PermissionError as error:
+        raise Refused(403, "access is refused") from error
+    except Exception as error:
+        if "Credentials" in type(error).__name__:
+            raise Refused(401, describe(error)) from error
+        package = type(error).__module__.partition(".")[0]
+        if package in _CLOUD_PACKAGES and status_of(error) is None:
+            raise BadAnswer(describe(error)) from error
+        raise
+
+
+def _sidecar_md5(remote: HttpFile | BucketFile) -> str | None:
+    """Return the checksum in the file of the same name with .md5 at its end, if there is one."""
+    try:
+        content = remote.read_beside(".md5")
+    except Refused as error:
+        if classify(error) == "transient":
+            raise
+        return None
+    match = re.match(rb"\s*([0-9a-fA-F]{32})\b", content)
+    return match[1].decode() if match else None
 
 
 def open_remote(
     url: str, *, timeout: float = 60.0, storage_options: Mapping[str, Any] | None = None
-) -> RemoteFile:
+) -> HttpFile | BucketFile:
     """Return a file behind an address, without asking for it yet."""
-    protocol = url.partition("://")[0] if "://" in url else "file"
+    options = dict(storage_options or {})
+    if url.startswith(("http://", "https://")):
+        if not urlsplit(url).hostname:
+            raise SourceError(f"{shown_url(url)} names no server: check the address")
+        return HttpFile(url, timeout, options)
     try:
-        if protocol in ("http", "https"):
-            if not urlsplit(url).hostname:
-                raise SourceError(f"{shown_url(url)} names no server: check the address")
-
-            return HttpFile(url, timeout, dict(storage_options or {}))
-        return _OtherFile(url, dict(storage_options or {}))
+        return BucketFile(url, options)
     except ImportError as error:
-        package = "aiohttp" if protocol.startswith("http") else "'microns-xr[cloud]'"
         raise SourceError(
-            f"{protocol}:// needs a package that is not installed ({error}): pip install {package}"
+            f"{url.partition('://')[0]}:// needs a package that is not installed ({error}): "
+            "pip install 'microns-xr[cloud]'"
         ) from error
     except ValueError as error:
         raise SourceError(
@@ -246,142 +324,37 @@ def open_remote(
 
 
 def local_path(url: str) -> Path | None:
-    """Return where a file of this machine lies."""
+    """Return where a file of this machine lies; None for one elsewhere."""
     if "://" in url and not url.startswith(("file://", "local://")):
         return None
     return Path(fsspec.core.url_to_fs(url)[1])
 
 
-def exists(
-    url: str,
-    *,
-    retry: Retry,
-    timeout: float = 60.0,
-    storage_options: Mapping[str, Any] | None = None,
-) -> bool:
-    """Say whether there is a file."""
+def exists(url: str, *, retry: Retry, **options: Any) -> bool:
+    """Whether there is a file; `options` as for `open_remote`."""
 
-    def ask(remote: RemoteFile) -> bool:
+    def ask() -> bool:
         try:
             remote.info()
-        except Exception as error:
-            if status_of(error) in (401, 403, 404, 410):
+        except Refused as error:
+            if error.status in (401, 403, 404, 410):
                 return False
             raise
         return True
 
-    with contextlib.closing(
-        open_remote(url, timeout=timeout, storage_options=storage_options)
-    ) as remote:
-        return retry.call(lambda: ask(remote), shown_url(url), clean=clean_urls)
+    with contextlib.closing(open_remote(url, **options)) as remote:
+        return retry.call(ask, shown_url(url), clean=clean_urls)
 
 
-def list_names(
-    url: str,
-    *,
-    retry: Retry,
-    timeout: float = 60.0,
-    storage_options: Mapping[str, Any] | None = None,
-) -> list[str] | None:
-    """Return the names of the files in a folder."""
-    remote = open_remote(url, timeout=timeout, storage_options=storage_options)
-    if not isinstance(remote, _OtherFile):
+def list_names(url: str, *, retry: Retry, **options: Any) -> list[str] | None:
+    """Return the names of the files in a folder; None over http, which has no lists."""
+    remote = open_remote(url, **options)
+    if isinstance(remote, HttpFile):
         return None
     return retry.call(remote.names, shown_url(url), clean=clean_urls)
 
 
-class _OtherFile:
-    def __init__(self, url: str, options: dict[str, Any]) -> None:
-        if not options:  # a public bucket: nobody's login is looked for
-            protocol = url.partition("://")[0]
-            nobody: dict[str, dict[str, Any]] = {"s3": {"anon": True}, "gs": {"token": "anon"}}
-            options = nobody.get(protocol, {})
-        self._fs, self._path = fsspec.core.url_to_fs(url, **options)
-
-    def info(self) -> RemoteInfo:
-        try:
-            self._fs.invalidate_cache()
-            found = self._fs.info(self._path)
-        except Exception as error:
-            raise _cloud_error(error) from error
-        if found.get("type") == "directory":
-            raise Refused(404, "it is a folder")
-        if found.get("size") == 0:
-            raise BadAnswer("the file is empty")
-        names = ("ETag", "etag", "generation", "mtime", "LastModified", "created")
-        validator = next((str(found[name]) for name in names if found.get(name)), "")
-        sums = {
-            ours: base64.b64decode(found[theirs]).hex()
-            for ours, theirs in (("md5", "md5Hash"), ("crc32c", "crc32c"))
-            if found.get(theirs)
-        }
-        return RemoteInfo(found.get("size"), validator, sums.get("md5"), sums.get("crc32c"))
-
-    def open(self, offset: int, known: RemoteInfo) -> Opened:
-        # These protocols ask for ranges on their own, so look whether it is still the same file.
-        now = self.info()
-        if (now.validator, now.size) != (known.validator, known.size):
-            raise Changed("the file has changed since it was begun")
-        try:
-            file = self._fs.open(self._path, "rb", block_size=_BLOCK_BYTES, cache_type="none")
-            file.seek(offset)
-        except Exception as error:
-            raise _cloud_error(error) from error
-
-        def read(count: int) -> bytes:
-            try:
-                data: bytes = file.read(max(count, _BLOCK_BYTES))
-            except Exception as error:
-                raise _cloud_error(error) from error
-            if not data and self.info() != now:
-                raise Changed("the file has changed while it was read")
-            return data
-
-        return Opened(offset, now, read, file.close)
-
-    def sidecar_md5(self) -> str | None:
-        try:
-            return md5_in(self._fs.cat_file(f"{self._path}.md5"))
-        except Exception as error:
-            known = _cloud_error(error)
-            if classify(known) != "transient":
-                return None
-            raise known from error
-
-    def names(self) -> list[str]:
-        """Return the names of the files in a folder."""
-        try:
-            self._fs.invalidate_cache()
-            return [path.rpartition("/")[2] for path in self._fs.ls(self._path, detail=False)]
-        except Exception as error:
-            known = _cloud_error(error)
-            if status_of(known) == 404:
-                return []
-            raise known from error
-
-    def close(self) -> None:
-        """Do nothing: the file systems of these protocols are shared and close by themselves."""
-
-
-def _cloud_error(error: Exception) -> Exception:
-    """Return an error of a cloud's package as one that tells what it means."""
-    if isinstance(error, FileNotFoundError):
-        return Refused(404, "there is no such file")
-    if isinstance(error, PermissionError):
-        return Refused(403, "access is refused")
-    if "Credentials" in type(error).__name__:
-        return Refused(401, describe(error))
-    package = type(error).__module__.partition(".")[0]
-    if package in _CLOUD_PACKAGES and status_of(error) is None:
-        return BadAnswer(describe(error))
-    return error
-
-
-# A file that is on its way: its part, the notes beside it, and what its bytes must be.
-
-
-_HASH_BYTES = 1 << 20
-_GZIP = b"\x1f\x8b"
+# ------------------------------------------------------------------------------------ files here
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -390,70 +363,31 @@ def beside(path: Path, ending: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchedFile:
     """A file that is here, whole and checked."""
 
     path: Path
     url: str  # where it came from
     size: int
     sha256: str
-    # what was compared: ``"length"``, ``"md5"``, ``"crc32c"``, ``"sha256"``
-    checked: tuple[str, ...]
+    checked: tuple[str, ...]  # what was compared: "length", "md5", "crc32c", "sha256"
 
 
-def fetched(path: str | Path) -> Fetched | None:
+def find_file(path: str | Path) -> FetchedFile | None:
     """Return what is known of a file that `fetch_file` brought."""
     path = Path(path)
-    record = read_note(beside(path, ".json"))
+    record = _read_note(beside(path, ".json"))
     try:
         if not path.is_file() or path.stat().st_size != record["size"]:
             return None
-        return Fetched(
+        return FetchedFile(
             path, record["url"], record["size"], record["sha256"], tuple(record["checked"])
         )
     except KeyError:
         return None
 
 
-@contextlib.contextmanager
-def open_part(part: Path) -> Iterator[IO[bytes]]:
-    """Open a part for appending, for this process alone; an empty one does not stay."""
-    with open(part, "ab") as file:
-        _lock(file, part)
-        try:
-            yield file
-        finally:
-            if not file.closed and size_of(file) == 0:
-                part.unlink(missing_ok=True)
-                beside(part, ".json").unlink(missing_ok=True)
-
-
-def _lock(file: IO[bytes], part: Path) -> None:
-    lock: Callable[[], None] | None = None
-    with contextlib.suppress(ImportError):
-        import fcntl
-
-        lock = lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # noqa: E731
-    if lock is None:
-        return
-    try:
-        lock()
-    except BlockingIOError:
-        raise SourceError(
-            f"another process is fetching {part.with_suffix('')}: wait until it has ended"
-        ) from None
-    except OSError:
-        return  # a file system without locks
-
-
-def size_of(file: IO[bytes]) -> int:
-    """Return the size of a file that is open for writing."""
-    file.flush()
-    return os.fstat(file.fileno()).st_size
-
-
-def read_note(path: Path) -> dict[str, Any]:
-    """Return what a note says."""
+def _read_note(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -461,74 +395,29 @@ def read_note(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_note(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a note, whole or not at all."""
-    temporary = beside(path, ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def _write_note(path: Path, content: Mapping[str, Any]) -> None:
+    write_file(path, json.dumps(content, indent=1) + "\n")
 
 
-def checksums(path: Path, *, crc32c: bool = False) -> dict[str, str]:
-    """Return checksums of a file, in one pass."""
-    digests: dict[str, Any] = {
-        "md5": hashlib.md5(usedforsecurity=False),
-        "sha256": hashlib.sha256(),
-    }
-    if crc32c:
-        with contextlib.suppress(ImportError):  # comes with zarr
-            import google_crc32c
-
-            digests["crc32c"] = google_crc32c.Checksum()
-    with open(path, "rb") as file:
-        while block := file.read(_HASH_BYTES):
-            for digest in digests.values():
-                digest.update(block)
-    return {name: digest.digest().hex() for name, digest in digests.items()}
+@contextlib.contextmanager
+def _open_part(path: Path) -> Iterator[IO[bytes]]:
+    """Open the part of a file for appending, for this process alone; an empty one is removed."""
+    part = beside(path, ".part")
+    with open(part, "ab") as file:
+        if not try_lock(file.fileno()):
+            raise SourceError(f"another process is fetching {path}: wait until it has ended")
+        try:
+            yield file
+        finally:
+            if size_of(file) == 0:
+                part.unlink(missing_ok=True)
+                beside(part, ".json").unlink(missing_ok=True)
 
 
-def problem_with(
-    part: Path,
-    *,
-    gzipped: bool,
-    size: int | None,
-    sums: Mapping[str, str],
-    expected: Mapping[str, str | None],
-) -> str | None:
-    """Say what is wrong with the bytes that have arrived."""
-    found = part.stat().st_size
-    if size not in (None, found):
-        return f"{found} bytes arrived, expected {size}"
-    with open(part, "rb") as file:
-        start = file.read(64)
-    if gzipped and not start.startswith(_GZIP):
-        return f"it begins with {start[:16]!r}, expected gzip"
-    if not gzipped and start.lstrip()[:1] in (b"", b"<", b"{"):
-        return f"it begins with {start[:16]!r}, expected a table"
-    for name, value in expected.items():
-        if value and name in sums and sums[name] != value.lower():
-            return f"its {name} is {sums[name]}, expected {value}"
-    return None
-
-
-# Fetching one file whole: begun again where it stopped, and checked before it counts as there.
-#
-# While a file NAME is under way its bytes are in NAME.part, and NAME.part.json says of which file
-# they are, so that a file that has changed is never glued to an older part. A whole file has
-# NAME.json beside it. Ending the process at any moment loses nothing but the last bytes.
-
-
-# Small, because aiohttp reads two of these ahead, and drops them when a connection breaks off.
-_READ_BYTES = 64 << 10
-# An attempt that brought this much was no failure: a file of 20 GB may break off many times.
-_PROGRESS_BYTES = 256 << 10
-_WHOLE_FETCHES = 3  # of a file whose checksum comes out wrong, or that changes meanwhile
-_SERVERS_OWN = ("md5", "crc32c")
-_ADVICE = {
-    401: "it needs a login: pass storage_options with yours",
-    403: "access is refused: check the address, or pass storage_options with your login",
-    404: "there is no such file: check the version, the name of the table and the address",
-    410: "it has been removed: check the version and the address",
-}
+def size_of(file: IO[bytes]) -> int:
+    """Return the size of a file that is open for writing."""
+    file.flush()
+    return os.fstat(file.fileno()).st_size
 
 
 def fetch_file(
@@ -538,22 +427,32 @@ def fetch_file(
     sha256: str | None = None,
     refresh: bool = False,
     retry: Retry | None = None,
-    timeout: float = 60.0,
-    storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
-) -> Fetched:
-    """Fetch a file, or the rest of it."""
+    **options: Any,
+) -> FetchedFile:
+    """Fetch a file, or the rest of it; `options` as for `open_remote`."""
     path = Path(path)
-    there = None if refresh else fetched(path)
+    there = None if refresh else find_file(path)
     if there and there.url == shown_url(url) and sha256 in (None, there.sha256):
         return there
+    bar: Any = tqdm(
+        desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(
-            open_remote(url, timeout=timeout, storage_options=storage_options)
-        ) as remote:
-            fetch = _Fetch(remote, url, path, sha256, retry or Retry(), progress)
-            return fetch.run()
+        with (
+            bar,
+            contextlib.closing(open_remote(url, **options)) as remote,
+            _open_part(path) as part,
+        ):
+            fetch = _Fetch(remote, shown_url(url), path, part, sha256, bar)
+            return (retry or Retry()).call(
+                fetch.attempt,
+                fetch.url,
+                advice=_ADVICE,
+                clean=clean_urls,
+                progressed=lambda: size_of(part) - fetch.began >= _PROGRESS_BYTES,
+            )
     except SourceError:
         raise
     except OSError as error:
@@ -568,111 +467,93 @@ class _Fetch:
 
     def __init__(
         self,
-        remote: RemoteFile,
+        remote: HttpFile | BucketFile,
         url: str,
         path: Path,
+        part: IO[bytes],
         sha256: str | None,
-        retry: Retry,
-        progress: bool,
+        bar: Any,
     ) -> None:
-        self.remote, self.url, self.path = remote, shown_url(url), path
-        self.sha256, self.retry, self.progress = sha256, retry, progress
-        self.part, self.note = beside(path, ".part"), beside(path, ".part.json")
+        self.remote, self.url, self.path, self.part = remote, url, path, part
+        self.sha256, self.bar = sha256, bar
+        self.note = beside(path, ".part.json")
         self.known: RemoteInfo | None = None
-        self.in_vain = self.arrived = 0
+        self.began = 0  # size of the part when the last attempt began
+        self.wasted = 0  # whole files that were none
 
-    def run(self) -> Fetched:
-        bar: tqdm[Any] = tqdm(
-            desc=self.path.name,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            disable=not self.progress,
-        )
-        with open_part(self.part) as part, bar:
-            return self.retry.call(
-                lambda: self._attempt(part, bar),
-                self.url,
-                advice=_ADVICE,
-                clean=clean_urls,
-                progressed=lambda: self.arrived >= _PROGRESS_BYTES,
-            )
-
-    def _attempt(self, part: IO[bytes], bar: tqdm[Any]) -> Fetched:
-        """Read on from where the part ends."""
-        began = None
-        self.arrived = 0
+    def attempt(self) -> FetchedFile:
+        """Read on from where the part ends, and check the file when it is whole."""
+        self.began = size_of(self.part)
         try:
-            if self.known is None:
-                self._begin(part)
-            began = size_of(part)
-            if self.known is None or began != self.known.size:
-                self._read(part, bar)
-            return self._finish(part)
+            known = self.known or self._begin()
+            if size_of(self.part) != known.size:
+                known = self._read(known)
+            return self._finish(known)
         except Changed as error:
-            raise self._start_over(part, str(error)) from None
-        except Exception as error:
-            if began is not None and classify(error) == "transient":
-                self.arrived = size_of(part) - began
-            raise
+            raise self._start_over(str(error)) from None
 
-    def _begin(self, part: IO[bytes]) -> None:
+    def _begin(self) -> RemoteInfo:
         """Ask what the file is, and keep the part only if it is of the same file."""
         now = self.remote.info()
-        note = read_note(self.note)
-        same = now.validator and (self.url, now.validator) == (
-            note.get("url"),
-            note.get("validator"),
-        )
-        if same and size_of(part) <= (now.size or size_of(part)):
-            self._learn(replace(now, md5=note.get("md5"), crc32c=note.get("crc32c")))
+        note = _read_note(self.note)
+        same = (note.get("url"), note.get("validator")) == (self.url, now.validator or None)
+        if same and size_of(self.part) <= (now.size or size_of(self.part)):
+            now = replace(now, md5=note.get("md5"), crc32c=note.get("crc32c"))
         else:
-            part.truncate(0)
-            self._learn(now)
+            self.part.truncate(0)
+            self.began = 0
+        return self._learn(now)
 
-    def _learn(self, info: RemoteInfo) -> None:
+    def _learn(self, info: RemoteInfo) -> RemoteInfo:
         if info != self.known:
             self.known = info
-            write_note(self.note, {"url": self.url, **asdict(info)})
+            _write_note(self.note, {"url": self.url, **asdict(info)})
+        return info
 
-    def _start_over(self, part: IO[bytes], why: str) -> Exception:
-        """Forget the part, and return the error that says so."""
+    def _start_over(self, why: str) -> Exception:
+        """Discard the part and return the error to raise."""
         self.known = None
-        part.truncate(0)
+        self.part.truncate(0)
         self.note.unlink(missing_ok=True)
-        self.in_vain += 1
-        if self.in_vain < _WHOLE_FETCHES:
+        self.wasted += 1
+        if self.wasted < _WHOLE_FETCHES:
             return BadAnswer(why)
         return SourceError(
-            f"{self.url}: {why}, {self.in_vain} times: it is not the file that was expected, or "
+            f"{self.url}: {why}, {self.wasted} times: it is not the file that was expected, or "
             "something on the way changes it; check the address and the checksum"
         )
 
-    def _read(self, part: IO[bytes], bar: tqdm[Any]) -> None:
-        assert self.known is not None
-        if not self.known.validator:
+    def _read(self, known: RemoteInfo) -> RemoteInfo:
+        part = self.part
+        if not known.validator:
             part.truncate(0)  # nothing tells whether the rest would be of the same file
         try:
-            opened = self.remote.open(size_of(part), self.known)
+            stream = self.remote.open(size_of(part), known)
         except BadAnswer:
-            # One of the two answers was wrong: ask for both again.
-            self.known = None
+            self.known = None  # one of the two answers was wrong: ask for both again
             raise
-        with contextlib.closing(opened):
-            if opened.start == 0:
-                part.truncate(0)  # the server gives no ranges
-            now, known = opened.info, self.known  # of one file, as their validators say
-            size = known.size if now.size is None else now.size
-            md5, crc32c = now.md5 or known.md5, now.crc32c or known.crc32c
-            self._learn(replace(now, size=size, md5=md5, crc32c=crc32c))
-            self._require_room(0 if size is None else size - opened.start)
-            bar.reset(size)
-            bar.n = bar.initial = opened.start
-            while data := opened.read(_READ_BYTES):
+        with contextlib.closing(stream):
+            if stream.start == 0:
+                part.truncate(0)  # the server has no ranges
+            # The two answers are of one file, as their validators say.
+            now = stream.info
+            known = self._learn(
+                RemoteInfo(
+                    known.size if now.size is None else now.size,
+                    now.validator,
+                    now.md5 or known.md5,
+                    now.crc32c or known.crc32c,
+                )
+            )
+            self._require_room(0 if known.size is None else known.size - stream.start)
+            self.bar.reset(known.size)
+            self.bar.n = self.bar.initial = stream.start
+            while data := stream.read(_READ_BYTES):
                 part.write(data)
-                bar.update(len(data))
-        if size is not None and size_of(part) < size:
-            raise BadAnswer(f"it breaks off after {size_of(part)} of {size} bytes")
+                self.bar.update(len(data))
+        if known.size is not None and size_of(part) < known.size:
+            raise BadAnswer(f"it breaks off after {size_of(part)} of {known.size} bytes")
+        return known
 
     def _require_room(self, size: int) -> None:
         free = shutil.disk_usage(self.path.parent).free
@@ -682,61 +563,68 @@ class _Fetch:
                 f"{free / 1e9:.3g} GB left: make room, or choose another folder"
             )
 
-    def _finish(self, part: IO[bytes]) -> Fetched:
-        """Check the part, and let it count as the file."""
-        assert self.known is not None
-        size = size_of(part)
-        os.fsync(part.fileno())
-        expected = {"md5": self.known.md5, "crc32c": self.known.crc32c, "sha256": self.sha256}
-        if not any(expected.values()):
-            expected["md5"] = self.remote.sidecar_md5()
-        sums = checksums(self.part, crc32c=expected["crc32c"] is not None)
-        problem = problem_with(
-            self.part,
-            gzipped=self.path.suffix == ".gz",
-            size=self.known.size,
-            sums=sums,
-            expected=expected,
-        )
-        if problem:
-            wrong = self._start_over(part, problem)
-            if any(expected[name] and sums.get(name) == expected[name] for name in _SERVERS_OWN):
+    def _finish(self, known: RemoteInfo) -> FetchedFile:
+        """Check the part, and give it the name of the file."""
+        os.fsync(self.part.fileno())
+        stated = {"md5": known.md5, "crc32c": known.crc32c, "sha256": self.sha256}
+        if not any(stated.values()):
+            stated["md5"] = _sidecar_md5(self.remote)
+        expected = {name: value.lower() for name, value in stated.items() if value}
+        part = Path(self.part.name)
+        digests = _checksums(part)
+        if problem := self._problem(known, expected, digests):
+            wrong = self._start_over(problem)
+            if any(expected.get(name) == digests[name] for name in _SERVER_CHECKSUMS):
                 raise SourceError(
                     f"{self.url}: {problem}, although the server's own checksum fits: it is not "
                     "the file that you expect; check the address and the checksum"
                 )
             raise wrong
-        checked = ["length"] if self.known.size is not None else []
-        checked += [name for name, value in expected.items() if value and name in sums]
-        record = {"url": self.url, "size": size, "sha256": sums["sha256"], "checked": checked}
-        if os.name == "nt":
-            part.close()  # cannot be renamed while it is open
+        checked = (*(["length"] if known.size is not None else []), *expected)
+        found = FetchedFile(self.path, self.url, size_of(self.part), digests["sha256"], checked)
+        record = {name: value for name, value in asdict(found).items() if name != "path"}
         # Ended between any two of these, the next run finds the whole part and does them again.
         self.path.unlink(missing_ok=True)
-        write_note(beside(self.path, ".json"), record)
-        self.part.replace(self.path)
+        _write_note(beside(self.path, ".json"), record)
+        part.replace(self.path)
         self.note.unlink(missing_ok=True)
-        return Fetched(self.path, self.url, size, sums["sha256"], tuple(checked))
+        return found
+
+    def _problem(
+        self, known: RemoteInfo, expected: Mapping[str, str], digests: Mapping[str, str]
+    ) -> str | None:
+        """Say what is wrong with the bytes that have arrived."""
+        size = size_of(self.part)
+        if known.size not in (None, size):
+            return f"{size} bytes arrived, expected {known.size}"
+        with open(self.part.name, "rb") as file:
+            start = file.read(64)
+        if self.path.suffix == ".gz" and not start.startswith(_GZIP):
+            return f"it begins with {start[:16]!r}, expected gzip"
+        if self.path.suffix != ".gz" and start.lstrip()[:1] in (b"", b"<", b"{"):
+            return f"it begins with {start[:16]!r}, expected a table"
+        for name, value in expected.items():
+            if digests[name] != value:
+                return f"its {name} is {digests[name]}, expected {value}"
+        return None
 
 
-# 20.6 GB; the data set is described at huggingface.co/datasets/NeuroBLab/MICrONS (CC BY 4.0).
-RECORDINGS_URL = "https://huggingface.co/datasets/NeuroBLab/MICrONS/resolve/main/microns.h5"
-RECORDING_SUFFIXES = (".h5", ".hdf5")
-_HDF5 = b"\x89HDF\r\n\x1a\n"
+def _checksums(path: Path) -> dict[str, str]:
+    digests: dict[str, Any] = {
+        "md5": hashlib.md5(usedforsecurity=False),
+        "crc32c": google_crc32c.Checksum(),
+        "sha256": hashlib.sha256(),
+    }
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            for digest in digests.values():
+                digest.update(block)
+    return {name: digest.digest().hex() for name, digest in digests.items()}
 
 
-def file_name(url: str) -> str:
-    """Return the name of the file behind an address."""
-    path = urlsplit(url).path if "://" in url else Path(url).as_posix()
-    name = unquote(path).rpartition("/")[2]
-    if not name or name in (".", ".."):
-        raise SourceError(f"{url} ends with no name of a file: give the address of one file")
-    return name
-
-
-def download_file(
-    url: str,
-    path: str | Path,
+def download(
+    folder: str | Path,
+    url: str = RECORDINGS_URL,
     *,
     sha256: str | None = None,
     refresh: bool = False,
@@ -745,42 +633,30 @@ def download_file(
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Path:
-    """Download one file; interrupted, it continues where it ended when this is run again."""
-    path = Path(path).expanduser()
-    if path.is_dir():
-        path = path / file_name(url)
-    found = fetch_file(
-        url,
-        path,
-        sha256=sha256,
-        refresh=refresh,
-        retry=retry,
-        timeout=timeout,
-        storage_options=storage_options,
-        progress=progress,
-    )
-    return found.path
-
-
-def download(
-    folder: str | Path,
-    url: str = RECORDINGS_URL,
-    *,
-    sha256: str | None = None,
-    **options: Any,
-) -> Path:
     """Download the file of recordings into a folder.
+
+    Interrupted at any moment, it continues where it ended when this is run again.
 
     Parameters
     ----------
     folder : str or Path
         Made if it is not there.
     url : str, optional
-        Where it is; the published file of 20.6 GB by default.
+        Where the file is: ``https://``, ``s3://``, ``gs://``, ``file://`` or a path; by default
+        the published file of 20.6 GB.
     sha256 : str, optional
-        What its checksum must be.
-    **options
-        As for `download_file`.
+        What its checksum must be. The server's own checksum is compared where it states one.
+    refresh : bool, optional
+        Fetch the file although it is there.
+    retry : Retry, optional
+        How often and how patiently to ask again; attempts that bring bytes do not count.
+    timeout : float, optional
+        Seconds without a byte after which a connection has failed.
+    storage_options : mapping, optional
+        A login: for a bucket what fsspec hands to its file system, for https what
+        `requests.request` takes, such as ``headers``.
+    progress : bool, optional
+        Show a bar, in bytes.
 
     Returns
     -------
@@ -790,18 +666,29 @@ def download(
     Raises
     ------
     SourceError
-        If what came is no HDF5 file, and as `download_file`.
+        If there is no such file, access is refused, the disk is full, the checksum is another, or
+        what came is not an HDF5 file.
     IncompleteDownloadError
-        If it fails again and again; what has arrived is kept.
+        If the connection fails too often; what has arrived is kept.
     """
-    path = download_file(url, Path(folder) / file_name(url), sha256=sha256, **options)
+    path = Path(folder).expanduser() / file_name(url)
+    fetch_file(
+        url,
+        path,
+        sha256=sha256,
+        refresh=refresh,
+        retry=retry,
+        timeout=timeout,
+        storage_options=storage_options,
+        progress=progress,
+    )
     with open(path, "rb") as file:
         start = file.read(len(_HDF5))
     if start != _HDF5:
         path.unlink()
         beside(path, ".json").unlink(missing_ok=True)
         raise SourceError(
-            f"{url} begins with {start!r} and is no HDF5 file (a pointer to a large file, or a "
-            "page?), so it is not kept: check the address"
+            f"{shown_url(url)} begins with {start!r} and is not an HDF5 file (a pointer to a large "
+            "file, or a page?), so it is not kept: check the address"
         )
     return path

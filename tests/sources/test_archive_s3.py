@@ -8,7 +8,7 @@ import json
 import pytest
 
 import microns_xr as mx
-from microns_xr.sources.fetch import _cloud_error, fetch_file, open_remote
+from microns_xr.sources.fetch import _cloud_errors, fetch_file, open_remote
 from microns_xr.sources.net import Retry, classify, status_of
 
 pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'microns-xr[cloud]'")
@@ -84,7 +84,12 @@ def test_a_wrong_login_is_an_error_at_once(bucket, tmp_path):
 def test_errors_of_the_cloud_are_understood():
     from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
-    assert classify(_cloud_error(EndpointConnectionError(endpoint_url="http://x"))) == "transient"
-    assert status_of(_cloud_error(NoCredentialsError())) == 401
-    assert status_of(_cloud_error(PermissionError("Forbidden"))) == 403
-    assert classify(_cloud_error(KeyError("a bug"))) == "local"
+    def turned(error: Exception) -> Exception:
+        with pytest.raises(Exception) as caught, _cloud_errors():
+            raise error
+        return caught.value
+
+    assert classify(turned(EndpointConnectionError(endpoint_url="http://x"))) == "transient"
+    assert status_of(turned(NoCredentialsError())) == 401
+    assert status_of(turned(PermissionError("Forbidden"))) == 403
+    assert classify(turned(KeyError("a bug"))) == "local"

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 import microns_xr as mx
 from microns_xr.sources import fetch as fetch_module
-from microns_xr.sources.fetch import exists, fetch_file, fetched, list_names
+from microns_xr.sources.fetch import exists, fetch_file, find_file, list_names
 from microns_xr.sources.net import Retry
 
 NAME = "nuclei_merged.csv.gz"
@@ -81,7 +81,7 @@ def test_a_file_is_there_once_it_is_whole(server, tmp_path):
     assert (found.path, found.url, found.size) == (path, url, len(BODY))
     assert names(path.parent) == [NAME, f"{NAME}.json"]
     asked = len(server.log)
-    assert fetch(url, path) == found == fetched(path)
+    assert fetch(url, path) == found == find_file(path)
     assert len(server.log) == asked  # what is there is not asked for again
 
 
@@ -89,11 +89,11 @@ def test_a_file_without_its_record_or_of_another_size_is_not_there(server, tmp_p
     url = server.put(f"/{NAME}", SMALL)
     path = tmp_path / NAME
     path.write_bytes(SMALL[:-3])
-    assert fetched(path) is None
+    assert find_file(path) is None
     fetch(url, path)
     assert path.read_bytes() == SMALL
     path.write_bytes(SMALL[:-3])
-    assert fetched(path) is None
+    assert find_file(path) is None
     fetch(url, path)
     assert path.read_bytes() == SMALL
 
@@ -254,7 +254,7 @@ def test_what_arrived_before_giving_up_is_kept(server, tmp_path):
         fetch(url, tmp_path / NAME, retry=few)
     assert waits == sorted(waits)
     assert len(waits) == 2
-    assert fetched(tmp_path / NAME) is None
+    assert find_file(tmp_path / NAME) is None
     kept = (tmp_path / f"{NAME}.part").stat().st_size
     assert kept > 0
     server.files[f"/{NAME}"].seconds_a_block = 0
@@ -305,7 +305,7 @@ def test_kill_9_at_any_moment_loses_no_more_than_the_last_bytes(server, tmp_path
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert fetched(tmp_path / NAME) is None
+        assert find_file(tmp_path / NAME) is None
     kept = part.stat().st_size
     server.files[f"/{NAME}"].seconds_a_block = 0
     fetch(url, tmp_path / NAME)
@@ -323,26 +323,19 @@ def test_an_end_while_it_gets_its_name_loses_nothing(
     if refresh:
         fetch(server.put(f"/{NAME}", OTHER), path)
     url = server.put(f"/{NAME}", BODY)
-    write, replace = fetch_module.write_note, Path.replace
+    replace = Path.replace
+    target = {"before_the_record": f"{NAME}.json", "before_the_name": NAME}[moment]
 
-    def end_at_note(to, content):
-        if to.name == f"{NAME}.json":
-            raise KeyboardInterrupt
-        write(to, content)
-
-    def end_at_name(source, to):
-        if source.name == f"{NAME}.part":
+    def end(source, to):
+        if Path(to).name == target:
             raise KeyboardInterrupt
         return replace(source, to)
 
     with monkeypatch.context() as patch:
-        if moment == "before_the_record":
-            patch.setattr(fetch_module, "write_note", end_at_note)
-        else:
-            patch.setattr(Path, "replace", end_at_name)
+        patch.setattr(Path, "replace", end)
         with pytest.raises(KeyboardInterrupt):
             fetch(url, path, refresh=refresh)
-    assert fetched(path) is None
+    assert find_file(path) is None
     asked = sum(g.path == f"/{NAME}" for g in server.gets)
     assert fetch(url, path).sha256 == hashlib.sha256(BODY).hexdigest()
     assert path.read_bytes() == BODY
@@ -410,7 +403,7 @@ def test_the_checksum_that_a_caller_knows(server, tmp_path):
     assert fetch(url, tmp_path / NAME, sha256=right).checked == ("length", "sha256")
     with pytest.raises(mx.errors.SourceError, match=f"its sha256 is {right}, expected aa"):
         fetch(url, tmp_path / NAME, sha256="aa" * 32)
-    assert fetched(tmp_path / NAME).sha256 == right  # what was whole is still there
+    assert find_file(tmp_path / NAME).sha256 == right  # what was whole is still there
 
 
 def test_another_file_than_the_caller_expects_is_not_fetched_again(server, tmp_path):
@@ -461,7 +454,7 @@ def test_a_missing_file_is_an_error_at_once(server, tmp_path, url_path):
     assert names(tmp_path / "new") == []
 
 
-def test_a_full_disk_is_said_before_anything_is_fetched(server, tmp_path, monkeypatch):
+def test_a_full_disk_is_said_before_anything_is_find_file(server, tmp_path, monkeypatch):
     url = server.put(f"/{NAME}", BODY)
     monkeypatch.setattr(fetch_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(
@@ -523,6 +516,14 @@ def test_a_connection_that_stalls_is_given_up_and_asked_again(server, tmp_path):
     assert (tmp_path / NAME).read_bytes() == BODY[:200_000]
 
 
+def test_a_login_is_passed_on(server, tmp_path):
+    url = server.put(f"/{NAME}", SMALL, login="Bearer 123")
+    with pytest.raises(mx.errors.SourceError, match=r"HTTP 401.*pass storage_options"):
+        fetch(url, tmp_path / NAME)
+    login = {"headers": {"Authorization": "Bearer 123"}}
+    assert fetch(url, tmp_path / NAME, storage_options=login).size == len(SMALL)
+
+
 def test_no_secret_of_an_address_is_shown_or_kept(server, tmp_path, caplog):
     caplog.set_level(logging.DEBUG, logger="microns_xr")
     server.put(f"/{NAME}", BODY, cuts=[10])
@@ -531,7 +532,10 @@ def test_no_secret_of_an_address_is_shown_or_kept(server, tmp_path, caplog):
     fetch(url, tmp_path / NAME)
     with pytest.raises(mx.errors.SourceError) as error:
         fetch(url.replace(NAME, "absent"), tmp_path / "absent.csv.gz")
-    text = str(error.value) + caplog.text
+    nobody = f"http://me:{secret}@127.0.0.1:9/{NAME}?X-Signature={secret}"
+    with pytest.raises(mx.errors.IncompleteDownloadError) as lost:
+        fetch(nobody, tmp_path / "lost.csv.gz")
+    text = str(error.value) + str(lost.value) + caplog.text
     assert secret not in text + "".join(p.read_text() for p in tmp_path.glob("*.json"))
     assert "asking again" in text
 
@@ -545,14 +549,7 @@ def test_addresses_that_make_no_sense(tmp_path, url, words):
         fetch(url, tmp_path / NAME)
 
 
-def test_packages_that_are_missing(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "aiohttp", None)
-        with pytest.raises(
-            mx.errors.SourceError, match=r"https:// needs a package.*pip install aiohttp"
-        ):
-            fetch("https://example.org/t.csv.gz", tmp_path / NAME)
-
+def test_a_package_that_is_missing(tmp_path, monkeypatch):
     def missing(url, **options):
         raise ImportError("Install s3fs to access S3")
 

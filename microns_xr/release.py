@@ -488,8 +488,8 @@ class Release:
         folder = _folder_of(self.source)
         if folder is None:
             raise SourceError(
-                f"{type(self.source).__name__} has no folder to put files into: fetch {shown_url(url)} "
-                "by other means, and give its path to tuning_curves(path)"
+                f"{type(self.source).__name__} has no folder to put files into: fetch "
+                f"{shown_url(url)} by other means, and give its path to tuning_curves(path)"
             )
         return fetch_file(url, folder / "functional" / file_name(url), **options).path
 

@@ -10,13 +10,16 @@ import pytest
 from conftest import ROOTS
 
 import microns_xr as mx
-from microns_xr.releases import table_spec
 from microns_xr.schema import UNITS, validate
-from microns_xr.units import read_proofreading, select_nuclei
 
 
 def copies(tables):
     return {name: table.copy(deep=True) for name, table in tables.items()}
+
+
+def of(units, nucleus_id, *names):
+    """Values of some variables for one nucleus."""
+    return [units[name].sel(nucleus_id=nucleus_id).item() for name in names]
 
 
 def test_three_neurons_by_hand(three_tables):
@@ -94,19 +97,17 @@ def test_untyped_nuclei_are_kept_on_request(three_tables):
     assert 15 in both.nucleus_id
 
 
-def test_selection_adds_up(three_tables):
-    nuclei = three_tables["nucleus"].astype({"pt_root_id": "Int64"})
-    for multisoma in ("any", "typed"):
-        for untyped in ("drop", "keep"):
-            chosen, n = select_nuclei(
-                nuclei, pd.Index([11, 12, 15]), multisoma=multisoma, untyped=untyped
-            )
-            assert (
-                n["nuclei"] - n["no_segment"] - n["shared_root"] - n["untyped"]
-                == n["units"]
-                == len(chosen)
-            )
-            assert chosen["pt_root_id"].is_unique
+@pytest.mark.parametrize("multisoma", ["any", "typed"])
+@pytest.mark.parametrize("untyped", ["drop", "keep"])
+def test_selection_adds_up(three_tables, multisoma, untyped):
+    tables = {
+        **three_tables,
+        "celltype": three_tables["celltype"].query("target_id in (11, 12, 15)"),
+    }
+    units = mx.build_units(tables, 1300, multisoma=multisoma, untyped=untyped)
+    n = units.attrs["selection"]
+    assert n["nuclei"] - n["no_segment"] - n["shared_root"] - n["untyped"] == n["units"]
+    assert n["units"] == units.sizes["nucleus_id"] == len(np.unique(units.pt_root_id))
 
 
 @pytest.mark.parametrize("role", ["celltype", "brain_area", "proofreading"])
@@ -120,23 +121,30 @@ def test_a_repeated_row_neither_drops_nor_doubles_a_neuron(three_tables, role):
         assert units[name].equals(expected[name]), name
 
 
-def test_contradicting_classifications_take_the_latest_and_are_counted(three_tables):
+@pytest.mark.parametrize(
+    ("role", "variable", "note"),
+    [
+        ("celltype", "cell_type", "contradicting_classifications"),
+        ("celltype_fine", "cell_type", "contradicting_fine_types"),
+        ("brain_area", "brain_area", "contradicting_areas"),
+    ],
+)
+def test_of_contradicting_rows_the_latest_wins_and_they_are_counted(
+    three_tables, role, variable, note
+):
+    fine = {"celltype_fine": "baylor_gnn_cell_type_fine_model_v2"}
+    spec = mx.releases.release_spec(1300, fine if role in fine else None)
     tables = copies(three_tables)
-    extra = pd.DataFrame(
-        {
-            "id": [50],
-            "target_id": [11],
-            "classification_system": ["inhibitory_neuron"],
-            "cell_type": ["MC"],
-        }
-    )
-    tables["celltype"] = pd.concat([extra, tables["celltype"]], ignore_index=True)
-    units = mx.build_units(tables, 1300)
-    assert units.cell_type.sel(nucleus_id=11).item() == "MC"
-    assert units.attrs["notes"]["contradicting_classifications"] == 1
-    del tables["celltype"]["id"]
+    tables.setdefault(role, tables["celltype"])
+    row = {"id": 50, "target_id": 11, "classification_system": "x", "cell_type": "MC", "tag": "AL"}
+    columns = tables[role].columns
+    tables[role] = pd.concat([pd.DataFrame([row])[columns], tables[role]], ignore_index=True)
+    units = mx.build_units(tables, spec)
+    assert of(units, 11, variable) == [row.get(variable, "AL")]
+    assert units.attrs["notes"][note] == 1
+    del tables[role]["id"]
     with pytest.raises(mx.errors.SchemaError, match=r"neither 'created' nor 'id'.*keep one row"):
-        mx.build_units(tables, 1300)
+        mx.build_units(tables, spec)
 
 
 def test_corrections_the_latest_wins(three_tables):
@@ -183,13 +191,8 @@ def test_release_661_takes_classes_and_types_from_two_tables(three_tables):
             "status_dendrite": ["non", "extended"],
         }
     )
-    tables = {
-        "nucleus": nuclei,
-        "celltype": coarse,
-        "celltype_fine": fine,
-        "proofreading": proofreading,
-    }
-    units = mx.build_units(tables, 661)
+    tables = {"nucleus": nuclei, "celltype": coarse, "celltype_fine": fine}
+    units = mx.build_units({**tables, "proofreading": proofreading}, 661)
     assert units.classification_system.values.tolist() == ["excitatory_neuron"] * 2 + [
         "inhibitory_neuron"
     ]
@@ -205,30 +208,26 @@ def test_release_661_takes_classes_and_types_from_two_tables(three_tables):
     assert mx.select_units(units, axon="clean").nucleus_id.values.tolist() == [11, 12]
 
 
-def test_of_two_proofreading_entries_the_more_complete_wins():
-    spec = table_spec("proofreading_status_and_strategy")
+def test_of_two_proofreading_entries_the_more_complete_wins(three_tables):
+    a, b, c = ROOTS.values()
+    none, dendrite = "none", "dendrite_extended"
     table = pd.DataFrame(
-        {
-            "pt_root_id": [5, 5, 6, 6, 7],
-            "status_axon": ["t", "t", "f", "t", "t"],
-            "strategy_axon": [
-                "axon_fully_extended",
-                "axon_interareal",
-                "none",
-                "none",
-                "odd_words",
-            ],
-            "strategy_dendrite": ["none", "dendrite_extended", "dendrite_extended", "none", "none"],
-        }
+        [
+            (a, "t", "axon_fully_extended", none),
+            (a, "t", "axon_interareal", dendrite),
+            (b, "f", none, dendrite),
+            (b, "t", none, none),
+            (c, "t", "odd_words", none),
+        ],
+        columns=["pt_root_id", "status_axon", "strategy_axon", "strategy_dendrite"],
     )
     for rows in (table, table[::-1]):
-        result = read_proofreading(rows, spec)
-        assert result.n_repeated_roots == 2
-        by_root = result.by_root
-        assert by_root.strategy_axon.tolist() == ["axon_fully_extended", "none", "odd_words"]
-        assert by_root.strategy_dendrite.tolist() == ["none", "none", "none"]
-        assert by_root.axon_completeness.tolist() == ["full", "clean", "unknown"]
-        assert by_root.axon_proofread.tolist() == [True, True, True]
+        units = mx.build_units({**three_tables, "proofreading": rows}, 1300)
+        assert units.attrs["notes"]["roots_proofread_twice"] == 2
+        assert units.strategy_axon.values.tolist() == ["axon_fully_extended", "none", "odd_words"]
+        assert units.strategy_dendrite.values.tolist() == ["none", "none", "none"]
+        assert units.axon_completeness.values.tolist() == ["full", "clean", "unknown"]
+        assert units.axon_proofread.values.all()
 
 
 def test_functional_match_and_best_only_by_hand(three_tables):
@@ -251,9 +250,19 @@ def test_functional_match_and_best_only_by_hand(three_tables):
     assert best.tuning_type.values.tolist() == ["matched", "matched", "not_matched"]
 
 
-def test_functional_all_is_refused_and_names_the_way(three_tables):
+def test_options_and_functional_tables_that_do_not_exist(three_tables):
     with pytest.raises(mx.errors.SchemaError, match=r"Release\.functional"):
         mx.build_units(three_tables, 1300, functional="all")
+    for option in ("functional", "multisoma", "untyped"):
+        with pytest.raises(mx.errors.SchemaError, match=f"{option} is 'odd', expected one of"):
+            mx.build_units(three_tables, 1300, **{option: "odd"})
+    tables = copies(three_tables)
+    del tables["functional_properties"]["gOSI"]
+    with pytest.raises(mx.errors.SchemaError, match=r"lacks \['gOSI'\], which .*use functional="):
+        mx.build_units(tables, 1300, functional="best_only")
+    del tables["functional_properties"]
+    with pytest.raises(mx.errors.SchemaError, match=r"role 'functional_properties' \(functional_"):
+        mx.build_units(tables, 1300, functional="best_only")
 
 
 def test_one_log_line_says_what_was_dropped(three_tables, caplog):
@@ -315,20 +324,21 @@ def test_a_missing_table_is_named(three_tables):
         mx.build_units({**three_tables, "synapse_table": three_tables["nucleus"]}, 1300)
 
 
-def test_valid_id_with_nulls_stays_exact():
-    spec = table_spec("proofreading_status_and_strategy")
-    root = 864691135639235593
+def test_valid_id_with_nulls_stays_exact(three_tables):
+    a, b, _ = ROOTS.values()
     table = pd.DataFrame(
         {
-            "pt_root_id": [root, root + 1],
-            "valid_id": pd.array([root + 1, None], dtype="Int64"),  # one apart: equal as floats
+            "pt_root_id": [a, b],
+            "valid_id": pd.array([a + 1, None], dtype="Int64"),  # one apart: equal as floats
             "strategy_axon": ["axon_interareal"] * 2,
             "strategy_dendrite": ["none"] * 2,
         }
     )
-    assert read_proofreading(table, spec).by_root.root_changed.tolist() == [True, False]
+    units = mx.build_units({**three_tables, "proofreading": table}, 1300)
+    assert units.root_changed.values.tolist() == [True, False, False]
+    table = table.assign(valid_id=[float(a), np.nan])
     with pytest.raises(mx.errors.SchemaError, match="valid_id has dtype float64"):
-        read_proofreading(table.assign(valid_id=[float(root), np.nan]), spec)
+        mx.build_units({**three_tables, "proofreading": table}, 1300)
 
 
 def test_another_table_in_a_role(three_tables):

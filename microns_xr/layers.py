@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 
 import numpy as np
 import pandas as pd
@@ -25,6 +24,8 @@ from microns_xr.schema import LAYERS, describe
 logger = logging.getLogger(__name__)
 
 BIN_UM = 10.0
+_WM = "WM"
+_DEFAULT_TYPES = "aibs_metamodel_celltypes_v661"
 
 # A bin belongs to L2/3 once it holds this share of the cells of a typical L2/3 bin. The pandas
 # package asks for 300 cells, which on the whole of minnie65 (1,150 in a typical bin) is 0.26, and
@@ -35,99 +36,6 @@ L23_SHARE = 0.2
 # outnumber those of a neighbouring layer by more than chance: this many standard deviations of the
 # difference of two Poisson counts. In small subsets single bins flip by chance.
 CHANCE_SIGMA = 2.0
-
-_DEFAULT_TYPES = "aibs_metamodel_celltypes_v661"
-_WM = "WM"
-
-
-def _layer_counts(
-    bins: np.ndarray, n_bins: int, types: np.ndarray, layer_types: Mapping[str, Sequence[str]]
-) -> np.ndarray:
-    """Cells of each layer's types in each bin: shape (n_bins, n_layers)."""
-    layer_of = {w.lower(): i for i, ws in enumerate(layer_types.values()) for w in ws}
-    codes, words = pd.factorize(types)
-    layer_code = np.array([layer_of.get(str(w).lower(), -1) for w in words], dtype=np.int64)[codes]
-    known = layer_code >= 0
-    flat = bins[known] * len(layer_types) + layer_code[known]
-    return np.bincount(flat, minlength=n_bins * len(layer_types)).reshape(n_bins, -1)
-
-
-def _first_l23_bin(counts: np.ndarray, names: list[str]) -> int:
-    """First bin that holds L2/3 cells in number; 0 when the data have no such layer."""
-    if "L2/3" not in names or "L1" not in names:
-        return 0
-    l23 = counts[:, names.index("L2/3")]
-    if not l23.any():
-        return 0
-    typical = l23[l23 >= l23.max() / 2].mean()
-    return int(np.argmax(l23 >= L23_SHARE * typical))
-
-
-def _runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
-    """Contiguous runs as (label, first bin, bin after the last)."""
-    runs, start = [], 0
-    for label, group in groupby(labels.tolist()):
-        n = sum(1 for _ in group)
-        runs.append((label, start, start + n))
-        start += n
-    return runs
-
-
-def _absorb_chance_runs(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Give runs that break the order of the layers by chance to a neighbour, the weakest first."""
-    labels = labels.copy()
-    while True:
-        runs = _runs(labels)
-        around = [-1, *(label for label, *_ in runs), counts.shape[1]]
-        weakest: tuple[float, int, int, int] | None = None
-        for (label, start, stop), above, below in zip(runs, around, around[2:], strict=False):
-            if above < label < below:
-                continue
-            cells = counts[start:stop].sum(axis=0)
-            neighbours = [i for i in (above, below) if 0 <= i < len(cells)]
-            if not neighbours:
-                continue
-            other = max(neighbours, key=lambda i: cells[i])
-            lead = float(
-                (cells[label] - cells[other]) / np.sqrt(max(cells[label] + cells[other], 1))
-            )
-            if lead <= CHANCE_SIGMA and (weakest is None or lead < weakest[0]):
-                weakest = (lead, start, stop, other)
-        if weakest is None:
-            return labels
-        _, start, stop, other = weakest
-        labels[start:stop] = other
-
-
-def _fill_empty(labels: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """Bins without a typed cell take the layer above them."""
-    source = np.maximum.accumulate(np.where(empty, -1, np.arange(len(labels))))
-    return labels[np.where(source < 0, np.argmin(empty), source)]
-
-
-def _bin_layers(counts: np.ndarray, names: list[str], white_matter: bool) -> np.ndarray:
-    """Layer index of each bin."""
-    first = _first_l23_bin(counts, names)
-    cortex = [i for i, n in enumerate(names) if n != _WM]
-    candidates = list(range(len(names))) if white_matter and _WM in names else cortex
-    considered = np.zeros_like(counts)
-    considered[:, candidates] = counts[:, candidates]
-    labels = _fill_empty(considered.argmax(axis=1), considered.sum(axis=1) == 0)
-    if first:
-        labels[:first] = names.index("L1")
-    head, tail = labels[:first], _absorb_chance_runs(labels[first:], considered[first:])
-    if _WM in names:
-        # White matter lies below the cortex: glia that outnumber neurons elsewhere are not it.
-        wm = names.index(_WM)
-        neuronal = np.zeros_like(counts)
-        neuronal[:, cortex] = counts[:, cortex]
-        runs = _runs(tail)
-        for label, start, stop in runs[:-1]:
-            if label == wm:
-                block = neuronal[first + start : first + stop]
-                above = tail[start - 1] if start else names.index(names[cortex[0]])
-                tail[start:stop] = np.where(block.sum(axis=1) > 0, block.argmax(axis=1), above)
-    return np.concatenate([head, tail])
 
 
 def segment_layers(
@@ -194,45 +102,28 @@ def segment_layers(
                 "pass layer_types={'L2/3': ('23P',), ...}"
             )
     y = depth_of(units)
-    has = np.isfinite(y)
-    if not has.any():
+    has_position = np.isfinite(y)
+    if not has_position.any():
         raise SchemaError("no unit has a position, so there is no depth profile: check position")
-    y, types = y[has], np.asarray(units["cell_type"].values, dtype=object)[has]
-
-    top, bottom = y.min(), y.max()
-    n_bins = max(1, int(np.ceil((bottom - top) / BIN_UM)))
-    edges = np.linspace(top, bottom, n_bins + 1)
+    y, types = y[has_position], np.asarray(units["cell_type"].values, dtype=object)[has_position]
+    n_bins = max(1, int(np.ceil((y.max() - y.min()) / BIN_UM)))
+    edges = np.linspace(y.min(), y.max(), n_bins + 1)
     bins = np.clip(np.searchsorted(edges, y, side="right") - 1, 0, n_bins - 1)
     names = list(layer_types)
-    counts = _layer_counts(bins, n_bins, types, layer_types) if names else np.zeros(0)
-    if not counts.any():
+    counts = _layer_counts(bins, n_bins, types, layer_types)
+    n_cells = int(counts.sum())
+    if n_cells:
+        labels = _bin_layers(counts, names, white_matter)
+        runs = [(names[label], start, stop) for label, start, stop in _runs(labels)]
+    else:
         logger.warning("layers: no unit has a cell type that marks a layer; all are 'unknown'")
-        return _layers_dataset([("unknown", float(edges[0]), float(edges[-1]))], units, len(y))
-    labels = _bin_layers(counts, names, white_matter)
-    regions = [(names[i], float(edges[a]), float(edges[b])) for i, a, b in _runs(labels)]
-    return _layers_dataset(regions, units, int(counts.sum()))
-
-
-def depth_of(units: xr.Dataset) -> np.ndarray:
-    """Depth of every unit from the pia in µm, by the label of its axis."""
-    position = units["position"].transpose("nucleus_id", "axis")
-    y = position.sel(axis="y") if "axis" in position.coords else position.isel(axis=1)
-    return np.asarray(y.values, dtype=np.float64)
-
-
-def _layers_dataset(
-    regions: list[tuple[str, float, float]], units: xr.Dataset, n_cells: int
-) -> xr.Dataset:
-    seen: dict[str, int] = {}
-    index = []
-    for name, *_ in regions:
-        index.append(seen.setdefault(name, 0))
-        seen[name] += 1
-    y_start = np.array([start for _, start, _ in regions])
-    y_end = np.array([end for _, _, end in regions])
+        runs, n_cells = [("unknown", 0, n_bins)], len(y)
+    layer_names = [name for name, *_ in runs]
+    y_start = edges[[start for _, start, _ in runs]]
+    y_end = edges[[stop for *_, stop in runs]]
     columns = {
-        "layer_name": np.array([name for name, *_ in regions], dtype=object),
-        "region_index": np.array(index, dtype=np.int64),
+        "layer_name": np.array(layer_names, dtype=object),
+        "region_index": np.array([layer_names[:i].count(n) for i, n in enumerate(layer_names)]),
         "y_start": y_start,
         "y_end": y_end,
         "height": y_end - y_start,
@@ -245,11 +136,95 @@ def _layers_dataset(
     return add_history(layers, "segment_layers", source=units)
 
 
+def depth_of(units: xr.Dataset) -> np.ndarray:
+    """Depth of every unit from the pia in µm, by the label of its axis."""
+    position = units["position"].transpose("nucleus_id", "axis")
+    y = position.sel(axis="y") if "axis" in position.coords else position.isel(axis=1)
+    return np.asarray(y.values, dtype=np.float64)
+
+
 def layer_at(depth: np.ndarray, layers: xr.Dataset) -> np.ndarray:
-    """Name the layer at each depth."""
+    """Name the layer at each depth; "unknown" outside of all."""
     names = np.append(np.asarray(layers["layer_name"].values, dtype=object), "unknown")
-    starts, ends = layers["y_start"].values, layers["y_end"].values
-    depth = np.asarray(depth, dtype=np.float64)
+    starts, end = layers["y_start"].values, layers["y_end"].values[-1]
     segment = np.searchsorted(starts, depth, side="right") - 1
-    inside = (segment >= 0) & (depth <= ends[-1])
-    return names[np.where(inside, segment, len(starts))]
+    return names[np.where((segment >= 0) & (depth <= end), segment, len(starts))]
+
+
+def _layer_counts(
+    bins: np.ndarray, n_bins: int, types: np.ndarray, layer_types: Mapping[str, Sequence[str]]
+) -> np.ndarray:
+    """Cells of each layer's types in each bin: shape (n_bins, n_layers)."""
+    layer_of = {w.lower(): i for i, words in enumerate(layer_types.values()) for w in words}
+    codes, words = pd.factorize(types)
+    layer = np.array([layer_of.get(str(w).lower(), -1) for w in words], dtype=np.int64)[codes]
+    counts = np.zeros((n_bins, len(layer_types)), dtype=np.int64)
+    np.add.at(counts, (bins[layer >= 0], layer[layer >= 0]), 1)
+    return counts
+
+
+def _runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
+    """Contiguous runs as (label, first bin, bin after the last)."""
+    starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
+    stops = np.r_[starts[1:], len(labels)]
+    return list(zip(labels[starts].tolist(), starts.tolist(), stops.tolist(), strict=True))
+
+
+def _bin_layers(counts: np.ndarray, names: list[str], white_matter: bool) -> np.ndarray:
+    """Layer index of each bin."""
+    first = _first_l23_bin(counts, names)
+    considered = counts.copy()
+    if _WM in names and not white_matter:
+        considered[:, names.index(_WM)] = 0
+    # Bins without a typed cell take the layer above them, or the first below the top.
+    empty = considered.sum(axis=1) == 0
+    source = np.maximum.accumulate(np.where(empty, -1, np.arange(len(counts))))
+    labels = considered.argmax(axis=1)[np.where(source < 0, np.argmin(empty), source)]
+    if first:
+        labels[:first] = names.index("L1")
+    _absorb_chance_runs(labels[first:], considered[first:])
+    if _WM in names:
+        # White matter lies below the cortex: glia that outnumber neurons elsewhere are not it.
+        wm = names.index(_WM)
+        neurons = np.delete(counts, wm, axis=1)
+        cortex = np.delete(np.arange(len(names)), wm)
+        for label, start, stop in _runs(labels)[:-1]:
+            if label == wm:
+                above = labels[start - 1] if start else cortex[0]
+                block = neurons[start:stop]
+                labels[start:stop] = np.where(
+                    block.sum(axis=1) > 0, cortex[block.argmax(axis=1)], above
+                )
+    return labels
+
+
+def _first_l23_bin(counts: np.ndarray, names: list[str]) -> int:
+    """First bin that holds L2/3 cells in number; 0 when the data have no such layer."""
+    if "L2/3" not in names or "L1" not in names:
+        return 0
+    l23 = counts[:, names.index("L2/3")]
+    if not l23.any():
+        return 0
+    typical = l23[l23 >= l23.max() / 2].mean()
+    return int(np.argmax(l23 >= L23_SHARE * typical))
+
+
+def _absorb_chance_runs(labels: np.ndarray, counts: np.ndarray) -> None:
+    """Give runs that break the order of the layers by chance to a neighbour, the weakest first."""
+    while True:
+        runs = _runs(labels)
+        around = [-1, *(label for label, *_ in runs), counts.shape[1]]
+        by_chance = []
+        for (label, start, stop), above, below in zip(runs, around, around[2:], strict=False):
+            cells = counts[start:stop].sum(axis=0)
+            neighbours = [i for i in (above, below) if 0 <= i < len(cells)]
+            if above < label < below or not neighbours:
+                continue
+            other = max(neighbours, key=lambda i: cells[i])
+            lead = (cells[label] - cells[other]) / np.sqrt(max(cells[label] + cells[other], 1))
+            if lead <= CHANCE_SIGMA:
+                by_chance.append((lead, start, stop, other))
+        if not by_chance:
+            return
+        _, start, stop, other = min(by_chance, key=lambda run: run[0])
+        labels[start:stop] = other

@@ -36,11 +36,12 @@ def stamp_release(obj: Labelled, datastack: str, version: int) -> Labelled:
     Returns
     -------
     xarray.Dataset or xarray.DataArray
-        A shallow copy with the scalar coordinates ``datastack`` and
+        Of the same dims: a shallow copy with the scalar coordinates ``datastack`` and
         ``materialization_version`` (int64).
 
     Examples
     --------
+    >>> import xarray as xr
     >>> stamp_release(xr.Dataset(), "minnie65_public", 1718).materialization_version.item()
     1718
     """
@@ -63,16 +64,14 @@ def release_of(obj: xr.Dataset | xr.DataArray, name: str = "object") -> tuple[st
 
 
 def _stated_release(obj: xr.Dataset | xr.DataArray, name: str) -> dict[str, Any]:
-    stated = {}
-    for coord in RELEASE_COORDS:
-        if coord in obj.coords:
-            if obj.coords[coord].ndim:
-                raise ReleaseMismatchError(
-                    f"{name} has {coord!r} along {obj.coords[coord].dims}, expected one scalar: "
-                    "objects of several releases were joined; select one release"
-                )
-            stated[coord] = obj.coords[coord].item()
-    return stated
+    stated = {coord: obj.coords[coord] for coord in RELEASE_COORDS if coord in obj.coords}
+    for coord, values in stated.items():
+        if values.ndim:
+            raise ReleaseMismatchError(
+                f"{name} has {coord!r} along {values.dims}, expected one scalar: "
+                "objects of several releases were joined; select one release"
+            )
+    return {coord: values.item() for coord, values in stated.items()}
 
 
 def require_same_release(*named: tuple[str, Any]) -> None:
@@ -82,23 +81,21 @@ def require_same_release(*named: tuple[str, Any]) -> None:
     """
     stated = {name: _stated_release(obj, name) for name, obj in named}
     for coord in RELEASE_COORDS:
-        having = [name for name in stated if coord in stated[name]]
-        for name in having[1:]:
-            first = having[0]
+        first, *others = [name for name in stated if coord in stated[name]] or [""]
+        for name in others:
             if stated[name][coord] != stated[first][coord]:
                 raise ReleaseMismatchError(
-                    f"{first} is of {_shown(stated[first])} but {name} is of "
-                    f"{_shown(stated[name])}: root ids and cell lists differ between releases; "
+                    f"{first} is of {_words(stated[first])} but {name} is of "
+                    f"{_words(stated[name])}: root ids and cell lists differ between releases; "
                     "build both from one release, or, if you mean it, drop the coordinates of one "
                     f"with .drop_vars({list(RELEASE_COORDS)})"
                 )
 
 
-def _shown(stated: dict[str, Any]) -> str:
-    words = [str(stated["datastack"])] if "datastack" in stated else []
-    if "materialization_version" in stated:
-        words.append(f"v{stated['materialization_version']}")
-    return " ".join(words)
+def _words(stated: dict[str, Any]) -> str:
+    version = stated.get("materialization_version")
+    words = [str(stated.get("datastack", "")), "" if version is None else f"v{version}"]
+    return " ".join(word for word in words if word)
 
 
 def add_history(
@@ -106,30 +103,22 @@ def add_history(
     entry: str,
     source: xr.Dataset | xr.DataArray | Sequence[xr.Dataset | xr.DataArray] | None = None,
 ) -> Labelled:
-    """Append one line to ``attrs["history"]``, in place, and return `obj`."""
-    sources: list[Any]
+    """Append one line to ``attrs["history"]``, in place, and return `obj`.
+
+    History and ``source_tables`` go on from those of `source`, by default of `obj` itself.
+    """
     if source is None:
-        sources = [obj]
-    else:
-        sources = [source] if isinstance(source, xr.Dataset | xr.DataArray) else list(source)
-    # A new dict: xarray's selections share theirs with what they were taken from.
-    attrs = copy.deepcopy(obj.attrs)
-    tables = _tables_of([obj, *sources])
-    if tables:
-        attrs["source_tables"] = tables
-    obj.attrs = {**attrs, "history": "\n".join([*_lines_of(sources), entry])}
-    return obj
-
-
-def _lines_of(sources: list[Any]) -> list[str]:
-    pasts = [str(s.attrs.get("history", "")) for s in sources]
-    lines = [line for past in pasts for line in past.splitlines()]
-    # Two sources that come from one have their common past once.
-    return lines if len(sources) == 1 else list(dict.fromkeys(lines))
-
-
-def _tables_of(objects: list[Any]) -> list[Any]:
+        source = obj
+    sources: list[Any]
+    sources = [source] if isinstance(source, xr.Dataset | xr.DataArray) else list(source)
+    lines: list[str]
+    lines = [line for s in sources for line in str(s.attrs.get("history", "")).splitlines()]
+    if len(sources) > 1:
+        lines = list(dict.fromkeys(lines))  # two sources made of one share their first lines
     tables: list[Any] = []
-    for obj in objects:
-        tables += [t for t in obj.attrs.get("source_tables", ()) if t not in tables]
-    return copy.deepcopy(tables)
+    for s in (obj, *sources):
+        tables += [t for t in s.attrs.get("source_tables", ()) if t not in tables]
+    # A new dict: xarray's selections share theirs with what they were taken from.
+    attrs = copy.deepcopy({**obj.attrs, **({"source_tables": tables} if tables else {})})
+    obj.attrs = {**attrs, "history": "\n".join([*lines, entry])}
+    return obj

@@ -1,10 +1,14 @@
-"""The papers behind the tables that a result was made of."""
+"""The registry of releases: which table plays which role in which version, and papers to cite.
+
+The facts are in ``releases.toml`` beside this file. An entry of your own, a `ReleaseSpec`, is
+accepted wherever a version is.
+"""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
@@ -13,17 +17,10 @@ from typing import Any, Literal
 
 import xarray as xr
 
-from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
+from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.provenance import stamp_release
 
 __all__ = ["ReleaseSpec", "TableSpec", "references", "release_spec", "stamp_release"]
-
-
-# The registry of releases: which table plays which role in which version.
-#
-# The facts are in ``releases.toml`` beside this file. A user may pass an entry of their own
-# wherever a version is accepted.
-
 
 ROLES: dict[str, str] = {
     "nucleus": "one row a nucleus: id, pt_root_id, pt_position",
@@ -51,35 +48,40 @@ MINIMUM_ROLES = (
     "functional_properties",
 )
 
-Status = Literal["permanent", "served", "archived"]
-
 
 @dataclass(frozen=True)
 class TableSpec:
     """What the columns of one table mean.
 
-    Attributes
+    Parameters
     ----------
     name : str
         Name of the table.
-    class_column : str
+    class_column : str, optional
         Column with the broad class.
-    has_classes, has_types : bool
+    has_classes, has_types : bool, optional
         Whether the table classifies, and whether its ``cell_type`` is a type (not a class).
-    class_words, type_words, strategy_words : mapping
+    class_words, type_words, strategy_words : mapping of str to str, optional
         Word of the table to the word of the data model, where they differ.
-    layers : mapping of str to tuple of str
+    layers : mapping of str to tuple of str, optional
         Cell types (words of the data model) that mark each layer; empty when not known.
-    axon_column, dendrite_column : str
+    axon_column, dendrite_column : str, optional
         Columns of a proofreading table.
-    angle_units, angle_convention : str or None
-        What its angles are in; None when the table is not in the registry.
-    resolution_nm : tuple of float
-        Voxel size in which positions are given.
-    archive_file : str or None
+    angle_units : {"degree", "radian"}, optional
+        Units of its angles; None when not known.
+    angle_convention : {"up_clockwise", "right_counterclockwise"}, optional
+        Convention of its angles; None when not known.
+    resolution_nm : tuple of float, optional
+        Voxel size in which positions are given, in nm.
+    archive_file : str, optional
         Stem of its file in the archive where that is not the table's own name.
-    reference : str or None
+    reference : str, optional
         Paper to cite.
+
+    Examples
+    --------
+    >>> TableSpec("my_types", layers={"L2/3": ("pyr",)}).resolution_nm
+    (4.0, 4.0, 40.0)
     """
 
     name: str
@@ -98,77 +100,76 @@ class TableSpec:
     archive_file: str | None = None
     reference: str | None = None
 
-    @classmethod
-    def from_mapping(cls, name: str, entry: Mapping[str, Any]) -> TableSpec:
-        """Make a spec of one ``[tables.NAME]`` entry.
-
-        Raises
-        ------
-        SchemaError
-            If a key is not one of the attributes.
-        """
-        known = set(cls.__dataclass_fields__) - {"name"}
-        unknown = sorted(set(entry) - known)
-        if unknown:
-            raise SchemaError(
-                f"registry entry of table {name} has the keys {unknown}, expected some of "
-                f"{sorted(known)}"
-            )
-        values = dict(entry)
-        if "layers" in values:
-            values["layers"] = {k: tuple(v) for k, v in values["layers"].items()}
-        if "resolution_nm" in values:
-            values["resolution_nm"] = tuple(float(v) for v in values["resolution_nm"])
-        return cls(name=name, **values)
-
 
 @dataclass(frozen=True)
 class ReleaseSpec:
     """One release: its tables by role, and what their columns mean.
 
-    Attributes
+    Parameters
     ----------
     version : int
         Materialization version.
     tables : mapping of str to str
-        Role (see ``ROLES``) to table name.
-    datastack : str
+        Role (one of ``microns_xr.releases.ROLES``) to table name.
+    datastack : str, optional
         Name of the datastack.
-    status : {"permanent", "served", "archived"}
+    status : {"permanent", "served", "archived"}, optional
         Whether the service answers for it; an archived one is kept as files.
-    table_specs : mapping of str to TableSpec
-        What the columns of the tables mean; tables that are absent are taken at their word.
+    table_specs : mapping of str to TableSpec, optional
+        What the columns of its tables mean, by table name; for other tables the registry counts.
+
+    Raises
+    ------
+    UnknownLabelError
+        If a role does not exist.
 
     Examples
     --------
-    A registry entry of one's own:
-
+    >>> types = TableSpec("my_types", layers={"L2/3": ("pyr",)})
     >>> spec = ReleaseSpec(version=9, tables={"nucleus": "my_nuclei", "celltype": "my_types"},
-    ...     table_specs={"my_types": TableSpec("my_types", layers={"L2/3": ("pyr",)})})
-    >>> release_spec(spec).table_of("celltype").layers["L2/3"]
-    ('pyr',)
+    ...     table_specs={"my_types": types})
+    >>> spec.has("celltype"), spec.name_of("celltype"), spec.table_of("celltype").layers["L2/3"]
+    (True, 'my_types', ('pyr',))
     """
 
     version: int
     tables: Mapping[str, str]
     datastack: str = "minnie65_public"
-    status: Status = "served"
+    status: Literal["permanent", "served", "archived"] = "served"
     table_specs: Mapping[str, TableSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.tables) - set(ROLES))
-        if unknown:
-            raise UnknownLabelError(
-                f"tables has the roles {unknown}, expected some of {list(ROLES)}"
-                + _did_you_mean(unknown[0], ROLES)
-            )
+        for role in self.tables:
+            if role not in ROLES:
+                raise unknown_label("tables has the role", role, ROLES)
 
     def has(self, role: str) -> bool:
-        """Whether this release has a table in the role."""
+        """Whether this release has a table in a role.
+
+        Parameters
+        ----------
+        role : str
+            Such as ``"brain_area"``.
+
+        Returns
+        -------
+        bool
+            True if it has.
+        """
         return role in self.tables
 
     def name_of(self, role: str) -> str:
         """Return the name of the table in a role.
+
+        Parameters
+        ----------
+        role : str
+            Such as ``"brain_area"``.
+
+        Returns
+        -------
+        str
+            Name of the table.
 
         Raises
         ------
@@ -176,37 +177,34 @@ class ReleaseSpec:
             If the release has none.
         """
         if role not in self.tables:
-            raise UnknownLabelError(
-                f"release {self.version} has no table in the role {role!r}, it has "
-                f"{sorted(self.tables)}"
-                + _did_you_mean(role, self.tables)
-                + f'; put one there with tables={{"{role}": "table_name"}}'
+            raise unknown_label(
+                f"release {self.version} has no table in the role",
+                role,
+                self.tables,
+                f'put one there with tables={{"{role}": "table_name"}}',
             )
         return self.tables[role]
 
     def table_of(self, role: str) -> TableSpec:
-        """Return what the columns of the table in a role mean."""
+        """Return what the columns of the table in a role mean.
+
+        Parameters
+        ----------
+        role : str
+            Such as ``"brain_area"``.
+
+        Returns
+        -------
+        TableSpec
+            Of `table_specs`, else of the registry; defaults for a table that is in neither.
+
+        Raises
+        ------
+        UnknownLabelError
+            If the release has none.
+        """
         name = self.name_of(role)
         return self.table_specs.get(name) or table_spec(name)
-
-    def with_tables(self, tables: Mapping[str, str | None] | None) -> ReleaseSpec:
-        """Return a release with other tables in some roles; None takes a role away.
-
-        Fine types and corrections refine the classification they were made for: they leave with it
-        unless they are named as well.
-        """
-        if not tables:
-            return self
-        merged: dict[str, str | None] = {**self.tables, **tables}
-        if "celltype" in tables and tables["celltype"] != self.tables.get("celltype"):
-            for role in ("celltype_fine", "celltype_corrections"):
-                merged[role] = tables.get(role)
-        return replace(self, tables={k: v for k, v in merged.items() if v is not None})
-
-
-def _did_you_mean(word: object, words: Any) -> str:
-    near = nearest_words(word, words)
-    return f"; nearest: {', '.join(near)}" if near else ""
 
 
 @lru_cache(maxsize=1)
@@ -217,8 +215,12 @@ def _registry() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _table_specs() -> Mapping[str, TableSpec]:
-    entries = _registry()["tables"]
-    return MappingProxyType({n: TableSpec.from_mapping(n, e) for n, e in entries.items()})
+    specs = {}
+    for name, entry in _registry()["tables"].items():
+        layers = {layer: tuple(words) for layer, words in entry.get("layers", {}).items()}
+        voxel = tuple(float(nm) for nm in entry.get("resolution_nm", TableSpec.resolution_nm))
+        specs[name] = TableSpec(name, **{**entry, "layers": layers, "resolution_nm": voxel})
+    return MappingProxyType(specs)
 
 
 def table_spec(name: str) -> TableSpec:
@@ -229,8 +231,8 @@ def table_spec(name: str) -> TableSpec:
 def table_of_file(file: str) -> str:
     """Return the table that a file holds, by its name."""
     stem = re.split(r"[/\\]", file)[-1].split(".")[0]
-    own = {spec.archive_file: name for name, spec in _table_specs().items() if spec.archive_file}
-    return own.get(stem, stem.removesuffix("_merged"))
+    tables = {spec.archive_file: name for name, spec in _table_specs().items() if spec.archive_file}
+    return tables.get(stem, stem.removesuffix("_merged"))
 
 
 def supported_versions() -> list[int]:
@@ -257,9 +259,11 @@ def release_spec(
     Parameters
     ----------
     version : int or ReleaseSpec
-        A version of the registry, or an entry of one's own, which is returned as it is.
+        A version of the registry, or an entry of your own.
     tables : mapping of str to str, optional
-        Other tables for some roles; None takes a role away.
+        Other tables for some roles; None removes a role. Fine types and corrections refine the
+        classification that they were made for: another table in the role ``celltype`` removes
+        them, unless they are named as well.
 
     Returns
     -------
@@ -277,26 +281,30 @@ def release_spec(
     'digital_twin_properties_bcm_coreg_v4'
     >>> release_spec(1719)
     Traceback (most recent call last):
-    microns_xr.errors.UnknownLabelError: release 1719 is not known, expected one of 661, 943, ...
+    microns_xr.errors.UnknownLabelError: there is no release 1719, expected one of 661, 943, ...
     """
     if isinstance(version, ReleaseSpec):
-        return version.with_tables(tables)
-    entries = _registry()["releases"]
-    entry = entries.get(str(version)) if not isinstance(version, bool) else None
-    if entry is None:
-        known = ", ".join(str(v) for v in supported_versions())
-        raise UnknownLabelError(
-            f"release {version!r} is not known, expected one of {known}; "
-            "for another one pass a mx.releases.ReleaseSpec of your own as version"
-        )
-    roles = entry["tables"] if "tables" in entry else _registry()["families"][entry["inherits"]]
-    spec = ReleaseSpec(
-        version=int(version),
-        tables=dict(roles),
-        datastack=_registry()["datastack"],
-        status=entry["status"],
-    )
-    return spec.with_tables(tables)
+        spec = version
+    else:
+        entry = None
+        if not isinstance(version, bool):
+            entry = _registry()["releases"].get(str(version))
+        if entry is None:
+            raise unknown_label(
+                "there is no release",
+                version,
+                supported_versions(),
+                "for another one pass a mx.releases.ReleaseSpec of your own as version",
+            )
+        roles = entry.get("tables") or _registry()["families"][entry["inherits"]]
+        spec = ReleaseSpec(int(version), dict(roles), _registry()["datastack"], entry["status"])
+    if not tables:
+        return spec
+    merged: dict[str, str | None] = {**spec.tables, **tables}
+    if "celltype" in tables and tables["celltype"] != spec.tables.get("celltype"):
+        for role in ("celltype_fine", "celltype_corrections"):
+            merged[role] = tables.get(role)
+    return replace(spec, tables={k: name for k, name in merged.items() if name is not None})
 
 
 # The data as a whole: asked for by the MICrONS consortium of everybody who uses them.
@@ -329,7 +337,20 @@ def references(data: xr.Dataset | xr.DataArray | xr.DataTree) -> list[str]:
     >>> references(units)[1]
     'Elabbady et al. 2025, doi:10.1038/s41586-024-07765-7'
     """
-    names = list(dict.fromkeys(_tables(data)))
+    if isinstance(data, xr.DataTree):
+        nodes: list[Any] = list(data.subtree)
+    elif isinstance(data, xr.Dataset | xr.DataArray):
+        nodes = [data]
+    else:
+        raise SchemaError(
+            f"expected a Dataset, DataArray or tree, found {type(data).__name__}: open a store "
+            "with mx.open_store"
+        )
+    names = {
+        str(table["name"]) if isinstance(table, Mapping) else str(table)
+        for node in nodes
+        for table in node.attrs.get("source_tables", ())
+    }
     if not names:
         raise SchemaError(
             "the data have no attribute 'source_tables', so their tables are not known: xarray "
@@ -361,21 +382,3 @@ def cite(data: xr.Dataset | xr.DataArray | xr.DataTree) -> None:
     Elabbady et al. 2025, doi:10.1038/s41586-024-07765-7
     """
     print("\n".join(references(data)))
-
-
-def _tables(data: Any) -> Iterator[str]:
-    if isinstance(data, xr.DataTree):
-        for node in data.subtree:
-            yield from _names(node.attrs.get("source_tables", ()))
-    elif isinstance(data, xr.Dataset | xr.DataArray):
-        yield from _names(data.attrs.get("source_tables", ()))
-    else:
-        raise SchemaError(
-            f"expected a Dataset, DataArray or tree, found {type(data).__name__}: open a store "
-            "with mx.open_store"
-        )
-
-
-def _names(tables: Iterable[Any]) -> Iterator[str]:
-    for table in tables:
-        yield str(table["name"]) if isinstance(table, Mapping) else str(table)

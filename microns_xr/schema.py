@@ -129,51 +129,31 @@ def describe(spec: VariableSpec) -> dict[str, Any]:
     return attrs
 
 
-def _dtype_problem(spec: VariableSpec, variable: xr.DataArray) -> str | None:
-    dtype = variable.dtype
-    fits = {
-        "int64": dtype == np.int64,
-        "float": dtype.kind == "f",
-        "bool": dtype == np.bool_,
-        "text": dtype.kind in "OUT",
-    }[spec.dtype]
-    if fits:
-        return None
-    hint = ""
-    if spec.dtype == "int64" and dtype.kind == "f":
-        hint = " (ids and counts that have passed through float may be rounded: read them again)"
-    return f"{spec.name} has dtype {dtype}, expected {spec.dtype}{hint}"
-
-
 def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> None:
-    """Compare a Dataset with the data model."""
+    """Compare a Dataset with the data model; raise `SchemaError` that lists every problem."""
     if not isinstance(dataset, xr.Dataset):
         raise SchemaError(
             f"expected a {kind} Dataset, found {type(dataset).__name__}: "
             "open a store with mx.open_store or build one with mx.Release"
         )
     specs = KINDS[kind]
-    problems = []
-    for name in [*(n for n, s in specs.items() if s.required), *require]:
-        if name not in dataset.variables:
-            problems.append(f"{name} is absent")
-    for name, spec in specs.items():
-        if name not in dataset.variables:
-            continue
-        variable = dataset[name]
+    required = [name for name, spec in specs.items() if spec.required]
+    problems = [f"{n} is absent" for n in (*required, *require) if n not in dataset.variables]
+    for name in [name for name in specs if name in dataset.variables]:
+        variable, spec = dataset[name], specs[name]
         if variable.dims != spec.dims:
             problems.append(f"{name} has dims {variable.dims}, expected {spec.dims}")
-        if (problem := _dtype_problem(spec, variable)) is not None:
-            problems.append(problem)
-    indexes = {"units": _N, "connectivity": _PAIR}.get(kind, ())
-    for name in indexes:
+        if not _has_dtype(variable.dtype, spec.dtype):
+            rounded = (
+                " (ids and counts that have passed through float may be rounded: read them again)"
+                if spec.dtype == "int64" and variable.dtype.kind == "f"
+                else ""
+            )
+            problems.append(f"{name} has dtype {variable.dtype}, expected {spec.dtype}{rounded}")
+    for name in {"units": _N, "connectivity": _PAIR}.get(kind, ()):
         if name in dataset.variables and dataset[name].dims == (name,):
-            problems.extend(_index_problems(name, dataset[name].values))
-    if (
-        "axis" in dataset.dims
-        and "axis" in dataset.coords
-        and tuple(dataset["axis"].values) != AXES
-    ):
+            problems += _index_problems(name, dataset[name].values)
+    if "axis" in dataset.indexes and tuple(dataset["axis"].values) != AXES:
         problems.append(f"axis is {tuple(dataset['axis'].values)}, expected {AXES}")
     if kind == "connectivity" and "scope" in dataset.coords and not dataset["scope"].ndim:
         scope = dataset["scope"].item()
@@ -183,9 +163,14 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
         raise SchemaError(f"this is not a {kind} Dataset: " + "; ".join(dict.fromkeys(problems)))
 
 
+def _has_dtype(dtype: np.dtype, expected: str) -> bool:
+    if expected == "int64":
+        return dtype == np.int64
+    return dtype.kind in {"float": "f", "bool": "b", "text": "OUT"}[expected]
+
+
 def _index_problems(name: str, labels: np.ndarray) -> list[str]:
-    steps = np.diff(labels) if labels.dtype.kind in "iu" else np.array([])
-    if (steps > 0).all():
+    if labels.dtype.kind not in "iu" or (np.diff(labels) > 0).all():
         return []
     n_repeated = len(labels) - len(np.unique(labels))
     if n_repeated:
@@ -195,6 +180,5 @@ def _index_problems(name: str, labels: np.ndarray) -> list[str]:
 
 def require_unique_sorted(name: str, labels: np.ndarray) -> None:
     """Raise unless labels are sorted and unique."""
-    problems = _index_problems(name, labels)
-    if problems:
+    if problems := _index_problems(name, labels):
         raise SchemaError("; ".join(problems))

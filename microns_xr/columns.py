@@ -1,8 +1,4 @@
-"""Positions: voxels or nanometres to pia-oriented micrometres.
-
-The oriented frame is that of `standard_transform`: rotated by 5° about z so that y points from the
-pia into the cortex, and shifted so that the pia is at y = 0.
-"""
+"""Columns of raw tables: ids as exact integers, text as text, arrays and positions as numbers."""
 
 from __future__ import annotations
 
@@ -18,11 +14,8 @@ from standard_transform.datasets import minnie_transform
 
 from microns_xr.errors import SchemaError, nearest_words
 
-# Single columns of raw tables: ids as integers, text as text, arrays and positions as numbers.
-
-
 MISSING_TEXT = "unknown"
-_MAX = int(np.iinfo(np.int64).max)
+_INT64 = np.iinfo(np.int64)
 
 
 def id_column(column: pd.Series, table: str, nullable: bool = False) -> pd.Series:
@@ -32,17 +25,16 @@ def id_column(column: pd.Series, table: str, nullable: bool = False) -> pd.Serie
     if pd.api.types.is_bool_dtype(dtype):
         raise SchemaError(f"{where} has dtype bool, expected int64 ids: check the column's name")
     if pd.api.types.is_float_dtype(dtype):
-        if column.isna().all() and nullable:
-            return pd.Series(
-                pd.array([pd.NA] * len(column), dtype="Int64"), column.index, name=column.name
+        if not nullable or column.notna().any():
+            raise SchemaError(
+                f"{where} has dtype {dtype}, expected int64: 18-digit ids are rounded by floats "
+                "(neighbours of 8.6e17 are 128 apart); read the table again with "
+                "mx.Release(...).table, or with pandas.read_csv(..., dtype={column: 'Int64'})"
             )
-        raise SchemaError(
-            f"{where} has dtype {dtype}, expected int64: 18-digit ids are rounded by floats "
-            "(neighbours of 8.6e17 are 128 apart); read the table again with "
-            "mx.Release(...).table, or with pandas.read_csv(..., dtype={column: 'Int64'})"
-        )
-    if not pd.api.types.is_integer_dtype(dtype):
-        column = _ids_from_objects(column, where)
+        column = column.astype(object)  # a column of nothing is float to pandas
+    if not pd.api.types.is_integer_dtype(column.dtype):
+        ids = pd.array([_id_from_object(value, where) for value in column], dtype="Int64")
+        column = pd.Series(ids, index=column.index, name=column.name)
     n_null = int(column.isna().sum())
     if n_null and not nullable:
         raise SchemaError(
@@ -50,8 +42,29 @@ def id_column(column: pd.Series, table: str, nullable: bool = False) -> pd.Serie
             "drop those rows, or download the table again"
         )
     if pd.api.types.is_unsigned_integer_dtype(column.dtype):
-        _require_int64(column.dropna().max(), where)
+        _require_int64(column.max(), where)
     return column.astype("Int64" if nullable else np.int64)
+
+
+def _id_from_object(value: Any, where: str) -> Any:
+    text = isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value.strip())
+    if text or (isinstance(value, int | np.integer) and not isinstance(value, bool)):
+        _require_int64(int(value), where)
+        return int(value)
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return pd.NA
+    raise SchemaError(
+        f"{where} holds {value!r}, expected an integer id: check the column and its file"
+    )
+
+
+def _require_int64(number: Any, where: str) -> None:
+    # The maximum of an empty column is a null.
+    if not pd.isna(number) and not _INT64.min <= int(number) <= _INT64.max:
+        raise SchemaError(
+            f"{where} holds {int(number)}, expected ids below 2**63 and numbers that int64 can "
+            "hold: convert the column to text or to floats, or leave it out"
+        )
 
 
 def is_one_id(ids: Any) -> bool:
@@ -86,55 +99,24 @@ def as_ids(ids: Any, what: str) -> np.ndarray:
     return id_column(series.rename("ids"), what).to_numpy(dtype=np.int64)
 
 
-def _require_int64(largest: Any, where: str) -> None:
-    # The maximum of an empty column is a null.
-    if not pd.isna(largest) and not -_MAX - 1 <= int(largest) <= _MAX:
-        raise SchemaError(
-            f"{where} holds {int(largest)}, expected ids below 2**63 and numbers that int64 can "
-            "hold: convert the column to text or to floats, or leave it out"
-        )
-
-
-def _is_integer(value: object) -> bool:
-    if isinstance(value, str):
-        return re.fullmatch(r"-?[0-9]+", value.strip()) is not None
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _ids_from_objects(column: pd.Series, where: str) -> pd.Series:
-    values: list[Any] = []
-    for value in column:
-        if _is_integer(value):
-            _require_int64(int(value), where)
-            values.append(int(value))
-        elif pd.api.types.is_scalar(value) and pd.isna(value):
-            values.append(pd.NA)
-        else:
-            raise SchemaError(
-                f"{where} holds {value!r}, expected an integer id: check the column and its file"
-            )
-    return pd.Series(pd.array(values, dtype="Int64"), index=column.index, name=column.name)
-
-
 def text_column(column: pd.Series, table: str) -> pd.Series:
     """Check that a column is text, and return it as object with None where there is nothing."""
     dtype = column.dtype
-    if isinstance(dtype, pd.CategoricalDtype):
-        column = column.astype(object)
-    elif pd.api.types.is_numeric_dtype(dtype) and not column.isna().all():
+    if pd.api.types.is_numeric_dtype(dtype) and not column.isna().all():
         raise SchemaError(
             f"{table}.{column.name} has dtype {dtype}, expected text: check the column's name"
         )
-    codes, words = pd.factorize(column.astype(object), use_na_sentinel=True)
+    codes, words = pd.factorize(column.astype(object))
     clean = [str(word).strip() or None for word in words]
-    table_of_words = np.array([*clean, None], dtype=object)  # code -1 picks the None at the end
-    return pd.Series(table_of_words[codes], index=column.index, name=column.name, dtype=object)
+    # Code -1, of a missing value, picks the None at the end.
+    values = np.array([*clean, None], dtype=object)[codes]
+    return pd.Series(values, index=column.index, name=column.name, dtype=object)
 
 
 def plain_values(column: pd.Series, table: str, *, as_float: bool = False) -> np.ndarray:
     """Turn a column into bool, int64, float64 or text, by what it holds and not by its dtype."""
     where = f"{table}.{column.name}"
-    values = _plain(column, where)
+    values = _plain(column, table, where)
     if not values.flags.writeable:  # pandas 3 hands out views of its columns
         values = values.copy()
     if not as_float:
@@ -149,43 +131,34 @@ def plain_values(column: pd.Series, table: str, *, as_float: bool = False) -> np
     return np.where(missing, np.nan, values.astype(np.float64))
 
 
-def _plain(column: pd.Series, where: str) -> np.ndarray:
-    dtype = column.dtype
-    if pd.api.types.is_bool_dtype(dtype) and not isinstance(dtype, pd.CategoricalDtype):
-        kind = "boolean"
-    elif pd.api.types.is_integer_dtype(dtype):
-        kind = "integer"
-    elif pd.api.types.is_float_dtype(dtype):
-        kind = "floating"
-    elif pd.api.types.is_datetime64_any_dtype(dtype):
+def _plain(column: pd.Series, table: str, where: str) -> np.ndarray:
+    if pd.api.types.is_datetime64_any_dtype(column.dtype):
         text = column.astype(str).astype(object)
         return text.where(column.notna(), MISSING_TEXT).to_numpy(object)
-    else:
+    if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(object)
-        kind = pd.api.types.infer_dtype(column, skipna=True)
+    kind = pd.api.types.infer_dtype(column, skipna=True)
     missing = column.isna().to_numpy(dtype=bool)
+    present = column[~missing]
     if kind == "boolean":
         if not missing.any():
             return column.to_numpy(dtype=bool)
         words = column.map({True: "true", False: "false"}).astype(object)
         return words.where(~missing, MISSING_TEXT).to_numpy(object)
     if kind == "integer":
-        present = column[~missing]
         _require_int64(present.max(), where)
         _require_int64(present.min(), where)
         out = np.full(len(column), -1, dtype=np.int64)
         out[~missing] = present.to_numpy(dtype=np.int64)
         return out
     if kind in ("floating", "mixed-integer-float"):
-        out = np.full(len(column), np.nan)
-        out[~missing] = column[~missing].to_numpy(dtype=np.float64)
-        return out
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
     if kind == "mixed" and column.map(pd.api.types.is_list_like).any():
         raise SchemaError(
             f"{where} holds a list or an array in a row, expected one value: split it into columns "
             "of numbers first, or leave it out"
         )
-    return text_column(column, where.split(".")[0]).fillna(MISSING_TEXT).to_numpy(object)
+    return text_column(column, table).fillna(MISSING_TEXT).to_numpy(object)
 
 
 def plain_array(values: np.ndarray, name: str) -> np.ndarray:
@@ -256,56 +229,51 @@ def parse_arrays(column: pd.Series, table: str) -> np.ndarray:
 
 
 def positions(table: pd.DataFrame, name: str, base: str = "pt_position") -> np.ndarray:
-    """Read positions, whether split in columns or written as ``[x y z]``."""
+    """Read positions, whether split in columns or written as ``[x y z]``; shape (rows, 3)."""
     split = [f"{base}_{axis}" for axis in "xyz"]
-    if all(column in table.columns for column in split):
-        parts = []
-        for column in split:
-            if not pd.api.types.is_numeric_dtype(table[column].dtype):
-                raise SchemaError(
-                    f"{name}.{column} has dtype {table[column].dtype}, expected numbers"
-                )
-            parts.append(table[column].to_numpy(dtype=np.float64, na_value=np.nan))
-        return np.stack(parts, axis=1)
-    require_columns(table, name, split if base not in table.columns else [base])
-    out = parse_arrays(table[base], name)
-    if out.shape[1] != 3:
-        raise SchemaError(f"{name}.{base} has {out.shape[1]} values a row, expected x, y and z")
-    return out
+    if base in table.columns and not set(split) <= set(table.columns):
+        out = parse_arrays(table[base], name)
+        if out.shape[1] != 3:
+            raise SchemaError(
+                f"{name}.{base} has {out.shape[1]} values per row, expected x, y and z"
+            )
+        return out
+    require_columns(table, name, split)
+    for column in split:
+        if not pd.api.types.is_numeric_dtype(table[column].dtype):
+            raise SchemaError(f"{name}.{column} has dtype {table[column].dtype}, expected numbers")
+    columns = [table[column].to_numpy(dtype=np.float64, na_value=np.nan) for column in split]
+    return np.stack(columns, axis=1)
 
 
-# The version of the frame: a later release of standard_transform may move the pia, and positions
-# of two installations must agree. 1.4 is the frame of the published minnie65 tables.
+# The oriented frame of standard_transform (CAVEconnectome) for minnie65: rotated by 5° about z so
+# that y points from the pia into the cortex, shifted so that the pia is at y = 0. Its version is
+# stated, because a later release may move the pia, and positions of two installations must agree;
+# 1.4 is the frame of the published minnie65 tables.
 FRAME_VERSION = "1.4"
+_VOXEL_NM = (4.0, 4.0, 40.0)
 
 
 @lru_cache(maxsize=8)
-def _transform(resolution_nm: tuple[float, float, float]) -> Any:
+def _transform(resolution_nm: tuple[float, ...]) -> Any:
     return minnie_transform(np.asarray(resolution_nm), version=FRAME_VERSION)
 
 
-def to_pia_um(
-    points: np.ndarray, resolution_nm: tuple[float, float, float] = (4.0, 4.0, 40.0)
-) -> np.ndarray:
-    """Turn positions into pia-oriented micrometres.
+def to_pia_um(points: np.ndarray, resolution_nm: tuple[float, ...] = _VOXEL_NM) -> np.ndarray:
+    """Turn voxels of some resolution into pia-oriented µm; shape (n, 3)."""
+    return _transformed("apply", points, resolution_nm)
 
-    Pia point and rotation: the frame "1.4" of standard_transform (CAVEconnectome), minnie65.
-    """
+
+def from_pia_um(points: np.ndarray, resolution_nm: tuple[float, ...] = _VOXEL_NM) -> np.ndarray:
+    """Turn pia-oriented µm back into voxels; the inverse of `to_pia_um`."""
+    return _transformed("invert", points, resolution_nm)
+
+
+def _transformed(how: str, points: np.ndarray, resolution_nm: tuple[float, ...]) -> np.ndarray:
     array = np.asarray(points, dtype=np.float64)
     if array.ndim != 2 or array.shape[1] != 3:
         raise SchemaError(f"points has shape {array.shape}, expected (n, 3) with columns x, y, z")
     if not len(array):
         return array.copy()
-    return np.asarray(_transform(tuple(float(r) for r in resolution_nm)).apply(array))
-
-
-def from_pia_um(
-    points: np.ndarray, resolution_nm: tuple[float, float, float] = (4.0, 4.0, 40.0)
-) -> np.ndarray:
-    """Turn pia-oriented micrometres back into voxels; the inverse of `to_pia_um`."""
-    array = np.asarray(points, dtype=np.float64)
-    if array.ndim != 2 or array.shape[1] != 3:
-        raise SchemaError(f"points has shape {array.shape}, expected (n, 3) with columns x, y, z")
-    if not len(array):
-        return array.copy()
-    return np.asarray(_transform(tuple(float(r) for r in resolution_nm)).invert(array))
+    transform = _transform(tuple(float(nm) for nm in resolution_nm))
+    return np.asarray(getattr(transform, how)(array))

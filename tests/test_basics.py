@@ -243,7 +243,7 @@ def test_arrays_and_positions():
     )
     split = pd.DataFrame({"p_x": [1], "p_y": [2], "p_z": pd.array([None], dtype="Int64")})
     np.testing.assert_array_equal(positions(split, "t", "p"), [[1, 2, np.nan]])
-    with pytest.raises(mx.errors.SchemaError, match="has 2 values a row, expected x, y and z"):
+    with pytest.raises(mx.errors.SchemaError, match="has 2 values per row, expected x, y and z"):
         positions(pd.DataFrame({"p": ["[1 2]"]}), "t", "p")
     with pytest.raises(mx.errors.SchemaError, match=r"lacks the columns \['p_x', 'p_y', 'p_z'\]"):
         positions(pd.DataFrame({"q": [1]}), "t", "p")

@@ -131,7 +131,7 @@ def test_rates_from_a_file_state_their_angles(source, folder, tmp_path):
     np.testing.assert_array_equal(
         zero, expected.rate_ori.sel(orientation=0.0).reindex(nucleus_id=both.nucleus_id)
     )
-    with pytest.raises(mx.errors.UnknownLabelError, match="no 'cc_abs' to choose by"):
+    with pytest.raises(mx.errors.UnknownLabelError, match="no variable 'cc_abs', expected one of"):
         release.units(rates=True, collapse="best", by="cc_abs")
 
 
@@ -189,7 +189,7 @@ def test_latest_row_is_one_that_says_when(three_tables):
     units = mx.build_units({**three_tables, "celltype_corrections": corrections}, 1718)
     assert units.cell_type.sel(nucleus_id=11).item() == "4P"
     odd = corrections.assign(created=["yesterday-ish", "x"])
-    with pytest.raises(mx.errors.SchemaError, match=r"corrections\.created holds what is no time"):
+    with pytest.raises(mx.errors.SchemaError, match=r"corrections\.created holds a value that is not a time"):
         mx.build_units({**three_tables, "celltype_corrections": odd}, 1718)
 
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.angles import AngleConvention, is_angle, require_same_angles
-from microns_xr.columns import (
-    id_column,
-    plain_array,
-    plain_values,
-    require_columns,
-)
-from microns_xr.errors import SchemaError
+from microns_xr.angles import AngleConvention, AngleUnits, is_angle, require_same_angles
+from microns_xr.columns import id_column, plain_array, plain_values, require_columns
+from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
-from microns_xr.releases import TableSpec, table_spec
+from microns_xr.releases import table_spec
 from microns_xr.schema import FUNCTIONAL, UNITS, describe
 from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS
 from microns_xr.tuning.functional import (
@@ -30,7 +25,20 @@ from microns_xr.tuning.functional import (
 
 On = Literal["nucleus_id", "pt_root_id", "functional"]
 
-_RATE_NAMES = ("rate_ori", "rate_dir")
+_KEYS: dict[str, tuple[str, ...]] = {
+    "nucleus_id": ("nucleus_id",),
+    "pt_root_id": ("pt_root_id",),
+    "functional": SCAN_KEYS,
+}
+_KIND = {"nucleus_id": "units", "scan_unit": "functional rows"}
+
+
+class _Added(NamedTuple):
+    """What is added: variables over the rows of the table, their coordinates, and the keys."""
+
+    variables: dict[str, xr.Variable]  # over ("row", further dims)
+    coords: dict[str, xr.DataArray]  # of the further dims
+    keys: pd.DataFrame
 
 
 def merge_table(
@@ -40,7 +48,7 @@ def merge_table(
     on: On = "nucleus_id",
     how: Literal["left", "inner"] = "left",
     *,
-    angle_units: Literal["degree", "radian"] | None = None,
+    angle_units: AngleUnits | None = None,
     angle_convention: AngleConvention | None = None,
 ) -> xr.Dataset:
     """Add columns of a table to units, or to functional rows.
@@ -93,41 +101,39 @@ def merge_table(
     """
     if how not in ("left", "inner"):
         raise SchemaError(f"how is {how!r}, expected 'left' or 'inner': units are never invented")
+    if on not in _KEYS:
+        raise unknown_label("on is", on, _KEYS, error=SchemaError)
     dim = _row_dim(dataset)
+    kind = _KIND[dim]
     if isinstance(table, xr.Dataset):
         require_same_release(("dataset", dataset), ("table", table))
-        variables, coords, right = _from_dataset(table, columns, on)
+        added = _from_dataset(table, columns, on)
     else:
-        variables, coords, right = _from_frame(table, columns, on, angle_units, angle_convention)
-    left = _left_keys(dataset, dim, on)
-    if on == "functional":
-        right = _equal_rows_once(right, variables)
-    rows = _match(left, right, dim, on)
-    present = [n for n in variables if n in dataset.variables]
-    if present:
+        added = _from_frame(table, columns, on, angle_units, angle_convention)
+    rows = _match(_dataset_keys(dataset, dim, on), _without_repeats(added, on), dim, on)
+    if present := [n for n in added.variables if n in dataset.variables]:
         raise SchemaError(
-            f"{present} are in the {_kind(dim)} already: rename them in the table, "
+            f"{present} are in the {kind} already: rename them in the table, "
             "choose others with columns=, or drop them first with .drop_vars"
         )
-    _check_angles(dataset, variables, coords)
-    if how == "inner":
-        dataset, rows = dataset.isel({dim: np.flatnonzero(rows >= 0)}), rows[rows >= 0]
-    added = {
-        name: ((dim, *dims), _take(values, rows, name), attrs)
-        for name, (dims, values, attrs) in variables.items()
-    }
-    for name in coords:
-        if name in dataset.coords and not np.array_equal(dataset[name].values, coords[name].values):
+    angles = [(n, v) for n, v in {**added.variables, **added.coords}.items() if _is_angle(n, v)]
+    if angles:
+        own = [(str(n), v) for n, v in dataset.variables.items() if _is_angle(str(n), v)]
+        require_same_angles([*own, *angles])
+    for name, values in added.coords.items():
+        if name in dataset.coords and not np.array_equal(dataset[name].values, values.values):
             raise SchemaError(
-                f"the table has {coords[name].values} along {name}, the {_kind(dim)} have "
+                f"the table has {values.values} along {name}, the {kind} have "
                 f"{dataset[name].values}: rates of different stimuli cannot share a dimension"
             )
-    result = dataset.assign(added).assign_coords(coords)
-    return add_history(result, f"merge_table({sorted(added)}, on={on!r}, how={how!r})")
-
-
-def _kind(dim: str) -> str:
-    return "units" if dim == "nucleus_id" else "functional rows"
+    if how == "inner":
+        dataset, rows = dataset.isel({dim: np.flatnonzero(rows >= 0)}), rows[rows >= 0]
+    new = {
+        n: ((dim, *v.dims[1:]), _take(v.values, rows, n), v.attrs)
+        for n, v in added.variables.items()
+    }
+    result = dataset.assign(new).assign_coords(added.coords)
+    return add_history(result, f"merge_table({sorted(new)}, on={on!r}, how={how!r})")
 
 
 def _row_dim(dataset: xr.Dataset) -> str:
@@ -144,59 +150,45 @@ def _row_dim(dataset: xr.Dataset) -> str:
     )
 
 
-def _key_names(on: On) -> list[str]:
-    names = {
-        "nucleus_id": ["nucleus_id"],
-        "pt_root_id": ["pt_root_id"],
-        "functional": list(SCAN_KEYS),
-    }
-    if on not in names:
-        raise SchemaError(f"on is {on!r}, expected 'nucleus_id', 'pt_root_id' or 'functional'")
-    return names[on]
-
-
-def _left_keys(dataset: xr.Dataset, dim: str, on: On) -> pd.DataFrame:
-    names = _key_names(on)
-    absent = [n for n in names if n not in dataset.variables]
-    if absent:
+def _dataset_keys(dataset: xr.Dataset, dim: str, on: On) -> pd.DataFrame:
+    if absent := [n for n in _KEYS[on] if n not in dataset.variables]:
         way_out = (
             ": build units with functional='best_only', or merge onto Release.functional() and "
-            "lead to units with mx.tuning.collapse_scans"
+            "make one row per neuron with mx.tuning.collapse_scans"
             if on == "functional"
             else ""
         )
-        raise SchemaError(f"the {_kind(dim)} have no {absent} to join on={on!r}{way_out}")
-    return pd.DataFrame({n: dataset[n].values for n in names})
-
-
-Variables = dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, Any]]]
-
-
-def _from_dataset(
-    table: xr.Dataset, columns: list[str] | str | None, on: On
-) -> tuple[Variables, dict[str, xr.DataArray], pd.DataFrame]:
-    dim = _row_dim(table)
-    right = _left_keys(table, dim, on)
-    skipped = {*RELEASE_COORDS, *SCAN_KEYS, "nucleus_id", "pt_root_id"}
-    names = _chosen(columns, [str(n) for n in table.variables if dim in table[n].dims], skipped)
-    variables: Variables = {}
-    coords: dict[str, xr.DataArray] = {}
-    for name in names:
-        dims = tuple(str(d) for d in table[name].dims if d != dim)
-        values = table[name].transpose(dim, ...).values
-        if name in ANGLES and values.dtype.kind in "iu":
-            values = values.astype(np.float64)  # -1 would be an angle, NaN is none
-        variables[name] = (dims, values, dict(table[name].attrs))
-        coords.update({d: table.coords[d] for d in dims if d in table.coords})
-    return variables, {k: v.reset_coords(drop=True) for k, v in coords.items()}, right
+        raise SchemaError(f"the {_KIND[dim]} have no {absent} to join on={on!r}{way_out}")
+    return pd.DataFrame({n: dataset[n].values for n in _KEYS[on]})
 
 
 def _chosen(columns: list[str] | str | None, found: list[str], skipped: set[str]) -> list[str]:
     if columns is None:
         return [n for n in found if n not in skipped]
-    wanted = [columns] if isinstance(columns, str) else list(columns)
-    require_columns(pd.DataFrame(columns=found), "table", wanted)
-    return wanted
+    names = [columns] if isinstance(columns, str) else list(columns)
+    require_columns(pd.DataFrame(columns=found), "table", names)
+    return names
+
+
+def _from_dataset(table: xr.Dataset, columns: list[str] | str | None, on: On) -> _Added:
+    dim = _row_dim(table)
+    found = [str(n) for n in table.variables if dim in table[n].dims]
+    skipped = {*RELEASE_COORDS, *SCAN_KEYS, "nucleus_id", "pt_root_id"}
+    variables: dict[str, xr.Variable] = {}
+    coords: dict[str, xr.DataArray] = {}
+    for name in _chosen(columns, found, skipped):
+        values = table[name].transpose(dim, ...)
+        if name in ANGLES and values.dtype.kind in "iu":
+            values = values.astype(np.float64)  # -1 would be an angle, NaN is none
+        variables[name] = xr.Variable(("row", *values.dims[1:]), values.values, values.attrs)
+        coords.update(
+            {
+                str(d): table.coords[d].reset_coords(drop=True)
+                for d in values.dims[1:]
+                if d in table.coords
+            }
+        )
+    return _Added(variables, coords, _dataset_keys(table, dim, on))
 
 
 def _from_frame(
@@ -205,108 +197,87 @@ def _from_frame(
     on: On,
     angle_units: str | None,
     angle_convention: str | None,
-) -> tuple[Variables, dict[str, xr.DataArray], pd.DataFrame]:
+) -> _Added:
     if not isinstance(table, pd.DataFrame):
         raise SchemaError(f"table is a {type(table).__name__}, expected a DataFrame or a Dataset")
     name = str(table.attrs.get("table", "table"))
     spec = stated_spec(table_spec(name), angle_units, angle_convention)
     table = table.copy(deep=False)
     table.columns = pd.Index([str(c) for c in table.columns], dtype=object)
-    keys = _key_names(on)
-    key_columns = list(keys)
+    key_columns = list(_KEYS[on])
     if on == "nucleus_id" and "nucleus_id" not in table.columns:
         # Annotation tables call the nucleus target_id; the nucleus table itself calls it id.
-        key_columns = ["target_id" if "target_id" in table.columns else "id"]
-        if key_columns == ["id"] and not str(name).startswith("nucleus_detection"):
-            key_columns = ["target_id"]
+        is_nuclei = name.startswith("nucleus_detection") and "target_id" not in table.columns
+        key_columns = ["id" if is_nuclei else "target_id"]
     require_columns(table, name, key_columns)
-    right = pd.DataFrame(
-        {
-            key: id_column(table[column], name, nullable=True)
-            for key, column in zip(keys, key_columns, strict=True)
-        }
-    ).reset_index(drop=True)
-    skipped = {
-        *HOUSEKEEPING,
-        *SCAN_KEYS,
-        *key_columns,
-        "target_id",
-        "nucleus_id",
-        "pt_root_id",
-        "valid_id",
+    keys = {
+        key: id_column(table[column], name, nullable=True).reset_index(drop=True)
+        for key, column in zip(_KEYS[on], key_columns, strict=True)
     }
-    names = _chosen(columns, table.columns.tolist(), skipped - set(HOUSEKEEPING & {"volume"}))
+    ids = {*key_columns, "target_id", "nucleus_id", "pt_root_id", "valid_id", *SCAN_KEYS}
+    names = _chosen(columns, table.columns.tolist(), ids | (HOUSEKEEPING - {"volume"}))
     require_columns(table, name, names)
-    variables: Variables = {}
+    variables: dict[str, xr.Variable] = {}
     coords: dict[str, xr.DataArray] = {}
-    rates = [n for n in names if n in _RATE_NAMES]
-    if rates:
+    if rates := [n for n in names if n in ("rate_ori", "rate_dir")]:
         parsed, angles = rate_variables(table[rates], spec)
-        variables.update({n: (v[0][1:], v[1], v[2]) for n, v in parsed.items()})
+        for rate, (dims, values, attrs) in parsed.items():
+            variables[rate] = xr.Variable(("row", *dims[1:]), values, attrs)
         coords.update({n: xr.DataArray(v[1], dims=v[0], attrs=v[2]) for n, v in angles.items()})
-    for column in names:
-        if column in rates:
-            continue
+    for column in [n for n in names if n not in rates]:
         values = plain_values(table[column], name, as_float=column in ("pref_ori", "pref_dir"))
-        if column in ANGLES and values.dtype.kind == "i":
+        attrs = describe(declared) if (declared := _declared(column)) else {}
+        if column in ANGLES and values.dtype.kind in "if":
             values = plain_values(table[column], name, as_float=True)
-        variables[column] = ((), values, _column_attrs(column, values, spec))
-    return variables, coords, right
+            attrs.update(angle_attrs(column, spec, values))
+        variables[column] = xr.Variable(("row",), values, attrs)
+    return _Added(variables, coords, pd.DataFrame(keys))
 
 
-def _column_attrs(column: str, values: np.ndarray, spec: TableSpec) -> dict[str, Any]:
-    attrs = describe(FUNCTIONAL[column]) if column in FUNCTIONAL else {}
-    if not attrs and column in UNITS:
-        attrs = describe(UNITS[column])
-    if column in ANGLES and values.dtype.kind == "f":
-        attrs.update(angle_attrs(column, spec, values))
-    return attrs
+def _declared(column: str) -> Any:
+    return FUNCTIONAL.get(column) or UNITS.get(column)
+
+
+def _without_repeats(added: _Added, on: On) -> pd.DataFrame:
+    """Keys of a unit that has equal rows for each of several nuclei count once."""
+    keys = added.keys
+    repeated = keys.duplicated().to_numpy(dtype=bool)
+    if on != "functional" or not repeated.any():
+        return keys
+    number = keys.groupby(list(keys.columns), sort=False, dropna=False).ngroup().to_numpy()
+    first = np.unique(number, return_index=True)[1][number]
+    for variable in added.variables.values():
+        values = variable.values
+        # Two NaN are equal here; text is never NaN.
+        same = (values == values[first]) | ((values != values) & (values != values)[first])
+        repeated = repeated & same.reshape(len(same), -1).all(axis=1)
+    return keys.mask(pd.Series(repeated, keys.index), -1)  # -1 matches nothing
 
 
 def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndarray:
     """Row of the table for each row of the Dataset, -1 where there is none."""
     keys = list(left.columns)
+    # 0 is not a segment and -1 not a nucleus or unit: they never match each other.
+    lowest = 1 if on == "pt_root_id" else 0
     right = right.assign(row=np.arange(len(right))).dropna(subset=keys).astype(np.int64)
-    # 0 is no segment and -1 no nucleus or unit: they never match each other.
-    floor = 1 if on == "pt_root_id" else 0
     left_rows = left.assign(left_row=np.arange(len(left)))
-    for key in keys:
-        right = right[right[key] >= floor]
-        left_rows = left_rows[left_rows[key] >= floor]
-    repeated = right[right.duplicated(keys, keep=False)]
-    hit = repeated.merge(left_rows, on=keys) if len(repeated) else repeated
-    if len(hit):
-        n = len(hit.drop_duplicates(keys))
+    right, left_rows = (f[(f[keys] >= lowest).all(axis=1)] for f in (right, left_rows))
+    matched = left_rows.merge(right, on=keys)
+    if n := len(matched.loc[matched.duplicated([*keys, "left_row"]), keys].drop_duplicates()):
         what = "unit" if on == "functional" else on
         raise SchemaError(
-            f"the table has several rows for {n} {what} of the {_kind(dim)}, so the join would "
-            "repeat them: lead to one row per neuron first with "
-            "mx.tuning.collapse_scans, join to the "
-            "functional rows (Release.functional()) with on='functional', or drop repeated rows"
+            f"the table has several rows for {n} {what} of the {_KIND[dim]}, so the join would "
+            "repeat them: make one row per neuron first with mx.tuning.collapse_scans, join to "
+            "the functional rows (Release.functional()) with on='functional', or drop repeated "
+            "rows"
         )
     if dim == "nucleus_id" and on == "pt_root_id" and left["pt_root_id"].duplicated().any():
         raise SchemaError(
             "units repeat a pt_root_id: several nuclei share it, join on='nucleus_id'"
         )
-    matched = left_rows.merge(right, on=keys, how="inner")
     rows = np.full(len(left), -1, dtype=np.int64)
     rows[matched["left_row"]] = matched["row"]
     return rows
-
-
-def _equal_rows_once(right: pd.DataFrame, variables: Variables) -> pd.DataFrame:
-    """Take a unit's row once where it is there for each of several nuclei, and says the same."""
-    keys = list(right.columns)
-    repeated = right.duplicated(keys).to_numpy(dtype=bool)
-    if not repeated.any():
-        return right
-    number = right.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
-    first = np.unique(number, return_index=True)[1][number]
-    for _, values, _ in variables.values():
-        # NaN and NaN say the same; text is never NaN
-        same = (values == values[first]) | ((values != values) & (values != values)[first])
-        repeated = repeated & same.reshape(len(same), -1).all(axis=1)
-    return right.mask(pd.Series(repeated, right.index), -1)  # -1 matches nothing
 
 
 def _take(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
@@ -325,15 +296,3 @@ def _take(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
 def _is_angle(name: str, variable: Any) -> bool:
     """By what it states, or by its name: an angle that states nothing must not pass."""
     return is_angle(variable) or (name in ANGLES and variable.dtype.kind in "iuf")
-
-
-def _check_angles(
-    dataset: xr.Dataset, variables: Variables, coords: dict[str, xr.DataArray]
-) -> None:
-    new: list[tuple[str, Any]] = [
-        (n, xr.Variable(("row", *dims), v, attrs)) for n, (dims, v, attrs) in variables.items()
-    ]
-    angles = [(n, v) for n, v in [*new, *coords.items()] if _is_angle(n, v)]
-    if angles:
-        old = [(str(n), v) for n, v in dataset.variables.items() if _is_angle(str(n), v)]
-        require_same_angles([*old, *angles])

@@ -189,7 +189,9 @@ def test_latest_row_is_one_that_says_when(three_tables):
     units = mx.build_units({**three_tables, "celltype_corrections": corrections}, 1718)
     assert units.cell_type.sel(nucleus_id=11).item() == "4P"
     odd = corrections.assign(created=["yesterday-ish", "x"])
-    with pytest.raises(mx.errors.SchemaError, match=r"corrections\.created holds a value that is not a time"):
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"corrections\.created holds a value that is not a time"
+    ):
         mx.build_units({**three_tables, "celltype_corrections": odd}, 1718)
 
 

@@ -146,7 +146,7 @@ def test_existing_names_and_unknown_columns(units):
         mx.merge_table(units, table.rename(columns={"target_id": "who"}))
     with pytest.raises(mx.errors.SchemaError, match="expected 'left' or 'inner'"):
         mx.merge_table(units, table, how="right")
-    with pytest.raises(mx.errors.SchemaError, match="expected 'nucleus_id', 'pt_root_id'"):
+    with pytest.raises(mx.errors.SchemaError, match="expected one of nucleus_id, pt_root_id"):
         mx.merge_table(units, table, on="unit_id")
 
 

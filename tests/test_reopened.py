@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from planted import planted
 
 import microns_xr as mx
 from microns_xr.schema import validate
@@ -60,10 +61,10 @@ def test_every_part_still_follows_the_data_model(demo):
         validate(dataset, kind)
 
 
-def test_the_planted_neuron_of_five_scans_counts_once(demo_release, demo):
-    planted = demo_release.source.planted
+def test_a_neuron_of_five_scans_counts_once(demo_release, demo):
     units = demo["units"]
-    five = [n for n in planted.five_scans.tolist() if n in units.nucleus_id.values]
+    five_scans = planted(demo_release.source).five_scans
+    five = [n for n in five_scans.tolist() if n in units.nucleus_id.values]
     assert five
     functional = demo["functional"]
     for nucleus in five:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from microns_xr.columns import from_pia_um
-from microns_xr.errors import SchemaError, SourceError, UnknownLabelError, nearest_words
+from microns_xr.errors import SchemaError, SourceError, UnknownLabelError, unknown_label
 from microns_xr.releases import release_spec
 from microns_xr.sources.cache import write_identity
 from microns_xr.sources.tables import frame_sha256, write_table_file
@@ -999,11 +999,8 @@ class DemoSource:
     def _table(self, name: str) -> pd.DataFrame:
         names = self.available_tables()
         if name not in names:
-            near = nearest_words(name, names)
-            raise SourceError(
-                f"the demo of release {self.version} has no table {name!r}, it has "
-                f"{', '.join(names)}" + (f"; nearest: {', '.join(near)}" if near else "")
-            )
+            what = f"the demo of release {self.version} has no table"
+            raise unknown_label(what, name, names, error=SourceError)
         if name not in self._tables:
             columns = _TABLES[name](self, self._rng(name))
             self._tables[name] = pd.DataFrame(

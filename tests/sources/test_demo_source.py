@@ -1,4 +1,4 @@
-"""The synthetic release: the same again, true to its tables, with its troubles in known numbers."""
+"""The synthetic release: reproducible, true to its tables, with its troubles in known numbers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
+from planted import planted
 
 import microns_xr as mx
 from microns_xr.columns import to_pia_um
-from microns_xr.sources.demo import DEMO_VERSIONS, split_by_weight
+from microns_xr.sources.demo import DEMO_VERSIONS
+from microns_xr.sources.demo import TYPES as CELL_TYPES
 from microns_xr.sources.tables import frame_sha256
 
 KEYS = ["session", "scan_idx", "unit_id"]
@@ -78,9 +80,9 @@ def sorted_ids(values):
     return np.sort(np.array(list(values), dtype=np.int64))
 
 
-def check_ids(planted, values):
-    np.testing.assert_array_equal(sorted_ids(planted), sorted_ids(values))
-    assert len(planted) > 0
+def check_ids(drawn, values):
+    np.testing.assert_array_equal(sorted_ids(drawn), sorted_ids(values))
+    assert len(drawn) > 0
 
 
 def numbers(column):
@@ -192,29 +194,32 @@ def test_versions_share_cells_and_synapses_but_not_roots():
     assert 0.88 < same[1] < 0.96
     # a root never comes back as another nucleus
     roots = pd.concat([n.pt_root_id[n.pt_root_id > 0].reset_index() for n in nuclei])
-    shared = set().union(*(source.planted.shared_roots for source in sources))
+    shared = set().union(*(planted(source).shared_roots for source in sources))
     owners = roots[~roots.pt_root_id.isin(shared)].drop_duplicates().pt_root_id
     assert owners.is_unique
     fine = sources[0].read("baylor_gnn_cell_type_fine_model_v2").set_index("target_id").cell_type
     later = sources[1].read("aibs_metamodel_celltypes_v661").set_index("target_id").cell_type
     later = later.reindex(fine.index).replace("5P-ET", "5P-PT")
     wrong = set(fine.index[fine != later])
-    assert wrong <= set(sources[2].planted.corrected)
+    assert wrong <= set(planted(sources[2]).corrected)
 
 
 def test_sizes():
     demo = mx.sources.DemoSource(1507, n_nuclei=500, n_synapses=1234)
     assert len(demo.read("nucleus_detection_v0")) == 500
     assert len(demo.read("synapses_pni_2")) == 1234
-    assert min(v for k, v in demo.planted.counts().items() if k not in (
-        "no_fine_type", "corrected", "corrected_twice", "upper_case_types", "pairs_size_zero",
-        "shared_one_typed",
-    )) > 0  # fmt: skip
+    assert all(
+        len(drawn) > 0
+        for name, drawn in vars(planted(demo)).items()
+        if name not in ("n_pairs", "no_fine_type", "pairs_size_zero", "shared_one_typed")
+    )
 
 
-def test_split_by_weight():
-    assert split_by_weight(10, np.array([1, 1, 1])).tolist() == [4, 3, 3]
-    assert split_by_weight(7, np.array([0, 5, 2])).tolist() == [0, 5, 2]
+def test_cells_of_each_type_are_as_many_as_in_the_real_release():
+    real = {"23P": 19673, "NGC": 621, "oligo": 6945}  # of 91,423
+    types = mx.sources.DemoSource(1507, n_nuclei=12_000)._cells.type_code
+    for name, n in real.items():
+        assert abs((types == CELL_TYPES.index(name)).sum() - 12_000 * n / 91_423) < 1
 
 
 # -------------------------------------------------------------------------- cells
@@ -232,56 +237,55 @@ def test_root_ids_are_lost_in_floats(demo):
 
 
 def test_troubles_of_nuclei(demo):
-    planted = demo.planted
+    drawn = planted(demo)
     nuclei = demo.read("nucleus_detection_v0")
     assert nuclei.id.is_unique
     assert nuclei.id.between(100_000, 999_999).all()
     assert not nuclei.id.is_monotonic_increasing
-    check_ids(planted.root_zero, nuclei.id[nuclei.pt_root_id == 0])
+    check_ids(drawn.root_zero, nuclei.id[nuclei.pt_root_id == 0])
     positive = nuclei[nuclei.pt_root_id > 0]
     by_root = positive.groupby("pt_root_id").id.agg(lambda ids: sorted_ids(ids).tolist())
     shared = {root: ids for root, ids in by_root.items() if len(ids) > 1}
-    assert {root: ids.tolist() for root, ids in planted.shared_roots.items()} == shared
+    assert {root: ids.tolist() for root, ids in drawn.shared_roots.items()} == shared
     assert max(len(ids) for ids in shared.values()) == 13
     typed = set(table_of(demo, "celltype").target_id)
-    check_ids(planted.untyped, set(nuclei.id) - typed)
+    check_ids(drawn.untyped, set(nuclei.id) - typed)
     one = [root for root, ids in shared.items() if len(typed & set(ids)) == 1]
-    check_ids(planted.shared_one_typed, one)
+    check_ids(drawn.shared_one_typed, one)
     if demo.version == 661:
-        assert planted.no_area.tolist() == sorted(nuclei.id)
+        assert drawn.no_area.tolist() == sorted(nuclei.id)
         fine = demo.read("baylor_gnn_cell_type_fine_model_v2")
-        check_ids(planted.no_fine_type, typed - set(fine.target_id))
+        check_ids(drawn.no_fine_type, typed - set(fine.target_id))
     else:
-        check_ids(planted.no_area, set(nuclei.id) - set(table_of(demo, "brain_area").target_id))
+        check_ids(drawn.no_area, set(nuclei.id) - set(table_of(demo, "brain_area").target_id))
 
 
 def test_a_large_release_has_a_root_of_hundreds():
-    planted_sizes = (
-        mx.sources.DemoSource(1718, n_nuclei=94_000).read("nucleus_detection_v0").pt_root_id
-    )
-    sizes = planted_sizes[planted_sizes > 0].value_counts()
+    roots = mx.sources.DemoSource(1718, n_nuclei=94_000).read("nucleus_detection_v0").pt_root_id
+    sizes = roots[roots > 0].value_counts()
     assert sizes.iloc[0] == 313
     assert (sizes > 1).sum() == 518
 
 
 def test_types_in_either_case_and_corrections(d1718):
-    planted = d1718.planted
+    drawn = planted(d1718)
     types = d1718.read("aibs_metamodel_celltypes_v661")
     upper = types.cell_type.isin(["Oligo", "Astrocyte"])
-    check_ids(planted.upper_case_types, types.target_id[upper])
+    glia = types.cell_type.str.lower().isin(["oligo", "astrocyte"])
+    assert 0.07 < upper.sum() / glia.sum() < 0.13
     assert {"oligo", "astrocyte"} <= set(types.cell_type)
     corrections = d1718.read("aibs_metamodel_celltypes_v661_corrections")
     assert corrections.target_id.isin(types.target_id).all()
     last = corrections.sort_values(["created", "id"]).drop_duplicates("target_id", keep="last")
     found = {row.target_id: (row.classification_system, row.cell_type) for row in last.itertuples()}
-    assert found == planted.corrected
+    assert found == drawn.corrected
     several = corrections.groupby("target_id").cell_type.nunique()
-    check_ids(planted.corrected_twice, several.index[several > 1])
+    check_ids(drawn.corrected_twice, several.index[several > 1])
     # neither the order of rows, nor the id alone, nor the time alone gives the last word
     for keys in ([], ["id"]):
         rows = corrections.sort_values(keys) if keys else corrections
         naive = rows.drop_duplicates("target_id", keep="last").set_index("target_id").cell_type
-        assert any(naive[t] != word for t, (_, word) in planted.corrected.items())
+        assert any(naive[t] != word for t, (_, word) in drawn.corrected.items())
     assert corrections.duplicated(["target_id", "created"]).any()
     # every correction changes something, some the class
     before = types.set_index("target_id").loc[list(found)]
@@ -345,26 +349,23 @@ def test_positions_are_whole_voxels_in_the_imaged_box(demo):
 
 
 def test_proofreading(demo):
-    planted = demo.planted
     table = table_of(demo, "proofreading")
     nuclei = demo.read("nucleus_detection_v0")
     column = "status_axon" if demo.version == 661 else "strategy_axon"
     per_root = table.groupby("pt_root_id")[column].agg(set)
+    is_nucleus = table.pt_root_id.isin(nuclei.pt_root_id)
+    n_some = table.pt_root_id[is_nucleus].nunique() // 25
     twice = table.pt_root_id[table.pt_root_id.duplicated()]
-    check_ids(planted.proofread_twice, twice)
-    best, other = (
-        ("extended", "clean")
+    words = (
+        {"extended", "clean"}
         if demo.version == 661
-        else ("axon_fully_extended", "axon_partially_extended")
+        else {"axon_fully_extended", "axon_partially_extended"}
     )
-    assert all(words == {best, other} for words in per_root[planted.proofread_twice])
-    check_ids(planted.valid_id_null, table.pt_root_id[table.valid_id.isna()])
-    changed = table[table.valid_id.notna()]
-    changed = changed[changed.valid_id.astype(np.int64) != changed.pt_root_id]
-    check_ids(planted.root_changed, changed.pt_root_id)
-    check_ids(
-        planted.proofread_no_nucleus, table.pt_root_id[~table.pt_root_id.isin(nuclei.pt_root_id)]
-    )
+    assert all(found == words for found in per_root[twice])
+    changed = table.valid_id.notna() & (table.valid_id != table.pt_root_id)
+    for some in (twice.unique(), table[table.valid_id.isna()], table[changed], table[~is_nucleus]):
+        assert len(some) == n_some > 1
+    assert not table.valid_id[changed].isin(nuclei.pt_root_id).any()
     if demo.version == 661:
         assert set(table.status_axon) == {"extended", "clean", "non"}
     else:
@@ -380,28 +381,28 @@ def test_proofreading(demo):
 
 
 def test_coregistration(demo):
-    planted = demo.planted
+    drawn = planted(demo)
     nuclei = demo.read("nucleus_detection_v0").set_index("id")
     table = table_of(demo, "coregistration")
     assert not table.duplicated(KEYS).any()
     inside = table[table.target_id.isin(nuclei.index)]
     outside = table[~table.target_id.isin(nuclei.index)]
-    check_ids(planted.coregistered_no_nucleus, outside.target_id)
+    check_ids(drawn.coregistered_no_nucleus, outside.target_id)
     assert 0.08 < len(outside) / len(table) < 0.15
     assert (outside.pt_root_id == 0).any()
     assert not outside.pt_root_id[outside.pt_root_id > 0].isin(nuclei.pt_root_id).any()
     np.testing.assert_array_equal(inside.pt_root_id, nuclei.pt_root_id[inside.target_id])
     scans = inside.drop_duplicates(["target_id", "session", "scan_idx"]).groupby("target_id").size()
     assert scans.max() == 5
-    check_ids(planted.five_scans, scans.index[scans == 5])
+    check_ids(drawn.five_scans, scans.index[scans == 5])
     twice = inside.target_id[inside.duplicated(["target_id", "session", "scan_idx"])]
-    check_ids(planted.twice_in_scan, set(twice))
+    check_ids(drawn.twice_in_scan, set(twice))
     share = inside.target_id.nunique() / len(nuclei)
     assert 0.1 < share < 0.18
 
 
 def test_rates_and_units_without_them(demo):
-    planted = demo.planted
+    drawn = planted(demo)
     matches = table_of(demo, "coregistration")
     fits = demo.read("tuning_curves_fitted_v1")
     assert not fits.duplicated(KEYS).any()
@@ -410,11 +411,11 @@ def test_rates_and_units_without_them(demo):
         ("units_without_rates", "left_only"), ("rates_without_coregistration", "right_only")
     ):  # fmt: skip
         keys = both.loc[both._merge == word, KEYS].sort_values(KEYS).to_numpy()
-        np.testing.assert_array_equal(getattr(planted, name), keys)
+        np.testing.assert_array_equal(getattr(drawn, name), keys)
         assert len(keys)
     if demo.version == 661:
         assert 0.35 < len(fits) / len(matches) < 0.5  # 6,034 of 13,922
-    five = matches[matches.target_id.isin(planted.five_scans)].merge(fits, on=KEYS)
+    five = matches[matches.target_id.isin(drawn.five_scans)].merge(fits, on=KEYS)
     assert five.groupby("target_id").size().max() == 5
     rate_dir, rate_ori = numbers(fits.rate_dir), numbers(fits.rate_ori)
     assert rate_dir.shape[1:] == (16,)
@@ -441,7 +442,7 @@ def test_angles_agree_between_tables_after_conversion(version):
     matches = table_of(demo, "coregistration")
     missing = matches.merge(properties, on=KEYS, how="left", indicator=True)
     missing = missing.loc[missing._merge == "left_only", KEYS].sort_values(KEYS).to_numpy()
-    np.testing.assert_array_equal(demo.planted.units_without_properties, missing)
+    np.testing.assert_array_equal(planted(demo).units_without_properties, missing)
     assert len(missing)
 
     both = properties.merge(demo.read("tuning_curves_fitted_v1"), on=KEYS)
@@ -495,38 +496,38 @@ def test_automatic_matches_are_more_and_some_wrong(d1718):
 
 
 def test_troubles_of_synapses(demo):
-    planted = demo.planted
+    drawn = planted(demo)
     synapses = demo.read("synapses_pni_2")
     assert len(synapses) == 80_000
     assert synapses.id.is_unique
     nuclei = demo.read("nucleus_detection_v0")
-    own = nuclei[(nuclei.pt_root_id > 0) & ~nuclei.pt_root_id.isin(planted.shared_roots)]
+    own = nuclei[(nuclei.pt_root_id > 0) & ~nuclei.pt_root_id.isin(drawn.shared_roots)]
     nucleus_of = own.set_index("pt_root_id").id
     for end in ("pre", "post"):
         root = synapses[f"{end}_pt_root_id"]
-        zero, shared = root == 0, root.isin(planted.shared_roots)
-        check_ids(getattr(planted, f"synapses_{end}_zero"), synapses.id[zero])
-        check_ids(getattr(planted, f"synapses_{end}_shared"), synapses.id[shared])
+        zero, shared = root == 0, root.isin(drawn.shared_roots)
+        check_ids(getattr(drawn, f"synapses_{end}_zero"), synapses.id[zero])
+        check_ids(getattr(drawn, f"synapses_{end}_shared"), synapses.id[shared])
         unknown = ~zero & ~root.isin(nuclei.pt_root_id)
-        check_ids(getattr(planted, f"synapses_{end}_unknown"), synapses.id[unknown])
+        check_ids(getattr(drawn, f"synapses_{end}_unknown"), synapses.id[unknown])
     pre = synapses.pre_pt_root_id.map(nucleus_of)
     post = synapses.post_pt_root_id.map(nucleus_of)
     known = pre.notna() & post.notna()
-    check_ids(planted.synapses_autapses, synapses.id[known & (pre == post)])
-    check_ids(planted.synapses_size_zero, synapses.id[synapses["size"] == 0])
+    check_ids(drawn.synapses_autapses, synapses.id[known & (pre == post)])
+    check_ids(drawn.synapses_size_zero, synapses.id[synapses["size"] == 0])
     pairs = (
         pd.DataFrame({"pre": pre[known].astype(int), "post": post[known].astype(int)})
         .assign(size=synapses["size"][known])
         .groupby(["pre", "post"])["size"]
         .agg(["sum", "size"])
     )
-    assert planted.n_pairs == len(pairs)
+    assert drawn.n_pairs == len(pairs)
     for name, chosen in (
         ("pairs_several", pairs["size"] > 1),
         ("pairs_size_zero", pairs["sum"] == 0),
     ):
         expected = np.array(pairs.index[chosen].tolist())
-        found = getattr(planted, name)
+        found = getattr(drawn, name)
         assert set(map(tuple, found.tolist())) == set(map(tuple, expected.tolist()))
         assert len(found) == len(expected) > 0
     assert 0.1 < (pairs["size"] > 1).mean() < 0.4

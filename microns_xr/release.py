@@ -410,7 +410,7 @@ class Release:
                 datastack=self.datastack,
                 version=self.version,
                 allow_unknown=allow_unknown,
-            ).roots
+            )
             for side, ids in (("pre", pre), ("post", post))
         }
         return source.download_synapses(

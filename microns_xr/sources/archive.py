@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 
 from microns_xr.errors import (
     IncompleteDownloadError,
-    MicronsXrError,
     SchemaError,
     SourceError,
     nearest_words,
@@ -45,17 +44,15 @@ from microns_xr.sources.postgres_csv import (
     read_archived,
     read_blocks,
 )
+from microns_xr.sources.synapse_plan import Piece, Strategy
 from microns_xr.sources.synapses import (
     POSITION,
     Batch,
-    Piece,
     RequestFolder,
-    Strategy,
     SynapseRequest,
     SynapseSet,
-    as_roots,
     integer_columns,
-    make_result,
+    make_request,
     sorted_synapses,
 )
 from microns_xr.sources.tables import to_frame
@@ -261,20 +258,6 @@ _BATCH_BYTES = 1 << 30  # unpacked bytes of a batch, where few are kept
 _FROM_FILE = "archived file "
 
 
-def make_request(
-    datastack: str, version: int, table: str, pre: Any, post: Any, positions: bool
-) -> SynapseRequest:
-    """Return what is asked for, checked."""
-    return SynapseRequest(
-        datastack,
-        int(version),
-        table,
-        as_roots(pre, "pre"),
-        as_roots(post, "post"),
-        bool(positions),
-    )
-
-
 def filter_synapses(
     path: str | Path,
     header: Header,
@@ -298,17 +281,12 @@ def filter_synapses(
         return result
     path = Path(path)
     columns = _columns(header, request)
-    requests = RequestFolder(Path(folder), request.key)
-    try:
-        stamp = f"{_FROM_FILE}{identity or file_sha256(path)}"
-        with requests.locked():
-            if not result.is_complete:
-                run = _Filter(path, header, columns, request, requests, stamp)
-                run.run((batch_rows, batch_bytes), progress, cancel)
-    except MicronsXrError:
-        raise
-    except OSError as error:
-        raise SourceError(f"{requests.path} cannot be used ({error}): check the disk") from error
+    requests = RequestFolder(folder, request.key)
+    stamp = f"{_FROM_FILE}{identity or file_sha256(path)}"
+    with requests.locked():
+        if not result.is_complete:
+            run = _Filter(path, header, columns, request, requests, stamp)
+            run.run((batch_rows, batch_bytes), progress, cancel)
     return result
 
 
@@ -385,10 +363,10 @@ class _Filter:
     def _begin(self) -> list[Batch]:
         """Return the batches of an earlier run that follow each other from the first line on."""
         folder, request = self.folder, self.request
-        before = folder.document("request") or {}
+        before = folder.document("request")
         if not str(before.get("timestamp", _FROM_FILE)).startswith(_FROM_FILE):
             logger.info("%s was begun at the service: it begins anew with the file", folder.key)
-            (folder.path / "request.json").unlink(missing_ok=True)
+            (folder.directory / "request.json").unlink(missing_ok=True)
         if folder.strategy(request, self.stamp) is None:
             folder.begin(request, self.stamp, Strategy(None, False, 0, 1))
         kept: list[Batch] = []
@@ -398,7 +376,7 @@ class _Filter:
                 kept.append(batch)
                 stop = batch.piece.stop
             else:
-                (folder.path / batch.file).unlink(missing_ok=True)
+                (folder.directory / batch.file).unlink(missing_ok=True)
         folder.batches()  # takes what was removed out of the manifest
         return kept
 
@@ -417,10 +395,10 @@ class _Filter:
         batches = folder.batches()
         if sum(b.piece.stop - b.piece.start for b in batches) != end:
             raise IncompleteDownloadError(
-                f"some batches of {folder.key} are not in {folder.path} any more, or not as they "
-                "were written: check the disk, and run the same again"
+                f"some batches of {folder.key} are not in {folder.directory} any more, or not as "
+                "they were written: check the disk, and run the same again"
             )
-        make_result(folder, self.request, self.stamp, batches)
+        folder.finish(self.request, self.stamp, batches)
 
 
 def _bar(path: Path, progress: bool) -> Any:

@@ -36,7 +36,7 @@ def serve(pipe: Connection, nuclei: int, synapses: int, row_limit: int) -> None:
     demo = mx.sources.DemoSource(1718, n_nuclei=nuclei, n_synapses=synapses)
     names = ("nucleus_detection_v0", "synapses_pni_2")
     tables = {name: demo.read(name) for name in names}
-    roots = resolve_ids(tables[names[0]]["id"], tables[names[0]]).roots
+    roots = resolve_ids(tables[names[0]]["id"], tables[names[0]])
     truth = tables[names[1]]
     both = truth["pre_pt_root_id"].isin(roots) & truth["post_pt_root_id"].isin(roots)
     wanted = truth[both].sort_values(["post_pt_root_id", "pre_pt_root_id", "id"])

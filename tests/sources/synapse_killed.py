@@ -12,7 +12,7 @@ import tqdm.auto  # noqa: F401
 from synapse_service import MemoryService
 
 import microns_xr as mx
-from microns_xr.sources import synapses as synapse_workers
+from microns_xr.sources import synapses
 from microns_xr.sources.net import Retry
 from microns_xr.sources.synapses import download_synapses
 
@@ -42,7 +42,7 @@ def until_operation(number: int, frame, folder: str, post: np.ndarray, batch: in
 
     for module, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink"), (os, "ftruncate")):
         deadly(module, name)
-    synapse_workers._TICK = 0.01
+    synapses._TICK = 0.01
     download_synapses(
         MemoryService(frame), folder, post=post, batch=batch, workers=1, progress=False
     )

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from microns_xr.sources.net import Retry
+
 ROOT = 864_691_135_000_000_000  # float64 holds only every 128th id of this size
 COLUMNS = ["id", "pre_pt_root_id", "post_pt_root_id", "size"]
 PLACES = [f"ctr_pt_position_{axis}" for axis in "xyz"]
@@ -69,6 +71,7 @@ class MemoryService:
     trouble: Callable[[Asked, pd.DataFrame | None], pd.DataFrame | None] | None = None
     asked: list[Asked] = field(default_factory=list)
     seed: int = 0
+    retry: Retry = field(default_factory=lambda: Retry(attempts=4, sleep=lambda seconds: None))
 
     def __post_init__(self):
         self._lock = threading.Lock()

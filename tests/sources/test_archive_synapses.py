@@ -24,9 +24,14 @@ from hypothesis import strategies as st
 import microns_xr as mx
 from microns_xr.files import file_sha256
 from microns_xr.sources import archive as archive_synapses
-from microns_xr.sources.archive import filter_synapses, make_request
+from microns_xr.sources.archive import filter_synapses
 from microns_xr.sources.postgres_csv import Header
-from microns_xr.sources.synapses import download_synapses, list_requests, open_request
+from microns_xr.sources.synapses import (
+    download_synapses,
+    list_requests,
+    make_request,
+    open_request,
+)
 
 ROOT = 864_691_135_000_000_001
 PLACES = tuple(f"ctr_pt_position_{axis}" for axis in "xyz")
@@ -237,7 +242,7 @@ def test_a_batch_that_vanishes_meanwhile_is_missed(path, tmp_path, monkeypatch):
     def forgetful(folder, piece, *args):
         batch = commit(folder, piece, *args)
         if piece.start == 0:
-            (folder.path / batch.file).unlink()
+            (folder.directory / batch.file).unlink()
         return batch
 
     with monkeypatch.context() as patch:
@@ -334,7 +339,7 @@ def test_two_processes_never_write_one_request(path, tmp_path):
     lock = str(tmp_path / found.key / "lock")
     with subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(mx.errors.SourceError, match=r"downloaded by process|another"):
+        with pytest.raises(mx.errors.SourceError, match=r"another download of request"):
             keep(path, tmp_path, post=[ROOT])
         process.kill()
 

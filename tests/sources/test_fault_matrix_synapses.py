@@ -10,8 +10,7 @@ from cave_server import KINDS, CaveServer
 from synapse_service import ROOT, expected, make_synapses
 
 import microns_xr as mx
-from microns_xr.sources import synapses as synapse_answer
-from microns_xr.sources import synapses as synapse_workers
+from microns_xr.sources import synapses
 from microns_xr.sources.net import Retry
 from microns_xr.sources.synapses import download_synapses
 
@@ -61,8 +60,7 @@ LASTING = {
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(synapse_answer, "_WAITS", (0.0, 0.0))
-    monkeypatch.setattr(synapse_workers, "_TICK", 0.01)
+    monkeypatch.setattr(synapses, "_TICK", 0.01)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,9 @@
 """Downloading synapses: every one of them, each once, whatever happens on the way."""
 
+import _thread
 import json
+import os
+import signal
 import threading
 import time
 
@@ -15,12 +18,9 @@ from hypothesis import strategies as st
 from synapse_service import COLUMNS, PLACES, ROOT, MemoryService, expected, make_synapses
 
 import microns_xr as mx
-from microns_xr.sources import synapses as synapse_answer
-from microns_xr.sources import synapses as synapse_merge
-from microns_xr.sources import synapses as synapse_workers
+from microns_xr.sources import synapses
 from microns_xr.sources.net import Retry
 from microns_xr.sources.synapses import (
-    RequestFolder,
     SynapseRequest,
     SynapseSet,
     download_synapses,
@@ -42,8 +42,7 @@ ROOTS = ROOT + 3 * np.arange(40)
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(synapse_answer, "_WAITS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(synapse_workers, "_TICK", 0.01)
+    monkeypatch.setattr(synapses, "_TICK", 0.01)
 
 
 def download(service, folder, **options):
@@ -157,7 +156,7 @@ def test_nothing_at_all(tmp_path):
 def test_three_thousand_rows_over_a_limit_of_a_thousand_from_the_real_client(tmp_path):
     demo = mx.sources.DemoSource(1718, n_nuclei=500, n_synapses=12_000)
     truth, nuclei = demo.read("synapses_pni_2"), demo.read("nucleus_detection_v0")
-    roots = resolve_ids(nuclei["id"], nuclei).roots
+    roots = resolve_ids(nuclei["id"], nuclei)
     with CaveServer(demo, row_limit=1000) as server, cave(server) as source:
         found = download(source, tmp_path, pre=roots, post=roots, positions=True)
         check(found, expected(truth, roots, roots, positions=True))
@@ -188,7 +187,7 @@ def test_the_long_list_never_travels_with_every_batch(tmp_path):
     """Bytes sent for all x all, against batches that each carry the whole list."""
     demo = mx.sources.DemoSource(1718, n_nuclei=12_000, n_synapses=24_000)
     nuclei = demo.read("nucleus_detection_v0")
-    roots = resolve_ids(nuclei["id"], nuclei).roots
+    roots = resolve_ids(nuclei["id"], nuclei)
     assert len(roots) > 11_000
     with CaveServer(demo) as server, cave(server) as source:
         found = download(source, tmp_path, pre=roots, post=roots, batch=500)
@@ -379,7 +378,9 @@ def test_two_downloads_of_one_request_do_not_meet(tmp_path):
     thread = threading.Thread(target=download, args=(slow, tmp_path), kwargs={"post": ROOTS})
     thread.start()
     assert inside.wait(10)
-    with pytest.raises(mx.errors.SourceError, match="is being downloaded by process"):
+    with pytest.raises(
+        mx.errors.SourceError, match=r"another download of request .* is running \(process \d+\)"
+    ):
         download(MemoryService(FRAME), tmp_path, post=ROOTS)
     other = download(MemoryService(FRAME), tmp_path, post=ROOTS[:5])  # another request may
     go.set()
@@ -452,22 +453,14 @@ def test_rows_that_contradict_each_other_are_an_error(tmp_path):
         download(MemoryService(FRAME, trouble=twice), tmp_path, post=ROOTS)
 
 
-def test_one_id_between_two_pairs_of_roots_is_an_error(tmp_path):
-    same_id = FRAME.assign(
-        id=FRAME["id"].where(FRAME["post_pt_root_id"] != ROOTS[-1], FRAME["id"].min())
-    )
-    two = pd.concat(
-        [
-            FRAME[FRAME["id"] == FRAME["id"].min()],
-            same_id[same_id["post_pt_root_id"] == ROOTS[-1]][:1],
-        ]
-    )
-    assert two["id"].nunique() == 1
-    assert two["post_pt_root_id"].nunique() == 2
+@pytest.mark.parametrize("at_once", [32_000_000, 1])
+def test_one_id_between_two_pairs_of_roots_is_an_error(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(synapses, "_IDS_AT_ONCE", at_once)
+    two = FRAME[FRAME["post_pt_root_id"] > ROOTS[0]].drop_duplicates("post_pt_root_id")[:2]
     with pytest.raises(
         mx.errors.SourceError, match="1 synapses came twice between different roots"
     ):
-        download(MemoryService(two), tmp_path, post=ROOTS, batch=1)
+        download(MemoryService(two.assign(id=7)), tmp_path, post=ROOTS, batch=1)
     assert not list(tmp_path.glob("*.parquet*"))
 
 
@@ -501,7 +494,7 @@ def test_one_failure_stops_the_others(tmp_path):
 
 
 def test_a_thread_that_hangs_writes_nothing_afterwards(tmp_path, monkeypatch):
-    monkeypatch.setattr(synapse_workers, "_GRACE", 0.05)
+    monkeypatch.setattr(synapses, "_GRACE", 0.05)
     go, hung = threading.Event(), threading.Event()
 
     def trouble(asked, rows):
@@ -525,19 +518,21 @@ def test_a_thread_that_hangs_writes_nothing_afterwards(tmp_path, monkeypatch):
     check(download(MemoryService(FRAME), tmp_path, post=ROOTS), expected(FRAME, None, ROOTS))
 
 
-def test_ctrl_c_leaves_what_can_be_continued(tmp_path, monkeypatch):
+def test_ctrl_c_leaves_what_can_be_continued(tmp_path):
     turns = iter(range(1000))
 
-    class Bar(synapse_workers._Bar):
-        def show(self, pairs):
-            if next(turns) == 3:
-                raise KeyboardInterrupt
+    def interrupt(asked, rows):
+        time.sleep(0.004)
+        if next(turns) == 20:
+            _thread.interrupt_main()
 
-    monkeypatch.setattr(synapse_workers, "_Bar", Bar)
-    slow = MemoryService(FRAME, trouble=lambda a, rows: time.sleep(0.004))
-    with pytest.raises(KeyboardInterrupt):
-        download(slow, tmp_path, post=ROOTS, batch=1, workers=2)
-    monkeypatch.undo()
+    slow = MemoryService(FRAME, trouble=interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            download(slow, tmp_path, post=ROOTS, batch=1, workers=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(slow.queries) < 40
     service = MemoryService(FRAME)
     check(download(service, tmp_path, post=ROOTS, batch=1), expected(FRAME, None, ROOTS))
@@ -591,11 +586,6 @@ def test_numbers_out_of_range(tmp_path, name, value):
         download(MemoryService(FRAME), tmp_path, post=ROOTS, **{name: value})
 
 
-def test_a_service_without_a_version_is_refused(tmp_path):
-    with pytest.raises(mx.errors.SourceError, match="does not say its version"):
-        download(MemoryService(FRAME, version=None), tmp_path, post=ROOTS)
-
-
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(mx.errors.SourceError, match="cannot be written"):
@@ -609,7 +599,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
         if next(calls) == 6:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(mx.errors.SourceError, match=r"cannot be written.*No space left"):
         download(MemoryService(FRAME), tmp_path, post=ROOTS, batch=4)
     monkeypatch.undo()
@@ -643,7 +633,7 @@ def test_values_of_an_answer_stay_exact(caplog):
         "id": pa.array([2**53 + 1]), "pre_pt_root_id": pa.array([None], pa.int64()),
         "post_pt_root_id": pa.array([big]), "size": pa.array([2.0**25], pa.float32()),
     })  # fmt: skip
-    assert {n: v.tolist() for n, v in integer_columns(table, COLUMNS).items()} == {
+    assert integer_columns(table, COLUMNS).to_pydict() == {
         "id": [2**53 + 1], "pre_pt_root_id": [0], "post_pt_root_id": [big], "size": [2**25],
     }  # fmt: skip
     assert "above 2^24 travels as float32" in caplog.text
@@ -656,43 +646,28 @@ def test_values_of_an_answer_stay_exact(caplog):
 def test_sorting_and_dropping_what_is_twice(rows, random):
     doubled = rows + [row for row in rows if random.random() < 0.3]
     random.shuffle(doubled)
-    table = np.array(doubled, dtype=np.int64).reshape(-1, 3)
-    columns = dict(zip(("post_pt_root_id", "pre_pt_root_id", "id"), table.T, strict=True))
-    found = sorted_synapses(columns)
-    assert list(zip(*(found[n].tolist() for n in columns), strict=True)) == sorted(rows)
+    names = ("post_pt_root_id", "pre_pt_root_id", "id")
+    columns = np.array(doubled, dtype=np.int64).reshape(-1, 3).T
+    found = sorted_synapses(pa.table(dict(zip(names, columns, strict=True))))
+    assert [tuple(row.values()) for row in found.to_pylist()] == sorted(rows)
 
 
 @pytest.mark.parametrize("side", ["pre", "post"])
 def test_memory_blocks_do_not_show(tmp_path, monkeypatch, side):
     whole = download(MemoryService(FRAME), tmp_path / "whole", **{side: ROOTS}, batch=3)
-    monkeypatch.setattr(synapse_merge, "_BLOCK_ROWS", 150)
-    monkeypatch.setattr(synapse_merge, "_IDS_AT_ONCE", 130)
-    blocks = []
-    of = synapse_merge._blocks
-
-    def seen(*arguments):
-        for block in of(*arguments):
-            blocks.append(len(block["id"]))
-            yield block
-
-    monkeypatch.setattr(synapse_merge, "_blocks", seen)
+    monkeypatch.setattr(synapses, "_BLOCK_ROWS", 150)
+    monkeypatch.setattr(synapses, "_IDS_AT_ONCE", 130)
+    edges, of = [], synapses._block_edges
+    monkeypatch.setattr(synapses, "_block_edges", lambda *a: edges.append(of(*a)) or edges[-1])
     cut = download(MemoryService(FRAME), tmp_path / "cut", **{side: ROOTS}, batch=3)
-    assert len(blocks) > 5
+    assert len(edges[0]) > 6
     assert cut.path.read_bytes() == whole.path.read_bytes()
     check(cut, expected(FRAME, **{side: ROOTS}))
-    with pytest.raises(mx.errors.SourceError, match="came twice between different roots"):
-        synapse_merge._require_unique(_with_twice(tmp_path, cut.read()), len(FRAME))
-
-
-def _with_twice(folder, frame):
-    frame.loc[len(frame) - 1, "id"] = frame.loc[0, "id"]
-    pq.write_table(pa.Table.from_pandas(frame), folder / "twice.parquet", row_group_size=100)
-    return folder / "twice.parquet"
 
 
 def test_row_groups_have_one_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(synapse_merge, "_GROUP_ROWS", 256)
-    monkeypatch.setattr(synapse_merge, "_BLOCK_ROWS", 300)
+    monkeypatch.setattr(synapses, "_GROUP_ROWS", 256)
+    monkeypatch.setattr(synapses, "_BLOCK_ROWS", 300)
     found = download(MemoryService(FRAME), tmp_path, post=ROOTS, batch=2)
     with pq.ParquetFile(found.path) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -735,7 +710,9 @@ def test_finding_requests(tmp_path):
     check(open_request(tmp_path, complete.key), expected(FRAME, None, ROOTS))
     with pytest.raises(mx.errors.IncompleteDownloadError, match="not all here"):
         open_request(tmp_path, incomplete.key)
-    with pytest.raises(mx.errors.SourceError, match=f"no request 'preall'.*found .*{complete.key}"):
+    with pytest.raises(
+        mx.errors.SourceError, match=f"no request 'preall', expected one of .*{complete.key}"
+    ):
         open_request(tmp_path, "preall")
     record = complete.provenance()
     assert (record["name"], record["rows"], record["version"]) == (complete.key, one.rows, 1718)
@@ -752,7 +729,8 @@ def test_a_folder_that_was_renamed_or_damaged_is_noticed(tmp_path):
     with pytest.raises(mx.errors.SourceError, match="cannot be read"):
         SynapseSet(tmp_path, "mine").request
     record.write_text("{")
-    assert RequestFolder(tmp_path, "mine").document("request") is None
+    with pytest.raises(mx.errors.SourceError, match="cannot be read"):
+        SynapseSet(tmp_path, "mine").request
 
 
 def test_the_bar_says_how_far_it_is(tmp_path, capsys):

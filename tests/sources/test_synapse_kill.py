@@ -13,7 +13,7 @@ import synapse_killed
 from cave_server import CaveServer
 from synapse_service import ROOT, MemoryService, expected, make_synapses
 
-from microns_xr.sources import synapses as synapse_workers
+from microns_xr.sources import synapses
 from microns_xr.sources.synapses import SynapseSet, download_synapses, list_requests
 
 FRAME = make_synapses(5000, n_roots=100)
@@ -79,7 +79,7 @@ def test_kill_at_random_moments(tmp_path, processes):
 
 def test_kill_at_every_operation_on_files(tmp_path, processes, monkeypatch):
     """Before each fsync, rename, removal of a whole download: at most one batch is asked twice."""
-    monkeypatch.setattr(synapse_workers, "_TICK", 0.01)
+    monkeypatch.setattr(synapses, "_TICK", 0.01)
     frame, post, batch = make_synapses(300), ROOT + 3 * np.arange(40), 14
     clean = download_synapses(
         MemoryService(frame), tmp_path / "clean", post=post, batch=batch, progress=False

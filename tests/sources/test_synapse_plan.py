@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microns_xr.sources.synapses import (
+from microns_xr.sources.synapse_plan import (
     ROW_LIMIT,
     SHORT_LIST,
     Piece,
@@ -110,14 +110,14 @@ def test_batches_adapt_to_what_was_answered():
     second = plan.next()
     assert (second.start, len(second)) == (first.stop, pytest.approx(ROW_LIMIT / 2 / 20, rel=0.02))
     plan.split(second, split_ids(second, 2), limit=1000)
-    assert (plan.limit, plan.target) == (1000, 500)
+    assert plan.limit == 1000
     third = plan.next()
     assert (third.start, len(third)) == (second.start, pytest.approx(500 / 20, abs=1))
     assert plan.next().start == third.stop  # the rest of what was split, before anything else
-    assert (plan.rows_done, plan.answered, plan.ids_done) == (5, 20 * len(first), len(first))
+    assert (plan.rows_done, plan.ids_done) == (5, len(first))
 
 
-def test_no_crumbs_are_left():
+def test_no_small_piece_is_left():
     plan = SynapsePlan(250, rows=64 * 1000, ids=64)
     assert [len(plan.next()), len(plan.next())] == [100, 100]
     assert len(SynapsePlan(120, rows=64 * 1000, ids=64).next()) == 120
@@ -133,7 +133,6 @@ def test_batches_have_an_upper_bound():
 def test_a_plan_that_is_done_hands_out_nothing():
     plan = SynapsePlan(5, rows=1, ids=1, done=[Piece(0, 5)])
     assert plan.next() is None
-    assert plan.is_done
     assert plan.ids_done == 5
 
 
@@ -151,7 +150,7 @@ def test_a_root_is_done_when_all_its_ranges_are():
     assert plan.ids_done == 2
     plan.finish(parts[1], 0, 0)
     assert plan.ids_done == 3
-    assert plan.is_done
+    assert plan.next() is None
 
 
 def test_threads_wait_for_what_may_be_split():

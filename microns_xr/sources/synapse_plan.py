@@ -1,0 +1,238 @@
+"""How a request of synapses is cut into queries, so that no answer comes near the row limit.
+
+A `Piece` is a run of the sorted root ids on one side of the request or, where one root alone has
+more synapses than an answer may hold, a range of the synapse ids of that root. The pieces that are
+done and those that are open never overlap and together are the whole request. So nothing depends on
+the size of the pieces, their order, or interruptions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+Side = Literal["pre", "post"]
+Count = Callable[[Mapping[Side, np.ndarray]], int]
+
+# What the service allows by default; a server that allows less says so with its first cut answer.
+ROW_LIMIT = 200_000
+_MAX_IDS = 20_000  # of a query: 400 KB of JSON
+
+# A list of ids up to this length may go along with every query; a longer one is applied here.
+SHORT_LIST = 5_000
+_ID_BYTES = 20  # of an id in JSON
+_ROW_BYTES = 32  # of a synapse in an answer: three ids, two supervoxels, a size, compressed
+_SAMPLE = 64
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """By which side a request is asked, and who applies the ids of the other side."""
+
+    side: Side | None  # the side whose ids are cut into pieces; None where neither is restricted
+    send_other: bool  # whether queries may hold the ids of the other side
+    # How many rows were counted for how many ids.
+    rows: int
+    ids: int
+    # The ids of the other side go along only with queries of at least so many rows: smaller ones
+    # are so many that the ids weigh more than the rows they spare.
+    pays_from: int = 0
+
+    def sends_other(self, limit: int) -> bool:
+        """Whether queries hold the ids of the other side, under a row limit."""
+        return self.send_other and limit // 2 >= self.pays_from
+
+
+def choose_strategy(pre: np.ndarray | None, post: np.ndarray | None, count: Count) -> Strategy:
+    """Choose the side with fewer rows, by the rows of a few evenly spaced ids of each side.
+
+    The ids of the other side are sent only if they are few (`SHORT_LIST`) and have fewer bytes than
+    the rows that they spare.
+    """
+    # Where both sides have equally many rows, the first is taken.
+    asked: dict[Side, np.ndarray | None] = {"post": post, "pre": pre}
+    ids = {side: i for side, i in asked.items() if i is not None}
+    if not ids:
+        return Strategy(None, False, count({}), 1)
+    samples = {
+        side: i[np.arange(n := min(_SAMPLE, len(i))) * len(i) // n] for side, i in ids.items()
+    }
+    rows = {side: count({side: sample}) for side, sample in samples.items()}
+    share = {side: len(samples[side]) / len(i) for side, i in ids.items()}
+    side = min(ids, key=lambda s: rows[s] / share[s])
+    n_sample = len(samples[side])
+    plain = Strategy(side, False, rows[side], n_sample)
+    other = next((s for s in ids if s != side), None)
+    if other is None or len(ids[other]) > SHORT_LIST or not rows[side]:
+        return plain
+    wanted = count({side: samples[side], other: ids[other]})
+    spared = rows[side] - wanted
+    list_bytes = 2 * len(ids[other]) * _ID_BYTES  # once to count, once to query
+    if list_bytes >= spared * _ROW_BYTES / share[side]:
+        return plain
+    # For each row that comes, so many others are spared.
+    pays_from = math.ceil(list_bytes / _ROW_BYTES * wanted / spared)
+    if pays_from > ROW_LIMIT // 2:
+        return plain
+    return Strategy(side, True, wanted, n_sample, pays_from)
+
+
+@dataclass(frozen=True, order=True)
+class Piece:
+    """A part of a request: root ids `start` to `stop`, perhaps with a range of synapse ids."""
+
+    # Slice of the sorted root ids of the side that is asked by; 0 to 1 where there is none.
+    start: int
+    stop: int
+    # First synapse id, and the first one beyond; only for one root.
+    id_from: int | None = None
+    id_below: int | None = None
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def is_range(self) -> bool:
+        """Whether it is a range of the synapses of one root."""
+        return self.id_from is not None or self.id_below is not None
+
+
+def split_ids(piece: Piece, parts: int) -> list[Piece]:
+    """Split a piece of several roots into pieces of about equally many."""
+    parts = min(max(parts, 2), len(piece))
+    edges = [piece.start + len(piece) * i // parts for i in range(parts + 1)]
+    return [Piece(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def split_synapses(piece: Piece, seen: np.ndarray, parts: int) -> list[Piece]:
+    """Split the synapses of one root by their ids; empty where they cannot be split.
+
+    The cuts are quantiles of the ids that a cut answer happened to hold. Whichever these are, the
+    first and the last piece hold some of them each, so that every split makes progress.
+    """
+    seen = np.unique(seen)
+    cuts = seen[np.arange(1, max(parts, 2)) * len(seen) // max(parts, 2)] if len(seen) else seen
+    if len(seen) == 1:
+        cuts = np.array([seen[0], seen[0] + 1])
+    low, high = piece.id_from, piece.id_below
+    inside = sorted(
+        {c for c in cuts.tolist() if (low is None or c > low) and (high is None or c < high)}
+    )
+    if not inside:
+        return []
+    edges = [low, *inside, high]
+    return [replace(piece, id_from=a, id_below=b) for a, b in itertools.pairwise(edges)]
+
+
+_FIRST_ID = -1  # below all synapse ids
+
+
+def open_pieces(n_ids: int, done: Iterable[Piece]) -> list[Piece]:
+    """Return what is left of a request, in its order."""
+    # Pieces as intervals of (root, synapse id); the gaps between them are open.
+    spans = []
+    for piece in done:
+        begin = (piece.start, _FIRST_ID if piece.id_from is None else piece.id_from)
+        end = (piece.stop, _FIRST_ID)
+        spans.append((begin, end if piece.id_below is None else (piece.start, piece.id_below)))
+    left = []
+    at = (0, _FIRST_ID)
+    for begin, end in [*sorted(spans), ((n_ids, _FIRST_ID), (n_ids, _FIRST_ID))]:
+        if at < begin:
+            (first, id_from), (last, id_below) = at, begin
+            if id_from != _FIRST_ID:
+                ends_here = id_below if first == last else None
+                left.append(Piece(first, first + 1, id_from, ends_here))
+                first += 1
+            if first < last:
+                left.append(Piece(first, last))
+            if first <= last and id_below != _FIRST_ID:
+                left.append(Piece(last, last + 1, None, id_below))
+        at = max(at, end)
+    return left
+
+
+class SynapsePlan:
+    """The open pieces of a request, handed out to several threads.
+
+    Queries aim at half of the row limit; how many ids that is, is learned from earlier counts.
+    """
+
+    def __init__(
+        self,
+        n_ids: int,
+        *,
+        rows: int,
+        ids: int,
+        batch: int | None = None,
+        done: Iterable[Piece] = (),
+    ) -> None:
+        self.n_ids = n_ids
+        self.limit = ROW_LIMIT
+        self.rows_done = 0
+        self._max_ids = min(batch or _MAX_IDS, _MAX_IDS)
+        self._rows, self._ids = rows, ids
+        # Taken from the end: what was split comes before what was never asked.
+        self._open = open_pieces(n_ids, done)[::-1]
+        self._in_flight: set[Piece] = set()
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    @property
+    def ids_done(self) -> int:
+        """How many roots are done with all of their synapses."""
+        with self._changed:
+            left = [*self._open, *self._in_flight]
+        # The ranges of one root are one root.
+        whole = sum(len(piece) for piece in left if not piece.is_range)
+        return self.n_ids - whole - len({piece.start for piece in left if piece.is_range})
+
+    def next(self) -> Piece | None:
+        """Take the next piece; None when all are done or the plan was stopped.
+
+        Waits while others are in flight, because they may be split.
+        """
+        with self._changed:
+            while not self._open and self._in_flight and not self._stopped:
+                self._changed.wait()
+            if self._stopped or not self._open:
+                return None
+            piece = self._open.pop()
+            size = int(max(1, self.limit // 2) * self._ids / max(self._rows, 1))
+            size = min(self._max_ids, max(1, size))
+            # A little more is taken whole, rather than leave a few ids for a query of their own.
+            if len(piece) > min(1.3 * size, self._max_ids):
+                self._open.append(Piece(piece.start + size, piece.stop))
+                piece = Piece(piece.start, piece.start + size)
+            self._in_flight.add(piece)
+            return piece
+
+    def split(self, piece: Piece, parts: list[Piece], limit: int | None = None) -> None:
+        """Put the parts of a taken piece in its place; `limit` is what its answer was cut at."""
+        with self._changed:
+            self.limit = min(self.limit, max(1, limit or self.limit))
+            self._in_flight.remove(piece)
+            self._open += parts[::-1]
+            self._changed.notify_all()
+
+    def finish(self, piece: Piece, rows: int, answered: int) -> None:
+        """Count a taken piece as done: its synapses, and the rows of its answer."""
+        with self._changed:
+            self._in_flight.remove(piece)
+            self.rows_done += rows
+            if not piece.is_range:
+                self._rows += answered
+                self._ids += len(piece)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()

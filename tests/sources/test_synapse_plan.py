@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from microns_xr.sources.synapse_plan import (
@@ -48,6 +48,7 @@ def partitions(draw):
     return n, pieces
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(partitions(), st.data())
 def test_what_is_open_is_what_is_not_done(partition, data):
     n, pieces = partition

@@ -28,8 +28,6 @@ __all__ = [
     "AngleConvention",
     "convert",
     "difference",
-    "is_angle",
-    "require_same_angles",
 ]
 
 AngleConvention = Literal["up_clockwise", "right_counterclockwise"]
@@ -97,8 +95,8 @@ def _convert_variable(
     attrs["units"] = new_units
     attrs["angle_convention"] = new_convention
     if new_convention != old_convention and "angle_convention_from" in attrs:
-        said = attrs["angle_convention_from"]
-        attrs["angle_convention_from"] = f"converted from {old_convention}: {said}"
+        origin = attrs["angle_convention_from"]
+        attrs["angle_convention_from"] = f"converted from {old_convention}: {origin}"
     if "period" in attrs:
         attrs["period"] = period * scale
     return variable.copy(data=values).assign_attrs(attrs)
@@ -154,44 +152,41 @@ def convert(
     if isinstance(obj, xr.DataArray) and not any(is_angle(c) for c in obj.coords.values()):
         return _convert_variable(obj, str(obj.name or "the array"), convention, units)
 
-    found = False
     result = obj
+    names = [
+        n
+        for n in (obj.variables if isinstance(obj, xr.Dataset) else obj.coords)
+        if is_angle(obj[n])
+    ]
     if isinstance(obj, xr.DataArray) and is_angle(obj):
-        result, found = _convert_variable(obj, str(obj.name), convention, units), True
-    names = list(obj.variables if isinstance(obj, xr.Dataset) else obj.coords)
-    for name in names:
-        old = obj[name]
-        if not is_angle(old):
-            continue
-        found = True
-        new = _convert_variable(old.reset_coords(drop=True), str(name), convention, units)
-        if name in obj.coords:
-            result = result.assign_coords({name: (new.dims, new.data, new.attrs)})
-        else:
-            result = result.assign({name: (new.dims, new.data, new.attrs)})  # type: ignore[union-attr]
-    # At the end, so that all that lies along a dimension is sorted together.
-    for name in names:
-        if name in obj.dims and is_angle(obj[name]):
-            result = result.sortby(name)
-    if not found:
+        result = _convert_variable(obj, str(obj.name), convention, units)
+    elif not names:
         raise SchemaError(
             "no variable has the attribute 'angle_convention', so there is nothing to convert: "
             "set units and angle_convention on the angles first"
         )
+    for name in names:
+        new = _convert_variable(obj[name].reset_coords(drop=True), str(name), convention, units)
+        assign = result.assign_coords if name in obj.coords else result.assign  # type: ignore[union-attr]
+        result = assign({name: (new.dims, new.data, new.attrs)})
+    # At the end, so that all that lies along a dimension is sorted together.
+    for name in names:
+        if name in obj.dims:
+            result = result.sortby(name)
     if isinstance(result, xr.Dataset):
         add_history(result, f"angles.convert(convention={convention!r}, units={units!r})")
     return result
 
 
 def require_same_angles(named: Iterable[tuple[str, Any]]) -> None:
-    """Raise unless all angles given state the same units and the same convention."""
-    stated = [(name, describe_angle(angle, name)[:2]) for name, angle in named]
-    for name, (units, convention) in stated[1:]:
-        first_name, (first_units, first_convention) = stated[0]
-        if (units, convention) != (first_units, first_convention):
+    """Raise unless all angles state the same units and the same convention."""
+    stated = [(name, "{} ({})".format(*describe_angle(angle, name)[:2])) for name, angle in named]
+    for name, words in stated[1:]:
+        first, first_words = stated[0]
+        if words != first_words:
             raise SchemaError(
-                f"{first_name} is in {first_units} ({first_convention}) but {name} is in "
-                f"{units} ({convention}): convert one with mx.angles.convert"
+                f"{first} is in {first_words} but {name} is in {words}: convert one with "
+                "mx.angles.convert"
             )
 
 

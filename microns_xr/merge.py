@@ -61,22 +61,24 @@ def merge_table(
         What is added. A DataFrame has the key among its columns; a Dataset is units or functional
         rows of the same release.
     columns : list of str, optional
-        Which columns; by default all but keys, ids and service columns.
+        Which columns; by default all except keys, ids and columns of the annotation service.
     on : {"nucleus_id", "pt_root_id", "functional"}, optional
         ``nucleus_id`` matches the nucleus (``target_id`` of the annotation tables);
         ``functional`` matches (session, scan_idx, unit_id); ``pt_root_id`` the segment, which is
         the same neuron within one release only.
     how : {"left", "inner"}, optional
         ``left`` keeps every row of `dataset`; ``inner`` keeps those with a match.
-    angle_units, angle_convention : str, optional
-        What the angles of a DataFrame are in that is not in the registry.
+    angle_units : {"degree", "radian"}, optional
+        Units of the angles of a DataFrame that is not in the registry.
+    angle_convention : {"up_clockwise", "right_counterclockwise"}, optional
+        Convention of the angles of a DataFrame that is not in the registry.
 
     Returns
     -------
     xarray.Dataset
-        A new Dataset; the inputs are not changed. Rows without a match have -1 in integer columns,
-        NaN in floats, "unknown" in text; booleans with rows that lack a match become the words
-        "true", "false" and "unknown".
+        `dataset` with the columns added, over the same dim; the inputs are not changed. Rows
+        without a match have -1 in integer columns, NaN in floats, "unknown" in text; booleans with
+        rows that lack a match become the words "true", "false" and "unknown".
 
     Raises
     ------

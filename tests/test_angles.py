@@ -1,4 +1,4 @@
-"""Converting angles: what lies along them goes with them, and what they say of themselves."""
+"""Angles: conventions, units, differences, and what lies along them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,82 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 
 import microns_xr as mx
 from microns_xr.angles import describe_angle
 
 UP = {"units": "degree", "angle_convention": "up_clockwise"}
+
+
+def angle(values, period=180.0, **attrs):
+    attrs = {**UP, "period": period, **attrs}
+    return xr.DataArray(values, dims="nucleus_id", name="pref_ori", attrs=attrs)
+
+
+def convert(values, *args, **kw):
+    return mx.angles.convert(values, *args, **kw).values.tolist()
+
+
+def test_conventions_by_hand():
+    # a horizontal bar moving up is, seen counter-clockwise from a vertical bar moving right, 90
+    turned = "right_counterclockwise"
+    assert convert(angle([0.0, 45.0, 90.0, 135.0]), turned) == [90, 45, 0, 135]
+    assert convert(angle([0.0, 90.0, 180.0, 270.0], period=360.0), turned) == [90, 0, 270, 180]
+
+
+@given(st.lists(st.floats(0, 179.999), min_size=1, max_size=20))
+def test_conversion_is_its_own_inverse(values):
+    there = mx.angles.convert(angle(values), "right_counterclockwise")
+    back = mx.angles.convert(there, "up_clockwise")
+    assert np.abs(mx.angles.difference(back.values, np.array(values), 180.0)).max() < 1e-9
+    assert (there.values >= 0).all()
+    assert (there.values < 180).all()
+
+
+def test_degrees_and_radians():
+    radian = mx.angles.convert(angle([90.0]), units="radian")
+    assert radian.values[0] == pytest.approx(np.pi / 2)
+    assert radian.attrs["period"] == pytest.approx(np.pi)
+    assert mx.angles.convert(radian, units="degree").values[0] == pytest.approx(90)
+
+
+def test_a_dataset_converts_its_coordinates_with_the_data_they_label():
+    directions = xr.Variable("direction", [0.0, 90.0, 180.0, 270.0], {**UP, "period": 360.0})
+    dataset = xr.Dataset(
+        {"rate_dir": (("nucleus_id", "direction"), [[1.0, 2, 3, 4]]), "pref_ori": angle([10.0])},
+        coords={"direction": directions},
+    )
+    converted = mx.angles.convert(dataset, "right_counterclockwise")
+    assert converted.direction.values.tolist() == [0, 90, 180, 270]
+    assert converted.rate_dir.values.tolist() == [[2, 1, 4, 3]]
+    assert converted.pref_ori.values.tolist() == [80]
+    assert dataset.pref_ori.values.tolist() == [10]
+    assert convert(dataset.rate_dir, "right_counterclockwise") == [[2, 1, 4, 3]]
+
+
+@pytest.mark.parametrize(
+    ("angles", "wanted", "message"),
+    [
+        (angle([1.0], units=None), {}, "has units None"),
+        (xr.DataArray([1.0], attrs={"units": "degree"}), {}, "has angle_convention None"),
+        (xr.Dataset(), {}, "nothing to convert"),
+        (angle([1.0]), {"convention": "clockwise"}, "convention is 'clockwise'"),
+        (angle([1.0]), {"units": "deg"}, "units is 'deg'"),
+    ],
+)
+def test_angles_that_cannot_be_converted(angles, wanted, message):
+    with pytest.raises(mx.errors.SchemaError, match=message):
+        mx.angles.convert(angles, **{"convention": "up_clockwise", **wanted})
+
+
+@given(st.floats(-1000, 1000), st.floats(-1000, 1000))
+def test_circular_difference_is_in_half_a_turn(a, b):
+    d = mx.angles.difference(a, b, 180.0)
+    assert -90 <= d <= 90
+    turns = (d - (a - b)) / 180
+    assert turns == pytest.approx(round(turns), abs=1e-6)
 
 
 def curves(n=5, seed=0):

@@ -98,7 +98,6 @@ def demo(
             layers=layers,
             functional=release.functional(),
             connectivity=connectivity,
-            source_tables=release.source_tables(),
         )
         advance()
         import matplotlib as mpl
@@ -188,7 +187,6 @@ def build(
             layers=layers,
             functional=functional,
             connectivity=connectivity,
-            source_tables=release.source_tables(),
         )
         advance()
     absent = [role for role in ("coregistration", "tuning_curves", "synapses") if not has[role]]

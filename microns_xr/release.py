@@ -920,7 +920,6 @@ class Release:
             layers=segment_layers(units),
             functional=self.functional() if has["coregistration"] else None,
             connectivity=connectivity,
-            source_tables=self.source_tables(),
             **options,
         )
 

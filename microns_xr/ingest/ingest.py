@@ -9,7 +9,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -35,23 +35,14 @@ from microns_xr.ingest.read import (
     read_files,
     row_bytes,
 )
-from microns_xr.provenance import release_of, stamp_release
+from microns_xr.provenance import release_of
 from microns_xr.releases import table_of_file
-from microns_xr.schema import AXES, SCOPES, VOXEL_UNITS, validate
+from microns_xr.schema import SCOPES, validate
 from microns_xr.store import swap
-from microns_xr.store.format import SYNAPSE_CHUNK
 from microns_xr.store.spill import Collated, PairSpill, Spill, Stretch, collate
-from microns_xr.store.stream import (
-    ArrayWriter,
-    ChunkPool,
-    CopyWriter,
-    PlannedGroup,
-    plan_dataset,
-    plan_parent,
-    write_array,
-)
-from microns_xr.store.synapses import POSITION_ATTRS, plan_streamed_synapses
-from microns_xr.store.write import write_store
+from microns_xr.store.stream import ChunkPool, CopyWriter, GroupWriter, plan_copy, plan_parent
+from microns_xr.store.synapses import plan_copy_rows, plan_rows
+from microns_xr.store.write import finish_store, root_attrs, write_store
 
 # From rows on disk to the arrays of a store: both copies of the connectivity, single synapses.
 
@@ -80,35 +71,10 @@ class SinglesPlan:
     positions: bool  # whether there are any
 
 
-class TableWriter:
-    """A group whose arrays over ``synapse`` are appended to, and all others written at once."""
-
-    def __init__(self, root: zarr.Group, group: PlannedGroup, pool: ChunkPool) -> None:
-        node = root.require_group(group.path)
-        node.update_attributes(group.attrs)
-        self._arrays = {}
-        for array in group.arrays:
-            if array.dims[:1] == ("synapse",):
-                array = replace(array, chunk=SYNAPSE_CHUNK)
-                self._arrays[array.name] = ArrayWriter(node, array, pool)
-            else:
-                pool.submit(write_array, node, array)
-
-    def append(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Add the next rows of all arrays."""
-        for name, array in self._arrays.items():
-            array.append(columns[name])
-
-    def finish(self) -> None:
-        """Write what is left."""
-        for array in self._arrays.values():
-            array.finish()
-
-
 def write_pairs(
     root: zarr.Group,
     rows: Spill,
-    shape: tuple[int, int],
+    template: xr.Dataset,
     work: str,
     limits: Limits,
     singles: SinglesPlan | None,
@@ -116,8 +82,10 @@ def write_pairs(
     progress: bool,
 ) -> tuple[CopyWriter, CopyWriter]:
     """Write both copies of the connectivity and, if planned, the synapses they are made of."""
-    by_post, by_pre = (CopyWriter(root, axis, shape, pool) for axis in ("post", "pre"))
-    pairs = PairSpill(os.path.join(work, "pairs"), shape[0], limits.run_rows)
+    by_post = CopyWriter(root, plan_copy(template, "post"), pool)
+    by_pre = CopyWriter(root, plan_copy(template, "pre"), pool)
+    n_pre = template.sizes["pre_nucleus_id"]
+    pairs = PairSpill(os.path.join(work, "pairs"), n_pre, limits.run_rows)
     with pairs, ExitStack() as stack, bar(rows.rows, "sorting", " rows", progress) as shown:
         table = None
         if singles is not None:
@@ -183,22 +151,17 @@ class _Singles(Spill):
         rows.flush()
         self._table = self._writer("post", rows.per_major)
 
-    def _writer(self, axis: Any, lengths: np.ndarray) -> TableWriter:
+    def _writer(self, axis: Any, lengths: np.ndarray) -> GroupWriter:
         plan = self._plan
-        names = ["synapse_id", "pre_index", "post_index", "size"]
-        names += ["position"] if plan.positions else []
-        group = plan_streamed_synapses(
+        group = plan_copy_rows(
             axis,
-            dict.fromkeys(names, _never_read),
             np.concatenate([[0], np.cumsum(lengths)]),
-            *plan.ids,
-            datastack=plan.datastack,
-            version=plan.version,
+            {"pre": plan.ids[0], "post": plan.ids[1]},
+            (plan.datastack, plan.version),
+            positions=plan.positions,
             attrs=plan.attrs,
-            position="float64",
-            size="int64",
         )
-        return TableWriter(self._root, group, self._pool)
+        return GroupWriter(self._root, group, self._pool)
 
     def add(self, part: Stretch, order: np.ndarray) -> None:
         """Write the rows of some postsynaptic neurons."""
@@ -214,9 +177,9 @@ class _Singles(Spill):
         self.append(pre, columns)
         self._append(self._table, columns | {"pre_index": pre})
 
-    def _append(self, table: TableWriter, columns: dict[str, np.ndarray]) -> None:
+    def _append(self, table: GroupWriter, columns: dict[str, np.ndarray]) -> None:
         if self._plan.positions:
-            columns["position"] = to_pia_um(columns["point"], self._plan.resolution)
+            columns["position"] = to_pia_um(columns.pop("point"), self._plan.resolution)
         table.append(columns)
 
     def write_by_pre(self) -> None:
@@ -244,17 +207,17 @@ def write_unit_synapses(
     rows.flush()
     n = int(rows.per_major.sum())
     other = "post" if keep == "pre" else "pre"
-    whole = {name: ("synapse", np.broadcast_to(np.int64(0), n)) for name in
-             ("synapse_id", "nucleus_id", "pre_pt_root_id", "post_pt_root_id", "size")}  # fmt: skip
-    template = xr.Dataset(whole, attrs=plan.attrs)
-    template["size"].attrs["units"] = VOXEL_UNITS
-    template["nucleus_id"].attrs["long_name"] = f"nucleus of the {keep}synaptic neuron"
-    if plan.positions:
-        empty = np.broadcast_to(np.float64(0), (n, len(AXES)))
-        template["position"] = (("synapse", "axis"), empty, POSITION_ATTRS)
-        template = template.assign_coords(axis=("axis", np.array(AXES, dtype=object)))
-    template = stamp_release(template, plan.datastack, plan.version)
-    table = TableWriter(root, plan_dataset("synapses", template), pool)
+    names = ("synapse_id", "nucleus_id", "pre_pt_root_id", "post_pt_root_id", "size")
+    group = plan_rows(
+        "synapses",
+        n,
+        dict.fromkeys(names, "int64"),
+        (plan.datastack, plan.version),
+        positions=plan.positions,
+        attrs=plan.attrs,
+        long_names={"nucleus_id": f"nucleus of the {keep}synaptic neuron"},
+    )
+    table = GroupWriter(root, group, pool)
     for part in rows.stretches(limits.stretch_rows):
         _, rank = np.unique(part.columns["root"], return_inverse=True)
         found = collate(part.starts, rank.astype(np.int32), part.columns["id"])
@@ -271,10 +234,6 @@ def write_unit_synapses(
             columns["position"] = to_pia_um(part.columns["point"][found.order], plan.resolution)
         table.append(columns)
     table.finish()
-
-
-def _never_read(start: int, stop: int) -> np.ndarray:
-    raise AssertionError("rows that are appended are not read")
 
 
 logger = logging.getLogger(__name__)
@@ -452,7 +411,7 @@ def ingest_synapses(
             work = os.path.join(folder, ".work")
             os.makedirs(work)
             small = os.path.join(work, "parts")
-            write_store(small, **parts, source_tables=tables)
+            write_store(small, **parts)
             root = zarr.open_group(folder, mode="a", zarr_format=3)
             columns = mapper.pair_columns
             pairs = stack.enter_context(
@@ -488,7 +447,7 @@ def ingest_synapses(
                 copies = write_pairs(
                     root,
                     pairs,
-                    (n, n),
+                    template,
                     work,
                     limits,
                     plan if keep == "both" and singles else None,
@@ -508,11 +467,11 @@ def ingest_synapses(
                 template = _template(layout, units, scope, shared, repeated)
                 template.attrs = {"source_tables": tables, **_attrs(tally, said, on_bad_lines)}
                 for copy in copies:
-                    copy.finish(template)
+                    copy.finish(plan_copy(template, copy.compressed))
             parent = plan_parent(template)
             root.require_group(parent.path).update_attributes(parent.attrs)
             stack.close()
-            _take_over(root, folder, small, list(parts), consolidated)
+            _take_over(root, folder, small, parts, tables, consolidated)
     except OSError as error:
         if error.errno not in _FULL or isinstance(error, SourceError):
             raise
@@ -575,19 +534,18 @@ def _limits(memory: str | int, mapper: Mapper, singles: bool) -> Limits:
 
 
 def _take_over(
-    root: zarr.Group, folder: str, small: str, names: list[str], consolidated: bool
+    root: zarr.Group,
+    folder: str,
+    small: str,
+    parts: Mapping[str, xr.Dataset],
+    tables: Iterable[Mapping[str, Any]],
+    consolidated: bool,
 ) -> None:
     """Put the small parts in place and, last of all, make the folder a store."""
-    attrs = zarr.open_group(small, mode="r").attrs.asdict()
-    for name in names:
+    for name in parts:
         os.rename(os.path.join(small, name), os.path.join(folder, name))
     shutil.rmtree(os.path.join(folder, ".work"))
-    if consolidated:
-        with warnings.catch_warnings():
-            # zarr warns that other implementations may not know consolidated metadata
-            warnings.simplefilter("ignore")
-            root = zarr.consolidate_metadata(root.store)
-    root.update_attributes(attrs)
+    finish_store(root, root_attrs(parts.values(), tables), consolidated)
 
 
 def _report(tally: Tally, n_pairs: int) -> None:

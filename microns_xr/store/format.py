@@ -23,7 +23,7 @@ Every group of data (``units``, ``connectivity/by_post``, ...)
        array MUST need pickle, or a codec outside the core list in ``CODECS``.
     7. Chunks MUST hold at most 2^20 positions along the first dimension and all of the others.
        Codecs are ``bytes`` (``vlen-utf8`` for text) and blosc: zstd level 1, byte shuffle. Every
-       chunk MUST be stored, also one of zeros, so that a lost chunk is seen. On request, arrays
+       chunk MUST be stored, also one of zeros, so that a lost chunk is noticed. On request, arrays
        over ``connection`` or ``synapse`` that are longer than 2^16 MAY instead be in shards: codec
        ``sharding_indexed``, chunks of 2^16 positions coded as above, as many of them in a shard as
        the writer likes, and the index, coded by ``bytes`` and ``crc32c``, at its end.
@@ -102,23 +102,25 @@ FORMAT_ATTR = "microns_xr_format"
 VARIABLES_ATTR = "microns_xr_variables"
 COORDS_ATTR = "coordinates"
 CHUNK = 2**20
+# 3,500 synapses of one neuron, out of 3 million: 6 ms in chunks of 2^17, 24 ms in chunks of 2^20;
+# smaller chunks gain nothing more.
+SYNAPSE_CHUNK = 2**17
 # Left to itself blosc takes blocks of 32 KiB for this level; blocks of 512 KiB are written and
 # read in half the time and take 10 % less space (30 million connections).
 BLOCKSIZE = 2**19
-# Inside shards, of which one neuron needs few bytes, and many neurons few requests.
+# Inside shards: one neuron needs few bytes, and many neurons need few requests.
 INNER_CHUNK = 2**16
 SHARD = 2**22
 CODECS = ("bytes", "vlen-utf8", "blosc", "sharding_indexed", "crc32c")
 DATA_GROUPS = ("units", "layers", "functional", "connectivity", "synapses")
+MATRIX_GROUP: dict[Compressed, str] = {"post": "connectivity/by_post", "pre": "connectivity/by_pre"}
 MATRIX_ENCODING: dict[Compressed, str] = {"post": "csc_matrix", "pre": "csr_matrix"}
 MATRIX_VERSION = "0.1.0"
 MATRIX_ATTRS = ("encoding-type", "encoding-version", "shape")
 OTHER: dict[Compressed, Compressed] = {"post": "pre", "pre": "post"}
-# 3,500 synapses of one neuron, out of 3 million: 6 ms in chunks of 2^17, 24 ms in chunks of 2^20;
-# smaller chunks gain nothing more.
-SYNAPSE_CHUNK = 2**17
 SYNAPSE_GROUP: dict[Compressed, str] = {"post": "synapses", "pre": "synapses/by_pre"}
 SYNAPSE_POINTER: dict[Compressed, str] = {"post": "post_indptr", "pre": "pre_indptr"}
+INDEX_NAMES: dict[Compressed, str] = {"post": "post_index", "pre": "pre_index"}
 
 
 def compressor(itemsize: int) -> BloscCodec:
@@ -140,22 +142,22 @@ def require_shards(shards: bool | int | None) -> int | None:
     )
 
 
+def chunk_of(dims: tuple[str, ...]) -> int:
+    """Return the positions of a chunk along the first dimension of a long array."""
+    return SYNAPSE_CHUNK if dims[0] == "synapse" else CHUNK
+
+
 def grid_of(
-    shape: tuple[int, ...], dims: tuple[str, ...], chunk: int = CHUNK, shards: int | None = None
+    shape: tuple[int, ...], dims: tuple[str, ...], shards: int | None = None
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Return the chunks of an array, and its shards where it has any (rule 7)."""
+    """Return the chunks of an array, and its shards where it has any (rules 7 and 14)."""
     if not shape:
         return (), None
     rest = tuple(max(1, n) for n in shape[1:])
     if shards is None or dims[0] not in ("connection", "synapse") or shape[0] <= INNER_CHUNK:
-        return (max(1, min(chunk, shape[0])), *rest), None
+        return (max(1, min(chunk_of(dims), shape[0])), *rest), None
     whole = math.ceil(shape[0] / INNER_CHUNK) * INNER_CHUNK
     return (INNER_CHUNK, *rest), (min(shards, whole), *rest)
-
-
-def matrix_group(compressed: Compressed) -> str:
-    """Return the path of the copy compressed over ``"post"`` or ``"pre"``."""
-    return f"connectivity/by_{compressed}"
 
 
 def matrix_arrays(compressed: Compressed) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -165,10 +167,16 @@ def matrix_arrays(compressed: Compressed) -> dict[str, tuple[str, tuple[str, ...
         "indices": ("int32", ("connection",)),
         "indptr": ("int64", (f"{compressed}_pointer",)),
         "synapse_count": ("int32 int64", ("connection",)),
-        f"{compressed}_index": ("int32", ("connection",)),
+        INDEX_NAMES[compressed]: ("int32", ("connection",)),
         "pre_nucleus_id": ("int64", ("pre_nucleus_id",)),
         "post_nucleus_id": ("int64", ("post_nucleus_id",)),
     }
+
+
+def matrix_attrs(compressed: Compressed, shape: tuple[int, int]) -> dict[str, Any]:
+    """Return the attributes by which anndata knows one copy for a sparse matrix."""
+    values = (MATRIX_ENCODING[compressed], MATRIX_VERSION, list(shape))
+    return dict(zip(MATRIX_ATTRS, values, strict=True))
 
 
 def reserved_attrs(group: str) -> tuple[str, ...]:
@@ -189,18 +197,18 @@ def check_name(name: object, where: str) -> str:
 
 def json_attrs(attrs: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """Return attributes as plain JSON values."""
-    return {_key(key, where): _plain(value, f"{key!r} of {where}") for key, value in attrs.items()}
+    plain = {}
+    for key, value in attrs.items():
+        if not isinstance(key, str):
+            raise SchemaError(
+                f"attributes of {where} have the key {key!r}, expected text: rename it before "
+                "writing"
+            )
+        plain[key] = _json_value(value, f"{key!r} of {where}")
+    return plain
 
 
-def _key(key: object, where: str) -> str:
-    if isinstance(key, str):
-        return key
-    raise SchemaError(
-        f"attributes of {where} have the key {key!r}, expected text: rename it before writing"
-    )
-
-
-def _plain(value: Any, where: str) -> Any:
+def _json_value(value: Any, where: str) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if value is None or isinstance(value, bool | int | str):
@@ -209,55 +217,54 @@ def _plain(value: Any, where: str) -> Any:
         if math.isfinite(value):
             return value
         raise SchemaError(
-            f"attribute {where} holds {value}, which JSON cannot say: use None or take it out"
+            f"attribute {where} holds {value}, which JSON does not have: use None or remove it"
         )
     if isinstance(value, list | tuple):
-        return [_plain(item, where) for item in value]
+        return [_json_value(item, where) for item in value]
     if isinstance(value, Mapping):
-        return {_key(key, where): _plain(item, where) for key, item in value.items()}
+        return json_attrs(value, where)
     raise SchemaError(
         f"attribute {where} holds a {type(value).__name__}, expected text, numbers, booleans, "
-        "None, or lists and mappings of them: convert it or take it out before writing"
+        "None, or lists and mappings of them: convert or remove it before writing"
     )
 
 
-def pattern_problems(
+def pointer_problem(indptr: np.ndarray, n_major: int, n: int) -> str | None:
+    """Say what is wrong with the pointers to the spans of `n_major` neurons in `n` rows."""
+    if indptr.shape != (n_major + 1,):
+        return f"has shape {indptr.shape}, expected {(n_major + 1,)}"
+    if indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
+        return "does not ascend from 0, expected the start of each neuron's span"
+    if indptr[-1] != n:
+        return f"ends at {indptr[-1]}, expected the {n} rows it points into"
+    return None
+
+
+def pattern_problem(
     indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int], compressed: Compressed
-) -> list[str]:
-    """List what is wrong with the buffers of a compressed matrix (rules 8 and 9)."""
+) -> str | None:
+    """Say what is wrong with the buffers of a compressed matrix (rules 8 and 9)."""
     n_pre, n_post = shape
     n_major, n_minor = (n_post, n_pre) if compressed == "post" else (n_pre, n_post)
-    other = "presynaptic" if compressed == "post" else "postsynaptic"
-    if indptr.shape != (n_major + 1,):
-        return [f"indptr has shape {indptr.shape}, expected {(n_major + 1,)}"]
-    if indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
-        return ["indptr does not ascend from 0, expected the start of each neuron's span"]
-    if indptr[-1] != indices.size:
-        return [f"indptr ends at {indptr[-1]} but indices has {indices.size} elements"]
+    if problem := pointer_problem(indptr, n_major, indices.size):
+        return f"indptr {problem}"
     if not indices.size:
-        return []
+        return None
     low, high = int(indices.min()), int(indices.max())
     if low < 0 or high >= n_minor:
-        return [
+        return (
             f"indices runs from {low} to {high}, expected 0 to {n_minor - 1} "
-            f"({n_minor} {other} neurons)"
-        ]
+            f"({n_minor} {OTHER[compressed]}synaptic neurons)"
+        )
+    # In blocks that overlap by one, so that the comparison takes little memory.
     for start in range(0, indices.size, CHUNK):
         block = indices[start : start + CHUNK + 1]
         falls = start + 1 + np.flatnonzero(block[1:] <= block[:-1])
         starts_span = indptr[np.searchsorted(indptr, falls)] == falls
         if not starts_span.all():
             at = int(falls[~starts_span][0])
-            return [
+            return (
                 f"indices does not ascend at connection {at} ({indices[at - 1]}, {indices[at]}), "
                 "expected sorted and unique partners of each neuron"
-            ]
-    return []
-
-
-def expanded_index(indptr: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Return the compressed axis's position of the connections `start` to `stop`, int32."""
-    first = int(np.searchsorted(indptr, start, side="right")) - 1
-    last = int(np.searchsorted(indptr, stop, side="left"))
-    edges = np.clip(indptr[first : last + 1], start, stop)
-    return np.repeat(np.arange(first, last, dtype=np.int32), np.diff(edges))
+            )
+    return None

@@ -1,15 +1,16 @@
-"""Writing arrays piece by piece, when neither their length nor their values are known before.
+"""The one writer of stores: what a group will hold is planned, and its arrays are then appended to.
 
-`CopyWriter` takes the pairs of one neuron after the other and writes one copy of the connectivity;
-`microns_xr.store.spill` brings the pairs into the order of the other copy. Neither holds more than
-a few chunks of an array.
+Planning checks everything before the first byte is written. An array in memory is appended at
+once; rows and pairs that do not fit in memory arrive in blocks, and only a few chunks of each
+array are held. Neither their number nor, on a local disk, their width has to be known before.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -21,70 +22,41 @@ import sparse
 import xarray as xr
 import zarr
 
-from microns_xr.connectivity.arrays import (
-    PAIR_DIMS,
-    Compressed,
-    Pattern,
-    make_pattern,
-    pair_buffers,
-)
-from microns_xr.connectivity.sort import transpose
+from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import RELEASE_COORDS
 from microns_xr.store.format import (
-    CHUNK,
     COORDS_ATTR,
-    MATRIX_ATTRS,
-    MATRIX_ENCODING,
-    MATRIX_VERSION,
+    INDEX_NAMES,
+    MATRIX_GROUP,
     OTHER,
     VARIABLES_ATTR,
     check_name,
+    chunk_of,
     compressor,
-    expanded_index,
     grid_of,
     json_attrs,
     matrix_arrays,
-    matrix_group,
-    pattern_problems,
+    matrix_attrs,
+    pattern_problem,
     reserved_attrs,
 )
 
-# What will be written: every array of a store, checked, before the first byte is.
-#
-# Values stay where they are; a planned array knows how to give a block of its own, in the dtype
-# of the disk, so that casts and expanded indices never exist as a whole.
-
-
-Block = Callable[[int, int], np.ndarray]
-_SPARSE = ("synapse_size", "synapse_count")
+PAIR_VALUES = ("synapse_size", "synapse_count")
 _INT32 = np.iinfo(np.int32)
+_THREADS = max(2, min(8, os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
 class PlannedArray:
     """One array of the store."""
 
-    name: str  # name in its group
+    name: str
     dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str  # dtype on disk; ``"string"`` for text
+    shape: tuple[int, ...]  # begins with 0 where the length is not known yet
+    dtype: str  # on disk; "string" for text
     attrs: dict[str, Any]
-    # gives the positions from start to stop along the first dimension
-    read: Block
-    # positions along the first dimension in a chunk, a divisor of ``CHUNK``, which is the
-    # default
-    chunk: int | None = None
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes an element; 1 for text, which is a stream of bytes."""
-        return 1 if self.dtype == "string" else np.dtype(self.dtype).itemsize
-
-    @property
-    def fill_value(self) -> Any:
-        """What an absent chunk would read as; none is ever absent."""
-        return "" if self.dtype == "string" else np.dtype(self.dtype).type(0)
+    values: np.ndarray | None = None  # None for an array that is appended to
 
 
 @dataclass(frozen=True)
@@ -96,19 +68,10 @@ class PlannedGroup:
     arrays: list[PlannedArray]
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """The stored pairs of a connectivity Dataset, and the dtypes they have on disk."""
-
-    pattern: Pattern
-    size: np.ndarray
-    count: np.ndarray
-    dtypes: tuple[str, str]
-
-
-def plan_dataset(path: str, dataset: xr.Dataset) -> PlannedGroup:
-    """Plan a group of dense variables."""
+def plan_dataset(path: str, dataset: xr.Dataset, appended: str | None = None) -> PlannedGroup:
+    """Plan a group of dense variables; those over the dimension `appended` come without values."""
     arrays = _dense(dataset, dataset.variables, path)
+    arrays = [replace(a, values=None) if a.dims[:1] == (appended,) else a for a in arrays]
     return PlannedGroup(path, _group_attrs(dataset, path, arrays), arrays)
 
 
@@ -117,34 +80,9 @@ def plan_parent(connectivity: xr.Dataset) -> PlannedGroup:
     return PlannedGroup("connectivity", json_attrs(_release(connectivity), "connectivity"), [])
 
 
-def pairs_of(connectivity: xr.Dataset) -> Pairs:
-    """Take the pairs out of a connectivity Dataset and check them."""
-    pattern, values = pair_buffers(connectivity, _SPARSE)
-    problems = pattern_problems(pattern.indices, pattern.indptr, pattern.shape, pattern.compressed)
-    if problems:
-        raise SchemaError(
-            f"connectivity cannot be written: {'; '.join(problems)}; "
-            "build it with mx.build_connectivity"
-        )
-    size, count = (values[name] for name in _SPARSE)
-    return Pairs(pattern, size, count, (_narrowest(size), _narrowest(count)))
-
-
-def transposed(pairs: Pairs) -> Pairs:
-    """Return the same pairs compressed over the other axis, values in the dtypes of the disk."""
-    pattern = pairs.pattern
-    indices, indptr, size, count = transpose(
-        pattern.indices, pattern.indptr, pattern.n_minor, pairs.size, pairs.count, pairs.dtypes
-    )
-    flipped = make_pattern(indices, indptr, pattern.shape, OTHER[pattern.compressed])
-    return Pairs(flipped, size, count, pairs.dtypes)
-
-
-def plan_matrix(connectivity: xr.Dataset, pairs: Pairs) -> PlannedGroup:
-    """Plan the copy of a connectivity Dataset that is compressed as `pairs` are."""
-    pattern, major = pairs.pattern, pairs.pattern.compressed
-    path = matrix_group(major)
-    extra = [name for name in connectivity.variables if name not in (*_SPARSE, *PAIR_DIMS)]
+def plan_copy(connectivity: xr.Dataset, compressed: Compressed) -> PlannedGroup:
+    """Plan one copy of a connectivity Dataset, whose pairs are appended neuron by neuron."""
+    extra = [n for n in connectivity.variables if n not in (*PAIR_VALUES, *PAIR_DIMS)]
     for name in extra:
         if set(PAIR_DIMS) <= set(connectivity[name].dims):
             raise SchemaError(
@@ -157,32 +95,32 @@ def plan_matrix(connectivity: xr.Dataset, pairs: Pairs) -> PlannedGroup:
                 ".rename before writing"
             )
     size_attrs, count_attrs = (
-        json_attrs(connectivity[name].attrs, f"{name} of connectivity") for name in _SPARSE
+        json_attrs(connectivity[name].attrs, f"{name} of connectivity") for name in PAIR_VALUES
     )
-    size_dtype, count_dtype = pairs.dtypes
-    starts = {"long_name": f"first connection of each {major}synaptic neuron, and their end"}
-    buffers: list[tuple[str, str, dict[str, Any], int, Block]] = [
-        ("data", size_dtype, size_attrs, pattern.nnz, _cast(pairs.size, size_dtype)),
-        ("indices", "int32", _position(OTHER[major]), pattern.nnz, _cast(pattern.indices, "int32")),
-        ("indptr", "int64", starts, pattern.indptr.size, _cast(pattern.indptr, "int64")),
-        ("synapse_count", count_dtype, count_attrs, pattern.nnz, _cast(pairs.count, count_dtype)),
-        (
-            f"{major}_index",
-            "int32",
-            _position(major),
-            pattern.nnz,
-            lambda start, stop: expanded_index(pattern.indptr, start, stop),
-        ),
-    ]
-    dims = {name: dims for name, (_, dims) in matrix_arrays(major).items()}
+    attrs = {
+        "data": size_attrs,
+        "indices": _position_attrs(OTHER[compressed]),
+        "indptr": {
+            "long_name": f"first connection of each {compressed}synaptic neuron, and their end"
+        },
+        "synapse_count": count_attrs,
+        INDEX_NAMES[compressed]: _position_attrs(compressed),
+    }
+    path = MATRIX_GROUP[compressed]
+    n_pre, n_post = (connectivity.sizes[dim] for dim in PAIR_DIMS)
+    lengths = {"indptr": (n_post if compressed == "post" else n_pre) + 1}
+    specs = matrix_arrays(compressed)
     arrays = [
-        PlannedArray(name, dims[name], (length,), dtype, attrs, read)
-        for name, dtype, attrs, length, read in buffers
+        PlannedArray(name, specs[name][1], (lengths.get(name, 0),), specs[name][0].split()[0], text)
+        for name, text in attrs.items()
     ]
     arrays += _dense(connectivity, [*PAIR_DIMS, *extra], "connectivity")
-    encoding = (MATRIX_ENCODING[major], MATRIX_VERSION, list(pattern.shape))
-    attrs = _group_attrs(connectivity, path, arrays)
-    return PlannedGroup(path, attrs | dict(zip(MATRIX_ATTRS, encoding, strict=True)), arrays)
+    group_attrs = _group_attrs(connectivity, path, arrays)
+    return PlannedGroup(path, group_attrs | matrix_attrs(compressed, (n_pre, n_post)), arrays)
+
+
+def _position_attrs(axis: Compressed) -> dict[str, Any]:
+    return {"long_name": f"position of the {axis}synaptic neuron in {axis}_nucleus_id"}
 
 
 def _dense(dataset: xr.Dataset, names: Iterable[Hashable], where: str) -> list[PlannedArray]:
@@ -216,22 +154,22 @@ def _dense_array(name: str, variable: xr.Variable, where: str) -> PlannedArray:
         )
     dims = tuple(check_name(dim, where) for dim in variable.dims)
     attrs = json_attrs(variable.attrs, label)
-    return PlannedArray(name, dims, values.shape, dtype, attrs, _rows(values))
+    return PlannedArray(name, dims, values.shape, dtype, attrs, values)
 
 
 def _group_attrs(dataset: xr.Dataset, path: str, arrays: list[PlannedArray]) -> dict[str, Any]:
     release = _release(dataset)
-    given = dict(dataset.attrs)
-    given.pop(VARIABLES_ATTR, None)  # left by a plain reader, and made anew
+    attrs = dict(dataset.attrs)
+    attrs.pop(VARIABLES_ATTR, None)  # left by a plain reader, and made anew
     for name in reserved_attrs(path):
         # So are copies of the release; any other value would be lost on the way.
-        if name in given and given.pop(name) != release.get(name):
+        if name in attrs and attrs.pop(name) != release.get(name):
             raise SchemaError(
                 f"attribute {name!r} of {path} is reserved by the format: rename it before writing"
             )
     names = [array.name for array in arrays]
     return {
-        **json_attrs(given, path),
+        **json_attrs(attrs, path),
         **json_attrs(release, path),
         COORDS_ATTR: " ".join(name for name in names if name in dataset.coords),
         VARIABLES_ATTR: names,
@@ -243,44 +181,9 @@ def _release(dataset: xr.Dataset) -> dict[str, Any]:
     return {name: coords[name].item() for name in RELEASE_COORDS if name in coords}
 
 
-def _position(axis: Compressed) -> dict[str, Any]:
-    return {"long_name": f"position of the {axis}synaptic neuron in {axis}_nucleus_id"}
-
-
-def _rows(values: np.ndarray) -> Block:
-    return lambda start, stop: values[start:stop] if values.ndim else values
-
-
-def _cast(values: np.ndarray, dtype: str) -> Block:
-    return lambda start, stop: values[start:stop].astype(dtype, copy=False)
-
-
-def _narrowest(values: np.ndarray) -> str:
-    if values.size and not _INT32.min <= values.min() <= values.max() <= _INT32.max:
-        return "int64"
-    return "int32"
-
-
-_THREADS = max(2, min(8, os.cpu_count() or 1))
-_INT32_MAX = np.iinfo(np.int32).max
-
-
-def create_array(node: zarr.Group, array: PlannedArray, shards: int | None = None) -> zarr.Array:
-    """Create an array of a store, empty, as the format asks."""
-    chunks, shape_of_shards = grid_of(array.shape, array.dims, array.chunk or CHUNK, shards)
-    return node.create_array(
-        array.name,
-        shape=array.shape,
-        dtype=array.dtype,
-        chunks=chunks,
-        shards=shape_of_shards,
-        filters=None,
-        compressors=[compressor(array.itemsize)],
-        fill_value=array.fill_value,
-        attributes=array.attrs,
-        dimension_names=array.dims,
-        config={"write_empty_chunks": True},
-    )
+def fits_int32(values: np.ndarray) -> bool:
+    """Whether int32 holds all of the integers."""
+    return not values.size or _INT32.min <= values.min() <= values.max() <= _INT32.max
 
 
 class ChunkPool(AbstractContextManager["ChunkPool"]):
@@ -317,181 +220,217 @@ class ChunkPool(AbstractContextManager["ChunkPool"]):
 class ArrayWriter:
     """One array of a store, appended to along its first dimension."""
 
-    def __init__(self, node: zarr.Group, planned: PlannedArray, pool: ChunkPool) -> None:
-        self._node, self._planned, self._pool = node, planned, pool
-        self._chunk = planned.chunk or CHUNK
+    def __init__(
+        self,
+        node: zarr.Group,
+        planned: PlannedArray,
+        pool: ChunkPool,
+        shards: int | None = None,
+    ) -> None:
+        self._node, self._planned, self._pool, self._shards = node, planned, pool, shards
+        _, sharded = grid_of(planned.shape, planned.dims, shards)
+        # What is written at once is whole: no two threads ever write the same chunk or shard.
+        self._step = sharded[0] if sharded else chunk_of(planned.dims)
         self._pieces: list[np.ndarray] = []
         self._held = self._written = 0
         self._array: zarr.Array | None = None
 
-    @property
-    def dtype(self) -> str:
-        """Dtype on disk, as far as is known now."""
-        return self._planned.dtype
-
     def append(self, values: np.ndarray) -> None:
         """Add the next positions; the values are kept for a while and must not be changed."""
-        if not len(values):
-            return
-        if self.dtype == "int32" and values.dtype != np.int32:
-            low, high = int(values.min()), int(values.max())
-            if low < -_INT32_MAX - 1 or high > _INT32_MAX:
-                self._widen()
-        self._pieces.append(values.astype(self.dtype, copy=False))
+        self._pieces.append(values)
         self._held += len(values)
-        if self._held >= self._chunk:
-            self._write_chunks()
+        if self._held >= self._step:
+            self._write(self._held - self._held % self._step)
 
     def finish(self, attrs: dict[str, Any] | None = None) -> None:
         """Write what is left and, if given, set the attributes; nothing follows this."""
-        length = self._written + self._held
-        planned = replace(self._planned, shape=(length, *self._planned.shape[1:]))
         if self._array is None:
-            self._array = create_array(self._node, planned)
-        else:
-            self._array.resize(planned.shape)
+            planned = self._planned if attrs is None else replace(self._planned, attrs=attrs)
+            planned = replace(planned, shape=(self._held, *planned.shape[1:]))
+            values = np.concatenate(self._pieces) if self._held else None
+            self._pool.submit(_write_whole, self._node, planned, self._shards, values)
+            return
         if self._held:
-            self._pool.submit(_write_slice, self._array, self._written, self._joined())
-        if attrs is not None:
+            self._write(self._held)
+        if attrs is not None and attrs != self._planned.attrs:
             self._array.update_attributes(attrs)
 
-    def _joined(self) -> np.ndarray:
-        return self._pieces[0] if len(self._pieces) == 1 else np.concatenate(self._pieces)
-
-    def _write_chunks(self) -> None:
-        chunk, values = self._chunk, self._joined()
-        whole = len(values) - len(values) % chunk
-        self._grow(self._written + whole)
-        assert self._array is not None
-        for start in range(0, whole, chunk):
-            piece = values[start : start + chunk]
+    def _write(self, n: int) -> None:
+        """Write the next `n` positions, whole chunks or shards unless they are the last."""
+        first = self._pieces[0]
+        values = first if len(self._pieces) == 1 else np.concatenate(self._pieces)
+        known, *rest = self._planned.shape
+        shape = (max(known, self._written + n), *rest)
+        if self._array is None:
+            self._array = _create(self._node, replace(self._planned, shape=shape), self._shards)
+        elif self._array.shape != shape:
+            self._array.resize(shape)
+        for start in range(0, n, self._step):
+            piece = values[start : min(start + self._step, n)]
             self._pool.submit(_write_slice, self._array, self._written + start, piece)
-        self._written += whole
-        self._held -= whole
+        self._written += n
+        self._held -= n
         # A copy, so that the rest does not keep all of it in memory.
-        self._pieces = [values[whole:].copy()] if self._held else []
+        self._pieces = [values[n:].copy()] if self._held else []
 
-    def _grow(self, length: int) -> None:
-        """Make the array long enough; twice as long, for each step rewrites the metadata."""
-        rest = self._planned.shape[1:]
-        if self._array is None:
-            self._array = create_array(self._node, replace(self._planned, shape=(length, *rest)))
-        elif self._array.shape[0] < length:
-            self._array.resize((max(length, 2 * self._array.shape[0]), *rest))
-
-    def _widen(self) -> None:
-        """Begin again in int64 and copy what is written, chunk by chunk."""
-        narrow, name, chunk = self._planned, self._planned.name, self._chunk
-        self._planned = replace(narrow, dtype="int64")
-        self._pieces = [piece.astype(np.int64) for piece in self._pieces]
-        if self._array is None:
+    def widen(self) -> None:
+        """Go on in int64, after what is written was copied chunk by chunk; on this disk only."""
+        narrow, self._planned = self._array, replace(self._planned, dtype="int64")
+        if narrow is None:
             return
         self._pool.wait()
-        shape = (self._written, *narrow.shape[1:])
-        source = self._array
-        aside = create_array(self._node, replace(narrow, name=f"{name}.int32", shape=shape))
-        for copy_to in (aside, None):
-            if copy_to is None:
-                del self._node[name]
-                source = aside
-                self._array = copy_to = create_array(
-                    self._node, replace(self._planned, shape=shape)
-                )
-            for start in range(0, self._written, chunk):
-                copy_to[start : start + chunk] = source[start : start + chunk]
-        del self._node[aside.basename]
+        aside = replace(self._planned, name=f"{self._planned.name}.int64", shape=narrow.shape)
+        wide = _create(self._node, aside, None)
+        for start in range(0, self._written, self._step):
+            wide[start : start + self._step] = narrow[start : start + self._step]
+        store: Any = narrow.store
+        shutil.rmtree(store.root / narrow.path)
+        os.rename(store.root / wide.path, store.root / narrow.path)
+        self._array = zarr.open_array(store, path=narrow.path)
+
+    @property
+    def dtype(self) -> str:
+        """Dtype on disk, as far as it is known now."""
+        return self._planned.dtype
+
+
+def _create(node: zarr.Group, planned: PlannedArray, shards: int | None) -> zarr.Array:
+    """Create an array, empty, as the format asks."""
+    chunks, sharded = grid_of(planned.shape, planned.dims, shards)
+    text = planned.dtype == "string"
+    return node.create_array(
+        planned.name,
+        shape=planned.shape,
+        dtype=planned.dtype,
+        chunks=chunks,
+        shards=sharded,
+        filters=None,
+        # text is a stream of bytes
+        compressors=[compressor(1 if text else np.dtype(planned.dtype).itemsize)],
+        # what an absent chunk would read as; none is ever absent
+        fill_value="" if text else np.dtype(planned.dtype).type(0),
+        attributes=planned.attrs,
+        dimension_names=planned.dims,
+        config={"write_empty_chunks": True},
+    )
+
+
+def _write_whole(
+    node: zarr.Group, planned: PlannedArray, shards: int | None, values: np.ndarray | None
+) -> None:
+    array = _create(node, planned, shards)
+    if values is not None and values.size:
+        _write_slice(array, 0, values)
 
 
 def _write_slice(array: zarr.Array, start: int, values: np.ndarray) -> None:
-    array[start : start + len(values)] = values
+    if array.dtype.kind != "T":
+        values = values.astype(array.dtype, copy=False)
+    array[(slice(start, start + len(values)),) if values.ndim else ()] = values
+
+
+class GroupWriter:
+    """One group of a store: what is planned with values is written, the rest is appended to."""
+
+    def __init__(
+        self, root: zarr.Group, plan: PlannedGroup, pool: ChunkPool, shards: int | None = None
+    ) -> None:
+        self._node = root.require_group(plan.path)
+        self._node.update_attributes(plan.attrs)
+        self.appended: dict[str, ArrayWriter] = {}
+        for array in plan.arrays:
+            if array.values is not None and not array.dims:
+                pool.submit(_write_whole, self._node, array, None, array.values)
+                continue
+            writer = ArrayWriter(self._node, array, pool, shards)
+            if array.values is None:
+                self.appended[array.name] = writer
+            else:
+                writer.append(array.values)
+                writer.finish()
+
+    def append(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Add the next values of some arrays."""
+        for name, values in columns.items():
+            self.appended[name].append(values)
+
+    def finish(self, plan: PlannedGroup | None = None) -> None:
+        """Write what is left and, where a later plan is given, set its attributes."""
+        attrs: dict[str, Any] = {}
+        if plan is not None:
+            self._node.attrs.put(plan.attrs)
+            attrs = {array.name: array.attrs for array in plan.arrays}
+        for name, writer in self.appended.items():
+            writer.finish(attrs.get(name))
 
 
 class CopyWriter:
     """One copy of the connectivity, written neuron by neuron.
 
-    Holds at most one chunk of each of the four arrays, beside what waits in `pool`.
+    Without `dtypes`, those of size and count on disk, they begin as int32 and are widened when a
+    value needs it.
     """
 
     def __init__(
-        self, root: zarr.Group, compressed: Compressed, shape: tuple[int, int], pool: ChunkPool
+        self,
+        root: zarr.Group,
+        plan: PlannedGroup,
+        pool: ChunkPool,
+        shards: int | None = None,
+        *,
+        n_pairs: int = 0,
+        dtypes: tuple[str, str] | None = None,
     ) -> None:
-        self.compressed, self.shape, self._pool = compressed, shape, pool
-        self._node = root.require_group(matrix_group(compressed))
-        self._n_major = shape[1] if compressed == "post" else shape[0]
-        self._index = f"{compressed}_index"
-        specs = matrix_arrays(compressed)
-        self._arrays = {
-            name: ArrayWriter(
-                self._node,
-                PlannedArray(name, specs[name][1], (0,), "int32", {}, _nothing),
-                pool,
-            )
-            for name in ("data", "indices", "synapse_count", self._index)
-        }
+        self.compressed: Compressed = "post" if plan.path == MATRIX_GROUP["post"] else "pre"
+        self._n_pre, self._n_post = plan.attrs["shape"]
+        self._n_major = self._n_post if self.compressed == "post" else self._n_pre
+        self._widens = dtypes is None
+        known = {} if dtypes is None else dict(zip(("data", "synapse_count"), dtypes, strict=True))
+        arrays = [
+            replace(array, shape=(n_pairs,), dtype=known.get(array.name, array.dtype))
+            if array.dims == ("connection",)
+            else array
+            for array in plan.arrays
+        ]
+        self._group = GroupWriter(root, replace(plan, arrays=arrays), pool, shards)
         self._lengths: list[np.ndarray] = []
         self.n_done = 0
         self.n_connections = 0
-
-    @property
-    def dtypes(self) -> tuple[str, str]:
-        """Dtypes of size and count on disk, as far as is known now."""
-        return self._arrays["data"].dtype, self._arrays["synapse_count"].dtype
 
     def append(
         self, lengths: np.ndarray, indices: np.ndarray, size: np.ndarray, count: np.ndarray
     ) -> None:
         """Add the pairs of the next neurons."""
-        n = len(lengths)
-        indptr = np.zeros(n + 1, dtype=np.int64)
-        np.cumsum(lengths, out=indptr[1:])
-        n_minor = self.shape[0] if self.compressed == "post" else self.shape[1]
-        local = (n_minor, n) if self.compressed == "post" else (n, n_minor)
-        problems = pattern_problems(indices, indptr, local, self.compressed)
-        if self.n_done + n > self._n_major:
-            problems.append(f"{self.n_done + n} neurons, expected {self._n_major}")
-        if problems or not len(indices) == len(size) == len(count):
+        n, first = len(lengths), self.n_done
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        shape = (self._n_pre, n) if self.compressed == "post" else (n, self._n_post)
+        problem = pattern_problem(indices, indptr, shape, self.compressed)
+        if first + n > self._n_major:
+            problem = f"{first + n} neurons, expected {self._n_major}"
+        if not len(indices) == len(size) == len(count):
+            problem = "arrays differ in length"
+        if problem:
             raise SchemaError(
-                f"pairs of the {self.compressed}synaptic neurons from number {self.n_done} on "
-                f"cannot be written: {'; '.join(problems) or 'arrays differ in length'}"
+                f"pairs of the {self.compressed}synaptic neurons from number {first} on cannot be "
+                f"written: {problem}"
             )
-        majors = np.arange(self.n_done, self.n_done + n, dtype=np.int32)
-        pieces = (size, indices, count, np.repeat(majors, lengths))
-        for array, values in zip(self._arrays.values(), pieces, strict=True):
-            array.append(values)
+        columns = {"data": size, "synapse_count": count}
+        for name, values in columns.items():
+            array = self._group.appended[name]
+            if self._widens and array.dtype == "int32" and not fits_int32(values):
+                array.widen()
+        majors = np.repeat(np.arange(first, first + n, dtype=np.int32), lengths)
+        self._group.append(columns | {"indices": indices, INDEX_NAMES[self.compressed]: majors})
         self._lengths.append(np.asarray(lengths, dtype=np.int64))
         self.n_done += n
         self.n_connections += len(indices)
 
-    def finish(self, template: xr.Dataset) -> None:
-        """Write what is left, the labels, further coordinates and the attributes."""
-        pairs = pairs_of(template)
-        if pairs.pattern.compressed != self.compressed:
-            pairs = transposed(pairs)
-        if self.n_done != self._n_major or pairs.pattern.shape != self.shape or pairs.pattern.nnz:
+    def finish(self, plan: PlannedGroup | None = None) -> None:
+        """Write what is left, and the pointers; a later plan gives the attributes."""
+        if self.n_done != self._n_major:
             raise SchemaError(
-                f"{self.n_done} of {self._n_major} neurons were written and the template has the "
-                f"shape {pairs.pattern.shape} and {pairs.pattern.nnz} pairs, expected all neurons, "
-                f"{self.shape} and no pair"
+                f"{self.n_done} of {self._n_major} neurons were written, expected all of them"
             )
-        indptr = np.concatenate([[0], np.cumsum(np.concatenate([[], *self._lengths]))])
-        indptr = indptr.astype(np.int64)
-        planned = plan_matrix(template, pairs)
-        self._node.update_attributes(planned.attrs)
-        for array in planned.arrays:
-            if array.name in self._arrays:
-                self._arrays[array.name].finish(array.attrs)
-                continue
-            if array.name == "indptr":
-                array = replace(array, read=lambda start, stop: indptr[start:stop])
-            self._pool.submit(write_array, self._node, array)
-
-
-def write_array(node: zarr.Group, array: PlannedArray) -> None:
-    """Write an array that is small enough to be read at once."""
-    target = create_array(node, array)
-    if 0 not in array.shape:
-        target[...] = array.read(0, array.shape[0] if array.shape else 1)
-
-
-def _nothing(start: int, stop: int) -> np.ndarray:
-    raise AssertionError("an array that is appended to is not read")
+        lengths = np.concatenate([[0], *self._lengths])
+        self._group.append({"indptr": np.cumsum(lengths, dtype=np.int64)})
+        self._group.finish(plan)

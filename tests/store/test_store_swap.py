@@ -305,11 +305,11 @@ KILLED = """
     import os, sys
     sys.path.insert(0, sys.argv[1])
     import store_examples as ex
-    from microns_xr.store import swap, write
+    from microns_xr.store import stream, swap, write
 
     path, step = sys.argv[2], int(sys.argv[3])
     write.write_store(path, units=ex.units())
-    module, name = [(write, "_write_whole"), (swap.os, "rename")][step]
+    module, name = [(stream, "_write_whole"), (swap.os, "rename")][step]
     call, calls = getattr(module, name), []
 
     def fatal(*args, **kwargs):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import xarray as xr
@@ -17,6 +17,10 @@ from microns_xr.store.open import groups_of, open_root, open_store, read_group
 
 class MicronsXrBackendEntrypoint(BackendEntrypoint):
     """Engine that gives sparse-backed connectivity; found by xarray under its name only.
+
+    `xarray.open_datatree` and `open_groups` give all groups, `open_dataset` one: ``group`` is
+    ``"units"``, ``"layers"``, ``"functional"``, ``"connectivity"`` or ``"synapses"``. The other
+    arguments are those of `microns_xr.open_store`, and ``drop_variables``.
 
     Do not pass ``chunks=``: xarray wraps every array for dask as a dense one, so that the first
     computation makes the whole matrix dense.
@@ -48,41 +52,16 @@ class MicronsXrBackendEntrypoint(BackendEntrypoint):
         group: str | None = None,
         lazy: bool = False,
         compressed: Compressed = "post",
-        storage_options: Mapping[str, Any] | None = None,
+        storage_options: Any = None,
     ) -> xr.Dataset:
-        """Open one group.
-
-        Parameters
-        ----------
-        filename_or_obj : str, path-like or zarr.abc.store.Store
-            The store.
-        drop_variables : str or iterable of str, optional
-            Variables to leave out.
-        group : str
-            ``"units"``, ``"layers"``, ``"functional"``, ``"connectivity"`` or ``"synapses"``.
-        lazy, compressed, storage_options
-            See `microns_xr.store.open.open_store`.
-
-        Returns
-        -------
-        xarray.Dataset
-            As it was written.
-
-        Raises
-        ------
-        UnknownLabelError
-            If the store has no such group, or none is named.
-        StoreFormatError, SourceError
-            See `microns_xr.store.open.open_store`.
-        """
+        """Open one group as a Dataset."""
         root = open_root(filename_or_obj, storage_options)
         if group is None:
             raise UnknownLabelError(
                 f"group is not given, expected one of {groups_of(root)}: pass "
                 'group="units", or use xr.open_datatree for all'
             )
-        dataset = read_group(root, group, lazy=lazy, compressed=compressed)
-        return _kept(_without(dataset, drop_variables))
+        return _prepared(read_group(root, group, lazy=lazy, compressed=compressed), drop_variables)
 
     def open_datatree(  # type: ignore[override]
         self,
@@ -91,24 +70,21 @@ class MicronsXrBackendEntrypoint(BackendEntrypoint):
         drop_variables: str | Iterable[str] | None = None,
         lazy: bool = False,
         compressed: Compressed = "post",
-        storage_options: Mapping[str, Any] | None = None,
+        storage_options: Any = None,
     ) -> xr.DataTree:
-        """Open all groups; see `microns_xr.store.open.open_store`."""
-        tree = open_store(
-            filename_or_obj, lazy=lazy, compressed=compressed, storage_options=storage_options
-        )
-        tree = tree.map_over_datasets(_without, drop_variables) if drop_variables else tree
-        return tree.map_over_datasets(_kept)
+        """Open all groups as a tree."""
+        tree = open_store(filename_or_obj, lazy, compressed, storage_options=storage_options)
+        return tree.map_over_datasets(_prepared, drop_variables)
 
     def open_groups_as_dict(  # type: ignore[override]
         self, filename_or_obj: Address, **kwargs: Any
     ) -> dict[str, xr.Dataset]:
-        """Open all groups as Datasets by path; see `open_datatree`."""
+        """Open all groups as Datasets by path."""
         tree = self.open_datatree(filename_or_obj, **kwargs)
         return {node.path: node.to_dataset() for node in tree.subtree}
 
 
-class _Unwrapped(xr.Variable):
+class _DaskVariable(xr.Variable):
     """A variable whose dask array stays as it is.
 
     xarray wraps what an engine returns for its own lazy loading; around a dask array the wrapper
@@ -128,18 +104,14 @@ class _Unwrapped(xr.Variable):
             xr.Variable.data.fset(self, data)  # type: ignore[attr-defined]
 
 
-def _kept(dataset: xr.Dataset) -> xr.Dataset:
-    """Return the Dataset with dask arrays as xarray is to leave them."""
+def _prepared(dataset: xr.Dataset, dropped: str | Iterable[str] | None) -> xr.Dataset:
+    """Return a Dataset without some variables, with dask arrays as xarray is to leave them."""
+    names = [dropped] if isinstance(dropped, str) else list(dropped or ())
+    dataset = dataset.drop_vars(names, errors="ignore")
     return dataset.assign(
         {
-            name: _Unwrapped(v.dims, v.data, v.attrs)
+            name: _DaskVariable(v.dims, v.data, v.attrs)
             for name, v in dataset.data_vars.items()
             if v.chunks is not None
         }
     )
-
-
-def _without(dataset: xr.Dataset, names: str | Iterable[str] | None) -> xr.Dataset:
-    if not names:
-        return dataset
-    return dataset.drop_vars([names] if isinstance(names, str) else list(names), errors="ignore")

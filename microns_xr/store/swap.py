@@ -9,7 +9,6 @@ made by hand is never removed. The file is locked while its writer lives, where 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from microns_xr.errors import StoreFormatError
+from microns_xr.files import try_lock
 from microns_xr.store.format import FORMAT_ATTR
 
 MARK = ".microns_xr_swap"
@@ -28,16 +28,6 @@ def address_of(path: str | os.PathLike[str]) -> str:
     """Return a local path without links, or the address of an object store as it is."""
     text = os.fspath(path).removeprefix("file://")
     return text if "://" in text else os.path.realpath(os.path.expanduser(text))
-
-
-def tmp_of(path: str) -> str:
-    """Return where the store `path` is written."""
-    return path + ".tmp"
-
-
-def old_of(path: str) -> str:
-    """Return where the store that `path` replaces is put aside."""
-    return path + ".old"
 
 
 def is_store(path: str) -> bool:
@@ -52,15 +42,15 @@ def is_store(path: str) -> bool:
 
 def recover(path: str, *, writing: bool = False) -> None:
     """Finish the replacement of a local store that was interrupted, if there is one."""
-    tmp, old = tmp_of(path), old_of(path)
+    tmp, old = path + ".tmp", path + ".old"
     if not any(map(os.path.lexists, (tmp, old, os.path.join(path, MARK)))):
         return
     if _is_locked(tmp) or _is_locked(path):
         if writing:
-            raise StoreFormatError(
-                f"{path} is being written by another process: wait for it, or write elsewhere"
-            )
-        _wait_for(path)
+            raise _busy(path)
+        deadline = time.monotonic() + _PATIENCE
+        while not is_store(path) and is_store(tmp) and time.monotonic() < deadline:
+            time.sleep(0.02)
         return
     if writing:
         for folder in (tmp, old):
@@ -84,15 +74,16 @@ def replacing(path: str, *, overwrite: bool = True) -> Iterator[str]:
     """Give a new folder to write to; when the block ends well it becomes the store."""
     recover(path, writing=True)
     _require_replaceable(path, overwrite)
-    tmp = tmp_of(path)
+    tmp = path + ".tmp"
     try:
         os.makedirs(tmp)
-    except FileExistsError as error:  # since it was looked for
-        raise StoreFormatError(
-            f"{path} is being written by another process: wait for it, or write elsewhere"
-        ) from error
-    lock = _lock(tmp)
+    except FileExistsError as error:  # made since `recover` looked
+        raise _busy(path) from error
+    _mark(tmp)
+    lock = os.open(os.path.join(tmp, MARK), os.O_RDWR)
     try:
+        while not try_lock(lock):  # a reader is looking whether there is a writer
+            time.sleep(0.001)
         try:
             yield tmp
         except BaseException:
@@ -100,16 +91,20 @@ def replacing(path: str, *, overwrite: bool = True) -> Iterator[str]:
             raise
         _finish(path)
     finally:
-        _unlock(lock)
+        os.close(lock)
+
+
+def _busy(path: str) -> StoreFormatError:
+    return StoreFormatError(
+        f"{path} is being written by another process: wait for it, or write elsewhere"
+    )
 
 
 def _require_replaceable(path: str, overwrite: bool) -> None:
-    if not os.path.lexists(path):
-        return
-    if os.path.isdir(path) and not os.listdir(path):
+    if not os.path.lexists(path) or (os.path.isdir(path) and not os.listdir(path)):
         return
     if not is_store(path):
-        found = "a folder that is no store" if os.path.isdir(path) else "a file"
+        found = "a folder that is not a store" if os.path.isdir(path) else "a file"
         raise StoreFormatError(
             f"{path} is {found}, expected a store of this package or a new name: nothing else is "
             "ever replaced; write elsewhere"
@@ -122,7 +117,7 @@ def _require_replaceable(path: str, overwrite: bool) -> None:
 
 def _finish(path: str) -> None:
     """Carry a replacement on from wherever it stands; every step may have been the last."""
-    tmp, old = tmp_of(path), old_of(path)
+    tmp, old = path + ".tmp", path + ".old"
     if is_store(path):
         _remove(old)
     if _is_ours(tmp) and is_store(tmp):
@@ -166,41 +161,17 @@ def _remove(folder: str) -> None:
     os.rmdir(folder)
 
 
-def _lock(folder: str) -> int | None:
-    """Mark a folder and lock the mark; the lock ends with the process, however that ends."""
-    _mark(folder)
-    if fcntl is None:
-        return None
-    descriptor = os.open(os.path.join(folder, MARK), os.O_RDWR)
-    with suppress(OSError):  # some network file systems know no locks
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return descriptor
-
-
-def _unlock(descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)
-
-
 def _is_locked(folder: str) -> bool:
-    if fcntl is None:
-        return False
+    """Whether the writer that marked a folder is alive."""
     try:
-        descriptor = os.open(os.path.join(folder, MARK), os.O_RDONLY)
+        mark = os.open(os.path.join(folder, MARK), os.O_RDONLY)
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        for _ in range(3):  # another look like this one holds the lock for an instant
+            if try_lock(mark):
+                return False
+            time.sleep(0.002)
         return True
-    except OSError:
-        return False
     finally:
-        os.close(descriptor)
-    return False
-
-
-def _wait_for(path: str) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while not is_store(path) and is_store(tmp_of(path)) and time.monotonic() < deadline:
-        time.sleep(0.02)
+        os.close(mark)

@@ -21,12 +21,12 @@ from microns_xr.connectivity.arrays import (
 )
 from microns_xr.store import stream
 from microns_xr.store.spill import PairSpill, Spill
-from microns_xr.store.stream import ArrayWriter, ChunkPool, CopyWriter, PlannedArray
+from microns_xr.store.stream import ArrayWriter, ChunkPool, CopyWriter, PlannedArray, plan_copy
 
 
 @pytest.fixture
 def chunks_of_7(monkeypatch):
-    monkeypatch.setattr(stream, "CHUNK", 7)
+    monkeypatch.setattr("microns_xr.store.format.CHUNK", 7)
 
 
 def template_of(connectivity):
@@ -50,17 +50,17 @@ def stream_store(path, connectivity, units, span: int, run_rows: int) -> None:
     size, count = (values_of(connectivity, n) for n in ("synapse_size", "synapse_count"))
     spilled = os.path.join(path, "pairs")
     with ChunkPool(2) as pool, PairSpill(spilled, pattern.shape[0], run_rows) as pairs:
-        by_post = CopyWriter(root, "post", pattern.shape, pool)
+        by_post = CopyWriter(root, plan_copy(template, "post"), pool)
         for first in range(0, pattern.n_major, span):
             indptr = pattern.indptr[first : first + span + 1]
             own = slice(indptr[0], indptr[-1])
             new = (np.diff(indptr), pattern.indices[own], size[own], count[own])
             pairs.add(by_post.n_done, *new)
             by_post.append(*new)
-        by_post.finish(template)
-        by_pre = CopyWriter(root, "pre", pattern.shape, pool)
+        by_post.finish()
+        by_pre = CopyWriter(root, plan_copy(template, "pre"), pool)
         pairs.write(by_pre, max_rows=run_rows)
-        by_pre.finish(template)
+        by_pre.finish()
     assert not os.path.exists(spilled)
 
 
@@ -97,16 +97,16 @@ def test_pairs_that_break_the_rules(tmp_path):
     root = zarr.open_group(str(tmp_path / "s.zarr"), mode="w")
     one = np.ones(2, dtype=np.int64)
     with ChunkPool() as pool:
-        copy = CopyWriter(root, "post", (3, 2), pool)
+        template = template_of(random_connectivity(3, 2, 0.5, False, 0))
+        copy = CopyWriter(root, plan_copy(template, "post"), pool)
         for indices, says in (([2, 1], "does not ascend"), ([1, 1], "ascend"), ([0, 3], "0 to 2")):
             with pytest.raises(mx.errors.SchemaError, match=says):
                 copy.append(np.array([2]), np.array(indices), one, one)
         with pytest.raises(mx.errors.SchemaError, match="differ in length"):
             copy.append(np.array([2]), np.array([0, 1]), one[:1], one)
         copy.append(np.array([2]), np.array([0, 2]), one, one)
-        template = template_of(random_connectivity(3, 2, 0.5, False, 0))
         with pytest.raises(mx.errors.SchemaError, match="1 of 2 neurons were written"):
-            copy.finish(template)
+            copy.finish()
         with pytest.raises(mx.errors.SchemaError, match="3 neurons, expected 2"):
             copy.append(np.array([1, 1]), np.array([0, 2]), one, one)
 
@@ -121,7 +121,7 @@ def test_a_chunk_that_cannot_be_written(tmp_path, monkeypatch, chunks_of_7):
     root = zarr.open_group(str(tmp_path / "s.zarr"), mode="w")
 
     def write(name: str, pieces: int) -> None:
-        planned = PlannedArray(name, ("i",), (0,), "int32", {}, full)
+        planned = PlannedArray(name, ("i",), (0,), "int32", {})
         with ChunkPool(1) as pool:
             array = ArrayWriter(root, planned, pool)
             for _ in range(pieces):

@@ -142,7 +142,10 @@ def test_root_says_where_it_comes_from(path: str) -> None:
     tables = [{"name": "t", "rows": np.int64(2)}]
     layers = ex.layers().assign_attrs(source_tables=["nuclei", *tables])
     mx.write_store(path, units=ex.units().assign_attrs(source_tables=tables), layers=layers)
-    assert mx.open_store(path).attrs["source_tables"] == [{"name": "t", "rows": 2}, {"name": "nuclei"}]
+    assert mx.open_store(path).attrs["source_tables"] == [
+        {"name": "t", "rows": 2},
+        {"name": "nuclei"},
+    ]
     assert mx.open_store(path).attrs["timestamp"] is None
 
 

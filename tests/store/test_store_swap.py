@@ -246,7 +246,6 @@ def test_a_store_of_a_newer_format_may_be_replaced(path: str) -> None:
     assert list(mx.open_store(path).children) == ["units"]
 
 
-@pytest.mark.skipif(swap.fcntl is None, reason="the system has no file locks")
 def test_two_writers(path: str) -> None:
     put(path, "old")
     with replacing(path) as folder:
@@ -260,29 +259,46 @@ def test_two_writers(path: str) -> None:
     assert word_of(path) == "new"
 
 
-@pytest.mark.skipif(swap.fcntl is None, reason="the system has no file locks")
 def test_a_reader_waits_for_the_renames_of_a_live_writer(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(path + ".tmp", "new")
-    lock = swap._lock(path + ".tmp")
     waited = []
 
     def renamed(seconds: float) -> None:
         waited.append(seconds)
-        os.rename(path + ".tmp", path)
+        if len(waited) == 9:
+            os.rename(path + ".tmp", path)
 
     monkeypatch.setattr(swap.time, "sleep", renamed)
-    recover(path)
-    os.close(lock)  # type: ignore[arg-type]
-    assert waited
+    with replacing(path) as folder:
+        put(folder, "new")
+        recover(path)
+        assert len(waited) == 9
+        assert word_of(path) == "new"
+
+
+def test_two_looks_at_a_lock_do_not_take_each_other_for_a_writer(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(path + ".tmp", "new")
+    Path(path + ".tmp", MARK).touch()
+    other = os.open(Path(path + ".tmp", MARK), os.O_RDONLY)
+    assert swap.try_lock(other)
+    monkeypatch.setattr(swap.time, "sleep", lambda _: os.close(other))
+    recover(path, writing=True)
     assert word_of(path) == "new"
+    # nor does a writer give up its lock for one that looks
+    held = [True]
+    monkeypatch.setattr(swap.time, "sleep", lambda _: held.clear())
+    monkeypatch.setattr(swap, "try_lock", lambda _: not held)
+    replace(path, "newer")
+    assert not held
 
 
 def test_without_file_locks_everything_else_is_the_same(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(swap, "fcntl", None)
+    monkeypatch.setattr(swap, "try_lock", lambda _: True)
     put(path, "old")
     replace(path, "new")
     assert word_of(path) == "new"

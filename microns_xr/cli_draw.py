@@ -115,6 +115,7 @@ def _neurons(tree: xr.DataTree) -> xr.Dataset:
 def _connectivity(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
     from microns_xr.analysis.populations import group_connectivity
     from microns_xr.analysis.probability import connection_probability
+    from microns_xr.analysis.resample import Wilson
     from microns_xr.plot import connectivity_matrix
     from microns_xr.select import select_connections
 
@@ -122,7 +123,7 @@ def _connectivity(tree: xr.DataTree, options: dict[str, Any]) -> Axes:
     by, variable = options["by"] or "cell_type", options["variable"] or "n_connections"
     if variable == "probability":
         table = connection_probability(
-            connectivity, units, by, presynaptic=options["presynaptic"], interval="wilson"
+            connectivity, units, by, presynaptic=options["presynaptic"], interval=Wilson()
         )
     else:
         pre, post = (

@@ -267,8 +267,9 @@ def select_connections(
     if units is not None:
         require_same_release(("connectivity", connectivity), ("units", units))
     positions, words = {}, []
-    for side, neurons in (("pre", pre), ("post", post)):
-        positions[side], text = _on_axis(connectivity, units, side, neurons)
+    sides: tuple[tuple[Side, Neurons], ...] = (("pre", pre), ("post", post))
+    for side, neurons in sides:
+        positions[side], text = on_axis(connectivity, units, side, neurons)
         words.append(f"{side}={text}")
     if both:
         result = take_positions(connectivity, positions["pre"], positions["post"])
@@ -278,8 +279,12 @@ def select_connections(
     return add_history(result, f"select_connections({', '.join(words)})", source=connectivity)
 
 
-def _on_axis(
-    connectivity: xr.Dataset, units: xr.Dataset | None, side: str, neurons: Neurons
+def on_axis(
+    connectivity: xr.Dataset,
+    units: xr.Dataset | None,
+    side: Side,
+    neurons: Neurons,
+    all_of_them: bool = False,
 ) -> tuple[np.ndarray | None, str]:
     """Return the ascending positions of neurons on an axis, and words for the history."""
     if neurons is None:
@@ -300,6 +305,8 @@ def _on_axis(
     if isinstance(neurons, xr.Dataset | xr.DataArray):
         require_same_release(("connectivity", connectivity), (side, neurons))
     ids = np.unique(as_ids(neurons, side))
+    if all_of_them:
+        return np.sort(positions_of(connectivity, side, ids)), f"{ids.size} ids"
     positions = Lookup(labels, f"{side}_nucleus_id").find(ids)
     positions = np.sort(positions[positions >= 0])
     if ids.size and not positions.size:

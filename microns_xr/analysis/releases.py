@@ -4,47 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-import numba
 import numpy as np
 import xarray as xr
 from zarr.abc.store import Store
 
+from microns_xr.analysis.pairs import SIDES, require_asked_for
 from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.blocks import positions_of
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import n_connections, recompress, take
-from microns_xr.errors import ReleaseMismatchError, SchemaError, UnknownLabelError, nearest_words
+from microns_xr.errors import ReleaseMismatchError, SchemaError, unknown_label
 from microns_xr.provenance import add_history, release_of, require_same_release
 from microns_xr.schema import VOXEL_UNITS, validate
 from microns_xr.store.open import open_store
 
 RELEASES = ("a", "b")
-_UNIT_CHANGES = ("kept", "gained", "lost")
-# In the order of the numbers that `_match` gives them.
-_PAIR_CHANGES = ("unchanged", "gained", "lost", "resized")
-_NOT_COMPARABLE = ("not_comparable_a", "not_comparable_b")
-_PARTS = ("synapse_size", "synapse_count")
-_ABSENT = "absent"
-_VARIABLES = ("cell_type", "classification_system", "axon_completeness")
-
-
-class BuildsDatasets(Protocol):
-    """What a `microns_xr.Release` is, as far as a comparison needs it."""
-
-    def units(self) -> xr.Dataset:
-        """Build the unit table."""
-
-    def connectivity(self) -> xr.Dataset:
-        """Build the connectivity."""
+_WEIGHTS = ("synapse_size", "synapse_count")
 
 
 def compare_releases(
-    a: BuildsDatasets | xr.DataTree | Mapping[str, xr.Dataset] | str | os.PathLike[str],
-    b: BuildsDatasets | xr.DataTree | Mapping[str, xr.Dataset] | str | os.PathLike[str],
+    a: Any,
+    b: Any,
     *,
-    variables: Iterable[str] = _VARIABLES,
+    variables: str | Iterable[str] = ("cell_type", "classification_system", "axon_completeness"),
     connections: bool = True,
     pre: Any = None,
     post: Any = None,
@@ -115,118 +99,92 @@ def compare_releases(
     True
     """
     names = [variables] if isinstance(variables, str) else list(variables)
-    sides = {
-        name: _parts(obj, name, connections) for name, obj in zip(RELEASES, (a, b), strict=True)
-    }
-    identity = {name: release_of(side.units, f"units of {name}") for name, side in sides.items()}
-    if identity["a"][0] != identity["b"][0]:
+    units, pairs = {}, {}
+    for name, release in zip(RELEASES, (a, b), strict=True):
+        units[name], pairs[name] = _parts(release, name, connections)
+    identity = {name: release_of(units[name], f"units of {name}") for name in RELEASES}
+    datastacks, versions = zip(*identity.values(), strict=True)
+    if datastacks[0] != datastacks[1]:
         raise ReleaseMismatchError(
-            f"a is of {identity['a'][0]} and b of {identity['b'][0]}: nucleus ids mean the same "
-            "in the releases of one datastack only"
+            f"a is of {datastacks[0]} and b of {datastacks[1]}: nucleus ids mean the same in the "
+            "releases of one datastack only"
         )
-    units, n_units = _compare_units(sides["a"].units, sides["b"].units, names)
-    summary = xr.Dataset(
-        {"n_units": ("unit_change", list(n_units.values()), {"units": "units"})},
-        coords={"unit_change": np.array(list(n_units), dtype=object)},
-    )
-    nodes = {"units": units}
+    nodes = {"": xr.Dataset(), "summary": xr.Dataset()}
+    nodes["units"], n_units = _compare_units(units, names)
+    nodes["summary"]["n_units"] = ("unit_change", list(n_units.values()), {"units": "units"})
+    nodes["summary"]["unit_change"] = np.array(list(n_units), dtype=object)
     if connections:
-        compared = _compare_connections(sides["a"], sides["b"], pre, post)
-        nodes["connections"] = compared.table
-        of_pairs = list(compared.counts.values())
-        summary["n_connections"] = ("connection_change", of_pairs, {"units": "connected pairs"})
-        summary["n_comparable_pairs"] = ((), compared.n_pairs, {"units": "pairs"})
-        words = np.array(list(compared.counts), dtype=object)
-        summary = summary.assign_coords(connection_change=words)
-    chosen = {side: given is not None for side, given in (("pre", pre), ("post", post))}
-    entry = (
-        f"compare_releases(a={identity['a'][0]} v{identity['a'][1]}, "
-        f"b={identity['b'][0]} v{identity['b'][1]}, variables={names}, "
-        f"connections={connections}, chosen={chosen})"
-    )
+        ids = _ids_of_both(pairs, pre, post)
+        nodes["connections"], n_changes = _compare_connections(pairs, ids)
+        about = {"units": "connected pairs"}
+        counts = list(n_changes.values())
+        nodes["summary"]["n_connections"] = ("connection_change", counts, about)
+        nodes["summary"]["connection_change"] = np.array(list(n_changes), dtype=object)
+        n_pairs = ids["pre"].size * ids["post"].size
+        nodes["summary"]["n_comparable_pairs"] = ((), n_pairs, {"units": "pairs"})
     coords = {
         "release": np.array(RELEASES, dtype=object),
-        "datastack": ("release", np.array([identity[r][0] for r in RELEASES], dtype=object)),
-        "materialization_version": ("release", [identity[r][1] for r in RELEASES]),
+        "datastack": ("release", np.array(datastacks, dtype=object)),
+        "materialization_version": ("release", list(versions)),
     }
     histories = {
-        f"{part}_history_{name}": dataset.attrs["history"]
-        for name, side in sides.items()
-        for part, dataset in (("units", side.units), ("connectivity", side.connectivity))
-        if dataset is not None and dataset.attrs.get("history")
+        f"{part}_history_{name}": datasets[name].attrs["history"]
+        for name in RELEASES
+        for part, datasets in (("units", units), ("connectivity", pairs))
+        if datasets[name].attrs.get("history")
     }
+    chosen = {"pre": pre is not None, "post": post is not None}
+    both = ", ".join(f"{name}={stack} v{version}" for name, (stack, version) in identity.items())
+    entry = f"compare_releases({both}, variables={names}, {connections=}, {chosen=})"
     return xr.DataTree.from_dict(
         {
             f"/{name}": add_history(node.assign_coords(coords).assign_attrs(histories), entry)
-            for name, node in {"": xr.Dataset(), "summary": summary, **nodes}.items()
+            for name, node in nodes.items()
         }
     )
 
 
-class _Side(NamedTuple):
-    units: xr.Dataset
-    connectivity: xr.Dataset | None
-
-    @property
-    def pairs(self) -> xr.Dataset:
-        assert self.connectivity is not None
-        return self.connectivity
-
-
-class _Compared(NamedTuple):
-    table: xr.Dataset
-    counts: dict[str, int]
-    n_pairs: int
-
-
-def _parts(obj: Any, name: str, connections: bool) -> _Side:
-    if isinstance(obj, str | os.PathLike | Store):
-        obj = open_store(obj, lazy=True)
-    wanted = ("units", "connectivity") if connections else ("units",)
-    found: dict[str, xr.Dataset] = {}
-    for part in wanted:
-        if isinstance(obj, xr.DataTree):
-            value = obj[part].to_dataset() if part in obj.children else None
-        elif isinstance(obj, Mapping):
-            value = obj.get(part)
+def _parts(release: Any, name: str, connections: bool) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return units and connectivity, the latter empty if it is not wanted."""
+    if isinstance(release, str | os.PathLike | Store):
+        release = open_store(release, lazy=True)
+    parts = {"units": xr.Dataset(), "connectivity": xr.Dataset()}
+    for part in parts if connections else ("units",):
+        if isinstance(release, xr.DataTree):
+            value = release[part].to_dataset() if part in release.children else None
+        elif isinstance(release, Mapping):
+            value = release.get(part)
         else:
-            build = getattr(obj, part, None)
+            build = getattr(release, part, None)
             value = build() if callable(build) else None
         if value is None:
             raise SchemaError(
-                f"{name} is a {type(obj).__name__} without {part}: pass a mx.Release, a store, or "
-                "{'units': ..., 'connectivity': ...}"
+                f"{name} is a {type(release).__name__} without {part}: pass a mx.Release, a store, "
+                "or {'units': ..., 'connectivity': ...}"
                 + ("" if part == "units" else ", or connections=False")
             )
         validate(value, "units" if part == "units" else "connectivity")
-        found[part] = value
-    side = _Side(found["units"], found.get("connectivity"))
-    if side.connectivity is not None:
-        require_same_release(
-            (f"units of {name}", side.units), (f"connectivity of {name}", side.connectivity)
-        )
-    return side
+        parts[part] = value
+    require_same_release(*((f"{part} of {name}", value) for part, value in parts.items()))
+    return parts["units"], parts["connectivity"]
 
 
 def _compare_units(
-    a: xr.Dataset, b: xr.Dataset, names: list[str]
+    units: Mapping[str, xr.Dataset], names: list[str]
 ) -> tuple[xr.Dataset, dict[str, int]]:
     for name in names:
-        for release, units in zip(RELEASES, (a, b), strict=True):
-            if name not in units.data_vars:
-                near = ", ".join(nearest_words(name, units.data_vars))
-                raise UnknownLabelError(
-                    f"units of {release} have no variable {name!r}"
-                    + (f"; nearest: {near}" if near else "")
-                    + ": compare variables that both have"
-                )
-            if units[name].dims != ("nucleus_id",) or units[name].dtype.kind not in "OUTib":
+        for release, dataset in units.items():
+            if name not in dataset.data_vars:
+                hint = "compare variables that both have"
+                what = f"units of {release} have no variable"
+                raise unknown_label(what, name, dataset.data_vars, hint)
+            if dataset[name].dims != ("nucleus_id",) or dataset[name].dtype.kind not in "OUTib":
                 raise SchemaError(
-                    f"{name} has dims {units[name].dims} and dtype {units[name].dtype}, expected "
-                    "one word, integer or truth value a unit"
+                    f"{name} has dims {dataset[name].dims} and dtype {dataset[name].dtype}, "
+                    "expected one word, integer or truth value per unit"
                 )
-    ids = np.union1d(a["nucleus_id"].values, b["nucleus_id"].values)
-    rows = [Lookup(u["nucleus_id"].values, "nucleus_id").find(ids) for u in (a, b)]
+    ids = np.union1d(*(dataset["nucleus_id"].values for dataset in units.values()))
+    rows = [Lookup(u["nucleus_id"].values, "nucleus_id").find(ids) for u in units.values()]
     in_a, in_b = (r >= 0 for r in rows)
     both = in_a & in_b
     change = np.select([both, in_b], ["kept", "gained"], "lost").astype(object)
@@ -234,12 +192,12 @@ def _compare_units(
         {"change": ("nucleus_id", change, {"long_name": "kept, gained or lost from a to b"})},
         coords={"nucleus_id": ids},
     )
-    counts = {word: int((change == word).sum()) for word in _UNIT_CHANGES}
+    counts = {word: int((change == word).sum()) for word in ("kept", "gained", "lost")}
     for name in ("pt_root_id", *names):
-        values = [_filled(u[name].values, r) for u, r in zip((a, b), rows, strict=True)]
+        values = [_filled(u[name].values, r) for u, r in zip(units.values(), rows, strict=True)]
         changed = both & (values[0] != values[1])
         flag = f"{name}_changed"
-        result[name] = (("release", "nucleus_id"), np.stack(values), dict(a[name].attrs))
+        result[name] = (("release", "nucleus_id"), np.stack(values), dict(units["a"][name].attrs))
         result[flag] = ("nucleus_id", changed, {"long_name": f"{name} of a kept unit changed"})
         counts[flag] = int(changed.sum())
     return result, counts
@@ -247,104 +205,88 @@ def _compare_units(
 
 def _filled(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     if values.dtype.kind in "OUTb":
-        # Truth values too become objects, among which "absent" can stand.
+        # Truth values become objects too, among which "absent" can stand.
         values = values.astype(object)
-    missing = _ABSENT if values.dtype.kind == "O" else 0
-    if not values.size:
-        return np.full(rows.size, missing, dtype=values.dtype)
-    found = values[rows]
-    found[rows < 0] = missing
-    return found
+    missing = "absent" if values.dtype.kind == "O" else 0
+    return np.append(values, np.array([missing], dtype=values.dtype))[rows]
 
 
-def _compare_connections(a: _Side, b: _Side, pre: Any, post: Any) -> _Compared:
-    for name, side in zip(RELEASES, (a, b), strict=True):
-        if side.pairs["scope"].item() == "unknown" and (pre is None or post is None):
-            raise SchemaError(
-                f"scope of the connectivity of {name} is 'unknown', so a pair without a synapse "
-                "may never have been asked for: pass pre= and post=, neurons all of whose pairs "
-                "were asked for in both releases, or connections=False"
-            )
-    ids = {}
-    for which, given in (("pre", pre), ("post", post)):
-        dim = f"{which}_nucleus_id"
-        axes = [side.pairs[dim].values for side in (a, b)]
+def _ids_of_both(pairs: Mapping[str, xr.Dataset], pre: Any, post: Any) -> dict[str, np.ndarray]:
+    """Return the neurons of each axis all of whose pairs were asked for in both releases."""
+    for name, connectivity in pairs.items():
+        require_asked_for(
+            connectivity,
+            pre,
+            post,
+            "all of whose pairs were asked for in both releases, or connections=False",
+            f" of {name}",
+        )
+    ids: dict[str, np.ndarray] = {}
+    for side, choice in zip(SIDES, (pre, post), strict=True):
+        axes = [connectivity[f"{side}_nucleus_id"].values for connectivity in pairs.values()]
         common = np.intersect1d(axes[0], axes[1], assume_unique=True)
-        if given is not None:
-            for side in (a, b):
-                positions = positions_of(side.pairs, "pre" if which == "pre" else "post", given)
-                common = np.intersect1d(common, side.pairs[dim].values[positions])
-        ids[which] = common
+        if choice is not None:
+            for connectivity, axis in zip(pairs.values(), axes, strict=True):
+                common = np.intersect1d(common, axis[positions_of(connectivity, side, choice)])
         if not common.size:
             raise SchemaError(
-                f"no neuron of {dim} is in both releases, which have {axes[0].size} and "
-                f"{axes[1].size}, so no pair is comparable: download both for the same neurons, or "
-                "pass connections=False"
+                f"no neuron of {side}_nucleus_id is in both releases, which have {axes[0].size} "
+                f"and {axes[1].size}, so no pair is comparable: download both for the same "
+                "neurons, or pass connections=False"
             )
-    n_all = [n_connections(side.pairs) for side in (a, b)]
-    buffers: list[np.ndarray] = []
-    n_inside = []
-    for side in (a, b):
-        kept = take(side.pairs[list(_PARTS)], ids["pre"], ids["post"]).compute()
-        pattern, values = pair_buffers(recompress(kept, "post"))
-        buffers += [pattern.indices, pattern.indptr, *(values[part] for part in _PARTS)]
-        n_inside.append(pattern.nnz)
-    match: Any = _match  # numba's types count the arguments of its own call
-    totals = match(*buffers, *_rows(0), False)
-    rows = _rows(int(totals[1:].sum()))
-    match(*buffers, *rows, True)
-    change, pre_of, post_of, size, count = rows
+        ids[side] = common
+    return ids
+
+
+def _compare_connections(
+    pairs: Mapping[str, xr.Dataset], ids: Mapping[str, np.ndarray]
+) -> tuple[xr.Dataset, dict[str, int]]:
+    keys, weights, not_comparable = [], [], {}
+    for name, connectivity in pairs.items():
+        part = take(connectivity[list(_WEIGHTS)], ids["pre"], ids["post"]).compute()
+        pattern, values = pair_buffers(recompress(part, "post"))
+        # One ascending number per pair, so that pairs of both releases are found by it.
+        post_of = np.repeat(np.arange(pattern.n_major), np.diff(pattern.indptr))
+        keys.append(post_of * pattern.n_minor + pattern.indices)
+        weights.append(np.stack([values[weight] for weight in _WEIGHTS]))
+        not_comparable[f"not_comparable_{name}"] = n_connections(connectivity) - pattern.nnz
+    at_b = _find(keys[1], keys[0])
+    in_both = at_b >= 0
+    resized = in_both.copy()
+    resized[in_both] = (weights[0][:, in_both] != weights[1][:, at_b[in_both]]).any(axis=0)
+    is_new = np.ones(keys[1].size, dtype=bool)
+    is_new[at_b[in_both]] = False
+    changed = {"gained": keys[1][is_new], "lost": keys[0][~in_both], "resized": keys[0][resized]}
+    n_changes = {word: of_word.size for word, of_word in changed.items()}
+    key = np.concatenate(list(changed.values()))
+    order = np.argsort(key)
+    key = key[order]
+    change = np.repeat(np.array(list(changed), dtype=object), list(n_changes.values()))[order]
+    of_both = np.stack(
+        [
+            # Where there is no connection, -1 takes the zero at the end.
+            np.append(weight, np.zeros((len(_WEIGHTS), 1), weight.dtype), axis=1)[:, _find(k, key)]
+            for k, weight in zip(keys, weights, strict=True)
+        ],
+        axis=1,
+    )
+    n_pre = ids["pre"].size
     table = xr.Dataset(
         {
-            "change": ("connection", np.array(_PAIR_CHANGES, dtype=object)[change]),
-            "synapse_size": (("release", "connection"), size, {"units": VOXEL_UNITS}),
-            "synapse_count": (("release", "connection"), count, {"units": "synapses"}),
+            "change": ("connection", change),
+            "synapse_size": (("release", "connection"), of_both[0], {"units": VOXEL_UNITS}),
+            "synapse_count": (("release", "connection"), of_both[1], {"units": "synapses"}),
         },
         coords={
-            "pre_nucleus_id": ("connection", ids["pre"][pre_of]),
-            "post_nucleus_id": ("connection", ids["post"][post_of]),
+            "pre_nucleus_id": ("connection", ids["pre"][key % n_pre]),
+            "post_nucleus_id": ("connection", ids["post"][key // n_pre]),
         },
     )
-    counts = dict(zip(_PAIR_CHANGES, totals.tolist(), strict=True))
-    for word, of_release, inside in zip(_NOT_COMPARABLE, n_all, n_inside, strict=True):
-        counts[word] = of_release - inside
-    return _Compared(table, counts, ids["pre"].size * ids["post"].size)
+    n_unchanged = int(in_both.sum()) - n_changes["resized"]
+    return table, {"unchanged": n_unchanged, **n_changes, **not_comparable}
 
 
-def _rows(n: int) -> tuple[np.ndarray, ...]:
-    """Room for `n` changed pairs: change, pre, post, size and count in both releases."""
-    numbers = (np.empty(n, dtype) for dtype in (np.int8, np.int32, np.int32))
-    return (*numbers, np.zeros((2, n), np.int64), np.zeros((2, n), np.int64))
-
-
-@numba.njit(nogil=True, cache=True)
-def _match(  # type: ignore[no-untyped-def]
-    indices_a, indptr_a, size_a, count_a, indices_b, indptr_b, size_b, count_b,
-    change, pre, post, size, count, write,
-):  # fmt: skip
-    """Merge two patterns on the same axes, count the pairs by change, and write what changed."""
-    totals = np.zeros(4, np.int64)
-    n = 0
-    for j in range(indptr_a.size - 1):
-        p, end_a = np.int64(indptr_a[j]), np.int64(indptr_a[j + 1])
-        q, end_b = np.int64(indptr_b[j]), np.int64(indptr_b[j + 1])
-        while p < end_a or q < end_b:
-            here = p < end_a and (q >= end_b or indices_a[p] <= indices_b[q])
-            there = q < end_b and (p >= end_a or indices_b[q] <= indices_a[p])
-            if here and there:
-                kind = 3 if size_a[p] != size_b[q] or count_a[p] != count_b[q] else 0
-            else:
-                kind = 1 if there else 2
-            totals[kind] += 1
-            if write and kind:
-                change[n] = kind
-                pre[n] = indices_a[p] if here else indices_b[q]
-                post[n] = j
-                if here:
-                    size[0, n], count[0, n] = size_a[p], count_a[p]
-                if there:
-                    size[1, n], count[1, n] = size_b[q], count_b[q]
-                n += 1
-            p += here
-            q += there
-    return totals
+def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return where numbers are among ascending ones, -1 where they are not."""
+    places = np.searchsorted(keys, wanted)
+    return np.where(np.append(keys, -1)[places] == wanted, places, -1)

@@ -1,4 +1,4 @@
-"""Bootstrap over neurons, and Wilson's interval: how certain a ratio of sums is.
+"""How certain a ratio of sums over neurons is: bootstrap over neurons, and Wilson's interval.
 
 Pairs of one neuron are not independent of each other: an axon that is more complete, or a cell in
 a denser place, has more of all of them. So whole neurons are drawn, each with all of its pairs.
@@ -6,7 +6,10 @@ a denser place, has more of all of them. So whole neurons are drawn, each with a
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +19,110 @@ from microns_xr.errors import SchemaError
 _BLOCK = 1 << 22
 
 
+def require_interval(interval: Any, *kinds: type) -> None:
+    """Raise unless it is of one of the kinds."""
+    if not isinstance(interval, kinds):
+        names = " or ".join(
+            "None" if k is type(None) else f"mx.analysis.{k.__name__}()" for k in kinds
+        )
+        raise SchemaError(f"interval is {interval!r}, expected {names}")
+
+
+def require_confidence(confidence: float) -> None:
+    """Raise unless it is a share between 0 and 1."""
+    if not 0 < confidence < 1:
+        raise SchemaError(f"confidence is {confidence}, expected a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Percentile interval from neurons drawn with replacement, each with all of its pairs.
+
+    Parameters
+    ----------
+    n : int, optional
+        Number of draws.
+    confidence : float, optional
+        Share of the draws inside the interval.
+    seed : int, optional
+        Equal seeds give equal intervals.
+    both_sides : bool, optional
+        Of `like_to_like` only: draw pre- and postsynaptic neurons independently (the pigeonhole
+        bootstrap) instead of the presynaptic ones alone. The latter is somewhat too narrow, since
+        pairs share postsynaptic neurons as well; the former is much too wide where connections
+        are few, since chance in single pairs then counts up to three times.
+
+    Raises
+    ------
+    SchemaError
+        If `n` is below 1 or `confidence` is not between 0 and 1.
+
+    Notes
+    -----
+    Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; for both sides Owen
+    2007, Annals of Applied Statistics 1, 386-411. It is too narrow for a handful of neurons.
+
+    Examples
+    --------
+    >>> Bootstrap(n=200, seed=4)
+    Bootstrap(n=200, confidence=0.95, seed=4, both_sides=False)
+    """
+
+    n: int = 1000
+    confidence: float = 0.95
+    seed: int = 0
+    both_sides: bool = False
+
+    def __post_init__(self) -> None:
+        require_confidence(self.confidence)
+        if self.n < 1:
+            raise SchemaError(f"n is {self.n}, expected at least 1 draw, or interval=None for none")
+
+
+DEFAULT_BOOTSTRAP = Bootstrap()
+
+
+@dataclass(frozen=True)
+class Wilson:
+    """Wilson's score interval of a proportion, which takes pairs as independent of each other.
+
+    Pairs that share a neuron are not independent: as the interval of a connection probability it
+    is too narrow where neurons differ.
+
+    Parameters
+    ----------
+    confidence : float, optional
+        Nominal coverage.
+
+    Raises
+    ------
+    SchemaError
+        If `confidence` is not between 0 and 1.
+
+    Notes
+    -----
+    Wilson 1927, Journal of the American Statistical Association 22, 209-212.
+
+    Examples
+    --------
+    >>> Wilson()
+    Wilson(confidence=0.95)
+    """
+
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        require_confidence(self.confidence)
+
+
+def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """Divide; NaN where the divisor is 0."""
+    top, bottom = np.broadcast_arrays(top, bottom)
+    return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
+
+
 def neuron_weights(n_neurons: int, n: int, seed: int) -> np.ndarray:
-    """Draw neurons with replacement, as many as there are, and count how often each was drawn."""
+    """Draw as many neurons as there are, n times, and count how often each was drawn."""
     rng = np.random.default_rng(seed)
     weights = np.empty((n, n_neurons))
     if not n_neurons:
@@ -31,49 +136,32 @@ def neuron_weights(n_neurons: int, n: int, seed: int) -> np.ndarray:
     return weights
 
 
-def bootstrap_replicates(
-    numerators: np.ndarray, denominators: np.ndarray, n: int = 1000, seed: int = 0
-) -> np.ndarray:
-    """Resample neurons and form the ratio of summed numerators to summed denominators."""
-    top, bottom = _tables(numerators, denominators, n)
-    weights = neuron_weights(top.shape[0], n, seed)
-    return _ratios(weights, _flat(top), _flat(bottom)).reshape(n, *top.shape[1:])
-
-
-def bootstrap_neurons(
-    numerators: np.ndarray,
-    denominators: np.ndarray,
-    n: int = 1000,
-    seed: int = 0,
-    confidence: float = 0.95,
+def bootstrap_ratio(
+    top: np.ndarray, bottom: np.ndarray, interval: Bootstrap
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give the percentile interval of a ratio of sums when neurons are resampled.
-
-    Percentile bootstrap of clusters (Efron & Tibshirani 1993, An Introduction to the Bootstrap,
-    chapter 13). It is too narrow for a handful of neurons.
-    """
-    _require_confidence(confidence)
-    top, bottom = _tables(numerators, denominators, n)
-    shape = top.shape[1:]
-    top, bottom = _flat(top), _flat(bottom)
+    """Return the interval of summed `top` over summed `bottom`, both (neurons, ...)."""
+    if interval.both_sides:
+        raise SchemaError("both_sides=True is for like_to_like, expected False: leave it out")
+    n_neurons, *shape = top.shape
+    top, bottom = (table.reshape(n_neurons, math.prod(shape)) for table in (top, bottom))
     low, high = np.full((2, top.shape[1]), np.nan)
-    weights = neuron_weights(top.shape[0], n, seed)
-    told = np.flatnonzero(_spread(top, bottom))
-    step = max(1, _BLOCK // n)
-    for start in range(0, told.size, step):
-        cells = told[start : start + step]
-        ratios = _ratios(weights, top[:, cells], bottom[:, cells])
-        low[cells], high[cells] = percentile_interval(ratios, confidence)
+    weights = neuron_weights(n_neurons, interval.n, interval.seed)
+    # Where all neurons have one ratio, such as 0, no draw differs, which is not certainty.
+    of_neurons = ratio(top, bottom)
+    largest = np.fmax.reduce(of_neurons, axis=0, initial=-np.inf)
+    smallest = np.fmin.reduce(of_neurons, axis=0, initial=np.inf)
+    varying = np.flatnonzero(largest > smallest)
+    step = max(1, _BLOCK // interval.n)
+    for start in range(0, varying.size, step):
+        cells = varying[start : start + step]
+        sums = (weights @ table[:, cells].astype(float) for table in (top, bottom))
+        low[cells], high[cells] = percentile_interval(ratio(*sums), interval.confidence)
     return low.reshape(shape), high.reshape(shape)
 
 
-def percentile_interval(
-    replicates: np.ndarray, confidence: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-    """Give the percentiles of replicates that leave out equal shares on both sides."""
-    _require_confidence(confidence)
+def percentile_interval(replicates: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the percentiles that leave out equal shares on both sides; NaN are left out."""
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    replicates = np.asarray(replicates, dtype=float)
     absent = np.isnan(replicates)
     if not absent.any():
         low, high = np.quantile(replicates, tails, axis=0)
@@ -86,62 +174,14 @@ def percentile_interval(
 
 
 def wilson_interval(
-    successes: np.ndarray, trials: np.ndarray, confidence: float = 0.95
+    successes: np.ndarray, trials: np.ndarray, confidence: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give Wilson's score interval of a proportion of independent trials.
-
-    Wilson 1927, Journal of the American Statistical Association 22, 209-212. Pairs that share a
-    neuron are not independent: as an interval of a connection probability it is too narrow.
-    """
-    _require_confidence(confidence)
+    """Return Wilson's score interval of successes out of independent trials."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    n = np.where(np.asarray(trials) > 0, trials, np.nan).astype(float)
-    p = np.asarray(successes) / n
+    n = np.where(trials > 0, trials, np.nan)
+    p = successes / n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     # At 0 and n successes the ends are 0 and 1, which rounding may miss.
-    return np.clip(np.where(p == 0, 0, centre - half), 0, 1), np.clip(
-        np.where(p == 1, 1, centre + half), 0, 1
-    )
-
-
-def _tables(
-    numerators: np.ndarray, denominators: np.ndarray, n: int
-) -> tuple[np.ndarray, np.ndarray]:
-    if n < 1:
-        raise SchemaError(f"the number of replicates is {n}, expected at least 1")
-    top, bottom = np.asarray(numerators), np.asarray(denominators)
-    try:
-        top, bottom = np.broadcast_arrays(top, bottom)
-    except ValueError as error:
-        raise SchemaError(
-            f"numerators have shape {top.shape} and denominators {bottom.shape}, expected both "
-            "to be (neurons, ...)"
-        ) from error
-    if top.ndim < 1:
-        raise SchemaError("sums have no axis of neurons, expected (neurons, ...)")
-    return top, bottom
-
-
-def _flat(table: np.ndarray) -> np.ndarray:
-    # Not -1, which no one can tell the size of without neurons.
-    return table.reshape(table.shape[0], int(np.prod(table.shape[1:])))
-
-
-def _spread(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    ratio = np.full(top.shape, np.nan)
-    np.divide(top, bottom, out=ratio, where=bottom != 0)
-    largest = np.fmax.reduce(ratio, axis=0, initial=-np.inf)
-    smallest = np.fmin.reduce(ratio, axis=0, initial=np.inf)
-    return np.asarray(largest > smallest)
-
-
-def _ratios(weights: np.ndarray, top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    ratios = weights @ bottom.astype(float)
-    ratios[ratios == 0] = np.nan
-    return np.divide(weights @ top.astype(float), ratios, out=ratios)
-
-
-def _require_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise SchemaError(f"confidence is {confidence}, expected a share between 0 and 1")
+    low, high = np.where(p == 0, 0, centre - half), np.where(p == 1, 1, centre + half)
+    return np.clip(low, 0, 1), np.clip(high, 0, 1)

@@ -200,7 +200,7 @@ def like_to_like(
                 ax.annotate(
                     f"{int(n):,}", (at, height), (5, 5), textcoords="offset points", fontsize=7
                 )
-    lower = variable == "probability" and "lower bound" in str(result.attrs.get("note", ""))
+    lower = variable == "probability" and "lower bound" in str(result.attrs.get("completeness", ""))
     ax.set(
         xlabel=label_of(observed["difference"]),
         ylabel=label_of(observed) + (" (lower bound)" if lower else ""),

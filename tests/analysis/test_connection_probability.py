@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 from matrices import dataset, ids, random_tables, stored_pairs
 
 import microns_xr as mx
-from microns_xr.analysis.probability import Neurons, count_pairs, read_bins
-from microns_xr.analysis.resample import (
-    bootstrap_neurons,
-    bootstrap_replicates,
-    neuron_weights,
-    percentile_interval,
-    wilson_interval,
-)
-
-COUNTS = ["n_pairs", "n_connected", "n_pre_tested"]
+from microns_xr.analysis import Bootstrap, Wilson
+from microns_xr.analysis.probability import count_pairs, read_edges
+from microns_xr.analysis.resample import bootstrap_ratio, neuron_weights, percentile_interval
+from microns_xr.analysis.resample import wilson_interval as wilson
 
 
 def make_units(
@@ -138,7 +132,7 @@ def test_the_last_edge_is_outside(three):
     ],
 )
 def test_directions(three, direction, edges, n):
-    found = mx.analysis.connection_probability(three, make_units(LINE), None, edges, direction)
+    found = mx.analysis.connection_probability(three, make_units(LINE), None, {direction: edges})
     assert found[f"{direction}_distance"].size == len(n)
     assert found.n_pairs.values.tolist() == n
 
@@ -164,7 +158,7 @@ def test_neurons_without_position_are_counted_out(three):
     units = make_units([LINE[0], [30, np.nan, 0], LINE[2]])
     lateral = mx.analysis.connection_probability(three, units, None, [0, 100])
     assert lateral.n_pairs.item() == 6
-    depth = mx.analysis.connection_probability(three, units, None, [0, 500], "depth")
+    depth = mx.analysis.connection_probability(three, units, None, {"depth": [0, 500]})
     assert depth.n_pairs.item() == 2
     assert depth.n_connected.item() == 0
     assert depth.attrs["left_out"]["pre"]["without_position"] == 1
@@ -271,24 +265,31 @@ def test_what_is_refused(three, monkeypatch):
         ([0, 0], "ascending"),
         ([0, np.inf], "finite"),
         ([[0, 1]], "at least two"),
-        (["a", "b"], "no numbers"),
+        (["a", "b"], "not numbers"),
     ):
         with pytest.raises(mx.errors.SchemaError, match=text):
             mx.analysis.connection_probability(three, units, distance=edges)
     with pytest.raises(mx.errors.UnknownLabelError, match=r"'laterl'.*nearest: lateral"):
-        mx.analysis.connection_probability(three, units, distance=[0, 1], direction="laterl")
+        mx.analysis.connection_probability(three, units, distance={"laterl": [0, 1]})
     three_directions = {name: [0, 1] for name in ("depth", "lateral", "euclidean")}
     with pytest.raises(mx.errors.SchemaError, match="one or two"):
         mx.analysis.connection_probability(three, units, distance=three_directions)
-    with pytest.raises(mx.errors.SchemaError, match="interval is 'normal'"):
-        mx.analysis.connection_probability(three, units, interval="normal")
-    with pytest.raises(mx.errors.SchemaError, match="confidence is 95"):
-        mx.analysis.connection_probability(three, units, confidence=95)
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"interval is 'wilson', expected mx.*Wilson\(\)"
+    ):
+        mx.analysis.connection_probability(three, units, interval="wilson")
+    with pytest.raises(mx.errors.SchemaError, match="both_sides=True is for like_to_like"):
+        mx.analysis.connection_probability(three, units, interval=Bootstrap(both_sides=True))
+    for bad, match in ((Bootstrap, "confidence is 95"), (Wilson, "confidence is 95")):
+        with pytest.raises(mx.errors.SchemaError, match=match):
+            bad(confidence=95)
+    with pytest.raises(mx.errors.SchemaError, match="n is 0, expected at least 1 draw"):
+        Bootstrap(0)
     with pytest.raises(mx.errors.ReleaseMismatchError):
         mx.analysis.connection_probability(
             three, mx.releases.stamp_release(units, "minnie65_public", 661)
         )
-    monkeypatch.setattr("microns_xr.analysis.probability._MAX_CELLS", 3 * 4)
+    monkeypatch.setattr("microns_xr.analysis.probability._MAX_COUNTS", 3 * 4)
     mx.analysis.connection_probability(three, units, distance=np.arange(5))
     with pytest.raises(
         mx.errors.SchemaError, match="3 presynaptic neurons x 1 populations x 5 bins"
@@ -296,7 +297,7 @@ def test_what_is_refused(three, monkeypatch):
         mx.analysis.connection_probability(three, units, distance=np.arange(6))
     with pytest.raises(mx.errors.SchemaError, match="no axon_completeness"):
         mx.analysis.connection_probability(three, units.drop_vars("axon_completeness"))
-    with pytest.raises(mx.errors.SchemaError, match="hold no neuron"):
+    with pytest.raises(mx.errors.SchemaError, match="units has no neuron"):
         mx.analysis.connection_probability(three, units.isel(nucleus_id=[]))
 
 
@@ -336,7 +337,9 @@ def test_like_plain_loops(seed, direction, edges, second, compressed):
         ):
             mx.analysis.connection_probability(connectivity, units, distance=asked)
         return
-    found = mx.analysis.connection_probability(connectivity, units, distance=asked, n_bootstrap=3)
+    found = mx.analysis.connection_probability(
+        connectivity, units, distance=asked, interval=Bootstrap(3)
+    )
     assert_like_pairs(found, expected)
 
 
@@ -350,16 +353,16 @@ def test_bins_of_any_width(edges, values):
     edges = np.array(edges)
     if (np.diff(edges) < 1e-9).any():
         with pytest.raises(mx.errors.SchemaError, match="ascending"):
-            read_bins(edges)
+            read_edges(edges)
         return
     at = np.concatenate([edges, np.nextafter(edges, -np.inf), np.nextafter(edges, np.inf), values])
     at = np.where(at == 0, 0.0, at)
-    one = Neurons(*np.zeros((3, 1)))
-    zeros = np.zeros(at.size)
+    posts = np.zeros((3, at.size))
+    posts[1] = at
     tested, _ = count_pairs(
-        one, Neurons(zeros, at, zeros), np.array([-1]), np.arange(at.size + 1),
+        np.zeros((3, 1)), posts, np.array([-1]), np.arange(at.size + 1),
         np.empty(0, np.int32), np.zeros((1, 2), np.int32),
-        read_bins({"depth_change": edges}), 1,
+        read_edges({"depth_change": edges}), 1,
     )  # fmt: skip
     place = np.searchsorted(edges, at, side="right") - 1
     inside = (at >= edges[0]) & (at < edges[-1])
@@ -373,7 +376,7 @@ def test_like_plain_loops_on_the_synthetic_release(demo):
     )
     edges = {"lateral": [0, 50, 100, 300], "depth": [0, 100, 400]}
     found = mx.analysis.connection_probability(
-        connectivity, demo["units"], distance=edges, n_bootstrap=20
+        connectivity, demo["units"], distance=edges, interval=Bootstrap(20)
     )
     expected = by_pairs(connectivity, demo["units"], edges, {"full", "partial"})
     assert sum(v[1] for v in expected.values()) > 20
@@ -393,12 +396,15 @@ def test_a_store_and_lazy(demo_store, demo_fresh):
 
 def test_threads_and_seeds(demo_fresh, monkeypatch):
     args = (demo_fresh["connectivity"], demo_fresh["units"], "layer", np.arange(0, 800, 50))
-    first = mx.analysis.connection_probability(*args, presynaptic="all", n_bootstrap=50, seed=4)
+
+    def estimate(seed):
+        interval = Bootstrap(50, seed=seed)
+        return mx.analysis.connection_probability(*args, presynaptic="all", interval=interval)
+
+    first = estimate(4)
     monkeypatch.setattr("microns_xr.analysis.probability.usable_threads", lambda *_: 1)
-    xr.testing.assert_identical(
-        first, mx.analysis.connection_probability(*args, presynaptic="all", n_bootstrap=50, seed=4)
-    )
-    other = mx.analysis.connection_probability(*args, presynaptic="all", n_bootstrap=50, seed=5)
+    xr.testing.assert_identical(first, estimate(4))
+    other = estimate(5)
     assert other.probability.equals(first.probability)
     assert not other.probability_low.equals(first.probability_low)
 
@@ -406,64 +412,57 @@ def test_threads_and_seeds(demo_fresh, monkeypatch):
 def test_intervals_are_of_neurons(demo_fresh):
     """The same interval as drawing presynaptic neurons one by one, and Wilson's as scipy's."""
     connectivity, units = demo_fresh["connectivity"], demo_fresh["units"]
-    found = mx.analysis.connection_probability(connectivity, units, None, n_bootstrap=200, seed=7)
+    of_neurons, of_pairs = (
+        mx.analysis.connection_probability(connectivity, units, None, interval=interval)
+        for interval in (Bootstrap(200, seed=7), Wilson(0.9))
+    )
     chosen = mx.select_units(units, axon="extended").nucleus_id.values
     stored = stored_pairs(connectivity)
     stored &= connectivity.pre_nucleus_id.values[:, None] != connectivity.post_nucleus_id.values
-    mine = stored[np.isin(connectivity.pre_nucleus_id.values, chosen)].sum(axis=1)
+    connected = stored[np.isin(connectivity.pre_nucleus_id.values, chosen)].sum(axis=1)
     weights = neuron_weights(chosen.size, 200, 7)
-    ratios = [(w * mine).sum() / (chosen.size * (stored.shape[1] - 1)) for w in weights]
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    np.testing.assert_allclose(
-        [found.probability_low, found.probability_high], [low, high], rtol=1e-12
-    )
-    wilson = mx.analysis.connection_probability(connectivity, units, None, interval="wilson")
-    k, n = int(wilson.n_connected), int(wilson.n_pairs)
-    ends = scipy.stats.binomtest(k, n).proportion_ci(method="wilson")
-    np.testing.assert_allclose(
-        [wilson.probability_low, wilson.probability_high], [ends.low, ends.high], rtol=1e-9
-    )
-    assert found.probability_high - found.probability_low > 2 * (
-        wilson.probability_high - wilson.probability_low
-    )  # neurons differ here
+    ratios = [(w * connected).sum() / (chosen.size * (stored.shape[1] - 1)) for w in weights]
+    ends = [of_neurons.probability_low, of_neurons.probability_high]
+    np.testing.assert_allclose(ends, np.quantile(ratios, [0.025, 0.975]), rtol=1e-12)
+    expected = scipy.stats.binomtest(int(of_pairs.n_connected), int(of_pairs.n_pairs))
+    expected = expected.proportion_ci(0.9, method="wilson")
+    ends = [of_pairs.probability_low, of_pairs.probability_high]
+    np.testing.assert_allclose(ends, [expected.low, expected.high], rtol=1e-9)
+    assert of_pairs.probability_low.attrs["long_name"].endswith("wilson interval of confidence 0.9")
+    # neurons differ here, which pairs alone do not show
+    width = of_neurons.probability_high - of_neurons.probability_low
+    assert width > 2 * (of_pairs.probability_high - of_pairs.probability_low)
 
 
 def test_wilson_like_scipy():
     n = np.array([1, 3, 10, 1000])
     for k in (np.zeros(4, int), n // 2, n):
-        low, high = wilson_interval(k, n, 0.9)
+        low, high = wilson(k, n, 0.9)
         for i in range(4):
             ends = scipy.stats.binomtest(k[i], n[i]).proportion_ci(0.9, "wilson")
             np.testing.assert_allclose([low[i], high[i]], [ends.low, ends.high], atol=1e-12)
-    assert np.isnan(wilson_interval(np.array([0]), np.array([0]))).all()
+    assert np.isnan(wilson(np.array([0]), np.array([0]), 0.95)).all()
 
 
-def test_replicates_by_hand():
+def test_bootstrap_by_hand():
     top, bottom = np.array([[1, 0], [2, 3]]), np.array([[4, 0], [5, 6]])
-    replicates = bootstrap_replicates(top, bottom, n=50, seed=1)
     weights = neuron_weights(2, 50, 1)
     assert set(map(tuple, weights.astype(int).tolist())) == {(0, 2), (1, 1), (2, 0)}
-    ratio = {(2, 0): [1 / 4, np.nan], (1, 1): [3 / 9, 3 / 6], (0, 2): [2 / 5, 3 / 6]}
-    expected = [ratio[tuple(w)] for w in weights.astype(int).tolist()]
-    np.testing.assert_allclose(replicates, expected)
-    low, _ = percentile_interval(replicates, 0.5)
-    assert low[1] == 0.5  # draws without a pair are left out
-    ends = bootstrap_neurons(top, bottom, n=50, seed=1, confidence=0.5)
-    np.testing.assert_allclose(ends[0][0], np.quantile(replicates[:, 0], 0.25))
-    assert np.isnan([ends[0][1], ends[1][1]]).all()  # one neuron alone has pairs
+    ratio = {(2, 0): 1 / 4, (1, 1): 3 / 9, (0, 2): 2 / 5}
+    expected = np.quantile([ratio[tuple(w)] for w in weights.astype(int).tolist()], [0.25, 0.75])
+    ends = bootstrap_ratio(top, bottom, Bootstrap(50, 0.5, seed=1))
+    np.testing.assert_allclose([end[0] for end in ends], expected)
+    assert np.isnan([end[1] for end in ends]).all()  # only one neuron has pairs
+    # draws without a pair are left out
+    low, _ = percentile_interval(np.array([[np.nan], [0.5], [0.5]]), 0.5)
+    assert low.item() == 0.5
 
 
 def test_no_spread_is_no_certainty():
-    pairs = np.full((5, 2), 10)
-    low, high = bootstrap_neurons(np.array([[0, 3]] * 5), pairs)
-    assert np.isnan(low).all()
-    assert np.isnan(high).all()
-    assert np.isnan(percentile_interval(np.full((4, 2), np.nan))[0]).all()
-    assert bootstrap_neurons(np.zeros((0, 3)), np.zeros((0, 3)))[0].shape == (3,)
-    with pytest.raises(mx.errors.SchemaError, match="expected both to be"):
-        bootstrap_neurons(np.zeros((2, 3)), np.zeros((4, 2)))
-    with pytest.raises(mx.errors.SchemaError, match="at least 1"):
-        bootstrap_neurons(np.zeros(2), np.zeros(2), n=0)
+    ends = bootstrap_ratio(np.array([[0, 3]] * 5), np.full((5, 2), 10), Bootstrap())
+    assert np.isnan(ends).all()
+    assert np.isnan(percentile_interval(np.full((4, 2), np.nan), 0.95)).all()
+    assert bootstrap_ratio(np.zeros((0, 3)), np.zeros((0, 3)), Bootstrap())[0].shape == (3,)
 
 
 def test_coverage_where_neurons_differ():
@@ -476,8 +475,8 @@ def test_coverage_where_neurons_differ():
         connected = rng.binomial(100, own)
         tested = np.full(40, 100)
         for name, (low, high) in (
-            ("bootstrap", bootstrap_neurons(connected, tested, 400, trial)),
-            ("wilson", wilson_interval(connected.sum(), tested.sum())),
+            ("bootstrap", bootstrap_ratio(connected, tested, Bootstrap(400, seed=trial))),
+            ("wilson", wilson(connected.sum(), tested.sum(), 0.95)),
         ):
             hits[name] += bool(low <= 0.1 <= high)
     assert 0.91 <= hits["bootstrap"] / n_trials <= 0.98

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from matrices import dataset, ids, random_tables
 
 import microns_xr as mx
+from microns_xr.analysis import Bootstrap
 from microns_xr.analysis.resample import wilson_interval
 
 PERIOD = {"pref_ori": 180.0, "pref_dir": 360.0}
@@ -64,7 +65,7 @@ def test_three_neurons_by_hand():
     # 0 and 1 differ by 20°, 0 and 2 by 80° (across 0), 1 and 2 by 80°; 0 is connected to itself
     units = make_units([10.0, 170.0, 90.0])
     connectivity = connect([(0, 1, 5), (2, 0, 7), (0, 2, 3), (0, 0, 99)], 3)
-    found = mx.analysis.like_to_like(connectivity, units, bins=[0, 45, 90], n_bootstrap=0)
+    found = mx.analysis.like_to_like(connectivity, units, bins=[0, 45, 90], interval=None)
     assert found.difference.values.tolist() == [22.5, 67.5]
     assert found.n_pairs.values.tolist() == [2, 4]
     assert found.n_connected.values.tolist() == [1, 2]
@@ -72,7 +73,7 @@ def test_three_neurons_by_hand():
     assert found.mean_size.values.tolist() == [5.0, 5.0]
     assert (found.contrast.item(), found.slope.item(), found.size_contrast.item()) == (0, 0, 0)
     assert (found.n_pre.item(), found.n_post.item()) == (3, 3)
-    assert found.attrs["axon_completeness"] == {"full": 3}
+    assert found.attrs["axons_used"] == {"full": 3}
     assert found.difference.attrs["units"] == "degree"
     assert "like_to_like(angle='pref_ori'" in found.attrs["history"]
     assert "probability_low" not in found
@@ -102,7 +103,7 @@ def test_like_a_plain_double_loop(data, angle, on_grid):
     edges = (period * np.array([0, 0.125, 0.25, 0.5])).tolist()
     expected = plain(stored, size, pre_angles, post_angles, same, edges, period)
     units = make_units(angles, angle)
-    found = mx.analysis.like_to_like(connectivity, units, angle=angle, bins=edges, n_bootstrap=0)
+    found = mx.analysis.like_to_like(connectivity, units, angle=angle, bins=edges, interval=None)
     np.testing.assert_array_equal(found.n_pairs, expected[0])
     np.testing.assert_array_equal(found.n_connected, expected[1])
     with np.errstate(invalid="ignore"):
@@ -110,13 +111,13 @@ def test_like_a_plain_double_loop(data, angle, on_grid):
         np.testing.assert_allclose(found.mean_size, expected[2] / expected[1], rtol=1e-14)
     # part of the circle alone, and in radians
     part = mx.analysis.like_to_like(
-        connectivity, units, angle=angle, bins=edges[1:3], n_bootstrap=0
+        connectivity, units, angle=angle, bins=edges[1:3], interval=None
     )
     inner = plain(stored, size, pre_angles, post_angles, same, edges[1:3], period)
     np.testing.assert_array_equal(part.n_pairs, inner[0])
     radians = mx.angles.convert(units, "right_counterclockwise", "radian")
     again = mx.analysis.like_to_like(
-        connectivity, radians, angle=angle, bins=np.deg2rad(edges).tolist(), n_bootstrap=0
+        connectivity, radians, angle=angle, bins=np.deg2rad(edges).tolist(), interval=None
     )
     np.testing.assert_array_equal(again.n_pairs, expected[0])
     np.testing.assert_array_equal(again.n_connected, expected[1])
@@ -137,7 +138,7 @@ def planted():
 
 
 def test_default_bins_are_centred_on_measured_angles(planted):
-    found = mx.analysis.like_to_like(*planted[:2], n_bootstrap=0)
+    found = mx.analysis.like_to_like(*planted[:2], interval=None)
     assert found.difference.values.tolist() == [0, 22.5, 45, 67.5, 90]
     assert found.difference_start.values.tolist() == [0, 11.25, 33.75, 56.25, 78.75]
     assert found.difference_end.values.tolist() == [11.25, 33.75, 56.25, 78.75, 90]
@@ -157,8 +158,8 @@ def test_default_bins_are_centred_on_measured_angles(planted):
 
 
 def test_normalised_by_the_mean(planted):
-    found = mx.analysis.like_to_like(*planted[:2], normalise=True, n_bootstrap=50)
-    raw = mx.analysis.like_to_like(*planted[:2], n_bootstrap=50)
+    found = mx.analysis.like_to_like(*planted[:2], normalise=True, interval=Bootstrap(50))
+    raw = mx.analysis.like_to_like(*planted[:2], interval=Bootstrap(50))
     mean = raw.n_connected.sum().item() / raw.n_pairs.sum().item()
     np.testing.assert_allclose(found.probability, raw.probability / mean)
     weighted = (found.probability * found.n_pairs).sum() / found.n_pairs.sum()
@@ -172,25 +173,29 @@ def test_normalised_by_the_mean(planted):
 
 def test_intervals_are_over_neurons(planted):
     connectivity, units, _ = planted
-    found = mx.analysis.like_to_like(connectivity, units, n_bootstrap=500, seed=3)
+    found = mx.analysis.like_to_like(connectivity, units, interval=Bootstrap(500, seed=3))
     assert (found.probability_low < found.probability).all()
     assert (found.probability < found.probability_high).all()
     # neurons differ by far more than pairs that are independent of each other would
-    low, high = wilson_interval(found.n_connected.values, found.n_pairs.values)
+    low, high = wilson_interval(found.n_connected.values, found.n_pairs.values, 0.95)
     assert ((found.probability_high - found.probability_low).values > 1.3 * (high - low)).all()
-    both = mx.analysis.like_to_like(connectivity, units, n_bootstrap=500, seed=3, resample="both")
+    both = mx.analysis.like_to_like(
+        connectivity, units, interval=Bootstrap(500, seed=3, both_sides=True)
+    )
     xr.testing.assert_equal(both.probability, found.probability)
     assert (both.slope_high - both.slope_low > found.slope_high - found.slope_low).item()
     xr.testing.assert_identical(
-        found, mx.analysis.like_to_like(connectivity, units, n_bootstrap=500, seed=3)
+        found, mx.analysis.like_to_like(connectivity, units, interval=Bootstrap(500, seed=3))
     )
-    other = mx.analysis.like_to_like(connectivity, units, n_bootstrap=500, seed=4)
+    other = mx.analysis.like_to_like(connectivity, units, interval=Bootstrap(500, seed=4))
     assert not found.probability_low.equals(other.probability_low)
 
 
 def test_presynaptic_draws_are_those_of_a_plain_bootstrap(planted):
     connectivity, units, stored = planted
-    found = mx.analysis.like_to_like(connectivity, units, bins=[0, 90], n_bootstrap=300, seed=1)
+    found = mx.analysis.like_to_like(
+        connectivity, units, bins=[0, 90], interval=Bootstrap(300, seed=1)
+    )
     rng = np.random.default_rng(1)
     same = np.eye(40, 90, dtype=bool)
     connected, pairs = (stored & ~same).sum(axis=1), (~same).sum(axis=1)
@@ -206,7 +211,7 @@ def test_presynaptic_draws_are_those_of_a_plain_bootstrap(planted):
 def test_no_connection_is_not_certainty():
     units = make_units([0.0, 0.0, 90.0, 90.0])
     found = mx.analysis.like_to_like(
-        connect([(0, 1, 5), (2, 3, 4)], 4), units, bins=2, n_bootstrap=50
+        connect([(0, 1, 5), (2, 3, 4)], 4), units, bins=2, interval=Bootstrap(50)
     )
     assert found.probability.values.tolist() == [0.5, 0.0]
     assert np.isnan([found.probability_low[1], found.probability_high[1]]).all()
@@ -221,7 +226,7 @@ def test_only_axons_that_are_complete_enough_and_pairs_that_were_asked_for():
 
     def pairs(**kwargs):
         return mx.analysis.like_to_like(
-            connectivity, units, n_bootstrap=0, **kwargs
+            connectivity, units, interval=None, **kwargs
         ).n_pairs.values[0]
 
     # four neurons have an angle, and none makes a pair with itself
@@ -229,9 +234,9 @@ def test_only_axons_that_are_complete_enough_and_pairs_that_were_asked_for():
     assert pairs(presynaptic=["full", "partial"]) == 6
     assert pairs(pre=ids(5)[[0, 3]], post=ids(5)[1:2]) == 1
     assert pairs(pre={"axon": "full"}, post={"axon": "none"}) == 1
-    partial = mx.analysis.like_to_like(connectivity, units, n_bootstrap=0)
-    assert partial.attrs["axon_completeness"] == {"partial": 1, "full": 1}
-    assert partial.attrs["note"].startswith("lower bound")
+    partial = mx.analysis.like_to_like(connectivity, units, interval=None)
+    assert partial.attrs["axons_used"] == {"partial": 1, "full": 1}
+    assert partial.attrs["completeness"].startswith("lower bound")
     assert partial.attrs["left_out"]["post"]["without_pref_ori"] == 1
 
     unknown = connectivity.assign_coords(scope=xr.Variable((), np.array("unknown", dtype=object)))
@@ -244,9 +249,9 @@ def test_only_axons_that_are_complete_enough_and_pairs_that_were_asked_for():
     assert tuned.scope.item() == "requested"
     assert mx.n_connections(tuned) == 2
     xr.testing.assert_equal(
-        mx.analysis.like_to_like(tuned, units, presynaptic="all", n_bootstrap=20),
+        mx.analysis.like_to_like(tuned, units, presynaptic="all", interval=Bootstrap(20)),
         mx.analysis.like_to_like(
-            connectivity, units, post=ids(5)[:2], presynaptic="all", n_bootstrap=20
+            connectivity, units, post=ids(5)[:2], presynaptic="all", interval=Bootstrap(20)
         ).assign_coords(scope=tuned.scope),
     )
 
@@ -254,12 +259,12 @@ def test_only_axons_that_are_complete_enough_and_pairs_that_were_asked_for():
 def test_what_is_refused():
     units, connectivity = make_units([0.0, 90.0]), connect([(0, 1, 5)], 2)
     with pytest.raises(
-        mx.errors.UnknownLabelError, match=r"'pref_or', found .*; nearest: pref_ori"
+        mx.errors.UnknownLabelError, match=r"'pref_or', expected one of .*; nearest: pref_ori"
     ):
         mx.analysis.like_to_like(connectivity, units, angle="pref_or")
     with pytest.raises(mx.errors.SchemaError, match="pref_ori has units None"):
         mx.analysis.like_to_like(connectivity, units.assign(pref_ori=units.pref_ori.drop_attrs()))
-    with pytest.raises(mx.errors.SchemaError, match="expected one number a neuron"):
+    with pytest.raises(mx.errors.SchemaError, match="expected one number per neuron"):
         mx.analysis.like_to_like(connectivity, units, angle="axon_completeness")
     with pytest.raises(
         mx.errors.SchemaError, match="go from 0 to 180 degree, expected edges within 0 and 90"
@@ -268,8 +273,8 @@ def test_what_is_refused():
     for bins in ([0, 0, 90], [45], 1):
         with pytest.raises(mx.errors.SchemaError, match="bins is"):
             mx.analysis.like_to_like(connectivity, units, bins=bins)
-    with pytest.raises(mx.errors.SchemaError, match="resample is 'pairs'"):
-        mx.analysis.like_to_like(connectivity, units, resample="pairs")
+    with pytest.raises(mx.errors.SchemaError, match=r"interval is 200, expected mx.*None"):
+        mx.analysis.like_to_like(connectivity, units, interval=200)
     with pytest.raises(mx.errors.SchemaError, match="without_pref_ori': 2"):
         mx.analysis.like_to_like(connectivity, units.assign(pref_ori=units.pref_ori * np.nan))
     with pytest.raises(mx.errors.ReleaseMismatchError):
@@ -324,7 +329,7 @@ def make_currents(values, dim="orientation"):
 def test_align_by_hand():
     currents = make_currents([[1, 2, 9, 4], [8, 1, 2, 3], [1, 1, 1, 1], [1, 2, 3, 4]])
     units = make_units([100.0, 67.5, np.nan, 179.0])
-    found = mx.analysis.align_to_preferred(currents, units, n_bootstrap=0)
+    found = mx.analysis.align_to_preferred(currents, units, interval=None)
     assert found.relative_orientation.values.tolist() == [-90, -45, 0, 45]
     # 100 is nearest to 90, 67.5 half-way between 45 and 90, 179 is nearest to 180, which is 0
     expected = [[1, 2, 9, 4], [8, 1, 2, 3], [np.nan] * 4, [3, 4, 1, 2]]
@@ -338,7 +343,7 @@ def test_align_by_hand():
     assert found.input_selectivity[0].item() == pytest.approx(abs(first) / 16)
     assert np.isnan(found.input_pref_ori[2])  # flat: no direction is preferred
     assert found.aligned_current.attrs["units"] == "voxels"
-    scaled = mx.analysis.align_to_preferred(currents, units, normalise=True, n_bootstrap=0)
+    scaled = mx.analysis.align_to_preferred(currents, units, normalise=True, interval=None)
     np.testing.assert_allclose(scaled.aligned_current[0], np.array([1, 2, 9, 4]) / 4)
     assert scaled.mean_current.attrs["units"] == "1"
 
@@ -362,7 +367,7 @@ def test_fourier_turns_by_the_very_angle(n):
     noise = make_currents(rng.random((4, n)), "direction")
     at_grid = make_units(grid[[0, 1, 3, n - 1]], "pref_dir")
     turned, rolled = (
-        mx.analysis.align_to_preferred(noise, at_grid, angle="pref_dir", method=m, n_bootstrap=0)
+        mx.analysis.align_to_preferred(noise, at_grid, angle="pref_dir", method=m, interval=None)
         for m in ("fourier", "nearest")
     )
     np.testing.assert_allclose(turned.aligned_current, rolled.aligned_current, atol=1e-12)
@@ -411,8 +416,8 @@ def test_real_release_has_next_to_nothing_to_say(real_data):
     with pytest.raises(mx.errors.SchemaError, match="scope"):
         mx.analysis.like_to_like(connectivity, units)
     found = mx.analysis.like_to_like(connectivity, units, pre=pre, post=post, presynaptic="clean")
-    assert set(found.attrs["axon_completeness"]) == {"clean", "unknown"}
-    assert found.attrs["note"].startswith("lower bound")
+    assert set(found.attrs["axons_used"]) == {"clean", "unknown"}
+    assert found.attrs["completeness"].startswith("lower bound")
     assert found.n_post.item() == int(np.isfinite(units.pref_ori.sel(nucleus_id=post)).sum())
     # all connected pairs are among those of the raw table
     rated = set(known[np.isfinite(units.pref_ori.values)].tolist())

@@ -12,7 +12,6 @@ from matrices import dataset, dense, ids, random_tables, stored_pairs
 
 import microns_xr as mx
 from microns_xr.analysis import null_models
-from microns_xr.analysis.null_models import Replicates
 
 ANGLE = {"units": "degree", "angle_convention": "up_clockwise", "period": 180.0}
 
@@ -148,7 +147,7 @@ def test_permuted_weights_keep_pattern_and_groups(compressed):
                 assert Counter(found) == expected
     with pytest.raises(mx.errors.UnknownLabelError, match=r"mx\.annotate"):
         null_models.permute_weights(connectivity, within="pre_layer")
-    with pytest.raises(mx.errors.SchemaError, match="expected one value a neuron"):
+    with pytest.raises(mx.errors.SchemaError, match="expected one value per neuron"):
         null_models.permute_weights(connectivity, within="scope")
 
 
@@ -177,7 +176,7 @@ def test_permuted_angles_keep_groups_and_are_lazy():
     assert "within groups of cell_type, layer" in null.attrs["keeps"]
     with pytest.raises(mx.errors.UnknownLabelError, match="nearest: cell_type"):
         null_models.permute_angles(units, within="cel_type")
-    with pytest.raises(mx.errors.SchemaError, match="expected one value a neuron"):
+    with pytest.raises(mx.errors.SchemaError, match="expected one value per neuron"):
         null_models.permute_angles(units, "position")
     with pytest.raises(mx.errors.SchemaError, match="nothing to permute"):
         null_models.permute_angles(units.assign(pref_ori=units.pref_ori * np.nan))
@@ -208,8 +207,8 @@ def test_replicates_are_seeded_and_on_their_own():
 
 def patterns(null):
     """How often each set of connections was drawn; the Datasets made of them are tested above."""
-    pre = null.connections.pre.tolist()
-    ends = (null.ends(i)[0].tolist() for i in range(len(null)))
+    pre = null.observed.pre.tolist()
+    ends = (null.draw(i)[0].tolist() for i in range(len(null)))
     return Counter(frozenset(zip(pre, post, strict=True)) for post in ends)
 
 
@@ -264,7 +263,7 @@ def test_distances_need_positions():
 
 def one_by_one(connectivity, units, **selection):
     """The same statistic, by a name the package does not know."""
-    return mx.analysis.like_to_like(connectivity, units, n_bootstrap=0, **selection)
+    return mx.analysis.like_to_like(connectivity, units, interval=None, **selection)
 
 
 @pytest.mark.parametrize("kind", ["angles", "rewire", "lateral", "in-degree", "weights"])
@@ -358,12 +357,12 @@ def test_observed_and_null_must_be_of_one_selection():
             mx.analysis.like_to_like, connectivity, units, angles[0], variable="slope"
         )
     with pytest.raises(
-        mx.errors.SchemaError, match="variable is None, expected one that the statistic gives"
+        mx.errors.SchemaError, match="variable is None, expected one of probability, "
     ):
         null_models.compare(mx.analysis.like_to_like, connectivity, units, null)
     with pytest.raises(mx.errors.UnknownLabelError, match="'contrst'"):
         null_models.compare(mx.analysis.like_to_like, connectivity, units, null, variable="contrst")
-    assert isinstance(null, Replicates)
+    assert isinstance(null, null_models.NullConnectivity)
 
 
 def test_planted_and_not():

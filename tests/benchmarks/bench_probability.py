@@ -23,10 +23,11 @@ import psutil
 import xarray as xr
 
 import microns_xr as mx
-from microns_xr.analysis.resample import bootstrap_neurons
+from microns_xr.analysis.resample import bootstrap_ratio
 from microns_xr.connectivity.arrays import connectivity_dataset, make_pattern
 
 N_TYPES = 20
+INTERVALS = {"bootstrap": mx.analysis.Bootstrap(), "wilson": mx.analysis.Wilson()}
 EDGES = np.arange(0, 1001, 50.0)  # 20 bins
 
 
@@ -61,14 +62,14 @@ def synthetic(n_pre: int, n_post: int, seed: int = 0) -> tuple[xr.Dataset, xr.Da
     return connectivity, mx.releases.stamp_release(units, "minnie65_public", 1718)
 
 
-def ours(connectivity: xr.Dataset, units: xr.Dataset, bootstrap: bool) -> np.ndarray:
+def ours(connectivity: xr.Dataset, units: xr.Dataset, interval: str) -> np.ndarray:
     found = mx.analysis.connection_probability(
-        connectivity, units, distance=EDGES, interval="bootstrap" if bootstrap else "wilson"
+        connectivity, units, distance=EDGES, interval=INTERVALS[interval]
     )
     return np.stack([found.n_pairs.values, found.n_connected.values])
 
 
-def dense(connectivity: xr.Dataset, units: xr.Dataset, bootstrap: bool) -> np.ndarray:
+def dense(connectivity: xr.Dataset, units: xr.Dataset, interval: str) -> np.ndarray:
     """The same with matrices of all pairs."""
     x, _, z = units.position.values.T
     n_pre = connectivity.sizes["pre_nucleus_id"]
@@ -88,8 +89,8 @@ def dense(connectivity: xr.Dataset, units: xr.Dataset, bootstrap: bool) -> np.nd
     result = []
     for group in range(types.size):
         members = codes[:n_pre] == group
-        if bootstrap:
-            bootstrap_neurons(n_connected[members], n_pairs[members])
+        if interval == "bootstrap":
+            bootstrap_ratio(n_connected[members], n_pairs[members], INTERVALS[interval])
         result.append([n_pairs[members].sum(axis=0), n_connected[members].sum(axis=0)])
     return np.stack(result, axis=1)
 
@@ -119,11 +120,11 @@ def measured(function, *args) -> dict:
     return {"seconds": min(seconds), "megabytes": (peak[0] - before) / 1e6, "counts": digest}
 
 
-def child(name: str, n_pre: int, n_post: int, bootstrap: bool) -> None:
+def child(name: str, n_pre: int, n_post: int, interval: str) -> None:
     function = {"ours": ours, "dense": dense}[name]
-    function(*synthetic(30, 200), bootstrap)
+    function(*synthetic(30, 200), interval)
     connectivity, units = synthetic(n_pre, n_post)
-    print(json.dumps(measured(function, connectivity, units, bootstrap)))
+    print(json.dumps(measured(function, connectivity, units, interval)))
 
 
 def main() -> None:
@@ -132,8 +133,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        name, n_pre, n_post, bootstrap = options.child
-        child(name, int(n_pre), int(n_post), bootstrap == "bootstrap")
+        name, n_pre, n_post, interval = options.child
+        child(name, int(n_pre), int(n_post), interval)
         return
     print(f"{N_TYPES} types, {EDGES.size - 1} bins, 1 % of the pairs connected")
     for n_pre, n_post in ((500, 5_000), (2_000, 60_000)):

@@ -125,17 +125,16 @@ def p_values(world: str, n: int, seed: int) -> dict[str, float]:
                 presynaptic="all",
             ).p
         )
-    for resample in ("pre", "both"):
+    for both_sides in (False, True):
         drawn = mx.analysis.like_to_like(
             connectivity,
             units,
             presynaptic="all",
-            resample=resample,
-            n_bootstrap=200,
-            seed=seed,
+            interval=mx.analysis.Bootstrap(200, seed=seed, both_sides=both_sides),
         )
+        which = "both" if both_sides else "pre"
         excludes = float(drawn.slope_low) > 0 or float(drawn.slope_high) < 0
-        found[f"interval of the slope leaves out 0 ({resample})"] = 0.0 if excludes else 1.0
+        found[f"interval of the slope leaves out 0 ({which})"] = 0.0 if excludes else 1.0
     return found
 
 

@@ -224,7 +224,7 @@ def test_probability_against_distance(demo_network):
     units, connectivity = demo_network
     found = mx.analysis.connection_probability(
         connectivity, units, "classification_system", [0, 100, 200, 300],
-        presynaptic="all", n_bootstrap=20,
+        presynaptic="all", interval=mx.analysis.Bootstrap(20),
     )  # fmt: skip
     ax = rendered(plot.connection_probability(found))
     assert ax.get_xlabel() == "lateral distance (µm)"
@@ -243,7 +243,7 @@ def test_probability_against_distance(demo_network):
     ends = np.stack([one.probability_low, one.probability_high], axis=1)
     np.testing.assert_allclose(errors_of(drawn[label]), ends)
     wide = mx.analysis.connection_probability(
-        connectivity, units, "cell_type", [0, 100], presynaptic="all", interval="wilson"
+        connectivity, units, "cell_type", [0, 100], presynaptic="all", interval=mx.analysis.Wilson()
     )
     with pytest.raises(mx.errors.SchemaError, match="expected at most 9"):
         plot.connection_probability(wide)
@@ -271,7 +271,9 @@ def test_probability_without_an_interval_has_no_whisker():
 
 def test_like_to_like_with_intervals_and_null(demo_network):
     units, connectivity = demo_network
-    result = mx.analysis.like_to_like(connectivity, units, presynaptic="all", n_bootstrap=50)
+    result = mx.analysis.like_to_like(
+        connectivity, units, presynaptic="all", interval=mx.analysis.Bootstrap(50)
+    )
     null = null_models.permute_angles(units, n=20)
     compared = null_models.compare(
         mx.analysis.like_to_like,

@@ -1,0 +1,163 @@
+"""Which pairs count: both neurons asked for and among the units, the axon complete enough.
+
+A zero of the connectivity says that no synapse was seen between two neurons that were asked for.
+It is evidence of absence only as far as the presynaptic axon was followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from microns_xr.connectivity.blocks import Side
+from microns_xr.connectivity.labels import Lookup
+from microns_xr.errors import SchemaError
+from microns_xr.provenance import require_same_release
+from microns_xr.schema import AXES, validate
+from microns_xr.select import on_axis, select_units
+from microns_xr.units import COMPLETENESS
+
+SIDES: tuple[Side, Side] = ("pre", "post")
+
+
+class ChosenNeurons(NamedTuple):
+    """The neurons of both axes whose pairs count."""
+
+    # by side, the row of every neuron of the axis among the units, -1 if it is left out
+    rows: dict[Side, np.ndarray]
+    # left_out by side and reason, axons_on_axis and axons_used by class of completeness, and
+    # completeness, a sentence on what the latter mean for a probability
+    attrs: dict[str, Any]
+    text: str  # the choice in the words of the history
+
+    def positions(self, side: Side) -> np.ndarray:
+        """Return where the chosen neurons are on the axis."""
+        return np.flatnonzero(self.rows[side] >= 0)
+
+
+def choose_neurons(
+    connectivity: xr.Dataset,
+    units: xr.Dataset,
+    pre: Any,
+    post: Any,
+    presynaptic: str | Iterable[str],
+    needed: Mapping[str, np.ndarray],
+) -> ChosenNeurons:
+    """Choose neurons of both axes; `needed` says of every unit, by reason, if it may stay."""
+    validate(connectivity, "connectivity")
+    choices: dict[Side, Any] = {"pre": pre, "post": post}
+    require_same_release(("connectivity", connectivity), ("units", units))
+    require_asked_for(
+        connectivity,
+        pre,
+        post,
+        "all of whose pairs are in the synapse table, or state the scope when the connectivity is "
+        "built",
+    )
+    if "axon_completeness" not in units:
+        raise SchemaError(
+            "units has no axon_completeness, which says which axons to count: build them with "
+            "mx.Release(...).units()"
+        )
+    if not units.sizes["nucleus_id"]:
+        raise SchemaError("units has no neuron, expected at least one: select others")
+    presynaptic = presynaptic if isinstance(presynaptic, str) else list(presynaptic)
+    lookup = Lookup(units["nucleus_id"].values, "nucleus_id of the units")
+    rows: dict[Side, np.ndarray] = {}
+    left_out: dict[Side, dict[str, int]] = {}
+    axons: dict[str, int] = {}
+    text = ""
+    for side, choice in choices.items():
+        found = lookup.find(connectivity[f"{side}_nucleus_id"].values)
+        # An id that is not on the axis would be missing from the denominators: it is an error.
+        positions, words = on_axis(connectivity, units, side, choice, all_of_them=True)
+        chosen = np.zeros(found.size, dtype=bool)
+        chosen[slice(None) if positions is None else positions] = True
+        text += f"{side}={words}, "
+        conditions = {"not_chosen": chosen, "not_among_units": found >= 0}
+        if side == "pre":
+            axons = count_axons(units, found[chosen & (found >= 0)])
+            conditions["axon_not_complete_enough"] = _is_complete(units, presynaptic)[found]
+        conditions |= {reason: of_units[found] for reason, of_units in needed.items()}
+        keep = np.ones(found.size, dtype=bool)
+        left_out[side] = {}
+        for reason, condition in conditions.items():
+            left_out[side][reason] = int((keep & ~condition).sum())
+            keep &= condition
+        if not keep.any():
+            raise SchemaError(
+                f"no neuron of {side}_nucleus_id is left of {found.size}, left out: "
+                f"{left_out[side]}"
+                + (f"; axons on the axis: {axons}" if side == "pre" else "")
+                + ": choose others, or less complete axons (presynaptic='clean' or 'all', which "
+                "give lower bounds)"
+            )
+        rows[side] = np.where(keep, found, -1)
+    used = count_axons(units, rows["pre"][rows["pre"] >= 0])
+    attrs = {
+        "left_out": left_out,
+        "axons_on_axis": axons,
+        "axons_used": used,
+        "completeness": _completeness_note(used),
+    }
+    return ChosenNeurons(rows, attrs, f"{text}presynaptic={presynaptic!r}")
+
+
+def require_asked_for(
+    connectivity: xr.Dataset, pre: Any, post: Any, hint: str, of: str = ""
+) -> None:
+    """Raise where nothing says which pairs were asked for."""
+    if connectivity["scope"].item() == "unknown" and (pre is None or post is None):
+        raise SchemaError(
+            f"scope of the connectivity{of} is 'unknown', so a pair without a synapse may never "
+            f"have been asked for: pass pre= and post=, neurons {hint}"
+        )
+
+
+def _is_complete(units: xr.Dataset, presynaptic: str | list[str]) -> np.ndarray:
+    if presynaptic == "all":
+        return np.ones(units.sizes["nucleus_id"], dtype=bool)
+    fitting = select_units(units, axon=presynaptic)["nucleus_id"].values
+    return np.isin(units["nucleus_id"].values, fitting)
+
+
+def count_axons(units: xr.Dataset, rows: np.ndarray) -> dict[str, int]:
+    """Count units by class of completeness of the axon, from the least to the most complete."""
+    counts = pd.Series(units["axon_completeness"].values[rows]).value_counts()
+    rank = {word: i for i, word in enumerate(COMPLETENESS)}
+    return {str(w): int(counts[w]) for w in sorted(counts.index, key=lambda w: rank.get(w, -1))}
+
+
+def _completeness_note(axons: Mapping[str, int]) -> str:
+    partial = {word: n for word, n in axons.items() if word != "full"}
+    if not partial:
+        return "all axons are fully extended"
+    listed = ", ".join(f"{n} {word}" for word, n in partial.items())
+    return (
+        f"lower bound: of {sum(axons.values())} axons {sum(partial.values())} are not known to be "
+        f"fully extended ({listed}), and targets beyond their reconstruction count as unconnected"
+    )
+
+
+def same_neurons(pre_ids: np.ndarray, post_ids: np.ndarray) -> np.ndarray:
+    """Return for each presynaptic neuron its own place on the other axis, -1 if it has none."""
+    return Lookup(post_ids, "post_nucleus_id").find(pre_ids).astype(np.int64)
+
+
+def unit_positions(units: xr.Dataset, axes: Iterable[str] = AXES) -> np.ndarray:
+    """Return positions in µm, (axes, units), 0 on the axes that are not asked for."""
+    if "position" not in units or set(units["position"].dims) != {"nucleus_id", "axis"}:
+        raise SchemaError(
+            "units has no position(nucleus_id, axis), which distances need: build them with "
+            "mx.Release(...).units()"
+        )
+    position = units["position"].transpose("axis", "nucleus_id")
+    stated = tuple(position["axis"].values) if "axis" in position.coords else AXES
+    if stated != AXES:
+        raise SchemaError(f"axis of position is {stated}, expected {AXES}")
+    asked = np.array([[axis in axes] for axis in AXES])
+    return np.ascontiguousarray(np.where(asked, position.values, 0.0))

@@ -39,7 +39,7 @@ from microns_xr.releases import (
 )
 from microns_xr.sources.cache import table_names
 from microns_xr.sources.directory import DirectorySource
-from microns_xr.sources.download import KeptSource, make_source
+from microns_xr.sources.download import CachedSource, make_source
 from microns_xr.sources.fetch import (
     RECORDING_SUFFIXES,
     RECORDINGS_URL,
@@ -207,7 +207,7 @@ class Release:
         available = set(self.available_tables())
         has = {role: self.spec.tables.get(role) in available for role in ROLES}
         sets: Mapping[str, Any] = getattr(self.source, "synapse_files", dict)()
-        if isinstance(self.source, KeptSource):
+        if isinstance(self.source, CachedSource):
             return {**has, "synapses": bool(sets)}  # the service has them all, this folder some
         return {**has, "synapses": has["synapses"] or bool(sets)}
 
@@ -278,8 +278,8 @@ class Release:
 
     # -------------------------------------------------------------------------- downloads
 
-    def _download_source(self, what: str) -> KeptSource:
-        if not isinstance(self.source, KeptSource):
+    def _download_source(self, what: str) -> CachedSource:
+        if not isinstance(self.source, CachedSource):
             raise SourceError(
                 f"{type(self.source).__name__} reads what is there and cannot {what}: use "
                 f"mx.Release({self.version}, source='cave'), or source='archive'"
@@ -561,7 +561,7 @@ class Release:
             logger.warning("%s is not there, the units are built without", ", ".join(absent))
             units.attrs["absent_tables"] = absent
         used = [self.spec.tables[role] for role in tables]
-        if isinstance(self.source, KeptSource):
+        if isinstance(self.source, CachedSource):
             (nuclei,) = self._provenance_of([self.spec.name_of("nucleus")])
             if (
                 nuclei.get("timestamp") is not None
@@ -814,7 +814,7 @@ class Release:
         """Read a set of synapses; return also its name and the root ids that it asked for."""
         key = request.key if isinstance(request, SynapseSet) else request
         source = self.source
-        if isinstance(source, KeptSource):
+        if isinstance(source, CachedSource):
             chosen = source.synapse_set(key)
             self._provenance["synapses"] = chosen.provenance()
             return chosen.read(), "synapses", chosen.request

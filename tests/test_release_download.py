@@ -12,7 +12,7 @@ from cave_server import CaveServer
 
 import microns_xr as mx
 from microns_xr.files import locked
-from microns_xr.sources.download import KeptSource
+from microns_xr.sources.download import CachedSource
 from microns_xr.sources.net import Retry
 
 
@@ -108,7 +108,7 @@ def test_the_folder_of_a_download_is_read_without_the_service(cave, tmp_path):
     key = release.download_synapses(post=units.nucleus_id.values[:50], progress=False).key
     connectivity = release.connectivity()
     offline = mx.Release(1718, source=tmp_path / "minnie65_public" / "v1718")
-    assert isinstance(offline.source, KeptSource)
+    assert isinstance(offline.source, CachedSource)
     assert offline.units().equals(units)
     assert mx.to_table(offline.connectivity(key)).equals(mx.to_table(connectivity))
     assert offline.connectivity().scope.item() == "requested"
@@ -248,7 +248,7 @@ def test_units_or_synapses_of_another_release_are_refused(cave, tmp_path, demo_s
     shutil.copytree(
         tmp_path / "minnie65_public" / "v1718" / "raw" / "synapses", other / "raw" / "synapses"
     )
-    source = KeptSource(None, other, "minnie65_public", 1507)
+    source = CachedSource(None, other, "minnie65_public", 1507)
     with pytest.raises(
         mx.errors.ReleaseMismatchError, match="holds synapses of minnie65_public v1718"
     ):

@@ -57,190 +57,379 @@ from microns_xr.sources.synapses import (
 )
 from microns_xr.sources.tables import to_frame
 
-# Which table is in which files of an archive.
+# Where the versions of a datastack are kept when they leave the service.
+ARCHIVES = {"minnie65_public": "gs://mat_dbs/public/minnie65_phase3_v1"}
 
-
+_GOOGLE = "https://storage.googleapis.com/"
+_SYNAPSES = "synapses_pni_2"
 _MERGED = "_merged"
+_HEADER, _DATA = "_header.csv", ".csv.gz"
 
 
-class ArchiveNames:
-    """Tables of one version, and the stems of their files.
+class ArchiveSource:
+    """Tables of one materialization version, from the files it is archived as.
 
-    A table is archived as ``TABLE_merged``, a view under its own name, and a few tables under the
-    name that the registry gives as ``archive_file``.
+    Nothing is asked before it is needed. A file is fetched once, begun again where it stopped, and
+    checked before it is read; files in a folder of this machine are read where they lie.
+
+    Parameters
+    ----------
+    version : int or ReleaseSpec
+        Materialization version, which need not be in the registry.
+    url : str, optional
+        Folder that holds ``v{version}/{table}_merged.csv.gz`` and ``..._merged_header.csv``:
+        ``gs://``, ``https://``, ``s3://``, ``file://`` or a path; by default the public archive of
+        the datastack. ``gs://`` is read over https, which needs no package and no login, unless
+        `storage_options` are given.
+    datastack : str, optional
+        Name of the datastack.
+    folder : str or pathlib.Path, optional
+        Where files are kept, whole ones and parts; a temporary folder by default, with which they
+        are gone when the process ends.
+    storage_options : mapping, optional
+        A login, for an archive that is not public: for a bucket what fsspec hands to its file
+        system, for https what `requests.request` takes, such as ``headers``.
+    retry : Retry, optional
+        How often and how patiently to ask again.
+    timeout : float, optional
+        Seconds without a byte after which a connection has failed.
+    progress : bool, optional
+        Whether to show a bar for each file, in bytes.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+        Where files are kept.
+    scope : str
+        ``"requested"``: of synapses it gives those between the neurons that are asked for.
+
+    Raises
+    ------
+    SchemaError
+        If the version is not an integer.
+    SourceError
+        If there is no `url` and no public archive of the datastack.
+
+    Examples
+    --------
+    >>> ArchiveSource(661)
+    ArchiveSource(661, url='gs://mat_dbs/public/minnie65_phase3_v1')
     """
 
-    def __init__(self, files: ArchiveFiles, spec: ReleaseSpec | None) -> None:
-        self._files = files
-        self._spec = spec
-        self._stems: dict[str, str] = {}
+    scope = "requested"
 
-    def _given(self, name: str) -> str | None:
-        own = self._spec.table_specs.get(name) if self._spec else None
-        return (own or table_spec(name)).archive_file
+    def __init__(
+        self,
+        version: int | ReleaseSpec,
+        *,
+        url: str | Path | None = None,
+        datastack: str = "minnie65_public",
+        folder: str | Path | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        retry: Retry | None = None,
+        timeout: float = 60.0,
+        progress: bool = True,
+    ) -> None:
+        number = version.version if isinstance(version, ReleaseSpec) else version
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise SchemaError(f"version is {version!r}, expected a number such as 661")
+        if url is None and datastack not in ARCHIVES:
+            raise SourceError(
+                f"there is no public archive of {datastack!r}, only of {', '.join(ARCHIVES)}: "
+                "pass url=..., the folder that holds v661, v943, ..."
+            )
+        self.version = int(number)
+        self.datastack = datastack
+        self.url = str(ARCHIVES[datastack] if url is None else url).rstrip("/")
+        self.progress = progress
+        self._spec = version if isinstance(version, ReleaseSpec) else None
+        if self._spec is None and self.version in supported_versions():
+            self._spec = release_spec(self.version)
+        address = f"{self.url}/v{self.version}"
+        self._shown = shown_url(address)
+        if not storage_options:  # Google's buckets are read over https, where nobody logs in
+            address = re.sub("^gc?s://", _GOOGLE, address)
+        self._address = address
+        self._local = local_path(address)
+        self._folder = None if folder is None else Path(folder).expanduser()
+        self._access: dict[str, Any] = {
+            "storage_options": dict(storage_options or {}),
+            "retry": retry or Retry(),
+            "timeout": timeout,
+        }
+        self._stems: dict[str, str] = {}
+        self._read: dict[str, dict[str, Any]] = {}
+
+    def __repr__(self) -> str:
+        return f"ArchiveSource({self.version}, url={shown_url(self.url)!r})"
+
+    @property
+    def folder(self) -> Path:
+        """Where files are kept; a temporary folder is made when it is first needed."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="microns_xr-archive-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder
+
+    # A table is archived as TABLE_merged, a view under its own name, and a few tables under the
+    # name that the registry gives as ``archive_file``. Each is a header file and a data file.
+
+    def _archive_file(self, name: str) -> str | None:
+        spec = self._spec.table_specs.get(name) if self._spec else None
+        return (spec or table_spec(name)).archive_file
 
     def _registered(self) -> set[str]:
         specs = [release_spec(version) for version in supported_versions()]
         specs += [self._spec] if self._spec else []
         return {name for spec in specs for name in spec.tables.values()}
 
-    def candidates(self, name: str) -> list[str]:
-        """Return the stems that a table may have."""
+    def _candidates(self, name: str) -> list[str]:
+        """Return the names of files, without their endings, that a table may have."""
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise SourceError(f"{name!r} is no table name: expected letters, digits, '_', '-', '.'")
-        given = self._given(name)
-        return [given] if given else [f"{name}{_MERGED}", name]
+            raise SourceError(
+                f"{name!r} is not a table name: expected letters, digits, '_', '-', '.'"
+            )
+        registered = self._archive_file(name)
+        return [registered] if registered else [f"{name}{_MERGED}", name]
 
-    def stem_of(self, name: str) -> str:
-        """Return the stem of the files of a table."""
+    def _stem_of(self, name: str) -> str:
         if name not in self._stems:
-            found = next((stem for stem in self.candidates(name) if self._files.has(stem)), None)
-            if found is None:
-                near = nearest_words(name, self._registered() - {name})
+            stem = next((stem for stem in self._candidates(name) if self._has(stem)), None)
+            if stem is None:
+                near = ", ".join(nearest_words(name, self._registered() - {name}))
                 raise SourceError(
-                    f"there is no table {name!r} in the archive {self._files.shown}, or access to "
-                    "it is refused"
-                    + (f"; nearest: {', '.join(near)}" if near else "")
+                    f"there is no table {name!r} in the archive {self._shown}, or access to it is "
+                    "refused"
+                    + (f"; nearest: {near}" if near else "")
                     + ": available_tables() lists what is there; a version that is still served "
                     "is read with source='cave'"
                 )
-            self._stems[name] = found
+            self._stems[name] = stem
         return self._stems[name]
 
-    def available(self) -> list[str]:
-        """Return the names of the tables that are there."""
-        stems = self._files.stems()
-        if stems is None:
-            names = [name for name in self._registered() if self._finds(name)]
-        else:
-            given = {self._given(name): name for name in self._registered()}
-            names = [given.get(stem) or stem.removesuffix(_MERGED) for stem in stems]
-        if not names:
-            raise SourceError(
-                f"there is nothing in the archive {self._files.shown}: check the version and the "
-                "address; a version that is still served is read with source='cave'"
-            )
-        return sorted(set(names))
-
-    def _finds(self, name: str) -> bool:
-        stem = self.candidates(name)[0]
-        if name not in self._stems and self._files.has(stem):
-            self._stems[name] = stem
-        return name in self._stems
-
-
-# Where the files of one archived version are: a bucket that they are fetched from, or a folder.
-
-
-_GOOGLE = "https://storage.googleapis.com/"
-_HEADER, _DATA = "_header.csv", ".csv.gz"
-
-
-class ArchiveFiles:
-    """The pairs of files ``STEM.csv.gz``, ``STEM_header.csv`` of one version."""
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        folder: Path | None,
-        storage_options: Mapping[str, Any],
-        retry: Retry,
-        timeout: float,
-    ) -> None:
-        self.shown = shown_url(url)
-        self._url = _reachable(url, storage_options)
-        self._local = local_path(self._url)
-        self._folder = folder
-        self._asking: dict[str, Any] = {
-            "storage_options": dict(storage_options),
-            "retry": retry,
-            "timeout": timeout,
-        }
-
-    @property
-    def folder(self) -> Path:
-        """Where fetched files are kept."""
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="microns_xr-archive-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        return self._folder
-
-    def stems(self) -> list[str] | None:
-        """Return the stems of which both files are there; None where nothing can be listed."""
-        files = list_names(self._url, **self._asking)
-        if files is None:
-            return None
-        stems = [file.removesuffix(_DATA) for file in files if file.endswith(_DATA)]
-        return [stem for stem in stems if f"{stem}{_HEADER}" in files]
-
-    def has(self, stem: str) -> bool:
-        """Say whether a header file is there."""
+    def _has(self, stem: str) -> bool:
         file = f"{stem}{_HEADER}"
         if self._local is not None:
             return (self._local / file).is_file()
-        if self._fetched(file) is not None:
-            return True
-        return exists(f"{self._url}/{file}", **self._asking)
-
-    def fetch(
-        self, stem: str, *, refresh: bool = False, progress: bool = True
-    ) -> tuple[Path, Header]:
-        """Fetch a pair of files, unless they are here."""
-        head = self._file(f"{stem}{_HEADER}", refresh, progress=False)
-        header = parse_header(head.read_bytes(), str(head))
-        return self._file(f"{stem}{_DATA}", refresh, progress), header
-
-    def _file(self, file: str, refresh: bool, progress: bool) -> Path:
-        if self._local is not None:
-            path = self._local / file
-            if not path.is_file():
-                raise SourceError(f"there is no file {path}: check the folder and the version")
-            return path
-        found = fetch_file(
-            f"{self._url}/{file}",
-            self.folder / file,
-            refresh=refresh,
-            progress=progress,
-            **self._asking,
-        )
-        return found.path
+        return self._fetched(file) is not None or exists(f"{self._address}/{file}", **self._access)
 
     def _fetched(self, file: str) -> FetchedFile | None:
         """Return what is known of a file that was fetched from here."""
-        found = find_file(self.folder / file) if self._local is None else None
-        return found if found and found.url == shown_url(f"{self._url}/{file}") else None
+        known = find_file(self.folder / file) if self._local is None else None
+        return known if known and known.url == shown_url(f"{self._address}/{file}") else None
 
-    def record(self, path: Path) -> dict[str, Any]:
-        """Return what is known of a data file that `fetch` returned."""
+    def _fetch(self, name: str, *, refresh: bool = False, progress: bool) -> tuple[Path, Header]:
+        """Fetch the two files of a table, unless they are here."""
+        stem = self._stem_of(name)
+        paths = []
+        for ending in (_HEADER, _DATA):
+            path = (self._local or self.folder) / f"{stem}{ending}"
+            if self._local is None:
+                bar = progress and ending == _DATA
+                url = f"{self._address}/{path.name}"
+                fetch_file(url, path, refresh=refresh, progress=bar, **self._access)
+            elif not path.is_file():
+                raise SourceError(f"there is no file {path}: check the folder and the version")
+            paths.append(path)
+        return paths[1], parse_header(paths[0].read_bytes(), str(paths[0]))
+
+    def discard(self, name: str) -> None:
+        """Remove the fetched files of a table; files that were never fetched are not touched.
+
+        Parameters
+        ----------
+        name : str
+            Table name.
+        """
+        if self._local is None:
+            for stem in self._candidates(name):
+                for ending in (_HEADER, _DATA):
+                    path = self.folder / f"{stem}{ending}"
+                    beside(path, ".json").unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
+
+    def available_tables(self) -> list[str]:
+        """Names of the tables that are archived.
+
+        A bucket and a folder are listed; over http, which has no lists, the tables that the
+        registry knows are looked for, and `read` gives others by their names all the same.
+
+        Returns
+        -------
+        list of str
+            Sorted.
+
+        Raises
+        ------
+        SourceError
+            If there is nothing of the version.
+        IncompleteDownloadError
+            If the archive fails too often.
+        """
+        files = list_names(self._address, **self._access)
+        if files is None:
+            for name in self._registered() - set(self._stems):
+                stem = self._candidates(name)[0]
+                if self._has(stem):
+                    self._stems[name] = stem
+            names = set(self._stems)
+        else:
+            by_file = {self._archive_file(name): name for name in self._registered()}
+            stems = {file.removesuffix(_DATA) for file in files if file.endswith(_DATA)}
+            stems = {stem for stem in stems if f"{stem}{_HEADER}" in files}
+            names = {by_file.get(stem) or stem.removesuffix(_MERGED) for stem in stems}
+        if not names:
+            raise SourceError(
+                f"there is nothing in the archive {self._shown}: check the version and the "
+                "address; a version that is still served is read with source='cave'"
+            )
+        return sorted(names)
+
+    def read_arrow(
+        self, name: str, *, refresh: bool = False, progress: bool | None = None
+    ) -> pa.Table:
+        """Return one whole table, sorted by id, as Arrow.
+
+        Parameters
+        ----------
+        name : str
+            Table name.
+        refresh : bool, optional
+            Fetch its files although they are here.
+        progress : bool, optional
+            Whether to show a bar; as the source was told by default.
+
+        Returns
+        -------
+        pyarrow.Table
+            Ids as int64, text as string, times in UTC, positions as three columns.
+
+        Raises
+        ------
+        SourceError, IncompleteDownloadError
+            As `read`.
+        """
+        if name in (_SYNAPSES, self._spec.tables.get("synapses") if self._spec else None):
+            raise SourceError(
+                f"{name} is the table of all synapses, which is not read whole: use "
+                "download_synapses(pre, post)"
+            )
+        progress = self.progress if progress is None else progress
+        path, header = self._fetch(name, refresh=refresh, progress=progress)
+        table = read_archived(path, header)
+        if "id" in table.column_names and not table["id"].null_count:
+            table = table.take(pc.sort_indices(table["id"]))
         known = self._fetched(path.name)
-        return {
-            "url": f"{self.shown}/{path.name}",
+        self._read[name] = {
+            "name": name,
+            "rows": table.num_rows,
+            "url": f"{self._shown}/{path.name}",
             "sha256": known.sha256 if known else file_sha256(path),
             "checked": list(known.checked) if known else [],
         }
+        return table
 
-    def identity(self, path: Path) -> str:
-        """Return what tells a data file from another of its name, without reading it whole."""
-        known = self._fetched(path.name)
-        stat = path.stat()
-        return known.sha256 if known else f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
+    def read(self, name: str) -> pd.DataFrame:
+        """Return one whole table, sorted by id.
 
-    def discard(self, stem: str) -> None:
-        """Remove a pair that was fetched; files that lie where they are read are not touched."""
-        if self._local is None:
-            for ending in (_HEADER, _DATA):
-                path = self.folder / f"{stem}{ending}"
-                beside(path, ".json").unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+        Parameters
+        ----------
+        name : str
+            Table name.
 
+        Returns
+        -------
+        pandas.DataFrame
+            Ids as int64 or Int64, text as object, truth as bool, positions as three columns.
 
-def _reachable(url: str, options: Mapping[str, Any]) -> str:
-    """Return where a bucket is read: Google's over https, unless with a login."""
-    for protocol in ("gs://", "gcs://"):
-        if url.startswith(protocol) and not options:
-            return _GOOGLE + url.removeprefix(protocol)
-    return url
+        Raises
+        ------
+        SourceError
+            If there is no such table, it is that of all synapses, or its files are damaged or do
+            not belong together, naming the line.
+        IncompleteDownloadError
+            If a file breaks off too often; what has arrived is kept.
+        """
+        return to_frame(self.read_arrow(name))
+
+    def provenance(self, name: str) -> dict[str, Any]:
+        """Return what is known of a table, which is read if it was not.
+
+        Parameters
+        ----------
+        name : str
+            Table name.
+
+        Returns
+        -------
+        dict
+            ``name``, ``rows``, ``sha256`` and ``url`` of the data file, and ``checked``, what was
+            compared when it was fetched.
+
+        Raises
+        ------
+        SourceError, IncompleteDownloadError
+            As `read`.
+        """
+        if name not in self._read:
+            self.read_arrow(name)
+        return dict(self._read[name])
+
+    def download_synapses(
+        self,
+        folder: str | Path,
+        *,
+        pre: Any = None,
+        post: Any = None,
+        positions: bool = False,
+        table: str = _SYNAPSES,
+        progress: bool = True,
+        cancel: threading.Event | None = None,
+    ) -> SynapseSet:
+        """Download the synapses from some roots onto some roots.
+
+        The file of all synapses, of some 20 GB, is fetched first; it stays in `folder` of the
+        source, so that another request needs it no more.
+
+        Parameters
+        ----------
+        folder : str or pathlib.Path
+            Where sets of synapses are kept, each under the key of its request.
+        pre, post : array-like of int, optional
+            Root ids; None for all.
+        positions : bool, optional
+            Whether with the positions of the synapses.
+        table : str, optional
+            Table of all synapses.
+        progress : bool, optional
+            Show a progress bar.
+        cancel : threading.Event, optional
+            Ends the download soon when it is set; what was done is kept.
+
+        Returns
+        -------
+        SynapseSet
+            A complete one, the same as a download from the service gives.
+
+        Raises
+        ------
+        SchemaError
+            If `pre` or `post` are not root ids.
+        SourceError, IncompleteDownloadError
+            As `read`.
+        """
+        # Before 20 GB are fetched: are these ids, and is the answer here?
+        request = make_request(self.datastack, self.version, table, pre, post, positions)
+        there = SynapseSet(folder, request.key)
+        if there.is_complete:
+            return there
+        path, header = self._fetch(table, progress=progress)
+        known, stat = self._fetched(path.name), path.stat()
+        # Tells the file from another of its name, without reading it whole.
+        identity = known.sha256 if known else f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
+        return filter_synapses(
+            path, header, folder, request, identity=identity, progress=progress, cancel=cancel
+        )
 
 
 # The synapses of an archived release: a filter that streams over the one file of all of them.
@@ -412,268 +601,3 @@ def _bar(path: Path, progress: bool) -> Any:
         unit_divisor=1024,
         disable=not progress,
     )
-
-
-# Where the versions of a datastack are kept when they leave the service.
-ARCHIVES = {"minnie65_public": "gs://mat_dbs/public/minnie65_phase3_v1"}
-_SYNAPSES = "synapses_pni_2"
-
-
-class ArchiveSource:
-    """Tables of one materialization version, from the files it is archived as.
-
-    Nothing is asked before it is needed. A file is fetched once, begun again where it stopped, and
-    checked before it is read; files in a folder of this machine are read where they lie.
-
-    Parameters
-    ----------
-    version : int or ReleaseSpec
-        Materialization version, which need not be in the registry.
-    url : str, optional
-        Folder that holds ``v{version}/{table}_merged.csv.gz`` and ``..._merged_header.csv``:
-        ``gs://``, ``https://``, ``s3://``, ``file://`` or a path; by default the public archive of
-        the datastack. ``gs://`` is read over https, which needs no package and no login, unless
-        `storage_options` are given.
-    datastack : str, optional
-        Name of the datastack.
-    folder : str or pathlib.Path, optional
-        Where files are kept, whole ones and parts; a temporary folder by default, with which they
-        are gone when the process ends.
-    storage_options : mapping, optional
-        What fsspec hands to the file system of a bucket that is not public, such as a login.
-    retry : Retry, optional
-        How often and how patiently to ask again.
-    timeout : float, optional
-        Seconds without a byte after which a connection has failed.
-    progress : bool, optional
-        Whether to show a bar for each file, in bytes.
-
-    Attributes
-    ----------
-    files : ArchiveFiles
-        The files, and the folder they are fetched into.
-    scope : str
-        ``"requested"``: of synapses it gives those between the neurons that are asked for.
-
-    Raises
-    ------
-    SchemaError
-        If the version is no integer.
-    SourceError
-        If there is no `url` and no public archive of the datastack.
-
-    Examples
-    --------
-    >>> ArchiveSource(661)
-    ArchiveSource(661, url='gs://mat_dbs/public/minnie65_phase3_v1')
-    """
-
-    scope = "requested"
-
-    def __init__(
-        self,
-        version: int | ReleaseSpec,
-        *,
-        url: str | Path | None = None,
-        datastack: str = "minnie65_public",
-        folder: str | Path | None = None,
-        storage_options: Mapping[str, Any] | None = None,
-        retry: Retry | None = None,
-        timeout: float = 60.0,
-        progress: bool = True,
-    ) -> None:
-        number = version.version if isinstance(version, ReleaseSpec) else version
-        if isinstance(number, bool) or not isinstance(number, int | np.integer):
-            raise SchemaError(f"version is {version!r}, expected a number such as 661")
-        number = int(number)
-        if url is None and datastack not in ARCHIVES:
-            raise SourceError(
-                f"there is no public archive of {datastack!r}, only of {', '.join(ARCHIVES)}: "
-                "pass url=..., the folder that holds v661, v943, ..."
-            )
-        self.version: int | None = number
-        self.datastack = datastack
-        self.url = str(ARCHIVES[datastack] if url is None else url).rstrip("/")
-        self.files = ArchiveFiles(
-            f"{self.url}/v{number}",
-            folder=Path(folder).expanduser() if folder is not None else None,
-            storage_options=storage_options or {},
-            retry=retry or Retry(),
-            timeout=timeout,
-        )
-        self.progress = progress
-        self._spec = version if isinstance(version, ReleaseSpec) else None
-        if self._spec is None and number in supported_versions():
-            self._spec = release_spec(number)
-        self._names = ArchiveNames(self.files, self._spec)
-        self._read: dict[str, dict[str, Any]] = {}
-
-    def __repr__(self) -> str:
-        return f"ArchiveSource({self.version}, url={shown_url(self.url)!r})"
-
-    def discard(self, name: str) -> None:
-        """Remove the fetched files of a table; files that were never fetched are not touched.
-
-        Parameters
-        ----------
-        name : str
-            Table name.
-        """
-        for stem in self._names.candidates(name):
-            self.files.discard(stem)
-
-    def available_tables(self) -> list[str]:
-        """Names of the tables that are archived.
-
-        A bucket and a folder are listed; over http, which has no lists, the tables that the
-        registry knows are looked for, and `read` gives others by their names all the same.
-
-        Returns
-        -------
-        list of str
-            Sorted.
-
-        Raises
-        ------
-        SourceError
-            If there is nothing of the version.
-        IncompleteDownloadError
-            If the archive fails again and again.
-        """
-        return self._names.available()
-
-    def read_arrow(
-        self, name: str, *, refresh: bool = False, progress: bool | None = None
-    ) -> pa.Table:
-        """Return one whole table, sorted by id, as Arrow.
-
-        Parameters
-        ----------
-        name : str
-            Table name.
-        refresh : bool, optional
-            Fetch its files although they are here.
-        progress : bool, optional
-            Whether to show a bar; as the source was told by default.
-
-        Returns
-        -------
-        pyarrow.Table
-            As `microns_xr.sources.postgres_csv.read_archived` types it.
-
-        Raises
-        ------
-        SourceError, IncompleteDownloadError
-            As `read`.
-        """
-        if name in (_SYNAPSES, self._spec.tables.get("synapses") if self._spec else None):
-            raise SourceError(
-                f"{name} is the table of all synapses, which is no table to read whole: use "
-                "download_synapses(pre, post)"
-            )
-        path, header = self.files.fetch(
-            self._names.stem_of(name),
-            refresh=refresh,
-            progress=self.progress if progress is None else progress,
-        )
-        table = read_archived(path, header)
-        if "id" in table.column_names and not table["id"].null_count:
-            table = table.take(pc.sort_indices(table["id"]))
-        self._read[name] = {"name": name, "rows": table.num_rows, **self.files.record(path)}
-        return table
-
-    def read(self, name: str) -> pd.DataFrame:
-        """Return one whole table, sorted by id.
-
-        Parameters
-        ----------
-        name : str
-            Table name.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Ids as int64 or Int64, text as object, truth as bool, positions as three columns.
-
-        Raises
-        ------
-        SourceError
-            If there is no such table, it is that of all synapses, or its files are damaged or do
-            not belong together, naming the line.
-        IncompleteDownloadError
-            If a file breaks off again and again; what has arrived is kept.
-        """
-        return to_frame(self.read_arrow(name))
-
-    def provenance(self, name: str) -> dict[str, Any]:
-        """Return what is known of a table, which is read if it was not.
-
-        Parameters
-        ----------
-        name : str
-            Table name.
-
-        Returns
-        -------
-        dict
-            ``name``, ``rows``, ``sha256`` and ``url`` of the data file, and ``checked``, what was
-            compared when it was fetched.
-
-        Raises
-        ------
-        SourceError, IncompleteDownloadError
-            As `read`.
-        """
-        if name not in self._read:
-            self.read_arrow(name)
-        return dict(self._read[name])
-
-    def download_synapses(
-        self,
-        folder: str | Path,
-        *,
-        pre: Any = None,
-        post: Any = None,
-        positions: bool = False,
-        table: str = _SYNAPSES,
-        progress: bool = True,
-        cancel: threading.Event | None = None,
-    ) -> SynapseSet:
-        """Keep the synapses from some roots onto some roots.
-
-        The file of all synapses, of some 20 GB, is fetched first; it stays in `folder` of the
-        source, so that another request needs it no more.
-
-        Parameters
-        ----------
-        folder : str or pathlib.Path
-            Where sets of synapses are kept, each under the key of its request.
-        pre, post, positions, table, progress, cancel
-            As for `microns_xr.sources.synapses.download_synapses`.
-
-        Returns
-        -------
-        SynapseSet
-            A complete one, the same as a download from the service gives.
-
-        Raises
-        ------
-        SchemaError, SourceError, IncompleteDownloadError
-            As `read` and `microns_xr.sources.archive.filter_synapses`.
-        """
-        assert self.version is not None
-        # Before 20 GB are fetched: are these ids, and is the answer here?
-        request = make_request(self.datastack, self.version, table, pre, post, positions)
-        found = SynapseSet(folder, request.key)
-        if found.is_complete:
-            return found
-        path, header = self.files.fetch(self._names.stem_of(table), progress=progress)
-        return filter_synapses(
-            path,
-            header,
-            folder,
-            request,
-            identity=self.files.identity(path),
-            progress=progress,
-            cancel=cancel,
-        )

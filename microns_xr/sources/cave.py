@@ -1,40 +1,68 @@
-"""Tables of a release from the CAVE service, through caveclient."""
+"""Tables of a release from the CAVE service, through caveclient.
+
+The service cuts an answer at its row limit, in no defined order and with no more than a header to
+say so, and an answer may hold too few rows without any sign at all. So a table that meets the limit
+is queried again in ranges of its ids until no answer is cut, and no table is taken before it has
+as many rows as the service counts, each id once.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import requests
 
 from microns_xr.errors import SchemaError, SourceError
-from microns_xr.sources.cache import fetch_table
 from microns_xr.sources.net import BadAnswer, Refused, Retry
-from microns_xr.sources.tables import (
-    Answer,
-    as_list,
-    as_number,
-    filter_values,
-    frame_sha256,
-    read_answer,
-    to_frame,
-)
+from microns_xr.sources.tables import frame_sha256, plain_types, to_frame
 
-# Who may ask: the token, which is used and never shown, and what to do about a refusal.
+Result = TypeVar("Result")
+Filters = Mapping[str, Sequence[Any]]
+Ranges = Mapping[str, tuple[int | None, int | None]]
 
+_CONNECT_ATTEMPTS = 5  # a wrong address is not worth the patience of a night's download
+_TABLE_ATTEMPTS = 5  # for a table whose rows are not those that the service counts
+# How full the answers to ranges of ids shall be: the ids of a cut answer are a sample of the
+# table's, so that the ranges made of them come out somewhat uneven.
+_FILLING = 0.7
+# How an Arrow stream ends. A stream may lack it by the letter of the format, and then nothing tells
+# a whole one from one that broke off between two messages; the service always writes it.
+_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+# The service opens a quotation mark before this and never closes it.
+_LIMITED = re.compile(r"Limited query to (\d+) rows")
+_LOGIN = re.compile(r"/(?:sticky_)?auth(?:orize)?(?:/|$)|/login(?:/|$)")
 
 TOKEN_HELP = (
     "get a token at https://global.daf-apis.com/auth/api/v1/create_token and pass it as "
     "auth_token=..., or keep it where caveclient looks for it, once, with "
     "caveclient.CAVEclient().auth.save_token(token=...)"
 )
+
+
+def _advice(datastack: str, version: int) -> dict[int, str]:
+    """Return what to do about each status that the service refuses with."""
+    return {
+        400: "check the names of tables and columns",
+        401: TOKEN_HELP,
+        403: f"the token may not read {datastack}: accept its terms of service, or {TOKEN_HELP}",
+        404: "the service has no such datastack, version or table: see mx.supported_versions() "
+        "and available_tables()",
+        410: f"{datastack} v{version} has left the service and is archived as files: use "
+        f"source='archive', as in mx.Release({version}, source='archive')",
+        413: "ask for fewer ids at once",
+    }
 
 
 class Secret:
@@ -53,12 +81,12 @@ class Secret:
         return "<token>" if self.value else "<no token>"
 
     def __reduce__(self) -> tuple[type[Secret], tuple[()]]:
-        return Secret, ()
-
-    def __deepcopy__(self, memo: object) -> Secret:
-        return self
+        return Secret, ()  # a pickle holds no token
 
     def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
         return self
 
     def clean(self, text: str) -> str:
@@ -69,32 +97,16 @@ class Secret:
         return text
 
 
-def refusal_advice(datastack: str, version: int) -> dict[int, str]:
-    """Return what to do about each status that the CAVE service refuses with."""
-    return {
-        400: "check the names of tables and columns",
-        401: TOKEN_HELP,
-        403: f"the token may not read {datastack}: accept its terms of service, or {TOKEN_HELP}",
-        404: "the service has no such datastack, version or table: see mx.supported_versions() "
-        "and available_tables()",
-        410: f"{datastack} v{version} has left the service and is archived as files: use "
-        f"source='archive', as in mx.Release({version}, source='archive')",
-        413: "ask for fewer ids at once",
-    }
-
-
-# A session of requests that notices what caveclient does not.
-#
-# It sets time limits on every request, refuses error statuses before caveclient sees them (which
-# opens a web browser on one of them), takes a login page for the refusal it is, and keeps the
-# last answer of each thread with its headers.
-
-
-_LOGIN = re.compile(r"/(?:sticky_)?auth(?:orize)?(?:/|$)|/login(?:/|$)")
+# ------------------------------------------------------------------------------ one HTTP request
 
 
 class CheckedSession(requests.Session):
-    """A session with time limits that raises `Refused` for every error status."""
+    """A session with the checks that caveclient lacks.
+
+    It sets time limits, refuses error statuses before caveclient sees them (which opens a web
+    browser on one of them), takes a login page for the refusal it is, and keeps the last answer
+    of each thread, because caveclient drops the header that says that an answer was cut.
+    """
 
     def __init__(self, timeout: tuple[float, float]) -> None:
         super().__init__()
@@ -106,7 +118,7 @@ class CheckedSession(requests.Session):
         options["timeout"] = options.get("timeout") or self._timeout
         self._local.answer = None
         response = super().send(request, **options)
-        check(response)
+        _check(response)
         self._local.answer = response
         return response
 
@@ -118,8 +130,7 @@ class CheckedSession(requests.Session):
         return response
 
 
-def check(response: requests.Response) -> None:
-    """Raise `Refused` unless an answer is the one that was asked for."""
+def _check(response: requests.Response) -> None:
     for step in (*response.history, response):
         target = urlsplit(step.headers.get("Location", ""))
         if step.is_redirect and _LOGIN.search(target.path):
@@ -136,7 +147,7 @@ def check(response: requests.Response) -> None:
 
 
 def _reason(response: requests.Response) -> str:
-    """Return the service's own words, of a JSON document or a page."""
+    """Return the service's own words, from a JSON document or a page."""
     text = response.text[:10_000]
     try:
         document = json.loads(text)
@@ -145,13 +156,13 @@ def _reason(response: requests.Response) -> str:
     if not isinstance(document, dict):
         words = re.sub(r"(?s)<(head|style|script)\b.*?</\1>|<[^>]*>", " ", text)
         return re.sub(r"\s+", " ", words).strip()[:200] or str(response.reason or "")
-    said = document.get("message") or document.get("error") or document.get("msg") or ""
+    message = document.get("message") or document.get("error") or document.get("msg") or ""
     data = document.get("data")
     form = data.get("tos_form_url") if isinstance(data, dict) else None
-    return f"{said}, accept the terms of service at {form}" if form else str(said)[:200]
+    return f"{message}, accept the terms of service at {form}" if form else str(message)[:200]
 
 
-def checked(client: type, timeout: tuple[float, float]) -> Any:
+def _checked(client: type, timeout: tuple[float, float]) -> Any:
     """Return a class of caveclient whose every request goes through a `CheckedSession`."""
 
     def put_session(self: Any, plain: object) -> None:
@@ -161,255 +172,64 @@ def checked(client: type, timeout: tuple[float, float]) -> Any:
     return type(client.__name__, (client,), {"session": session})
 
 
-# The CAVE service as one release sees it: connection, counts and queries, asked until answered.
+@dataclass(frozen=True)
+class Answer:
+    """The rows that a query brought, in no order."""
+
+    # integers as int64, other numbers as double, text as string, truth as bool, times as
+    # microseconds, positions as three columns ``X_position_x``, ``_y``, ``_z``
+    table: pa.Table
+    # the row limit, when the answer has as many rows as that: it may be cut. None: it is whole.
+    limited_to: int | None = None
+    # voxel size of the positions, where the service says so
+    resolution_nm: tuple[float, ...] | None = None
 
 
-Result = TypeVar("Result")
-Ranges = Mapping[str, tuple[int | None, int | None]]
-Filters = Mapping[str, Sequence[Any]]
+def read_answer(content: bytes, headers: Mapping[str, str]) -> Answer:
+    """Read the body and the headers of an answer."""
+    kind = headers.get("Content-Type", "")
+    if "arrow" not in kind:
+        raise BadAnswer(f"the answer is {kind or 'of no type'}, expected an Arrow stream")
+    if not content.endswith(_STREAM_END):
+        raise BadAnswer(f"the answer of {len(content)} bytes breaks off before its end mark")
+    with pa.ipc.open_stream(content) as reader:
+        table = reader.read_all()
+    limit = _LIMITED.search(headers.get("Warning", ""))
+    resolution = re.findall(r"[\d.]+", headers.get("dataframe_resolution", ""))
+    return Answer(
+        plain_types(table),
+        int(limit[1]) if limit else None,
+        tuple(map(float, resolution)) if len(resolution) == 3 else None,
+    )
 
-_CONNECT_ATTEMPTS = 5  # a wrong address is not worth the patience of a night's download
-_OF_THE_CONNECTION = ("_lock", "_materialize", "_record")
+
+def _as_list(document: Any) -> list[Any]:
+    if not isinstance(document, list):
+        raise BadAnswer(f"the answer is a {type(document).__name__}, expected a list")
+    return document
 
 
-class CaveService:
-    """Requests to the CAVE service; see `microns_xr.sources.cave.CaveSource`, which is one."""
+def _as_number(document: Any) -> int:
+    if isinstance(document, bool) or not isinstance(document, int) or document < 0:
+        raise BadAnswer(f"the answer is {document!r}, expected a number of rows")
+    return document
 
-    def __init__(
-        self,
-        version: int,
-        datastack: str,
-        server_address: str | None,
-        auth_token: str | None,
-        timeout: tuple[float, float],
-        retry: Retry | None,
-        connections: int,
-    ) -> None:
-        if isinstance(version, bool) or not isinstance(version, int | np.integer):
-            raise SchemaError(f"version is {version!r}, expected a number such as 1718")
-        self.version: int | None = int(version)
-        self._version = int(version)
-        self.datastack = datastack
-        self.server_address = server_address.rstrip("/") if server_address else None
-        self.timeout = timeout
-        self.retry = retry or Retry()
-        self.connections = connections
-        self.row_limit: int | None = None
-        self._secret = Secret(auth_token)
-        self._disconnected()
 
-    def _disconnected(self) -> None:
-        self._lock = threading.RLock()
-        self._materialize: Any = None
-        self._record: dict[str, Any] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in _OF_THE_CONNECTION}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._disconnected()
-
-    def close(self) -> None:
-        """Close the connections; the next request opens new ones."""
-        with self._lock:
-            client, self._materialize = self._materialize, None
-        if client is not None:
-            client.session.close()
-
-    def _call(self, ask: Callable[[], Result], what: str, attempts: int | None = None) -> Result:
-        return self.retry.call(
-            ask,
-            f"{what} of {self.datastack} v{self._version}",
-            advice=refusal_advice(self.datastack, self._version),
-            # By name: connecting may find a token in caveclient's file.
-            clean=lambda text: self._secret.clean(text),
-            attempts=attempts,
+def _filter_values(column: str, values: Any) -> list[Any]:
+    """Return the values of a filter as JSON holds them."""
+    values = values.tolist() if hasattr(values, "tolist") else list(values)
+    if any(isinstance(value, float) for value in values):
+        raise SchemaError(
+            f"the filter of {column} holds floats, expected integers: 18-digit ids are rounded by "
+            "floats; read the ids again as int64"
         )
-
-    # ------------------------------------------------------------------------- the connection
-
-    def _clients(self) -> dict[str, Any]:
-        """Return the parts of caveclient by name."""
-        raise NotImplementedError
-
-    def _client(self) -> Any:
-        """Return the client of the materialization service, connected once."""
-        with self._lock:
-            if self._materialize is None:
-                connect = self._connection()
-                attempts = min(self.retry.attempts, _CONNECT_ATTEMPTS)
-                self._materialize = self._call(connect, "the connection to the service", attempts)
-            return self._materialize
-
-    def _connection(self) -> Callable[[], Any]:
-        # requests comes with caveclient, which is imported when it is used.
-
-        cave = self._clients()
-        address = cave["handle_server_address"](self.datastack, self.server_address, write=False)
-        address = (address or cave["default_global_server_address"]).rstrip("/")
-        auth, problem = None, ""
-        try:
-            auth = cave["AuthClient"](token=self._secret.value, server_address=address)
-        except (ValueError, OSError) as error:
-            problem = type(error).__name__
-        if auth is None:  # raised out here: the error of the JSON reader holds the whole file
-            raise SourceError(
-                f"caveclient's file of the token cannot be read ({problem}): write it again; "
-                f"{TOKEN_HELP}"
-            )
-        self._secret = Secret(auth.token)
-        # No retries of its own: they would multiply with ours, and wait without bound.
-        options = {"auth_client": auth, "max_retries": 0, "pool_maxsize": self.connections}
-        info_client = checked(cave["InfoServiceClient"], self.timeout)
-        materialize_client = checked(cave["MaterializationClient"], self.timeout)
-
-        def connect() -> Any:
-            info = info_client(
-                server_address=address, datastack_name=self.datastack, api_version=2, **options
-            )
-            self._record = dict(info.get_datastack_info())
-            info.session.close()
-            if not isinstance(self._record.get("local_server"), str):
-                raise BadAnswer("the record of the datastack names no server")
-            # The version of the interface by number: asked for the latest, caveclient takes an old
-            # one for good, without a word, whenever that question fails.
-            return materialize_client(
-                server_address=self._record["local_server"].rstrip("/"),
-                datastack_name=self.datastack,
-                version=self._version,
-                api_version=3,
-                **options,
-            )
-
-        return connect
-
-    # ------------------------------------------------------------------------------------ rows
-
-    def count(
-        self,
-        table: str,
-        filter_in: Filters | None = None,
-        *,
-        filter_range: Ranges | None = None,
-    ) -> int:
-        """Return how many rows a table has.
-
-        Parameters
-        ----------
-        table : str
-            Table name.
-        filter_in : mapping of str to sequence, optional
-            Column to the values it may have. With one, also an empty one, the rows are counted
-            that `query` would bring without a row limit; without, it is the service's own number
-            of rows, which may include some that are no longer valid.
-        filter_range : mapping of str to (int or None, int or None), optional
-            As for `query`.
-
-        Returns
-        -------
-        int
-            Rows.
-
-        Raises
-        ------
-        SourceError
-            If the service refuses, or has no such table.
-        IncompleteDownloadError
-            If it fails again and again.
-        """
-        client = self._client()
-
-        def ask() -> int:
-            if filter_in is None and filter_range is None:
-                return as_number(client.get_annotation_count(table, version=self._version))
-            self._post(client, table, filter_in, filter_range, get_counts=True)
-            counted = self._answer(client).table
-            if counted.column_names != ["count"] or counted.num_rows != 1:
-                raise BadAnswer(f"the answer has {counted.shape} rows and columns, expected 1, 1")
-            return as_number(counted["count"][0].as_py())
-
-        return self._call(ask, f"the number of rows of {table}")
-
-    def query(
-        self,
-        table: str,
-        *,
-        filter_in: Filters | None = None,
-        filter_range: Ranges | None = None,
-        select_columns: Sequence[str] | None = None,
-    ) -> Answer:
-        """Return rows of one table, not joined with any other, in no order.
-
-        Parameters
-        ----------
-        table : str
-            Table name.
-        filter_in : mapping of str to sequence, optional
-            Column to the values it may have.
-        filter_range : mapping of str to (int or None, int or None), optional
-            Column to its least value, and to the first value beyond its greatest.
-        select_columns : sequence of str, optional
-            Columns; positions by their base name. A root id brings its supervoxel id.
-
-        Returns
-        -------
-        Answer
-            The rows, and whether the service's row limit may have cut them.
-
-        Raises
-        ------
-        SourceError
-            If the service refuses.
-        SchemaError
-            If a filter holds floats.
-        IncompleteDownloadError
-            If the service fails again and again.
-        """
-        client = self._client()
-
-        def ask() -> Answer:
-            self._post(client, table, filter_in, filter_range, select_columns)
-            return self._answer(client)
-
-        answer = self._call(ask, f"the table {table}")
-        if answer.limited_to is not None:
-            self.row_limit = max(self.row_limit or 0, answer.limited_to)
-        return answer
-
-    def _post(
-        self,
-        client: Any,
-        table: str,
-        filter_in: Filters | None,
-        filter_range: Ranges | None = None,
-        select_columns: Sequence[str] | None = None,
-        **options: Any,
-    ) -> None:
-        ranges = (filter_range or {}).items()
-        client.query_table(
-            table,
-            filter_in_dict={k: filter_values(k, v) for k, v in (filter_in or {}).items()} or None,
-            filter_greater_equal_dict={k: least for k, (least, _) in ranges if least is not None}
-            or None,
-            filter_less_dict={k: beyond for k, (_, beyond) in ranges if beyond is not None} or None,
-            select_columns=list(select_columns) if select_columns is not None else None,
-            materialization_version=self._version,
-            split_positions=True,
-            metadata=False,
-            merge_reference=False,
-            log_warning=False,
-            **options,
-        )
-
-    @staticmethod
-    def _answer(client: Any) -> Answer:
-        # From the bytes: the frame that caveclient makes of them does not say whether it was cut.
-        response = client.session.take_answer()
-        return read_answer(response.content, response.headers)
+    return [value.item() if isinstance(value, np.generic) else value for value in values]
 
 
-class CaveSource(CaveService):
+# ----------------------------------------------------------------------------------- the service
+
+
+class CaveSource:
     """Tables of one materialization version, asked of the CAVE service.
 
     Nothing is asked before it is needed. A request that fails in a way that passes is made again,
@@ -444,7 +264,7 @@ class CaveSource(CaveService):
     Raises
     ------
     SchemaError
-        If the version is no integer, or the token holds signs that no token has.
+        If the version is not an integer, or the token holds characters that no token has.
 
     Examples
     --------
@@ -465,15 +285,33 @@ class CaveSource(CaveService):
         retry: Retry | None = None,
         connections: int = 16,
     ) -> None:
-        super().__init__(
-            version, datastack, server_address, auth_token, timeout, retry, connections
-        )
+        if isinstance(version, bool) or not isinstance(version, int | np.integer):
+            raise SchemaError(f"version is {version!r}, expected a number such as 1718")
+        self.version = int(version)
+        self.datastack = datastack
+        self.server_address = server_address.rstrip("/") if server_address else None
+        self.timeout = timeout
+        self.retry = retry or Retry()
+        self.connections = connections
+        self.row_limit: int | None = None
+        self._secret = Secret(auth_token)
         self._names: list[str] | None = None
         self._time: str | None = None
         self._read: dict[str, dict[str, Any]] = {}
+        self.__setstate__({})
 
     def __repr__(self) -> str:
-        return f"CaveSource({self._version}, datastack={self.datastack!r})"
+        return f"CaveSource({self.version}, datastack={self.datastack!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        connection = ("_lock", "_materialize", "_record")
+        return {name: value for name, value in self.__dict__.items() if name not in connection}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+        self._materialize: Any = None
+        self._record: dict[str, Any] = {}
 
     def __enter__(self) -> CaveSource:
         return self
@@ -481,20 +319,79 @@ class CaveSource(CaveService):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _clients(self) -> dict[str, Any]:
+    def close(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        with self._lock:
+            client, self._materialize = self._materialize, None
+        if client is not None:
+            client.session.close()
+
+    def _call(self, ask: Callable[[], Result], what: str, attempts: int | None = None) -> Result:
+        return self.retry.call(
+            ask,
+            f"{what} of {self.datastack} v{self.version}",
+            advice=_advice(self.datastack, self.version),
+            # Looked up at the call: connecting may find a token in caveclient's file.
+            clean=lambda text: self._secret.clean(text),
+            attempts=attempts,
+        )
+
+    def _client(self) -> Any:
+        """Return caveclient's client of the materialization service, connected once."""
+        with self._lock:
+            if self._materialize is None:
+                address, auth = self._log_in()
+                self._materialize = self._call(
+                    lambda: self._connect(address, auth),
+                    "the connection to the service",
+                    min(self.retry.attempts, _CONNECT_ATTEMPTS),
+                )
+            return self._materialize
+
+    def _log_in(self) -> tuple[str, Any]:
+        """Return the address of the service, and caveclient's holder of the token."""
         from caveclient.auth import AuthClient
         from caveclient.datastack_lookup import handle_server_address
         from caveclient.endpoints import default_global_server_address
+
+        address = handle_server_address(self.datastack, self.server_address, write=False)
+        address = (address or default_global_server_address).rstrip("/")
+        auth, problem = None, ""
+        try:
+            auth = AuthClient(token=self._secret.value, server_address=address)
+        except (ValueError, OSError) as error:
+            problem = type(error).__name__
+        if auth is None:  # raised out here: the error of the JSON reader holds the whole file
+            raise SourceError(
+                f"caveclient's file of the token cannot be read ({problem}): write it again; "
+                f"{TOKEN_HELP}"
+            )
+        self._secret = Secret(auth.token)
+        return address, auth
+
+    def _connect(self, address: str, auth: Any) -> Any:
         from caveclient.infoservice import InfoServiceClient
         from caveclient.materializationengine import MaterializationClient
 
-        return {
-            "AuthClient": AuthClient,
-            "handle_server_address": handle_server_address,
-            "default_global_server_address": default_global_server_address,
-            "InfoServiceClient": InfoServiceClient,
-            "MaterializationClient": MaterializationClient,
+        # No retries of its own: they would multiply with ours, and wait without bound.
+        options = {
+            "datastack_name": self.datastack,
+            "auth_client": auth,
+            "max_retries": 0,
+            "pool_maxsize": self.connections,
         }
+        info_client = _checked(InfoServiceClient, self.timeout)
+        info = info_client(server_address=address, api_version=2, **options)
+        self._record = dict(info.get_datastack_info())
+        info.session.close()
+        server = self._record.get("local_server")
+        if not isinstance(server, str):
+            raise BadAnswer("the record of the datastack names no server")
+        # The version of the interface by number: asked for the latest, caveclient takes an old
+        # one for good, without a word, whenever that question fails.
+        return _checked(MaterializationClient, self.timeout)(
+            server_address=server.rstrip("/"), version=self.version, api_version=3, **options
+        )
 
     def status(self) -> Literal["served", "expired", "unknown"]:
         """Say whether the service answers for the version.
@@ -509,14 +406,13 @@ class CaveSource(CaveService):
         SourceError
             If the service refuses.
         IncompleteDownloadError
-            If it fails again and again; so for every method that asks the service.
+            If it fails too often; so for every method that asks the service.
         """
-        client = self._client()
-        what = "the list of versions"
-        if self._version in self._call(lambda: as_list(client.get_versions()), what):
+        client, what = self._client(), "the list of versions"
+        if self.version in self._call(lambda: _as_list(client.get_versions()), what):
             return "served"
-        every = self._call(lambda: as_list(client.get_versions(expired=True)), what)
-        return "expired" if self._version in every else "unknown"
+        versions = self._call(lambda: _as_list(client.get_versions(expired=True)), what)
+        return "expired" if self.version in versions else "unknown"
 
     def timestamp(self) -> str:
         """Return when the version was materialized.
@@ -535,9 +431,9 @@ class CaveSource(CaveService):
             client = self._client()
 
             def ask() -> str:
-                # caveclient reads no time without a fraction of a second; the answer is kept.
+                # caveclient cannot read a time without a fraction of a second: read it here.
                 with contextlib.suppress(ValueError):
-                    client.get_version_metadata(version=self._version)
+                    client.get_version_metadata(version=self.version)
                 time = pd.Timestamp(client.session.take_answer().json()["time_stamp"])
                 time = time.tz_convert("UTC") if time.tzinfo else time.tz_localize("UTC")
                 return time.isoformat()
@@ -576,12 +472,128 @@ class CaveSource(CaveService):
         """
         if self._names is None:
             client = self._client()
-
-            def ask() -> list[Any]:
-                return as_list(client.get_tables(version=self._version))
-
-            self._names = sorted(map(str, self._call(ask, "the list of tables")))
+            names = self._call(
+                lambda: _as_list(client.get_tables(version=self.version)), "the list of tables"
+            )
+            self._names = sorted(map(str, names))
         return list(self._names)
+
+    def count(
+        self,
+        table: str,
+        filter_in: Filters | None = None,
+        *,
+        filter_range: Ranges | None = None,
+    ) -> int:
+        """Return how many rows a table has.
+
+        Parameters
+        ----------
+        table : str
+            Table name.
+        filter_in : mapping of str to sequence, optional
+            Column to the values it may have. With one, also an empty one, the rows are counted
+            that `query` would bring without a row limit; without, it is the service's own number
+            of rows, which may include some that are no longer valid.
+        filter_range : mapping of str to (int or None, int or None), optional
+            As for `query`.
+
+        Returns
+        -------
+        int
+            Rows.
+
+        Raises
+        ------
+        SourceError
+            If the service refuses, or has no such table.
+        SchemaError
+            If a filter holds floats.
+        IncompleteDownloadError
+            If it fails too often.
+        """
+        client = self._client()
+
+        def ask() -> int:
+            if filter_in is None and filter_range is None:
+                return _as_number(client.get_annotation_count(table, version=self.version))
+            counted = self._query(client, table, filter_in, filter_range, get_counts=True).table
+            if counted.column_names != ["count"] or counted.num_rows != 1:
+                raise BadAnswer(f"the answer has {counted.shape} rows and columns, expected 1, 1")
+            return _as_number(counted["count"][0].as_py())
+
+        return self._call(ask, f"the number of rows of {table}")
+
+    def query(
+        self,
+        table: str,
+        *,
+        filter_in: Filters | None = None,
+        filter_range: Ranges | None = None,
+        select_columns: Sequence[str] | None = None,
+    ) -> Answer:
+        """Return rows of one table, not joined with any other, in no order.
+
+        Parameters
+        ----------
+        table : str
+            Table name.
+        filter_in : mapping of str to sequence, optional
+            Column to the values it may have.
+        filter_range : mapping of str to (int or None, int or None), optional
+            Column to its least value, and to the first value beyond its greatest.
+        select_columns : sequence of str, optional
+            Columns; positions by their base name. A root id brings its supervoxel id.
+
+        Returns
+        -------
+        Answer
+            The rows, and whether the service's row limit may have cut them.
+
+        Raises
+        ------
+        SourceError
+            If the service refuses.
+        SchemaError
+            If a filter holds floats.
+        IncompleteDownloadError
+            If the service fails too often.
+        """
+        client = self._client()
+        columns = list(select_columns) if select_columns is not None else None
+        answer = self._call(
+            lambda: self._query(client, table, filter_in, filter_range, select_columns=columns),
+            f"the table {table}",
+        )
+        if answer.limited_to is not None:
+            self.row_limit = max(self.row_limit or 0, answer.limited_to)
+        return answer
+
+    def _query(
+        self,
+        client: Any,
+        table: str,
+        filter_in: Filters | None,
+        filter_range: Ranges | None,
+        **options: Any,
+    ) -> Answer:
+        ranges = (filter_range or {}).items()
+        values = {name: _filter_values(name, ids) for name, ids in (filter_in or {}).items()}
+        client.query_table(
+            table,
+            filter_in_dict=values or None,
+            filter_greater_equal_dict={k: low for k, (low, _) in ranges if low is not None} or None,
+            filter_less_dict={k: high for k, (_, high) in ranges if high is not None} or None,
+            materialization_version=self.version,
+            split_positions=True,
+            metadata=False,
+            merge_reference=False,
+            log_warning=False,
+            **options,
+        )
+        # From the bytes: the frame that caveclient makes of them does not say whether it was cut.
+        response = client.session.take_answer()
+        return read_answer(response.content, response.headers)
 
     def read(self, name: str) -> pd.DataFrame:
         """Return one whole table, sorted by id; nothing is kept on disk.
@@ -628,3 +640,97 @@ class CaveSource(CaveService):
         if name not in self._read:
             self.read(name)
         return dict(self._read[name])
+
+
+# ---------------------------------------------------------------------------------- whole tables
+
+
+@dataclass(frozen=True)
+class FetchedTable:
+    """A whole table."""
+
+    table: pa.Table  # its rows, sorted by id
+    queries: int  # how many answers it is made of
+    resolution_nm: tuple[float, ...] | None  # as in `Answer`
+
+
+def fetch_table(source: CaveSource, name: str) -> FetchedTable:
+    """Fetch every row of a table."""
+
+    def ask() -> FetchedTable:
+        expected = source.count(name)
+        answers = _query_whole(source, name, expected)
+        # Types may differ where an answer has no value at all in a column.
+        table = pa.concat_tables([a.table for a in answers], promote_options="permissive")
+        table = table.sort_by("id").combine_chunks()
+        n_ids = pc.count_distinct(table["id"]).as_py()
+        if n_ids != table.num_rows:
+            raise BadAnswer(f"{table.num_rows} rows with {n_ids} ids arrived, expected each once")
+        if table.num_rows != expected:
+            # That number counts rows that are no longer valid and that no query brings; and a
+            # number that is cut on its way is still a number.
+            valid = source.count(name, {})
+            if table.num_rows != valid:
+                raise BadAnswer(
+                    f"{table.num_rows} rows arrived, the service counts {valid}"
+                    + (f" ({expected} with those no longer valid)" if expected > valid else "")
+                )
+        return FetchedTable(table, len(answers), answers[0].resolution_nm)
+
+    attempts = min(source.retry.attempts, _TABLE_ATTEMPTS)
+    what = f"the table {name} of {source.datastack} v{source.version}"
+    return source.retry.call(ask, what, attempts=attempts)
+
+
+def _query_whole(source: CaveSource, name: str, expected: int) -> list[Answer]:
+    """Query a table, in ranges of ids where the row limit would cut it."""
+    too_long = source.row_limit is not None and expected > source.row_limit
+    first = source.query(name, select_columns=["id"]) if too_long else None
+    if first is None or first.limited_to is None:
+        first = source.query(name)
+    if "id" not in first.table.column_names:
+        raise SourceError(
+            f"{name} has no column 'id', found {first.table.column_names}: it is not a table of "
+            "annotations and cannot be fetched without loss"
+        )
+    if first.limited_to is None:
+        return [first]
+    # At the limit by chance, with exactly as many rows as an answer may have; by two numbers,
+    # because the first one may have been cut to that of the limit.
+    n_rows = first.table.num_rows
+    if not too_long and n_rows == expected == source.count(name, {}):
+        return [first]
+    n_parts = int(np.ceil(expected / (_FILLING * first.limited_to)))
+    waiting = _split_range(first.table["id"], None, None, max(n_parts, 2))
+    answers = []
+    while waiting:
+        low, high = waiting.pop()
+        answer = source.query(name, filter_range={"id": (low, high)})
+        one_id = low is not None and high is not None and high - low == 1
+        if answer.limited_to is None or one_id:
+            answers.append(answer)
+        else:
+            waiting.extend(_split_range(answer.table["id"], low, high, 2))
+    return answers
+
+
+def _split_range(
+    ids: pa.ChunkedArray, low: int | None, high: int | None, n_parts: int
+) -> list[tuple[int | None, int | None]]:
+    """Split a range of ids into parts that hold about as many of the ids seen in it.
+
+    Every part is narrower than the range, so that splitting comes to an end.
+    """
+    seen = np.unique(ids.to_numpy())
+    if not len(seen):
+        raise BadAnswer("an answer that was cut at the row limit holds no rows")
+    if (low is not None and seen[0] < low) or (high is not None and seen[-1] >= high):
+        raise SourceError(
+            f"ids from {low} to {high} were asked for, {seen[0]} to {seen[-1]} came: the service "
+            "does not filter by ranges, so that tables above its row limit cannot be fetched from "
+            "it; use source='archive'"
+        )
+    cuts = sorted({int(seen[len(seen) * i // n_parts]) for i in range(1, n_parts)} - {low})
+    if not cuts:  # one id alone, at the lower end
+        cuts = [int(seen[0]) + 1]
+    return list(itertools.pairwise([low, *cuts, high]))

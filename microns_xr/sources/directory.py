@@ -7,12 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from microns_xr.errors import ReleaseMismatchError, SourceError, nearest_words
+from microns_xr.errors import ReleaseMismatchError, SourceError, nearest_words, unknown_label
 from microns_xr.files import file_sha256
 from microns_xr.sources.cache import read_identity
 from microns_xr.sources.tables import TABLE_SUFFIXES, read_table_file, table_stem
 
-_SYNAPSES = "synapses"
 # A whole synapse table may lie beside the other tables instead of in the synapse folder.
 _SYNAPSE_TABLE = "synapses_pni_2"
 
@@ -42,7 +41,7 @@ class DirectorySource:
     Raises
     ------
     SourceError
-        If the folder does not exist or is none.
+        If there is no such folder, or it is a file.
     ReleaseMismatchError
         If the folder says that it holds another version.
 
@@ -72,11 +71,11 @@ class DirectorySource:
         self._rows: dict[str, int] = {}
         if not self.path.exists():
             parent = self.path.parent
-            there = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-            near = nearest_words(self.path.name, there)
+            folders = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+            near = ", ".join(nearest_words(self.path.name, folders))
             raise SourceError(
                 f"there is no folder {self.path}"
-                + (f"; nearest: {', '.join(near)}" if near else "")
+                + (f"; nearest: {near}" if near else "")
                 + ": give the folder that holds the tables"
             )
         if not self.path.is_dir():
@@ -84,49 +83,34 @@ class DirectorySource:
                 f"{self.path} is a file, expected the folder that holds the tables: "
                 f"give {self.path.parent}"
             )
-        self._identify()
+        identity = read_identity(self.path.resolve())
+        if identity is not None:
+            if version not in (None, identity[1]):
+                raise ReleaseMismatchError(
+                    f"{self.path} holds tables of {identity[0]} v{identity[1]}, but version "
+                    f"{version} was asked for: give version {identity[1]}, or the folder of "
+                    f"version {version}"
+                )
+            self.datastack, self.version = identity
 
-    def _identify(self) -> None:
-        """Take datastack and version from the folder, where it says them."""
-        said = read_identity(self.path.resolve())
-        if said is None:
-            return
-        if self.version is not None and self.version != said[1]:
-            raise ReleaseMismatchError(
-                f"{self.path} holds tables of {said[0]} v{said[1]}, but version {self.version} was "
-                f"asked for: give version {said[1]}, or the folder of version {self.version}"
-            )
-        self.datastack, self.version = said
-
-    def _folders(self) -> list[Path]:
+    def _files(self) -> tuple[dict[str, list[Path]], set[str]]:
+        """Return the files of every table, and the names of the tables of synapses."""
         folders = [self.path, self.path / "raw", self.path / "functional"]
         if self.path.resolve().name == "raw":
             folders.append(self.path.resolve().parent / "functional")
-        return [folder for folder in folders if folder.is_dir()]
-
-    @staticmethod
-    def _tables_in(folders: list[Path]) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {}
-        for folder in folders:
-            for path in sorted(folder.iterdir()):
-                stem = table_stem(path)
-                if stem is not None and path.is_file():
-                    found.setdefault(stem, []).append(path)
-        return found
-
-    def _synapse_paths(self) -> dict[str, list[Path]]:
-        folders = [folder / _SYNAPSES for folder in self._folders()]
-        found = self._tables_in([folder for folder in folders if folder.is_dir()])
-        if whole := self._tables_in(self._folders()).get(_SYNAPSE_TABLE):
-            found[_SYNAPSE_TABLE] = whole + found.get(_SYNAPSE_TABLE, [])
-        return found
-
-    def _paths(self) -> dict[str, list[Path]]:
-        tables = self._tables_in(self._folders())
-        for stem, paths in self._synapse_paths().items():
-            others = [path for path in tables.get(stem, []) if path not in paths]
-            tables[stem] = others + paths
-        return tables
+        files: dict[str, list[Path]] = {}
+        synapses = set()
+        for in_synapses in (False, True):
+            for folder in folders:
+                folder = folder / "synapses" if in_synapses else folder
+                for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                    name = table_stem(path)
+                    if name is None or not path.is_file():
+                        continue
+                    files.setdefault(name, []).append(path)
+                    if in_synapses or name == _SYNAPSE_TABLE:
+                        synapses.add(name)
+        return files, synapses
 
     @staticmethod
     def _only(name: str, paths: list[Path]) -> Path:
@@ -138,20 +122,16 @@ class DirectorySource:
         return paths[0]
 
     def _path_of(self, name: str) -> Path:
-        paths = self._paths()
-        if name in paths:
-            return self._only(name, paths[name])
-        if not paths:
+        files, _ = self._files()
+        if name in files:
+            return self._only(name, files[name])
+        if not files:
             raise SourceError(
                 f"{self.path} holds no table, expected files NAME with a suffix "
                 f"{', '.join(TABLE_SUFFIXES)} in it, in raw/ or in functional/"
             )
-        near = nearest_words(name, paths)
-        raise SourceError(
-            f"there is no table {name} in {self.path}, found {', '.join(sorted(paths))}"
-            + (f"; nearest: {', '.join(near)}" if near else "")
-            + ": fetch it, or rename its file"
-        )
+        what, hint = f"{self.path} holds no table", "fetch it, or rename its file"
+        raise unknown_label(what, name, set(files), hint, SourceError)
 
     def available_tables(self) -> list[str]:
         """Names of the tables in the folder, those of synapses included, sorted.
@@ -161,7 +141,7 @@ class DirectorySource:
         list of str
             File names without suffix.
         """
-        return sorted(self._paths())
+        return sorted(self._files()[0])
 
     def read(self, name: str) -> pd.DataFrame:
         """Return one table.
@@ -174,7 +154,7 @@ class DirectorySource:
         Returns
         -------
         pandas.DataFrame
-            As `microns_xr.sources.tables.read_table_file` types it.
+            Ids as int64 (Int64 where a row has none), text as object, times in UTC.
 
         Raises
         ------
@@ -203,10 +183,10 @@ class DirectorySource:
         SourceError
             As `read`.
         """
-        path = self._path_of(name)
         if name not in self._rows:
             self.read(name)
-        return {"name": name, "rows": self._rows[name], "sha256": file_sha256(path)}
+        sha256 = file_sha256(self._path_of(name))
+        return {"name": name, "rows": self._rows[name], "sha256": sha256}
 
     def synapse_files(self) -> dict[str, Path]:
         """Return the files of synapses: those in ``synapses/``, and a whole synapse table.
@@ -221,28 +201,8 @@ class DirectorySource:
         SourceError
             If there are two files of one name.
         """
-        found = self._synapse_paths()
-        return {name: self._only(name, found[name]) for name in sorted(found)}
-
-    def read_synapses(self, request: str | None = None) -> pd.DataFrame:
-        """Return a table of synapses, or of pairs.
-
-        Parameters
-        ----------
-        request : str, optional
-            Which, of the names in `synapse_files`; needed where there are several.
-
-        Returns
-        -------
-        pandas.DataFrame
-            The table.
-
-        Raises
-        ------
-        SourceError
-            If there is none, there are several and none is named, or the named one is not there.
-        """
-        return self.read(self.choose_synapses(request))
+        files, synapses = self._files()
+        return {name: self._only(name, files[name]) for name in sorted(synapses)}
 
     def choose_synapses(self, request: str | None = None) -> str:
         """Return the name of the synapse file that `read_synapses` reads.
@@ -268,17 +228,33 @@ class DirectorySource:
                 f"{self.path} has no file of synapses, expected one in synapses/ or raw/synapses/: "
                 "put it there, or go without connectivity"
             )
-        if request is None:
-            if len(names) > 1:
-                raise SourceError(
-                    f"{self.path} has {len(names)} files of synapses, {', '.join(names)}: "
-                    f"choose one with request={names[0]!r}"
-                )
-            return names[0]
-        if request not in names:
-            near = nearest_words(request, names)
+        if request is None and len(names) > 1:
             raise SourceError(
-                f"there is no file of synapses {request!r} in {self.path}, found {', '.join(names)}"
-                + (f"; nearest: {', '.join(near)}" if near else "")
+                f"{self.path} has {len(names)} files of synapses, {', '.join(names)}: "
+                f"choose one with request={names[0]!r}"
             )
-        return request
+        if request is not None and request not in names:
+            raise unknown_label(
+                f"{self.path} has no file of synapses", request, names, error=SourceError
+            )
+        return request or names[0]
+
+    def read_synapses(self, request: str | None = None) -> pd.DataFrame:
+        """Return a table of synapses, or of pairs.
+
+        Parameters
+        ----------
+        request : str, optional
+            Which, of the names in `synapse_files`; needed where there are several.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The table.
+
+        Raises
+        ------
+        SourceError
+            If there is none, there are several and none is named, or the named one is not there.
+        """
+        return self.read(self.choose_synapses(request))

@@ -1,4 +1,4 @@
-"""One table file, read into a typed DataFrame or written from one.
+"""Raw tables: what a source of them is, and one table read from a file or written to one.
 
 csv, csv.gz, parquet and feather go through pyarrow, never through pickle. Whatever the format, the
 same table comes out the same: integers as int64 (Int64 where a row has none), text as object, so
@@ -8,9 +8,6 @@ that an 18-digit id never passes through a float.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,10 +19,15 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
 
-from microns_xr.errors import SchemaError, SourceError
-from microns_xr.sources.net import BadAnswer
+from microns_xr.errors import SourceError
+from microns_xr.files import new_file
 
-# The one small protocol that every source of raw tables follows.
+TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".feather")
+
+# Words that stand for nothing in a column of numbers; a column of text keeps them as they are.
+_NULLS = ["", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL", "None"]
+_BLOCK_BYTES = 8 << 20  # a row must fit in a block
+_NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
 @runtime_checkable
@@ -77,68 +79,29 @@ class TableSource(Protocol):
         ...
 
 
-# What goes over the wire: values of a filter, an Arrow stream, the header that says it was cut.
-
-
-# How an Arrow stream ends. A stream may lack it by the letter of the format, and then nothing tells
-# a whole one from one that broke off between two messages; the service always writes it.
-_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-# The service opens a quotation mark before this and never closes it.
-_LIMITED = re.compile(r"Limited query to (\d+) rows")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The rows that a query brought."""
-
-    # integers as int64, other numbers as double, text as string, truth as bool, times as
-    # microseconds, positions as three columns ``X_position_x``, ``_y``, ``_z``. Rows in no
-    # order.
-    table: pa.Table
-    # the row limit, when the answer has as many rows as that: it may be cut. None: it is whole.
-    limited_to: int | None = None
-    # voxel size of the positions, where the service says so
-    resolution_nm: tuple[float, ...] | None = None
-
-
-def read_answer(content: bytes, headers: Mapping[str, str]) -> Answer:
-    """Read the body and the headers of an answer."""
-    kind = headers.get("Content-Type", "")
-    if "arrow" not in kind:
-        raise BadAnswer(f"the answer is {kind or 'of no type'}, expected an Arrow stream")
-    if not content.endswith(_END):
-        raise BadAnswer(f"the answer of {len(content)} bytes breaks off before its end mark")
-    with pa.ipc.open_stream(content) as reader:
-        table = reader.read_all()
-    limit = _LIMITED.search(headers.get("Warning", ""))
-    resolution = re.findall(r"[\d.]+", headers.get("dataframe_resolution", ""))
-    return Answer(
-        plain_types(table),
-        int(limit[1]) if limit else None,
-        tuple(map(float, resolution)) if len(resolution) == 3 else None,
-    )
+# ----------------------------------------------------------------------------------------- types
 
 
 def plain_types(table: pa.Table) -> pa.Table:
-    """Widen every column to the one type of its kind, so that equal values are equal to the bit."""
-    columns = []
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        try:
-            columns.append(_plain(column))
-        except pa.ArrowInvalid as error:
-            raise SourceError(
-                f"column {name!r} holds values that fit no plain type ({error}): it is no column "
-                "of this service, report it"
-            ) from error
-    return pa.Table.from_arrays(columns, names=table.column_names)
+    """Widen every column to one type per kind, so that equal values are equal to the bit."""
+    columns = zip(table.column_names, table.columns, strict=True)
+    return pa.Table.from_arrays(
+        [_plain(column, name) for name, column in columns], names=table.column_names
+    )
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _plain(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     types, kind = pa.types, column.type
     if types.is_dictionary(kind):
-        return _plain(column.cast(kind.value_type))
+        return _plain(column.cast(kind.value_type), name)
     if types.is_integer(kind) or (types.is_decimal(kind) and kind.scale == 0):
-        return column.cast(pa.int64())
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise SourceError(
+                f"column {name!r} holds integers beyond int64 ({error}): they are not ids, and "
+                "nothing else of a table is so large; check where the table is from"
+            ) from error
     if types.is_floating(kind) or types.is_decimal(kind):
         return column.cast(pa.float64())
     if types.is_large_string(kind) or str(kind) == "string_view":
@@ -148,41 +111,46 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def as_list(document: Any) -> list[Any]:
-    """Return a JSON document that is a list; raise `BadAnswer` for any other."""
-    if not isinstance(document, list):
-        raise BadAnswer(f"the answer is a {type(document).__name__}, expected a list")
-    return document
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """Return a table of Arrow as a DataFrame, typed as `read_table_file` types it."""
+    # By position: names may repeat.
+    columns = {
+        i: _to_series(column, name)
+        for i, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True))
+    }
+    frame = pd.DataFrame(columns, index=pd.RangeIndex(table.num_rows))
+    frame.columns = pd.Index(table.column_names)
+    return frame
 
 
-def as_number(document: Any) -> int:
-    """Return a JSON document that is a number of rows; raise `BadAnswer` for any other."""
-    if isinstance(document, bool) or not isinstance(document, int) or document < 0:
-        raise BadAnswer(f"the answer is {document!r}, expected a number of rows")
-    return document
-
-
-def filter_values(column: str, values: Any) -> list[Any]:
-    """Return the values of a filter as JSON holds them."""
-    values = values.tolist() if hasattr(values, "tolist") else list(values)
-    if any(isinstance(value, float) for value in values):
-        raise SchemaError(
-            f"the filter of {column} holds floats, expected integers: 18-digit ids are rounded by "
-            "floats; read the ids again as int64"
+def _to_series(column: pa.ChunkedArray, name: str) -> pd.Series:
+    types = pa.types
+    if not types.is_floating(column.type):  # single precision stays what it is
+        column = _plain(column, name)
+    kind = column.type
+    if kind in _NULLABLE and column.null_count:
+        return column.to_pandas(types_mapper=_NULLABLE.get)
+    if types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind):
+        return pd.Series(np.array(column.to_numpy()))  # copied: Arrow's memory is read-only
+    if types.is_string(kind) or types.is_null(kind):
+        # Object by name: newer pandas would infer its own text dtype.
+        return pd.Series(column.to_numpy(), dtype=object)
+    if types.is_timestamp(kind):
+        return column.to_pandas()
+    if types.is_date(kind):
+        return column.cast(pa.timestamp("us")).to_pandas()
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        raise SourceError(
+            f"column {name!r} holds bytes that are not UTF-8 text: save the file as UTF-8"
         )
-    return [value.item() if isinstance(value, np.generic) else value for value in values]
+    return pd.Series(column.to_pandas(), dtype=object)
 
 
-TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".feather")
-
-# Words that stand for nothing in a column of numbers; a column of text keeps them as they are.
-_NULLS = ["", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL", "None"]
-_BLOCK_BYTES = 8 << 20  # a row must fit in a block
-_TEXT_TYPES = ("string", "large_string", "string_view")
+# ----------------------------------------------------------------------------------------- files
 
 
 def table_stem(path: Path) -> str | None:
-    """Return the table name of a file, or None when the file is no table."""
+    """Return the table name of a file, or None when the file is not a table."""
     for suffix in sorted(TABLE_SUFFIXES, key=len, reverse=True):
         stem = path.name.removesuffix(suffix)
         if stem != path.name and stem and not stem.startswith("."):
@@ -204,11 +172,11 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
             "save the table in one of these formats"
         )
     try:
-        if path.name.endswith(".parquet"):
+        if path.suffix == ".parquet":
             # ParquetFile, because read_table makes columns of folders that are named a=b.
             with pa.parquet.ParquetFile(path) as file:
                 table = file.read()
-        elif path.name.endswith(".feather"):
+        elif path.suffix == ".feather":
             table = pa.feather.read_table(path, memory_map=False)
         else:
             table = _read_csv(path)
@@ -216,7 +184,7 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, SourceError):
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(
             f"{path} cannot be read ({reason}): it is damaged, cut short or in another format than "
             "its suffix says; fetch or write it again"
@@ -241,78 +209,20 @@ def _read_csv(path: Path) -> pa.Table:
     return read(times) if times else table
 
 
-def to_frame(table: pa.Table) -> pd.DataFrame:
-    """Return a table of Arrow as a DataFrame, typed as `read_table_file` types it."""
-    # By position: names may repeat.
-    columns = {
-        i: _to_series(column, name)
-        for i, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True))
-    }
-    frame = pd.DataFrame(columns, index=pd.RangeIndex(table.num_rows))
-    frame.columns = pd.Index(table.column_names)
-    return frame
-
-
-def _to_series(column: pa.ChunkedArray, name: str) -> pd.Series:
-    kind = column.type
-    types = pa.types
-    if types.is_dictionary(kind):
-        return _to_series(column.cast(kind.value_type), name)
-    if types.is_integer(kind) or (types.is_decimal(kind) and kind.scale == 0):
-        return _to_integers(column, name)
-    if types.is_boolean(kind):
-        values = np.array(column.fill_null(False).to_numpy())
-        if column.null_count:
-            return pd.Series(pd.arrays.BooleanArray(values, column.is_null().to_numpy()))
-        return pd.Series(values)
-    if types.is_floating(kind) or types.is_decimal(kind):
-        numbers = column.cast(pa.float64()) if types.is_decimal(kind) else column
-        return pd.Series(np.array(numbers.to_numpy()))
-    if str(kind) in _TEXT_TYPES or types.is_null(kind):
-        # Named object dtype: newer pandas would infer its own text dtype.
-        return pd.Series(column.to_numpy(), dtype=object)
-    if types.is_timestamp(kind) or types.is_date(kind):
-        zone = kind.tz if types.is_timestamp(kind) else None
-        return column.cast(pa.timestamp("us", tz=zone), safe=False).to_pandas()
-    if types.is_binary(kind) or types.is_large_binary(kind):
-        raise SourceError(
-            f"column {name!r} holds bytes that are not UTF-8 text: save the file as UTF-8"
-        )
-    return pd.Series(column.to_pandas(), dtype=object)
-
-
-def _to_integers(column: pa.ChunkedArray, name: str) -> pd.Series:
-    try:
-        column = column.cast(pa.int64())
-    except pa.ArrowInvalid as error:
-        raise SourceError(
-            f"column {name!r} holds integers beyond int64 ({error}): it holds no ids"
-        ) from error
-    if not column.null_count:
-        return pd.Series(np.array(column.to_numpy()))
-    values = np.array(column.fill_null(0).to_numpy())
-    return pd.Series(pd.arrays.IntegerArray(values, np.array(column.is_null().to_numpy())))
-
-
 def write_table_file(frame: pd.DataFrame, path: str | Path) -> Path:
     """Write a table as csv or parquet, whole or not at all."""
     path = Path(path)
-    part = path.with_name(path.name + ".tmp")
     if path.suffix not in (".csv", ".parquet"):
         raise SourceError(f"{path} ends in {path.suffix!r}, expected '.csv' or '.parquet'")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        table = pa.Table.from_pandas(frame, preserve_index=False)
-        if path.suffix == ".csv":
-            options = pa.csv.WriteOptions(quoting_style="needed")
-            pa.csv.write_csv(table, part, write_options=options)
-        else:
-            pa.parquet.write_table(table, part, compression="zstd")
-        part.replace(path)
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path} cannot be written ({error}): check the folder") from error
-    finally:
-        part.unlink(missing_ok=True)
+        with new_file(path) as part:
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            if path.suffix == ".csv":
+                pa.csv.write_csv(table, part, pa.csv.WriteOptions(quoting_style="needed"))
+            else:
+                pa.parquet.write_table(table, part, compression="zstd")
+    except pa.ArrowException as error:
+        raise SourceError(f"{path} cannot be written ({error}): check the table") from error
     return path
 
 

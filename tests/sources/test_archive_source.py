@@ -19,7 +19,7 @@ from pandas.testing import assert_frame_equal
 import microns_xr as mx
 from microns_xr.sources.archive import ARCHIVES
 from microns_xr.sources.cache import TableCache
-from microns_xr.sources.download import download_archived_tables
+from microns_xr.sources.download import download_tables
 from microns_xr.sources.net import Retry
 from microns_xr.sources.postgres_csv import Header, parse_header, read_archived, read_blocks
 from microns_xr.sources.tables import to_frame
@@ -88,7 +88,7 @@ def test_the_demo_release_gives_the_same_units(tmp_path):
         source = archive_of(server, tmp_path / "archive", datastack=demo.datastack)
         cache = TableCache(tmp_path / "raw", datastack=demo.datastack, version=661)
         names = [n for n in source.available_tables() if n != SYNAPSES]
-        records = download_archived_tables(source, cache, names, progress=False)
+        records = download_tables(source, cache, names, progress=False)
     folder = mx.sources.DirectorySource(tmp_path, version=661, datastack=demo.datastack)
     roles = {
         role: n for role, n in mx.releases.release_spec(661).tables.items() if role != "synapses"
@@ -112,13 +112,13 @@ def test_a_source_follows_the_protocol_and_says_where_it_reads():
     assert isinstance(source, mx.sources.TableSource)
     assert (source.version, source.datastack, source.scope) == (943, "minnie65_public", "requested")
     assert source.url == ARCHIVES["minnie65_public"]
-    assert source.files.shown == "gs://mat_dbs/public/minnie65_phase3_v1/v943"
+    assert source._shown == "gs://mat_dbs/public/minnie65_phase3_v1/v943"
     # Google's buckets are read over https, where no login is looked for.
-    assert source.files._url == (
+    assert source._address == (
         "https://storage.googleapis.com/mat_dbs/public/minnie65_phase3_v1/v943"
     )
     own = mx.sources.ArchiveSource(943, url="gs://own/x/", storage_options={"token": "s3cr3t"})
-    assert own.files._url == "gs://own/x/v943"
+    assert own._address == "gs://own/x/v943"
     assert repr(own) == "ArchiveSource(943, url='gs://own/x')"
     again = pickle.loads(pickle.dumps(source))
     assert repr(again) == repr(source)
@@ -231,14 +231,14 @@ def test_files_of_another_version_in_the_folder_are_not_taken(tmp_path):
 
 @pytest.mark.parametrize("name", ["../secrets", "a/b", "", "https://example.org/x"])
 def test_names_that_are_none(tmp_path, name):
-    with pytest.raises(mx.errors.SourceError, match="is no table name"):
+    with pytest.raises(mx.errors.SourceError, match="is not a table name"):
         mx.sources.ArchiveSource(661, url=tmp_path).read(name)
 
 
 def test_a_temporary_folder_goes_with_the_source(cave):
     source = archive_of(cave, None)
     source.read(NUCLEI)
-    folder = source.files.folder
+    folder = source.folder
     assert folder.is_dir()
     del source
     assert not folder.exists()
@@ -247,7 +247,7 @@ def test_a_temporary_folder_goes_with_the_source(cave):
 def test_downloading_tables_into_the_cache(cave, tmp_path):
     source = archive_of(cave, tmp_path / "archive")
     cache = TableCache(tmp_path / "raw", datastack="minnie65_public", version=661)
-    records = download_archived_tables(source, cache, [NUCLEI, STATUS, NUCLEI], progress=False)
+    records = download_tables(source, cache, [NUCLEI, STATUS, NUCLEI], progress=False)
     assert cache.names() == sorted([NUCLEI, STATUS])
     assert_frame_equal(cache.read(STATUS), archive_of(cave, tmp_path / "other").read(STATUS))
     record = records[NUCLEI]
@@ -255,9 +255,9 @@ def test_downloading_tables_into_the_cache(cave, tmp_path):
     assert record["url"].endswith(f"/v661/{NUCLEI}_merged.csv.gz")
     assert list((tmp_path / "archive").iterdir()) == []  # not twice on the disk
     asked = len(cave.requests)
-    assert download_archived_tables(source, cache, [NUCLEI], progress=False) == {NUCLEI: record}
+    assert download_tables(source, cache, [NUCLEI], progress=False) == {NUCLEI: record}
     assert len(cave.requests) == asked
-    download_archived_tables(source, cache, [NUCLEI], refresh=True, progress=False)
+    download_tables(source, cache, [NUCLEI], refresh=True, progress=False)
     assert len(cave.requests) > asked
 
 

@@ -42,7 +42,9 @@ def test_nothing_is_there_and_nothing_is_made(cache):
     assert cache.names() == []
     assert not cache.has("nuclei")
     assert cache.remove_leftovers() == []
-    with pytest.raises(mx.errors.SourceError, match=r"table nuclei is not in .*: download it"):
+    with pytest.raises(
+        mx.errors.SourceError, match=r"holds no whole table 'nuclei'.*: download it"
+    ):
         cache.read("nuclei")
     assert not cache.folder.exists()
 
@@ -78,14 +80,6 @@ def test_the_same_rows_make_the_same_bytes(cache, tmp_path):
         cache.write("a", table, {}),
     ]
     assert len({record["sha256"] for record in records}) == 1
-
-
-def test_a_stream_of_batches(cache):
-    schema = pa.schema({"id": pa.int64()})
-    batches = (pa.record_batch([pa.array([i, i + 1])], schema=schema) for i in range(0, 10, 2))
-    record = cache.write("ids", pa.RecordBatchReader.from_batches(schema, batches), {})
-    assert record["rows"] == 10
-    assert cache.read("ids").id.tolist() == list(range(10))
 
 
 def test_the_folder_is_a_directory_source(cache):
@@ -128,7 +122,7 @@ def test_a_damaged_table_does_not_count_as_there(cache, harm, suffix):
         path.write_text(json.dumps({**record, "sha256": "0" * 64}))
     assert not cache.has("nuclei")
     assert cache.names() == []
-    with pytest.raises(mx.errors.SourceError, match="not whole"):
+    with pytest.raises(mx.errors.SourceError, match="no whole table"):
         cache.read("nuclei")
     cache.write("nuclei", FRAME, {})
     assert cache.has("nuclei")
@@ -173,9 +167,7 @@ def test_an_end_at_any_moment_leaves_a_whole_table_or_none(cache, monkeypatch, a
     else:
         assert not again.has("nuclei")
     leftovers = again.remove_leftovers()
-    assert leftovers == (
-        ["nuclei.json.tmp", "nuclei.parquet.tmp"] if at == "parquet" else ["nuclei.json.tmp"]
-    )
+    assert leftovers == sorted({f"nuclei.{at}.tmp", "nuclei.json.tmp"})
     assert files(again) == ["nuclei.json", "nuclei.parquet"]
 
 
@@ -199,7 +191,7 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(cache, monkeypatch):
 @pytest.mark.parametrize("name", ["../nuclei", "a/b", "", ".hidden", "a b", "..", "nuclei\n"])
 def test_names_stay_in_the_folder(cache, name):
     for use in (cache.has, cache.read, cache.path, lambda n: cache.write(n, FRAME, {})):
-        with pytest.raises(mx.errors.SourceError, match="is no table name"):
+        with pytest.raises(mx.errors.SourceError, match="is not a table name"):
             use(name)
     assert not cache.folder.exists()
 

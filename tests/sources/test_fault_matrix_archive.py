@@ -14,7 +14,7 @@ from cave_server.sample import ROOT, STATUS, make_tables
 import microns_xr as mx
 from microns_xr.files import file_sha256
 from microns_xr.sources.cache import TableCache
-from microns_xr.sources.download import download_archived_tables
+from microns_xr.sources.download import download_tables
 from microns_xr.sources.net import Retry
 
 HEADER_FILE = rf"/v661/{STATUS}_merged_header\.csv$"
@@ -88,7 +88,7 @@ def get(
         post = [ROOT + 1, ROOT + 3]
         return file_sha256(source.download_synapses(folder, post=post, progress=False).path)
     cache = TableCache(folder / "raw", datastack=source.datastack, version=661)
-    download_archived_tables(source, cache, [STATUS], progress=False)
+    download_tables(source, cache, [STATUS], progress=False)
     return file_sha256(cache.path(STATUS))
 
 

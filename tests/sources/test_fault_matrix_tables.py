@@ -13,7 +13,8 @@ from cave_server import KINDS, CaveServer
 from cave_server.sample import NUCLEI, STATUS, SYNAPSES, TYPES, make_tables
 
 import microns_xr as mx
-from microns_xr.sources.cache import TableCache, download_tables
+from microns_xr.sources.cache import TableCache
+from microns_xr.sources.download import download_tables
 from microns_xr.sources.net import Retry
 
 TOKEN = "fedcba9876543210fedcba9876543210"

@@ -39,13 +39,14 @@ ANGLE_CONVENTIONS: dict[str, str] = {
 }
 
 _UNITS = ("degree", "radian")
-# Angles of this name come round in half a turn, also where they do not state a period.
-_HALF_TURN = ("pref_ori", "orientation")
+# Names that mean an angle, to their period in turns.
+PERIODS = {"pref_ori": 0.5, "orientation": 0.5, "pref_dir": 1.0, "direction": 1.0}
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
 
-def _full_turn(units: str) -> float:
+def full_turn(units: str) -> float:
+    """Return a whole turn in degrees or radians."""
     return 360.0 if units == "degree" else 2 * np.pi
 
 
@@ -69,9 +70,22 @@ def describe_angle(variable: xr.DataArray | xr.Variable, name: str) -> tuple[str
             f"{sorted(ANGLE_CONVENTIONS)}: set {name}.attrs['angle_convention'] "
             "to what its table says"
         )
-    turn = _full_turn(units) / (2 if name.rpartition(".")[2] in _HALF_TURN else 1)
+    turn = full_turn(units) * PERIODS.get(name.rpartition(".")[2], 1.0)
     period = float(variable.attrs.get("period", turn))
     return units, convention, period
+
+
+def require_likely_units(values: np.ndarray, units: str, name: str) -> None:
+    """Raise if angles cannot be in the units they state."""
+    distinct = np.unique(values[np.isfinite(values)])
+    span = float(np.ptp(distinct)) if distinct.size else 0.0
+    wrong_degrees = units == "degree" and distinct.size > 3 and span <= 2 * np.pi
+    if wrong_degrees or (units == "radian" and span > 4 * np.pi):
+        other = "radian" if units == "degree" else "degree"
+        raise SchemaError(
+            f"{name} says {units!r} but goes from {distinct[0]:.4g} to {distinct[-1]:.4g}: these "
+            f"look like {other}s; set its attribute 'units' to {other!r}, or convert the numbers"
+        )
 
 
 def _convert_variable(
@@ -83,12 +97,12 @@ def _convert_variable(
     # What is chunked stays so: fits are not computed to be converted.
     data = variable.values if variable.chunks is None else variable.data
     values: Any = data.astype(np.float64)
-    turn = _full_turn(old_units)
+    turn = full_turn(old_units)
     if new_convention != old_convention:
         values = np.mod(turn / 4 - values, period)
         # The remainder of a tiny negative number is rounded up to the period.
         values = values * (values != period)
-    scale = _full_turn(new_units) / turn
+    scale = full_turn(new_units) / turn
     if scale != 1:
         values = values * scale
     attrs = dict(variable.attrs)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.angles import AngleConvention, AngleUnits, convert
+from microns_xr.angles import AngleConvention, AngleUnits, convert, require_likely_units
 from microns_xr.columns import require_columns
 from microns_xr.connectivity.build import build_connectivity, build_synapses
 from microns_xr.errors import (
@@ -52,7 +52,7 @@ from microns_xr.sources.synapses import SynapseSet, resolve_ids
 from microns_xr.sources.tables import TableSource, read_table_file
 from microns_xr.store.write import write_store
 from microns_xr.tables import SCAN_KEYS
-from microns_xr.tuning.fits import evaluate, require_likely_units
+from microns_xr.tuning.fits import evaluate
 from microns_xr.tuning.functional import (
     KIND_ROLES,
     FunctionalKind,

@@ -20,6 +20,7 @@ import xarray as xr
 from xarray.backends import BackendArray, CachingFileManager
 from xarray.core import indexing
 
+from microns_xr.angles import require_likely_units
 from microns_xr.errors import (
     SchemaError,
     SourceError,
@@ -28,7 +29,6 @@ from microns_xr.errors import (
     nearest_words,
 )
 from microns_xr.schema import FUNCTIONAL, describe
-from microns_xr.tuning.fits import require_likely_units
 
 # The open HDF5 file behind lazy arrays: one handle a process, opened when it is needed.
 #

@@ -16,7 +16,6 @@ from microns_xr.tuning.fits import (
     TuningDim,
     angle_axis,
     require_free_names,
-    require_full_circle,
 )
 
 _OF_ORIENTATION = ("gOSI", "OSI", "pref_ori")
@@ -67,7 +66,7 @@ def orientation_from_direction(rate_dir: xr.DataArray) -> xr.DataArray:
             "rate_dir has an orientation as well as a direction, so its orientations cannot be "
             "put in: drop the one it has"
         )
-    order = require_full_circle(axis, even=True)
+    order = axis.full_circle(even=True)
     first, second = np.split(order, 2)
     directions = rate_dir["direction"].values
     place = rate_dir.get_axis_num("direction")
@@ -153,7 +152,7 @@ def selectivity(rates: xr.DataArray, *, dim: TuningDim) -> xr.Dataset:
     {'gOSI': 0.5, 'OSI': 0.5, 'pref_ori': 0.0, 'gDSI': 0.25, 'DSI': 0.333, 'pref_dir': 0.0}
     """
     axis = angle_axis(rates, dim)
-    order = require_full_circle(axis, even=dim == "direction")
+    order = axis.full_circle(even=dim == "direction")
     names = _OF_DIRECTION if dim == "direction" else _OF_ORIENTATION
     require_free_names(rates, names, "rates")
     if rates.chunks is not None:

@@ -16,10 +16,10 @@ import xarray as xr
 from scipy.special import ndtr
 from scipy.stats import false_discovery_control, rankdata
 
-from microns_xr.angles import difference
+from microns_xr.angles import difference, require_likely_units
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import add_history
-from microns_xr.tuning.fits import require_free_names, require_likely_units
+from microns_xr.tuning.fits import require_free_names
 
 # Responses of single trials as a matrix: which trial showed what, and which angles are compared.
 #

@@ -13,7 +13,7 @@ Pereyra 1973, doi:10.1137/0710036), under the condition that none is negative.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -140,7 +140,24 @@ def require_free_names(obj: xr.DataArray, names: Iterable[str], what: str) -> No
         )
 
 
-# ---------------------------------------------------------------------- the fit of one curve
+def apply_over_angles(
+    function: Any, rates: xr.DataArray, dim: str, names: Sequence[str]
+) -> dict[str, xr.DataArray]:
+    """Call `function`, which turns the last axis into columns, on all curves; columns by name."""
+    packed = xr.apply_ufunc(
+        function,
+        rates if rates.chunks is None else rates.chunk({dim: -1}),
+        input_core_dims=[[dim]],
+        output_core_dims=[["column"]],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"output_sizes": {"column": len(names)}},
+    )
+    return {name: packed.isel(column=i) for i, name in enumerate(names)}
+
+
+# The fit of one curve.
+
 
 KAPPA_MAX = 50.0
 # Sets of columns as bits, those with more columns first.
@@ -562,7 +579,7 @@ def _fit(curves, cosine, sine, double, baseline, grid, out):  # type: ignore[no-
         out[row, 6], out[row, 7] = rss * highest * highest, 1.0 - rss / tss
 
 
-# ----------------------------------------------------------------------- fits of many curves
+# Fits of many curves.
 
 # Curves that a thread takes at a time.
 _CURVES = 512
@@ -688,17 +705,10 @@ def fit(
             "model='von_mises', or fit the rates over 'direction'"
         )
     require_free_names(rates, [shape.preferred, *_COLUMNS, "converged", "status"], "rates")
-    chunked = rates.chunks is not None
-    packed = xr.apply_ufunc(
-        partial(_fit_block, axis=axis, shape=shape, baseline=bool(baseline), threaded=not chunked),
-        rates.chunk({dim: -1}) if chunked else rates,
-        input_core_dims=[[dim]],
-        output_core_dims=[["column"]],
-        dask="parallelized",
-        output_dtypes=[np.float64],
-        dask_gufunc_kwargs={"output_sizes": {"column": len(_COLUMNS)}},
+    block = partial(
+        _fit_block, axis=axis, shape=shape, baseline=bool(baseline), threaded=rates.chunks is None
     )
-    columns = {name: packed.isel(column=i) for i, name in enumerate(_COLUMNS)}
+    columns = apply_over_angles(block, rates, dim, _COLUMNS)
     code = columns.pop("code")
     columns["converged"] = (code == _OK) | (code == _NARROW)
     columns["status"] = xr.apply_ufunc(_words, code, dask="parallelized", output_dtypes=[object])

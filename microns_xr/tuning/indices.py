@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from microns_xr.angles import PERIODS
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import add_history
 from microns_xr.schema import FUNCTIONAL, describe
@@ -15,13 +15,13 @@ from microns_xr.tuning.fits import (
     AngleAxis,
     TuningDim,
     angle_axis,
+    apply_over_angles,
     require_free_names,
 )
 
 _OF_ORIENTATION = ("gOSI", "OSI", "pref_ori")
 _OF_DIRECTION = (*_OF_ORIENTATION, "gDSI", "DSI", "pref_dir")
-_PERIODS = {"pref_ori": 0.5, "pref_dir": 1.0}
-_LONG_NAMES = {
+_CONTRASTS = {
     "OSI": "orientation selectivity index, preferred against orthogonal",
     "DSI": "direction selectivity index, preferred against opposite",
 }
@@ -35,8 +35,8 @@ def orientation_from_direction(rate_dir: xr.DataArray) -> xr.DataArray:
     Parameters
     ----------
     rate_dir : xarray.DataArray
-        Over ``direction`` and any other dims, in memory or chunked. The directions are an even
-        number, evenly spaced round the whole circle, in any order.
+        Over ``direction`` and any other dims, in memory or chunked. There is an even number of
+        directions, evenly spaced round the whole circle, in any order.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def orientation_from_direction(rate_dir: xr.DataArray) -> xr.DataArray:
     Raises
     ------
     SchemaError
-        If the directions do not state what they are, or are not such a circle.
+        If the directions do not state units and convention, or are not evenly spaced.
 
     Examples
     --------
@@ -66,27 +66,17 @@ def orientation_from_direction(rate_dir: xr.DataArray) -> xr.DataArray:
             "rate_dir has an orientation as well as a direction, so its orientations cannot be "
             "put in: drop the one it has"
         )
-    order = axis.full_circle(even=True)
-    first, second = np.split(order, 2)
-    directions = rate_dir["direction"].values
-    place = rate_dir.get_axis_num("direction")
-    values = rate_dir.variable
-    folded = (values.isel(direction=first) + values.isel(direction=second)) / 2
-    dims = list(rate_dir.dims)
-    dims[place] = "orientation"
-    angles = directions[first].astype(np.float64) % (axis.turn / 2)
+    first, second = np.split(axis.full_circle(even=True), 2)
+    # Without the coordinates of the directions, which would be aligned.
+    bare = rate_dir.drop_vars([n for n, c in rate_dir.coords.items() if "direction" in c.dims])
+    folded = (bare.isel(direction=first) + bare.isel(direction=second)) / 2
     attrs = {**axis.angle_attrs(0.5), "long_name": "orientation of the stimulus"}
-    coords: dict[Any, Any] = {
-        name: c for name, c in rate_dir.coords.items() if "direction" not in c.dims
-    }
-    coords["orientation"] = ("orientation", angles, attrs)
-    result = xr.DataArray(
-        folded.data,
-        coords,
-        dims,
-        name="rate_ori" if rate_dir.name == "rate_dir" else rate_dir.name,
-        attrs={**rate_dir.attrs, **describe(FUNCTIONAL["rate_ori"])},
+    angles = axis.values[first] % (axis.turn / 2)
+    result = folded.rename(direction="orientation").assign_coords(
+        orientation=("orientation", angles, attrs)
     )
+    result.name = "rate_ori" if rate_dir.name == "rate_dir" else rate_dir.name
+    result.attrs = {**rate_dir.attrs, **describe(FUNCTIONAL["rate_ori"])}
     return add_history(result, "orientation_from_direction()")
 
 
@@ -110,7 +100,7 @@ def selectivity(rates: xr.DataArray, *, dim: TuningDim) -> xr.Dataset:
     rates : xarray.DataArray
         Over `dim` and any other dims, in memory or chunked (dask).
     dim : {"direction", "orientation"}
-        Over which dimension. The angles are its coordinate, in any order.
+        The dimension of the angles, which are its coordinate, in any order.
 
     Returns
     -------
@@ -125,8 +115,8 @@ def selectivity(rates: xr.DataArray, *, dim: TuningDim) -> xr.Dataset:
     Raises
     ------
     SchemaError
-        If the angles do not state what they are, or are not evenly spaced round a whole circle;
-        if directions are an odd number.
+        If the angles do not state units and convention, or are not evenly spaced round a whole
+        circle; if the number of directions is odd.
 
     Notes
     -----
@@ -155,60 +145,46 @@ def selectivity(rates: xr.DataArray, *, dim: TuningDim) -> xr.Dataset:
     order = axis.full_circle(even=dim == "direction")
     names = _OF_DIRECTION if dim == "direction" else _OF_ORIENTATION
     require_free_names(rates, names, "rates")
-    if rates.chunks is not None:
-        rates = rates.chunk({dim: -1})
-    packed = xr.apply_ufunc(
-        partial(_indices, axis=axis, order=order),
-        rates,
-        input_core_dims=[[dim]],
-        output_core_dims=[["index"]],
-        dask="parallelized",
-        output_dtypes=[np.float64],
-        dask_gufunc_kwargs={"output_sizes": {"index": len(names)}},
-    )
-    result = xr.Dataset({name: packed.isel(index=i) for i, name in enumerate(names)})
+    function = partial(_indices, axis=axis, order=order)
+    result = xr.Dataset(apply_over_angles(function, rates, dim, names))
     for name in names:
-        attrs: dict[str, Any] = (
-            describe(FUNCTIONAL[name])
-            if name in FUNCTIONAL
-            else {"long_name": _LONG_NAMES[name], "units": "1"}
-        )
-        if name in _PERIODS:
-            attrs |= axis.angle_attrs(_PERIODS[name])
-        result[name].attrs = attrs
+        if name in _CONTRASTS:
+            result[name].attrs = {"long_name": _CONTRASTS[name], "units": "1"}
+        else:
+            result[name].attrs = describe(FUNCTIONAL[name])
+        if name in PERIODS:
+            result[name].attrs |= axis.angle_attrs(PERIODS[name])
     result.attrs = {"tuning_dim": dim}
     return add_history(result, f"selectivity(dim={dim!r})", source=rates)
 
 
 def _indices(rates: np.ndarray, *, axis: AngleAxis, order: np.ndarray) -> np.ndarray:
-    """Return the indices along a new last axis, in the order of their names above."""
+    """Return the indices along a new last axis, in the order of their names."""
     r = np.asarray(rates, dtype=np.float64)[..., order]
     theta = axis.radians[order]
-    with np.errstate(invalid="ignore"):  # infinite responses, which are missing ones
-        total = r.sum(axis=-1)
-    known = np.isfinite(r).all(axis=-1) & (total > 0)
+    with np.errstate(invalid="ignore"):  # infinite responses count as missing
+        known = np.isfinite(r).all(axis=-1) & (r.sum(axis=-1) > 0)
     r = np.where(known[..., None], r, 1.0)
-    total = r.sum(axis=-1)
     orientations = r
     if axis.dim == "direction":
         orientations = r.reshape(*r.shape[:-1], 2, -1).mean(axis=-2)
-    length, preferred = _global(r, theta, total, 2, axis)
+    length, preferred = _vector_sum(r, theta, 2, axis)
     columns = [length, _contrast(orientations), preferred]
     if axis.dim == "direction":
-        length, preferred = _global(r, theta, total, 1, axis)
+        length, preferred = _vector_sum(r, theta, 1, axis)
         columns += [length, _contrast(r), preferred]
     return np.where(known[..., None], np.stack(columns, axis=-1), np.nan)
 
 
-def _global(
-    r: np.ndarray, theta: np.ndarray, total: np.ndarray, harmonic: int, axis: AngleAxis
+def _vector_sum(
+    r: np.ndarray, theta: np.ndarray, harmonic: int, axis: AngleAxis
 ) -> tuple[np.ndarray, np.ndarray]:
     """Length of the mean vector, and its angle in the units of the axis."""
     vector = r @ np.exp(1j * harmonic * theta)
-    length = np.abs(vector) / total
+    length = np.abs(vector) / r.sum(axis=-1)
     period = axis.turn / harmonic
     preferred = np.mod(np.angle(vector) / (2 * np.pi) * period, period)
-    preferred = np.where(preferred >= period, 0.0, preferred)  # an angle of minus a rounding error
+    preferred = np.where(preferred >= period, 0.0, preferred)  # of a tiny negative angle
     return length, np.where(length > _NO_DIRECTION, preferred, np.nan)
 
 

@@ -345,7 +345,7 @@ def test_evaluate_draws_the_fit():
         mx.tuning.evaluate(fit, mx.angles.convert(rates, units="radian").direction)
     with pytest.raises(mx.errors.SchemaError, match="one dimension"):
         mx.tuning.evaluate(fit, [[0.0]])
-    with pytest.raises(mx.errors.SchemaError, match="fit_tuning returns"):
+    with pytest.raises(mx.errors.SchemaError, match=r"mx\.tuning\.fit returns"):
         mx.tuning.evaluate(fit.drop_attrs(), [0.0])
 
 

@@ -120,8 +120,8 @@ def merge_table(
         )
     angles = [(n, v) for n, v in {**added.variables, **added.coords}.items() if _is_angle(n, v)]
     if angles:
-        own = [(str(n), v) for n, v in dataset.variables.items() if _is_angle(str(n), v)]
-        require_same_angles([*own, *angles])
+        old = [(str(n), v) for n, v in dataset.variables.items() if _is_angle(str(n), v)]
+        require_same_angles([*old, *angles])
     for name, values in added.coords.items():
         if name in dataset.coords and not np.array_equal(dataset[name].values, values.values):
             raise SchemaError(
@@ -164,21 +164,21 @@ def _dataset_keys(dataset: xr.Dataset, dim: str, on: On) -> pd.DataFrame:
     return pd.DataFrame({n: dataset[n].values for n in _KEYS[on]})
 
 
-def _chosen(columns: list[str] | str | None, found: list[str], skipped: set[str]) -> list[str]:
+def _chosen(columns: list[str] | str | None, names: list[str], skipped: set[str]) -> list[str]:
     if columns is None:
-        return [n for n in found if n not in skipped]
-    names = [columns] if isinstance(columns, str) else list(columns)
-    require_columns(pd.DataFrame(columns=found), "table", names)
-    return names
+        return [n for n in names if n not in skipped]
+    chosen = [columns] if isinstance(columns, str) else list(columns)
+    require_columns(pd.DataFrame(columns=names), "table", chosen)
+    return chosen
 
 
 def _from_dataset(table: xr.Dataset, columns: list[str] | str | None, on: On) -> _Added:
     dim = _row_dim(table)
-    found = [str(n) for n in table.variables if dim in table[n].dims]
+    names = [str(n) for n in table.variables if dim in table[n].dims]
     skipped = {*RELEASE_COORDS, *SCAN_KEYS, "nucleus_id", "pt_root_id"}
     variables: dict[str, xr.Variable] = {}
     coords: dict[str, xr.DataArray] = {}
-    for name in _chosen(columns, found, skipped):
+    for name in _chosen(columns, names, skipped):
         values = table[name].transpose(dim, ...)
         if name in ANGLES and values.dtype.kind in "iu":
             values = values.astype(np.float64)  # -1 would be an angle, NaN is none

@@ -73,7 +73,7 @@ class Release:
     version : int or ReleaseSpec
         A version of `microns_xr.supported_versions`, or a registry entry of your own.
     datadir : str or Path, optional
-        Folder of all downloads; each release has a folder of its own in it.
+        Folder of all downloads, with one folder per release.
     datastack : str, optional
         Name of the datastack; that of the version by default.
     source : str, Path or TableSource, optional
@@ -135,11 +135,11 @@ class Release:
         # A synthetic release says so in its datastack, and never passes for the real one.
         self.datastack = str(self.source.datastack)
         self.spec = replace(spec, datastack=self.datastack)
-        held = getattr(self.source, "version", None)
-        if held is not None and int(held) != self.version:
+        of_source = getattr(self.source, "version", None)
+        if of_source is not None and int(of_source) != self.version:
             raise ReleaseMismatchError(
-                f"the source holds version {held}, but version {self.version} was asked for: "
-                f"use Release({held}, ...) or a source of version {self.version}"
+                f"the source holds version {of_source}, but version {self.version} was asked for: "
+                f"use Release({of_source}, ...) or a source of version {self.version}"
             )
         self._tables: dict[str, pd.DataFrame] = {}
         self._provenance: dict[str, dict[str, Any]] = {}  # by table name; files and synapses too
@@ -396,8 +396,8 @@ class Release:
         >>> import microns_xr as mx
         >>> release = mx.Release(1718, source="cave", datadir="data")
         >>> ids = release.units().nucleus_id[:100]  # doctest: +SKIP
-        >>> found = release.download_synapses(post=ids)  # doctest: +SKIP
-        >>> connectivity = release.connectivity(found)  # doctest: +SKIP
+        >>> synapses = release.download_synapses(post=ids)  # doctest: +SKIP
+        >>> connectivity = release.connectivity(synapses)  # doctest: +SKIP
         """
         source = self._download_source("download synapses")
         roots = {
@@ -802,8 +802,8 @@ class Release:
             If `units` or the synapses are of another release.
         """
         whole = self._all_units(units)
-        found = table, name, _ = self._synapse_table(request)
-        connectivity = self._connect(found, whole if units is None else units, whole)
+        synapses = table, name, _ = self._synapse_table(request)
+        connectivity = self._connect(synapses, whole if units is None else units, whole)
         resolution = self.spec.table_of("synapses").resolution_nm
         single = build_synapses(table, connectivity, resolution)
         return self._with_sources(single, [name], [connectivity])
@@ -847,11 +847,11 @@ class Release:
 
     def _connect(
         self,
-        found: tuple[pd.DataFrame, str, Mapping[str, Any]],
+        synapses: tuple[pd.DataFrame, str, Mapping[str, Any]],
         units: xr.Dataset,
         whole: xr.Dataset,
     ) -> xr.Dataset:
-        table, name, asked = found
+        table, name, asked = synapses
         ids, roots = units["nucleus_id"].values, units["pt_root_id"].values
         axes, no_unit = {"pre": ids, "post": ids}, {"pre": 0, "post": 0}
         for side in axes:
@@ -945,12 +945,12 @@ def recording_files(release: Release) -> list[Path]:
     return sorted({file.resolve() for file in files if file.suffix in RECORDING_SUFFIXES})
 
 
-def _only(found: list[Any], what: str) -> Any:
-    if len(found) > 1:
+def _only(items: list[Any], what: str) -> Any:
+    if len(items) > 1:
         raise SourceError(
-            f"there are several {what} ({', '.join(str(f) for f in found)}): name one with path="
+            f"there are several {what} ({', '.join(map(str, items))}): name one with path="
         )
-    return found[0]
+    return items[0]
 
 
 def _with_origin(curves: xr.Dataset, origin: str, words: str) -> xr.Dataset:

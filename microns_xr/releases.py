@@ -23,7 +23,7 @@ from microns_xr.provenance import stamp_release
 __all__ = ["ReleaseSpec", "TableSpec", "references", "release_spec", "stamp_release"]
 
 ROLES: dict[str, str] = {
-    "nucleus": "one row a nucleus: id, pt_root_id, pt_position",
+    "nucleus": "one row per nucleus: id, pt_root_id, pt_position",
     "celltype": "classification by target_id: classes, and types unless there is celltype_fine",
     "celltype_fine": "cell types by target_id",
     "celltype_corrections": "corrected classification_system and cell_type by target_id",
@@ -33,7 +33,7 @@ ROLES: dict[str, str] = {
     "coregistration_auto": "automatic matches, with residual and score",
     "functional_properties": "pref_ori, pref_dir, gOSI, gDSI, cc_abs by session, scan_idx, unit_id",
     "tuning_curves": "rate_dir and rate_ori by session, scan_idx, unit_id",
-    "synapses": "one row a synapse: id, pre_pt_root_id, post_pt_root_id, size, ctr_pt_position",
+    "synapses": "one row per synapse: id, pre_pt_root_id, post_pt_root_id, size, ctr_pt_position",
 }
 
 # What a unit table is made of; the others are fetched when they are asked for.

@@ -146,6 +146,14 @@ def test_all_angles_along_a_dimension_are_sorted_with_it():
     np.testing.assert_array_equal(after.shown.values, after.direction.values)
 
 
+def test_an_array_of_angles_along_angles():
+    pref = xr.DataArray([10.0, 20.0], dims="orientation", name="pref_ori", attrs=UP)
+    pref = pref.assign_coords(orientation=("orientation", [0.0, 90.0], {**UP, "period": 180.0}))
+    turned = mx.angles.convert(pref, "right_counterclockwise")
+    assert turned.orientation.values.tolist() == [0.0, 90.0]
+    assert turned.values.tolist() == [70.0, 80.0]
+
+
 def test_orientations_without_a_period_come_round_in_half_a_turn():
     pref_ori = xr.DataArray([120.0, 30.0], dims="nucleus_id", name="pref_ori", attrs=UP)
     assert describe_angle(pref_ori, "units.pref_ori")[2] == 180.0

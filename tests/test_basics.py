@@ -12,7 +12,7 @@ from microns_xr.columns import id_column, parse_arrays, positions, text_column
 from microns_xr.errors import unknown_label
 from microns_xr.provenance import release_of, require_same_release
 from microns_xr.releases import ROLES, table_spec
-from microns_xr.schema import KINDS, validate
+from microns_xr.schema import KINDS, require_unique_sorted, validate
 
 # ---------------------------------------------------------------------------------- releases
 
@@ -156,6 +156,8 @@ def test_arrays_and_positions():
     np.testing.assert_array_equal(positions(split, "t", "p"), [[1, 2, np.nan]])
     with pytest.raises(mx.errors.SchemaError, match="has 2 values per row, expected x, y and z"):
         positions(pd.DataFrame({"p": ["[1 2]"]}), "t", "p")
+    with pytest.raises(mx.errors.SchemaError, match=r"p_z has dtype object, expected numbers"):
+        positions(split.assign(p_z=["x"]), "t", "p")
     with pytest.raises(mx.errors.SchemaError, match=r"lacks the columns \['p_x', 'p_y', 'p_z'\]"):
         positions(pd.DataFrame({"q": [1]}), "t", "p")
 
@@ -205,8 +207,14 @@ def test_validate_reports_all_problems_at_once(three_tables):
         assert part in message
     with pytest.raises(mx.errors.SchemaError, match="is not sorted"):
         validate(units.isel(nucleus_id=[2, 0, 1]), "units")
+    with pytest.raises(mx.errors.SchemaError, match=r"axis is \('y', 'x', 'z'\), expected"):
+        validate(units.isel(axis=[1, 0, 2]), "units")
     with pytest.raises(mx.errors.SchemaError, match="expected a units Dataset, found dict"):
         validate({}, "units")
+    with pytest.raises(mx.errors.SchemaError, match="scope is 'all', expected one of"):
+        validate(xr.Dataset(coords={"scope": "all"}), "connectivity")
+    with pytest.raises(mx.errors.SchemaError, match="x repeats 1 labels"):
+        require_unique_sorted("x", np.array([1, 1, 2]))
 
 
 def test_every_declared_variable_has_units_and_a_missing_value():

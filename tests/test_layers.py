@@ -88,6 +88,17 @@ def test_a_bin_that_flips_by_chance_makes_no_region():
     assert mx.segment_layers(units).layer_name.values.tolist() == ["L2/3", "L4"]
 
 
+def test_glia_that_outnumber_neurons_within_the_cortex_are_not_white_matter():
+    glia = [np.linspace(10, 30, 300), np.linspace(40, 59.9, 300), np.linspace(90, 99, 300)]
+    units = cells(
+        **{"23P": np.linspace(0, 39.9, 60), "4P": np.linspace(40, 50, 20)},
+        **{"6P_CT": np.linspace(60, 89.9, 90), "oligo": np.concatenate(glia)},
+    )
+    layers = mx.segment_layers(units)
+    assert layers.layer_name.values.tolist() == ["L2/3", "L4", "L6", "WM"]
+    assert layers.y_start.values[-1] > 85
+
+
 def test_empty_bins_belong_to_the_layer_above():
     units = cells(**{"23P": np.linspace(0, 30, 300), "4P": np.linspace(70, 100, 300)})
     layers = mx.segment_layers(units)

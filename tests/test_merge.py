@@ -96,21 +96,13 @@ def test_onto_functional_by_nucleus_gives_every_scan_its_neurons_value(functiona
 
 
 def test_functional_on_functional(functional):
-    table = pd.DataFrame(
-        {"session": [4, 4], "scan_idx": [7, 7], "unit_id": [9, 2], "score": [0.9, 0.2]}
-    )
+    keys = {"session": [4, 4], "scan_idx": [7, 7], "unit_id": [9, 2]}
+    table = pd.DataFrame({**keys, "score": [0.9, 0.2]})
     merged = mx.merge_table(functional, table, on="functional")
     np.testing.assert_array_equal(merged.score, [0.2, np.nan, np.nan, 0.9, np.nan])
-    with pytest.raises(
-        mx.errors.SchemaError, match=r"no \['session', 'scan_idx', 'unit_id'\].*best_only"
-    ):
-        mx.merge_table(
-            mx.tuning.collapse_scans(functional, "first").drop_vars(
-                ["session", "scan_idx", "unit_id"]
-            ),
-            table,
-            on="functional",
-        )
+    neurons = mx.tuning.collapse_scans(functional, "first").drop_vars(list(keys))
+    with pytest.raises(mx.errors.SchemaError, match=r"have no \['session', .*best_only"):
+        mx.merge_table(neurons, table, on="functional")
 
 
 def test_functional_onto_best_only_units(three_tables):
@@ -136,18 +128,35 @@ def test_datasets_of_two_releases_are_refused(units, functional):
     )
 
 
-def test_existing_names_and_unknown_columns(units):
-    table = pd.DataFrame({"target_id": [11], "cell_type": ["x"]})
-    with pytest.raises(mx.errors.SchemaError, match=r"\['cell_type'\] are in the units already"):
-        mx.merge_table(units, table)
-    with pytest.raises(mx.errors.SchemaError, match="nearest to cell_typ: cell_type"):
-        mx.merge_table(units, table, columns=["cell_typ"])
-    with pytest.raises(mx.errors.SchemaError, match="lacks the columns"):
-        mx.merge_table(units, table.rename(columns={"target_id": "who"}))
-    with pytest.raises(mx.errors.SchemaError, match="expected 'left' or 'inner'"):
-        mx.merge_table(units, table, how="right")
-    with pytest.raises(mx.errors.SchemaError, match="expected one of nucleus_id, pt_root_id"):
-        mx.merge_table(units, table, on="unit_id")
+TABLE = pd.DataFrame({"target_id": [11], "cell_type": ["x"]})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"\['cell_type'\] are in the units already"),
+        ({"columns": ["cell_typ"]}, "nearest to cell_typ: cell_type"),
+        ({"table": TABLE.rename(columns={"target_id": "who"})}, "lacks the columns"),
+        ({"table": TABLE[:0].assign(x=1)[["target_id", "x"]]}, "no rows to take x from"),
+        ({"how": "right"}, "expected 'left' or 'inner'"),
+        ({"on": "unit_id"}, "expected one of nucleus_id, pt_root_id, functional"),
+        ({"dataset": {}}, "dataset is a dict, expected units or functional rows"),
+        ({"dataset": xr.Dataset(coords={"x": [1]})}, r"dims \('x',\), expected units"),
+        ({"table": [1]}, "table is a list, expected a DataFrame or a Dataset"),
+    ],
+)
+def test_what_cannot_be_merged(units, options, message):
+    with pytest.raises(mx.errors.SchemaError, match=message):
+        mx.merge_table(**{"dataset": units, "table": TABLE, **options})
+
+
+def test_units_that_share_a_root_are_not_joined_by_it(units):
+    shared = units.assign(pt_root_id=("nucleus_id", [ROOTS[11], ROOTS[11], ROOTS[13]]))
+    table = pd.DataFrame({"pt_root_id": [ROOTS[11]], "note": ["x"]})
+    with pytest.raises(
+        mx.errors.SchemaError, match="several nuclei share it, join on='nucleus_id'"
+    ):
+        mx.merge_table(shared, table, on="pt_root_id")
 
 
 def test_angles_need_a_convention_and_only_one(units, three_tables):
@@ -188,6 +197,11 @@ def test_angles_of_a_dataset_must_state_their_convention(units):
             with pytest.raises(mx.errors.SchemaError, match=f"{name} has units None"):
                 mx.merge_table(units, table.assign({name: ("nucleus_id", values)}))
     rates = table.assign(rate_ori=(("nucleus_id", "orientation"), np.ones((3, 2))))
+    angles = {"units": "degree", "angle_convention": "up_clockwise"}
+    stated = rates.assign_coords(orientation=("orientation", [0.0, 90.0], angles))
+    other = stated.assign_coords(orientation=("orientation", [45.0, 90.0], angles))
+    with pytest.raises(mx.errors.SchemaError, match="rates of different stimuli cannot share"):
+        mx.merge_table(mx.merge_table(units, stated), other.rename(rate_ori="rate_of_other"))
     with pytest.raises(mx.errors.SchemaError, match="orientation has units None"):
         mx.merge_table(units, rates.assign_coords(orientation=[0.0, 90.0]))
     frame = pd.DataFrame({"target_id": [11], "direction": [90.0]})

@@ -135,6 +135,35 @@ def test_rates_from_a_file_state_their_angles(source, folder, tmp_path):
         release.units(rates=True, collapse="best", by="cc_abs")
 
 
+def test_what_a_release_does_not_have(source):
+    release = mx.Release(1718, source=source)
+    with pytest.raises(mx.errors.SchemaError, match="kind is 'odd', expected one of"):
+        release.functional("odd")
+    with pytest.raises(mx.errors.SourceError, match="DemoSource holds one set of synapses"):
+        release.connectivity("few")
+    with pytest.raises(mx.errors.SchemaError, match="expected rate_ori or rate_dir"):
+        release.units(rates=release.functional())
+    with pytest.raises(
+        mx.errors.ReleaseMismatchError, match=r"source holds version 1718.*1507 was"
+    ):
+        mx.Release(1507, source=source)
+
+
+def test_a_table_that_cannot_be_read_is_replaced_by_fits_or_recordings(source, folder, caplog):
+    fits = source.read("tuning_curves_fitted_v1")
+    fits.to_parquet(folder / "functional" / "my_fits.parquet")
+    (folder / "functional" / "tuning_curves_fitted_v1.parquet").write_bytes(b"cut")
+    release = mx.Release(1718, source=folder)
+    found = release.tuning_curves(angle_convention="up_clockwise")
+    assert "tuning_curves_fitted_v1 cannot be read" in caplog.text
+    np.testing.assert_array_equal(
+        found.rate_dir, mx.Release(1718, source=source).tuning_curves().rate_dir
+    )
+    (folder / "functional" / "my_fits.parquet").unlink()
+    with pytest.raises(mx.errors.SourceError, match="tuning_curves_fitted_v1"):
+        mx.Release(1718, source=folder).tuning_curves()
+
+
 def test_reading_a_table_hands_out_copies(source):
     release = mx.Release(1718, source=source)
     table = release.table("nucleus")

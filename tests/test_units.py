@@ -304,6 +304,7 @@ BAD = {
         "celltype", lambda t: t.assign(target_id=[11, None, 13, 14, 15]), r"target_id has dtype float64"),
     "text id": (
         "proofreading", lambda t: t.assign(pt_root_id=["x", "y", "z"]), r"pt_root_id holds 'x', expected an integer id"),
+    "not a table": ("nucleus", lambda t: [1], r"nucleus_detection_v0 is a list, expected a pandas"),
     "other release": (
         "celltype", lambda t: t.assign(target_id=t.target_id + 1000), r"no nucleus of nucleus_detection_v0 is left"),
 }  # fmt: skip
@@ -339,6 +340,15 @@ def test_valid_id_with_nulls_stays_exact(three_tables):
     table = table.assign(valid_id=[float(a), np.nan])
     with pytest.raises(mx.errors.SchemaError, match="valid_id has dtype float64"):
         mx.build_units({**three_tables, "proofreading": table}, 1300)
+
+
+def test_classes_without_types_leave_layers_unknown(three_tables):
+    spec = mx.releases.release_spec(661, tables={"celltype_fine": None})
+    tables = {n: three_tables[n] for n in ("nucleus", "celltype", "proofreading")}
+    tables["proofreading"] = tables["proofreading"].assign(status_dendrite="non")
+    units = mx.build_units(tables, spec)
+    assert set(units.cell_type.values) == set(units.layer.values) == {"unknown"}
+    assert units.attrs["layer_types"] == {}
 
 
 def test_another_table_in_a_role(three_tables):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.angles import AngleConvention, AngleUnits, is_angle, require_same_angles
+from microns_xr.angles import PERIODS, AngleConvention, AngleUnits, is_angle, require_same_angles
 from microns_xr.columns import id_column, plain_array, plain_values, require_columns
 from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
@@ -16,7 +16,6 @@ from microns_xr.releases import table_spec
 from microns_xr.schema import FUNCTIONAL, UNITS, describe
 from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS
 from microns_xr.tuning.functional import (
-    ANGLES,
     angle_attrs,
     missing_value,
     rate_variables,
@@ -180,7 +179,7 @@ def _from_dataset(table: xr.Dataset, columns: list[str] | str | None, on: On) ->
     coords: dict[str, xr.DataArray] = {}
     for name in _chosen(columns, names, skipped):
         values = table[name].transpose(dim, ...)
-        if name in ANGLES and values.dtype.kind in "iu":
+        if name in PERIODS and values.dtype.kind in "iu":
             values = values.astype(np.float64)  # -1 would be an angle, NaN is none
         variables[name] = xr.Variable(("row", *values.dims[1:]), values.values, values.attrs)
         coords.update(
@@ -229,7 +228,7 @@ def _from_frame(
     for column in [n for n in names if n not in rates]:
         values = plain_values(table[column], name, as_float=column in ("pref_ori", "pref_dir"))
         attrs = describe(declared) if (declared := _declared(column)) else {}
-        if column in ANGLES and values.dtype.kind in "if":
+        if column in PERIODS and values.dtype.kind in "if":
             values = plain_values(table[column], name, as_float=True)
             attrs.update(angle_attrs(column, spec, values))
         variables[column] = xr.Variable(("row",), values, attrs)
@@ -297,4 +296,4 @@ def _take(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
 
 def _is_angle(name: str, variable: Any) -> bool:
     """By what it states, or by its name: an angle that states nothing must not pass."""
-    return is_angle(variable) or (name in ANGLES and variable.dtype.kind in "iuf")
+    return is_angle(variable) or (name in PERIODS and variable.dtype.kind in "iuf")

@@ -1,4 +1,8 @@
-"""Tuning curves: mean responses by direction of motion and by orientation."""
+"""Functional rows: which recorded unit is which neuron, and what was measured of it.
+
+A neuron may be recorded in up to five scans, or twice within one. Those are several rows along
+``scan_unit``; `microns_xr.tuning.collapse_scans` makes one row per neuron along ``nucleus_id``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.angles import is_angle
+from microns_xr.angles import PERIODS, full_turn, is_angle
 from microns_xr.columns import (
     MISSING_TEXT,
     parse_arrays,
@@ -19,17 +23,17 @@ from microns_xr.columns import (
     plain_values,
     require_columns,
 )
-from microns_xr.errors import ReleaseMismatchError, SchemaError, UnknownLabelError, nearest_words
-from microns_xr.provenance import RELEASE_COORDS, add_history, release_of, stamp_release
+from microns_xr.errors import SchemaError, unknown_label
+from microns_xr.provenance import (
+    RELEASE_COORDS,
+    add_history,
+    release_of,
+    require_same_release,
+    stamp_release,
+)
 from microns_xr.releases import TableSpec
 from microns_xr.schema import FUNCTIONAL, UNITS, describe, validate
 from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS, latest_by, typed_table
-
-# Which recorded unit is which neuron: rows of all scans, and what was measured of each.
-#
-# A neuron may be recorded in up to five scans, or twice within one. Those are several rows along
-# ``scan_unit``; `microns_xr.tuning.collapse_scans` leads to one row a neuron along ``nucleus_id``.
-
 
 logger = logging.getLogger(__name__)
 
@@ -43,43 +47,38 @@ KIND_ROLES: dict[str, str] = {
     "functional_properties": "functional_properties",
 }
 
-# Names that mean an angle, to their period in turns.
-ANGLES = {"pref_ori": 0.5, "pref_dir": 1.0, "orientation": 0.5, "direction": 1.0}
+Variable = tuple[tuple[str, ...], np.ndarray, dict[str, Any]]
 
 
 def stated_spec(
     spec: TableSpec, angle_units: str | None = None, angle_convention: str | None = None
 ) -> TableSpec:
-    """Return what the registry knows of a table, completed by what a call states of its angles."""
-    stated = {"angle_units": angle_units, "angle_convention": angle_convention}
+    """Return the registry's entry of a table, completed by what a call states of its angles."""
+    stated: dict[str, Any] = {"angle_units": angle_units, "angle_convention": angle_convention}
+    stated = {argument: value for argument, value in stated.items() if value is not None}
     for argument, value in stated.items():
         known = getattr(spec, argument)
-        if value is not None and known is not None and value != known:
+        if known not in (None, value):
             raise SchemaError(
                 f"{argument} of {spec.name} is {known!r} by the registry, not {value!r}: leave the "
                 "argument out and use mx.angles.convert on the result"
             )
-    return replace(
-        spec,
-        angle_units=angle_units or spec.angle_units,
-        angle_convention=angle_convention or spec.angle_convention,
-    )
+    return replace(spec, **stated)
 
 
 def angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, Any]:
-    """Units, convention and period of an angle of a table, checked against its values.
+    """Return units, convention and period of an angle of a table.
 
     Raises `SchemaError` if the table does not state them, or if the values go beyond one period,
     as degrees do in a table of radians and directions in a column of orientations.
     """
     if spec.angle_units is None or spec.angle_convention is None:
         raise SchemaError(
-            f"{spec.name}.{name} is an angle, but neither the registry nor the call says what "
-            "it is in: pass angle_units= ('degree' or 'radian') and angle_convention= "
+            f"{spec.name}.{name} is an angle, but neither the registry nor the call states its "
+            "units and convention: pass angle_units= ('degree' or 'radian') and angle_convention= "
             "('up_clockwise' or 'right_counterclockwise'), or leave the column out"
         )
-    turn = 360.0 if spec.angle_units == "degree" else 2 * np.pi
-    period = turn * ANGLES[name]
+    period = full_turn(spec.angle_units) * PERIODS[name]
     largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
     if largest > period * (1 + 1e-6):
         raise SchemaError(
@@ -91,6 +90,14 @@ def angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, Any
         "angle_convention": spec.angle_convention,
         "period": period,
     }
+
+
+def missing_value(name: str, dtype: np.dtype) -> Any:
+    """Return what stands in a variable of the data model where there is no value."""
+    if dtype.kind == "i":
+        zero = name == "pt_root_id" or (name in UNITS and UNITS[name].missing == "0")
+        return 0 if zero else -1
+    return np.nan if dtype.kind in "fc" else MISSING_TEXT
 
 
 def build_functional(
@@ -113,14 +120,11 @@ def build_functional(
     n_rows = len(typed)
     typed = typed.assign(target_id=typed["target_id"].fillna(-1).astype(np.int64))
     keys = [*SCAN_KEYS, "target_id"]
-    left_out = [c for c in typed.columns if _holds_arrays(c, typed[c])]
-    further = [c for c in typed.columns if c not in {*keys, *left_out, *HOUSEKEEPING}]
+    arrays = [c for c in typed.columns if _holds_arrays(c, typed[c])]
+    further = [c for c in typed.columns if c not in {*keys, *arrays, *HOUSEKEEPING}]
     typed, contradicted = latest_by(typed, spec.name, keys, further)
     n_repeated = n_rows - len(typed)
-    for column, bound, keep in (
-        ("score", min_score, lambda v: v >= min_score),
-        ("residual", max_residual, lambda v: v <= max_residual),
-    ):
+    for column, bound, sign in (("score", min_score, 1), ("residual", max_residual, -1)):
         if bound is None:
             continue
         if column not in typed:
@@ -128,17 +132,16 @@ def build_functional(
                 f"{spec.name} has no column {column!r} to choose by, found {list(typed.columns)}: "
                 "only automatic coregistrations have one"
             )
-        typed = typed[keep(_values(typed[column], column, spec))]
+        typed = typed[sign * _values(typed[column], spec) >= sign * bound]
 
-    coords: dict[str, Any] = {"nucleus_id": typed["target_id"].to_numpy()}
-    coords.update({key: typed[key].to_numpy() for key in SCAN_KEYS})
-    variables: dict[str, Any] = {}
-    for column in further:
-        values = typed[column]
-        if column == "pt_root_id":
-            variables[column] = values.fillna(0).astype(np.int64).to_numpy()
-        else:
-            variables[column] = _values(values, column, spec)
+    typed = typed.rename(columns={"target_id": "nucleus_id"})
+    coords = {name: typed[name].to_numpy() for name in ("nucleus_id", *SCAN_KEYS)}
+    variables = {
+        name: typed[name].fillna(0).astype(np.int64).to_numpy()
+        if name == "pt_root_id"
+        else _values(typed[name], spec)
+        for name in further
+    }
     dataset = xr.Dataset(
         {n: ("scan_unit", v, _attrs(n, v, spec)) for n, v in variables.items()},
         coords={n: ("scan_unit", v, _attrs(n, v, spec)) for n, v in coords.items()},
@@ -150,38 +153,90 @@ def build_functional(
     )
     if contradicted:
         dataset.attrs["n_contradicting_rows"] = contradicted
-    left_out = [c for c in left_out if c not in HOUSEKEEPING]
-    if left_out:
+    if left_out := [c for c in arrays if c not in HOUSEKEEPING]:
         dataset.attrs["columns_left_out"] = left_out
     dataset = stamp_release(dataset, datastack, version)
     return add_history(dataset, f"functional from {spec.name}")
 
 
 def _holds_arrays(column: str, values: pd.Series) -> bool:
-    declared = FUNCTIONAL.get(column)
-    if declared is not None and len(declared.dims) > 1:
+    if column in FUNCTIONAL and len(FUNCTIONAL[column].dims) > 1:
         return True  # rates, which some tables hold as text
     return values.dtype == object and bool(values.map(pd.api.types.is_list_like).any())
 
 
-def _values(values: pd.Series, column: str, spec: TableSpec) -> np.ndarray:
-    declared = FUNCTIONAL.get(column)
-    as_float = declared is not None and declared.dtype == "float"
-    plain = plain_values(values, spec.name, as_float=as_float)
-    if column in ANGLES and plain.dtype.kind == "i":
-        return plain_values(values, spec.name, as_float=True)  # -1 would be an angle
-    return plain
+def _values(column: pd.Series, spec: TableSpec) -> np.ndarray:
+    name = str(column.name)
+    as_float = name in FUNCTIONAL and FUNCTIONAL[name].dtype == "float"
+    values = plain_values(column, spec.name, as_float=as_float)
+    if name in PERIODS and values.dtype.kind == "i":
+        return plain_values(column, spec.name, as_float=True)  # -1 would be an angle
+    return values
 
 
 def _attrs(name: str, values: np.ndarray, spec: TableSpec) -> dict[str, Any]:
     attrs = describe(FUNCTIONAL[name]) if name in FUNCTIONAL else {}
-    if name in ANGLES and values.dtype.kind == "f":
+    if name in PERIODS and values.dtype.kind == "f":
         attrs.update(angle_attrs(name, spec, values))
     return attrs
 
 
+# Tables of tuning curves.
+
+_DIM = {"rate_dir": "direction", "rate_ori": "orientation"}
+
+
+def rate_variables(
+    table: pd.DataFrame, spec: TableSpec
+) -> tuple[dict[str, Variable], dict[str, Variable]]:
+    """Read ``rate_dir`` and ``rate_ori`` of a table as variables, and their angles."""
+    names = [n for n in _DIM if n in table.columns]
+    if not names:
+        require_columns(table, spec.name, list(_DIM))
+    if spec.angle_convention is None:
+        raise SchemaError(
+            f"{spec.name} has rates by angle, but neither the registry nor the call says what 0 "
+            "degrees means: pass angle_convention='up_clockwise' or 'right_counterclockwise'"
+        )
+    variables: dict[str, Variable] = {}
+    coords: dict[str, Variable] = {}
+    for name in names:
+        dim = _DIM[name]
+        period = 360.0 * PERIODS[dim]
+        values = parse_arrays(table[name], spec.name)
+        values[~np.isfinite(values).all(axis=1)] = np.nan
+        variables[name] = (("scan_unit", dim), values, describe(FUNCTIONAL[name]))
+        attrs = {
+            "units": "degree",
+            "angle_convention": spec.angle_convention,
+            "period": period,
+            "long_name": f"{dim} of the stimulus",
+        }
+        n = values.shape[1]
+        coords[dim] = ((dim,), np.arange(n) * (period / n), attrs)
+    if len(names) == 2:
+        _require_agreement(variables["rate_dir"][1], variables["rate_ori"][1], spec.name)
+    return variables, coords
+
+
+def _require_agreement(rate_dir: np.ndarray, rate_ori: np.ndarray, name: str) -> None:
+    if rate_dir.shape[1] != 2 * rate_ori.shape[1]:
+        raise SchemaError(
+            f"{name} has {rate_dir.shape[1]} directions and {rate_ori.shape[1]} orientations, "
+            "expected twice as many directions"
+        )
+    folded = rate_dir.reshape(len(rate_dir), 2, -1).mean(axis=1)
+    # The table is written with eight digits of float32.
+    wrong = (np.abs(folded - rate_ori) > 1e-4 * np.maximum(1.0, np.abs(rate_ori))).any(axis=1)
+    if wrong.any():
+        raise SchemaError(
+            f"{name} row {np.argmax(wrong)}: rate_ori is not the mean of rate_dir over opposite "
+            f"directions ({wrong.sum()} rows): the columns are shifted, or of two tables"
+        )
+
+
 def nuclei_of_units(units: Mapping[str, np.ndarray], coregistration: xr.Dataset) -> pd.DataFrame:
-    """Say which neuron each unit is."""
+    """Match units to neurons: a row per unit and nucleus, with the ``row`` of the unit."""
     keys = list(SCAN_KEYS)
     match = pd.DataFrame({k: coregistration[k].values for k in [*keys, "nucleus_id"]})
     match = match[match["nucleus_id"] >= 0].drop_duplicates()
@@ -193,40 +248,42 @@ def nuclei_of_units(units: Mapping[str, np.ndarray], coregistration: xr.Dataset)
     return rows.sort_values([*keys, "nucleus_id"])
 
 
-def missing_value(name: str, dtype: np.dtype) -> Any:
-    """Return what stands in a variable of the data model where there is no value."""
-    if dtype.kind == "i":
-        zero = name == "pt_root_id" or (name in UNITS and UNITS[name].missing == "0")
-        return 0 if zero else -1
-    return np.nan if dtype.kind in "fc" else MISSING_TEXT
+def build_tuning_curves(
+    table: pd.DataFrame, spec: TableSpec, coregistration: xr.Dataset
+) -> xr.Dataset:
+    """Turn a table of tuning curves into a Dataset over ``scan_unit``."""
+    typed = typed_table(table, "tuning_curves", spec, unique=SCAN_KEYS)
+    rows = nuclei_of_units({k: typed[k].to_numpy() for k in SCAN_KEYS}, coregistration)
+    variables, coords = rate_variables(typed, spec)
+    keys: dict[str, Any] = {
+        k: ("scan_unit", rows[k].to_numpy(), describe(FUNCTIONAL[k]))
+        for k in ("nucleus_id", *SCAN_KEYS)
+    }
+    dataset = xr.Dataset(
+        {n: (dims, v[rows["row"]], attrs) for n, (dims, v, attrs) in variables.items()},
+        coords={**keys, **coords},
+        attrs={
+            "tuning_table": spec.name,
+            "coregistration_table": coregistration.attrs.get("functional_table", "unknown"),
+            "n_unmatched": int((rows["nucleus_id"] < 0).sum()),
+        },
+    )
+    datastack, version = release_of(coregistration, "coregistration")
+    dataset = stamp_release(dataset, datastack, version)
+    logger.info(
+        "tuning curves of %s v%d: %d units, %d matched to no neuron",
+        datastack,
+        version,
+        len(typed),
+        dataset.attrs["n_unmatched"],
+    )
+    return add_history(dataset, f"tuning curves from {spec.name}", source=coregistration)
 
 
-# From one row a recorded unit to one row a neuron.
-
+# From one row per recorded unit to one row per neuron.
 
 # Variables that are better the lower they are.
-LOWER_IS_BETTER = ("residual",)
-
-
-def _rates(functional: xr.Dataset) -> list[str]:
-    """Numbers by stimulus; a variable of one number a unit is no rate, whatever its name."""
-    return [
-        str(n)
-        for n, v in functional.data_vars.items()
-        if (n == "rate" or str(n).startswith("rate_"))
-        and "error" not in str(n)  # standard errors have no arithmetic mean
-        and v.ndim == 2
-        and v.dims[0] == "scan_unit"
-        and v.dtype.kind in "iuf"
-    ]
-
-
-def _rated(functional: xr.Dataset, rates: list[str]) -> np.ndarray:
-    """Which units have all their rates; a row is rated whole or not at all."""
-    rated = np.ones(functional["nucleus_id"].shape, dtype=bool)
-    for name in rates:
-        rated &= np.isfinite(functional[name].values).all(axis=-1)
-    return rated
+_LOWER_IS_BETTER = ("residual",)
 
 
 def collapse_scans(
@@ -236,21 +293,21 @@ def collapse_scans(
     *,
     lowest: bool | None = None,
 ) -> xr.Dataset:
-    """Lead from one row a recorded unit to one row a neuron.
+    """Turn rows of recorded units into one row per neuron.
 
     Parameters
     ----------
     functional : xarray.Dataset
-        Rows of all scans, dim ``scan_unit``.
+        One row per recorded unit, dim ``scan_unit``.
     how : {"mean", "best", "first"}, optional
-        ``mean`` averages the rates of all rated units of a neuron, and nothing else; ``best``
-        takes all variables from the unit with the best `by`; ``first`` from the first unit by
-        (session, scan_idx, unit_id).
+        ``mean`` averages the rates of all rated units of a neuron, and keeps nothing else;
+        ``best`` takes all variables from the unit with the best `by`, ``first`` from the first
+        unit by (session, scan_idx, unit_id).
     by : str, optional
         Variable or coordinate that ``best`` chooses by, such as ``"cc_abs"``, ``"score"``,
-        ``"residual"`` or ``"session"``: one number a unit that is no angle.
+        ``"residual"`` or ``"session"``: one number per unit that is not an angle.
     lowest : bool, optional
-        Whether the lowest `by` is the best; by default the highest is, but for ``residual``.
+        Whether the lowest `by` is the best; by default only for ``residual``.
 
     Returns
     -------
@@ -262,21 +319,20 @@ def collapse_scans(
     Raises
     ------
     SchemaError
-        If ``best`` has no `by` or one that is not one number a unit, if ``mean`` meets an angle,
-        which has no arithmetic mean, or if a row (a unit and its nucleus) is there twice.
+        If ``best`` has no `by` or one that is not one number per unit, if ``mean`` meets an
+        angle, which has no arithmetic mean, or if a row (a unit and its nucleus) is repeated.
     UnknownLabelError
-        If `by` is no variable of the Dataset.
+        If `by` is not a variable of the Dataset.
     ReleaseMismatchError
         If the rows are of several releases.
 
     Notes
     -----
-    Only units that have the value are considered: for ``best`` those with a finite `by` (of
-    integers, one that is not the missing -1), and where the Dataset has rates, those that are
-    rated: whose ``rate`` or ``rate_*`` are finite at all stimuli. Neurons without such a unit are
-    left with missing values: NaN, -1 (0 for ``pt_root_id``), "unknown"; booleans then become the
-    words "true", "false" and "unknown". Ties are decided by (session, scan_idx, unit_id), the
-    lowest first.
+    Only units that have the value are considered: for ``best`` those with a finite `by` (for
+    integers, other than the missing value -1), and where the Dataset has rates, those that are
+    rated: whose ``rate`` or ``rate_*`` are finite at all stimuli. Neurons without such a unit get
+    missing values: NaN, -1 (0 for ``pt_root_id``), "unknown"; booleans then become the words
+    "true", "false" and "unknown". Ties go to the lowest (session, scan_idx, unit_id).
     Units matched to no nucleus (``nucleus_id`` -1) are left out.
 
     Examples
@@ -297,117 +353,121 @@ def collapse_scans(
         raise SchemaError(f"by={by!r} has a meaning with how='best' only, found how={how!r}")
     if lowest is not None and by is None:
         raise SchemaError(f"lowest={lowest} has a meaning with by= only")
-    functional = _plain_rows(functional)
+    if isinstance(functional.indexes.get("scan_unit"), pd.MultiIndex):
+        functional = functional.reset_index("scan_unit")
+    require_same_release(("functional", functional))
+    rows = pd.DataFrame({k: functional[k].values for k in ("nucleus_id", *SCAN_KEYS)})
+    if (repeated := rows.duplicated()).any():
+        first = tuple(rows.loc[repeated, [*SCAN_KEYS, "nucleus_id"]].iloc[0].tolist())
+        raise SchemaError(
+            f"functional repeats {int(repeated.sum())} of {len(rows)} rows (session, scan_idx, "
+            f"unit_id, nucleus_id), first: {first}: they would count twice; two tables were "
+            "joined along scan_unit, keep each row once"
+        )
     if by is not None:
         _require_orderable(functional, by)
-        lowest = by in LOWER_IS_BETTER if lowest is None else lowest
+        lowest = by in _LOWER_IS_BETTER if lowest is None else lowest
     angles = [str(n) for n in functional.data_vars if is_angle(functional[n])]
     if how == "mean" and angles:
         raise SchemaError(
             f"how='mean' cannot average the angles {angles}: choose variables with "
             "functional[['rate_ori']], or use how='best', by=..."
         )
-    order = np.lexsort([functional[k].values for k in (*SCAN_KEYS[::-1], "nucleus_id")])
-    functional = functional.isel(scan_unit=order[functional["nucleus_id"].values[order] >= 0])
-    nuclei, owner = np.unique(functional["nucleus_id"].values, return_inverse=True)
+    rows = rows[rows["nucleus_id"] >= 0].sort_values(list(rows.columns))
+    functional = functional.isel(scan_unit=rows.index.to_numpy())
+    nuclei, owner = np.unique(rows["nucleus_id"], return_inverse=True)
 
     rates = _rates(functional)
     functional = functional.assign({n: functional[n].astype(np.float64) for n in rates})
     candidate = _rated(functional, rates)
     if how == "mean":
         n_rated = np.bincount(owner[candidate], minlength=len(nuclei))
-        result = _mean_rates(functional, rates, owner, candidate, nuclei, n_rated)
+        result = _mean_rates(functional, rates, nuclei, owner, candidate)
     else:
         if by is not None:
             values = functional[by].values
             missing = missing_value(by, values.dtype) if values.dtype.kind == "i" else np.nan
             candidate &= np.isfinite(values) & (values != missing)
-        result = _chosen_units(functional, owner, candidate, nuclei, by, bool(lowest))
+        result = _chosen_units(functional, nuclei, owner, candidate, by, bool(lowest))
         n_rated = _rated(result, rates).astype(np.int64)
-    scans = pd.DataFrame({"owner": owner, **{k: functional[k].values for k in SCAN_KEYS[:2]}})
-    n_scans = np.bincount(scans.drop_duplicates()["owner"], minlength=len(nuclei))
-    counts = {"n_scans": n_scans, "n_scan_units": np.bincount(owner, minlength=len(nuclei))}
+    scans = rows.drop_duplicates(["nucleus_id", "session", "scan_idx"])
+    counts: dict[str, Any] = {
+        "n_scans": scans.groupby("nucleus_id").size(),
+        "n_scan_units": rows.groupby("nucleus_id").size(),
+    }
     if rates:
         counts["n_rated"] = n_rated
     result = result.assign(
-        {n: ("nucleus_id", v.astype(np.int64)) for n, v in counts.items()}
+        {n: ("nucleus_id", np.asarray(v, dtype=np.int64)) for n, v in counts.items()}
     ).assign_coords({c: functional.coords[c] for c in RELEASE_COORDS if c in functional.coords})
     collapse = how if by is None else f"{how} by {by}" + (" (lowest)" if lowest else "")
     result.attrs = {**functional.attrs, **result.attrs, "collapse": collapse}
     return add_history(result, f"collapse_scans(how={how!r}, by={by!r})", source=functional)
 
 
-def _plain_rows(functional: xr.Dataset) -> xr.Dataset:
-    """Undo an index over the keys; refuse rows of several releases, and rows given twice."""
-    if isinstance(functional.indexes.get("scan_unit"), pd.MultiIndex):
-        functional = functional.reset_index("scan_unit")
-    for coord in RELEASE_COORDS:
-        if coord in functional.coords and functional[coord].ndim:
-            raise ReleaseMismatchError(
-                f"functional has {coord!r} along {functional[coord].dims}, expected one scalar: "
-                "rows of several releases were joined; collapse each release by itself"
-            )
-    rows = pd.DataFrame({k: functional[k].values for k in (*SCAN_KEYS, "nucleus_id")})
-    repeated = rows.duplicated()
-    if repeated.any():
-        first = tuple(rows[repeated].iloc[0].tolist())
-        raise SchemaError(
-            f"functional repeats {int(repeated.sum())} of {len(rows)} rows (session, scan_idx, "
-            f"unit_id, nucleus_id), first: {first}: they would count twice; two tables were "
-            "joined along scan_unit, keep each row once"
-        )
-    return functional
-
-
 def _require_orderable(functional: xr.Dataset, by: str) -> None:
-    """Raise unless `by` is one number a unit, and no angle."""
+    """Raise unless `by` is one number per unit, and not an angle."""
     if by not in functional.variables:
-        near = ", ".join(nearest_words(by, functional.variables))
-        raise UnknownLabelError(
-            f"by={by!r} is no variable of the functional Dataset, "
-            f"found {list(functional.data_vars)}" + (f"; nearest: {near}" if near else "")
-        )
+        raise unknown_label("functional has no variable", by, functional.data_vars)
     values = functional[by]
     if values.dims != ("scan_unit",) or values.dtype.kind not in "biuf":
         raise SchemaError(
-            f"by={by!r} has dims {values.dims} and dtype {values.dtype}, expected "
-            "one number a unit to choose by"
+            f"by={by!r} has dims {values.dims} and dtype {values.dtype}, expected one number per "
+            "unit to choose by"
         )
     if is_angle(values):
         raise SchemaError(f"by={by!r} is an angle: on a circle none is the highest or lowest")
 
 
+def _rates(functional: xr.Dataset) -> list[str]:
+    """Return the variables that are rates: numbers by stimulus, not one number per unit."""
+    return [
+        str(n)
+        for n, v in functional.data_vars.items()
+        if (n == "rate" or str(n).startswith("rate_"))
+        and "error" not in str(n)  # standard errors have no arithmetic mean
+        and v.ndim == 2
+        and v.dims[0] == "scan_unit"
+        and v.dtype.kind in "iuf"
+    ]
+
+
+def _rated(functional: xr.Dataset, rates: list[str]) -> np.ndarray:
+    """Which rows have all their rates; a row is rated whole or not at all."""
+    rated = np.ones(functional["nucleus_id"].shape, dtype=bool)
+    for name in rates:
+        rated &= np.isfinite(functional[name].values).all(axis=-1)
+    return rated
+
+
 def _mean_rates(
     functional: xr.Dataset,
     rates: list[str],
-    owner: np.ndarray,
-    rated: np.ndarray,
     nuclei: np.ndarray,
-    n_rated: np.ndarray,
+    owner: np.ndarray,
+    candidate: np.ndarray,
 ) -> xr.Dataset:
+    n = np.bincount(owner[candidate], minlength=len(nuclei))[:, None]
     variables = {}
     for name in rates:
         values = functional[name].values
         total = np.zeros((len(nuclei), values.shape[1]))
-        np.add.at(total, owner[rated], values[rated])
-        mean = np.full_like(total, np.nan)
-        np.divide(total, n_rated[:, None], out=mean, where=n_rated[:, None] > 0)
-        dims = ("nucleus_id", *functional[name].dims[1:])
-        variables[name] = (dims, mean, functional[name].attrs)
+        np.add.at(total, owner[candidate], values[candidate])
+        mean = np.divide(total, n, out=np.full_like(total, np.nan), where=n > 0)
+        variables[name] = (("nucleus_id", functional[name].dims[1]), mean, functional[name].attrs)
     angles = [d for d in functional.dims if d != "scan_unit" and d in functional.coords]
     coords = {"nucleus_id": nuclei, **{d: functional.coords[d] for d in angles}}
     result = xr.Dataset(variables, coords=coords)
-    left_out = [str(n) for n in functional.data_vars if n not in rates]
-    if left_out:
-        result.attrs["left_out"] = left_out  # only rates are averaged
+    if left_out := [str(n) for n in functional.data_vars if n not in rates]:
+        result.attrs["left_out"] = left_out
     return result
 
 
 def _chosen_units(
     functional: xr.Dataset,
+    nuclei: np.ndarray,
     owner: np.ndarray,
     candidate: np.ndarray,
-    nuclei: np.ndarray,
     by: str | None,
     lowest: bool,
 ) -> xr.Dataset:
@@ -433,94 +493,3 @@ def _chosen_units(
         chosen = assign({name: (variable.dims, values, variable.attrs)})
         fill[name] = missing_value(str(name), values.dtype)
     return chosen.reindex(nucleus_id=nuclei, fill_value=fill)
-
-
-_DIM = {"rate_dir": "direction", "rate_ori": "orientation"}
-_TURN = {"rate_dir": 360.0, "rate_ori": 180.0}
-
-
-def rate_variables(
-    table: pd.DataFrame, spec: TableSpec
-) -> tuple[dict[str, tuple[tuple[str, str], np.ndarray, dict[str, Any]]], dict[str, Any]]:
-    """Read ``rate_dir`` and ``rate_ori`` of a table as variables with their angle coordinates."""
-    names = [n for n in _DIM if n in table.columns]
-    if not names:
-        require_columns(table, spec.name, list(_DIM))
-    if spec.angle_convention is None:
-        raise SchemaError(
-            f"{spec.name} has rates by angle, but neither the registry nor the call says what 0 "
-            "degrees means: pass angle_convention='up_clockwise' or 'right_counterclockwise'"
-        )
-    variables, coords = {}, {}
-    for name in names:
-        values = parse_arrays(table[name], spec.name)
-        values[~np.isfinite(values).all(axis=1)] = np.nan
-        n_angles = values.shape[1]
-        coords[_DIM[name]] = (
-            _DIM[name],
-            np.arange(n_angles) * (_TURN[name] / n_angles),
-            {
-                "units": "degree",
-                "angle_convention": spec.angle_convention,
-                "period": _TURN[name],
-                "long_name": f"{_DIM[name]} of the stimulus",
-            },
-        )
-        variables[name] = (("scan_unit", _DIM[name]), values, describe(FUNCTIONAL[name]))
-    if len(names) == 2:
-        _require_agreement(variables["rate_dir"][1], variables["rate_ori"][1], spec.name)
-    return variables, coords
-
-
-def _require_agreement(rate_dir: np.ndarray, rate_ori: np.ndarray, name: str) -> None:
-    if rate_dir.shape[1] != 2 * rate_ori.shape[1]:
-        raise SchemaError(
-            f"{name} has {rate_dir.shape[1]} directions and {rate_ori.shape[1]} orientations, "
-            "expected twice as many directions"
-        )
-    folded = rate_dir.reshape(len(rate_dir), 2, -1).mean(axis=1)
-    # The table is written with eight digits of float32.
-    wrong = np.abs(folded - rate_ori) > 1e-4 * np.maximum(1.0, np.abs(rate_ori))
-    if wrong.any():
-        row = int(np.argmax(wrong.any(axis=1)))
-        raise SchemaError(
-            f"{name} row {row}: rate_ori is not the mean of rate_dir over opposite directions "
-            f"({int(wrong.any(axis=1).sum())} rows): the columns are shifted, or of two tables"
-        )
-
-
-def build_tuning_curves(
-    table: pd.DataFrame, spec: TableSpec, coregistration: xr.Dataset
-) -> xr.Dataset:
-    """Turn a table of tuning curves into a Dataset over ``scan_unit``."""
-    typed = typed_table(table, "tuning_curves", spec, unique=SCAN_KEYS)
-    keys = list(SCAN_KEYS)
-    rows = nuclei_of_units({k: typed[k].to_numpy() for k in keys}, coregistration)
-    variables, coords = rate_variables(typed, spec)
-    dataset = xr.Dataset(
-        {n: (dims, v[rows["row"]], attrs) for n, (dims, v, attrs) in variables.items()},
-        coords={
-            **{
-                k: ("scan_unit", rows[k].to_numpy(), describe(FUNCTIONAL[k]))
-                for k in ["nucleus_id", *keys]
-            },
-            **coords,
-        },
-        attrs={
-            "tuning_table": spec.name,
-            "coregistration_table": coregistration.attrs.get("functional_table", "unknown"),
-            "n_unmatched": int((rows["nucleus_id"] < 0).sum()),
-        },
-    )
-    datastack, version = release_of(coregistration, "coregistration")
-    dataset = dataset.assign_coords(
-        {c: coregistration.coords[c] for c in ("datastack", "materialization_version")}
-    )
-    logger.info(
-        "tuning curves of %s v%d: %d units, %d matched to no neuron",
-        datastack,
-        version,
-        len(typed),
-        dataset.attrs["n_unmatched"],
-    )
-    return add_history(dataset, f"tuning curves from {spec.name}", source=coregistration)

@@ -286,7 +286,7 @@ def test_best_by_something_without_an_order():
     )  # fmt: skip
     with pytest.raises(mx.errors.SchemaError, match="is an angle"):
         mx.tuning.collapse_scans(functional, "best", by="pref_ori")
-    with pytest.raises(mx.errors.SchemaError, match="one number a unit"):
+    with pytest.raises(mx.errors.SchemaError, match="one number per unit"):
         mx.tuning.collapse_scans(functional, "best", by="note")
     with pytest.raises(mx.errors.SchemaError, match="has a meaning with by= only"):
         mx.tuning.collapse_scans(functional, "first", lowest=True)

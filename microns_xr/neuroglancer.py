@@ -12,7 +12,7 @@ from microns_xr.columns import from_pia_um
 from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, import_optional, unknown_label
-from microns_xr.plot.cells import PALETTE, colours_of
+from microns_xr.plot.style import PALETTE, colours_of
 from microns_xr.provenance import release_of, require_same_release
 from microns_xr.schema import AXES
 

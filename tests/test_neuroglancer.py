@@ -13,7 +13,7 @@ import xarray as xr
 
 import microns_xr as mx
 from microns_xr.columns import to_pia_um
-from microns_xr.plot.cells import NO_VALUE, PALETTE, styles_of
+from microns_xr.plot.style import NO_VALUE, PALETTE, styles_of
 from microns_xr.schema import AXES
 
 pytest.importorskip("nglui", reason="nglui is an extra: pip install 'microns-xr[neuroglancer]'")

@@ -34,22 +34,22 @@ def align_to_preferred(
     ----------
     currents : xarray.DataArray
         Over ``post_nucleus_id`` (or ``nucleus_id``) and one dim of angles that go evenly around
-        the whole circle, as `mx.input_currents` makes them of ``rate_ori`` or ``rate_dir``. NaN
-        where a neuron has no current.
+        the whole circle, as `mx.input_currents` computes them from ``rate_ori`` or ``rate_dir``.
+        NaN where a neuron has no current.
     units : xarray.Dataset
         Units with the angle.
     angle : str, optional
-        Variable of the units, in the units and convention of the angles of the currents, and of
-        their period: ``"pref_ori"`` for orientations, ``"pref_dir"`` for directions.
+        Variable of `units`, with the units, convention and period of the angles of the currents:
+        ``"pref_ori"`` for orientations, ``"pref_dir"`` for directions.
     method : {"nearest", "fourier"}, optional
-        Currents are known at measured angles alone. "nearest" rolls them by the number of steps
-        that brings the measured angle nearest to the preferred one to 0 (half-way to the larger
-        one), so that values stay as they are and angles are off by half a step at the most.
-        "fourier" turns them by the very angle, through the trigonometric polynomial that goes
-        through the measured values; their mean stays.
+        Currents are known at measured angles only. "nearest" rolls them so that the measured angle
+        nearest to the preferred one (the larger of two equally near) comes to 0: values stay as
+        they are, and angles are off by half a step at most. "fourier" turns them by the exact
+        angle, through the trigonometric polynomial that passes through the measured values; their
+        mean stays.
     normalise : bool, optional
-        Divide the currents of each neuron by their mean, so that those with much input do not
-        make the average. Neurons whose mean is 0 or negative are left out.
+        Divide the currents of each neuron by their mean, so that neurons with much input do not
+        dominate the average. Neurons whose mean is 0 or negative are left out.
     interval : Bootstrap or None, optional
         Resampling of postsynaptic neurons for the interval of the average; None for none.
 
@@ -62,17 +62,17 @@ def align_to_preferred(
         ``mean_current_low`` and ``mean_current_high``; the neuron's own angle, named as in units;
         ``input_<angle>``, the preferred angle of its input (the phase of the first harmonic of
         the currents over the circle) and ``input_selectivity``, that harmonic over the mean;
-        ``difference``, input minus own, from minus half a period; ``n_neurons`` in the average.
-        Neurons without an angle or a current are NaN. A dim "direction" makes
+        ``difference``, input minus own, from minus half a period up; ``n_neurons`` in the average.
+        Neurons without an angle or a current are NaN. A dim "direction" becomes
         ``relative_direction``.
 
     Raises
     ------
     SchemaError
-        If there is not one dim of angles, they are uneven, or units, convention or period of the
-        two differ.
+        If there is not exactly one dim of angles, they are uneven, or units, convention or period
+        of the two differ.
     UnknownLabelError
-        If units lacks the angle, or no neuron of the currents.
+        If units lacks the angle, or has none of the neurons.
     ReleaseMismatchError
         If the two are of different releases.
 

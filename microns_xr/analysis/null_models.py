@@ -1,28 +1,28 @@
-"""Null models: what else could have made a result, and what a result is compared with.
+"""Null models: what else could have produced a result, and how the result compares with it.
 
-Each null keeps some of what was observed (``attrs["keeps"]``) and draws the rest anew, so a
-difference from it says that the result is not explained by what is kept:
+Each null keeps some of what was observed (``attrs["keeps"]``) and draws the rest at random, so a
+difference from it is not explained by what is kept:
 
 ============================  ===================================================================
-`permute_angles`              Keeps every connection, and the angles there are. A difference says
-                              that connections and angles are related, for whatever reason: with
-                              ``within=`` not because groups differ in both. Alike neurons that lie
-                              close together make a difference too, since permuted angles no longer
-                              cluster.
-`rewire`                      Keeps the angles where they are, and how many partners every neuron
-                              has. A difference is not due to tuned neurons being connected more,
-                              or to unequal degrees; it may be due to where neurons lie.
-`rewire_by_distance`          Keeps the angles where they are, and how many partners every
-                              presynaptic neuron has at each distance. A difference is due neither
-                              to degrees (in-degrees on request) nor to alike neurons being
-                              neighbours, as far as the bins of distance are fine enough.
-`permute_weights`             Keeps who is connected with whom. A difference says that sizes are
+`permute_angles`              Keeps every connection, and the set of angles. A difference means
+                              that connections and angles are related, for whatever reason; with
+                              ``within=`` the reason is not that groups differ in both. It may be
+                              that similar neurons lie close together, since permuted angles do
+                              not cluster.
+`rewire`                      Keeps the angle of every neuron, and its number of partners. A
+                              difference is not due to tuned neurons being connected more, or to
+                              unequal degrees; it may be due to where neurons lie.
+`rewire_by_distance`          Keeps the angle of every neuron, and the number of partners of every
+                              presynaptic neuron at each distance. A difference is due neither to
+                              degrees (in-degrees on request) nor to similar neurons being
+                              neighbours, as far as the bins of distance are narrow enough.
+`permute_weights`             Keeps which pairs are connected. A difference means that sizes are
                               related to the angles, whatever connections are.
 ============================  ===================================================================
 
 None of them moves a connection out of the axes of the connectivity, which are the pairs that were
 asked for. Make them of the connections that are looked at (`mx.analysis.tuned_connections`): a
-null of more exchanges partners with neurons that are never looked at.
+null of more connections exchanges partners with neurons that are never looked at.
 """
 
 from __future__ import annotations
@@ -484,12 +484,12 @@ def permute_angles(
     Parameters
     ----------
     units : xarray.Dataset
-        Units with the angle; neurons that have none (NaN) keep having none.
+        Units with the angle; neurons without one (NaN) stay without.
     angle : str, optional
-        Variable of the units, one value a neuron; any other one can be permuted as well.
+        Variable of the units with one value per neuron, an angle or any other.
     within : str or collection of str, optional
         Variables of the units, such as ``["cell_type", "layer"]``: angles are permuted between
-        neurons that agree in all of them. Give what pre- and postsynaptic neurons differ in.
+        neurons that agree in all of them. Name what pre- and postsynaptic neurons differ in.
     n : int, optional
         Number of replicates.
     seed : int, optional
@@ -498,15 +498,15 @@ def permute_angles(
     Returns
     -------
     xarray.DataArray
-        Over (``replicate``, ``nucleus_id``), named and described as the variable, with dask:
-        replicates are drawn when they are computed.
+        Over (``replicate``, ``nucleus_id``), with the name and attributes of the variable, as a
+        dask array: replicates are drawn when they are computed.
 
     Raises
     ------
     UnknownLabelError
         If units lacks a variable.
     SchemaError
-        If one has not one value a neuron, or no neuron has an angle.
+        If a variable does not have one value per neuron, or no neuron has an angle.
 
     Examples
     --------
@@ -569,7 +569,7 @@ def permute_weights(
 
     Returns
     -------
-    Replicates
+    NullConnectivity
         Sequence of connectivity Datasets.
 
     Raises
@@ -577,7 +577,7 @@ def permute_weights(
     UnknownLabelError
         If there is no such coordinate.
     SchemaError
-        If the Dataset is no connectivity, or a coordinate lies along neither axis.
+        If the Dataset is not connectivity, or a coordinate lies along neither axis.
 
     Examples
     --------
@@ -662,27 +662,28 @@ def rewire(
     seed : int, optional
         Replicate i of a seed is the same however many there are.
     swaps : float, optional
-        Exchanges for each connection, on average, anew from what was observed in every replicate.
-        Some that are tried are refused (see below), so more are tried, by the share that a pilot
-        run accepts; ``attrs`` say how many.
+        Exchanges per connection, on average; every replicate starts from what was observed. Some
+        attempts are refused (see below), so more are made, by the share that a pilot run accepts;
+        ``attrs`` state how many.
 
     Returns
     -------
-    Replicates
+    NullConnectivity
         Sequence of connectivity Datasets.
 
     Raises
     ------
     SchemaError
-        If the Dataset is no connectivity, or a number is not positive.
+        If the Dataset is not connectivity, or a number is not positive.
 
     Notes
     -----
     Two connections are drawn and their postsynaptic ends exchanged (Maslov & Sneppen 2002,
     Science 296, 910-913), unless a pair would be connected twice or a neuron with itself.
-    Exchanges that are refused count as tried, which makes every network of these degrees that can
-    be reached equally likely. Sizes and counts stay with the presynaptic neuron; connections of a
-    neuron with itself stay. On how many are enough see Milo et al. 2003, arXiv:cond-mat/0312028.
+    Refused exchanges count as attempts, which makes every network of these degrees that can be
+    reached equally likely. Sizes and counts stay with the presynaptic neuron; connections of a
+    neuron with itself stay. On how many exchanges are enough see Milo et al. 2003,
+    arXiv:cond-mat/0312028.
 
     Examples
     --------
@@ -723,26 +724,26 @@ def rewire_by_distance(
     units : xarray.Dataset
         Units with ``position`` (µm) of every neuron of both axes.
     bins : float or sequence of float, optional
-        Width of the bins of distance in µm, or their ascending inner edges, beyond the last of
-        which all distances are one bin.
+        Width of the bins of distance in µm, or their ascending inner edges; all distances beyond
+        the last edge are one bin.
     distance : {"lateral", "euclidean"}, optional
         In the plane of the cortex (x and z), or in space.
     keep_in_degree : bool, optional
         False draws partners among all neurons of the bin alike. True exchanges partners of two
         connections where both stay in their bins, which keeps in-degrees as well; with narrow
-        bins few exchanges fit, which is slow, and neurons move step by step.
+        bins few exchanges fit, which is slow, and partners change in small steps.
     n, seed, swaps
-        As `rewire`; `swaps` is for ``keep_in_degree=True`` alone.
+        As `rewire`; `swaps` is used with ``keep_in_degree=True`` only.
 
     Returns
     -------
-    Replicates
+    NullConnectivity
         Sequence of connectivity Datasets.
 
     Raises
     ------
     SchemaError
-        If a neuron has no position, bins are not ascending and positive, or the Dataset is no
+        If a neuron has no position, bins are not ascending and positive, or the Dataset is not
         connectivity.
     UnknownLabelError
         If a neuron is not among the units.

@@ -33,7 +33,7 @@ def compare_releases(
     pre: Any = None,
     post: Any = None,
 ) -> xr.DataTree:
-    """Say what changed between two releases, neuron by neuron and connection by connection.
+    """Compare two releases, neuron by neuron and connection by connection.
 
     Neurons are matched by nucleus id, which is the same in every release of a datastack. A pair of
     neurons is comparable when both releases were asked for it: its presynaptic neuron is on that
@@ -46,11 +46,11 @@ def compare_releases(
         The older and the newer release: objects with ``units()`` and ``connectivity()``, trees as
         `open_store` gives them, ``{"units": ..., "connectivity": ...}``, or stores.
     variables : str or collection of str, optional
-        Unit variables of one value a neuron that are compared besides the root.
+        Unit variables with one value per neuron to compare besides the root.
     connections : bool, optional
-        False compares the units alone; connectivity is not looked at then.
+        False compares only the units, without looking at connectivity.
     pre, post : collection of int, or units Dataset, optional
-        Compare pairs of these neurons only, which are on the axes of both. Where the scope of
+        Compare only pairs of these neurons, which are on the axes of both. Where the scope of
         either connectivity is "unknown" both must be given: they say that these pairs were asked
         for in both releases.
 
@@ -58,7 +58,7 @@ def compare_releases(
     -------
     xarray.DataTree
         Four nodes, each with the dim ``release`` ("a", "b") and along it the coordinates
-        ``datastack`` and ``materialization_version``, which no function of one release takes:
+        ``datastack`` and ``materialization_version``, which functions of one release refuse:
 
         ``/``
             The two releases.
@@ -70,10 +70,10 @@ def compare_releases(
             Over ``nucleus_id``, the units of either: ``change`` (kept, gained, lost),
             ``pt_root_id(release, nucleus_id)`` (0 where absent) and
             ``pt_root_id_changed``;
-            ``cell_type(release, nucleus_id)`` ("absent" where so) and ``cell_type_changed``, and
+            ``cell_type(release, nucleus_id)`` ("absent" where it is) and ``cell_type_changed``, and
             so on. Only a unit that is kept can have changed.
         ``/connections``
-            A row a comparable connection that is not the same in both, over ``connection``:
+            One row per comparable connection that differs, over ``connection``:
             ``pre_nucleus_id``, ``post_nucleus_id``, ``change`` (gained, lost, resized),
             ``synapse_size(release, connection)`` (voxels of 4x4x40 nm) and ``synapse_count``, 0
             where there is no connection. Resized is another size or another number of synapses.
@@ -84,8 +84,8 @@ def compare_releases(
         If the two are of different datastacks, or units and connectivity of one are of different
         releases.
     SchemaError
-        If something is no release, has no units or connectivity, the scope of connectivity is
-        unknown and `pre` and `post` are not given, or no pair is comparable.
+        If units or connectivity are missing, the scope of connectivity is unknown and `pre` or
+        `post` is missing, or no pair is comparable.
     UnknownLabelError
         If units have no such variable, or an id of `pre` or `post` is on no axis.
 
@@ -174,10 +174,10 @@ def _compare_units(
 ) -> tuple[xr.Dataset, dict[str, int]]:
     for name in names:
         for release, dataset in units.items():
-            if name not in dataset.data_vars:
+            if name not in dataset.variables:
                 hint = "compare variables that both have"
                 what = f"units of {release} have no variable"
-                raise unknown_label(what, name, dataset.data_vars, hint)
+                raise unknown_label(what, name, dataset.variables, hint)
             if dataset[name].dims != ("nucleus_id",) or dataset[name].dtype.kind not in "OUTib":
                 raise SchemaError(
                     f"{name} has dims {dataset[name].dims} and dtype {dataset[name].dtype}, "

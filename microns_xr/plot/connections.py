@@ -1,20 +1,32 @@
-"""Connections between populations, and how many partners neurons have."""
+"""Connections: between populations, by distance and by preferred angle; partners of neurons."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from microns_xr.analysis.null_models import compare_values
 from microns_xr.errors import SchemaError
-from microns_xr.plot.cells import PALETTE, axes_or_new, label_of, require
+from microns_xr.plot.style import (
+    PALETTE,
+    axes_or_new,
+    draw_band,
+    draw_legend,
+    floats,
+    label_of,
+    require,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# More populations than this, and numbers in the cells would not be legible.
-_MOST_NUMBERS = 9
+# With more populations than this, numbers in the cells would not be legible.
+_MAX_NUMBERS = 9
+# More lines than this cannot be told apart.
+_MAX_LINES = 9
 
 
 def connectivity_matrix(
@@ -28,7 +40,7 @@ def connectivity_matrix(
         From `microns_xr.group_connectivity`, or from
         `microns_xr.analysis.connection_probability` without distances: two dims of populations.
     variable : str, optional
-        What is coloured: ``"n_connections"``, ``"mean_size"``, ``"probability"`` ...
+        Variable to draw: ``"n_connections"``, ``"mean_size"``, ``"probability"`` ...
     ax : matplotlib.axes.Axes, optional
         Where to draw; new axes by default.
 
@@ -36,7 +48,8 @@ def connectivity_matrix(
     -------
     matplotlib.axes.Axes
         Presynaptic populations down, postsynaptic across. Colours are logarithmic, those of a
-        probability linear from 0. What is 0 or not known is grey. Small tables show their numbers.
+        probability linear from 0. Cells that are 0 or not known are grey. Small tables show their
+        numbers.
 
     Raises
     ------
@@ -62,7 +75,7 @@ def connectivity_matrix(
         )
     table = table.transpose(*sorted(table.dims, key=lambda d: not str(d).startswith("pre_")))
     ax = axes_or_new(ax)
-    numbers = np.asarray(table.values, dtype=float)
+    numbers = floats(table)
     values = np.ma.masked_invalid(np.ma.masked_less_equal(numbers, 0))
     norm = None
     if values.count():
@@ -72,25 +85,30 @@ def connectivity_matrix(
     image = ax.imshow(values, norm=norm, cmap="viridis", aspect="auto")
     ax.set_facecolor("#E8E8E8")
     ax.figure.colorbar(image, ax=ax, label=label_of(table))
-    for axis, side, dim in (
-        (ax.yaxis, "presynaptic", table.dims[0]),
-        (ax.xaxis, "postsynaptic", table.dims[1]),
-    ):
+    sides = ("presynaptic", "postsynaptic")
+    for axis, side, dim in zip((ax.yaxis, ax.xaxis), sides, table.dims, strict=True):
         names = [str(w) for w in table[dim].values]
         axis.set_ticks(range(len(names)), names)
         axis.set_label_text(f"{side} {str(dim).split('_', 1)[-1].replace('_', ' ')}")
     ax.tick_params(axis="x", rotation=90 if max(table.shape) > 4 else 30)
-    if max(table.shape) <= _MOST_NUMBERS:
+    if max(table.shape) <= _MAX_NUMBERS:
+        hidden = np.ma.getmaskarray(values)
         for (row, column), value in np.ndenumerate(numbers):
-            if np.isfinite(value):
-                light = not values.mask.all() and (
-                    np.ma.getmaskarray(values)[row, column]
-                    or float(np.asarray(image.norm(value))) > 0.6
-                )
-                text = f"{value:,.0f}" if table.dtype.kind in "iu" else f"{value:.2g}"
-                text = f"{value:,.0f}" if value >= 100 else text
-                colour = "black" if light else "white"
-                ax.text(column, row, text, ha="center", va="center", color=colour, fontsize="small")
+            if not np.isfinite(value):
+                continue
+            whole = table.dtype.kind in "iu" or value >= 100
+            light = not hidden.all() and (
+                hidden[row, column] or np.asarray(image.norm(value)) > 0.6
+            )
+            ax.text(
+                column,
+                row,
+                f"{value:,.0f}" if whole else f"{value:.2g}",
+                ha="center",
+                va="center",
+                color="black" if light else "white",
+                fontsize="small",
+            )
     return ax
 
 
@@ -100,29 +118,29 @@ def degree_distribution(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw which share of neurons has at least so many partners, on logarithmic axes.
+    """Draw the share of neurons with at least so many partners, on logarithmic axes.
 
     Parameters
     ----------
     degrees : xarray.Dataset
         From `microns_xr.degrees`, lazy or not.
     variables : tuple of str, optional
-        Which of its variables, of the same units: degrees, synapses or sizes.
+        Variables in the same units: degrees, synapses or sizes.
     ax : matplotlib.axes.Axes, optional
         Where to draw; new axes by default.
 
     Returns
     -------
     matplotlib.axes.Axes
-        A line a variable (complementary cumulative distribution): at x the share of all neurons of
-        that axis whose value is x or more. Neurons with 0 have no place on a logarithmic axis;
+        One line per variable (complementary cumulative distribution): at x the share of all neurons
+        of that axis whose value is x or more. Neurons with 0 have no place on a logarithmic axis;
         they are counted in the legend and in the share.
 
     Raises
     ------
     SchemaError
-        If a variable is absent, not one number a neuron, negative, of other units than the first,
-        or 0 everywhere.
+        If a variable is absent, not one number per neuron, negative, in other units than the
+        first, or 0 everywhere.
 
     Examples
     --------
@@ -139,7 +157,7 @@ def degree_distribution(
     for i, name in enumerate(names):
         variable = degrees[name]
         if variable.ndim != 1 or variable.dtype.kind not in "iuf":
-            raise SchemaError(f"{name} has dims {variable.dims}, expected one number a neuron")
+            raise SchemaError(f"{name} has dims {variable.dims}, expected one number per neuron")
         if variable.attrs.get("units", "") != units:
             raise SchemaError(
                 f"{name} is in {variable.attrs.get('units')!r} but {names[0]} in {units!r}, "
@@ -152,15 +170,14 @@ def degree_distribution(
         if not at.size:
             raise SchemaError(f"{name} is 0 for all {numbers.size} neurons: nothing to draw")
         share = counts[::-1].cumsum()[::-1] / numbers.size
-        text = str(variable.attrs.get("long_name", name))
-        n_without = int((numbers == 0).sum())
+        text = variable.attrs.get("long_name", name)
         ax.plot(
             at,
             share,
             drawstyle="steps-pre",
             color=PALETTE[i % len(PALETTE)],
             ls=("-", "--", ":", "-.")[i % 4],
-            label=f"{text}\n({numbers.size} neurons, {n_without} of them 0)",
+            label=f"{text}\n({numbers.size} neurons, {int((numbers == 0).sum())} of them 0)",
         )
     what = "partners x" if all(n.endswith("degree") for n in names) else "x"
     ax.set(
@@ -171,3 +188,195 @@ def degree_distribution(
     )
     ax.legend(fontsize="small", loc="lower left")
     return ax
+
+
+def connection_probability(probability: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Draw connection probability against distance, with intervals.
+
+    Parameters
+    ----------
+    probability : xarray.Dataset
+        From `microns_xr.analysis.connection_probability` with a distance: ``probability`` with its
+        ends, and ``n_pairs`` over one dim of distances and up to two of populations.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; new axes by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        One line per two populations that have a tested pair, with whiskers where there is an
+        interval. The legend counts the pairs that were tested; the vertical axis says whether
+        these are lower bounds.
+
+    Raises
+    ------
+    SchemaError
+        If variables are absent, there is not one dim of distances, no pair was tested, or there
+        are more than 9 lines.
+
+    Examples
+    --------
+    >>> import microns_xr as mx
+    >>> from microns_xr.analysis.probability import connection_probability as estimate
+    >>> release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
+    >>> found = estimate(release.connectivity(), release.units(), by=None, distance=[0, 100, 200])
+    >>> connection_probability(found).get_xlabel()
+    'lateral distance (µm)'
+    """
+    how = "use mx.analysis.connection_probability(connectivity, units, distance=edges)"
+    names = ("probability", "probability_low", "probability_high", "n_pairs")
+    require(probability, names, "probability", how)
+    dims = probability["probability"].dims
+    distances = [d for d in dims if str(d).endswith("_distance")]
+    populations = [d for d in dims if d not in distances]
+    if len(distances) != 1:
+        raise SchemaError(
+            f"probability has dims {dims}, of which {distances} are distances, expected one: "
+            + ("select one bin of the others, with .isel" if distances else how)
+        )
+    probability = probability.compute()
+    places = product(*(range(probability.sizes[d]) for d in populations))
+    lines = [probability.isel(dict(zip(populations, place, strict=True))) for place in places]
+    lines = [line for line in lines if int(line["n_pairs"].sum()) > 0]
+    if not lines:
+        raise SchemaError("no pair was tested (n_pairs is 0 everywhere): there is nothing to draw")
+    if len(lines) > _MAX_LINES:
+        raise SchemaError(
+            f"there are {len(lines)} pairs of populations with a tested pair, expected at most "
+            f"{_MAX_LINES} for lines that are told apart: select some with .sel, or take coarser "
+            "populations"
+        )
+    ax = axes_or_new(ax)
+    distance = probability[distances[0]]
+    for i, line in enumerate(lines):
+        words = " → ".join(str(line[d].item()) for d in populations) or "all"
+        ax.errorbar(
+            floats(distance),
+            floats(line["probability"]),
+            yerr=_whiskers(line, "probability"),
+            color=PALETTE[i % len(PALETTE)],
+            ls=("-", "--")[i // len(PALETTE)],
+            marker="os^Dv"[i % 5],
+            ms=4,
+            lw=1.2,
+            elinewidth=0.9,
+            capsize=2,
+            label=f"{words} ({int(line['n_pairs'].sum()):,} pairs)",
+        )
+    lower = "lower_bound" in probability and bool(probability["lower_bound"].any())
+    ax.set(
+        xlabel=label_of(distance, str(distance.name).replace("_", " ")),
+        ylabel="connection probability" + (" (lower bound)" if lower else ""),
+    )
+    ax.set_ylim(bottom=0)
+    interval = str(probability.attrs.get("interval", ""))
+    draw_legend(ax, interval.replace(" of confidence ", ", ") or None)
+    return ax
+
+
+def _whiskers(result: xr.Dataset, variable: str) -> np.ndarray:
+    """Return the lengths of whiskers below and above the points."""
+    y, low, high = (floats(result[f"{variable}{end}"]) for end in ("", "_low", "_high"))
+    # An interval of resamples need not include the estimate; a whisker cannot be negative.
+    return np.clip(np.stack([y - low, high - y]), 0, None)
+
+
+def like_to_like(
+    result: xr.Dataset,
+    null: xr.Dataset | xr.DataArray | None = None,
+    *,
+    variable: str = "probability",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw connection probability, or size, against the difference of preferred angles.
+
+    Parameters
+    ----------
+    result : xarray.Dataset
+        From `microns_xr.analysis.like_to_like`, with intervals or without.
+    null : xarray.Dataset or xarray.DataArray, optional
+        The result of `mx.analysis.null_models.compare` or ``compare_values`` for the same variable,
+        or its replicates over (``replicate``, ``difference``). Drawn as a grey band with its mean.
+    variable : str, optional
+        ``"probability"`` or ``"mean_size"``.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; new axes by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Numbers over the points are connected pairs; the legend counts all pairs.
+
+    Raises
+    ------
+    SchemaError
+        If variables are absent, or the null has other bins.
+
+    Examples
+    --------
+    >>> about = {"units": "degree", "long_name": "difference of pref_ori"}
+    >>> result = xr.Dataset({"probability": ("difference", [0.2, 0.1])},
+    ...     coords={"difference": ("difference", [0.0, 90.0], about)})
+    >>> like_to_like(result).get_xlabel()
+    'difference of pref_ori (degree)'
+    """
+    how = "use mx.analysis.like_to_like(connectivity, units)"
+    require(result, ("difference", variable), "result", how)
+    observed = result[variable].compute()
+    if observed.dims != ("difference",):
+        raise SchemaError(f"{variable} has dims {observed.dims}, expected ('difference',)")
+    ax = axes_or_new(ax)
+    x, y = floats(observed["difference"]), floats(observed)
+    if null is not None:
+        _draw_null(ax, x, observed, null)
+    label = "observed"
+    if "n_pairs" in result:
+        label = f"observed ({int(result['n_pairs'].sum()):,} pairs; numbers: connected ones)"
+    ax.plot(x, y, color=PALETTE[0], marker="o", ms=5, lw=1.5, label=label, zorder=3)
+    if f"{variable}_low" in result:
+        share = result.attrs.get("confidence")
+        ax.errorbar(
+            x,
+            y,
+            yerr=_whiskers(result, variable),
+            fmt="none",
+            color=PALETTE[0],
+            capsize=3,
+            lw=1.2,
+            label=f"{share:.0%} interval" if share else "interval",
+        )
+    if "n_connected" in result:
+        for at, height, n in zip(x, y, result["n_connected"].values, strict=True):
+            if np.isfinite(height):
+                text, point = f"{int(n):,}", (at, height)
+                ax.annotate(text, point, (5, 5), textcoords="offset points", fontsize=7)
+    completeness = str(result.attrs.get("completeness", ""))
+    lower = variable == "probability" and "lower bound" in completeness
+    ax.set(
+        xlabel=label_of(observed["difference"]),
+        ylabel=label_of(observed) + (" (lower bound)" if lower else ""),
+        xticks=x,
+    )
+    ax.set_ylim(bottom=0)
+    ax.margins(x=0.08)
+    ax.legend(fontsize="small")
+    return ax
+
+
+def _draw_null(ax: Axes, x: np.ndarray, observed: xr.DataArray, null: Any) -> None:
+    if isinstance(null, xr.DataArray):
+        null = compare_values(observed, null)
+    names = ("null_mean", "null_low", "null_high")
+    require(null, names, "null", "use mx.analysis.null_models.compare")
+    mean, low, high = (null[name] for name in names)
+    if mean.dims != ("difference",) or not np.array_equal(null["difference"], x):
+        raise SchemaError(
+            f"null is over {dict(mean.sizes)}, expected the bins of the result, difference = "
+            f"{x.tolist()}: pass both through the same selection and bins"
+        )
+    draw_band(ax, x, floats(low), floats(high), "#555555")
+    share = null.attrs.get("confidence")
+    model = str(null.attrs.get("null", "")).partition("(")[0].replace("_", " ")
+    text = f"null: {model}" if model else "null"
+    text += f" (mean, {share:.0%})" if share else " (mean)"
+    ax.plot(x, floats(mean), color="#555555", ls="--", lw=1.2, label=text, zorder=2)

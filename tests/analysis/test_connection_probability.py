@@ -107,6 +107,8 @@ def test_by_hand(three):
     assert found.lateral_distance.values.tolist() == [15, 45, 75]
     assert found.lateral_distance_start.values.tolist() == [0, 30, 60]
     assert found.lateral_distance_end.values.tolist() == [30, 60, 90]
+    # a plain Dataset, which becomes a table of one row per bin
+    assert pair.n_pairs.to_dataframe().lateral_distance_start.tolist() == [0, 30, 60]
     assert found.attrs["pairs_outside_bins"] == 0
     assert found.attrs["autapses_left_out"] == 3
     # 0 and 2 have ratios 1, 1 of one pair each, 1 has 0 of 2; all three have 0 in the last bin.
@@ -254,51 +256,57 @@ def test_populations_of_either_side(three):
     assert found.pre_cell_type_axon_completeness.values.tolist() == ["a, full", "b, partial"]
     assert found.pre_axon_completeness.values.tolist() == ["full", "partial"]
     assert found.n_pairs.values.tolist() == [[2, 2], [2, 0]]
-    with pytest.raises(mx.errors.SchemaError, match="expected 'pre' and 'post'"):
-        mx.analysis.connection_probability(three, units, {"pre": "cell_type"})
 
 
-def test_what_is_refused(three, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"distance": [1]}, "at least two"),
+        ({"distance": [0, 0]}, "ascending"),
+        ({"distance": [0, np.inf]}, "finite"),
+        ({"distance": [[0, 1]]}, "at least two"),
+        ({"distance": ["a", "b"]}, "not numbers"),
+        ({"distance": {name: [0, 1] for name in ("depth", "lateral", "euclidean")}}, "one or two"),
+        ({"distance": {"laterl": [0, 1]}}, "'laterl'.*nearest: lateral"),
+        ({"interval": "wilson"}, r"interval is 'wilson', expected .*Bootstrap\(\) or .*Wilson\(\)"),
+        ({"interval": Bootstrap(both_sides=True)}, "both_sides=True is for like_to_like"),
+        ({"by": {"pre": "cell_type"}}, "expected 'pre' and 'post'"),
+    ],
+)
+def test_what_is_refused(three, arguments, match):
+    error = mx.errors.UnknownLabelError if "laterl" in match else mx.errors.SchemaError
+    with pytest.raises(error, match=match):
+        mx.analysis.connection_probability(three, make_units(LINE), **arguments)
+
+
+def test_units_that_do_not_fit(three):
     units = make_units(LINE)
-    for edges, text in (
-        ([1], "at least two"),
-        ([0, 0], "ascending"),
-        ([0, np.inf], "finite"),
-        ([[0, 1]], "at least two"),
-        (["a", "b"], "not numbers"),
+    other = mx.releases.stamp_release(units, "minnie65_public", 661)
+    for wrong, error, match in (
+        (other, mx.errors.ReleaseMismatchError, "661"),
+        (units.drop_vars("axon_completeness"), mx.errors.SchemaError, "no axon_completeness"),
+        (units.isel(nucleus_id=[]), mx.errors.SchemaError, "units has no neuron"),
     ):
-        with pytest.raises(mx.errors.SchemaError, match=text):
-            mx.analysis.connection_probability(three, units, distance=edges)
-    with pytest.raises(mx.errors.UnknownLabelError, match=r"'laterl'.*nearest: lateral"):
-        mx.analysis.connection_probability(three, units, distance={"laterl": [0, 1]})
-    three_directions = {name: [0, 1] for name in ("depth", "lateral", "euclidean")}
-    with pytest.raises(mx.errors.SchemaError, match="one or two"):
-        mx.analysis.connection_probability(three, units, distance=three_directions)
-    with pytest.raises(
-        mx.errors.SchemaError, match=r"interval is 'wilson', expected mx.*Wilson\(\)"
-    ):
-        mx.analysis.connection_probability(three, units, interval="wilson")
-    with pytest.raises(mx.errors.SchemaError, match="both_sides=True is for like_to_like"):
-        mx.analysis.connection_probability(three, units, interval=Bootstrap(both_sides=True))
-    for bad, match in ((Bootstrap, "confidence is 95"), (Wilson, "confidence is 95")):
-        with pytest.raises(mx.errors.SchemaError, match=match):
-            bad(confidence=95)
+        with pytest.raises(error, match=match):
+            mx.analysis.connection_probability(three, wrong)
+    turned = units.assign_coords(axis=["z", "y", "x"])
+    with pytest.raises(mx.errors.SchemaError, match="axis of position is"):
+        mx.analysis.connection_probability(three, turned, distance=[0, 1])
+
+
+def test_too_many_counts(three, monkeypatch):
+    monkeypatch.setattr("microns_xr.analysis.probability._MAX_COUNTS", 3 * 4)
+    mx.analysis.connection_probability(three, make_units(LINE), distance=np.arange(5))
+    with pytest.raises(mx.errors.SchemaError, match="3 presynaptic neurons x 1 populations x 5"):
+        mx.analysis.connection_probability(three, make_units(LINE), distance=np.arange(6))
+
+
+@pytest.mark.parametrize("interval", [Bootstrap, Wilson])
+def test_intervals_are_checked(interval):
+    with pytest.raises(mx.errors.SchemaError, match="confidence is 95"):
+        interval(confidence=95)
     with pytest.raises(mx.errors.SchemaError, match="n is 0, expected at least 1 draw"):
         Bootstrap(0)
-    with pytest.raises(mx.errors.ReleaseMismatchError):
-        mx.analysis.connection_probability(
-            three, mx.releases.stamp_release(units, "minnie65_public", 661)
-        )
-    monkeypatch.setattr("microns_xr.analysis.probability._MAX_COUNTS", 3 * 4)
-    mx.analysis.connection_probability(three, units, distance=np.arange(5))
-    with pytest.raises(
-        mx.errors.SchemaError, match="3 presynaptic neurons x 1 populations x 5 bins"
-    ):
-        mx.analysis.connection_probability(three, units, distance=np.arange(6))
-    with pytest.raises(mx.errors.SchemaError, match="no axon_completeness"):
-        mx.analysis.connection_probability(three, units.drop_vars("axon_completeness"))
-    with pytest.raises(mx.errors.SchemaError, match="units has no neuron"):
-        mx.analysis.connection_probability(three, units.isel(nucleus_id=[]))
 
 
 edge_lists = st.lists(st.integers(0, 12), min_size=2, max_size=6, unique=True).map(sorted)
@@ -481,15 +489,6 @@ def test_coverage_where_neurons_differ():
             hits[name] += bool(low <= 0.1 <= high)
     assert 0.91 <= hits["bootstrap"] / n_trials <= 0.98
     assert hits["wilson"] / n_trials < 0.75  # why it is not the default
-
-
-def test_a_result_becomes_a_table(three):
-    """Results are plain Datasets: they become a table of one row a bin."""
-    found = mx.analysis.connection_probability(three, make_units(LINE), distance=[0, 50, 100])
-    table = found[["probability", "n_pairs", "n_connected"]].to_dataframe().reset_index()
-    assert isinstance(table, pd.DataFrame)
-    assert table.lateral_distance_start.tolist() == [0, 50]
-    assert table.n_pairs.sum() == 6
 
 
 def test_real_release(real_data):

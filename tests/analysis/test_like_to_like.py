@@ -256,33 +256,39 @@ def test_only_axons_that_are_complete_enough_and_pairs_that_were_asked_for():
     )
 
 
-def test_what_is_refused():
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"angle": "pref_or"}, "'pref_or', expected one of .*; nearest: pref_ori"),
+        ({"angle": "axon_completeness"}, "expected one number per neuron"),
+        ({"bins": [0, 90, 180]}, "go from 0 to 180 degree, expected edges within 0 and 90"),
+        ({"bins": [0, 0, 90]}, "bins is"),
+        ({"bins": [45]}, "bins is"),
+        ({"bins": 1}, "bins is"),
+        ({"interval": 200}, r"interval is 200, expected mx\.analysis\.Bootstrap\(\) or None"),
+        ({"pre": [7]}, "pre_ids"),
+    ],
+)
+def test_what_is_refused(arguments, match):
     units, connectivity = make_units([0.0, 90.0]), connect([(0, 1, 5)], 2)
-    with pytest.raises(
-        mx.errors.UnknownLabelError, match=r"'pref_or', expected one of .*; nearest: pref_ori"
+    label = "pref_or'" in match or "pre_ids" in match
+    error = mx.errors.UnknownLabelError if label else mx.errors.SchemaError
+    with pytest.raises(error, match=match):
+        mx.analysis.like_to_like(connectivity, units, **arguments)
+
+
+def test_units_that_do_not_fit():
+    units, connectivity = make_units([0.0, 90.0]), connect([(0, 1, 5)], 2)
+    other = mx.releases.stamp_release(units, "minnie65_public", 1300)
+    bare = units.assign(pref_ori=units.pref_ori.drop_attrs())
+    none = units.assign(pref_ori=units.pref_ori * np.nan)
+    for wrong, error, match in (
+        (bare, mx.errors.SchemaError, "pref_ori has units None"),
+        (none, mx.errors.SchemaError, "without_pref_ori': 2"),
+        (other, mx.errors.ReleaseMismatchError, "1300"),
     ):
-        mx.analysis.like_to_like(connectivity, units, angle="pref_or")
-    with pytest.raises(mx.errors.SchemaError, match="pref_ori has units None"):
-        mx.analysis.like_to_like(connectivity, units.assign(pref_ori=units.pref_ori.drop_attrs()))
-    with pytest.raises(mx.errors.SchemaError, match="expected one number per neuron"):
-        mx.analysis.like_to_like(connectivity, units, angle="axon_completeness")
-    with pytest.raises(
-        mx.errors.SchemaError, match="go from 0 to 180 degree, expected edges within 0 and 90"
-    ):
-        mx.analysis.like_to_like(connectivity, units, bins=[0, 90, 180])
-    for bins in ([0, 0, 90], [45], 1):
-        with pytest.raises(mx.errors.SchemaError, match="bins is"):
-            mx.analysis.like_to_like(connectivity, units, bins=bins)
-    with pytest.raises(mx.errors.SchemaError, match=r"interval is 200, expected mx.*None"):
-        mx.analysis.like_to_like(connectivity, units, interval=200)
-    with pytest.raises(mx.errors.SchemaError, match="without_pref_ori': 2"):
-        mx.analysis.like_to_like(connectivity, units.assign(pref_ori=units.pref_ori * np.nan))
-    with pytest.raises(mx.errors.ReleaseMismatchError):
-        mx.analysis.like_to_like(
-            connectivity, mx.releases.stamp_release(units, "minnie65_public", 1300)
-        )
-    with pytest.raises(mx.errors.UnknownLabelError, match="pre_ids"):
-        mx.analysis.like_to_like(connectivity, units, pre=[7])
+        with pytest.raises(error, match=match):
+            mx.analysis.like_to_like(connectivity, wrong)
 
 
 def excitatory(seed, planted):
@@ -375,27 +381,22 @@ def test_fourier_turns_by_the_very_angle(n):
 
 def test_align_refuses_other_angles():
     currents, units = make_currents([[1, 2, 3, 4]]), make_units([10.0])
-    with pytest.raises(mx.errors.SchemaError, match=r"convert one with mx\.angles\.convert"):
-        mx.analysis.align_to_preferred(currents, mx.angles.convert(units, units="radian"))
     directions = make_units([10.0], "pref_dir")
-    with pytest.raises(
-        mx.errors.SchemaError, match="pref_dir has period 360 but orientation has 180"
-    ):
-        mx.analysis.align_to_preferred(currents, directions, angle="pref_dir")
-    with pytest.raises(mx.errors.UnknownLabelError, match="'pref_dir'"):
-        mx.analysis.align_to_preferred(currents, units, angle="pref_dir")
-    with pytest.raises(mx.errors.SchemaError, match="evenly around 180"):
-        mx.analysis.align_to_preferred(currents.isel(orientation=[0, 1, 3]), units)
-    with pytest.raises(mx.errors.SchemaError, match="expected one of each"):
-        mx.analysis.align_to_preferred(currents.isel(orientation=0), units)
-    with pytest.raises(mx.errors.SchemaError, match="method is 'linear'"):
-        mx.analysis.align_to_preferred(currents, units, method="linear")
-    with pytest.raises(mx.errors.UnknownLabelError, match="none of the 1 neurons"):
-        mx.analysis.align_to_preferred(currents, make_units([10.0], neuron_ids=[5]))
-    with pytest.raises(mx.errors.ReleaseMismatchError):
-        mx.analysis.align_to_preferred(
-            currents, mx.releases.stamp_release(units, "minnie65_public", 1300)
-        )
+    other = mx.releases.stamp_release(units, "minnie65_public", 1300)
+    schema, label = mx.errors.SchemaError, mx.errors.UnknownLabelError
+    for error, match, call in (
+        (schema, r"convert one with mx\.angles\.convert", (currents, mx.angles.convert(units, units="radian"))),
+        (schema, "pref_dir has period 360 but orientation has 180", (currents, directions, "pref_dir")),
+        (label, "'pref_dir'", (currents, units, "pref_dir")),
+        (schema, "evenly around 180", (currents.isel(orientation=[0, 1, 3]), units)),
+        (schema, "expected one of each", (currents.isel(orientation=0), units)),
+        (schema, "method is 'linear'", (currents, units, "pref_ori", "linear")),
+        (label, "none of the 1 neurons", (currents, make_units([10.0], neuron_ids=[5]))),
+        (mx.errors.ReleaseMismatchError, "1300", (currents, other)),
+    ):  # fmt: skip
+        arguments = dict(zip(("angle", "method"), call[2:], strict=False))
+        with pytest.raises(error, match=match):
+            mx.analysis.align_to_preferred(*call[:2], **arguments)
 
 
 def test_real_release_has_next_to_nothing_to_say(real_data):

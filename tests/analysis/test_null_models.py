@@ -241,24 +241,33 @@ def test_partners_at_a_distance_are_equally_likely():
     assert chi2 < 31.3  # 11 degrees of freedom: p = 0.001
 
 
-def test_distances_need_positions():
+def test_distances_need_positions(monkeypatch):
     connectivity, units = make()
-    with pytest.raises(mx.errors.UnknownLabelError, match="are not among the units"):
-        null_models.rewire_by_distance(connectivity, units.isel(nucleus_id=slice(9)))
     lost = units.assign(position=units.position.where(units.nucleus_id > ids(8)[-1]))
-    with pytest.raises(mx.errors.SchemaError, match="have no position"):
-        null_models.rewire_by_distance(connectivity, lost)
-    for bins in (0, [50, 20], [0, 50]):
-        with pytest.raises(mx.errors.SchemaError, match="expected the width of a bin"):
-            null_models.rewire_by_distance(connectivity, units, bins=bins)
-    with pytest.raises(mx.errors.SchemaError, match="distance is 'depth'"):
-        null_models.rewire_by_distance(connectivity, units, distance="depth")
-    with pytest.raises(mx.errors.SchemaError, match="units has no position"):
-        null_models.rewire_by_distance(connectivity, units.drop_vars("position"))
-    with pytest.raises(mx.errors.ReleaseMismatchError):
-        null_models.rewire_by_distance(
-            connectivity, mx.releases.stamp_release(units, "minnie65_public", 661)
-        )
+    other = mx.releases.stamp_release(units, "minnie65_public", 661)
+    schema, label = mx.errors.SchemaError, mx.errors.UnknownLabelError
+    for error, match, of_units, arguments in (
+        (label, "are not among the units", units.isel(nucleus_id=slice(9)), {}),
+        (schema, "have no position", lost, {}),
+        (schema, "expected the width of a bin", units, {"bins": 0}),
+        (schema, "expected the width of a bin", units, {"bins": [50, 20]}),
+        (schema, "expected the width of a bin", units, {"bins": [0, 50]}),
+        (schema, "distance is 'depth'", units, {"distance": "depth"}),
+        (schema, "units has no position", units.drop_vars("position"), {}),
+        (mx.errors.ReleaseMismatchError, "661", other, {}),
+    ):
+        with pytest.raises(error, match=match):
+            null_models.rewire_by_distance(connectivity, of_units, **arguments)
+    monkeypatch.setattr(null_models, "_MAX_CANDIDATES", 10)
+    with pytest.raises(schema, match="possible pairs have to be sorted by distance"):
+        null_models.rewire_by_distance(connectivity, units)
+
+
+def test_nothing_to_rewire():
+    connectivity, units = make()
+    nobody = mx.select_connections(connectivity, pre=[])
+    for null in rewired_nulls(nobody, units, n=2).values():
+        assert mx.n_connections(null[1]) == 0
 
 
 def one_by_one(connectivity, units, **selection):
@@ -336,33 +345,21 @@ def test_a_statistic_of_ones_own():
 
 def test_observed_and_null_must_be_of_one_selection():
     connectivity, units = make()
-    null = null_models.rewire(connectivity, n=2)
+    null, angles = null_models.rewire(connectivity, n=2), null_models.permute_angles(units, n=2)
     part = mx.select_connections(connectivity, post=ids(9))
-    with pytest.raises(mx.errors.SchemaError, match="made of another connectivity"):
-        null_models.compare(mx.analysis.like_to_like, part, units, null, variable="slope")
-    angles = null_models.permute_angles(units, n=2)
     fewer = units.isel(nucleus_id=slice(50))
-    with pytest.raises(mx.errors.SchemaError, match="made of other units"):
-        null_models.compare(mx.analysis.like_to_like, connectivity, fewer, angles, variable="slope")
-    with pytest.raises(mx.errors.SchemaError, match="which units lacks"):
-        null_models.compare(
-            mx.analysis.like_to_like, connectivity, units, angles.rename("other"), variable="slope"
-        )
-    with pytest.raises(mx.errors.SchemaError, match="other neurons than those that have one"):
-        null_models.compare(
-            mx.analysis.like_to_like, connectivity, units, angles.fillna(0), variable="slope"
-        )
-    with pytest.raises(mx.errors.SchemaError, match=r"expected one of mx\.analysis\.null_models"):
-        null_models.compare(
-            mx.analysis.like_to_like, connectivity, units, angles[0], variable="slope"
-        )
-    with pytest.raises(
-        mx.errors.SchemaError, match="variable is None, expected one of probability, "
-    ):
-        null_models.compare(mx.analysis.like_to_like, connectivity, units, null)
-    with pytest.raises(mx.errors.UnknownLabelError, match="'contrst'"):
-        null_models.compare(mx.analysis.like_to_like, connectivity, units, null, variable="contrst")
-    assert isinstance(null, null_models.NullConnectivity)
+    schema, label = mx.errors.SchemaError, mx.errors.UnknownLabelError
+    for error, match, pairs, of_units, drawn, variable in (
+        (schema, "made of another connectivity", part, units, null, "slope"),
+        (schema, "made of other units", connectivity, fewer, angles, "slope"),
+        (schema, "which units lacks", connectivity, units, angles.rename("other"), "slope"),
+        (schema, "other neurons than those that have", connectivity, units, angles.fillna(0), "slope"),
+        (schema, r"expected one of mx\.analysis\.null_models", connectivity, units, angles[0], "slope"),
+        (schema, "variable is None, expected one of probability, ", connectivity, units, null, None),
+        (label, "'contrst'.*nearest: contrast", connectivity, units, null, "contrst"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=match):
+            null_models.compare(mx.analysis.like_to_like, pairs, of_units, drawn, variable=variable)
 
 
 def test_planted_and_not():

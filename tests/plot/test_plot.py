@@ -16,7 +16,7 @@ from microns_xr import plot
 from microns_xr.analysis import null_models
 from microns_xr.cli_draw import draw
 from microns_xr.cli_plot import What, register
-from microns_xr.plot.cells import NO_VALUE, PALETTE, colours_of, cyclic_map, label_of, styles_of
+from microns_xr.plot.style import NO_VALUE, PALETTE, colours_of, cyclic_map, label_of, styles_of
 from microns_xr.schema import AXES
 
 DEGREES = {"units": "degree", "angle_convention": "up_clockwise", "period": 180.0}
@@ -403,12 +403,12 @@ def test_currents_are_means_over_neurons():
     [
         (lambda u: plot.depth_profile(u, by="colour"), r"no \['colour'\]"),
         (lambda u: plot.depth_profile(u.drop_vars("position")), r"no \['position'\]"),
-        (lambda u: plot.depth_profile(u, by="gOSI"), "expected one word a cell"),
+        (lambda u: plot.depth_profile(u, by="gOSI"), "expected one word per cell"),
         (lambda u: plot.depth_profile(u, bin_um=0), "above 0"),
         (lambda u: plot.depth_profile(u, u), "layer_name"),
         (lambda u: plot.depth_profile(u.layer), "expected a Dataset"),
         (lambda u: plot.cells_in_space(u, "colour"), r"no \['colour'\]"),
-        (lambda u: plot.cells_in_space(u, "position"), "expected one value a cell"),
+        (lambda u: plot.cells_in_space(u, "position"), "expected one value per cell"),
         (lambda u: plot.cells_in_space(u, "layer", axes=("x", "x")), "expected two of"),
         (lambda u: plot.cells_in_space(u.isel(nucleus_id=[]), "layer"), "nothing to draw"),
         (lambda u: plot.cells_in_space(u, "layer", ax=3), "expected matplotlib axes"),
@@ -421,7 +421,7 @@ def test_currents_are_means_over_neurons():
         (lambda u: plot.tuning_curve(u.gOSI), "expected 'direction' or 'orientation'"),
         (lambda u: plot.preferred_orientations(u, "pref_dir"), r"no \['pref_dir'\]"),
         (lambda u: plot.preferred_orientations(u, "gOSI"), "units"),
-        (lambda u: plot.preferred_orientations(u, by="gOSI"), "expected one word a neuron"),
+        (lambda u: plot.preferred_orientations(u, by="gOSI"), "expected one word per cell"),
         (lambda u: plot.preferred_orientations(u, n_bins=1), "at least 2"),
         (lambda u: plot.preferred_orientations(u.isel(nucleus_id=[3])), "nothing to draw"),
     ],

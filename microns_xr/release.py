@@ -60,7 +60,7 @@ from microns_xr.tuning.functional import (
     build_tuning_curves,
     stated_spec,
 )
-from microns_xr.units import FunctionalMode, add_rates, build_units
+from microns_xr.units import FUNCTIONAL_ROLES, FunctionalMode, add_rates, build_units
 
 logger = logging.getLogger(__name__)
 
@@ -432,8 +432,7 @@ class Release:
         url : str, optional
             Address of the file; the published one, of 20.6 GB, by default.
         **options
-            ``sha256``, ``refresh``, ``progress`` and the others of
-            `microns_xr.recordings.download`.
+            ``sha256``, ``progress`` and the others of `microns_xr.recordings.download`.
 
         Returns
         -------
@@ -463,8 +462,7 @@ class Release:
         url : str
             Address of the file; its name is that of the table.
         **options
-            ``sha256``, ``refresh``, ``progress`` and the others of
-            `microns_xr.recordings.download`.
+            ``sha256``, ``progress`` and the others of `microns_xr.recordings.download`.
 
         Returns
         -------
@@ -544,10 +542,9 @@ class Release:
         UnknownLabelError
             If the tuning curves have no variable `by`.
         """
-        roles = [r for r in MINIMUM_ROLES if r not in ("coregistration", "functional_properties")]
-        roles += {"match": ["coregistration"], "best_only": ["functional_properties"]}.get(
-            functional, []
-        )
+        roles = [role for role in MINIMUM_ROLES if role not in FUNCTIONAL_ROLES.values()]
+        if functional in FUNCTIONAL_ROLES:
+            roles.append(FUNCTIONAL_ROLES[functional])
         tables, absent = self._read_roles(roles)
         units = build_units(
             tables,
@@ -562,10 +559,9 @@ class Release:
             units.attrs["absent_tables"] = absent
         used = [self.spec.tables[role] for role in tables]
         if isinstance(self.source, CachedSource):
+            # When the release was made, which only downloads from the service know.
             (nuclei,) = self._provenance_of([self.spec.name_of("nucleus")])
-            if (
-                nuclei.get("timestamp") is not None
-            ):  # when the release was made; not every source says
+            if nuclei.get("timestamp") is not None:
                 units.attrs["timestamp"] = str(nuclei["timestamp"])
         if angle_convention is not None and functional == "best_only":
             units = convert(units, angle_convention, "degree")

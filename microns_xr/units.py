@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 FunctionalMode = Literal["none", "match", "best_only"]
 Tables = Mapping[str, pd.DataFrame]
 
+# The role of the table that each mode needs.
+FUNCTIONAL_ROLES = {"match": "coregistration", "best_only": "functional_properties"}
+
 _OPTIONS = {
     "functional": ("none", "match", "best_only"),
     "multisoma": ("any", "typed"),
@@ -367,7 +370,6 @@ def _proofreading(
 
 
 _BEST = ("pref_ori", "pref_dir", "gOSI", "gDSI", "cc_abs")
-_ROLES = {"match": "coregistration", "best_only": "functional_properties"}
 
 
 def _add_functional(
@@ -378,7 +380,7 @@ def _add_functional(
     if mode == "none":
         unknown = np.full(len(ids), "unknown", dtype=object)
         return units.assign(_variables({"tuning_type": unknown}))
-    role = _ROLES[mode]
+    role = FUNCTIONAL_ROLES[mode]
     if role not in tables:
         raise SchemaError(
             f"functional={mode!r} needs a table in the role {role!r}"

@@ -210,29 +210,6 @@ def test_pictures_go_by_label(source):
     assert depth_profile(units, release.layers()).yaxis_inverted()
 
 
-def test_latest_row_is_one_that_says_when(three_tables):
-    corrections = pd.DataFrame(
-        {"id": [1, 2], "created": ["2025-06-01", None], "target_id": [11, 11],
-         "classification_system": [None, None], "cell_type": ["4P", "5P-IT"]}
-    )  # fmt: skip
-    units = mx.build_units({**three_tables, "celltype_corrections": corrections}, 1718)
-    assert units.cell_type.sel(nucleus_id=11).item() == "4P"
-    odd = corrections.assign(created=["yesterday-ish", "x"])
-    with pytest.raises(
-        mx.errors.SchemaError, match=r"corrections\.created holds a value that is not a time"
-    ):
-        mx.build_units({**three_tables, "celltype_corrections": odd}, 1718)
-
-
-def test_booleans_with_gaps_and_a_table_given_twice(three_tables):
-    table = three_tables["proofreading"]
-    table["status_axon"] = pd.array([True, None, False], dtype="boolean")
-    units = mx.build_units({**three_tables, "proofreading": table}, 1300)
-    assert units.axon_proofread.values.tolist() == [True, False, False]
-    with pytest.raises(mx.errors.SchemaError, match="twice, by role and by name"):
-        mx.build_units({**three_tables, "nucleus_detection_v0": three_tables["nucleus"]}, 1300)
-
-
 def test_an_empty_synapse_file_connects_nobody(folder):
     (path,) = folder.rglob("synapses_pni_2.parquet")
     path.unlink()

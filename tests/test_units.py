@@ -25,20 +25,19 @@ def of(units, nucleus_id, *names):
 def test_three_neurons_by_hand(three_tables):
     units = mx.build_units(three_tables, 1300)
     validate(units, "units")
-    assert units.nucleus_id.values.tolist() == [11, 12, 13]
-    assert units.pt_root_id.values.tolist() == [ROOTS[11], ROOTS[12], ROOTS[13]]
-    assert units.cell_type.values.tolist() == ["23P", "5P-ET", "BC"]
-    assert units.brain_area.values.tolist() == ["V1", "RL", "unknown"]
-    assert units.strategy_axon.values.tolist() == [
-        "axon_fully_extended",
-        "axon_column_truncated",
-        "none",
-    ]
-    assert units.strategy_dendrite.values.tolist() == ["dendrite_extended", "none", "none"]
-    assert units.axon_completeness.values.tolist() == ["full", "truncated", "none"]
-    assert units.axon_proofread.values.tolist() == [True, True, False]
-    assert units.root_changed.values.tolist() == [False, True, False]
-    assert units.tuning_type.values.tolist() == ["unknown"] * 3
+    expected = {
+        "nucleus_id": [11, 12, 13],
+        "pt_root_id": [ROOTS[11], ROOTS[12], ROOTS[13]],
+        "cell_type": ["23P", "5P-ET", "BC"],
+        "brain_area": ["V1", "RL", "unknown"],
+        "strategy_axon": ["axon_fully_extended", "axon_column_truncated", "none"],
+        "strategy_dendrite": ["dendrite_extended", "none", "none"],
+        "axon_completeness": ["full", "truncated", "none"],
+        "axon_proofread": [True, True, False],
+        "root_changed": [False, True, False],
+        "tuning_type": ["unknown"] * 3,
+    }
+    assert {name: units[name].values.tolist() for name in expected} == expected
     assert units.attrs["selection"] == {
         "nuclei": 6, "no_segment": 1, "shared_root": 2, "untyped": 0, "units": 3,
     }  # fmt: skip
@@ -148,25 +147,28 @@ def test_of_contradicting_rows_the_latest_wins_and_they_are_counted(
 
 
 def test_corrections_the_latest_wins(three_tables):
-    tables = copies(three_tables)
-    tables["celltype_corrections"] = pd.DataFrame(
-        {
-            "id": [9, 1, 2, 3],
-            "created": ["2025-01-01", "2025-06-01", "2025-06-01", "2025-01-01"],
-            "target_id": [11, 11, 11, 777],
-            "classification_system": ["nonneuron", "nonneuron", None, "nonneuron"],
-            "cell_type": ["OPC", "oligo", "4P", "OPC"],
-        }
+    corrections = pd.DataFrame(
+        [
+            (9, "2025-01-01", 11, "nonneuron", "OPC"),
+            (1, "2025-06-01", 11, "nonneuron", "oligo"),
+            (2, "2025-06-01", 11, None, "4P"),
+            (4, None, 11, None, "5P-IT"),
+            (3, "2025-01-01", 777, "nonneuron", "OPC"),
+        ],
+        columns=["id", "created", "target_id", "classification_system", "cell_type"],
     )
-    units = mx.build_units(tables, 1718)
-    # the latest date, then the highest id; an empty word leaves the old one
-    assert units.cell_type.sel(nucleus_id=11).item() == "4P"
-    assert units.classification_system.sel(nucleus_id=11).item() == "excitatory_neuron"
+    units = mx.build_units({**three_tables, "celltype_corrections": corrections}, 1718)
+    # The latest date, then the highest id. A row without a date is never the latest; an empty
+    # word leaves the old one.
+    assert of(units, 11, "cell_type", "classification_system") == ["4P", "excitatory_neuron"]
     notes = units.attrs["notes"]
     assert notes["corrections"] == 2
     assert notes["corrections_that_change_a_nucleus"] == 1
     assert notes["nuclei_with_several_corrections"] == 1
     assert notes["corrections_of_unlisted_nuclei"] == 1
+    odd = corrections.assign(created="yesterday-ish")
+    with pytest.raises(mx.errors.SchemaError, match=r"created holds a value that is not a time"):
+        mx.build_units({**three_tables, "celltype_corrections": odd}, 1718)
 
 
 def test_type_words_have_one_spelling_and_the_raw_word_is_kept(three_tables):
@@ -178,33 +180,33 @@ def test_type_words_have_one_spelling_and_the_raw_word_is_kept(three_tables):
 
 
 def test_release_661_takes_classes_and_types_from_two_tables(three_tables):
-    nuclei = three_tables["nucleus"]
-    coarse = pd.DataFrame(
-        {"target_id": [11, 12, 13], "classification_system": ["baylor_log_reg_cell_type_coarse"] * 3,
-         "cell_type": ["excitatory", "excitatory", "inhibitory"]}
-    )  # fmt: skip
-    fine = pd.DataFrame({"target_id": [11, 12], "cell_type": ["23P", "5P-PT"]})
-    proofreading = pd.DataFrame(
-        {
-            "pt_root_id": [ROOTS[11], ROOTS[12]],
-            "status_axon": ["extended", "clean"],
-            "status_dendrite": ["non", "extended"],
-        }
-    )
-    tables = {"nucleus": nuclei, "celltype": coarse, "celltype_fine": fine}
-    units = mx.build_units({**tables, "proofreading": proofreading}, 661)
-    assert units.classification_system.values.tolist() == ["excitatory_neuron"] * 2 + [
-        "inhibitory_neuron"
-    ]
-    assert units.cell_type.values.tolist() == ["23P", "5P-ET", "unknown"]
-    assert units.cell_type_raw.values.tolist() == ["23P", "5P-PT", "unknown"]
-    assert units.strategy_axon.values.tolist() == ["extended", "clean", "none"]
-    assert units.strategy_dendrite.values.tolist() == ["none", "extended", "none"]
-    # "extended" does not say how far
-    assert units.axon_completeness.values.tolist() == ["unknown", "clean", "none"]
-    assert (units.brain_area == "unknown").all()
-    extended = mx.select_units(units, axon="extended")
-    assert extended.nucleus_id.values.tolist() == [11]
+    coarse = {
+        "target_id": [11, 12, 13],
+        "classification_system": "baylor_log_reg_cell_type_coarse",
+        "cell_type": ["excitatory", "excitatory", "inhibitory"],
+    }
+    tables = {
+        "nucleus": three_tables["nucleus"],
+        "celltype": pd.DataFrame(coarse),
+        "celltype_fine": pd.DataFrame({"target_id": [11, 12], "cell_type": ["23P", "5P-PT"]}),
+        "proofreading": pd.DataFrame(
+            [(ROOTS[11], "extended", "non"), (ROOTS[12], "clean", "extended")],
+            columns=["pt_root_id", "status_axon", "status_dendrite"],
+        ),
+    }
+    units = mx.build_units(tables, 661)
+    expected = {
+        "classification_system": ["excitatory_neuron"] * 2 + ["inhibitory_neuron"],
+        "cell_type": ["23P", "5P-ET", "unknown"],
+        "cell_type_raw": ["23P", "5P-PT", "unknown"],
+        "strategy_axon": ["extended", "clean", "none"],
+        "strategy_dendrite": ["none", "extended", "none"],
+        # "extended" does not say how far
+        "axon_completeness": ["unknown", "clean", "none"],
+        "brain_area": ["unknown"] * 3,
+    }
+    assert {name: units[name].values.tolist() for name in expected} == expected
+    assert mx.select_units(units, axon="extended").nucleus_id.values.tolist() == [11]
     assert mx.select_units(units, axon="clean").nucleus_id.values.tolist() == [11, 12]
 
 
@@ -361,3 +363,12 @@ def test_another_table_in_a_role(three_tables):
     assert units.attrs["celltype_table"] == "cell_type_multifeature_combo"
     assert units.layer.sel(nucleus_id=11).item() == "L2/3"
     assert units.layer.sel(nucleus_id=12).item() == "L5"
+
+
+def test_booleans_with_gaps_and_a_table_given_twice(three_tables):
+    table = three_tables["proofreading"]
+    table["status_axon"] = pd.array([True, None, False], dtype="boolean")
+    units = mx.build_units({**three_tables, "proofreading": table}, 1300)
+    assert units.axon_proofread.values.tolist() == [True, False, False]
+    with pytest.raises(mx.errors.SchemaError, match="twice, by role and by name"):
+        mx.build_units({**three_tables, "nucleus_detection_v0": three_tables["nucleus"]}, 1300)

@@ -552,10 +552,6 @@ class _Filter:
     def _begin(self) -> list[Batch]:
         """Return the batches of an earlier run that follow each other from the first line on."""
         folder, request = self.folder, self.request
-        before = folder.document("request")
-        if not str(before.get("timestamp", _FROM_FILE)).startswith(_FROM_FILE):
-            logger.info("%s was begun at the service: it begins anew with the file", folder.key)
-            (folder.directory / "request.json").unlink(missing_ok=True)
         if folder.strategy(request, self.stamp) is None:
             folder.begin(request, self.stamp, Strategy(None, False, 0, 1))
         kept: list[Batch] = []

@@ -46,6 +46,7 @@ from pyarrow.fs import LocalFileSystem
 from tqdm.auto import tqdm
 
 from microns_xr import __version__
+from microns_xr.columns import as_ids
 from microns_xr.errors import (
     IncompleteDownloadError,
     MicronsXrError,
@@ -127,40 +128,14 @@ def make_request(
     """Check the root ids of both sides and return the request."""
     roots: dict[str, np.ndarray | None] = {"pre": None, "post": None}
     for side, ids in (("pre", pre), ("post", post)):
-        if ids is None:
-            continue
-        unique = roots[side] = np.unique(as_ids(ids, side))
-        if not len(unique) or unique[0] == 0:
-            what = "root id 0, which is no segment" if len(unique) else "no id"
-            raise SchemaError(f"{side} holds {what}: give root ids above 0; None asks for all")
+        if isinstance(ids, xr.Dataset):
+            raise SchemaError(f"{side} is a Dataset, expected root ids: give units.pt_root_id")
+        if ids is not None:
+            unique = roots[side] = np.unique(as_ids(ids, side))
+            if not len(unique) or unique[0] < 1:
+                what = f"root id {unique[0]}, which is not a segment" if len(unique) else "no id"
+                raise SchemaError(f"{side} holds {what}: give root ids above 0; None asks for all")
     return SynapseRequest(datastack, int(version), table, **roots, positions=bool(positions))
-
-
-def as_ids(ids: Any, name: str = "ids") -> np.ndarray:
-    """Return ids as int64, never through float."""
-    if isinstance(ids, set | frozenset | range):
-        ids = sorted(ids)
-    try:
-        values = np.atleast_1d(np.asarray(ids))
-        if values.dtype == object and all(
-            isinstance(v, int | np.integer) and not isinstance(v, bool) for v in values.flat
-        ):
-            values = values.astype(np.int64)
-    except (OverflowError, ValueError, TypeError) as error:
-        raise SchemaError(f"{name} are not a list of ids ({error}): give integers") from error
-    if values.ndim != 1:
-        raise SchemaError(f"{name} have {values.ndim} dims, expected one")
-    if not values.size:
-        return np.empty(0, np.int64)
-    if values.dtype.kind not in "iu":
-        raise SchemaError(
-            f"{name} are {values.dtype}, expected integers without nulls: an id that was a float "
-            "has lost its last digits, so read the ids as int64"
-        )
-    if values.min() < 0 or values.max() > np.iinfo(np.int64).max:
-        bad = values.min() if values.min() < 0 else values.max()
-        raise SchemaError(f"{name} hold {bad}, expected ids from 0 to 2**63 - 1")
-    return values.astype(np.int64)
 
 
 # The upper bits of a root id are its layer, so that root ids are far above all nucleus ids.
@@ -217,7 +192,7 @@ def resolve_ids(
         order = np.argsort(nucleus_ids, kind="stable")
         found = nucleus_roots[order][np.searchsorted(nucleus_ids[order], unique[known])]
     roots = np.unique(found[found > 0])
-    n_zero = int((found == 0).sum())
+    n_zero = int((found <= 0).sum())
     counts = (
         f"{len(roots)} roots of {len(given)} ids, {len(given) - len(unique)} of them repeated, "
         f"{n_unknown} not in the nucleus table, {n_zero} with root 0, "
@@ -411,7 +386,7 @@ class RequestFolder(SynapseSet):
             if isinstance(error, MicronsXrError):
                 raise
             raise SourceError(
-                f"{self.directory} cannot be used ({error}): check the disk"
+                f"{self.directory} cannot be written ({error}): check the disk"
             ) from error
 
     def strategy(self, request: SynapseRequest, timestamp: str) -> Strategy | None:
@@ -430,9 +405,7 @@ class RequestFolder(SynapseSet):
                 f"in {self.directory} are of {before.get('timestamp')}: the version was made "
                 "again, so remove that folder and download anew"
             )
-        with contextlib.suppress(KeyError, TypeError):
-            return Strategy(**before["strategy"])
-        return None
+        return Strategy(**before["strategy"])
 
     def begin(self, request: SynapseRequest, timestamp: str, strategy: Strategy) -> None:
         """Write what is asked, and how; whatever was there is of no use then."""
@@ -485,13 +458,10 @@ class RequestFolder(SynapseSet):
             if not self._is_open:
                 return None
             write_file(self.directory / batch.file, content)
-            try:
-                with open(self.directory / "manifest.jsonl", "ab") as manifest:
-                    manifest.write(_line(batch))
-                    manifest.flush()
-                    os.fsync(manifest.fileno())
-            except OSError as error:
-                raise SourceError(f"{self.directory} cannot be written ({error})") from error
+            with open(self.directory / "manifest.jsonl", "ab") as manifest:
+                manifest.write(_line(batch))
+                manifest.flush()
+                os.fsync(manifest.fileno())
         return batch
 
     def finish(self, request: SynapseRequest, timestamp: str, batches: Sequence[Batch]) -> None:
@@ -674,12 +644,12 @@ def download_synapses(
     if result.is_complete:
         logger.info("synapses of %s are already in %s", request.key, folder)
         return result
-    requests = RequestFolder(folder, request.key)
-    with requests.locked():
+    target = RequestFolder(folder, request.key)
+    with target.locked():
         if result.is_complete:  # meanwhile, by another process
             return result
         timestamp = service.timestamp()
-        strategy = requests.strategy(request, timestamp)
+        strategy = target.strategy(request, timestamp)
         if strategy is None:
 
             def count(filters: Mapping[Side, np.ndarray]) -> int:
@@ -687,16 +657,16 @@ def download_synapses(
                 return service.count(table, by_column)
 
             strategy = choose_strategy(request.pre, request.post, count)
-            requests.begin(request, timestamp, strategy)
-        download = _Download(service, request, requests, strategy, batch)
+            target.begin(request, timestamp, strategy)
+        download = _Download(service, request, target, strategy, batch)
         download.run(workers, progress, cancel)
-        batches = requests.batches()
+        batches = target.batches()
         if left := open_pieces(download.plan.n_ids, [finished.piece for finished in batches]):
             raise IncompleteDownloadError(
-                f"{len(left)} batches of {request.key} are not in {requests.directory} any "
+                f"{len(left)} batches of {request.key} are not in {target.directory} any "
                 "more, or not as they were written: check the disk, and run the same again"
             )
-        requests.finish(request, timestamp, batches)
+        target.finish(request, timestamp, batches)
     return result
 
 

@@ -1,4 +1,4 @@
-"""A service of synapses in memory, with the manners of the real one, and troubles on demand."""
+"""A synapse service in memory that behaves like the real one, with failures on demand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def make_synapses(n: int = 2000, n_roots: int = 40, seed: int = 0) -> pd.DataFra
 
 
 def expected(frame: pd.DataFrame, pre=None, post=None, positions=False) -> pd.DataFrame:
-    """The plain way: filter and sort."""
+    """Filter and sort with pandas."""
     for column, ids in (("pre_pt_root_id", pre), ("post_pt_root_id", post)):
         if ids is not None:
             frame = frame[frame[column].isin(list(ids))]
@@ -60,7 +60,7 @@ class Asked:
 
 @dataclass
 class MemoryService:
-    """Answers in a new order every time, cut at the row limit, with a few columns more."""
+    """Answers in a new order every time, cut at the row limit, with additional columns."""
 
     frame: pd.DataFrame
     row_limit: int = 200_000

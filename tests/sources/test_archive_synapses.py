@@ -1,4 +1,4 @@
-"""The streaming filter over all synapses: the same as the service gives, and never more memory."""
+"""The streaming filter over all synapses: the rows that the service gives, in bounded memory."""
 
 from __future__ import annotations
 

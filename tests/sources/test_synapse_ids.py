@@ -1,4 +1,4 @@
-"""Whose synapses are asked for: mapping to root ids, and ids of other releases refused."""
+"""Units, nucleus ids or root ids to root ids; ids of other releases are refused."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import microns_xr as mx
-from microns_xr.sources.synapses import as_ids, resolve_ids
+from microns_xr.sources.synapses import resolve_ids
 
 ROOT = 864_691_135_000_000_001  # float64 holds only every 128th id of this size
 NUCLEI = pd.DataFrame({
@@ -47,6 +47,11 @@ def test_units():
     assert resolve_ids(some["pt_root_id"], NUCLEI, version=1718).tolist() == [ROOT, ROOT + 1]
 
 
+def test_units_without_root_ids_are_refused():
+    with pytest.raises(mx.errors.SchemaError, match="pre is a Dataset without pt_root_id"):
+        resolve_ids(units([ROOT]).drop_vars("pt_root_id"), NUCLEI, name="pre")
+
+
 @pytest.mark.parametrize(
     "release", [{"version": 1822}, {"version": 1718, "datastack": "minnie65_demo"}]
 )
@@ -83,7 +88,7 @@ def test_nucleus_ids_that_do_not_exist_are_refused_or_left_out():
     assert resolve_ids([5, 400], NUCLEI, allow_unknown=True).tolist() == [ROOT]
 
 
-def test_ids_of_nobody_are_told_apart_by_their_size():
+def test_unknown_ids_are_told_apart_by_their_size():
     with pytest.raises(mx.errors.ReleaseMismatchError, match="1 of 1 root ids"):
         resolve_ids([ROOT + 99], NUCLEI)
     with pytest.raises(mx.errors.ReleaseMismatchError, match="1 of 1 nucleus ids"):
@@ -105,9 +110,9 @@ def test_nothing_left_is_refused(ids):
 
 @pytest.mark.parametrize("ids", [
     [1.0], np.array([float(ROOT)]), pd.Series([ROOT, None]), pd.Series([ROOT, None], dtype="Int64"),
-    ["5"], [True], [[5]], [2**63], np.array([2**63], dtype=np.uint64), [-5], "5", xr.Dataset(), [None],
+    [True], [[5]], [2**63], np.array([2**63], dtype=np.uint64), [-5], "5", xr.Dataset(), [None],
 ])  # fmt: skip
-def test_what_is_no_id_is_refused(ids):
+def test_values_that_are_not_ids_are_refused(ids):
     with pytest.raises((mx.errors.SchemaError, mx.errors.ReleaseMismatchError), match="pre"):
         resolve_ids(ids, NUCLEI, name="pre")
 
@@ -115,15 +120,14 @@ def test_what_is_no_id_is_refused(ids):
 @pytest.mark.parametrize("ids", [
     ROOT, np.int64(ROOT), [ROOT], (ROOT,), {ROOT}, pd.Index([ROOT]), pd.Series([ROOT], dtype="Int64"),
     pd.Series([ROOT], dtype=object), np.array([ROOT], dtype=np.uint64), xr.DataArray([ROOT]),
-    pd.DataFrame({"r": [ROOT]})["r"], np.array([ROOT], dtype=object),
+    pd.DataFrame({"r": [ROOT]})["r"], np.array([ROOT], dtype=object), [str(ROOT)],
 ])  # fmt: skip
-def test_any_collection_of_integers_will_do(ids):
+def test_any_collection_of_integers_is_taken(ids):
     assert resolve_ids(ids, NUCLEI).tolist() == [ROOT]
-    assert as_ids(ids).dtype == np.int64
 
 
 @given(st.lists(st.sampled_from([0, 3, 5, 9, 7, 11]), min_size=1))
-def test_nucleus_ids_equal_the_plain_way(ids):
+def test_nucleus_ids_give_what_a_dict_gives(ids):
     table = dict(zip(NUCLEI["id"], NUCLEI["pt_root_id"].fillna(0), strict=True))
     roots = sorted({int(table[i]) for i in ids} - {0})
     if roots:

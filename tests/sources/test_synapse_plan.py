@@ -253,6 +253,8 @@ def test_a_short_list_goes_along_where_it_spares_more_than_it_costs():
     assert not choose_strategy(SOME, FEW, count).send_other  # nearly all are wanted
     count, _ = counter(20, 20, kept=0.02)
     assert not choose_strategy(SOME, FEW, count).send_other  # 200 rows are less than 3,000 ids
+    count, _ = counter(5000, 3.3, kept=0.95)  # only with more rows than a query may have
+    assert not choose_strategy(np.arange(1, 5001), MANY, count).send_other
     count, asked = counter(5000, 5000, kept=0.02)
     assert not choose_strategy(MANY, FEW, count).send_other  # too long, whatever it spares
     assert all(len(sides) == 1 for sides in asked)

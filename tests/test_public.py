@@ -20,16 +20,13 @@ SECTION = re.compile(
     r"^(Parameters|Returns|Raises|Examples)\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|\Z)", re.M | re.S
 )
 LABELLED = re.compile(r"Dataset|DataArray|DataTree|ndarray")
-DIMS = re.compile(r"[Dd]ims?\b|\bover\b|\b[Ss]ee\b|\bAs\b|\b[Ss]ame\b|µm|int64|degree|shape")
+DIMS = re.compile(r"\b(dims?|over|see|as|same|shape|int64|axes|axis)\b|µm|degree", re.I)
 
 # What docstrings still lack, by the beginning of the name.
 LACKING = {
     "mx.open_store": {"Raises UnknownLabelError"},
     "mx.select_": {"dims"},
-    "mx.analysis.population_labels": {"dims"},
-    "mx.analysis.tuned_connections": {"dims"},
     "mx.recordings.": {"Examples", "Raises SchemaError", "dims"},
-    "mx.tuning.orientation_from_direction": {"dims"},
     "mx.sources.": {"Examples", "Returns", "parameter name"},
 }
 

@@ -114,6 +114,13 @@ class ArchiveSource:
     --------
     >>> ArchiveSource(661)
     ArchiveSource(661, url='gs://mat_dbs/public/minnie65_phase3_v1')
+    >>> source = ArchiveSource(661, folder="data")
+    >>> names = source.available_tables()  # doctest: +SKIP
+    >>> nuclei = source.read("nucleus_detection_v0")  # doctest: +SKIP
+    >>> columns = source.read_arrow("nucleus_detection_v0").column_names  # doctest: +SKIP
+    >>> source.provenance("nucleus_detection_v0")["sha256"]  # doctest: +SKIP
+    >>> source.discard("nucleus_detection_v0")  # doctest: +SKIP
+    >>> source.download_synapses("data/synapses", post=nuclei.pt_root_id[:9])  # doctest: +SKIP
     """
 
     scope = "requested"

@@ -270,6 +270,14 @@ class CaveSource:
     --------
     >>> CaveSource(1718, auth_token="0123456789abcdef")
     CaveSource(1718, datastack='minnie65_public')
+    >>> source = CaveSource(1718)
+    >>> source.status(), source.timestamp()  # doctest: +SKIP
+    >>> source.available_tables(), source.synapse_table()  # doctest: +SKIP
+    >>> source.count("nucleus_detection_v0")  # doctest: +SKIP
+    >>> nuclei = source.read("nucleus_detection_v0")  # doctest: +SKIP
+    >>> source.provenance("nucleus_detection_v0")["timestamp"]  # doctest: +SKIP
+    >>> some = source.query("nucleus_detection_v0", {"id": [1, 2]})  # doctest: +SKIP
+    >>> source.close()
     """
 
     scope = "requested"

@@ -908,6 +908,8 @@ class DemoSource:
     >>> nuclei = demo.read("nucleus_detection_v0")
     >>> len(nuclei), int((nuclei.pt_root_id == 0).sum())
     (1000, 20)
+    >>> demo.provenance("nucleus_detection_v0")["rows"], len(demo.available_tables())
+    (1000, 11)
     """
 
     scope = "complete"

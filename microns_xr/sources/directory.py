@@ -54,6 +54,12 @@ class DirectorySource:
     >>> source = DirectorySource(folder, version=661)
     >>> source.available_tables(), len(source.read("nucleus_detection_v0"))
     (['nucleus_detection_v0'], 1)
+    >>> source.provenance("nucleus_detection_v0")["rows"]
+    1
+    >>> (folder / "synapses").mkdir()
+    >>> _ = (folder / "synapses" / "few.csv").write_text("id,size\n1,9\n")
+    >>> list(source.synapse_files()), source.choose_synapses(), len(source.read_synapses("few"))
+    (['few'], 'few', 1)
     """
 
     scope = "unknown"

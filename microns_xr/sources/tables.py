@@ -43,6 +43,19 @@ class TableSource(Protocol):
     scope : str
         What a table of synapses of this source holds: ``"complete"``, ``"requested"`` or
         ``"unknown"``.
+
+    Examples
+    --------
+    >>> class Mine:
+    ...     datastack, version, scope = "mine", 1, "unknown"
+    ...     def available_tables(self):
+    ...         return ["nuclei"]
+    ...     def read(self, name):
+    ...         return pd.DataFrame({"id": [7]})
+    ...     def provenance(self, name):
+    ...         return {"name": name, "rows": 1, "sha256": ""}
+    >>> isinstance(Mine(), TableSource)
+    True
     """
 
     @property
@@ -61,11 +74,27 @@ class TableSource(Protocol):
         ...
 
     def available_tables(self) -> list[str]:
-        """Names of the tables that `read` can give, sorted."""
+        """Names of the tables that `read` can give.
+
+        Returns
+        -------
+        list of str
+            Sorted names.
+        """
         ...
 
     def read(self, name: str) -> pd.DataFrame:
-        """Return one table: ids as int64 or Int64, text as object, never through float.
+        """Return one table.
+
+        Parameters
+        ----------
+        name : str
+            Name of the table.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Ids as int64 or Int64, never through float; text as object.
 
         Raises
         ------
@@ -75,7 +104,18 @@ class TableSource(Protocol):
         ...
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """Return what is known of a table that was read: ``name``, ``rows``, ``sha256``."""
+        """Return what is known of a table that was read.
+
+        Parameters
+        ----------
+        name : str
+            Name of the table.
+
+        Returns
+        -------
+        dict
+            With ``name``, ``rows`` and ``sha256``.
+        """
         ...
 
 

@@ -281,7 +281,9 @@ def test_only_rates_by_stimulus_are_rates(coregistration, tuning):
     np.testing.assert_array_equal(mean.rate_count, [[8, 9, 10, 11], [0, 1, 2, 3]])
     assert mean.attrs["left_out"] == ["rate_max", "rate_word"]
     for by in ("rate_word", "rate_dir"):
-        with pytest.raises(mx.errors.SchemaError, match="expected one number per unit to choose by"):
+        with pytest.raises(
+            mx.errors.SchemaError, match="expected one number per unit to choose by"
+        ):
             mx.tuning.collapse_scans(noise, "best", by=by)
 
 

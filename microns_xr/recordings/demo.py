@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from microns_xr.errors import SchemaError, UnknownLabelError
-from microns_xr.recordings.files import encode_hash, import_h5py, node_name
+from microns_xr.errors import SchemaError, import_optional, unknown_label
+from microns_xr.files import new_file
+from microns_xr.recordings.files import encode_hash, node_name
 from microns_xr.sources.demo import DIRECTIONS, N_DIRECTIONS, SCANS, DemoSource
 
 _STIMULUS_RATE, _EVERY = 30.0, 4  # every fourth frame is kept: 7.5 a second
@@ -30,10 +31,8 @@ def demo_curves(source: DemoSource, session: int, scan_idx: int) -> np.ndarray:
     units = source.recorded_units
     rows = np.flatnonzero((units.session == session) & (units.scan_idx == scan_idx))
     if not len(rows):
-        known = ", ".join(f"{s}_{i}" for s, i in SCANS)
-        raise UnknownLabelError(
-            f"the synthetic release has no scan {session}_{scan_idx}, it has {known}"
-        )
+        known = [f"{s}_{i}" for s, i in SCANS]
+        raise unknown_label("the synthetic release has no scan", f"{session}_{scan_idx}", known)
     n_units = int(units.unit_id[rows].max())
     rng = np.random.default_rng([source.seed, session, scan_idx])
     pref = rng.uniform(0, 360, n_units)[:, None]
@@ -85,21 +84,21 @@ def write_demo(
         If the file is there, or a number is out of range.
     UnknownLabelError
         If the synthetic release has no such scan.
-    SourceError
+    MicronsXrError
         If h5py is not installed.
 
     Examples
     --------
     >>> import tempfile
-    >>> from microns_xr.recordings.files import open
+    >>> from microns_xr.recordings import open
     >>> path = write_demo(Path(tempfile.mkdtemp()) / "demo.h5")
     >>> list(open(path))
     ['scan_4_7', 'scan_8_5', 'scan_9_3']
     """
-    h5py = import_h5py()
+    h5py = import_optional("h5py", "recordings")
     path = Path(path).expanduser()
     if path.exists() and not overwrite:
-        raise SchemaError(f"{path} is there: choose another name, or pass overwrite=True")
+        raise SchemaError(f"{path} exists: choose another name, or pass overwrite=True")
     counts = {"Monet2": n_monet, "Trippy": n_trippy, "Clip": n_clip}
     if min(counts.values()) < 0 or sum(counts.values()) < 1 or noise < 0:
         raise SchemaError(f"expected trials and a noise from 0 up, found {counts}, noise={noise}")
@@ -109,23 +108,17 @@ def write_demo(
     pairs = sorted((int(s), int(i)) for s, i in (name.split("_") for name in names))
     planted = {pair: demo_curves(source, *pair) for pair in pairs}
 
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with h5py.File(temporary, "w") as h5:
-            writer = _Writer(h5py, h5, np.random.default_rng(seed), noise)
-            shared = {kind: writer.video(kind) for kind, n in counts.items() if n}
-            for (session, scan_idx), curves in planted.items():
-                shown = []
-                for kind, n in counts.items():
-                    own = [writer.video(kind) for _ in range(n - 1 - (n > 2))]
-                    shown += ([shared[kind]] * min(n, 1 + (n > 2)) if n else []) + own
-                # The first trial is always of Monet2, where there are any.
-                order = 1 + writer.rng.permutation(len(shown) - 1)
-                writer.scan(f"{session}_{scan_idx}", curves, [shown[i] for i in (0, *order)])
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with new_file(path) as part, h5py.File(part, "w") as h5:
+        writer = _Writer(h5py, h5, np.random.default_rng(seed), noise)
+        shared = {kind: writer.video(kind) for kind, n in counts.items() if n}
+        for (session, scan_idx), curves in planted.items():
+            shown = []
+            for kind, n in counts.items():
+                others = [writer.video(kind) for _ in range(n - 1 - (n > 2))]
+                shown += ([shared[kind]] * min(n, 1 + (n > 2)) if n else []) + others
+            # The first trial is always of Monet2, where there are any.
+            order = 1 + writer.rng.permutation(len(shown) - 1)
+            writer.scan(f"{session}_{scan_idx}", curves, [shown[i] for i in (0, *order)])
     return path
 
 

@@ -349,14 +349,14 @@ def test_stimuli_without_directions_and_scans_that_are_not_there(recordings):
     ):
         mx.recordings.tuning(recordings, "Trippy")
     with pytest.raises(
-        mx.errors.UnknownLabelError, match=r"none of .* shows 'Monet', they show Clip, Monet2"
+        mx.errors.UnknownLabelError, match=r"none of .* shows 'Monet', expected one of Clip, Monet2"
     ):
         mx.recordings.tuning(recordings, "Monet")
     with pytest.raises(mx.errors.UnknownLabelError, match="scan_9_9"):
         mx.recordings.tuning(recordings, scans=[(9, 9)])
     with pytest.raises(mx.errors.UnknownLabelError, match="name one with scan="):
         mx.recordings.trial_responses(recordings)
-    with pytest.raises(mx.errors.UnknownLabelError, match="no scan '9_9'"):
+    with pytest.raises(mx.errors.UnknownLabelError, match="no scan 'scan_9_9'"):
         mx.recordings.trial_responses(recordings, "9_9")
     with pytest.raises(mx.errors.SchemaError, match=r"expected what mx\.recordings\.open returns"):
         mx.recordings.tuning(xr.Dataset())

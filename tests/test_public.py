@@ -26,7 +26,6 @@ DIMS = re.compile(r"\b(dims?|over|see|as|same|shape|int64|axes|axis)\b|µm|degre
 LACKING = {
     "mx.open_store": {"Raises UnknownLabelError"},  # it reads groups that are there
     "mx.select_": {"dims"},
-    "mx.recordings.": {"Examples", "Raises SchemaError", "dims"},
 }
 
 

@@ -765,14 +765,17 @@ def select(
     Returns
     -------
     xarray.DataTree
-        The scans that have units and trials left, with what was asked for; ``first_frame`` counts
-        along the time that is left.
+        The scans that have units and trials left, with what was asked for, over the same dims;
+        ``first_frame`` counts along the time that is left.
 
     Raises
     ------
     UnknownLabelError
         If a scan, session, area, stimulus type, hash, unit or trial is in none of the scans, or
         nothing is left.
+    SchemaError
+        If `recordings` are not what `microns_xr.recordings.open` returns, or the name of a scan
+        is not of the form ``9_3``.
 
     Examples
     --------

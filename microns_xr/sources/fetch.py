@@ -670,6 +670,15 @@ def download(
         what came is not an HDF5 file.
     IncompleteDownloadError
         If the connection fails too often; what has arrived is kept.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import microns_xr as mx
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> file = mx.recordings.write_demo(folder / "demo.h5", n_clip=1)
+    >>> mx.recordings.download(folder / "copy", str(file), progress=False).name
+    'demo.h5'
     """
     path = Path(folder).expanduser() / file_name(url)
     fetch_file(

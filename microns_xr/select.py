@@ -75,7 +75,7 @@ def select_units(
     Returns
     -------
     xarray.Dataset
-        The units that fit, in their order; possibly none.
+        The units that fit, over ``nucleus_id``, in their order; possibly none.
 
     Raises
     ------
@@ -237,7 +237,7 @@ def select_connections(
     Returns
     -------
     xarray.Dataset
-        Connectivity, lazy where it was lazy.
+        Connectivity over the same dims, lazy where it was lazy.
 
     Raises
     ------

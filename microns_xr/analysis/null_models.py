@@ -140,7 +140,25 @@ class NullConnectivity(Sequence[xr.Dataset]):
         return (self[i] for i in range(self._n))
 
     def isel(self, replicate: int) -> xr.Dataset:
-        """Return one replicate, as ``null[replicate]`` does."""
+        """Return one replicate, as ``null[replicate]`` does.
+
+        Parameters
+        ----------
+        replicate : int
+            Its number; negative numbers count from the end.
+
+        Returns
+        -------
+        xarray.Dataset
+            Connectivity over the same dims as the observed one, with the scalar coordinate
+            ``replicate``.
+
+        Examples
+        --------
+        >>> from microns_xr.connectivity.arrays import two_neurons
+        >>> int(rewire(two_neurons(), n=3).isel(replicate=1).replicate)
+        1
+        """
         return self[replicate]
 
     def __getitem__(self, replicate: Any) -> Any:

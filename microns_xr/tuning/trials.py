@@ -310,15 +310,25 @@ def _effect(trials: Trials, use: np.ndarray, difference: np.ndarray) -> np.ndarr
     return np.divide(difference, sd, where=sd > 0, out=np.full(len(sd), np.nan))
 
 
-# The two methods of `test`, on neurons with the same samples: columns of its result.
+# The two methods of `test`, on neurons with the same samples.
 
 # Up to so many samples in both together, the distribution of the rank sum is counted out.
 _EXACT = 40
 
 
+class Outcome(NamedTuple):
+    """What a method says of each neuron."""
+
+    use: np.ndarray  # (samples,), those that were compared
+    chosen: np.ndarray  # (neurons,), the preferred group
+    p: np.ndarray
+    statistic: np.ndarray
+    difference: np.ndarray
+
+
 def _permutation(
     trials: Trials, contrast: Contrast, n_permutations: int, within_trial: bool, seed: int
-) -> dict[str, np.ndarray]:
+) -> Outcome | None:
     """Count in how many permutations the preferred minus other mean is as large.
 
     In each permutation the preferred group is chosen anew: what choosing it from the same trials
@@ -327,7 +337,7 @@ def _permutation(
     everything = np.ones(len(trials.code), dtype=bool)
     can = _comparable(trials, contrast, everything, least=2)
     if not can.any():
-        return {}
+        return None
     counts = np.bincount(trials.code, minlength=len(trials.degrees))
     orders = _permuted_orders(trials, contrast, n_permutations, within_trial, seed)
     chosen, difference, as_large = _permute(
@@ -342,8 +352,7 @@ def _permutation(
         can,
         _rounding(trials.values),
     )
-    p = (1 + as_large) / len(orders)
-    return _columns(trials, contrast, everything, chosen, p, difference, difference)
+    return Outcome(everything, chosen, (1 + as_large) / len(orders), difference, difference)
 
 
 def _permuted_orders(
@@ -403,12 +412,12 @@ def _permute(  # type: ignore[no-untyped-def]
     return chosen, difference, as_large
 
 
-def _wilcoxon(trials: Trials, contrast: Contrast, seed: int) -> dict[str, np.ndarray]:
+def _wilcoxon(trials: Trials, contrast: Contrast, seed: int) -> Outcome | None:
     """Choose on one half of the trials, compare the ranks of the other half."""
     tested = _folds(trials, 2, seed) == 0
     can = _comparable(trials, contrast, ~tested) & _comparable(trials, contrast, tested, least=2)
     if not can.any():
-        return {}
+        return None
     chosen = _choose(trials, contrast, ~tested, can)
     group, reference = contrast.group[trials.code], contrast.reference[trials.code]
     statistic, p = np.empty(len(chosen)), np.empty(len(chosen))
@@ -418,28 +427,7 @@ def _wilcoxon(trials: Trials, contrast: Contrast, seed: int) -> dict[str, np.nda
             values[:, tested & (group == g)], values[:, tested & (reference == contrast.other[g])]
         )
     difference = _difference(trials, contrast, tested, chosen)
-    return _columns(trials, contrast, tested, chosen, p, statistic, difference)
-
-
-def _columns(
-    trials: Trials,
-    contrast: Contrast,
-    use: np.ndarray,
-    chosen: np.ndarray,
-    p: np.ndarray,
-    statistic: np.ndarray,
-    difference: np.ndarray,
-) -> dict[str, np.ndarray]:
-    counts, others = _counts(trials, contrast, use)
-    return {
-        "chosen": chosen,
-        "p": p,
-        "statistic": statistic,
-        "difference": difference,
-        "effect": _effect(trials, use, difference),
-        "n_preferred": counts[chosen],
-        "n_other": others[chosen],
-    }
+    return Outcome(tested, chosen, p, statistic, difference)
 
 
 def rank_sum(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -743,26 +731,34 @@ def test(
     contrast = make_contrast(trials, against, pool_directions)
     start = _seed_number(seed)
     n = len(trials.values)
-    found = {name: np.full(n, np.nan) for name in ("p", "statistic", "difference", "effect")}
-    found |= {"chosen": np.full(n, -1)}
-    found |= {name: np.zeros(n, np.int64) for name in ("n_preferred", "n_other")}
+    p, statistic, difference, effect, q = (np.full(n, np.nan) for _ in range(5))
+    chosen, n_preferred, n_other = np.full(n, -1), np.zeros(n, np.int64), np.zeros(n, np.int64)
     for rows, block in trials.blocks():
         if method == "permutation":
-            columns = _permutation(block, contrast, int(n_permutations), within_trial, start)
+            outcome = _permutation(block, contrast, int(n_permutations), within_trial, start)
         else:
-            columns = _wilcoxon(block, contrast, start)
-        for name, values in columns.items():
-            found[name][rows] = values
-    testable = np.isfinite(found["p"])
-    q = np.full(n, np.nan)
+            outcome = _wilcoxon(block, contrast, start)
+        if outcome is None:
+            continue
+        use, chosen[rows], p[rows], statistic[rows], difference[rows] = outcome
+        effect[rows] = _effect(block, use, outcome.difference)
+        counts, others = _counts(block, contrast, use)
+        n_preferred[rows], n_other[rows] = counts[outcome.chosen], others[outcome.chosen]
+    testable = np.isfinite(p)
     if testable.any():
-        q[testable] = false_discovery_control(found["p"][testable], method="bh")
-    angle, angle_attrs = contrast.preferred(trials, found.pop("chosen"))
-    variables: dict[str, Any] = {name: trials.labelled(values) for name, values in found.items()}
-    variables["p"] += ({"long_name": f"p of the {method} test"},)
-    variables[contrast.name] = (*trials.labelled(angle), angle_attrs)
-    variables["testable"] = trials.labelled(testable)
-    variables["q"] = (*trials.labelled(q), {"long_name": "p, Benjamini-Hochberg adjusted"})
+        q[testable] = false_discovery_control(p[testable], method="bh")
+    angle, angle_attrs = contrast.preferred(trials, chosen)
+    variables: dict[str, Any] = {
+        "p": (*trials.labelled(p), {"long_name": f"p of the {method} test"}),
+        "statistic": trials.labelled(statistic),
+        contrast.name: (*trials.labelled(angle), angle_attrs),
+        "difference": trials.labelled(difference),
+        "effect": trials.labelled(effect),
+        "n_preferred": trials.labelled(n_preferred),
+        "n_other": trials.labelled(n_other),
+        "testable": trials.labelled(testable),
+        "q": (*trials.labelled(q), {"long_name": "p, Benjamini-Hochberg adjusted"}),
+    }
     require_free_names(trials.like, variables, "responses")
     attrs: dict[str, Any] = {"test": method, "against": against, "seed": start}
     if against == "orthogonal":

@@ -197,3 +197,14 @@ def test_a_converted_dataset_says_so():
     assert dataset.attrs["history"] == "made"
     same = mx.angles.convert(dataset, "up_clockwise")
     assert same.direction.attrs["angle_convention_from"] == "the registry"
+
+
+def test_converted_angles_stay_below_one_period():
+    just_over = xr.DataArray(
+        [90.00000000000001, 90.0],
+        dims="scan_unit",
+        name="pref_ori",
+        attrs={"units": "degree", "angle_convention": "up_clockwise", "period": 180.0},
+    )
+    assert mx.angles.convert(just_over, "right_counterclockwise").values.tolist() == [0, 0]
+    assert mx.angles.convert(just_over[0], "right_counterclockwise").item() == 0

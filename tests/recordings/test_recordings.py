@@ -18,8 +18,7 @@ import pytest
 import xarray as xr
 
 import microns_xr as mx
-from microns_xr.recordings import files as arrays
-from microns_xr.recordings import files as handles
+from microns_xr.recordings import files
 from microns_xr.recordings.files import encode_hash, read_rows
 
 SCANS = ["4_7", "8_5", "9_3"]
@@ -126,9 +125,17 @@ def test_text_of_condition_hashes_may_be_encoded_or_a_string(copy, recordings):
     assert list(node.condition_hash.values) == hashes
 
 
-@pytest.mark.parametrize("scans", [["9_3"], "scan_9_3", [(9, 3)]])
-def test_scans_can_be_named(path, scans):
-    assert list(mx.recordings.open(path, scans)) == ["scan_9_3"]
+def test_one_scan_or_several_can_be_named(path, recordings):
+    opened, chosen = partial(mx.recordings.open, path), partial(mx.recordings.select, recordings)
+    for scans in (["9_3"], "scan_9_3", [(9, 3)], (9, 3)):
+        assert list(opened(scans)) == list(chosen(scans=scans)) == ["scan_9_3"]
+    assert list(chosen(scans=["4_7", (9, 3)])) == ["scan_4_7", "scan_9_3"]
+    assert list(chosen(session=np.float64(9))) == ["scan_9_3"]
+    for call in (opened, chosen):
+        with pytest.raises(mx.errors.SchemaError, match=r"scan is 9, expected '9_3' or \(9, 3\)"):
+            call(scans=9)
+    with pytest.raises(mx.errors.UnknownLabelError, match=r"no scan 'scan_9_4'.*nearest: scan_9_3"):
+        opened(["9_4"])
 
 
 def test_datastack_is_a_scalar_coordinate(path):
@@ -187,7 +194,7 @@ def test_rows_are_read_in_runs():
     found = read_rows(dataset, rows, 10, 12)
     np.testing.assert_array_equal(found, np.repeat(rows[:, None], 2, axis=1))
     assert dataset.reads == [(0, 6), (300, 301), (9000, 9001)]  # 2 and 5 are within a page
-    gap = arrays._MAX_GAP_BYTES // 400
+    gap = files._MAX_GAP_BYTES // 400
     dataset.reads.clear()
     read_rows(dataset, np.array([0, gap, 2 * gap + 1]), 0, 1)
     assert dataset.reads == [(0, gap + 1), (2 * gap + 1, 2 * gap + 2)]
@@ -281,7 +288,7 @@ class _Ranges(BaseHTTPRequestHandler):
 
 
 def test_behind_an_address_only_parts_are_fetched(path, monkeypatch):
-    monkeypatch.setattr(handles, "_REMOTE_BLOCK_BYTES", 16 << 10)
+    monkeypatch.setattr(files, "_REMOTE_BLOCK_BYTES", 16 << 10)
     monkeypatch.setattr(_Ranges, "content", path.read_bytes())
     monkeypatch.setattr(_Ranges, "sent", 0)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Ranges)
@@ -459,13 +466,13 @@ def test_zarr_and_back(recordings, tmp_path):
         mx.recordings.open(store / "scan_8_5")
 
 
-def test_the_method_of_the_tree_writes_the_same(recordings, tmp_path):
-    small = mx.recordings.select(recordings, session=9, trial=[0, 1])
+def test_what_the_method_of_the_tree_writes_can_be_opened(recordings, tmp_path):
+    small = mx.recordings.select(recordings, session=9, stimulus="Monet2")
     small.to_zarr(tmp_path / "tree.zarr", consolidated=False)
-    again = xr.open_datatree(tmp_path / "tree.zarr", engine="zarr", consolidated=False)
-    np.testing.assert_array_equal(
-        again["scan_9_3"].responses.values, small["scan_9_3"].responses.values
-    )
+    again = mx.recordings.open(tmp_path / "tree.zarr")
+    xr.testing.assert_equal(again["scan_9_3"].to_dataset(), small["scan_9_3"].to_dataset())
+    xr.testing.assert_equal(mx.recordings.tuning(again), mx.recordings.tuning(small))
+    assert again.attrs["recorded_in"] == recordings.attrs["source"]
 
 
 def test_a_store_that_fails_leaves_nothing(copy, tmp_path):
@@ -649,16 +656,6 @@ def test_demo_file_is_there_whole_or_not_at_all(source, path, tmp_path):
         )
         assert a["brain_areas/V1/9_3"].name == "/brain_areas/V1/9_3"
         assert any("%2F" in name for name in a["videos"])
-
-
-def test_one_scan_needs_no_list(path, recordings):
-    assert list(mx.recordings.open(path, (9, 3))) == ["scan_9_3"]
-    assert list(mx.recordings.select(recordings, scans=(9, 3))) == ["scan_9_3"]
-    assert list(mx.recordings.select(recordings, scans=["4_7", (9, 3)])) == ["scan_4_7", "scan_9_3"]
-    assert list(mx.recordings.select(recordings, session=np.float64(9))) == ["scan_9_3"]
-    for call in (partial(mx.recordings.open, path), partial(mx.recordings.select, recordings)):
-        with pytest.raises(mx.errors.SchemaError, match=r"scan is 9, expected '9_3' or \(9, 3\)"):
-            call(scans=9)
 
 
 def test_only_recordings_are_replaced(recordings, tmp_path):

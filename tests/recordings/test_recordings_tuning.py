@@ -36,17 +36,16 @@ def curves(recordings):
     return mx.recordings.tuning(recordings)
 
 
-def make_file(path, trials, *, scan="4_7", videos=None, area=None):
-    """Write a file by hand: trials are (hash, responses, times); videos are hash: datasets."""
+def make_file(path, trials, videos=None):
+    """Write scan 4_7 by hand: trials are (hash, responses, times); videos are hash: datasets."""
     with h5py.File(path, "w") as h5:
-        for condition_hash, content in (videos or {}).items():
+        for condition_hash, content in (videos or VIDEOS).items():
             group = h5.create_group(f"videos/{encode_hash(condition_hash)}")
-            group.attrs["type"] = content.pop("type", "Monet2")
-            if "duration" in content:
-                group.attrs["duration"] = content.pop("duration")
-            for name, values in content.items():
-                group[name] = values
-        group = h5.create_group(f"sessions/{scan}")
+            group.attrs["type"] = content.get("type", "Monet2")
+            group.attrs.update({k: v for k, v in content.items() if k == "duration"})
+            for name in ("directions", "onsets"):
+                group[name] = content[name]
+        group = h5.create_group("sessions/4_7")
         group["meta/condition_hashes"] = np.array([t[0].encode() for t in trials])
         n_units = len(trials[0][1])
         group["meta/area_indices/V1"] = np.arange(n_units)
@@ -73,8 +72,7 @@ BY_HAND = [
 
 @pytest.fixture
 def by_hand(tmp_path):
-    videos = {k: dict(v) for k, v in VIDEOS.items()}
-    return make_file(tmp_path / "three.h5", BY_HAND, videos=videos)
+    return make_file(tmp_path / "three.h5", BY_HAND)
 
 
 def test_three_neurons_by_hand(by_hand):
@@ -100,7 +98,7 @@ def test_frames_are_cut_by_time_not_by_count(tmp_path):
         ("a/b", [[1, 3, 10, 20]], lost),
         ("a/b", [[1, 3, 10, 20]], late),
     ]
-    path = make_file(tmp_path / "a.h5", trials, videos={"a/b": dict(VIDEOS["a/b"])})
+    path = make_file(tmp_path / "a.h5", trials)
     found = mx.recordings.trial_responses(mx.recordings.open(path))
     np.testing.assert_allclose(found[0], [[2.0, 15.0], [2.0, 15.0]])
     # A frame at an onset is of the segment that begins, though 0.3 has no exact float.
@@ -142,11 +140,8 @@ def test_a_direction_twice_in_a_trial_and_missing_frames(tmp_path):
 
 
 def test_a_unit_is_rated_whole_or_not_at_all(tmp_path):
-    videos = {k: dict(v) for k, v in VIDEOS.items()}
     trials = [("a/b", [[1, 2, 3, *[np.nan] * 3], [1, 1, 1, 2, 2, 2]], TIMES)]
-    curves = mx.recordings.tuning(
-        mx.recordings.open(make_file(tmp_path / "a.h5", trials, videos=videos))
-    )
+    curves = mx.recordings.tuning(mx.recordings.open(make_file(tmp_path / "a.h5", trials)))
     assert np.isnan(curves.rate_dir[0]).all()
     assert np.isnan(curves.rate_ori[0]).all()
     assert curves.attrs["n_incomplete"] == 1
@@ -275,15 +270,6 @@ def test_one_trial_is_in_memory_at_a_time(recordings, monkeypatch):
     assert {stream for stream, _ in read} == {"responses", "stim_times"}
 
 
-def test_from_zarr_the_same_comes_out(recordings, curves, tmp_path):
-    one = mx.recordings.select(recordings, scans="9_3")
-    store = mx.recordings.to_zarr(one, tmp_path / "rec.zarr", units=100)
-    again = mx.recordings.tuning(mx.recordings.open(store))
-    rows = (curves.session.values == 9) & (curves.scan_idx.values == 3)
-    np.testing.assert_array_equal(again.rate_dir.values, curves.rate_dir.values[rows])
-    np.testing.assert_array_equal(again.unit_id.values, curves.unit_id.values[rows])
-
-
 # ------------------------------------------------------------------------------------ joins
 
 
@@ -392,10 +378,9 @@ def test_times_that_do_not_fit_are_named(tmp_path, onsets, times, message):
 
 
 def test_a_trial_without_frames_is_no_trial(tmp_path):
-    videos = {k: dict(v) for k, v in VIDEOS.items()}
     empty = ("c", np.zeros((3, 0)), [])
     trials = [BY_HAND[0], empty, BY_HAND[1], empty]
-    recordings = mx.recordings.open(make_file(tmp_path / "a.h5", trials, videos=videos))
+    recordings = mx.recordings.open(make_file(tmp_path / "a.h5", trials))
     node = recordings["scan_4_7"]
     np.testing.assert_array_equal(node.start_time, [100.0, np.nan, 150.0, np.nan])
     np.testing.assert_array_equal(node.start_time[2:], [150.0, np.nan])
@@ -411,8 +396,7 @@ def test_a_trial_without_frames_is_no_trial(tmp_path):
 
 
 def test_a_duration_before_the_last_onset_is_named(tmp_path):
-    videos = {k: dict(v) for k, v in VIDEOS.items()}
-    videos["c"]["duration"] = 0.5  # minutes, perhaps
+    videos = {**VIDEOS, "c": {**VIDEOS["c"], "duration": 0.5}}  # minutes, perhaps
     path = make_file(tmp_path / "a.h5", BY_HAND, videos=videos)
     with pytest.raises(mx.errors.SchemaError, match=r"'c' .*trial 1\) has a duration of 0\.5 s"):
         mx.recordings.open(path)
@@ -434,11 +418,3 @@ def test_recordings_of_another_datastack_are_not_matched(source, path):
     assert lines[0] == "recordings of 1 scans"
     assert set(coregistration.attrs["history"].splitlines()) <= set(lines)
     assert lines[-1].startswith("recordings.tuning(")
-
-
-def test_the_method_of_the_tree_can_be_opened_again(recordings, tmp_path):
-    small = mx.recordings.select(recordings, session=9, stimulus="Monet2")
-    small.to_zarr(tmp_path / "tree.zarr", consolidated=False)
-    again = mx.recordings.open(tmp_path / "tree.zarr")
-    xr.testing.assert_equal(mx.recordings.tuning(again), mx.recordings.tuning(small))
-    assert again.attrs["recorded_in"] == recordings.attrs["source"]

@@ -407,6 +407,7 @@ def _scan(
     stream = partial(TrialArray, file, key, trials, n_frames)
     double, lazy = np.dtype(np.float64), indexing.LazilyIndexedArray
     times = stream("stim_times", None, double)
+    start = lazy(StartArray(times))
     session, scan_idx = (np.int64(part) for part in key.split("_"))
     numbers = np.array([int(t) for t in trials], dtype=np.int64)
     names, kinds = (np.array(v, dtype=object) for v in (hashes, [stimuli[h].type for h in hashes]))
@@ -421,11 +422,7 @@ def _scan(
         "trial_number": ("time", np.repeat(numbers, n_frames), {"long_name": "its trial"}),
         "first_frame": ("trial", first, {"long_name": "position of its first frame along time"}),
         "n_frames": ("trial", n_frames, {"long_name": "number of its frames"}),
-        "start_time": (
-            "trial",
-            lazy(StartArray(times)),
-            {"long_name": "time of its first frame", "units": "s"},
-        ),
+        "start_time": ("trial", start, {"long_name": "time of its first frame", "units": "s"}),
         "condition_hash": ("trial", names, {"long_name": "names the video"}),
         "stimulus": ("trial", kinds, {"long_name": "kind of video: Monet2, Trippy or Clip"}),
         **_segments([stimuli[h] for h in hashes]),
@@ -789,26 +786,21 @@ def select(
     nodes = scan_nodes(recordings)
     nodes = {name: nodes[name] for name in _choose(scans, nodes, "recordings")}
     if session is not None:
-        wanted = _labels("session", session, nodes)
-        nodes = {k: n for k, n in nodes.items() if int(n["session"]) in wanted}
+        sessions = _labels("session", session, nodes)
+        nodes = {name: node for name, node in nodes.items() if int(node["session"]) in sessions}
     units = {"brain_area": brain_area, "unit_id": unit_id}
     trials = {"stimulus": stimulus, "condition_hash": condition_hash, "trial": trial}
-    masks = {
-        dim: {name: np.ones(node.sizes[dim], dtype=bool) for name, node in nodes.items()}
-        for dim in ("unit", "trial")
+    wanted = {
+        dim: {name: _labels(name, v, nodes) for name, v in criteria.items() if v is not None}
+        for dim, criteria in (("unit", units), ("trial", trials))
     }
-    for dim, criteria in (("unit", units), ("trial", trials)):
-        for variable, value in criteria.items():
-            wanted = _labels(variable, value, nodes)
-            for name, node in nodes.items() if value is not None else ():
-                masks[dim][name] &= np.isin(node[variable].values, wanted)
-    chosen = {
-        name: _take(node, masks["unit"][name], masks["trial"][name])
-        for name, node in nodes.items()
-        if masks["unit"][name].any() and masks["trial"][name].any()
-    }
+    chosen = {}
+    for name, node in nodes.items():
+        masks = {dim: _mask(node, dim, labels) for dim, labels in wanted.items()}
+        if all(mask.any() for mask in masks.values()):
+            chosen[name] = _take(node, **masks)
     criteria = {"scans": scans, "session": session, **units, **trials}
-    entry = ", ".join(f"{k}={v!r}" for k, v in criteria.items() if v is not None)
+    entry = ", ".join(f"{name}={v!r}" for name, v in criteria.items() if v is not None)
     if not chosen:
         raise UnknownLabelError(
             f"no scan has both units and trials of {entry}: each word is there, but never together"
@@ -820,8 +812,6 @@ def select(
 
 def _labels(variable: str, value: Any, nodes: dict[str, xr.Dataset]) -> list[Any]:
     """Return what was asked for as a list, or raise if some of it is in no scan."""
-    if value is None:
-        return []
     is_one = isinstance(value, bytes) or np.ndim(value) == 0
     wanted = [value] if is_one else np.asarray(value, dtype=object).ravel().tolist()
     known: set[Any] = set()
@@ -833,14 +823,21 @@ def _labels(variable: str, value: Any, nodes: dict[str, xr.Dataset]) -> list[Any
     return wanted
 
 
-def _take(node: xr.Dataset, units: np.ndarray, trials: np.ndarray) -> xr.Dataset:
-    if not units.all():
-        node = node.isel(unit=np.flatnonzero(units))
-    if trials.all():
+def _mask(node: xr.Dataset, dim: str, wanted: dict[str, list[Any]]) -> np.ndarray:
+    mask = np.ones(node.sizes[dim], dtype=bool)
+    for variable, labels in wanted.items():
+        mask &= np.isin(node[variable].values, labels)
+    return mask
+
+
+def _take(node: xr.Dataset, unit: np.ndarray, trial: np.ndarray) -> xr.Dataset:
+    if not unit.all():
+        node = node.isel(unit=np.flatnonzero(unit))
+    if trial.all():
         return node
-    first, n_frames = node["first_frame"].values[trials], node["n_frames"].values[trials]
+    first, n_frames = node["first_frame"].values[trial], node["n_frames"].values[trial]
     frames = [np.arange(f, f + n) for f, n in zip(first, n_frames, strict=True)]
-    node = node.isel(time=np.concatenate(frames), trial=np.flatnonzero(trials))
+    node = node.isel(time=np.concatenate(frames), trial=np.flatnonzero(trial))
     first = node["first_frame"].copy(data=np.cumsum(n_frames) - n_frames)
     return node.assign_coords(first_frame=first)
 

@@ -48,10 +48,10 @@ class Trials(NamedTuple):
         """A whole turn in the units of `angle`."""
         return full_turn(self.angle.attrs["units"])
 
-    def labelled(self, values: np.ndarray, *dims: str) -> tuple[tuple[str, ...], np.ndarray]:
+    def labelled(self, values: np.ndarray, *dims: str, **attrs: Any) -> xr.Variable:
         """Give (neurons, ...) the dims of the neurons again."""
         shape = (*self.like.shape, *values.shape[1:])
-        return (*map(str, self.like.dims), *dims), values.reshape(shape)
+        return xr.Variable((*self.like.dims, *dims), values.reshape(shape), attrs)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, Trials]]:
         """Neurons that miss the same samples, and their responses without those samples.
@@ -509,12 +509,11 @@ def trial_statistics(responses: xr.DataArray) -> xr.Dataset:
     units = {"units": responses.attrs["units"]} if "units" in responses.attrs else {}
     result = xr.Dataset(
         {
-            "rate": (*trials.labelled(rate, name), {"long_name": "mean over trials", **units}),
-            "rate_error": (
-                *trials.labelled(np.sqrt(error), name),
-                {"long_name": "standard error of the mean over trials", **units},
+            "rate": trials.labelled(rate, name, long_name="mean over trials", **units),
+            "rate_error": trials.labelled(
+                np.sqrt(error), name, long_name="standard error of the mean over trials", **units
             ),
-            "n_trials": (*trials.labelled(n_trials, name), {"long_name": "number of trials"}),
+            "n_trials": trials.labelled(n_trials, name, long_name="number of trials"),
         },
         coords={**trials.like.coords, name: trials.angle},
     )
@@ -611,9 +610,9 @@ def cross_validate(
     folds, _ = contrast.preferred(trials, chosen_fold)
     with np.errstate(invalid="ignore"):
         turns = np.exp(2j * np.pi * folds / attrs["period"])
-    variables: dict[str, Any] = {
-        contrast.name: (*trials.labelled(angle), attrs),
-        f"{contrast.name}_fold": (*trials.labelled(folds, "fold"), attrs),
+    variables = {
+        contrast.name: trials.labelled(angle, **attrs),
+        f"{contrast.name}_fold": trials.labelled(folds, "fold", **attrs),
         "agreement": trials.labelled(np.abs(turns.mean(axis=1))),
         "difference": trials.labelled(difference),
         "effect": trials.labelled(effect),
@@ -748,16 +747,16 @@ def test(
     if testable.any():
         q[testable] = false_discovery_control(p[testable], method="bh")
     angle, angle_attrs = contrast.preferred(trials, chosen)
-    variables: dict[str, Any] = {
-        "p": (*trials.labelled(p), {"long_name": f"p of the {method} test"}),
+    variables = {
+        "p": trials.labelled(p, long_name=f"p of the {method} test"),
         "statistic": trials.labelled(statistic),
-        contrast.name: (*trials.labelled(angle), angle_attrs),
+        contrast.name: trials.labelled(angle, **angle_attrs),
         "difference": trials.labelled(difference),
         "effect": trials.labelled(effect),
         "n_preferred": trials.labelled(n_preferred),
         "n_other": trials.labelled(n_other),
         "testable": trials.labelled(testable),
-        "q": (*trials.labelled(q), {"long_name": "p, Benjamini-Hochberg adjusted"}),
+        "q": trials.labelled(q, long_name="p, Benjamini-Hochberg adjusted"),
     }
     require_free_names(trials.like, variables, "responses")
     attrs: dict[str, Any] = {"test": method, "against": against, "seed": start}

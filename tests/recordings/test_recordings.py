@@ -437,6 +437,10 @@ def test_videos_on_demand(path, recordings, copy):
         del group["clip"]
         group["clip"] = stored  # the height first
     np.testing.assert_array_equal(mx.recordings.open_video(copy, condition_hash).values, stored)
+    with h5py.File(copy, "r+") as h5:
+        del h5[f"videos/{encode_hash(condition_hash)}/clip"]
+    with pytest.raises(mx.errors.SchemaError, match="has no clip of three axes"):
+        mx.recordings.open_video(copy, condition_hash)
     with pytest.raises(mx.errors.UnknownLabelError, match="no video 'nothing'"):
         mx.recordings.open_video(path, "nothing")
 
@@ -517,7 +521,8 @@ def _another_direction(name, value):
     def change(h5):
         video = h5["videos"][encode_hash(h5["sessions/9_3/meta/condition_hashes"][0].decode())]
         del video[name]
-        video[name] = value
+        if value is not None:
+            video[name] = value
 
     return change
 
@@ -574,6 +579,11 @@ def _no_video(h5):
             r"trial 0\): directions says 'degree' .* look like radians",
         ),
         (_no_trials, r"scan 9_3 has no trials: open the other scans"),
+        (
+            _replace("sessions/9_3/trials/3/responses", np.zeros(5, np.float32)),
+            r"trial 3: responses have shape \(5,\)",
+        ),
+        (_another_direction("onsets", None), r"trial 0\) has directions but no onsets"),
     ],
 )
 def test_malformed_files_name_scan_and_trial(copy, change, message):
@@ -585,6 +595,7 @@ def test_malformed_files_name_scan_and_trial(copy, change, message):
 
 def test_without_unit_ids_the_row_is_the_unit_where_the_counts_agree(copy):
     with h5py.File(copy, "r+") as h5:
+        h5["sessions/9_3/meta/area_indices/none"] = np.empty(0, dtype=np.int64)
         del h5["sessions/9_3/meta/unit_ids"]
         h5["sessions/8_5/meta/unit_ids"][0] = 1000
     recordings = mx.recordings.open(copy)

@@ -418,7 +418,7 @@ def test_arguments(tmp_path, out, options, says):
         mx.ingest_synapses([], UNITS, out)
     with pytest.raises(mx.errors.SourceError, match="cannot be read"):
         mx.ingest_synapses(tmp_path / "none.csv", UNITS, out)
-    with pytest.raises(mx.errors.StoreFormatError, match="no store"):
+    with pytest.raises(mx.errors.StoreFormatError, match="is not a store"):
         mx.ingest_synapses(path, UNITS, tmp_path, progress=False)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 from standard_transform.datasets import minnie_transform
 
-from microns_xr.errors import SchemaError, nearest_words
+from microns_xr.errors import SchemaError, nearest
 
 MISSING_TEXT = "unknown"
 _INT64 = np.iinfo(np.int64)
@@ -187,11 +187,9 @@ def require_columns(table: pd.DataFrame, name: str, columns: Iterable[str]) -> N
         )
     missing = [c for c in columns if c not in table.columns]
     if missing:
-        near = nearest_words(missing[0], table.columns)
         raise SchemaError(
             f"{name} lacks the columns {missing}, found {list(map(str, table.columns))}"
-            + (f"; nearest to {missing[0]}: {', '.join(near)}" if near else "")
-            + ": it may be another table or another release"
+            f"{nearest(missing[0], table.columns)}: it may be another table or another release"
         )
 
 

@@ -14,7 +14,7 @@ from microns_xr.connectivity.arrays import PAIR_DIMS, pattern_of, values_of
 from microns_xr.connectivity.blocks import blocks_of, is_lazy, lazy_contract
 from microns_xr.connectivity.kernels import contract_buffers
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
+from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import validate
 from microns_xr.store.open import Connectivity, connectivity_of
@@ -324,11 +324,7 @@ def _require_choice(name: str, found: object, choices: tuple[str, ...]) -> None:
 
 def _require_weight(connectivity: xr.Dataset, weight: str) -> None:
     if weight not in connectivity.data_vars:
-        near = ", ".join(nearest_words(weight, connectivity.data_vars))
-        raise UnknownLabelError(
-            f"the connectivity has no variable {weight!r}, expected one of "
-            f"{list(map(str, connectivity.data_vars))}" + (f"; nearest: {near}" if near else "")
-        )
+        raise unknown_label("the connectivity has no variable", weight, connectivity.data_vars)
 
 
 def _multiply(

@@ -58,11 +58,11 @@ class DroppedRowsWarning(UserWarning):
     """Rows of a table were left out because they name no neuron of the units; they are counted."""
 
 
-def nearest_words(word: object, words: Iterable[object], n: int = 3) -> list[str]:
-    """Return up to `n` of `words` that are spelled most like `word`."""
-    by_lower = {str(w).lower(): str(w) for w in words}
-    near = difflib.get_close_matches(str(word).lower(), list(by_lower), n=n, cutoff=0.5)
-    return [by_lower[w] for w in near]
+def nearest(name: object, known: Iterable[object]) -> str:
+    """Return the words of a message that name similar known names; empty if there are none."""
+    by_lower = {str(word).lower(): str(word) for word in known}
+    near = difflib.get_close_matches(str(name).lower(), list(by_lower), cutoff=0.5)
+    return f"; nearest: {', '.join(by_lower[word] for word in near)}" if near else ""
 
 
 def unknown_label(
@@ -79,10 +79,8 @@ def unknown_label(
     ordered = sorted(known, key=str) if isinstance(known, set | frozenset) else known
     words = [str(word) for word in ordered]
     more = f" and {len(words) - 40} more" if len(words) > 40 else ""
-    near = ", ".join(nearest_words(name, words))
     return error(
-        f"{what} {name!r}, expected one of {', '.join(words[:40])}{more}"
-        + (f"; nearest: {near}" if near else "")
+        f"{what} {name!r}, expected one of {', '.join(words[:40])}{more}{nearest(name, words)}"
         + (f": {hint}" if hint else "")
     )
 

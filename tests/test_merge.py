@@ -135,7 +135,7 @@ TABLE = pd.DataFrame({"target_id": [11], "cell_type": ["x"]})
     ("options", "message"),
     [
         ({}, r"\['cell_type'\] are in the units already"),
-        ({"columns": ["cell_typ"]}, "nearest to cell_typ: cell_type"),
+        ({"columns": ["cell_typ"]}, "nearest: cell_type"),
         ({"table": TABLE.rename(columns={"target_id": "who"})}, "lacks the columns"),
         ({"table": TABLE[:0].assign(x=1)[["target_id", "x"]]}, "no rows to take x from"),
         ({"how": "right"}, "expected 'left' or 'inner'"),

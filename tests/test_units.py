@@ -296,7 +296,7 @@ BAD = {
     "empty": ("nucleus", lambda t: t.iloc[:0], r"nucleus_detection_v0 has no rows.*fetch it again"),
     "missing column": (
         "celltype", lambda t: t.rename(columns={"cell_type": "celltype"}),
-        r"aibs_metamodel_celltypes_v661 lacks the columns \['cell_type'\].*nearest to cell_type: celltype"),
+        r"aibs_metamodel_celltypes_v661 lacks the columns \['cell_type'\].*nearest: celltype"),
     "numeric types": (
         "celltype", lambda t: t.assign(cell_type=1.5), r"celltypes_v661\.cell_type has dtype float64, expected text"),
     "null target": (

@@ -25,7 +25,7 @@ from microns_xr.connectivity.blocks import (
 )
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.sort import transpose_pattern
-from microns_xr.errors import SchemaError, UnknownLabelError, nearest_words
+from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import AXES, validate
 
@@ -227,11 +227,7 @@ def annotate(
 
 def _columns(units: xr.Dataset, name: str) -> list[tuple[str, xr.DataArray]]:
     if name not in units.variables:
-        near = ", ".join(nearest_words(name, units.variables))
-        raise UnknownLabelError(
-            f"units has no variable {name!r}, expected some of {sorted(map(str, units.data_vars))}"
-            + (f"; nearest: {near}" if near else "")
-        )
+        raise unknown_label("units has no variable", name, set(units.variables))
     variable = units[name]
     if name == "position":
         by_axis = variable.transpose("nucleus_id", "axis")

@@ -21,7 +21,7 @@ from microns_xr.errors import (
     IncompleteDownloadError,
     SchemaError,
     SourceError,
-    nearest_words,
+    nearest,
 )
 from microns_xr.files import file_sha256
 from microns_xr.releases import ReleaseSpec, release_spec, supported_versions, table_spec
@@ -203,12 +203,10 @@ class ArchiveSource:
         if name not in self._stems:
             stem = next((stem for stem in self._candidates(name) if self._has(stem)), None)
             if stem is None:
-                near = ", ".join(nearest_words(name, self._registered() - {name}))
                 raise SourceError(
                     f"there is no table {name!r} in the archive {self._shown}, or access to it is "
-                    "refused"
-                    + (f"; nearest: {near}" if near else "")
-                    + ": available_tables() lists what is there; a version that is still served "
+                    f"refused{nearest(name, self._registered() - {name})}"
+                    ": available_tables() lists what is there; a version that is still served "
                     "is read with source='cave'"
                 )
             self._stems[name] = stem

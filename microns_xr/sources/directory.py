@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from microns_xr.errors import ReleaseMismatchError, SourceError, nearest_words, unknown_label
+from microns_xr.errors import ReleaseMismatchError, SourceError, nearest, unknown_label
 from microns_xr.files import file_sha256
 from microns_xr.sources.cache import read_identity
 from microns_xr.sources.tables import TABLE_SUFFIXES, read_table_file, table_stem
@@ -78,11 +78,9 @@ class DirectorySource:
         if not self.path.exists():
             parent = self.path.parent
             folders = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-            near = ", ".join(nearest_words(self.path.name, folders))
             raise SourceError(
-                f"there is no folder {self.path}"
-                + (f"; nearest: {near}" if near else "")
-                + ": give the folder that holds the tables"
+                f"there is no folder {self.path}{nearest(self.path.name, folders)}"
+                ": give the folder that holds the tables"
             )
         if not self.path.is_dir():
             raise SourceError(

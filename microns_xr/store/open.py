@@ -25,8 +25,7 @@ from microns_xr.errors import (
     SchemaError,
     SourceError,
     StoreFormatError,
-    UnknownLabelError,
-    nearest_words,
+    unknown_label,
 )
 from microns_xr.schema import require_unique_sorted
 from microns_xr.store.format import (
@@ -158,12 +157,7 @@ def read_group(
         if name == path:
             name, compressed = "connectivity", axis
     if name not in (*DATA_GROUPS, SYNAPSE_GROUP["pre"]) or _node(root, name) is None:
-        names = groups_of(root)
-        near = nearest_words(name, names)
-        raise UnknownLabelError(
-            f"group {name!r} is not in the store, expected one of {names}"
-            + (f"; nearest: {', '.join(near)}" if near else "")
-        )
+        raise unknown_label("the store has no group", name, groups_of(root))
     try:
         if name == "connectivity":
             return _read_connectivity(root, compressed, lazy)

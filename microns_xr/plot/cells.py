@@ -11,9 +11,11 @@ from microns_xr.angles import is_angle
 from microns_xr.errors import SchemaError
 from microns_xr.layers import depth_of
 from microns_xr.plot.style import (
+    BESIDE,
     NO_VALUE,
     axes_or_new,
     draw_legend,
+    floats,
     label_of,
     one_word_each,
     require,
@@ -72,12 +74,11 @@ def depth_profile(
     """
     require(units, ("position", by), "units", _UNITS_FROM)
     _require_layers(layers)
-    if not bin_um > 0:
+    if bin_um <= 0:
         raise SchemaError(f"bin_um is {bin_um}, expected a height in µm above 0")
     words = one_word_each(units, by, units["position"].transpose(..., "axis").dims[:-1])
     depth = np.asarray(depth_of(units))
-    if not np.isfinite(depth).any():
-        raise SchemaError("units has no cell with a position: there is nothing to draw")
+    _require_placed(np.isfinite(depth))
     ax = axes_or_new(ax)
     edges = np.arange(np.floor(np.nanmin(depth)), np.nanmax(depth) + bin_um, bin_um)
     left = np.zeros(len(edges) - 1)
@@ -149,8 +150,6 @@ def cells_in_space(
     >>> ax.get_xlabel(), bool(ax.yaxis_inverted())
     ('z (µm)', True)
     """
-    from matplotlib.collections import PathCollection
-
     require(units, ("position", colour), "units", _UNITS_FROM)
     _require_layers(layers)
     if len(axes) != 2 or axes[0] == axes[1] or not set(axes) <= set(AXES):
@@ -159,23 +158,20 @@ def cells_in_space(
     where = units["position"].sel(axis=list(axes)).transpose(..., "axis")
     if values.dims != where.dims[:-1]:
         raise SchemaError(f"{colour} has dims {values.dims}, expected one value per cell")
-    xy = np.asarray(where.values, dtype=float)
+    xy = floats(where)
     placed = np.isfinite(xy).all(axis=1)
-    if not placed.any():
-        raise SchemaError("units has no cell with a position: there is nothing to draw")
+    _require_placed(placed)
+    xy, values = xy[placed], values[placed]
     ax = axes_or_new(ax)
-    area = size if size is not None else float(np.clip(15000 / placed.sum(), 2.0, 25.0))
-    dots: dict[str, Any] = {"s": area, "lw": 0, "rasterized": bool(placed.sum() > 5000)}
+    area = size if size is not None else float(np.clip(15000 / len(xy), 2.0, 25.0))
+    dots: dict[str, Any] = {"s": area, "lw": 0, "rasterized": len(xy) > 5000}
     words = words_of(values)
     if words is None:
-        _draw_numbers(ax, xy, placed, values, dots)
+        _draw_numbers(ax, xy, values, dots)
     else:
-        _draw_words(ax, xy, placed, words, dots)
-        draw_legend(ax, colour.replace("_", " "), beside=True)
-        legend: Any = ax.get_legend()
-        for handle in legend.legend_handles:
-            if isinstance(handle, PathCollection):
-                handle.set_sizes([30])
+        _draw_words(ax, xy, words, dots)
+        # Markers of the legend have an area of 30, whatever those of the cells have.
+        draw_legend(ax, colour.replace("_", " "), markerscale=(30 / area) ** 0.5, **BESIDE)
     for name, axis in zip(axes, (ax.xaxis, ax.yaxis), strict=True):
         axis.set_label_text("depth from the pia (µm)" if name == "y" else f"{name} (µm)")
     ax.set_aspect("equal")
@@ -184,12 +180,11 @@ def cells_in_space(
     return ax
 
 
-def _draw_words(
-    ax: Axes, xy: np.ndarray, placed: np.ndarray, words: np.ndarray, dots: dict[str, Any]
-) -> None:
-    styles = styles_of(words[placed])
+def _draw_words(ax: Axes, xy: np.ndarray, words: np.ndarray, dots: dict[str, Any]) -> None:
+    styles = styles_of(words)
+    # Cells without a word come first, so that they lie below the others.
     for word in sorted(styles, key=lambda w: styles[w].colour != NO_VALUE):
-        rows, style = placed & (words == word), styles[word]
+        rows, style = words == word, styles[word]
         ax.scatter(
             *xy[rows].T,
             color=style.colour,
@@ -200,23 +195,25 @@ def _draw_words(
         )
 
 
-def _draw_numbers(
-    ax: Axes, xy: np.ndarray, placed: np.ndarray, values: xr.DataArray, dots: dict[str, Any]
-) -> None:
+def _draw_numbers(ax: Axes, xy: np.ndarray, values: xr.DataArray, dots: dict[str, Any]) -> None:
     numbers, cmap, norm = scaled(values)
     known = np.isfinite(numbers)
-    empty, full = xy[placed & ~known], xy[placed & known]
     label = label_of(values, width=24)
-    if len(empty):
-        ax.scatter(*empty.T, color=NO_VALUE, label=f"no value ({len(empty)})", zorder=1, **dots)
-        label += f"\ngrey: no value ({len(empty)})"
-    shown = numbers[placed & known]
-    drawn = ax.scatter(full[:, 0], full[:, 1], c=shown, cmap=cmap, norm=norm, zorder=2, **dots)
+    if not known.all():
+        ax.scatter(*xy[~known].T, color=NO_VALUE, zorder=1, **dots)
+        label += f"\ngrey: no value ({(~known).sum()})"
+    x, y = xy[known].T
+    drawn = ax.scatter(x, y, c=numbers[known], cmap=cmap, norm=norm, zorder=2, **dots)
     # Axes of equal scales are seldom as high as the space they have, which the bar would fill.
     beside = ax.inset_axes((1.03, 0.0, 0.03, 1.0))
     bar = ax.figure.colorbar(drawn, cax=beside, label=label)
     if is_angle(values):
         bar.set_ticks(np.linspace(0, float(norm.vmax or 1.0), 5).tolist())
+
+
+def _require_placed(placed: np.ndarray) -> None:
+    if not placed.any():
+        raise SchemaError("units has no cell with a position: there is nothing to draw")
 
 
 def _require_layers(layers: xr.Dataset | None) -> None:
@@ -235,14 +232,8 @@ def _draw_downwards(ax: Axes, layers: xr.Dataset | None) -> None:
     left, right = ax.get_xlim()
     ax.set_xlim(left, right + 0.09 * (right - left))
     columns = (layers[name].values for name in ("layer_name", "y_start", "y_end"))
+    at_right: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "ha": "right"}
     for name, start, end in zip(*columns, strict=True):
         ax.axhline(start, color="black", lw=0.8)
-        ax.annotate(
-            str(name),
-            (0.99, (start + end) / 2),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="center",
-            fontsize="small",
-        )
+        ax.text(0.99, (start + end) / 2, name, va="center", size="small", **at_right)
     ax.axhline(layers["y_end"].values[-1], color="black", lw=0.8)

@@ -11,6 +11,7 @@ import xarray as xr
 from microns_xr.analysis.null_models import compare_values
 from microns_xr.errors import SchemaError
 from microns_xr.plot.style import (
+    LINES,
     PALETTE,
     axes_or_new,
     draw_band,
@@ -23,10 +24,8 @@ from microns_xr.plot.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# With more populations than this, numbers in the cells would not be legible.
-_MAX_NUMBERS = 9
-# More lines than this cannot be told apart.
-_MAX_LINES = 9
+# With more populations numbers in the cells would not be legible, nor lines told apart.
+_MAX_NUMBERS, _MAX_LINES = 9, 9
 
 
 def connectivity_matrix(
@@ -79,7 +78,7 @@ def connectivity_matrix(
     values = np.ma.masked_invalid(np.ma.masked_less_equal(numbers, 0))
     norm = None
     if values.count():
-        low, high = float(values.min()), float(values.max())
+        low, high = values.min(), values.max()
         linear = variable == "probability" or low == high
         norm = Normalize(0, high) if linear else LogNorm(low, high)
     image = ax.imshow(values, norm=norm, cmap="viridis", aspect="auto")
@@ -87,28 +86,18 @@ def connectivity_matrix(
     ax.figure.colorbar(image, ax=ax, label=label_of(table))
     sides = ("presynaptic", "postsynaptic")
     for axis, side, dim in zip((ax.yaxis, ax.xaxis), sides, table.dims, strict=True):
-        names = [str(w) for w in table[dim].values]
-        axis.set_ticks(range(len(names)), names)
+        axis.set_ticks(range(table.sizes[dim]), table[dim].values.astype(str))
         axis.set_label_text(f"{side} {str(dim).split('_', 1)[-1].replace('_', ' ')}")
     ax.tick_params(axis="x", rotation=90 if max(table.shape) > 4 else 30)
     if max(table.shape) <= _MAX_NUMBERS:
-        hidden = np.ma.getmaskarray(values)
         for (row, column), value in np.ndenumerate(numbers):
-            if not np.isfinite(value):
-                continue
             whole = table.dtype.kind in "iu" or value >= 100
-            light = not hidden.all() and (
-                hidden[row, column] or np.asarray(image.norm(value)) > 0.6
-            )
-            ax.text(
-                column,
-                row,
-                f"{value:,.0f}" if whole else f"{value:.2g}",
-                ha="center",
-                va="center",
-                color="black" if light else "white",
-                fontsize="small",
-            )
+            text = f"{value:,.0f}" if whole else f"{value:.2g}"
+            # Black on the light end of the colours and on grey cells.
+            light = not value > 0 or np.asarray(image.norm(value)) > 0.6
+            if np.isfinite(value):
+                colour = "black" if light else "white"
+                ax.text(column, row, text, color=colour, ha="center", va="center", size="small")
     return ax
 
 
@@ -171,21 +160,13 @@ def degree_distribution(
             raise SchemaError(f"{name} is 0 for all {numbers.size} neurons: nothing to draw")
         share = counts[::-1].cumsum()[::-1] / numbers.size
         text = variable.attrs.get("long_name", name)
-        ax.plot(
-            at,
-            share,
-            drawstyle="steps-pre",
-            color=PALETTE[i % len(PALETTE)],
-            ls=("-", "--", ":", "-.")[i % 4],
-            label=f"{text}\n({numbers.size} neurons, {int((numbers == 0).sum())} of them 0)",
-        )
+        text += f"\n({numbers.size} neurons, {(numbers == 0).sum()} of them 0)"
+        look: dict[str, Any] = {"color": PALETTE[i % len(PALETTE)], "ls": LINES[i % len(LINES)]}
+        ax.plot(at, share, drawstyle="steps-pre", label=text, **look)
     what = "partners x" if all(n.endswith("degree") for n in names) else "x"
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel=f"{what} ({units})" if units not in ("", "1") else what,
-        ylabel="share of neurons with at least x",
-    )
+    xlabel = f"{what} ({units})" if units not in ("", "1") else what
+    ylabel = "share of neurons with at least x"
+    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
     ax.legend(fontsize="small", loc="lower left")
     return ax
 
@@ -250,19 +231,11 @@ def connection_probability(probability: xr.Dataset, *, ax: Axes | None = None) -
     distance = probability[distances[0]]
     for i, line in enumerate(lines):
         words = " → ".join(str(line[d].item()) for d in populations) or "all"
-        ax.errorbar(
-            floats(distance),
-            floats(line["probability"]),
-            yerr=_whiskers(line, "probability"),
-            color=PALETTE[i % len(PALETTE)],
-            ls=("-", "--")[i // len(PALETTE)],
-            marker="os^Dv"[i % 5],
-            ms=4,
-            lw=1.2,
-            elinewidth=0.9,
-            capsize=2,
-            label=f"{words} ({int(line['n_pairs'].sum()):,} pairs)",
-        )
+        label = f"{words} ({int(line['n_pairs'].sum()):,} pairs)"
+        look: dict[str, Any] = {"color": PALETTE[i % len(PALETTE)], "marker": "os^Dv"[i % 5]}
+        look |= {"ls": LINES[i // len(PALETTE)], "ms": 4, "lw": 1.2, "elinewidth": 0.9}
+        y, ends = floats(line["probability"]), _whiskers(line, "probability")
+        ax.errorbar(floats(distance), y, yerr=ends, capsize=2, label=label, **look)
     lower = "lower_bound" in probability and bool(probability["lower_bound"].any())
     ax.set(
         xlabel=label_of(distance, str(distance.name).replace("_", " ")),
@@ -335,28 +308,18 @@ def like_to_like(
     ax.plot(x, y, color=PALETTE[0], marker="o", ms=5, lw=1.5, label=label, zorder=3)
     if f"{variable}_low" in result:
         share = result.attrs.get("confidence")
-        ax.errorbar(
-            x,
-            y,
-            yerr=_whiskers(result, variable),
-            fmt="none",
-            color=PALETTE[0],
-            capsize=3,
-            lw=1.2,
-            label=f"{share:.0%} interval" if share else "interval",
-        )
+        label = f"{share:.0%} interval" if share else "interval"
+        look: dict[str, Any] = {"color": PALETTE[0], "capsize": 3, "lw": 1.2, "label": label}
+        ax.errorbar(x, y, yerr=_whiskers(result, variable), fmt="none", **look)
     if "n_connected" in result:
         for at, height, n in zip(x, y, result["n_connected"].values, strict=True):
             if np.isfinite(height):
                 text, point = f"{int(n):,}", (at, height)
                 ax.annotate(text, point, (5, 5), textcoords="offset points", fontsize=7)
-    completeness = str(result.attrs.get("completeness", ""))
-    lower = variable == "probability" and "lower bound" in completeness
-    ax.set(
-        xlabel=label_of(observed["difference"]),
-        ylabel=label_of(observed) + (" (lower bound)" if lower else ""),
-        xticks=x,
-    )
+    ylabel = label_of(observed)
+    if variable == "probability" and "lower bound" in result.attrs.get("completeness", ""):
+        ylabel += " (lower bound)"
+    ax.set(xlabel=label_of(observed["difference"]), ylabel=ylabel, xticks=x)
     ax.set_ylim(bottom=0)
     ax.margins(x=0.08)
     ax.legend(fontsize="small")

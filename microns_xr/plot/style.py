@@ -25,7 +25,7 @@ NO_VALUE = "#D4D4D4"
 _MISSING = ("unknown", "")
 _MARKERS = "o^sDvP*X"
 _HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "++++", "oo", "**")
-_LINES = ("-", "--", ":", "-.")
+LINES = ("-", "--", ":", "-.")
 
 # Words of one vocabulary have the same colour in every picture, whichever of them it shows.
 _VOCABULARIES = (
@@ -54,14 +54,15 @@ def styles_of(words: Iterable[Any]) -> dict[str, Style]:
     """Give every word its style, in a stable order."""
     unique = sorted({str(word) for word in words})
     named = [word for word in unique if word not in _MISSING]
-    fitting = [v for v in _VOCABULARIES if 2 * len(set(v) & set(named)) >= max(1, len(named))]
-    known = fitting[0] if fitting else ()
-    place = {w: i for i, w in enumerate((*known, *(w for w in named if w not in known)))}
+    # The vocabulary that at least half of the words belong to.
+    fits = (v for v in _VOCABULARIES if 2 * len(set(v) & set(named)) >= max(1, len(named)))
+    known = next(fits, ())
     result = {}
-    for word in sorted(named, key=place.__getitem__):
-        lap, i = divmod(place[word], len(PALETTE))
-        marks = (marks[lap % len(marks)] for marks in (_MARKERS, _HATCHES, _LINES))
-        result[word] = Style(PALETTE[i], *marks)
+    for place, word in enumerate((*known, *(w for w in named if w not in known))):
+        lap, i = divmod(place, len(PALETTE))
+        marks = (marks[lap % len(marks)] for marks in (_MARKERS, _HATCHES, LINES))
+        if word in named:
+            result[word] = Style(PALETTE[i], *marks)
     return result | {w: Style(NO_VALUE, "o", "", "-") for w in unique if w in _MISSING}
 
 
@@ -143,9 +144,6 @@ def floats(values: xr.DataArray) -> np.ndarray:
     return np.asarray(values.values, dtype=float)
 
 
-_MAX_LABEL = 48  # characters of a label that fit beside axes of the default size
-
-
 def axes_or_new(ax: Axes | None, **kwargs: Any) -> Axes:
     """Return the axes given, or new ones."""
     if ax is not None:
@@ -155,18 +153,18 @@ def axes_or_new(ax: Axes | None, **kwargs: Any) -> Axes:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    figure: Figure
+    make: Any = Figure
     # A notebook's kernel has its backend from the start, but is interactive only after the first
     # figure of pyplot. Asking for the backend in the usual way would choose one if there is none.
     in_notebook = "inline" in str(dict.__getitem__(mpl.rcParams, "backend"))
     if mpl.is_interactive() or in_notebook:
-        import matplotlib.pyplot as plt
-
-        figure = plt.figure(layout="constrained")
-    else:
-        figure = Figure(layout="constrained")
-    axes: Axes = figure.subplots(**kwargs)
+        from matplotlib.pyplot import figure as make
+    axes: Axes = make(layout="constrained").subplots(**kwargs)
     return axes
+
+
+# Where a legend is that stands right of the axes.
+BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0, "frameon": False}
 
 
 def require(dataset: Any, names: tuple[str, ...], what: str, how: str) -> None:
@@ -181,7 +179,7 @@ def require(dataset: Any, names: tuple[str, ...], what: str, how: str) -> None:
 
 
 def one_word_each(dataset: xr.Dataset, name: str, dims: tuple[Any, ...]) -> np.ndarray:
-    """Return one word per cell or raise."""
+    """Return one word per cell, or raise."""
     words = words_of(dataset[name]) if dataset[name].dims == dims else None
     if words is None:
         raise SchemaError(
@@ -191,15 +189,14 @@ def one_word_each(dataset: xr.Dataset, name: str, dims: tuple[Any, ...]) -> np.n
     return words
 
 
-def label_of(variable: xr.DataArray, text: str | None = None, width: int = _MAX_LABEL) -> str:
-    """Name a variable for an axis, with its units."""
-    named = variable.attrs.get("long_name") or str(variable.name or "value").replace("_", " ")
-    units = variable.attrs.get("units", "")
-    shown = text or str(named)
-    shown = textwrap.fill(shown, width)
+def label_of(variable: xr.DataArray, name: str | None = None, width: int = 48) -> str:
+    """Name a variable and its units, in lines that fit beside axes of the default size."""
+    plain = str(variable.name or "value").replace("_", " ")
+    label = textwrap.fill(name or variable.attrs.get("long_name") or plain, width)
+    units = str(variable.attrs.get("units", ""))
     if units in ("", "1"):
-        return shown
-    return f"{shown}{' ' if len(shown) + len(str(units)) < width else chr(10)}({units})"
+        return label
+    return f"{label}{' ' if len(label) + len(units) < width else chr(10)}({units})"
 
 
 def draw_band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> None:
@@ -207,14 +204,8 @@ def draw_band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour
     ax.fill_between(x, low, high, color=colour, alpha=0.22, lw=0, zorder=1)
 
 
-def draw_legend(ax: Axes, title: str | None = None, *, beside: bool | None = None) -> None:
-    """Draw the legend: right of the axes if `beside`, by default where it has many lines."""
-    if beside is None:
-        beside = len(ax.get_legend_handles_labels()[1]) > 6
-    right: dict[str, Any] = {
-        "loc": "upper left",
-        "bbox_to_anchor": (1.02, 1.0),
-        "borderaxespad": 0.0,
-        "frameon": False,
-    }
-    ax.legend(fontsize="small", title=title, title_fontsize="small", **(right if beside else {}))
+def draw_legend(ax: Axes, title: str | None = None, **options: Any) -> None:
+    """Draw the legend, right of the axes where it has many lines."""
+    if len(ax.get_legend_handles_labels()[1]) > 6:
+        options |= BESIDE
+    ax.legend(fontsize="small", title=title, title_fontsize="small", **options)

@@ -80,9 +80,8 @@ def tuning_curve(
         if dim not in error.coords or not np.array_equal(error[dim].values, x):
             raise SchemaError(f"error has {error.dims}, expected the angles of the rates, {dim}")
     ax = axes_or_new(ax)
-    ax.errorbar(
-        x, values, yerr=whiskers, fmt="o", color=PALETTE[0], capsize=3, ms=5, label="measured"
-    )
+    look: dict[str, Any] = {"color": PALETTE[0], "capsize": 3, "ms": 5, "label": "measured"}
+    ax.errorbar(x, values, yerr=whiskers, fmt="o", **look)
     if fit is not None:
         _draw_fit(ax, fit, rates, dim, period)
     ax.set(xlabel=label_of(rates[dim], dim), ylabel=label_of(rates))
@@ -113,19 +112,17 @@ def _draw_fit(ax: Axes, fit: xr.Dataset, rates: xr.DataArray, dim: str, period: 
             f"fit is over {fit.attrs.get('tuning_dim')!r} but rates over {dim!r}, expected the same"
         )
     grid = xr.DataArray(np.linspace(0, period, 181), dims=dim, attrs=rates[dim].attrs)
-    curve = floats(evaluate(fit, grid))
-    name = "pref_ori" if "pref_ori" in fit else "pref_dir"
-    best = float(fit[name])
     text = "fit"
     if "r2" in fit:
         text += f", r² = {float(fit['r2']):.2f}"
-    status = str(fit["status"].item()) if "status" in fit else "ok"
-    if status != "ok":
-        text += f" ({status.replace('_', ' ')})"
-    ax.plot(grid, curve, color=PALETTE[1], lw=1.8, label=text, zorder=1)
-    if np.isfinite(best):
-        sign = "°" if fit[name].attrs.get("units") == "degree" else " rad"
-        ax.axvline(best, color="#555555", ls=":", lw=1.2, label=f"preferred: {best:.3g}{sign}")
+    if "status" in fit and fit["status"].item() != "ok":
+        text += f" ({fit['status'].item().replace('_', ' ')})"
+    ax.plot(grid, floats(evaluate(fit, grid)), color=PALETTE[1], lw=1.8, label=text, zorder=1)
+    preferred = fit["pref_ori" if "pref_ori" in fit else "pref_dir"]
+    if np.isfinite(preferred):
+        sign = "°" if preferred.attrs.get("units") == "degree" else " rad"
+        text = f"preferred: {float(preferred):.3g}{sign}"
+        ax.axvline(float(preferred), color="#555555", ls=":", lw=1.2, label=text)
 
 
 def preferred_orientations(
@@ -191,15 +188,14 @@ def preferred_orientations(
     laps = round(full / period) if polar else 1
     scale = 2 * np.pi / full if polar else 1.0
     x = np.concatenate([centres + lap * period for lap in range(laps)]) * scale
-    base = np.zeros(n_bins)
+    base = np.zeros(n_bins * laps)
     for word, style in styles_of(words).items():
-        counts = np.bincount(bins[words == word], minlength=n_bins)
+        counts = np.tile(np.bincount(bins[words == word], minlength=n_bins), laps)
         look: dict[str, Any] = {"color": np.tile(cyclic_map()(centres / period), (laps, 1))}
         if by is not None:
             look = {"color": style.colour, "hatch": style.hatch or None}
-            look["label"] = f"{word} ({counts.sum()})"
-        heights, bottom = np.tile(counts, laps), np.tile(base, laps)
-        ax.bar(x, heights, width * scale, bottom=bottom, edgecolor="white", lw=0.4, **look)
+            look["label"] = f"{word} ({(words == word).sum()})"
+        ax.bar(x, counts, width * scale, bottom=base, edgecolor="white", lw=0.4, **look)
         base += counts
     owners = "recorded units" if "scan_unit" in angle.dims else "neurons"
     label = f"{label_of(angle)}, {convention.replace('_', ' ')}"
@@ -212,6 +208,7 @@ def preferred_orientations(
         if state == "degree":
             ax.set_xticks(np.arange(0, period + 1, period / 4))
     if by is not None:
+        # Polar axes are round: the legend stands beside them.
         where: Any = {"loc": "upper left", "bbox_to_anchor": (1.08, 1.0)} if polar else {}
         ax.legend(fontsize="small", title=by.replace("_", " "), **where)
     return ax
@@ -289,8 +286,8 @@ def currents_by_angle(
         if normalise:
             rows = rows / rows.mean(axis=1, keepdims=True)
         mean, error = rows.mean(axis=0), rows.std(axis=0) / np.sqrt(len(rows))
-        line: dict[str, Any] = {"color": style.colour, "marker": style.marker, "ls": style.line}
-        ax.plot(x, mean, ms=3, label=f"{word} ({len(rows)})", **line)
+        look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "ls": style.line}
+        ax.plot(x, mean, ms=3, label=f"{word} ({len(rows)})", **look)
         draw_band(ax, x, mean - error, mean + error, style.colour)
     unit = angle.attrs.get("units", "degree")
     if unit == "degree" and x.size > 2:
@@ -315,7 +312,7 @@ def _group_words(groups: Any, currents: xr.DataArray) -> np.ndarray:
     words = np.asarray(groups, dtype=object)
     if words.shape != currents.shape[:1]:
         raise SchemaError(
-            f"groups has shape {words.shape}, expected one word for each "
-            f"of {currents.shape[0]} neurons"
+            f"groups has shape {words.shape}, expected one word for each of the "
+            f"{currents.shape[0]} neurons"
         )
     return words

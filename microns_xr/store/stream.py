@@ -181,9 +181,10 @@ def _release(dataset: xr.Dataset) -> dict[str, Any]:
     return {name: coords[name].item() for name in RELEASE_COORDS if name in coords}
 
 
-def fits_int32(values: np.ndarray) -> bool:
-    """Whether int32 holds all of the integers."""
-    return not values.size or _INT32.min <= values.min() <= values.max() <= _INT32.max
+def narrowest(values: np.ndarray) -> str:
+    """Return the narrowest dtype on disk that holds all of the integers (rule 8)."""
+    fits = not values.size or _INT32.min <= values.min() <= values.max() <= _INT32.max
+    return "int32" if fits else "int64"
 
 
 class ChunkPool(AbstractContextManager["ChunkPool"]):
@@ -377,7 +378,6 @@ class CopyWriter:
         plan: PlannedGroup,
         pool: ChunkPool,
         shards: int | None = None,
-        *,
         n_pairs: int = 0,
         dtypes: tuple[str, str] | None = None,
     ) -> None:
@@ -417,7 +417,7 @@ class CopyWriter:
         columns = {"data": size, "synapse_count": count}
         for name, values in columns.items():
             array = self._group.appended[name]
-            if self._widens and array.dtype == "int32" and not fits_int32(values):
+            if self._widens and array.dtype < narrowest(values):
                 array.widen()
         majors = np.repeat(np.arange(first, first + n, dtype=np.int32), lengths)
         self._group.append(columns | {"indices": indices, INDEX_NAMES[self.compressed]: majors})

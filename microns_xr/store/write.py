@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from typing import Any
 
 import dask
@@ -27,14 +26,13 @@ from microns_xr.connectivity.arrays import (
 from microns_xr.connectivity.blocks import (
     AXIS,
     Blocks,
-    PairSource,
     block_key,
     block_spans,
     blocks_of,
     is_lazy,
     stored_source,
 )
-from microns_xr.connectivity.sort import transpose
+from microns_xr.connectivity.sort import take_values, transpose_pattern
 from microns_xr.errors import SchemaError, StoreFormatError
 from microns_xr.provenance import release_of, require_same_release
 from microns_xr.releases import table_spec
@@ -56,8 +54,7 @@ from microns_xr.store.stream import (
     ChunkPool,
     CopyWriter,
     GroupWriter,
-    PlannedGroup,
-    fits_int32,
+    narrowest,
     plan_copy,
     plan_dataset,
     plan_parent,
@@ -68,6 +65,11 @@ from microns_xr.store.synapses import plan_synapses, require_synapses
 _THREADS = max(4, min(16, 2 * (os.cpu_count() or 1)))
 _RUN = 1 << 20  # computed pairs that are sorted at a time
 _TABLES = ("units", "layers", "functional")
+
+# Both copies as they are written. Of each its compressed axis, number of pairs, dtypes of size and count on disk,
+# and its pairs as `CopyWriter.append` takes them, block by block.
+_Block = tuple[np.ndarray, ...]
+_Copies = Generator[tuple[Compressed, int, tuple[str, str], Iterable[_Block]], None, None]
 
 
 def write_store(
@@ -162,15 +164,20 @@ def write_store(
     if connectivity is not None:
         plans.append(plan_parent(connectivity))
         copy_plans = {axis: plan_copy(connectivity, axis) for axis in OTHER}
-        pairs = None if is_lazy(connectivity) else pairs_of(connectivity)
+        pairs = None if is_lazy(connectivity) else _pairs_of(connectivity)
     attrs = root_attrs(parts.values())
 
     def write(root: zarr.Group, folder: str | None) -> None:
         with ChunkPool(_THREADS) as pool:
             # The copies first, so that the many small arrays fill the gaps behind them.
             if connectivity is not None:
-                copies = partial(_write_copy, root, copy_plans, pool, per_shard)
-                _write_copies(copies, connectivity, pairs, folder)
+                copies = _copies(connectivity, folder) if pairs is None else _copies_of(*pairs)
+                with closing(copies):
+                    for axis, n_pairs, dtypes, blocks in copies:
+                        copy = CopyWriter(root, copy_plans[axis], pool, per_shard, n_pairs, dtypes)
+                        for block in blocks:
+                            copy.append(*block)
+                        copy.finish()
             for plan in plans:
                 GroupWriter(root, plan, pool, per_shard)
         finish_store(root, attrs, consolidated)
@@ -208,41 +215,28 @@ def _check(parts: Mapping[str, xr.Dataset], address: str) -> None:
 
 def _reads_from(variable: xr.Variable, dataset: xr.Dataset, address: str) -> bool:
     """Whether a variable is still to be read, lazily, from the store at an address."""
-    lazy = variable.chunks is not None
-    places: list[Any] = [pairs.address for pairs in _pair_sources(variable)] if lazy else []
-    arrays = list(_backend_arrays(variable))
-    if arrays or lazy:
-        places += [getattr(getattr(a, "_array", None), "store_path", None) for a in arrays]
+    places = list(_places(variable))
+    if places or variable.chunks is not None:
         places += [obj.encoding.get("source") for obj in (dataset, variable)]
     return any(_within(str(place), address) for place in places if place is not None)
 
 
-def _pair_sources(variable: xr.Variable) -> Iterator[StoredPairs]:
-    """Yield where the blocks of lazy connectivity are read from, whatever was done to them."""
-    for layer in variable.data.__dask_graph__().layers.values():
-        task = next(iter(layer.values()), None)
-        if isinstance(task, tuple):
-            yield from (argument for argument in task if isinstance(argument, StoredPairs))
-
-
-def _backend_arrays(variable: xr.Variable) -> Iterator[BackendArray]:
-    """Yield the arrays on disk below xarray's wrappers or, for dask, below the graph."""
+def _places(variable: xr.Variable) -> Iterator[Any]:
+    """Yield where the arrays below xarray's wrappers, or below a graph of dask, are on disk."""
     below: list[Any] = [variable._data]
     if variable.chunks is not None:
-        # xarray.open_zarr puts the whole array into a layer of this name, and tasks that cut it
-        # into others; those are not looked at, for there may be millions.
-        below = [
-            value
-            for name, layer in variable.data.__dask_graph__().layers.items()
-            if str(name).startswith("original-")
-            for value in layer.values()
-        ]
+        # One task of each layer, for there may be millions: all tasks of a layer are alike.
+        layers = variable.data.__dask_graph__().layers.values()
+        tasks = [next(iter(layer.values()), None) for layer in layers]
+        below = [part for task in tasks for part in (task if isinstance(task, tuple) else [task])]
     for array in below:
         # A pandas index has an attribute of that name, too, but nothing of the disk below it.
         while not isinstance(array, BackendArray | pd.Index) and hasattr(array, "array"):
             array = array.array
-        if isinstance(array, BackendArray):
-            yield array
+        if isinstance(array, StoredPairs):
+            yield array.address
+        elif isinstance(array, BackendArray):
+            yield getattr(getattr(array, "_array", None), "store_path", None)
 
 
 def _within(place: str, address: str) -> bool:
@@ -297,12 +291,11 @@ def finish_store(root: zarr.Group, attrs: Mapping[str, Any], consolidated: bool)
     root.update_attributes(dict(attrs))
 
 
-def pairs_of(connectivity: xr.Dataset) -> tuple[Pattern, np.ndarray, np.ndarray]:
-    """Return the pairs of connectivity in memory, checked: pattern, sizes and counts."""
+def _pairs_of(connectivity: xr.Dataset) -> tuple[Pattern, dict[str, np.ndarray]]:
+    """Return the pairs of connectivity in memory, checked: pattern and values."""
     pattern, values = pair_buffers(connectivity, PAIR_VALUES)
     _require(pattern_problem(pattern.indices, pattern.indptr, pattern.shape, pattern.compressed))
-    size, count = (values[name] for name in PAIR_VALUES)
-    return pattern, size, count
+    return pattern, values
 
 
 def _require(problem: str | None) -> None:
@@ -312,93 +305,72 @@ def _require(problem: str | None) -> None:
         )
 
 
-def _write_copy(
-    root: zarr.Group,
-    plans: Mapping[Compressed, PlannedGroup],
-    pool: ChunkPool,
-    shards: int | None,
-    compressed: Compressed,
-    n_pairs: int,
-    dtypes: tuple[str, str],
-    blocks: Iterable[tuple[np.ndarray, ...]],
-) -> None:
-    """Write one copy of the connectivity, in blocks of neighbouring neurons."""
-    copy = CopyWriter(root, plans[compressed], pool, shards, n_pairs=n_pairs, dtypes=dtypes)
-    for lengths, indices, size, count in blocks:
-        copy.append(lengths, indices, size, count)
-    copy.finish()
+def _copies_of(pattern: Pattern, values: Mapping[str, np.ndarray]) -> _Copies:
+    """Yield both copies of pairs in memory."""
+    size, count = (narrowest(values[name]) for name in PAIR_VALUES)
+    columns = {"indices": pattern.indices, **values}
+    blocks = _blocks(pattern.indptr, lambda name, start, stop: columns[name][start:stop])
+    yield pattern.compressed, pattern.nnz, (size, count), blocks
+    turned = transpose_pattern(pattern.indices, pattern.indptr, pattern.n_minor)
+
+    def read(name: str, start: int, stop: int) -> np.ndarray:
+        if name == "indices":
+            return turned.indices[start:stop]
+        return take_values(values[name], turned.source[start:stop])
+
+    yield OTHER[pattern.compressed], pattern.nnz, (size, count), _blocks(turned.indptr, read)
 
 
-def _write_copies(
-    write: Callable[..., None],
-    connectivity: xr.Dataset,
-    pairs: tuple[Pattern, np.ndarray, np.ndarray] | None,
-    folder: str | None,
-) -> None:
-    """Write both copies: from memory, from the store they are in, or as they are computed."""
-    if pairs is not None:
-        pattern, size, count = pairs
-        side, n, dtypes = pattern.compressed, pattern.nnz, _dtypes(size, count)
-        write(side, n, dtypes, [(np.diff(pattern.indptr), pattern.indices, size, count)])
-        indices, indptr, size, count = transpose(
-            pattern.indices, pattern.indptr, pattern.n_minor, size, count, dtypes
-        )
-        write(OTHER[side], n, dtypes, [(np.diff(indptr), indices, size, count)])
-        return
+def _copies(connectivity: xr.Dataset, folder: str | None) -> _Copies:
+    """Yield both copies of lazy pairs: from the store they are in, or as they are computed."""
     blocks = blocks_of(connectivity, PAIR_VALUES)
     source = stored_source(blocks.arrays)
     if source is not None and (other := source.other()) is not None:
         for copy in (source, other):
-            size, count = (copy.read(name, 0, 0) for name in PAIR_VALUES)
-            dtypes = (size.dtype.name, count.dtype.name)
-            write(copy.compressed, int(copy.indptr[-1]), dtypes, _stored_blocks(copy))
+            size, count = (copy.read(name, 0, 0).dtype.name for name in PAIR_VALUES)
+            n_pairs = int(copy.indptr[-1])
+            yield copy.compressed, n_pairs, (size, count), _blocks(copy.indptr, copy.read)
         return
     with tempfile.TemporaryDirectory(prefix=".pairs-", dir=folder) as work:
-        _write_computed(write, blocks, work)
+        yield from _computed(blocks, work)
 
 
-def _dtypes(size: np.ndarray, count: np.ndarray) -> tuple[str, str]:
-    """Return the narrowest dtypes that hold all values on disk (rule 8)."""
-    return ("int32" if fits_int32(size) else "int64", "int32" if fits_int32(count) else "int64")
-
-
-def _stored_blocks(source: PairSource) -> Iterator[tuple[np.ndarray, ...]]:
-    indptr = source.indptr
+def _blocks(indptr: np.ndarray, read: Callable[[str, int, int], np.ndarray]) -> Iterator[_Block]:
+    """Yield the pairs of neighbouring neurons, some million at a time."""
     for lo, hi in block_spans(indptr):
-        start, stop = int(indptr[lo]), int(indptr[hi])
-        columns = (source.read(name, start, stop) for name in ("indices", *PAIR_VALUES))
+        span = int(indptr[lo]), int(indptr[hi])
+        columns = (read(name, *span) for name in ("indices", *PAIR_VALUES))
         yield np.diff(indptr[lo : hi + 1]), *columns
 
 
-def _write_computed(write: Callable[..., None], blocks: Blocks, folder: str) -> None:
-    """Compute all pairs once, block by block, sort them on disk for either copy and write both."""
+def _computed(blocks: Blocks, folder: str) -> _Copies:
+    """Compute all pairs once, block by block, and sort them on disk for either copy."""
     lengths = {blocks.compressed: blocks.n_major, OTHER[blocks.compressed]: blocks.n_minor}
     columns = {"indices": "int32", "size": "int64", "count": "int64"}
+    size_dtype = count_dtype = "int32"
     with ExitStack() as stack:
         spills = [
             stack.enter_context(Spill(os.path.join(folder, side), n, columns, _RUN))
             for side, n in lengths.items()
         ]
-        widest: tuple[str, ...] = ("int32", "int32")
         for i, (first, _) in enumerate(blocks.spans):
             pattern, size, count = _computed_pairs(blocks, i)
-            widest = tuple(map(max, widest, _dtypes(size, count)))
+            size_dtype = max(size_dtype, narrowest(size))
+            count_dtype = max(count_dtype, narrowest(count))
             # In pieces of a run, so that sorting one takes little beside the block.
             for lo, hi in block_spans(pattern.indptr, _RUN):
                 span = slice(int(pattern.indptr[lo]), int(pattern.indptr[hi]))
                 neurons = np.arange(first + lo, first + hi, dtype=np.int32)
-                ends = (
-                    np.repeat(neurons, np.diff(pattern.indptr[lo : hi + 1])),
-                    pattern.indices[span],
-                )
+                majors = np.repeat(neurons, np.diff(pattern.indptr[lo : hi + 1]))
+                ends = majors, pattern.indices[span]
                 values = {"size": size[span], "count": count[span]}
-                for spill, majors, minors in zip(spills, ends, ends[::-1], strict=True):
-                    spill.append(majors, {"indices": minors, **values})
+                for spill, major, minor in zip(spills, ends, ends[::-1], strict=True):
+                    spill.append(major, {"indices": minor, **values})
             for spill in spills:
                 spill.flush()  # what waits there are views of this block
         for side, spill in zip(lengths, spills, strict=True):
             parts = ((part.lengths, *part.columns.values()) for part in spill.stretches(_RUN))
-            write(side, spill.rows, widest, parts)
+            yield side, spill.rows, (size_dtype, count_dtype), parts
 
 
 def _computed_pairs(blocks: Blocks, i: int) -> tuple[Pattern, np.ndarray, np.ndarray]:

@@ -1,32 +1,42 @@
 """The command ``microns-xr``: from raw tables to a store, and from a store to currents."""
 
+# The package resolves its names lazily, so that ``--help`` and a mistyped option do not wait for
+# xarray, numba and matplotlib; for the same reason modules of those are imported in functions.
 from __future__ import annotations
 
 import logging
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tqdm import tqdm
 
-from microns_xr import cli_ingest, cli_plot
+import microns_xr as mx
 from microns_xr.errors import MicronsXrError, SchemaError
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
 
 app = typer.Typer(
     name="microns-xr",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    pretty_exceptions_enable=False,  # `main` prints errors as one line
+    rich_markup_mode="markdown",
     help=(
         "MICrONS as labelled arrays: units, sparse connectivity, input currents.\n\n"
-        "Try first:  microns-xr demo\n\n"
-        "Your tables: microns-xr build data/1718 --version 1718 --out v1718.zarr, then "
-        "microns-xr info v1718.zarr, then microns-xr currents v1718.zarr --out currents.csv"
+        "Try it first, without any data:\n\n"
+        "- `microns-xr demo`\n\n"
+        "With your tables:\n\n"
+        "- `microns-xr build data/1718 --version 1718 --out v1718.zarr`\n"
+        "- `microns-xr info v1718.zarr`\n"
+        "- `microns-xr currents v1718.zarr --out currents.csv`"
     ),
 )
 
@@ -35,23 +45,72 @@ EXIT_UNEXPECTED = 3
 
 _state = {"debug": False}
 
+Version = Annotated[int, typer.Option(help="Materialization version.")]
+Store = Annotated[Path, typer.Argument(help="A store written by microns-xr.")]
+NewStore = Annotated[Path, typer.Option(help="The store to write, such as v1718.zarr.")]
 
-class Weight(StrEnum):
-    """What a connection is weighted by."""
 
-    synapse_size = "synapse_size"
-    synapse_count = "synapse_count"
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"microns-xr {mx.__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log each step.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     _state["debug"] = debug
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s"
     )
+
+
+@contextmanager
+def _steps(*names: str) -> Iterator[Callable[[], None]]:
+    """Show a progress bar of named steps; `advance` ends one and begins the next."""
+    with tqdm(total=len(names), bar_format="{desc:<18}|{bar:20}| {n_fmt}/{total_fmt}") as bar:
+        remaining = iter(names)
+        bar.set_description_str(next(remaining))
+
+        def advance() -> None:
+            bar.set_description_str(next(remaining, "done"))
+            bar.update()
+
+        yield advance
+
+
+def _require_parent(out: Path) -> None:
+    if not out.parent.is_dir():
+        raise SchemaError(f"there is no folder {out.parent} to write {out.name} to: make it first")
+
+
+def _require_groups(tree: xr.DataTree, *names: str) -> None:
+    for name in names:
+        if name not in tree.children:
+            raise SchemaError(
+                f"the store has no {name}, found {list(tree.children)}: build it from a folder "
+                "that has those tables"
+            )
+
+
+def _require_rates(units: xr.Dataset, name: str) -> None:
+    if name not in units or not name.startswith("rate_"):
+        found = [str(n) for n in units.data_vars if str(n).startswith("rate_")]
+        raise SchemaError(
+            f"the units have no rates {name!r}, found {found}: rates come from the table "
+            "tuning_curves_fitted_v1 and the coregistration"
+        )
+
+
+# From tables to a store
 
 
 @app.command()
@@ -69,9 +128,12 @@ def demo(
 
     The release has the tables, columns and pathologies of the real ones. Needs no network.
     """
-    import microns_xr as mx
-    from microns_xr.cli_output import describe_store, release_lines, steps
+    import matplotlib as mpl
+
     from microns_xr.plot import connectivity_matrix, currents_by_angle, depth_profile
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
 
     started = time.perf_counter()
     size: dict[str, Any] = {"n_nuclei": n_nuclei} if n_nuclei else {}
@@ -79,14 +141,13 @@ def demo(
     release = mx.Release(version, source=source)
     out.mkdir(parents=True, exist_ok=True)
     store = out / f"demo_v{version}.zarr"
-    with steps(
-        ["raw tables", "units and layers", "connectivity", "currents", "store", "figure"]
+    with _steps(
+        "raw tables", "units and layers", "connectivity", "currents", "store", "figure"
     ) as advance:
         for name in release.available_tables():
             release.table(name)
         advance()
-        units = release.units(functional="match", rates=True)
-        layers = release.layers()
+        units, layers = release.units(functional="match", rates=True), release.layers()
         advance()
         connectivity = release.connectivity()
         advance()
@@ -100,36 +161,26 @@ def demo(
             connectivity=connectivity,
         )
         advance()
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        import matplotlib.pyplot as plt
-
         figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
         depth_profile(units, layers, ax=axes[0])
         typed = mx.select_units(
             units, classification_system=["excitatory_neuron", "inhibitory_neuron"]
         )
-        among = mx.select_connections(
-            connectivity, pre=typed.nucleus_id.values, post=typed.nucleus_id.values
-        )
+        among = mx.select_connections(connectivity, pre=typed.nucleus_id, post=typed.nucleus_id)
         by_type = mx.group_connectivity(
             mx.annotate(among, typed, ["cell_type"]), "cell_type", "cell_type"
         )
         connectivity_matrix(by_type, ax=axes[1])
         currents_by_angle(currents, units.classification_system, ax=axes[2])
-        for ax, title in zip(
-            axes,
-            ("cells by depth and layer", "connections between types", "mean input current"),
-            strict=True,
-        ):
-            ax.set_title(title)
+        axes[0].set_title("cells by depth and layer")
+        axes[1].set_title("connections between types")
+        axes[2].set_title("mean input current")
         figure.savefig(out / "demo.png", dpi=110)
         plt.close(figure)
         advance()
     tree = mx.open_store(store)
-    typer.echo("\n".join([*release_lines(tree)[:2], *describe_store(tree)]))
-    driven = int((currents.notnull().all("orientation")).sum())
+    typer.echo("\n".join([*_release_lines(tree)[:2], *_store_lines(tree)]))
+    driven = int(currents.notnull().all("orientation").sum())
     typer.echo(
         f"currents      {driven} of {currents.sizes['post_nucleus_id']} neurons have an input "
         f"current over {currents.sizes['orientation']} orientations"
@@ -147,8 +198,8 @@ def build(
     raw_dir: Annotated[
         Path, typer.Argument(help="Folder with the raw tables (csv, csv.gz, parquet, feather).")
     ],
-    version: Annotated[int, typer.Option(help="Materialization version of the tables.")],
-    out: Annotated[Path, typer.Option(help="The store to write, such as v1718.zarr.")],
+    version: Version,
+    out: NewStore,
     multisoma: Annotated[
         str,
         typer.Option(help="any: drop roots with several nuclei; typed: count typed nuclei only."),
@@ -160,15 +211,12 @@ def build(
     """Build a store from the raw tables of a release.
 
     Tables are found by name in RAW_DIR, RAW_DIR/raw and RAW_DIR/functional, synapses in a folder
-    synapses/ below one of them. What is not there (coregistration, tuning curves, synapses) is
-    left out of the store and named.
+    synapses/ below one of them. Tables that are missing (coregistration, tuning curves, synapses)
+    are named, and what needs them is left out of the store.
     """
-    import microns_xr as mx
-    from microns_xr.cli_output import describe_store, steps
-
     release = mx.Release(version, source=raw_dir)
     has = release.has_tables()
-    with steps(["units", "layers", "functional", "connectivity", "store"]) as advance:
+    with _steps("units", "layers", "functional", "connectivity", "store") as advance:
         units = release.units(
             functional="match" if has["coregistration"] else "none",
             multisoma=multisoma,  # type: ignore[arg-type]
@@ -182,65 +230,50 @@ def build(
         connectivity = release.connectivity(synapses, units=units) if has["synapses"] else None
         advance()
         mx.write_store(
-            out,
-            units=units,
-            layers=layers,
-            functional=functional,
-            connectivity=connectivity,
+            out, units=units, layers=layers, functional=functional, connectivity=connectivity
         )
         advance()
     absent = [role for role in ("coregistration", "tuning_curves", "synapses") if not has[role]]
     if absent:
         typer.echo(f"not in {raw_dir}, so not in the store: {', '.join(absent)}")
-    typer.echo("\n".join(describe_store(mx.open_store(out))))
+    typer.echo("\n".join(_store_lines(mx.open_store(out))))
     typer.echo(f"store         {out}")
 
 
 @app.command()
 def download(
-    version: Annotated[int, typer.Option(help="Materialization version.")],
+    version: Version,
     datadir: Annotated[
-        Path, typer.Option(help="Where downloads are kept; a release has its own folder below.")
+        Path, typer.Option(help="Folder of downloads; each release has a folder of its own in it.")
     ] = Path("data"),
     source: Annotated[
         str, typer.Option(help="auto, cave (versions that are served) or archive.")
     ] = "auto",
     policy: Annotated[str, typer.Option(help="minimum, extra or all.")] = "minimum",
-    extra: Annotated[
-        list[str] | None, typer.Option(help="A further table or role; may be repeated.")
-    ] = None,
-    refresh: Annotated[bool, typer.Option(help="Fetch tables again that are here.")] = False,
     pre: Annotated[
         str | None,
-        typer.Option(help="Synapses from: a file of ids, words like axon=extended, or all."),
+        typer.Option(
+            help="Also synapses from: a file of ids, conditions like axon=extended, or all."
+        ),
     ] = None,
     post: Annotated[
         str | None,
-        typer.Option(help="Synapses onto: a file of ids, words like layer=L4, or all."),
+        typer.Option(help="Also synapses onto: a file of ids, conditions like layer=L4, or all."),
     ] = None,
     positions: Annotated[bool, typer.Option(help="With the positions of the synapses.")] = False,
-    allow_unknown: Annotated[
-        bool, typer.Option(help="Ask for root ids this release does not know.")
-    ] = False,
-    workers: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 3,
-    batch: Annotated[int | None, typer.Option(help="The most neurons a request.", min=1)] = None,
     datastack: Annotated[str, typer.Option(help="Name of the datastack.")] = "minnie65_public",
     server: Annotated[str | None, typer.Option(help="Address of another CAVE service.")] = None,
     archive_url: Annotated[str | None, typer.Option(help="Folder of another archive.")] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with the token; caveclient's own file by default.")
+        Path | None, typer.Option(help="File with the token; that of caveclient by default.")
     ] = None,
 ) -> None:
-    """Download the tables of a release, and on request synapses; run it again to continue.
+    """Download the tables of a release and, on request, synapses; run it again to continue.
 
-    Nothing that is here and whole is fetched again. With --pre or --post, the synapses from or onto
-    those neurons are fetched too: several words are joined by a comma, as in
+    Nothing that is complete is fetched again. With --pre or --post, the synapses from or onto those
+    neurons are fetched too; conditions are joined by commas, as in
     --pre axon=extended,cell_type=23P.
     """
-    import microns_xr as mx
-    from microns_xr.cli_output import check_ids, ids_from
-
-    chosen: Any = source
     if source not in ("auto", "cave", "archive"):
         raise SchemaError(f"--source is {source!r}, expected auto, cave or archive")
     of_cave = server is not None or token_file is not None
@@ -251,6 +284,7 @@ def download(
             "give those of one source"
         )
     mx.releases.release_spec(version)
+    chosen: Any = source
     if of_cave:
         if token_file is not None and not token_file.is_file():
             raise SchemaError(f"--token-file: there is no file {token_file}")
@@ -263,42 +297,222 @@ def download(
         chosen = mx.sources.ArchiveSource(
             version, url=archive_url, datastack=datastack, folder=folder
         )
-    for option, said in (("--pre", pre), ("--post", post)):
-        check_ids(said, option)
+    sides = {"--pre": _parse_side(pre, "--pre"), "--post": _parse_side(post, "--post")}
     release = mx.Release(version, datadir=datadir, datastack=datastack, source=chosen)
     typer.echo(f"source        {release.source}")
-    policy = "extra" if extra and policy == "minimum" else policy
-    records = release.download(policy, extra or (), refresh=refresh)  # type: ignore[arg-type]
-    for name, record in records.items():
+    for name, record in release.download(policy).items():  # type: ignore[arg-type]
         typer.echo(f"table         {name}: {record['rows']} rows")
-    synapses = None
-    if pre is not None or post is not None:
-        units = None
-        if any("=" in (side or "") for side in (pre, post)):
-            units = release.units(functional="match" if "tuning=" in f"{pre}{post}" else "none")
-        synapses = release.download_synapses(
-            ids_from(pre, units, "--pre"),
-            ids_from(post, units, "--post"),
-            positions=positions,
-            allow_unknown=allow_unknown,
-            workers=workers,
-            batch=batch,
-        )
-        typer.echo(f"synapses      {synapses.rows} in request {synapses.key}")
     folder = datadir / release.datastack / f"v{version}"
-    which = f" --synapses {synapses.key}" if synapses is not None else ""
+    which = ""
+    if pre is not None or post is not None:
+        conditions = [side for side in sides.values() if isinstance(side, dict)]
+        if conditions:
+            tuned = any("tuning" in side for side in conditions)
+            units = release.units(functional="match" if tuned else "none")
+            for option, side in sides.items():
+                if isinstance(side, dict):
+                    sides[option] = mx.select_units(units, **side)
+        synapses = release.download_synapses(sides["--pre"], sides["--post"], positions=positions)
+        typer.echo(f"synapses      {synapses.rows} in request {synapses.key}")
+        which = f" --synapses {synapses.key}"
     line = f"microns-xr build {folder} --version {version}{which} --out v{version}.zarr"
     typer.echo(f"next          {line}")
 
 
-@app.command()
-def info(store: Annotated[Path, typer.Argument(help="A store written by microns-xr.")]) -> None:
-    """Say what a store holds: release, units, layers, connections, what was dropped."""
-    import microns_xr as mx
-    from microns_xr.cli_output import describe_store, release_lines
+def _parse_side(value: str | None, option: str) -> Any:
+    """Turn ``all`` into None, a file into ids, and ``axon=extended,layer=L4`` into conditions."""
+    if value is None or value == "all":
+        return None
+    if Path(value).is_file():
+        words = Path(value).read_text(encoding="utf-8").replace(",", " ").split()
+        if not words:
+            raise SchemaError(f"{option}: {value} is empty, expected one id per line")
+        for word in words:
+            if not word.isdigit():
+                raise SchemaError(f"{option}: {value} holds {word!r}, expected one id per line")
+        return [int(word) for word in words]
+    if "=" not in value:
+        raise SchemaError(
+            f"{option} is {value!r}, expected a file of ids, conditions like axon=extended, or all"
+        )
+    known = (
+        "layer", "brain_area", "cell_type", "classification_system", "tuning", "axon", "dendrite",
+    )  # fmt: skip
+    conditions: dict[str, list[str]] = {}
+    for pair in value.split(","):
+        name, _, word = pair.partition("=")
+        if name.strip() not in known:
+            raise SchemaError(f"{option}: {name.strip()!r} is not one of {known}")
+        conditions.setdefault(name.strip(), []).append(word.strip())
+    return conditions
 
+
+class Keep(StrEnum):
+    """Which rows are kept."""
+
+    both = "both"
+    pre = "pre"
+    post = "post"
+
+
+class Scope(StrEnum):
+    """Which pairs the files would show."""
+
+    unknown = "unknown"
+    requested = "requested"
+    complete = "complete"
+
+
+@app.command()
+def ingest(
+    files: Annotated[list[str], typer.Argument(help="csv, csv.gz or parquet; paths or addresses.")],
+    units: Annotated[
+        Path, typer.Option(help="A store with the units, or a folder with the raw tables.")
+    ],
+    out: NewStore,
+    version: Annotated[
+        int | None, typer.Option(help="Materialization version, for a folder of raw tables.")
+    ] = None,
+    header: Annotated[
+        Path | None, typer.Option(help="Header file of csv files without a header line.")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="The most memory to use.")] = "2 GB",
+    keep: Annotated[
+        Keep, typer.Option(help="pre, post: also synapses with a unit at that end only.")
+    ] = Keep.both,
+    positions: Annotated[
+        bool, typer.Option(help="With the single synapses and their positions.")
+    ] = False,
+    scope: Annotated[
+        Scope, typer.Option(help="complete: the files are the whole table of the release.")
+    ] = Scope.unknown,
+    count_bad_lines: Annotated[
+        bool, typer.Option(help="Leave out lines that cannot be read, and count them.")
+    ] = False,
+) -> None:
+    """Stream files of synapses, however large, into a store.
+
+    The files of the archive have no header line; their header files are found beside them. Layers
+    and functional units of the store given as --units are copied to the new store.
+    """
+    from microns_xr.store.open import groups_of, open_root, read_group
+    from microns_xr.store.swap import is_store
+
+    shared = None
+    if is_store(str(units)):
+        root = open_root(units)
+        names = [name for name in ("units", "layers", "functional") if name in groups_of(root)]
+        parts = {name: read_group(root, name) for name in names}
+    elif version is None:
+        raise SchemaError(
+            f"--units {units} is not a store: expected one, or --version with a folder"
+        )
+    else:
+        release = mx.Release(version, source=units)
+        parts = {"units": release.units(functional="none"), "layers": release.layers()}
+        shared = release.shared_roots()
+    mx.ingest_synapses(
+        list(files),
+        parts["units"],
+        out,
+        header=header,
+        memory=memory,
+        keep=keep.value,
+        positions=positions,
+        on_bad_lines="count" if count_bad_lines else "error",
+        layers=parts.get("layers"),
+        functional=parts.get("functional"),
+        scope=scope.value,
+        shared_roots=shared,
+    )
+    # Metadata only: the connections may not fit in memory.
+    group: Any = open_root(out)["connectivity/by_post"]
+    attrs: dict[str, Any] = group.attrs.asdict()
+    dropped, lines = attrs["dropped_synapses"]["any_reason"], attrs.get("bad_lines", 0)
+    typer.echo(f"rows          {attrs['n_synapse_rows']}, of which {dropped} without two units")
+    if lines:
+        typer.echo(f"bad lines     {lines}")
+    typer.echo(f"connections   {group['indices'].shape[0]} among {attrs['shape'][0]} units")
+    typer.echo(f"store         {out}")
+
+
+# From a store to numbers
+
+
+@app.command()
+def info(store: Store) -> None:
+    """Show what a store holds: release, units, layers, connections, what was dropped."""
     tree = mx.open_store(store)
-    typer.echo("\n".join([*release_lines(tree), *describe_store(tree)]))
+    typer.echo("\n".join([*_release_lines(tree), *_store_lines(tree)]))
+
+
+def _release_lines(tree: xr.DataTree) -> list[str]:
+    attrs = tree.attrs
+    return [
+        f"release       {attrs['datastack']} v{attrs['materialization_version']}",
+        f"written by    {attrs.get('created_by', 'unknown')}",
+        f"timestamp     {attrs.get('timestamp') or 'not known'}",
+        *(
+            f"  table       {table['name']}: {table.get('rows', '?')} rows"
+            for table in attrs.get("source_tables", [])
+        ),
+    ]
+
+
+def _store_lines(tree: xr.DataTree) -> list[str]:
+    """Describe the groups of a store and what was dropped on the way, one fact per line."""
+    lines = []
+    if "units" in tree.children:
+        lines += _unit_lines(tree["units"].to_dataset())
+    if "layers" in tree.children:
+        layers = tree["layers"].to_dataset()
+        borders = zip(
+            layers.layer_name.values, layers.y_start.values, layers.y_end.values, strict=True
+        )
+        lines.append("layers (µm)   " + ", ".join(f"{n} {a:.1f}-{b:.1f}" for n, a, b in borders))
+    if "functional" in tree.children:
+        lines.append(f"functional    {tree['functional'].sizes['scan_unit']} recorded units")
+    if "connectivity" in tree.children:
+        connectivity = tree["connectivity"].to_dataset()
+        n_pre, n_post = (connectivity.sizes[f"{side}_nucleus_id"] for side in ("pre", "post"))
+        lines.append(
+            f"connectivity  {mx.n_connections(connectivity)} connections among {n_pre} pre and "
+            f"{n_post} post neurons, scope {connectivity.scope.item()}"
+        )
+        for reason, n in connectivity.attrs.get("dropped_synapses", {}).items():
+            if n:
+                lines.append(f"  dropped     {n} rows: {str(reason).replace('_', ' ')}")
+    return lines
+
+
+def _unit_lines(units: xr.Dataset) -> list[str]:
+    lines = [f"units         {units.sizes['nucleus_id']}"]
+    selection = units.attrs.get("selection", {})
+    dropped = [
+        f"{n} {k.replace('_', ' ')}" for k, n in selection.items() if k not in ("nuclei", "units")
+    ]
+    if dropped:
+        lines.append(f"  of          {selection['nuclei']} nuclei; dropped: {', '.join(dropped)}")
+    if absent := units.attrs.get("absent_tables"):
+        lines.append(f"  without     {', '.join(absent)}")
+    for name in (
+        "classification_system", "layer", "brain_area", "axon_completeness", "tuning_type",
+    ):  # fmt: skip
+        if name in units:
+            counts = units[name].to_series().value_counts()
+            words = ", ".join(f"{word} {n}" for word, n in counts.head(8).items())
+            more = f", {len(counts) - 8} more" if len(counts) > 8 else ""
+            lines.append(f"  {name:<22}{words}{more}")
+    if "n_rated" in units:
+        lines.append(f"  with rates            {int((units.n_rated > 0).sum())}")
+    return lines
+
+
+class Weight(StrEnum):
+    """What a connection is weighted by."""
+
+    synapse_size = "synapse_size"
+    synapse_count = "synapse_count"
 
 
 @app.command()
@@ -314,52 +528,272 @@ def currents(
 ) -> None:
     """Compute the input current of every neuron: the sum over presynaptic partners of size x rate.
 
-    Partners without a rate are left out; rated_fraction says which share of a neuron's input
-    weight had one.
+    Partners without a rate are left out; rated_fraction is the share of a neuron's input weight
+    that comes from partners with a rate.
     """
-    import microns_xr as mx
-    from microns_xr.cli_output import check_target, steps, write_currents
-
     if out.suffix not in (".csv", ".zarr") and not out.name.endswith(".csv.gz"):
         raise SchemaError(f"--out is {out.name!r}, expected FILE.csv, FILE.csv.gz or FILE.zarr")
-    check_target(out, store)
-    with steps(["open", "contract", "write"]) as advance:
-        tree = mx.open_store(store)
-        for group in ("units", "connectivity"):
-            if group not in tree.children:
-                raise SchemaError(
-                    f"{store} has no {group}, found {list(tree.children)}: build it from a folder "
-                    "that has those tables"
-                )
-        units = tree["units"].to_dataset()
-        if rates not in units or not rates.startswith("rate_"):
-            found = [str(n) for n in units.data_vars if str(n).startswith("rate_")]
+    if out.resolve() == store.resolve():
+        raise SchemaError(f"--out is the store that is read, {store}: give another name")
+    _require_parent(out)
+    if out.suffix != ".zarr" and out.is_dir():
+        raise SchemaError(f"{out} is a folder, expected the name of a file")
+    # Only earlier currents are replaced, never another store.
+    if out.suffix == ".zarr" and out.exists():
+        is_currents = (out / "input_current" / "zarr.json").is_file()
+        if not is_currents or (out / "units").exists():
             raise SchemaError(
-                f"the units of {store} have no {rates!r}, found {found}: rates come from the table "
-                "tuning_curves_fitted_v1 and the coregistration"
+                f"{out} exists and is not a file of currents: remove it, or give another name"
             )
+    with _steps("open", "contract", "write") as advance:
+        tree = mx.open_store(store)
+        _require_groups(tree, "units", "connectivity")
+        units = tree["units"].to_dataset()
+        _require_rates(units, rates)
         advance()
-        connectivity = tree["connectivity"].to_dataset()
-        result = mx.input_currents(connectivity, units[rates], weight=weight.value)
+        result = mx.input_currents(
+            tree["connectivity"].to_dataset(), units[rates], weight=weight.value
+        )
         advance()
-        write_currents(result, units, out)
+        _write_currents(result, units, out)
         advance()
-    values = result.values
-    typer.echo(f"currents      {values.shape[0]} neurons x {values.shape[1]} {result.dims[1]}s")
-    angles = [f"{a:g}" for a in result[result.dims[1]].values]
-    sums = result.sum("post_nucleus_id", skipna=True).values
-    typer.echo(
-        "sum by angle  " + ", ".join(f"{a}: {s:.6g}" for a, s in zip(angles, sums, strict=True))
-    )
+    dim = str(result.dims[1])
+    typer.echo(f"currents      {result.shape[0]} neurons x {result.shape[1]} {dim}s")
+    sums = result.sum("post_nucleus_id", skipna=True).to_series()
+    typer.echo("sum by angle  " + ", ".join(f"{angle:g}: {s:.6g}" for angle, s in sums.items()))
     typer.echo(f"written       {out}")
+
+
+def _write_currents(result: xr.DataArray, units: xr.Dataset, out: Path) -> None:
+    import pandas as pd
+
+    from microns_xr.files import new_file, new_folder
+
+    if out.suffix == ".zarr":
+        with new_folder(out) as part:
+            result.to_dataset(name="input_current").to_zarr(part, zarr_format=3, consolidated=False)
+        return
+    dim, ids = str(result.dims[1]), result["post_nucleus_id"]
+    columns = [f"current_{dim}_{angle:g}" for angle in result[dim].values]
+    table = pd.DataFrame(result.values, index=ids.to_index(), columns=columns)
+    roots = units["pt_root_id"].reindex(nucleus_id=ids.values, fill_value=0)
+    table.insert(0, "post_pt_root_id", roots.values)
+    table["rated_fraction"] = result["rated_fraction"].values
+    with new_file(out) as part:
+        table.to_csv(part, compression="gzip" if out.suffix == ".gz" else None)
+
+
+# From a store to pictures
+
+
+class Picture(StrEnum):
+    """Which picture."""
+
+    depth = "depth"
+    cells = "cells"
+    connectivity = "connectivity"
+    probability = "probability"
+    like_to_like = "like-to-like"
+    tuning = "tuning"
+    orientations = "orientations"
+    currents = "currents"
+    degrees = "degrees"
+
+
+@app.command()
+def plot(
+    store: Store,
+    what: Annotated[Picture, typer.Argument(help="Which picture.")],
+    out: Annotated[Path, typer.Option(help="FILE.png, FILE.pdf or FILE.svg.")],
+    by: Annotated[
+        str | None,
+        typer.Option(help="Variable of the units that groups or colours, such as layer."),
+    ] = None,
+    variable: Annotated[
+        str | None,
+        typer.Option(help="What is drawn: mean_size, probability, pref_dir, rate_dir, ..."),
+    ] = None,
+    axes: Annotated[str, typer.Option(help="cells: which axes, right and up.")] = "xy",
+    distance: Annotated[
+        str, typer.Option(help="probability: START:STOP:STEP in µm, lateral distance.")
+    ] = "0:400:50",
+    presynaptic: Annotated[
+        str, typer.Option(help="Which axons are complete enough: extended, full, clean, all.")
+    ] = "extended",
+    nucleus_id: Annotated[int | None, typer.Option(help="tuning: of which neuron.")] = None,
+    null: Annotated[
+        int, typer.Option(help="like-to-like: number of permutations of the angles.", min=0)
+    ] = 0,
+) -> None:
+    """Draw a picture of what a store holds.
+
+    depth, cells: where cells are. connectivity, probability, degrees: who is connected.
+    tuning, orientations, currents, like-to-like: function.
+    """
+    suffixes = (".png", ".pdf", ".svg")
+    if out.suffix not in suffixes:
+        raise SchemaError(f"--out is {out.name!r}, expected a name that ends in one of {suffixes}")
+    _require_parent(out)
+    if out.is_dir():
+        raise SchemaError(f"--out is the folder {out}, expected the name of a file")
+    tree = mx.open_store(store, lazy=True)
+    match what:
+        case Picture.depth:
+            ax = mx.plot.depth_profile(_read(tree, "units"), _layers(tree), by=by or "layer")
+        case Picture.cells:
+            colour = by or variable or "cell_type"
+            units = _with_angle(_read(tree, "units"), colour)
+            right_up: Any = tuple(axes)
+            ax = mx.plot.cells_in_space(units, colour, axes=right_up, layers=_layers(tree))
+        case Picture.connectivity:
+            ax = _draw_connectivity(
+                tree, by or "cell_type", variable or "n_connections", presynaptic
+            )
+        case Picture.probability:
+            probability = mx.analysis.connection_probability(
+                _read(tree, "connectivity"),
+                _neurons(tree),
+                by or "classification_system",
+                _parse_distance(distance),
+                presynaptic=presynaptic,
+            )
+            ax = mx.plot.connection_probability(probability)
+        case Picture.degrees:
+            _require_groups(tree, "connectivity")
+            names = (variable,) if variable else ("out_degree", "in_degree")
+            ax = mx.plot.degree_distribution(mx.degrees(tree).compute(), names)
+        case Picture.tuning:
+            ax = _draw_tuning(_read(tree, "units"), variable or "rate_dir", nucleus_id)
+        case Picture.orientations:
+            name = variable or "pref_ori"
+            units = _with_angle(_read(tree, "units"), name)
+            ax = mx.plot.preferred_orientations(units, name, by=by)
+        case Picture.currents:
+            ax = _draw_currents(tree, variable or "rate_ori", by or "layer")
+        case Picture.like_to_like:
+            ax = _draw_like_to_like(tree, variable or "probability", by, presynaptic, null)
+    release = f"{tree.attrs['datastack']} v{tree.attrs['materialization_version']}"
+    ax.set_title(f"{ax.get_title()}, {release}" if ax.get_title() else release, fontsize="medium")
+    _save(ax.figure, out)
+    typer.echo(f"written       {out}")
+
+
+def _save(figure: Any, out: Path) -> None:
+    import matplotlib as mpl
+
+    from microns_xr.files import new_file
+
+    # Without a date and with fixed ids, equal pictures are equal files.
+    undated = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}[out.suffix]
+    with new_file(out) as part, mpl.rc_context({"svg.hashsalt": "microns_xr"}):
+        figure.savefig(part, format=out.suffix[1:], dpi=150, bbox_inches="tight", metadata=undated)
+
+
+def _parse_distance(text: str) -> Any:
+    import numpy as np
+
+    try:
+        start, stop, step = (float(part) for part in text.split(":"))
+        return np.arange(start, stop + step / 2, step)
+    except (ValueError, ZeroDivisionError) as error:
+        raise SchemaError(
+            f"--distance is {text!r}, expected START:STOP:STEP in µm, such as 0:400:50"
+        ) from error
+
+
+def _read(tree: xr.DataTree, name: str) -> xr.Dataset:
+    _require_groups(tree, name)
+    return tree[name].to_dataset().compute()  # of a lazy store only what is drawn is read
+
+
+def _layers(tree: xr.DataTree) -> xr.Dataset | None:
+    return _read(tree, "layers") if "layers" in tree.children else None
+
+
+def _neurons(tree: xr.DataTree) -> xr.Dataset:
+    """Units without glia and other cells that are not neurons: they have no place in a matrix."""
+    units = _read(tree, "units")
+    return units.isel(nucleus_id=(units["classification_system"] != "nonneuron").values)
+
+
+def _with_angle(units: xr.Dataset, name: str) -> xr.Dataset:
+    """Units with an angle: their own, or that of a curve fitted to their rates."""
+    dims = {"pref_ori": "orientation", "pref_dir": "direction"}
+    dim = dims.get(name, "")
+    rates = f"rate_{dim[:3]}"
+    if name in units or name not in dims or rates not in units:
+        return units
+    fit = _fit(units[rates], dim)
+    angle = fit[name].where(fit["converged"])
+    text = f"{angle.attrs.get('long_name', name)} of fitted curves"
+    return units.assign({name: angle.assign_attrs(long_name=text)})
+
+
+def _fit(rates: xr.DataArray, dim: str) -> xr.Dataset:
+    if dim == "direction":
+        return mx.tuning.fit(rates, dim="direction", model="double_von_mises")
+    return mx.tuning.fit(rates, dim="orientation", model="von_mises")
+
+
+def _draw_connectivity(tree: xr.DataTree, by: str, variable: str, presynaptic: str) -> Axes:
+    connectivity, units = _read(tree, "connectivity"), _neurons(tree)
+    if variable == "probability":
+        interval = mx.analysis.Wilson()
+        table = mx.analysis.connection_probability(
+            connectivity, units, by, presynaptic=presynaptic, interval=interval
+        )
+    else:
+        among = mx.select_connections(connectivity, pre=units, post=units)
+        table = mx.group_connectivity(among, by, units=units)
+    return mx.plot.connectivity_matrix(table, variable)
+
+
+def _draw_tuning(units: xr.Dataset, name: str, nucleus_id: int | None) -> Axes:
+    _require_rates(units, name)
+    if nucleus_id is None or nucleus_id not in units["nucleus_id"].values:
+        rated = units["nucleus_id"].values[units[name].notnull().values.all(axis=1)]
+        raise SchemaError(
+            f"--nucleus-id is {nucleus_id}, expected a neuron of the store; {rated.size} have "
+            f"rates, such as {rated[:3].tolist()}"
+        )
+    rates = units[name].sel(nucleus_id=nucleus_id)
+    ax = mx.plot.tuning_curve(rates, _fit(rates, str(rates.dims[0])))
+    ax.set_title(f"neuron {nucleus_id}")
+    return ax
+
+
+def _draw_currents(tree: xr.DataTree, rates: str, by: str) -> Axes:
+    units = _read(tree, "units")
+    _require_rates(units, rates)
+    if by not in units:
+        raise SchemaError(f"the units have no {by!r}, found {sorted(map(str, units.data_vars))}")
+    _require_groups(tree, "connectivity")
+    return mx.plot.currents_by_angle(mx.input_currents(tree, units[rates]).compute(), units[by])
+
+
+def _draw_like_to_like(
+    tree: xr.DataTree, variable: str, by: str | None, presynaptic: str, null: int
+) -> Axes:
+    from microns_xr.analysis import null_models
+
+    connectivity = _read(tree, "connectivity")
+    units = _with_angle(_read(tree, "units"), "pref_ori")
+    estimate = mx.analysis.like_to_like
+    result = estimate(connectivity, units, presynaptic=presynaptic)
+    compared = None
+    if null:
+        permuted = null_models.permute_angles(units, within=by or "cell_type", n=null)
+        compared = null_models.compare(
+            estimate, connectivity, units, permuted, variable=variable, presynaptic=presynaptic
+        )
+    return mx.plot.like_to_like(result, compared, variable=variable)
+
+
+# Errors
 
 
 def _one_line(message: object) -> str:
     return " ".join(str(message).split())
-
-
-cli_ingest.register(app)
-cli_plot.register(app)
 
 
 def main() -> None:
@@ -381,7 +815,7 @@ def main() -> None:
             raise
         typer.echo(
             f"microns-xr: unexpected {type(error).__name__}: {_one_line(error)} "
-            "(run again with microns-xr --debug for the trace)",
+            "(run again with microns-xr --debug for the traceback)",
             err=True,
         )
         sys.exit(EXIT_UNEXPECTED)

@@ -22,7 +22,7 @@ ROWS = [
     ["analysis"],
     ["plot", "export", "neuroglancer"],
     ["release"],
-    ["cli_output", "cli_ingest", "cli_plot", "cli_draw", "cli"],
+    ["cli"],
 ]
 ROW_OF = {name: i for i, row in enumerate(ROWS) for name in row}
 PACKAGE = Path(microns_xr.__file__).parent

@@ -141,6 +141,13 @@ def test_debug_shows_the_trace(tmp_path):
     assert "Traceback" in result.stderr
 
 
+def test_version_and_completion(tmp_path):
+    assert run("--version").stdout == f"microns-xr {mx.__version__}\n"
+    shown = run("--show-completion", cwd=tmp_path)
+    assert shown.returncode == 0 or "not supported" in shown.stderr + shown.stdout
+    assert "--install-completion" in run("--help").stdout
+
+
 def test_help_teaches():
     assert "microns-xr demo" in run("--help").stdout
     for command in ("demo", "build", "info", "currents"):
@@ -158,7 +165,7 @@ def test_currents_never_replace_what_is_no_currents(demo_folder, tmp_path):
     (other / "notes.txt").write_text("mine")
     for out, message in (
         (store, "is the store that is read"),
-        (other, "holds no currents"),
+        (other, "is not a file of currents"),
         (tmp_path / "no" / "c.csv", "make it first"),
     ):
         result = run("currents", store, "--out", out)

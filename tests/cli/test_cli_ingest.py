@@ -1,25 +1,15 @@
-"""``microns-xr ingest``, as the application that it is registered with."""
+"""``microns-xr ingest``: from units in a store or a folder of tables."""
 
 from __future__ import annotations
 
 import ingest_examples as ex
-import pytest
-import typer
 from typer.testing import CliRunner
 
 import microns_xr as mx
-from microns_xr.cli_ingest import register
+from microns_xr.cli import app
 
 
-@pytest.fixture
-def app():
-    app = typer.Typer()
-    register(app)
-    app.callback()(lambda: None)  # so that the one command keeps its name
-    return app
-
-
-def test_from_a_store_of_units(tmp_path, app):
+def test_from_a_store_of_units(tmp_path):
     units = ex.make_units(60)
     frame = ex.make_synapses(units, 500)
     mx.write_store(tmp_path / "units.zarr", units=units)
@@ -36,14 +26,14 @@ def test_from_a_store_of_units(tmp_path, app):
     assert "post_pt_root_id" in mx.open_store(out)["synapses"]
 
 
-def test_what_is_no_store(tmp_path, app):
+def test_what_is_no_store(tmp_path):
     arguments = ["ingest", "s.csv", "--units", str(tmp_path), "--out", "s.zarr"]
     found = CliRunner().invoke(app, arguments)
     assert isinstance(found.exception, mx.errors.SchemaError)
     assert "--version" in str(found.exception)
 
 
-def test_from_a_folder_of_raw_tables(tmp_path, app):
+def test_from_a_folder_of_raw_tables(tmp_path):
     mx.sources.DemoSource(1718, n_nuclei=600).write(tmp_path / "raw", "parquet")
     (path,) = (tmp_path / "raw").rglob("synapses*.parquet")
     arguments = ["ingest", str(path), "--units", str(tmp_path / "raw"), "--version", "1718"]

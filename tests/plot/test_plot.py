@@ -5,17 +5,13 @@ from __future__ import annotations
 import matplotlib as mpl
 import numpy as np
 import pytest
-import typer
 import xarray as xr
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from typer.testing import CliRunner
 
 import microns_xr as mx
 from microns_xr import plot
 from microns_xr.analysis import null_models
-from microns_xr.cli_draw import draw
-from microns_xr.cli_plot import What, register
 from microns_xr.plot.style import NO_VALUE, PALETTE, colours_of, cyclic_map, label_of, styles_of
 from microns_xr.schema import AXES
 
@@ -450,56 +446,3 @@ def test_labels_have_units_and_fit():
     long = xr.DataArray(0, name="a_b", attrs={"units": "voxels of 4x4x40 nm", "long_name": "mean size of a connected pair"})  # fmt: skip
     assert label_of(long) == "mean size of a connected pair\n(voxels of 4x4x40 nm)"
     assert label_of(xr.DataArray(0, name="a_b", attrs={"units": "1"})) == "a b"
-
-
-@pytest.fixture
-def app():
-    made = typer.Typer()
-    register(made)
-    made.command("other")(lambda: None)
-    return made
-
-
-def run(app, *words):
-    return CliRunner().invoke(app, ["plot", *map(str, words)], catch_exceptions=False)
-
-
-def test_every_picture_of_a_store(demo_store):
-    tree = mx.open_store(demo_store)
-    options = {
-        What.tuning: {"nucleus_id": int(tree["units"].nucleus_id[np.isfinite(tree["units"].rate_dir).all("direction").values][0])},
-        What.like_to_like: {"presynaptic": "all", "null": 5},
-        What.cells: {"by": "pref_dir", "axes": "zy"},
-        What.connectivity: {"variable": "probability", "by": "layer", "presynaptic": "all"},
-    }  # fmt: skip
-    for what in What:
-        ax = rendered(draw(tree, what, **options.get(what, {})))
-        assert ax.get_xlabel()
-    with pytest.raises(mx.errors.SchemaError, match="such as \\["):
-        draw(tree, "tuning")
-    with pytest.raises(mx.errors.SchemaError, match="START:STOP:STEP"):
-        draw(tree, "probability", distance="0:100")
-    with pytest.raises(mx.errors.SchemaError, match="has no connectivity"):
-        draw(xr.DataTree.from_dict({"units": tree["units"].to_dataset()}), "degrees")
-    with pytest.raises(mx.errors.SchemaError, match="no rates 'gOSI'"):
-        draw(tree, "tuning", variable="gOSI")
-    with pytest.raises(mx.errors.SchemaError, match="no 'rate_x'"):
-        draw(tree, "currents", variable="rate_x")
-
-
-def test_the_command_writes_a_whole_file_or_none(app, demo_store, tmp_path):
-    result = run(app, demo_store, "depth", "--out", tmp_path / "a.png", "--dpi", "40")
-    assert "written" in result.output
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    first = (tmp_path / "a.png").read_bytes()
-    run(app, demo_store, "depth", "--out", tmp_path / "a.png", "--dpi", "40")
-    assert (tmp_path / "a.png").read_bytes() == first
-    for out, match in (
-        (tmp_path / "a.txt", "ends in one of"),
-        (tmp_path / "none" / "a.png", "there is no folder"),
-    ):
-        with pytest.raises(mx.errors.SchemaError, match=match):
-            run(app, demo_store, "depth", "--out", out)
-    with pytest.raises(mx.errors.SchemaError):
-        run(app, demo_store, "depth", "--by", "colour", "--out", tmp_path / "b.png")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

@@ -1,0 +1,69 @@
+"""``microns-xr plot``: every picture of a store, as a whole file or none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+import microns_xr as mx
+from microns_xr.cli import Picture, app
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["plot", *map(str, words)], catch_exceptions=False)
+
+
+def test_every_picture_of_a_store(demo_store, tmp_path):
+    units = mx.open_store(demo_store)["units"].to_dataset()
+    rated = units.nucleus_id.values[np.isfinite(units.rate_dir).all("direction").values]
+    options = {
+        Picture.tuning: ["--nucleus-id", rated[0]],
+        Picture.like_to_like: ["--presynaptic", "all", "--null", 5],
+        Picture.cells: ["--by", "pref_dir", "--axes", "zy"],
+        Picture.connectivity: [
+            "--variable", "probability", "--by", "layer", "--presynaptic", "all",
+        ],
+    }  # fmt: skip
+    for what in Picture:
+        out = tmp_path / f"{what}.png"
+        result = run(demo_store, what, "--out", out, *options.get(what, []))
+        assert f"written       {out}" in result.output
+        assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["tuning"], "such as \\["),
+        (["tuning", "--variable", "gOSI"], "no rates 'gOSI'"),
+        (["probability", "--distance", "0:100"], "START:STOP:STEP"),
+        (["currents", "--variable", "rate_x"], "no rates 'rate_x'"),
+        (["depth", "--by", "colour"], "colour"),
+        (["depth", "--out", "{folder}/a.txt"], "ends in one of"),
+        (["depth", "--out", "{folder}/none/a.png"], "there is no folder"),
+    ],
+)
+def test_what_cannot_be_drawn_leaves_no_file(demo_store, tmp_path, words, match):
+    out = [] if "--out" in words else ["--out", tmp_path / "a.png"]
+    with pytest.raises(mx.errors.SchemaError, match=match):
+        run(demo_store, *(word.format(folder=tmp_path) for word in words), *out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_units_has_no_degrees(demo_store, tmp_path):
+    units = mx.open_store(demo_store)["units"].to_dataset()
+    mx.write_store(tmp_path / "units.zarr", units=units)
+    with pytest.raises(mx.errors.SchemaError, match="has no connectivity"):
+        run(tmp_path / "units.zarr", "degrees", "--out", tmp_path / "a.svg")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_the_same_picture_is_the_same_file(demo_store, tmp_path, suffix):
+    out = tmp_path / f"a{suffix}"
+    run(demo_store, "depth", "--out", out)
+    first = out.read_bytes()
+    run(demo_store, "depth", "--out", out)
+    assert out.read_bytes() == first
+    assert xr.open_datatree(demo_store, engine="microns_xr").children  # untouched

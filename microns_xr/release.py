@@ -37,9 +37,8 @@ from microns_xr.releases import (
     release_spec,
     table_spec,
 )
-from microns_xr.sources.cache import table_names
+from microns_xr.sources.cache import CachedSource, make_source, table_names
 from microns_xr.sources.directory import DirectorySource
-from microns_xr.sources.download import CachedSource, make_source
 from microns_xr.sources.fetch import (
     RECORDING_SUFFIXES,
     RECORDINGS_URL,

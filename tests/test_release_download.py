@@ -12,7 +12,7 @@ from cave_server import CaveServer
 
 import microns_xr as mx
 from microns_xr.files import locked
-from microns_xr.sources.download import CachedSource
+from microns_xr.sources.cache import CachedSource
 from microns_xr.sources.net import Retry
 
 
@@ -160,7 +160,7 @@ def test_an_archived_release(tables, tmp_path, demo_source):
 
 
 def test_served_versions_come_from_cave_and_archived_ones_from_the_archive(tmp_path, caplog):
-    caplog.set_level("INFO", logger="microns_xr.sources.download")
+    caplog.set_level("INFO", logger="microns_xr.sources.cache")
     assert isinstance(mx.Release(1718, datadir=tmp_path).source.remote, mx.sources.CaveSource)
     assert isinstance(mx.Release(1412, datadir=tmp_path).source.remote, mx.sources.ArchiveSource)
     said = [record.getMessage() for record in caplog.records]
@@ -252,7 +252,7 @@ def test_units_or_synapses_of_another_release_are_refused(cave, tmp_path, demo_s
     with pytest.raises(
         mx.errors.ReleaseMismatchError, match="holds synapses of minnie65_public v1718"
     ):
-        source.read_synapses()
+        source.synapse_set()
 
 
 def test_after_a_download_the_service_is_not_needed(cave, tmp_path, caplog):
@@ -292,7 +292,7 @@ def test_listings_of_two_sources_do_not_mix(cave, tables, tmp_path):
 def test_one_download_at_a_time(cave, tmp_path):
     release = release_of(cave, tmp_path)
     with (
-        locked(release.source.cache.folder, "tables"),
+        locked(release.source.table_folder, "tables"),
         pytest.raises(mx.errors.SourceError, match="another download of tables"),
     ):
         release.download()

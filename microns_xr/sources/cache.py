@@ -1,4 +1,4 @@
-"""The folder of a downloaded release: which release it is of, its tables, which to download.
+"""The folder of a downloaded release: which tables are there and whole, which are to be fetched.
 
 A table is two files, ``NAME.parquet`` and ``NAME.json``. Both are written beside their place and
 renamed, the record last, and the record holds the sha256 of the parquet: a table whose two files
@@ -7,7 +7,6 @@ do not fit each other, for whatever reason, does not count as there.
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import json
 import logging
@@ -20,52 +19,31 @@ from typing import Any, Literal, get_args
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
+from tqdm.auto import tqdm
 
+from microns_xr import __version__
 from microns_xr.errors import ReleaseMismatchError, SchemaError, SourceError, unknown_label
-from microns_xr.files import file_sha256, new_file, write_file
+from microns_xr.files import file_sha256, locked, new_file, write_file
 from microns_xr.releases import MINIMUM_ROLES, ReleaseSpec
-from microns_xr.sources.tables import plain_types, to_frame
+from microns_xr.sources.archive import ArchiveSource
+from microns_xr.sources.cave import CaveSource, fetch_table
+from microns_xr.sources.demo import DemoSource
+from microns_xr.sources.directory import DirectorySource, table_files, the_only, write_identity
+from microns_xr.sources.synapses import (
+    SYNAPSE_TABLE,
+    SynapseSet,
+    download_synapses,
+    list_requests,
+    open_request,
+)
+from microns_xr.sources.tables import TableSource, plain_types, read_table_file, to_frame
 
 logger = logging.getLogger(__name__)
 
 Policy = Literal["minimum", "all", "extra"]
 
-IDENTITY_FILE = "release.json"
 _NEEDED_ROLES = ("nucleus", "celltype", "proofreading")  # without these there are no units
 _NAME = re.compile(r"\w[\w.-]*")
-_RECORDED_PACKAGES = ("microns-xr", "caveclient", "pyarrow")
-
-
-def write_identity(folder: Path, datastack: str, version: int) -> None:
-    """Write the release of a folder, unless it is there; refuse a folder of another release."""
-    there = read_identity(folder)
-    if there is not None and there != (datastack, version):
-        raise ReleaseMismatchError(
-            f"{folder} holds tables of {there[0]} v{there[1]}, not of {datastack} v{version}: "
-            "use another folder, releases must not be mixed"
-        )
-    if there is None:
-        identity = {"datastack": datastack, "version": version}
-        write_file(folder / IDENTITY_FILE, json.dumps(identity) + "\n")
-
-
-def read_identity(folder: Path) -> tuple[str, int] | None:
-    """Return datastack and version of a folder of tables, None where it does not say.
-
-    The file lies in the release's folder, which may be the parent of a ``raw`` folder.
-    """
-    for place in (folder, folder.parent) if folder.name == "raw" else (folder,):
-        file = place / IDENTITY_FILE
-        if not file.is_file():
-            continue
-        try:
-            identity = json.loads(file.read_text(encoding="utf-8"))
-            return str(identity["datastack"]), int(identity["version"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise SourceError(
-                f"{file} does not say a datastack and a version ({error}): correct or remove it"
-            ) from error
-    return None
 
 
 def table_names(
@@ -91,18 +69,15 @@ def table_names(
             )  # fmt: skip
         return sorted(set(available) - {synapses})
     names = {spec.tables.get(word) or word for word in extra}
-    for name in names:
-        if name not in available:
-            what = f"v{spec.version} has no table"
-            raise unknown_label(what, name, set(available), "available_tables() lists all")
-        if name == synapses:
-            raise SourceError(
-                f"{name} is the table of all synapses, which is not fetched whole: use "
-                "download_synapses(pre, post), or the archive"
-            )
-    for role in MINIMUM_ROLES:
-        if not spec.has(role):
-            continue
+    if synapses in names & set(available):
+        raise SourceError(
+            f"{synapses} is the table of all synapses, which is not fetched whole: use "
+            "download_synapses(pre, post), or the archive"
+        )
+    for name in names - set(available):
+        what = f"v{spec.version} has no table"
+        raise unknown_label(what, name, set(available), "available_tables() lists all")
+    for role in filter(spec.has, MINIMUM_ROLES):
         name = spec.name_of(role)
         if name in available:
             names.add(name)
@@ -120,20 +95,36 @@ def table_names(
     return sorted(names)
 
 
-class TableCache:
-    """The tables of one release that have been downloaded into a folder."""
+class CachedSource:
+    """Tables of the service or the archive, downloaded into a folder and read from there.
+
+    What is in the folder and whole is not asked for again. Without a remote source, or while it
+    cannot be reached, the folder alone is read.
+    """
+
+    scope = "requested"
 
     def __init__(
         self,
+        remote: CaveSource | ArchiveSource | None,
         folder: str | Path,
-        *,
-        datastack: str | None = None,
-        version: int | None = None,
+        datastack: str,
+        version: int,
     ) -> None:
+        self.remote = remote
+        self.datastack = datastack
+        self.version = version
         self.folder = Path(folder).expanduser()
-        self.release = {"datastack": datastack, "version": version}
+        self.table_folder = self.folder / "raw"
+        self.synapse_folder = self.table_folder / "synapses"
+        self._listing = self.folder / "tables.json"
         # By name: time and size of a file, and the sha256 that it had then.
         self._digests: dict[str, tuple[tuple[int, int], str]] = {}
+
+    def __repr__(self) -> str:
+        return f"CachedSource({self.remote!r}, {str(self.folder)!r})"
+
+    # -------------------------------------------------------------- tables in the folder
 
     def path(self, name: str) -> Path:
         """Return where a table's parquet file is, or will be."""
@@ -141,12 +132,12 @@ class TableCache:
             raise SourceError(
                 f"{name!r} is not a table name: expected letters, digits, '_', '-', '.'"
             )
-        return self.folder / f"{name}.parquet"
+        return self.table_folder / f"{name}.parquet"
 
     def names(self) -> list[str]:
-        """Return the names of the tables that are there and whole."""
-        names = [path.stem for path in self.folder.glob("*.json") if _NAME.fullmatch(path.stem)]
-        return sorted(name for name in names if self.has(name))
+        """Return the names of the downloaded tables that are there and whole."""
+        stems = [path.stem for path in self.table_folder.glob("*.json")]
+        return sorted(name for name in stems if _NAME.fullmatch(name) and self.has(name))
 
     def has(self, name: str) -> bool:
         """Whether a table is there and whole, by its record and the sha256 in it."""
@@ -167,70 +158,245 @@ class TableCache:
         if self._digests[name][1] != record["sha256"]:
             logger.warning("%s is not what its record says: it does not count as there", path)
             return None
-        for key, expected in self.release.items():
-            if None not in (expected, record.get(key)) and record[key] != expected:
-                raise ReleaseMismatchError(
-                    f"{path} is of {record.get('datastack')} v{record.get('version')}, expected "
-                    f"{self.release['datastack']} v{self.release['version']}: it was put into the "
-                    "folder of another release; move it away"
-                )
-        return record
-
-    def provenance(self, name: str) -> dict[str, Any]:
-        """Return the record of a table."""
-        record = self._record(name)
-        if record is None:
-            raise unknown_label(
-                f"{self.folder} holds no whole table",
-                name,
-                self.names(),
-                "download it",
-                SourceError,
+        if (record.get("datastack"), record.get("version")) != (self.datastack, self.version):
+            raise ReleaseMismatchError(
+                f"{path} is of {record.get('datastack')} v{record.get('version')}, expected "
+                f"{self.datastack} v{self.version}: it was put into the folder of another release; "
+                "move it away"
             )
         return record
 
+    def write(self, name: str, table: pa.Table, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a table and its record, whole or not at all; an old one is replaced."""
+        path = self.path(name)
+        # Renamed in the order of their ends: the record, which is of both, is the last.
+        with new_file(path.with_suffix(".json")) as record_part, new_file(path) as part:
+            pa.parquet.write_table(plain_types(table), part, compression="zstd")
+            record = {
+                "datastack": self.datastack,
+                "version": self.version,
+                **provenance,
+                "name": name,
+                "rows": table.num_rows,
+                "sha256": file_sha256(part),
+                "fetched_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+                "created_by": {
+                    "microns-xr": __version__,
+                    **{package: metadata.version(package) for package in ("caveclient", "pyarrow")},
+                },
+            }
+            record_part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        return record
+
+    def _added_by_hand(self) -> dict[str, Path]:
+        """Return the files of tables that were put beside the downloaded ones, by name.
+
+        A parquet file in ``raw`` without a record is not one: it is a download that was cut.
+        """
+        files, synapses = table_files(self.folder)
+        for name in synapses:
+            del files[name]
+        return {
+            name: the_only(name, paths)
+            for name, paths in files.items()
+            if self.table_folder / f"{name}.parquet" not in paths
+        }
+
+    # ----------------------------------------------------------------- the table source
+
+    def available_tables(self) -> list[str]:
+        """Names of the tables here and there, sorted."""
+        names = {*self.names(), *self._added_by_hand()}
+        if self.remote is not None:
+            try:
+                names.update(self._remote_tables(self.remote))
+            except SourceError as error:
+                if not names:
+                    raise
+                logger.warning("only the tables in %s can be read now: %s", self.folder, error)
+        return sorted(names)
+
+    def _remote_tables(self, remote: CaveSource | ArchiveSource) -> list[str]:
+        """Names the remote source lists, from the listing that a download has written."""
+        if isinstance(remote, ArchiveSource) or not self._listing.is_file():
+            return remote.available_tables()
+        try:
+            return [str(name) for name in json.loads(self._listing.read_text(encoding="utf-8"))]
+        except ValueError as error:
+            raise SourceError(f"{self._listing} is damaged ({error}): remove it") from error
+
     def read(self, name: str) -> pd.DataFrame:
-        """Return one table."""
-        self.provenance(name)
+        """Return one table; what is not in the folder is fetched into it."""
+        if not self.has(name):
+            if (path := self._added_by_hand().get(name)) is not None:
+                return read_table_file(path)
+            if self.remote is None:
+                raise self._not_here(name)
+            if name == SYNAPSE_TABLE:
+                raise SourceError(
+                    f"{name} is not downloaded whole: fetch the synapses of some neurons with "
+                    "Release.download_synapses(pre, post)"
+                )
+            self.download([name], progress=False)
         with pa.parquet.ParquetFile(self.path(name)) as file:
             return to_frame(file.read())
 
-    def write(
-        self, name: str, table: pd.DataFrame | pa.Table, provenance: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Write a table and its record, whole or not at all; an old one is replaced."""
-        path = self.path(name)
-        try:
-            if isinstance(table, pd.DataFrame):
-                table = pa.Table.from_pandas(table, preserve_index=False)
-            # Renamed in the order of their ends: the record, which is of both, is the last.
-            with new_file(path.with_suffix(".json")) as record_part, new_file(path) as part:
-                pa.parquet.write_table(plain_types(table), part, compression="zstd")
-                record = {
-                    **self.release,
-                    **provenance,
-                    "name": name,
-                    "rows": table.num_rows,
-                    "sha256": file_sha256(part),
-                    "fetched_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-                    "created_by": _versions(),
-                }
-                record_part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        except (pa.ArrowException, TypeError) as error:
-            raise SourceError(f"{path} cannot be written ({error}): check the table") from error
-        return record
+    def provenance(self, name: str) -> dict[str, Any]:
+        """Return the record of a table: name, rows, sha256, timestamp, where it came from."""
+        if (record := self._record(name)) is not None:
+            return record
+        if (path := self._added_by_hand().get(name)) is not None:
+            return {"name": name, "rows": len(read_table_file(path)), "sha256": file_sha256(path)}
+        raise self._not_here(name)
 
-    def remove_leftovers(self) -> list[str]:
-        """Remove the parts of files that an interrupted download left behind."""
-        leftovers = sorted(self.folder.glob("*.tmp"))
-        for path in leftovers:
-            path.unlink(missing_ok=True)
-        return [path.name for path in leftovers]
+    def _not_here(self, name: str) -> Exception:
+        what, known = f"{self.table_folder} holds no whole table", self.names()
+        return unknown_label(what, name, known, "download it", SourceError)
+
+    # --------------------------------------------------------------------------- downloads
+
+    def _require_remote(self, what: str) -> CaveSource | ArchiveSource:
+        if self.remote is None:
+            raise SourceError(
+                f"{self.folder} is read without a service, so it cannot {what}: use "
+                f"mx.Release({self.version}, source='cave'), or source='archive'"
+            )
+        return self.remote
+
+    def download(
+        self,
+        names: Iterable[str],
+        *,
+        refresh: bool = False,
+        progress: bool = True,
+        max_rows: int | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        """Download tables into the folder; those that are here and whole are not fetched."""
+        remote = self._require_remote("download tables")
+        records: dict[str, dict[str, Any]] = {}
+        with locked(self.table_folder, "tables"):
+            write_identity(self.folder, self.datastack, self.version)
+            # What a version of the service holds does not change, so its listing is kept; an
+            # archive that cannot be listed says only what it was asked for.
+            if isinstance(remote, CaveSource) and (refresh or not self._listing.is_file()):
+                write_file(self._listing, json.dumps(remote.available_tables()) + "\n")
+            for path in self.table_folder.glob("*.tmp"):  # of an interrupted download
+                path.unlink(missing_ok=True)
+            bar = tqdm(
+                list(dict.fromkeys(names)),
+                desc="tables",
+                unit="table",
+                # The archive has a bar of its own for each file.
+                disable=isinstance(remote, ArchiveSource) or not progress,
+            )
+            for name in bar:
+                if not refresh and (record := self._record(name)) is not None:
+                    records[name] = record
+                    continue
+                if isinstance(remote, ArchiveSource):
+                    table, record = _from_archive(remote, name, refresh, progress)
+                elif max_rows is not None and (n := remote.count(name)) > max_rows:
+                    logger.warning(
+                        "%s has %d rows, more than %d: it is left out", name, n, max_rows
+                    )
+                    continue
+                else:
+                    table, record = _from_service(remote, name)
+                records[name] = self.write(name, table, record)
+                if isinstance(remote, ArchiveSource):
+                    remote.discard(name)  # not twice on the disk
+                logger.info("%s: %d rows", name, table.num_rows)
+        return records
+
+    def download_synapses(self, **request: Any) -> SynapseSet:
+        """Download the synapses of a request into the folder; see `Release.download_synapses`."""
+        remote = self._require_remote("download synapses")
+        write_identity(self.folder, self.datastack, self.version)
+        if isinstance(remote, CaveSource):
+            return download_synapses(remote, self.synapse_folder, **request)
+        for of_the_service in ("batch", "workers"):
+            request.pop(of_the_service, None)
+        return remote.download_synapses(self.synapse_folder, **request)
+
+    def synapse_files(self) -> dict[str, Path]:
+        """Return the sets of synapses that are here and complete, by the key of their request."""
+        return {s.key: s.path for s in list_requests(self.synapse_folder) if s.is_complete}
+
+    def synapse_set(self, request: str | None = None) -> SynapseSet:
+        """Return one complete set of synapses."""
+        chosen = open_request(self.synapse_folder, request)
+        asked = chosen.request
+        if (asked["datastack"], asked["version"]) != (self.datastack, self.version):
+            raise ReleaseMismatchError(
+                f"{chosen.path} holds synapses of {asked['datastack']} v{asked['version']}, not of "
+                f"{self.datastack} v{self.version}: move it to the folder of its own release"
+            )
+        return chosen
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in _RECORDED_PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
+def _from_service(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]]:
+    fetched = fetch_table(source, name)
+    record = {
+        "timestamp": source.timestamp(),
+        "source": "cave",
+        "resolution_nm": fetched.resolution_nm,
+        "queries": fetched.queries,
+    }
+    return fetched.table, record
+
+
+def _from_archive(
+    source: ArchiveSource, name: str, refresh: bool, progress: bool
+) -> tuple[pa.Table, dict[str, Any]]:
+    table = source.read_arrow(name, refresh=refresh, progress=progress)
+    file = source.provenance(name)
+    record = {
+        "timestamp": None,  # the archive does not say
+        "source": "archive",
+        "url": file["url"],
+        "archive_sha256": file["sha256"],
+        "checked": file["checked"],
+    }
+    return table, record
+
+
+def make_source(
+    source: str | Path | TableSource, spec: ReleaseSpec, datastack: str, datadir: Path
+) -> TableSource:
+    """Return the source that a word, a path or an object means."""
+    if source == "demo":
+        return DemoSource(spec.version)
+    if source == "auto":
+        archived = spec.status == "archived"
+        source = "archive" if archived else "cave"
+        logger.log(
+            logging.WARNING if archived else logging.INFO,
+            "%s v%d is %s: tables come from %s",
+            datastack,
+            spec.version,
+            "archived" if archived else "served",
+            "its archived files" if archived else "the CAVE service",
+        )
+    if source == "cave":
+        source = CaveSource(spec.version, datastack=datastack)
+    elif source == "archive":
+        folder = datadir / datastack / f"v{spec.version}" / "archive"
+        source = ArchiveSource(spec, datastack=datastack, folder=folder)
+    if isinstance(source, CaveSource | ArchiveSource):
+        folder = datadir / source.datastack / f"v{source.version}"
+        return CachedSource(source, folder, source.datastack, source.version)
+    if isinstance(source, str | Path):
+        directory = DirectorySource(source, version=spec.version, datastack=datastack)
+        path = directory.path
+        folder = path.parent if path.resolve().name == "raw" else path
+        if list_requests(folder / "raw" / "synapses"):
+            # Downloaded by this package: its sets of synapses say what was asked for.
+            return CachedSource(None, folder, directory.datastack, spec.version)
+        return directory
+    if not isinstance(source, TableSource):
+        raise SchemaError(
+            f"source is a {type(source).__name__}, expected 'auto', 'cave', 'archive', 'demo', a "
+            "folder, or an object with available_tables(), read(), provenance(), datastack, "
+            "version and scope"
+        )
+    return source

@@ -20,7 +20,7 @@ import pandas as pd
 from microns_xr.columns import from_pia_um
 from microns_xr.errors import SchemaError, SourceError, UnknownLabelError, unknown_label
 from microns_xr.releases import release_spec
-from microns_xr.sources.cache import write_identity
+from microns_xr.sources.directory import write_identity
 from microns_xr.sources.tables import frame_sha256, write_table_file
 
 DEMO_VERSIONS = (661, 1507, 1718)

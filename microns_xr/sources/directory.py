@@ -1,19 +1,80 @@
-"""Tables as files in a folder."""
+"""Tables as files in a folder, which may say what release they are of."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from microns_xr.errors import ReleaseMismatchError, SourceError, nearest, unknown_label
-from microns_xr.files import file_sha256
-from microns_xr.sources.cache import read_identity
+from microns_xr.files import file_sha256, write_file
 from microns_xr.sources.tables import TABLE_SUFFIXES, read_table_file, table_stem
 
 # A whole synapse table may lie beside the other tables instead of in the synapse folder.
 _SYNAPSE_TABLE = "synapses_pni_2"
+
+IDENTITY_FILE = "release.json"
+
+
+def write_identity(folder: Path, datastack: str, version: int) -> None:
+    """Write the release of a folder, unless it is there; refuse a folder of another release."""
+    there = read_identity(folder)
+    if there is None:
+        identity = {"datastack": datastack, "version": version}
+        write_file(folder / IDENTITY_FILE, json.dumps(identity) + "\n")
+    elif there != (datastack, version):
+        raise ReleaseMismatchError(
+            f"{folder} holds tables of {there[0]} v{there[1]}, not of {datastack} v{version}: "
+            "use another folder, releases must not be mixed"
+        )
+
+
+def read_identity(folder: Path) -> tuple[str, int] | None:
+    """Return datastack and version of a folder of tables, None where it does not say."""
+    # The file lies in the release's folder, which may be the parent of a raw folder.
+    for place in (folder, folder.parent) if folder.name == "raw" else (folder,):
+        file = place / IDENTITY_FILE
+        if not file.is_file():
+            continue
+        try:
+            identity = json.loads(file.read_text(encoding="utf-8"))
+            return str(identity["datastack"]), int(identity["version"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise SourceError(
+                f"{file} does not say a datastack and a version ({error}): correct or remove it"
+            ) from error
+    return None
+
+
+def table_files(path: Path) -> tuple[dict[str, list[Path]], set[str]]:
+    """Return the files of every table in a folder, and the names of the tables of synapses."""
+    folders = [path, path / "raw", path / "functional"]
+    if path.resolve().name == "raw":
+        folders.append(path.resolve().parent / "functional")
+    files: dict[str, list[Path]] = {}
+    synapses = set()
+    of_synapses = [folder / "synapses" for folder in folders]
+    for folder in folders + of_synapses:
+        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+            name = table_stem(file)
+            if name is None or not file.is_file():
+                continue
+            files.setdefault(name, []).append(file)
+            if folder in of_synapses or name == _SYNAPSE_TABLE:
+                synapses.add(name)
+    return files, synapses
+
+
+def the_only(name: str, paths: list[Path]) -> Path:
+    """Return the file of a table, of which there must not be two."""
+    if len(paths) > 1:
+        raise SourceError(
+            f"table {name} is there {len(paths)} times: {', '.join(map(str, paths))}; "
+            "keep one of them"
+        )
+    return paths[0]
 
 
 class DirectorySource:
@@ -97,38 +158,10 @@ class DirectorySource:
                 )
             self.datastack, self.version = identity
 
-    def _files(self) -> tuple[dict[str, list[Path]], set[str]]:
-        """Return the files of every table, and the names of the tables of synapses."""
-        folders = [self.path, self.path / "raw", self.path / "functional"]
-        if self.path.resolve().name == "raw":
-            folders.append(self.path.resolve().parent / "functional")
-        files: dict[str, list[Path]] = {}
-        synapses = set()
-        for in_synapses in (False, True):
-            for folder in folders:
-                folder = folder / "synapses" if in_synapses else folder
-                for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                    name = table_stem(path)
-                    if name is None or not path.is_file():
-                        continue
-                    files.setdefault(name, []).append(path)
-                    if in_synapses or name == _SYNAPSE_TABLE:
-                        synapses.add(name)
-        return files, synapses
-
-    @staticmethod
-    def _only(name: str, paths: list[Path]) -> Path:
-        if len(paths) > 1:
-            raise SourceError(
-                f"table {name} is there {len(paths)} times: {', '.join(map(str, paths))}; "
-                "keep one of them"
-            )
-        return paths[0]
-
     def _path_of(self, name: str) -> Path:
-        files, _ = self._files()
+        files, _ = table_files(self.path)
         if name in files:
-            return self._only(name, files[name])
+            return the_only(name, files[name])
         if not files:
             raise SourceError(
                 f"{self.path} holds no table, expected files NAME with a suffix "
@@ -145,7 +178,7 @@ class DirectorySource:
         list of str
             File names without suffix.
         """
-        return sorted(self._files()[0])
+        return sorted(table_files(self.path)[0])
 
     def read(self, name: str) -> pd.DataFrame:
         """Return one table.
@@ -205,8 +238,8 @@ class DirectorySource:
         SourceError
             If there are two files of one name.
         """
-        files, synapses = self._files()
-        return {name: self._only(name, files[name]) for name in sorted(synapses)}
+        files, synapses = table_files(self.path)
+        return {name: the_only(name, files[name]) for name in sorted(synapses)}
 
     def choose_synapses(self, request: str | None = None) -> str:
         """Return the name of the synapse file that `read_synapses` reads.

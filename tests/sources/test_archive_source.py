@@ -18,8 +18,7 @@ from pandas.testing import assert_frame_equal
 
 import microns_xr as mx
 from microns_xr.sources.archive import ARCHIVES
-from microns_xr.sources.cache import TableCache
-from microns_xr.sources.download import download_tables
+from microns_xr.sources.cache import CachedSource
 from microns_xr.sources.net import Retry
 from microns_xr.sources.postgres_csv import Header, parse_header, read_archived, read_blocks
 from microns_xr.sources.tables import to_frame
@@ -86,10 +85,10 @@ def test_the_demo_release_gives_the_same_units(tmp_path):
     demo = mx.sources.DemoSource(661, n_nuclei=800)
     with CaveServer(demo, archived={661: demo}) as server:
         source = archive_of(server, tmp_path / "archive", datastack=demo.datastack)
-        cache = TableCache(tmp_path / "raw", datastack=demo.datastack, version=661)
         names = [n for n in source.available_tables() if n != SYNAPSES]
-        records = download_tables(source, cache, names, progress=False)
-    folder = mx.sources.DirectorySource(tmp_path, version=661, datastack=demo.datastack)
+        cache = CachedSource(source, tmp_path, demo.datastack, 661)
+        records = cache.download(names, progress=False)
+    folder = mx.sources.DirectorySource(tmp_path)
     roles = {
         role: n for role, n in mx.releases.release_spec(661).tables.items() if role != "synapses"
     }
@@ -246,8 +245,8 @@ def test_a_temporary_folder_goes_with_the_source(cave):
 
 def test_downloading_tables_into_the_cache(cave, tmp_path):
     source = archive_of(cave, tmp_path / "archive")
-    cache = TableCache(tmp_path / "raw", datastack="minnie65_public", version=661)
-    records = download_tables(source, cache, [NUCLEI, STATUS, NUCLEI], progress=False)
+    cache = CachedSource(source, tmp_path, "minnie65_public", 661)
+    records = cache.download([NUCLEI, STATUS, NUCLEI], progress=False)
     assert cache.names() == sorted([NUCLEI, STATUS])
     assert_frame_equal(cache.read(STATUS), archive_of(cave, tmp_path / "other").read(STATUS))
     record = records[NUCLEI]
@@ -255,9 +254,9 @@ def test_downloading_tables_into_the_cache(cave, tmp_path):
     assert record["url"].endswith(f"/v661/{NUCLEI}_merged.csv.gz")
     assert list((tmp_path / "archive").iterdir()) == []  # not twice on the disk
     asked = len(cave.requests)
-    assert download_tables(source, cache, [NUCLEI], progress=False) == {NUCLEI: record}
+    assert cache.download([NUCLEI], progress=False) == {NUCLEI: record}
     assert len(cave.requests) == asked
-    download_tables(source, cache, [NUCLEI], refresh=True, progress=False)
+    cache.download([NUCLEI], refresh=True, progress=False)
     assert len(cave.requests) > asked
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 import microns_xr as mx
-from microns_xr.sources.cache import TableCache
+from microns_xr.sources.cache import CachedSource
 
 ROOT = 864_691_135_000_000_001
 FRAME = pd.DataFrame(
@@ -31,17 +31,24 @@ FRAME = pd.DataFrame(
 
 @pytest.fixture
 def cache(tmp_path):
-    return TableCache(tmp_path / "v1718" / "raw", datastack="minnie65_public", version=1718)
+    return folder_of(tmp_path / "v1718")
 
 
-def files(cache: TableCache) -> list[str]:
-    return sorted(path.name for path in cache.folder.iterdir())
+def folder_of(path, datastack="minnie65_public", version=1718) -> CachedSource:
+    return CachedSource(None, path, datastack, version)
+
+
+def write(cache: CachedSource, name: str = "nuclei", frame: pd.DataFrame = FRAME, **note) -> dict:
+    return cache.write(name, pa.Table.from_pandas(frame, preserve_index=False), note)
+
+
+def files(cache: CachedSource) -> list[str]:
+    return sorted(path.name for path in cache.table_folder.iterdir())
 
 
 def test_nothing_is_there_and_nothing_is_made(cache):
     assert cache.names() == []
     assert not cache.has("nuclei")
-    assert cache.remove_leftovers() == []
     with pytest.raises(
         mx.errors.SourceError, match=r"holds no whole table 'nuclei'.*: download it"
     ):
@@ -50,14 +57,12 @@ def test_nothing_is_there_and_nothing_is_made(cache):
 
 
 def test_a_table_comes_back_as_it_is(cache):
-    record = cache.write(
-        "nuclei", FRAME, {"timestamp": "2025-01-01T00:00:00+00:00", "source": "cave"}
-    )
+    record = write(cache, timestamp="2025-01-01T00:00:00+00:00", source="cave")
     pd.testing.assert_frame_equal(cache.read("nuclei"), FRAME)
     assert files(cache) == ["nuclei.json", "nuclei.parquet"]
     assert cache.names() == ["nuclei"]
     assert record == cache.provenance("nuclei")
-    parquet = (cache.folder / "nuclei.parquet").read_bytes()
+    parquet = (cache.table_folder / "nuclei.parquet").read_bytes()
     assert record["sha256"] == hashlib.sha256(parquet).hexdigest()
     kept = {k: record[k] for k in ("name", "rows", "datastack", "version", "timestamp", "source")}
     assert kept == {
@@ -71,31 +76,45 @@ def test_a_table_comes_back_as_it_is(cache):
 
 
 def test_the_same_rows_make_the_same_bytes(cache, tmp_path):
-    other = TableCache(tmp_path / "other")
-    table = pa.Table.from_pandas(FRAME.astype({"score": np.float32}), preserve_index=False)
-    plain = FRAME.assign(score=FRAME.score.astype(np.float32).astype(np.float64))
-    records = [
-        cache.write("a", table, {}),
-        other.write("b", plain, {}),
-        cache.write("a", table, {}),
-    ]
-    assert len({record["sha256"] for record in records}) == 1
+    single = FRAME.astype({"score": np.float32, "id": np.int32})
+    double = FRAME.assign(score=single.score.astype(np.float64))
+    records = [write(cache, frame=single), write(folder_of(tmp_path / "other"), frame=double)]
+    assert len({record["sha256"] for record in [*records, write(cache, frame=single)]}) == 1
+    assert cache.read("nuclei").id.dtype == np.int64
 
 
 def test_the_folder_is_a_directory_source(cache):
     demo = mx.sources.DemoSource(1718, n_nuclei=500)
     frames = {name: demo.read(name) for name in demo.available_tables() if name != "synapses_pni_2"}
     for name, frame in frames.items():
-        cache.write(name, frame, {})
-    for folder in (cache.folder, cache.folder.parent):
+        write(cache, name, frame)
+    for folder in (cache.table_folder, cache.folder):
         source = mx.sources.DirectorySource(folder)
-        assert source.available_tables() == cache.names() == sorted(frames)
+        assert source.available_tables() == cache.available_tables() == sorted(frames)
         for name, frame in frames.items():
             pd.testing.assert_frame_equal(source.read(name), cache.read(name))
             assert source.provenance(name)["sha256"] == cache.provenance(name)["sha256"]
             pd.testing.assert_frame_equal(
                 cache.read(name), frame, check_dtype=name != "tuning_curves_fitted_v1"
             )
+
+
+def test_tables_put_beside_the_downloaded_ones(cache):
+    write(cache)
+    (cache.folder / "functional").mkdir()
+    for path in (cache.folder / "functional" / "mine.csv", cache.table_folder / "yours.csv"):
+        path.write_text("id\n7\n")
+        name = path.stem
+        assert name in cache.available_tables()
+        assert cache.read(name).id.tolist() == [7]
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert cache.provenance(name) == {"name": name, "rows": 1, "sha256": digest}
+    # Without its record, a parquet file in this folder is a download that was cut.
+    (cache.table_folder / "nuclei.json").unlink()
+    assert cache.available_tables() == ["mine", "yours"]
+    (cache.table_folder / "mine.csv").write_text("id\n8\n")
+    with pytest.raises(mx.errors.SourceError, match="table mine is there 2 times"):
+        cache.read("mine")
 
 
 # ------------------------------------------------------------------------- whole or not there
@@ -114,9 +133,9 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("harm", [cut, flip, Path.unlink, lambda p: p.write_bytes(b"")])
 @pytest.mark.parametrize("suffix", ["parquet", "json"])
 def test_a_damaged_table_does_not_count_as_there(cache, harm, suffix):
-    record = cache.write("nuclei", FRAME, {})
+    record = write(cache)
     assert cache.has("nuclei")
-    path = cache.folder / f"nuclei.{suffix}"
+    path = cache.table_folder / f"nuclei.{suffix}"
     harm(path)
     if harm is flip and suffix == "json":
         path.write_text(json.dumps({**record, "sha256": "0" * 64}))
@@ -124,21 +143,21 @@ def test_a_damaged_table_does_not_count_as_there(cache, harm, suffix):
     assert cache.names() == []
     with pytest.raises(mx.errors.SourceError, match="no whole table"):
         cache.read("nuclei")
-    cache.write("nuclei", FRAME, {})
+    write(cache)
     assert cache.has("nuclei")
 
 
 @pytest.mark.parametrize("record", ["[]", "{}", '{"sha256": 5}', "null", "\udcff"])
 def test_a_record_of_another_form(cache, record):
-    cache.write("nuclei", FRAME, {})
-    (cache.folder / "nuclei.json").write_text(record, errors="surrogateescape")
+    write(cache)
+    (cache.table_folder / "nuclei.json").write_text(record, errors="surrogateescape")
     assert not cache.has("nuclei")
 
 
 def test_a_change_is_noticed_although_it_was_whole_before(cache):
-    cache.write("nuclei", FRAME, {})
+    write(cache)
     assert cache.has("nuclei")
-    TableCache(cache.folder).write("nuclei", FRAME.head(1), {"version": 1718})
+    write(folder_of(cache.folder), frame=FRAME.head(1))
     assert cache.has("nuclei")
     assert len(cache.read("nuclei")) == 1
 
@@ -146,7 +165,7 @@ def test_a_change_is_noticed_although_it_was_whole_before(cache):
 @pytest.mark.parametrize("at", ["parquet", "json"])
 def test_an_end_at_any_moment_leaves_a_whole_table_or_none(cache, monkeypatch, at):
     """As a kill would: nothing is tidied up after the moment."""
-    cache.write("nuclei", FRAME, {"note": "old"})
+    write(cache, note="old")
     replace, unlink = Path.replace, Path.unlink
 
     def end(self, target):
@@ -157,40 +176,35 @@ def test_an_end_at_any_moment_leaves_a_whole_table_or_none(cache, monkeypatch, a
     monkeypatch.setattr(Path, "replace", end)
     monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
     with pytest.raises(SystemExit):
-        cache.write("nuclei", FRAME.head(1), {"note": "new"})
+        write(cache, frame=FRAME.head(1), note="new")
     monkeypatch.setattr(Path, "replace", replace)
     monkeypatch.setattr(Path, "unlink", unlink)
-    again = TableCache(cache.folder)
+    again = folder_of(cache.folder)
     if at == "parquet":
         assert again.provenance("nuclei")["note"] == "old"
         assert len(again.read("nuclei")) == 2
     else:
         assert not again.has("nuclei")
-    leftovers = again.remove_leftovers()
-    assert leftovers == sorted({f"nuclei.{at}.tmp", "nuclei.json.tmp"})
-    assert files(again) == ["nuclei.json", "nuclei.parquet"]
+    leftovers = {f"nuclei.{at}.tmp", "nuclei.json.tmp"}
+    assert files(again) == sorted({"nuclei.json", "nuclei.parquet"} | leftovers)
 
 
 def test_a_table_that_cannot_be_written_leaves_the_old_one(cache, monkeypatch):
-    cache.write("nuclei", FRAME, {})
-    before = {p.name: p.read_bytes() for p in cache.folder.iterdir()}
+    write(cache)
+    before = {p.name: p.read_bytes() for p in cache.table_folder.iterdir()}
 
     def full(file):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(mx.errors.SourceError, match="cannot be written"):
-        cache.write("nuclei", pd.DataFrame({"x": [1, "a"]}), {})
-    with pytest.raises(mx.errors.SourceError, match="cannot be written"):
-        cache.write("nuclei", FRAME, {"note": object()})
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(mx.errors.SourceError, match=r"cannot be written \(.*No space left"):
-        cache.write("nuclei", FRAME, {})
-    assert {p.name: p.read_bytes() for p in cache.folder.iterdir()} == before
+        write(cache)
+    assert {p.name: p.read_bytes() for p in cache.table_folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["../nuclei", "a/b", "", ".hidden", "a b", "..", "nuclei\n"])
 def test_names_stay_in_the_folder(cache, name):
-    for use in (cache.has, cache.read, cache.path, lambda n: cache.write(n, FRAME, {})):
+    for use in (cache.has, cache.read, cache.path, lambda n: write(cache, n)):
         with pytest.raises(mx.errors.SourceError, match="is not a table name"):
             use(name)
     assert not cache.folder.exists()
@@ -198,10 +212,9 @@ def test_names_stay_in_the_folder(cache, name):
 
 @pytest.mark.parametrize("release", [{"version": 661}, {"datastack": "minnie65_demo"}])
 def test_a_table_of_another_release_is_refused(cache, release):
-    TableCache(cache.folder).write(
-        "nuclei", FRAME, {"version": 1718, "datastack": "minnie65_public", **release}
-    )
+    other = folder_of(cache.folder, **release)
+    write(other)
     for use in (cache.has, cache.read, cache.provenance, lambda n: cache.names()):
         with pytest.raises(mx.errors.ReleaseMismatchError, match="expected minnie65_public v1718"):
             use("nuclei")
-    assert TableCache(cache.folder).has("nuclei")
+    assert other.has("nuclei")

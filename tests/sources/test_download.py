@@ -9,7 +9,6 @@ import textwrap
 import time
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 import xarray as xr
@@ -20,9 +19,8 @@ from hypothesis import strategies as st
 
 import microns_xr as mx
 from microns_xr.releases import MINIMUM_ROLES
-from microns_xr.sources.cache import TableCache, table_names
+from microns_xr.sources.cache import CachedSource, table_names
 from microns_xr.sources.cave import Answer, fetch_table
-from microns_xr.sources.download import download_tables
 from microns_xr.sources.net import Retry
 
 NAMES = [NUCLEI, TYPES, STATUS, SYNAPSES]
@@ -49,10 +47,12 @@ def source_of(server: CaveServer, **options) -> mx.sources.CaveSource:
 
 
 @pytest.fixture
-def cache(tmp_path):
-    return TableCache(
-        tmp_path / "minnie65_public" / "v1718" / "raw", datastack="minnie65_public", version=1718
-    )
+def folder(tmp_path):
+    return tmp_path / "minnie65_public" / "v1718"
+
+
+def cached(source: mx.sources.CaveSource, folder) -> CachedSource:
+    return CachedSource(source, folder, source.datastack, source.version)
 
 
 # --------------------------------------------------------------------------------- the row limit
@@ -152,10 +152,11 @@ def test_too_few_rows_again_and_again_name_both_numbers():
 
 
 @pytest.mark.parametrize("limit", [40, 60, 149, N_SYNAPSES - 1, N_SYNAPSES, N_SYNAPSES + 1, 10_000])
-def test_a_low_row_limit_loses_nothing(limit, cache):
+def test_a_low_row_limit_loses_nothing(limit, folder):
     truth = make_tables()[SYNAPSES]
     with CaveServer(make_tables(), row_limit=limit) as server, source_of(server) as source:
-        download_tables(source, cache, [SYNAPSES], progress=False)
+        cache = cached(source, folder)
+        cache.download([SYNAPSES], progress=False)
         n_queries = len(server.queries)
         assert sum(r.rows for r in server.queries) >= N_SYNAPSES
     frame = cache.read(SYNAPSES)
@@ -169,37 +170,38 @@ def test_a_low_row_limit_loses_nothing(limit, cache):
 def test_equal_to_the_bit_whatever_the_limit_and_the_order(tmp_path):
     digests = set()
     for number, (limit, seed) in enumerate([(10_000, 0), (70, 1), (70, 2), (33, 3)]):
-        cache = TableCache(tmp_path / str(number))
         with (
             CaveServer(make_tables(), row_limit=limit, seed=seed) as server,
             source_of(server) as source,
         ):
             server.faults.add("shuffle", times=99)
-            records = download_tables(source, cache, NAMES, progress=False)
+            records = cached(source, tmp_path / str(number)).download(NAMES, progress=False)
         digests.add(tuple(records[name]["sha256"] for name in NAMES))
     assert len(digests) == 1
 
 
-def test_rows_that_are_no_longer_valid_do_not_stop_a_download(cache, caplog):
+def test_rows_that_are_no_longer_valid_do_not_stop_a_download(folder):
     tables = make_tables()
     tables[TYPES] = tables[TYPES].assign(valid=[True, False, True])
     with CaveServer(tables) as server, source_of(server) as source:
+        cache = cached(source, folder)
         assert (source.count(TYPES), source.count(TYPES, {})) == (3, 2)
-        download_tables(source, cache, [TYPES], progress=False)
+        cache.download([TYPES], progress=False)
         assert cache.read(TYPES).id.tolist() == [7, 9]
         server.faults.add("lose_rows", match=f"{TYPES}/query$", after=0, times=99)
         with pytest.raises(mx.errors.IncompleteDownloadError, match=TYPES):
-            download_tables(source, cache, [TYPES], refresh=True, progress=False)
+            cache.download([TYPES], refresh=True, progress=False)
     assert cache.read(TYPES).id.tolist() == [7, 9]
 
 
 # ------------------------------------------------------------------------------------ the cache
 
 
-def test_what_is_there_and_whole_is_not_fetched_again(cache, caplog):
+def test_what_is_there_and_whole_is_not_fetched_again(folder, caplog):
     caplog.set_level(logging.INFO)
     with CaveServer(make_tables()) as server, source_of(server) as source:
-        first = download_tables(source, cache, NAMES, progress=False)
+        cache = cached(source, folder)
+        first = cache.download(NAMES, progress=False)
         assert list(first) == NAMES
         record = first[TYPES]
         assert {k: record[k] for k in ("datastack", "version", "timestamp", "rows", "source", "queries")} == {
@@ -209,69 +211,64 @@ def test_what_is_there_and_whole_is_not_fetched_again(cache, caplog):
         assert first[NUCLEI]["resolution_nm"] == (4.0, 4.0, 40.0)
         n_requests = len(server.requests)
         with source_of(server) as other:
-            second = download_tables(other, cache, [*NAMES, TYPES], progress=False)
+            second = cached(other, folder).download([*NAMES, TYPES], progress=False)
         assert {k: v["sha256"] for k, v in second.items()} == {
             k: v["sha256"] for k, v in first.items()
         }
         assert len(server.requests) == n_requests
         cache.path(TYPES).write_bytes(b"damaged")
-        download_tables(source, cache, NAMES, progress=False)
+        cache.download(NAMES, progress=False)
         assert [r.path.split("/table/")[1] for r in list(server.requests)[n_requests:]] == [
             f"{TYPES}/count",
             f"{TYPES}/query",
         ]
         n_requests = len(server.requests)
-        third = download_tables(source, cache, NAMES, refresh=True, progress=False)
+        third = cache.download(NAMES, refresh=True, progress=False)
         assert len(server.requests) == n_requests + 8
         assert third[TYPES]["sha256"] == first[TYPES]["sha256"]
     assert f"{SYNAPSES}: 300 rows" in caplog.text
 
 
-def test_leftovers_of_an_interrupted_download_are_removed(cache):
-    cache.folder.mkdir(parents=True)
-    (cache.folder / "other.parquet.tmp").write_bytes(b"half")
+def test_leftovers_of_an_interrupted_download_are_removed(folder):
+    (folder / "raw").mkdir(parents=True)
+    (folder / "raw" / "other.parquet.tmp").write_bytes(b"half")
     with CaveServer(make_tables()) as server, source_of(server) as source:
-        download_tables(source, cache, [TYPES], progress=False)
-    assert sorted(p.name for p in cache.folder.iterdir()) == [f"{TYPES}.json", f"{TYPES}.parquet"]
+        cached(source, folder).download([TYPES], progress=False)
+    assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == sorted(
+        [f"{TYPES}.json", f"{TYPES}.parquet", "lock", "release.json", "tables.json"]
+    )
 
 
-def test_tables_beyond_max_rows_are_left_out_with_a_word(cache, caplog):
+def test_tables_beyond_max_rows_are_left_out_with_a_word(folder, caplog):
     with CaveServer(make_tables()) as server, source_of(server) as source:
-        records = download_tables(source, cache, NAMES, progress=False, max_rows=100)
-    assert set(records) == {NUCLEI, TYPES, STATUS} == set(cache.names())
+        cache = cached(source, folder)
+        records = cache.download(NAMES, progress=False, max_rows=100)
+        assert set(records) == {NUCLEI, TYPES, STATUS} == set(cache.names())
     assert f"{SYNAPSES} has 300 rows, more than 100: it is left out" in caplog.text
 
 
-def test_a_progress_bar_counts_tables(cache, capfd):
+def test_a_progress_bar_counts_tables(folder, capfd):
     with CaveServer(make_tables()) as server, source_of(server) as source:
-        download_tables(source, cache, [TYPES, STATUS])
+        cached(source, folder).download([TYPES, STATUS])
         assert "2/2" in capfd.readouterr().err
-        download_tables(source, cache, [TYPES, STATUS], progress=False)
+        cached(source, folder).download([TYPES, STATUS], progress=False)
         assert capfd.readouterr() == ("", "")
 
 
 SCRIPT = """
     import sys
-    from microns_xr.sources.cache import TableCache
+    from microns_xr.sources.cache import CachedSource
     from microns_xr.sources.cave import CaveSource
-    from microns_xr.sources.download import download_tables
     url, folder, *names = sys.argv[1:]
     source = CaveSource(1718, server_address=url, auth_token="none")
-    download_tables(source, TableCache(folder), names, progress=False)
+    CachedSource(source, folder, source.datastack, 1718).download(names, progress=False)
 """
 
 
-def test_a_second_run_goes_on_after_kill_9(cache):
-    with CaveServer(make_tables()) as server:
+def test_a_second_run_goes_on_after_kill_9(folder):
+    with CaveServer(make_tables()) as server, source_of(server) as source:
         server.faults.add("delay", match=f"{STATUS}/query$", seconds=60)
-        command = [
-            sys.executable,
-            "-c",
-            textwrap.dedent(SCRIPT),
-            server.url,
-            str(cache.folder),
-            *NAMES,
-        ]
+        command = [sys.executable, "-c", textwrap.dedent(SCRIPT), server.url, str(folder), *NAMES]
         run = subprocess.Popen(command, env={**os.environ})
         deadline = time.monotonic() + 60
         while not any(path.endswith(f"{STATUS}/query") for _, path in server.faults.fired):
@@ -280,22 +277,19 @@ def test_a_second_run_goes_on_after_kill_9(cache):
             time.sleep(0.01)
         run.send_signal(signal.SIGKILL)
         run.wait()
+        cache = cached(source, folder)
         assert cache.names() == sorted([NUCLEI, TYPES])
         n_requests = len(server.requests)
-        with source_of(server) as source:
-            records = download_tables(source, cache, NAMES, progress=False)
+        records = cache.download(NAMES, progress=False)
         asked = {
             r.path.split("/table/")[1].split("/")[0]
             for r in list(server.requests)[n_requests:]
             if "/table/" in r.path
         }
         assert asked == {STATUS, SYNAPSES}
-        with source_of(server) as source:
-            fresh = download_tables(
-                source, TableCache(cache.folder.parent / "fresh"), NAMES, progress=False
-            )
+        fresh = cached(source, folder.parent / "fresh").download(NAMES, progress=False)
     assert [records[n]["sha256"] for n in NAMES] == [fresh[n]["sha256"] for n in NAMES]
-    assert not list(cache.folder.glob("*.tmp"))
+    assert not list(folder.rglob("*.tmp"))
 
 
 # ---------------------------------------------------------------------------- the demo release
@@ -305,18 +299,18 @@ def test_a_second_run_goes_on_after_kill_9(cache):
 def test_units_of_a_downloaded_release_are_those_of_its_source(tmp_path, version):
     demo = mx.sources.DemoSource(version, n_nuclei=800, seed=3)
     spec = mx.releases.release_spec(version)
-    cache = TableCache(tmp_path / f"v{version}" / "raw")
     with (
         CaveServer(
             demo, version=version, expired=(), row_limit=300, float_type="Float64"
         ) as server,
         source_of(server) as source,
     ):
-        names = table_names(spec, source.available_tables())
-        download_tables(source, cache, names, progress=False)
+        cache = cached(source, tmp_path / f"v{version}")
+        names = table_names(spec, cache.available_tables())
+        cache.download(names, progress=False)
         served = {name: source.read(name) for name in names}
     direct = {name: demo.read(name) for name in names}
-    folder = mx.sources.DirectorySource(cache.folder.parent, version=version)
+    folder = mx.sources.DirectorySource(cache.folder, version=version)
     modes = ["none", "match"] + ["best_only"] * spec.has("functional_properties")
     for mode in modes:
         expected = mx.build_units(direct, version, functional=mode)
@@ -325,12 +319,14 @@ def test_units_of_a_downloaded_release_are_those_of_its_source(tmp_path, version
             xr.testing.assert_identical(got, expected)
 
 
-def test_floats_of_single_precision_are_what_was_sent(cache):
+def test_floats_of_single_precision_are_what_was_sent(folder):
     demo = mx.sources.DemoSource(1718, n_nuclei=600)
     name = mx.releases.release_spec(1718).name_of("functional_properties")
     with CaveServer(demo) as server, source_of(server) as source:
-        download_tables(source, cache, [name], progress=False)
-    got, truth = cache.read(name), demo.read(name).sort_values("id", ignore_index=True)
+        got, truth = (
+            cached(source, folder).read(name),
+            demo.read(name).sort_values("id", ignore_index=True),
+        )
     assert got.cc_abs.dtype == np.float64
     assert np.array_equal(
         got.cc_abs, truth.cc_abs.astype(np.float32).astype(np.float64), equal_nan=True
@@ -387,9 +383,3 @@ def test_another_table_that_the_service_lacks_is_told(caplog):
     assert SPEC.tables["brain_area"] not in names
     assert len(names) == len(table_names(SPEC, AVAILABLE)) - 1
     assert f"in the role brain_area, no table {SPEC.tables['brain_area']!r}" in caplog.text
-
-
-def test_a_frame_of_the_users_own_keeps_its_types(cache):
-    record = cache.write("mine", pd.DataFrame({"id": np.array([1], dtype=np.int32)}), {})
-    assert record["rows"] == 1
-    assert str(cache.read("mine").id.dtype) == "int64"

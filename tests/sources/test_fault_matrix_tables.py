@@ -13,8 +13,7 @@ from cave_server import KINDS, CaveServer
 from cave_server.sample import NUCLEI, STATUS, SYNAPSES, TYPES, make_tables
 
 import microns_xr as mx
-from microns_xr.sources.cache import TableCache
-from microns_xr.sources.download import download_tables
+from microns_xr.sources.cache import CachedSource
 from microns_xr.sources.net import Retry
 
 TOKEN = "fedcba9876543210fedcba9876543210"
@@ -64,14 +63,15 @@ PLACES = {
     "info record": (r"/info/api/", 0),
     "service version": (r"/materialize/version$", 0),
     "time": (r"/version/1718$", 0),
+    "list of tables": (r"/version/1718/tables$", 0),
     "count": (rf"{NUCLEI}/count$", 0),
     "rows": (rf"{NUCLEI}/query$", 0),
     "rows of a cut table": (rf"{SYNAPSES}/query$", 0),
     "rows of a part": (rf"{SYNAPSES}/query$", 2),
 }
-# Of the four requests of a connection one meets every fault, the others one fault of each form.
+# Of the requests that are no rows one meets every fault, the others one fault of each form.
 FEW = ("500", "429_wait", "timeout", "drop_reset", "half_body", "cut_schema", "html", "empty")
-LIKE_ANOTHER = ("info version", "service version", "time")
+LIKE_ANOTHER = ("info version", "service version", "time", "list of tables")
 HARMLESS = ("delay", "shuffle")
 SLOW = ("timeout", "half_body_stall")
 
@@ -93,15 +93,15 @@ def nothing_leaks(tmp_path, monkeypatch, caplog):
 @pytest.fixture(scope="module")
 def truth(server, tmp_path_factory):
     """Digests of the tables of a download without faults."""
-    cache = TableCache(tmp_path_factory.mktemp("truth"))
     server.faults.clear()
     with mx.sources.CaveSource(1718, server_address=server.url, auth_token=TOKEN) as source:
-        download_tables(source, cache, NAMES, progress=False)
+        cache = CachedSource(source, tmp_path_factory.mktemp("truth"), source.datastack, 1718)
+        cache.download(NAMES, progress=False)
     assert len(cache.read(SYNAPSES)) == len(make_tables()[SYNAPSES])
     return digests(cache)
 
 
-def digests(cache: TableCache) -> dict[str, str]:
+def digests(cache: CachedSource) -> dict[str, str]:
     return {name: cache.provenance(name)["sha256"] for name in cache.names()}
 
 
@@ -110,7 +110,7 @@ class Bench:
 
     def __init__(self, server: CaveServer, folder) -> None:
         self.server = server
-        self.cache = TableCache(folder)
+        self.cache = CachedSource(None, folder, "minnie65_public", 1718)
         self.waits: list[float] = []
 
     def download(self, refresh: bool = False, timeout: float = 10.0) -> dict:
@@ -123,14 +123,11 @@ class Bench:
             retry=retry,
         ) as source:
             assert TOKEN not in repr(source)
-            return download_tables(source, self.cache, NAMES, refresh=refresh, progress=False)
+            self.cache.remote = source
+            return self.cache.download(NAMES, refresh=refresh, progress=False)
 
     def files(self) -> list[str]:
-        return (
-            sorted(p.name for p in self.cache.folder.rglob("*"))
-            if self.cache.folder.exists()
-            else []
-        )
+        return sorted(p.name for p in self.cache.table_folder.iterdir() if p.name != "lock")
 
 
 @pytest.fixture(scope="module")

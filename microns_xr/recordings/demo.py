@@ -1,7 +1,7 @@
-"""Small files of recordings with the layout of the real one, and tuning that is known.
+"""Small files of recordings with the layout of the real file and known tuning.
 
-Units have the session, scan_idx and unit_id of a synthetic release, and respond by its tuning
-curves, so that what is computed from trials can be compared with its tables.
+Units have the session, scan_idx and unit_id of a synthetic release and respond according to its
+tuning curves, so that what is computed from trials can be compared with its tables.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from microns_xr.files import new_file
 from microns_xr.recordings.files import encode_hash, node_name
 from microns_xr.sources.demo import DIRECTIONS, N_DIRECTIONS, SCANS, DemoSource
 
-_STIMULUS_RATE, _EVERY = 30.0, 4  # every fourth frame is kept: 7.5 a second
+_STIMULUS_RATE, _EVERY = 30.0, 4  # every fourth frame is stored: 7.5 per second
 _SEGMENT_S = 0.9375
 _SECONDS = {"Monet2": 15.0, "Trippy": 15.0, "Clip": 10.0}
 _PAUSE_S = 1.25
 _CLIP_SHAPE = (32, 18)  # width x height, as it is stored
-_AREAS = (("V1", 0.72), ("LM", 0.13), ("RL", 0.11), ("AL", 0.04))
+_AREAS = {"V1": 0.72, "LM": 0.13, "RL": 0.11, "AL": 0.04}  # shares of the units
 _LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+"))
 
 
@@ -104,8 +104,7 @@ def write_demo(
         raise SchemaError(f"expected trials and a noise from 0 up, found {counts}, noise={noise}")
     source = DemoSource(1718) if source is None else source
     asked = [(4, 7), (8, 5), (9, 3)] if scans is None else scans
-    names = [node_name(scan).removeprefix("scan_") for scan in asked]
-    pairs = sorted((int(s), int(i)) for s, i in (name.split("_") for name in names))
+    pairs = sorted(tuple(map(int, node_name(scan).split("_")[1:])) for scan in asked)
     planted = {pair: demo_curves(source, *pair) for pair in pairs}
 
     with new_file(path) as part, h5py.File(part, "w") as h5:
@@ -116,7 +115,7 @@ def write_demo(
             for kind, n in counts.items():
                 others = [writer.video(kind) for _ in range(n - 1 - (n > 2))]
                 shown += ([shared[kind]] * min(n, 1 + (n > 2)) if n else []) + others
-            # The first trial is always of Monet2, where there are any.
+            # The first trial is always of Monet2, where there is one.
             order = 1 + writer.rng.permutation(len(shown) - 1)
             writer.scan(f"{session}_{scan_idx}", curves, [shown[i] for i in (0, *order)])
     return path
@@ -137,7 +136,8 @@ class _Writer:
         self.n_videos += 1
         condition_hash = "".join(letters)
         group = self.h5.create_group(f"videos/{encode_hash(condition_hash)}")
-        times = self._times(kind)
+        n_frames = round(_SECONDS[kind] * _STIMULUS_RATE)
+        times = np.arange(0, n_frames, _EVERY) / _STIMULUS_RATE
         group["clip"] = self.rng.integers(0, 256, (len(times), *_CLIP_SHAPE), dtype=np.uint8)
         group["times"] = times
         group.create_group("instances")
@@ -156,35 +156,33 @@ class _Writer:
         else:
             attrs |= {"movie_name": f"invented/{self.n_videos}", "short_movie_name": "invented"}
         group.attrs.update(attrs)
-        index = self.h5.require_group(f"types/{kind}")
-        index[encode_hash(condition_hash)] = self.h5py.SoftLink(group.name)
+        self._link(f"types/{kind}/{encode_hash(condition_hash)}", group)
         return condition_hash
 
-    def _times(self, kind: str) -> np.ndarray:
-        return np.arange(0, round(_SECONDS[kind] * _STIMULUS_RATE), _EVERY) / _STIMULUS_RATE
-
     def scan(self, key: str, curves: np.ndarray, shown: list[str]) -> None:
-        """Write a scan that shows some videos, one a trial."""
+        """Write a scan that shows one video per trial."""
         group = self.h5.create_group(f"sessions/{key}")
         group["meta/condition_hashes"] = np.array([h.encode() for h in shown])
         group["meta/unit_ids"] = np.arange(1, len(curves) + 1)
         group["meta"].attrs["fps"] = 6.3
-        bounds = np.round(np.cumsum([0.0, *(share for _, share in _AREAS)]) * len(curves))
-        for (area, _), first, end in zip(_AREAS, bounds[:-1], bounds[1:], strict=True):
-            group[f"meta/area_indices/{area}"] = np.arange(int(first), int(end))
-            index = self.h5.require_group(f"brain_areas/{area}")
-            index[key] = self.h5py.SoftLink(group.name)
+        bounds = np.round(np.cumsum([0.0, *_AREAS.values()]) * len(curves)).astype(int)
+        for area, first, end in zip(_AREAS, bounds[:-1], bounds[1:], strict=True):
+            group[f"meta/area_indices/{area}"] = np.arange(first, end)
+            self._link(f"brain_areas/{area}/{key}", group)
         start = 30.0
-        for trial, condition_hash in enumerate(shown):
-            start += self._trial(
-                group.create_group(f"trials/{trial}"), curves, condition_hash, start
-            )
-            link = f"videos/{encode_hash(condition_hash)}/instances/{key}_tr{trial}"
-            self.h5[link] = self.h5py.SoftLink(f"{group.name}/trials/{trial}")
+        for i, condition_hash in enumerate(shown):
+            video = self.h5[f"videos/{encode_hash(condition_hash)}"]
+            times = video["times"][()]
+            trial = group.create_group(f"trials/{i}")
+            trial["responses"] = self._responses(curves, video, times)
+            trial["treadmill"] = np.abs(self.rng.standard_normal(len(times))) * 5
+            trial["pupil"] = self.rng.normal([[60.0], [40.0], [15.0], [13.0]], 1.0, (4, len(times)))
+            trial["stim_times"] = start + times
+            trial.attrs["condition_hash"] = condition_hash
+            start += float(times[-1] + _PAUSE_S)
+            self._link(f"{video.name}/instances/{key}_tr{i}", trial)
 
-    def _trial(self, group: Any, curves: np.ndarray, condition_hash: str, start: float) -> float:
-        video = self.h5[f"videos/{encode_hash(condition_hash)}"]
-        times = video["times"][()]
+    def _responses(self, curves: np.ndarray, video: Any, times: np.ndarray) -> np.ndarray:
         if "directions" in video:
             # The small term keeps a frame at an onset on its side of it.
             segment = np.searchsorted(video["onsets"][()], times + 1e-9, side="right") - 1
@@ -193,9 +191,7 @@ class _Writer:
         else:
             mean = np.repeat(curves.mean(axis=1, keepdims=True), len(times), axis=1)
         noisy = mean + self.noise * self.rng.standard_normal(mean.shape)
-        group["responses"] = noisy.astype(np.float32)
-        group["treadmill"] = np.abs(self.rng.standard_normal(len(times))) * 5
-        group["pupil"] = self.rng.normal([[60.0], [40.0], [15.0], [13.0]], 1.0, (4, len(times)))
-        group["stim_times"] = start + times
-        group.attrs["condition_hash"] = condition_hash
-        return float(times[-1] + _PAUSE_S)
+        return noisy.astype(np.float32)
+
+    def _link(self, name: str, target: Any) -> None:
+        self.h5[name] = self.h5py.SoftLink(target.name)

@@ -1,6 +1,6 @@
 """Recordings: one HDF5 file, or its copy in zarr, as a tree of lazy Datasets, one per scan.
 
-The file is laid out as the data set NeuroBLab/MICrONS describes it::
+The file has the layout that the data set NeuroBLab/MICrONS describes::
 
     sessions/{session}_{scan}/trials/{i}/  responses (units x frames), treadmill (frames),
                                            pupil (4 x frames), stim_times (frames, s)
@@ -22,11 +22,11 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import fsspec
 import numpy as np
 import xarray as xr
 from xarray.backends import BackendArray, CachingFileManager
@@ -34,6 +34,7 @@ from xarray.core import indexing
 
 from microns_xr.angles import require_likely_units
 from microns_xr.errors import (
+    MicronsXrError,
     SchemaError,
     SourceError,
     StoreFormatError,
@@ -54,7 +55,7 @@ _NO_AREA = "unknown"
 # Variables that are read from the file when they are used.
 _STREAMS = ("responses", "treadmill", "pupil", "stim_time")
 
-# What is read at a time of a file behind an address; objects of one trial lie close together.
+# A remote file is read in blocks of this size, because the arrays of one trial lie close together.
 _REMOTE_BLOCK_BYTES = 256 << 10
 _SIEVE_BYTES = 4096
 # Rows between two wanted ones are read along when they are fewer bytes than this: reading one more
@@ -67,8 +68,6 @@ def _open_h5(address: Any, mode: str, storage_options: Mapping[str, Any]) -> Any
     if not isinstance(address, str):
         return h5py.File(address, mode)
     if "://" in address:
-        import fsspec
-
         # Metadata is scattered over the file: reading ahead would fetch most of it.
         cache = {"block_size": _REMOTE_BLOCK_BYTES, "cache_type": "blockcache"}
         return h5py.File(fsspec.open(address, "rb", **cache, **storage_options).open(), mode)
@@ -81,8 +80,8 @@ def _open_h5(address: Any, mode: str, storage_options: Mapping[str, Any]) -> Any
 class _NoCollection:
     """Turns garbage collection off while a file is read through another thread.
 
-    HDF5 reads under one lock. A file behind an address is read by a thread of fsspec, for which
-    the reader waits with that lock. If garbage were collected in that thread just then, closing an
+    HDF5 reads under one lock. A remote file is read by a thread of fsspec, for which the reader
+    waits while it holds that lock. If garbage were collected in that thread just then, closing an
     HDF5 file among it would wait for the lock, and both would wait forever.
     """
 
@@ -109,7 +108,7 @@ _no_collection = _NoCollection()
 
 
 class RecordingsFile:
-    """An HDF5 file that is opened when it is read, once per process.
+    """An HDF5 file that is opened when it is first read, once per process.
 
     Lazy arrays hold this and not an open file, so that they can be pickled and forked.
     """
@@ -131,29 +130,23 @@ class RecordingsFile:
         self.name = address if isinstance(address, str) else f"<{type(address).__name__}>"
         opener = partial(_open_h5, storage_options=dict(storage_options or {}))
         # The mode is stated because one that is left out does not survive pickling.
-        self._manager = CachingFileManager(opener, address, mode="r")
-
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[Any]:
-        """Yield the open file."""
-        with contextlib.nullcontext() if self._is_local else _no_collection:
-            try:
-                h5 = self._manager.acquire()
-            except (OSError, ValueError) as error:
-                raise SourceError(
-                    f"{self.name} cannot be opened as HDF5 ({error}): it is another file, damaged "
-                    "or cut short; fetch it again with mx.recordings.download, which continues "
-                    "where it ended"
-                ) from error
-            yield h5
+        self.manager = CachingFileManager(opener, address, mode="r")
 
     @contextlib.contextmanager
     def reading(self, what: str) -> Iterator[Any]:
-        """Yield the open file, and say what cannot be read."""
-        with self.opened() as h5:
+        """Yield the open file; an error while it is read names `what`."""
+        with contextlib.nullcontext() if self._is_local else _no_collection:
+            try:
+                h5 = self.manager.acquire()
+            except (OSError, ValueError) as error:
+                raise SourceError(
+                    f"{self.name} cannot be opened as HDF5 ({error}): it is another kind of file, "
+                    "damaged or cut short; fetch it again with mx.recordings.download, which "
+                    "continues where it ended"
+                ) from error
             try:
                 yield h5
-            except SchemaError:
+            except MicronsXrError:
                 raise
             except (KeyError, OSError, ValueError, RuntimeError) as error:
                 raise SourceError(
@@ -161,13 +154,9 @@ class RecordingsFile:
                     "short, fetch it again"
                 ) from error
 
-    def close(self) -> None:
-        """Close the file; it opens again when it is read."""
-        self._manager.close()
 
-
-# Lazy arrays. Only what an index asks for is read: the trials that it touches, and of their rows
-# (units) the runs that hold the wanted ones.
+# Lazy arrays. They read only the trials that an index touches, and of those only the runs of rows
+# (units) that hold the wanted ones.
 
 
 def _positions(key: Any, size: int) -> np.ndarray:
@@ -185,6 +174,7 @@ def read_rows(dataset: Any, rows: np.ndarray, first: int, end: int) -> np.ndarra
     for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > max_gap) + 1):
         block = dataset[run[0] : run[-1] + 1, first:end]
         parts.append(block if len(block) == len(run) else block[run - run[0]])
+    # Without a copy where the rows are one run in order, as for all units of a scan.
     block = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return block if np.array_equal(back, np.arange(len(block))) else block[back]
 
@@ -200,22 +190,25 @@ class _LazyArray(BackendArray):
         raise NotImplementedError
 
 
-@dataclass(eq=False)
 class TrialArray(_LazyArray):
     """One stream of a scan, its trials joined along time, the last axis."""
 
-    file: RecordingsFile
-    scan: str
-    trials: list[str]
-    n_frames: np.ndarray
-    stream: str
-    n_rows: int | None
-    dtype: np.dtype
-
-    def __post_init__(self) -> None:
-        self.ends = np.cumsum(self.n_frames)
-        total = int(self.n_frames.sum())
-        self.shape = (total,) if self.n_rows is None else (self.n_rows, total)
+    def __init__(
+        self,
+        file: RecordingsFile,
+        scan: str,
+        trials: list[str],
+        n_frames: np.ndarray,
+        stream: str,
+        n_rows: int | None,
+        dtype: Any,
+    ) -> None:
+        self.file, self.scan, self.trials, self.stream = file, scan, trials, stream
+        self.n_frames, self.ends = n_frames, np.cumsum(n_frames)
+        total = int(n_frames.sum())
+        self.n_rows = n_rows
+        self.shape = (total,) if n_rows is None else (n_rows, total)
+        self.dtype = np.dtype(dtype)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
         frames = _positions(key[-1], self.shape[-1])
@@ -234,12 +227,12 @@ class TrialArray(_LazyArray):
     def _read_trial(self, trial: int, rows: np.ndarray | None, first: int, end: int) -> np.ndarray:
         where = f"scan {self.scan}, trial {self.trials[trial]}: {self.stream}"
         n_frames = int(self.n_frames[trial])
-        expected = (n_frames,) if rows is None else (self.shape[0], n_frames)
         with self.file.reading(where) as h5:
             dataset = h5[f"sessions/{self.scan}/trials/{self.trials[trial]}/{self.stream}"]
-            # Some files keep one value per frame as one row or as one column.
+            # Some files store one value per frame as one row or as one column.
             if rows is None and dataset.size == n_frames:
                 return np.ravel(dataset[()])[first:end]
+            expected = (n_frames,) if rows is None else (self.shape[0], n_frames)
             if rows is None or dataset.shape != expected:
                 raise SchemaError(
                     f"{self.file.name}: {where} has shape {dataset.shape}, expected {expected}: "
@@ -265,7 +258,7 @@ class StartArray(_LazyArray):
 
 
 class ClipArray(_LazyArray):
-    """A video as frames of rows and columns, although it may be stored with the width first."""
+    """A video over (frame, row, column), also where the file stores the width first."""
 
     support = indexing.IndexingSupport.BASIC
 
@@ -285,7 +278,7 @@ class ClipArray(_LazyArray):
             return np.swapaxes(frames, -1, -2) if both else frames
 
 
-# What describes a scan, read and checked without its streams.
+# Reading and checking what describes a scan, without its streams.
 
 
 def encode_hash(condition_hash: str) -> str:
@@ -301,13 +294,9 @@ def _text(value: Any) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
-class Stimulus(NamedTuple):
-    """What is known of a video without reading it."""
-
-    type: str  # Monet2, Trippy or Clip
-    # (3, segments): direction in degrees, onset and offset in seconds; the last offset is NaN where
-    # the file does not state the duration
-    segments: np.ndarray = np.empty((3, 0))
+# The type of a video (Monet2, Trippy or Clip), and its directions in degrees, onsets and offsets in
+# seconds, shape (3, segments). The last offset is NaN where the file does not state the duration.
+Stimulus = tuple[str, np.ndarray]
 
 
 def _stimulus(h5: Any, types: dict[str, str], condition_hash: str, where: str) -> Stimulus:
@@ -318,22 +307,21 @@ def _stimulus(h5: Any, types: dict[str, str], condition_hash: str, where: str) -
             "fetch it again"
         )
     kind = types.get(condition_hash)
-    if kind == "Clip":
-        return Stimulus(kind)  # nothing else to know, and there are thousands of them
-    video = h5[path]
-    if kind is None and "type" not in video.attrs:
-        raise SchemaError(
-            f"{where} shows {condition_hash!r}, which is in none of types/ and has no attribute "
-            "'type': what was shown is not known"
-        )
-    kind = kind or _text(video.attrs["type"])
+    # There are thousands of clips, and none has directions.
+    video: Any = {} if kind == "Clip" else h5[path]
+    if kind is None:
+        if "type" not in video.attrs:
+            raise SchemaError(
+                f"{where} shows {condition_hash!r}, which is in none of types/ and has no "
+                "attribute 'type': what was shown is not known"
+            )
+        kind = _text(video.attrs["type"])
     if "directions" not in video:
-        return Stimulus(kind)
+        return kind, np.empty((3, 0))
     where = f"video {condition_hash!r} ({where})"
-    if "onsets" not in video:
-        raise SchemaError(f"{where} has directions but no onsets")
     directions, onsets = (
-        np.asarray(video[name][()], dtype=np.float64).ravel() for name in ("directions", "onsets")
+        np.ravel(video[name][()] if name in video else []).astype(np.float64)
+        for name in ("directions", "onsets")
     )
     if len(directions) != len(onsets):
         raise SchemaError(
@@ -343,7 +331,7 @@ def _stimulus(h5: Any, types: dict[str, str], condition_hash: str, where: str) -
     ascending = np.isfinite(onsets).all() and (np.diff(onsets) > 0).all()
     if not ascending or not np.isfinite(directions).all():
         raise SchemaError(
-            f"{where}: directions must be numbers and onsets must grow, found onsets "
+            f"{where}: expected directions that are numbers and onsets that ascend, found onsets "
             f"{onsets.tolist()}"
         )
     require_likely_units(directions, "degree", f"{where}: directions")
@@ -353,15 +341,11 @@ def _stimulus(h5: Any, types: dict[str, str], condition_hash: str, where: str) -
             f"{where} has a duration of {duration:g} s, but its last direction begins at "
             f"{onsets[-1]:g} s: one of them is not in seconds"
         )
-    return Stimulus(kind, np.stack([directions, onsets, np.append(onsets[1:], duration)]))
+    return kind, np.stack([directions, onsets, np.append(onsets[1:], duration)])
 
 
-def _scan(
-    file: RecordingsFile, h5: Any, key: str, types: dict[str, str], stimuli: dict[str, Stimulus]
-) -> xr.Dataset:
-    """Check what describes a scan, and return its Dataset with lazy streams."""
-    where = f"{file.name}: scan {key}"
-    group = h5[f"sessions/{key}"]
+def _trials(group: Any, where: str) -> tuple[list[str], list[str]]:
+    """Return the names of the trials of a scan and the hashes of what they show."""
     for part in ("trials", "meta", "meta/condition_hashes", "meta/area_indices"):
         if part not in group:
             raise SchemaError(
@@ -377,22 +361,38 @@ def _scan(
             f"{where} has {len(trials)} trials ({', '.join(trials[:3])} ...) and {len(hashes)} "
             "condition_hashes, expected a hash for each of its numbered trials"
         )
+    return trials, hashes
+
+
+def _responses_of(trial: Any, condition_hash: str, where: str) -> Any:
+    """Return the responses of a trial that has all streams and shows the video it should."""
+    streams = ("responses", "treadmill", "pupil", "stim_times")
+    if absent := [s for s in streams if s not in trial]:
+        raise SchemaError(f"{where} has no {absent}, found {sorted(trial)}: fetch the file again")
+    stated = _decode_hash(trial.attrs.get("condition_hash", condition_hash))
+    if stated != condition_hash:
+        raise SchemaError(
+            f"{where} says that it shows {stated!r}, but meta/condition_hashes says "
+            f"{condition_hash!r}: the trials are not in the order of the hashes"
+        )
+    responses = trial["responses"]
+    if responses.ndim != 2:
+        raise SchemaError(f"{where}: responses have shape {responses.shape}, expected two axes")
+    return responses
+
+
+def _scan(
+    file: RecordingsFile, h5: Any, key: str, types: dict[str, str], stimuli: dict[str, Stimulus]
+) -> xr.Dataset:
+    """Return the Dataset of a scan; `stimuli` collects the videos that scans share."""
+    where = f"{file.name}: scan {key}"
+    group = h5[f"sessions/{key}"]
+    trials, hashes = _trials(group, where)
     shapes = []
     dtype = np.dtype(np.float32)
     for name, condition_hash in zip(trials, hashes, strict=True):
-        at, trial = f"{where}, trial {name}", group["trials"][name]
-        streams = ("responses", "treadmill", "pupil", "stim_times")
-        if absent := [s for s in streams if s not in trial]:
-            raise SchemaError(f"{at} has no {absent}, found {sorted(trial)}: fetch the file again")
-        stated = _decode_hash(trial.attrs.get("condition_hash", condition_hash))
-        if stated != condition_hash:
-            raise SchemaError(
-                f"{at} says that it shows {stated!r}, but meta/condition_hashes says "
-                f"{condition_hash!r}: the trials are not in the order of the hashes"
-            )
-        responses = trial["responses"]
-        if responses.ndim != 2:
-            raise SchemaError(f"{at}: responses have shape {responses.shape}, expected two axes")
+        at = f"{where}, trial {name}"
+        responses = _responses_of(group["trials"][name], condition_hash, at)
         shapes.append(responses.shape)
         if responses.shape[0] != shapes[0][0]:
             raise SchemaError(
@@ -405,13 +405,13 @@ def _scan(
 
     n_units, n_frames = shapes[0][0], np.array([n for _, n in shapes], dtype=np.int64)
     stream = partial(TrialArray, file, key, trials, n_frames)
-    double, lazy = np.dtype(np.float64), indexing.LazilyIndexedArray
-    times = stream("stim_times", None, double)
-    start = lazy(StartArray(times))
+    lazy = indexing.LazilyIndexedArray
+    times = stream("stim_times", None, np.float64)
     session, scan_idx = (np.int64(part) for part in key.split("_"))
     numbers = np.array([int(t) for t in trials], dtype=np.int64)
-    names, kinds = (np.array(v, dtype=object) for v in (hashes, [stimuli[h].type for h in hashes]))
-    first = np.cumsum(n_frames) - n_frames
+    names = np.array(hashes, dtype=object)
+    kinds = np.array([stimuli[h][0] for h in hashes], dtype=object)
+    first, start = np.cumsum(n_frames) - n_frames, lazy(StartArray(times))
     coords: dict[str, Any] = {
         "session": ((), session, describe(FUNCTIONAL["session"])),
         "scan_idx": ((), scan_idx, describe(FUNCTIONAL["scan_idx"])),
@@ -425,30 +425,22 @@ def _scan(
         "start_time": ("trial", start, {"long_name": "time of its first frame", "units": "s"}),
         "condition_hash": ("trial", names, {"long_name": "names the video"}),
         "stimulus": ("trial", kinds, {"long_name": "kind of video: Monet2, Trippy or Clip"}),
-        **_segments([stimuli[h] for h in hashes]),
+        **_segments([stimuli[h][1] for h in hashes]),
     }
-    responses = lazy(stream("responses", n_units, dtype))
-    treadmill = lazy(stream("treadmill", None, double))
-    pupil = lazy(stream("pupil", len(PUPIL_ROWS), double))
-    of_pupil = {"long_name": "centre and radii of the pupil", "units": "pixel"}
+    of_responses = {"long_name": "response of the unit, as stored"}
     of_treadmill = {"long_name": "running speed", "units": "cm/s"}
-    return xr.Dataset(
-        {
-            "responses": (
-                ("unit", "time"),
-                responses,
-                {"long_name": "response of the unit, as stored"},
-            ),
-            "treadmill": ("time", treadmill, of_treadmill),
-            "pupil": (("pupil_row", "time"), pupil, of_pupil),
-        },
-        coords=coords,
-        attrs={"scan": key, "frames_per_second": FRAMES_PER_SECOND, "alignment": _ALIGNMENT},
-    )
+    of_pupil = {"long_name": "centre and radii of the pupil", "units": "pixel"}
+    streams = {
+        "responses": (("unit", "time"), lazy(stream("responses", n_units, dtype)), of_responses),
+        "treadmill": ("time", lazy(stream("treadmill", None, np.float64)), of_treadmill),
+        "pupil": (("pupil_row", "time"), lazy(stream("pupil", 4, np.float64)), of_pupil),
+    }
+    attrs = {"scan": key, "frames_per_second": FRAMES_PER_SECOND, "alignment": _ALIGNMENT}
+    return xr.Dataset(streams, coords=coords, attrs=attrs)
 
 
 def _units(meta: Any, where: str, n_units: int) -> dict[str, Any]:
-    """Return ids and areas of the units as coordinates; the counts are compared."""
+    """Return ids and areas of the units as coordinates."""
     area = np.full(n_units, _NO_AREA, dtype=object)
     for name, indices in meta["area_indices"].items():
         rows = np.asarray(indices[()])
@@ -466,7 +458,7 @@ def _units(meta: Any, where: str, n_units: int) -> dict[str, Any]:
             )
         area[rows] = name
     ids, source = np.arange(1, n_units + 1), "row + 1"
-    counted = int((area != _NO_AREA).sum())
+    n_with_area = int((area != _NO_AREA).sum())
     if "unit_ids" in meta:
         ids, source = np.asarray(meta["unit_ids"][()]), "meta/unit_ids"
         if ids.dtype.kind not in "iu" or len(ids) != n_units or len(np.unique(ids)) != n_units:
@@ -474,11 +466,11 @@ def _units(meta: Any, where: str, n_units: int) -> dict[str, Any]:
                 f"{where}: unit_ids holds {len(ids)} values ({ids.dtype}), expected {n_units} "
                 "different integers, one for each row of the responses"
             )
-    elif counted != n_units:
-        # Nothing else tells that row i is unit i + 1.
+    elif n_with_area != n_units:
+        # Without ids, the only sign that row i is unit i + 1 is that both lists are complete.
         raise SchemaError(
-            f"{where} has {n_units} units in its responses and {counted} in area_indices, expected "
-            "as many: which row is which unit is not known"
+            f"{where} has {n_units} units in its responses and {n_with_area} in area_indices, "
+            "expected as many: which row is which unit is not known"
         )
     attrs = {**describe(FUNCTIONAL["unit_id"]), "from": source}
     return {
@@ -487,26 +479,28 @@ def _units(meta: Any, where: str, n_units: int) -> dict[str, Any]:
     }
 
 
-def _segments(stimuli: list[Stimulus]) -> dict[str, Any]:
-    """Directions, onsets and offsets of every trial, NaN where a trial has fewer."""
-    most = max(s.segments.shape[1] for s in stimuli)
-    values = np.full((3, len(stimuli), most), np.nan)
-    for i, stimulus in enumerate(stimuli):
-        values[:, i, : stimulus.segments.shape[1]] = stimulus.segments
-    seconds = {"units": "s", "long_name": "seconds from the start of the trial"}
+def _segments(segments: list[np.ndarray]) -> dict[str, Any]:
+    """Return directions, onsets and offsets as coordinates; NaN where a trial has fewer."""
+    most = max(values.shape[1] for values in segments)
+    if not most:
+        return {}
+    padded = [np.pad(v, ((0, 0), (0, most - v.shape[1])), constant_values=np.nan) for v in segments]
+    direction, onset, offset = np.stack(padded, axis=1)
     degrees = {"units": "degree", "long_name": "direction of motion, as the video states it"}
-    names = {"direction": degrees, "onset": seconds, "offset": seconds}
+    seconds = {"units": "s", "long_name": "seconds from the start of the trial"}
+    dims = ("trial", "segment")
     return {
-        name: (("trial", "segment"), v, attrs)
-        for (name, attrs), v in zip(names.items(), values if most else (), strict=False)
+        "direction": (dims, direction, degrees),
+        "onset": (dims, onset, seconds),
+        "offset": (dims, offset, seconds),
     }
 
 
-# Scans by name.
+# Names of scans.
 
 
 def node_name(scan: Any) -> str:
-    """Return the name of a scan's node."""
+    """Return the name of the node of a scan."""
     if isinstance(scan, str):
         return scan if scan.startswith("scan_") else f"scan_{scan}"
     try:
@@ -518,18 +512,16 @@ def node_name(scan: Any) -> str:
     return f"scan_{session}_{scan_idx}"
 
 
-def _node_names(scans: Any) -> list[str]:
-    """Return the names of the nodes of one scan or several."""
-    if isinstance(scans, str) or not isinstance(scans, Iterable):
-        return [node_name(scans)]
-    listed = list(scans)
-    is_one = listed and all(isinstance(s, int | np.integer) for s in listed)
-    return [node_name(listed)] if is_one else [node_name(s) for s in listed]
-
-
 def _choose(scans: Any, names: Iterable[str], where: str) -> list[str]:
-    """Return the names that were asked for, in their own order."""
-    wanted = list(names) if scans is None else _node_names(scans)
+    """Return the names of one scan or several, in the order of `names`."""
+    if scans is None:
+        return list(names)
+    if isinstance(scans, str) or not isinstance(scans, Iterable):
+        scans = [scans]
+    elif scans := list(scans):
+        # One pair may stand alone.
+        scans = [scans] if all(isinstance(s, int | np.integer) for s in scans) else scans
+    wanted = [node_name(scan) for scan in scans]
     for name in wanted:
         if name not in names:
             raise unknown_label(f"{where} has no scan", name, names)
@@ -581,7 +573,7 @@ def open(
         Set as scalar coordinate. Recordings are the same in every release: their labels are
         session, scan_idx and unit_id.
     storage_options : mapping, optional
-        What fsspec hands to the protocol's file system.
+        Passed to the file system of fsspec.
 
     Returns
     -------
@@ -602,10 +594,10 @@ def open(
     Raises
     ------
     SourceError
-        If the file is not there, cannot be opened or is cut short.
+        If the file is absent, cannot be read or is cut short.
     SchemaError
-        If it is not a file of recordings, or what describes a scan does not fit together; the
-        message names scan and trial.
+        If it is not a file of recordings, or what describes a scan is inconsistent; the message
+        names scan and trial.
     UnknownLabelError
         If a scan is not in the file.
     MicronsXrError
@@ -623,7 +615,7 @@ def open(
     if isinstance(file, str | Path) and Path(file).is_dir():
         return _open_zarr(Path(file), scans)
     source = RecordingsFile(file, storage_options)
-    with source.opened() as h5:
+    with source.reading("what describes the scans") as h5:
         names = _sorted_scans(h5.get("sessions", ()))
         if not names:
             raise SchemaError(
@@ -646,7 +638,7 @@ def open(
         "history": f"recordings of {len(nodes)} scans",
     }
     tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})
-    tree.set_close(source.close)
+    tree.set_close(source.manager.close)
     return tree
 
 
@@ -665,7 +657,7 @@ def open_video(
     condition_hash : str
         Which video: a value of ``condition_hash`` of a trial.
     storage_options : mapping, optional
-        What fsspec hands to the protocol's file system.
+        Passed to the file system of fsspec.
 
     Returns
     -------
@@ -703,7 +695,7 @@ def open_video(
         recordings = source
     file = RecordingsFile(recordings, storage_options)
     path = f"videos/{encode_hash(condition_hash)}"
-    with file.opened() as h5:
+    with file.reading(path) as h5:
         if path not in h5:
             known = [_decode_hash(video) for video in h5.get("videos", ())]
             raise unknown_label(f"{file.name} has no video", condition_hash, known)
@@ -783,27 +775,31 @@ def select(
     >>> list(chosen), set(chosen["scan_9_3"].stimulus.values)
     (['scan_9_3'], {'Monet2'})
     """
+    criteria = {
+        "scans": scans, "session": session, "brain_area": brain_area, "unit_id": unit_id,
+        "stimulus": stimulus, "condition_hash": condition_hash, "trial": trial,
+    }  # fmt: skip
+    criteria = {name: value for name, value in criteria.items() if value is not None}
+    entry = ", ".join(f"{name}={value!r}" for name, value in criteria.items())
     nodes = scan_nodes(recordings)
-    nodes = {name: nodes[name] for name in _choose(scans, nodes, "recordings")}
-    if session is not None:
-        sessions = _labels("session", session, nodes)
-        nodes = {name: node for name, node in nodes.items() if int(node["session"]) in sessions}
-    units = {"brain_area": brain_area, "unit_id": unit_id}
-    trials = {"stimulus": stimulus, "condition_hash": condition_hash, "trial": trial}
-    wanted = {
-        dim: {name: _labels(name, v, nodes) for name, v in criteria.items() if v is not None}
-        for dim, criteria in (("unit", units), ("trial", trials))
+    nodes = {
+        name: nodes[name] for name in _choose(criteria.pop("scans", None), nodes, "recordings")
     }
+    if session is not None:
+        sessions = _labels("session", criteria.pop("session"), nodes)
+        nodes = {name: node for name, node in nodes.items() if int(node["session"]) in sessions}
+    wanted = {name: _labels(name, value, nodes) for name, value in criteria.items()}
     chosen = {}
     for name, node in nodes.items():
-        masks = {dim: _mask(node, dim, labels) for dim, labels in wanted.items()}
+        masks = {dim: np.ones(node.sizes[dim], dtype=bool) for dim in ("unit", "trial")}
+        for variable, labels in wanted.items():
+            masks[str(node[variable].dims[0])] &= np.isin(node[variable].values, labels)
         if all(mask.any() for mask in masks.values()):
             chosen[name] = _take(node, **masks)
-    criteria = {"scans": scans, "session": session, **units, **trials}
-    entry = ", ".join(f"{name}={v!r}" for name, v in criteria.items() if v is not None)
     if not chosen:
         raise UnknownLabelError(
-            f"no scan has both units and trials of {entry}: each word is there, but never together"
+            f"no scan has both units and trials of {entry}: each of them exists, but in no scan "
+            "together"
         )
     history = f"{recordings.attrs.get('history', '')}\nrecordings.select({entry})".strip()
     root = xr.Dataset(attrs={**recordings.attrs, "history": history})
@@ -811,7 +807,7 @@ def select(
 
 
 def _labels(variable: str, value: Any, nodes: dict[str, xr.Dataset]) -> list[Any]:
-    """Return what was asked for as a list, or raise if some of it is in no scan."""
+    """Return one label or several as a list; each must be in some scan."""
     is_one = isinstance(value, bytes) or np.ndim(value) == 0
     wanted = [value] if is_one else np.asarray(value, dtype=object).ravel().tolist()
     known: set[Any] = set()
@@ -821,13 +817,6 @@ def _labels(variable: str, value: Any, nodes: dict[str, xr.Dataset]) -> list[Any
         if word not in known:
             raise unknown_label(f"no scan has {variable}", word, sorted(known))
     return wanted
-
-
-def _mask(node: xr.Dataset, dim: str, wanted: dict[str, list[Any]]) -> np.ndarray:
-    mask = np.ones(node.sizes[dim], dtype=bool)
-    for variable, labels in wanted.items():
-        mask &= np.isin(node[variable].values, labels)
-    return mask
 
 
 def _take(node: xr.Dataset, unit: np.ndarray, trial: np.ndarray) -> xr.Dataset:
@@ -898,11 +887,14 @@ def to_zarr(
             raise SchemaError(f"{name} is {size!r}, expected the size of a chunk, from 1 up")
     if path.exists() and not overwrite:
         raise StoreFormatError(f"{path} exists: choose another name, or pass overwrite=True")
-    if path.exists() and not _is_replaceable(path):
-        raise StoreFormatError(
-            f"{path} is not a store of recordings, so it is not replaced: choose another name, or "
-            "remove it yourself"
-        )
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        try:
+            _zarr_root(path)
+        except SourceError as error:
+            raise StoreFormatError(
+                f"{path} is not a store of recordings, so it is not replaced: choose another name, "
+                "or remove it yourself"
+            ) from error
     attrs = {"recorded_in": recordings.attrs.get("source", "unknown"), **recordings.attrs}
     with new_folder(path) as part:
         xr.Dataset(attrs=attrs).to_zarr(part, mode="w", consolidated=False)
@@ -918,32 +910,22 @@ def to_zarr(
     return path
 
 
-def _is_recordings(root: xr.Dataset) -> bool:
-    return "recorded_in" in root.attrs or {"source", "frames_per_second"} <= set(root.attrs)
-
-
-def _is_replaceable(path: Path) -> bool:
-    """Whether `path` is an empty folder or a store of recordings."""
-    if not path.is_dir():
-        return False
+def _zarr_root(path: Path) -> xr.Dataset:
     try:
-        return not any(path.iterdir()) or _is_recordings(
-            xr.open_zarr(path, consolidated=False, chunks=None)
+        root = xr.open_zarr(path, consolidated=False, chunks=None)
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(f"{path} cannot be opened as recordings in zarr ({error})") from error
+    if "recorded_in" not in root.attrs and not {"source", "frames_per_second"} <= set(root.attrs):
+        raise SourceError(
+            f"{path} is not a store of recordings: its attributes do not name the file they come "
+            "from"
         )
-    except (OSError, ValueError, KeyError):
-        return False
+    return root
 
 
 def _open_zarr(path: Path, scans: Iterable[Any] | None) -> xr.DataTree:
-    try:
-        root = xr.open_zarr(path, consolidated=False, chunks=None)
-        names = _sorted_scans(p.name.removeprefix("scan_") for p in path.iterdir())
-    except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"{path} cannot be opened as recordings in zarr ({error})") from error
-    if not _is_recordings(root):
-        raise SourceError(
-            f"{path} is not a store of recordings: it does not say where they come from"
-        )
+    root = _zarr_root(path)
+    names = _sorted_scans(p.name.removeprefix("scan_") for p in path.iterdir())
     nodes = {}
     for name in _choose(scans, names, str(path)):
         node = xr.open_zarr(path, name, consolidated=False, chunks=None)

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.angles import ANGLE_CONVENTIONS, AngleConvention
-from microns_xr.errors import ReleaseMismatchError, SchemaError, UnknownLabelError, unknown_label
-from microns_xr.provenance import RELEASE_COORDS, add_history
+from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
+from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.recordings.files import node_name, scan_nodes, select
 from microns_xr.releases import table_spec
 from microns_xr.schema import FUNCTIONAL, describe
@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 # Times are seconds since the scan began, so that a difference of two has an error far below this;
 # frames are 0.133 s apart.
 _TIME_TOLERANCE = 1e-6
-# Rates by direction of this stimulus, as the video states it, are what this table holds.
+# This table holds rates by the directions that the videos of this stimulus state, so that its
+# convention is also theirs.
 _TABLE_OF_STIMULUS = {"Monet2": "tuning_curves_fitted_v1"}
 
 
@@ -60,33 +61,27 @@ def _degrees(directions: np.ndarray) -> np.ndarray:
     return np.round(np.mod(directions, 360.0), 6) % 360.0
 
 
-def _directional_trials(name: str, node: xr.Dataset, stimulus: str) -> np.ndarray:
-    """Rows of the trials of a stimulus that has directions; empty where a scan shows none."""
+def _trials_of(name: str, node: xr.Dataset, stimulus: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the trials of a stimulus, and the directions they show, ascending."""
     rows = np.flatnonzero(node["stimulus"].values == stimulus)
-    if len(rows) and not (
-        "direction" in node.variables
-        and np.isfinite(node["direction"].values[rows]).any(axis=1).all()
-    ):
+    if not len(rows):
+        return rows, np.empty(0)
+    shown = (
+        node["direction"].values[rows] if "direction" in node.variables else rows[:, None] * np.nan
+    )
+    known = np.isfinite(shown)
+    if not known.any(axis=1).all():
         raise SchemaError(
             f"{name}: trials of {stimulus!r} have no directions and onsets, so there is no tuning "
             "by direction: only videos with both, such as Monet2, can be used"
         )
-    return rows
-
-
-def _directions(node: xr.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Return the directions of some trials in degrees, from 0 up to 360, ascending, each once."""
-    shown = node["direction"].values[rows]
-    return np.unique(_degrees(shown[np.isfinite(shown)]))
+    return rows, np.unique(_degrees(shown[known]))
 
 
 def _each_trial(
     name: str, node: xr.Dataset, rows: np.ndarray, directions: np.ndarray, latency: float
 ) -> Iterator[np.ndarray]:
-    """Yield the responses of one trial after the other, shape (units, directions).
-
-    A trial without frames is NaN throughout.
-    """
+    """Yield the responses of one trial after the other, shape (units, directions)."""
     responses, times = node["responses"].variable, node["stim_time"].variable
     first, n_frames = node["first_frame"].values, node["n_frames"].values
     for row in rows:
@@ -97,9 +92,7 @@ def _each_trial(
             yield np.full((node.sizes["unit"], len(directions)), np.nan)
             continue
         if not np.isfinite(time).all() or (np.diff(time) <= 0).any():
-            raise SchemaError(
-                f"{where}: stim_times must be numbers that grow, found {time[:5]} ..."
-            )
+            raise SchemaError(f"{where}: expected stim_times that ascend, found {time[:5]} ...")
         time = time - time[0]
         shown = np.isfinite(node["direction"].values[row])
         angles, onsets, offsets = (
@@ -120,7 +113,6 @@ def _each_trial(
 def _direction_coord(
     directions: np.ndarray, stimulus: str, angle_convention: str | None
 ) -> tuple[str, np.ndarray, dict[str, Any]]:
-    """Return the coordinate ``direction``, which says where its convention comes from."""
     source = "stated by the caller"
     if angle_convention is None and stimulus in _TABLE_OF_STIMULUS:
         table = _TABLE_OF_STIMULUS[stimulus]
@@ -143,25 +135,22 @@ def _direction_coord(
 
 
 def _unit_coords(node: xr.Dataset) -> dict[str, Any]:
-    """Coordinates of a scan along ``scan_unit``, and its datastack."""
-    keys = {
-        k: np.broadcast_to(node[k].values, node.sizes["unit"]).astype(np.int64) for k in SCAN_KEYS
-    }
+    coords: dict[str, Any] = {}
+    for key in SCAN_KEYS:
+        values = np.broadcast_to(node[key].values, node.sizes["unit"]).astype(np.int64)
+        coords[key] = ("scan_unit", values, describe(FUNCTIONAL[key]))
     area = node["brain_area"].values.astype(object)
-    stack = node["datastack"].reset_coords(drop=True) if "datastack" in node.coords else None
-    return {
-        **{k: ("scan_unit", v, describe(FUNCTIONAL[k])) for k, v in keys.items()},
-        "brain_area": ("scan_unit", area, {"long_name": "visual area of the recorded unit"}),
-        **({} if stack is None else {"datastack": stack}),
-    }
+    coords["brain_area"] = ("scan_unit", area, {"long_name": "visual area of the recorded unit"})
+    if "datastack" in node.coords:
+        coords["datastack"] = node["datastack"].reset_coords(drop=True)
+    return coords
 
 
 def _require_latency(latency: float) -> float:
-    number = isinstance(latency, int | float | np.integer | np.floating)
-    if not number or not 0 <= float(latency) < 5:
+    if not isinstance(latency, int | float | np.number) or not 0 <= latency < 5:
         raise SchemaError(
-            f"latency is {latency!r}, expected seconds from 0 up; stimulus frames lead the "
-            "responses by 66 ms already"
+            f"latency is {latency!r}, expected seconds from 0 up to 5; stimulus frames already "
+            "lead the responses by 66 ms"
         )
     return float(latency)
 
@@ -181,14 +170,14 @@ def trial_responses(
     recordings : DataTree
         What `microns_xr.recordings.open` or `microns_xr.recordings.select` returned.
     scan : str or pair of int, optional
-        Such as ``"9_3"`` or ``(9, 3)``; not needed if there is only one.
+        Such as ``"9_3"`` or ``(9, 3)``; may be left out if there is only one.
     stimulus : str, optional
         Type of the stimulus; it must have directions and onsets.
     latency : float, optional
         Seconds by which responses follow the stimulus frame they are stored with. Frames lead by
         at least 66 ms already, so the default adds nothing.
     angle_convention : str, optional
-        What 0 degrees means. The file does not say it; for Monet2 the registry does.
+        What 0 degrees means. The file does not state it; for Monet2 the registry does.
 
     Returns
     -------
@@ -229,10 +218,9 @@ def trial_responses(
         raise unknown_label("recordings has no scan", name, nodes)
     node = nodes[name]
     latency = _require_latency(latency)
-    rows = _directional_trials(name, node, stimulus)
+    rows, directions = _trials_of(name, node, stimulus)
     if not len(rows):
         raise unknown_label(f"{name} has no trial of", stimulus, set(node["stimulus"].values))
-    directions = _directions(node, rows)
     direction = _direction_coord(directions, stimulus, angle_convention)
     values = np.empty((node.sizes["unit"], len(rows), len(directions)))
     for i, trial in enumerate(_each_trial(name, node, rows, directions, latency)):
@@ -278,7 +266,7 @@ def tuning(
         Seconds by which responses follow the stimulus frame they are stored with. Frames lead by
         at least 66 ms already, so the default adds nothing.
     angle_convention : str, optional
-        What 0 degrees means. The file does not say it; for Monet2 the registry does.
+        What 0 degrees means. The file does not state it; for Monet2 the registry does.
     coregistration : xarray.Dataset, optional
         Functional rows of a release, to match units to neurons.
 
@@ -322,14 +310,13 @@ def tuning(
     if scans is not None:
         recordings = select(recordings, scans=scans)
     nodes = scan_nodes(recordings)
-    rows = {name: _directional_trials(name, node, stimulus) for name, node in nodes.items()}
-    rows = {name: trials for name, trials in rows.items() if len(trials)}
-    if not rows:
+    trials = {name: _trials_of(name, node, stimulus) for name, node in nodes.items()}
+    trials = {name: (rows, shown) for name, (rows, shown) in trials.items() if len(rows)}
+    if not trials:
         kinds = {str(s) for node in nodes.values() for s in node["stimulus"].values}
         raise unknown_label(f"none of {', '.join(nodes)} shows", stimulus, kinds)
-    by_scan = {name: _directions(nodes[name], trials) for name, trials in rows.items()}
-    first, directions = next(iter(by_scan.items()))
-    for name, others in by_scan.items():
+    first, (_, directions) = next(iter(trials.items()))
+    for name, (_, others) in trials.items():
         if not np.array_equal(others, directions):
             raise SchemaError(
                 f"{first} shows the directions {directions.tolist()}, {name} {others.tolist()}: "
@@ -337,13 +324,14 @@ def tuning(
             )
     direction = _direction_coord(directions, stimulus, angle_convention)
     parts = []
-    for name, trials in rows.items():
-        responses = _each_trial(name, nodes[name], trials, directions, latency)
+    for name, (rows, _) in trials.items():
+        responses = _each_trial(name, nodes[name], rows, directions, latency)
         parts.append(_curves(nodes[name], responses, direction))
-        logger.info("%s: %d trials of %s", name, len(trials), stimulus)
+        logger.info("%s: %d trials of %s", name, len(rows), stimulus)
     curves = xr.concat(parts, "scan_unit", coords="minimal", compat="override", join="override")
     curves = curves.isel(scan_unit=np.lexsort([curves[k].values for k in SCAN_KEYS[::-1]]))
     rates = curves["rate_dir"].values
+    # As in the tables of rates, a unit is rated at all directions or at none.
     incomplete = ~np.isfinite(rates).all(axis=1)
     rates[incomplete] = np.nan
     half = len(directions) // 2
@@ -358,20 +346,20 @@ def tuning(
         "tuning_table": f"trials of {stimulus} in {recordings.attrs.get('source', 'recordings')}",
         "stimulus": stimulus,
         "latency_s": latency,
-        "scans": sorted(rows),
-        "scans_without": sorted(set(nodes) - set(rows)),
+        "scans": sorted(trials),
+        "scans_without": sorted(set(nodes) - set(trials)),
         "n_incomplete": int(incomplete.sum()),
     }
     sources = [recordings.to_dataset(inherit=False)]
     if coregistration is not None:
         curves = _with_nuclei(curves, coregistration)
         sources.append(coregistration)
-    entry = f"recordings.tuning({stimulus!r}, latency={latency:g}) of {len(rows)} scans"
+    entry = f"recordings.tuning({stimulus!r}, latency={latency:g}) of {len(trials)} scans"
     return add_history(curves, entry, source=sources)
 
 
 def _curves(node: xr.Dataset, trials: Iterable[np.ndarray], direction: Any) -> xr.Dataset:
-    """Mean and standard error over trials that come one at a time; NaN is no trial."""
+    """Average trials that come one at a time; NaN stands for a trial that is missing."""
     # Welford's recurrence (Technometrics 4, 1962) does not lose digits as sums of squares do.
     shape = (node.sizes["unit"], len(direction[1]))
     n, mean, squares = np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(shape)
@@ -395,19 +383,13 @@ def _curves(node: xr.Dataset, trials: Iterable[np.ndarray], direction: Any) -> x
 
 
 def _with_nuclei(curves: xr.Dataset, coregistration: xr.Dataset) -> xr.Dataset:
-    """Match units to neurons; a unit matched to several nuclei gets a row for each."""
+    """Match units to neurons; a unit matched to several nuclei gets a row for each of them."""
     needed = (*SCAN_KEYS, "nucleus_id", *RELEASE_COORDS)
     if absent := [k for k in needed if k not in coregistration.coords]:
         raise SchemaError(
             f"coregistration has no coordinates {absent}: give what Release.functional() returns"
         )
-    if "datastack" in curves.coords:
-        ours, theirs = (str(d["datastack"].item()) for d in (curves, coregistration))
-        if ours != theirs:
-            raise ReleaseMismatchError(
-                f"the recordings are of the datastack {ours!r}, the coregistration of {theirs!r}: "
-                "their units have nothing to do with each other"
-            )
+    require_same_release(("recordings", curves), ("coregistration", coregistration))
     rows = nuclei_of_units({k: curves[k].values for k in SCAN_KEYS}, coregistration)
     ids = ("scan_unit", rows["nucleus_id"].to_numpy(), describe(FUNCTIONAL["nucleus_id"]))
     release = {c: coregistration.coords[c] for c in RELEASE_COORDS}

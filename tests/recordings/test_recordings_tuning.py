@@ -366,8 +366,8 @@ def test_scans_of_other_directions_are_not_mixed(recordings):
     [
         ([0.0, 9.0], TIMES, r"scan_4_7, trial 0: onsets go from 0 to 9 s, .* 0 to 2 s"),
         ([-1.0, 1.0], TIMES, r"trial 0: onsets go from -1"),
-        ([0.0, 1.0], TIMES[::-1], r"trial 0: stim_times must be numbers that grow"),
-        ([0.0, 1.0], [*TIMES[:5], np.nan], r"trial 0: stim_times must be numbers"),
+        ([0.0, 1.0], TIMES[::-1], r"trial 0: expected stim_times that ascend"),
+        ([0.0, 1.0], [*TIMES[:5], np.nan], r"trial 0: expected stim_times that ascend"),
     ],
 )
 def test_times_that_do_not_fit_are_named(tmp_path, onsets, times, message):
@@ -406,7 +406,7 @@ def test_recordings_of_another_datastack_are_not_matched(source, path):
     release = mx.Release(1718, source=source)
     coregistration = release.functional("manual")
     own = str(coregistration.datastack.item())
-    with pytest.raises(mx.errors.ReleaseMismatchError, match=f"'another'.*'{own}'"):
+    with pytest.raises(mx.errors.ReleaseMismatchError, match=f"recordings is of another but coregistration is of {own}"):
         mx.recordings.tuning(
             mx.recordings.open(path, ["9_3"], datastack="another"), coregistration=coregistration
         )

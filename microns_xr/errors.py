@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
+import warnings
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -63,6 +65,14 @@ def nearest(name: object, known: Iterable[object]) -> str:
     by_lower = {str(word).lower(): str(word) for word in known}
     near = difflib.get_close_matches(str(name).lower(), list(by_lower), cutoff=0.5)
     return f"; nearest: {', '.join(by_lower[word] for word in near)}" if near else ""
+
+
+def warn_of_dropped_rows(message: str) -> None:
+    """Warn at the user's line, however deep in the package the rows were dropped."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, DroppedRowsWarning, stacklevel=level)
 
 
 def unknown_label(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +17,11 @@ from microns_xr.angles import AngleConvention, AngleUnits, convert, require_like
 from microns_xr.columns import require_columns
 from microns_xr.connectivity.build import build_connectivity, build_synapses
 from microns_xr.errors import (
-    DroppedRowsWarning,
     ReleaseMismatchError,
     SchemaError,
     SourceError,
     unknown_label,
+    warn_of_dropped_rows,
 )
 from microns_xr.files import file_sha256
 from microns_xr.layers import segment_layers
@@ -862,12 +861,9 @@ class Release:
             shared_roots=self.shared_roots(),
         )
         if any(no_unit.values()):
-            warnings.warn(
+            warn_of_dropped_rows(
                 f"{no_unit['pre']} pre and {no_unit['post']} post neurons were asked for that are "
-                "not units, and are not on the axes: units(untyped='keep') has those without a "
-                "type",
-                DroppedRowsWarning,
-                stacklevel=3,
+                "not units, and are not on the axes: units(untyped='keep') has those without a type"
             )
             connectivity.attrs["asked_for_but_no_unit"] = no_unit
         return self._with_sources(connectivity, [name, self.spec.name_of("nucleus")], [whole])

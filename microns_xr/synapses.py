@@ -16,8 +16,8 @@ from microns_xr.connectivity.arrays import (
     connectivity_dataset,
     make_pattern,
 )
-from microns_xr.connectivity.build import assemble
 from microns_xr.connectivity.labels import Lookup, require_known
+from microns_xr.connectivity.sort import sum_pairs
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import add_history, release_of, require_same_release
 from microns_xr.schema import AXES, validate
@@ -159,11 +159,11 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         lambda lo, hi: _pair_sums(rows, lo, hi, new), _pieces(rows, [(0, rows.n)]), rows.n
     )
     post, pre, size, count = (np.concatenate(part) for part in zip(*parts, strict=True))
-    summed = assemble(post, pre, size, count, labels["post"].size, labels["pre"].size)
+    summed = sum_pairs(post, pre, size, count, labels["post"].size)
     shape = (labels["pre"].size, labels["post"].size)
     result = connectivity_dataset(
-        summed.size,
-        summed.count,
+        summed.sizes,
+        summed.counts,
         make_pattern(summed.indices, summed.indptr, shape, "post"),
         labels["pre"],
         labels["post"],

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import dask.array as da
 import numba
@@ -36,7 +36,13 @@ from microns_xr.connectivity.arrays import (
 )
 from microns_xr.connectivity.kernels import Contraction, contract_buffers
 from microns_xr.connectivity.labels import Lookup, require_known
-from microns_xr.connectivity.sort import Selection, check_sorted, select_pairs, take_values
+from microns_xr.connectivity.sort import (
+    Rule,
+    Selection,
+    check_sorted,
+    select_pairs,
+    take_values,
+)
 from microns_xr.errors import SchemaError
 from microns_xr.threads import Span, balanced_spans, run_spans, usable_threads
 
@@ -355,15 +361,7 @@ def keep_pairs(connectivity: xr.Dataset, rest: xr.Dataset, rule: Rule) -> xr.Dat
     if is_lazy(connectivity):
         return _with_arrays(connectivity, rest, filter_blocks(blocks_of(connectivity), rule))
     pattern, values = pair_buffers(connectivity)
-    selection = select_pairs(
-        pattern.indices,
-        pattern.indptr,
-        rule.majors,
-        rule.new_minor,
-        kept=rule.kept,
-        whole=rule.whole,
-        without=rule.without,
-    )
+    selection = select_pairs(pattern.indices, pattern.indptr, rule)
     shape = rule.shape(pattern.compressed)
     return with_pairs(connectivity, rest, pattern, values, selection, shape)
 
@@ -850,24 +848,6 @@ def _count_block(pattern: Pattern, values: Values, shared: None, lo: int, hi: in
     return pattern.nnz
 
 
-class Rule(NamedTuple):
-    """Which neurons and pairs are kept; see `microns_xr.connectivity.sort.select_pairs`."""
-
-    majors: np.ndarray  # ascending positions of the major neurons to keep
-    # (minor neurons,), int32: the new position of each, -1 where it is left out
-    new_minor: np.ndarray
-    n_minor: int  # number of minor neurons that are left
-    # as for `select_pairs`; `whole` and `without` for each of `majors`
-    kept: np.ndarray | None = None
-    whole: np.ndarray | None = None
-    without: np.ndarray | None = None
-
-    def shape(self, compressed: Compressed) -> tuple[int, int]:
-        """Numbers of pre and of post that are left."""
-        n_major = int(self.majors.size)
-        return (self.n_minor, n_major) if compressed == "post" else (n_major, self.n_minor)
-
-
 def filter_blocks(blocks: Blocks, rule: Rule) -> dict[str, da.Array]:
     """Keep some neurons and pairs; blocks of which no neuron is left are never read."""
     shape = rule.shape(blocks.compressed)
@@ -897,17 +877,8 @@ def _filter_block(
     without: np.ndarray | None,
 ) -> sparse.GCXS:
     (stored,) = values.values()
-    rule = shared._replace(majors=majors)
-    selection = select_pairs(
-        pattern.indices,
-        pattern.indptr,
-        majors,
-        rule.new_minor,
-        kept=rule.kept,
-        whole=whole,
-        without=without,
-        threads=1,
-    )
+    rule = shared._replace(majors=majors, whole=whole, without=without)
+    selection = select_pairs(pattern.indices, pattern.indptr, rule, threads=1)
     new = make_pattern(
         selection.indices, selection.indptr, rule.shape(pattern.compressed), pattern.compressed
     )

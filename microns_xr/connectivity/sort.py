@@ -1,36 +1,22 @@
-"""The same pairs compressed over the other axis, with their values, by one counting sort.
+"""Sparsity patterns on raw buffers: check, select, transpose, sort and sum.
 
-`microns_xr.connectivity.sort.transpose_pattern` gives a permutation instead, which any number
-of variables can follow; to follow it, 30 million pairs of two values take one second of processor
-time more than to be carried along.
+As in `kernels`, a pattern is compressed over its *major* axis; ``indices`` are positions on the
+*minor* axis, ascending and unique within the span of a major neuron.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numba
 import numpy as np
 
-from microns_xr.connectivity.kernels import minor_spans
 from microns_xr.errors import SchemaError
 from microns_xr.threads import balanced_spans, equal_spans, run_spans, usable_threads
 
-# Sparsity patterns on raw buffers: check, select, transpose.
-#
-# As in `kernels`, a pattern is compressed over its *major* axis; ``indices`` are positions on the
-# *minor* axis, ascending and unique within a span. The functions return, beside the new buffers,
-# the position of every new pair among the old ones, so that any number of variables can follow.
-
-
-_OUT_OF_ORDER = (
-    "the stored pairs of a neuron are not in ascending order: build the connectivity again with "
-    "mx.build_connectivity"
-)
-
 
 class Selection(NamedTuple):
-    """New buffers, and where each new pair was among the old ones."""
+    """New buffers, and where each new pair was among the old ones, for any number of variables."""
 
     indices: np.ndarray
     indptr: np.ndarray
@@ -40,8 +26,9 @@ class Selection(NamedTuple):
 def check_sorted(
     indices: np.ndarray, indptr: np.ndarray, n_minor: int, threads: int | None = None
 ) -> None:
-    """Raise unless a pattern is what every function here takes it to be."""
-    if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != indices.size or _descends(indptr):
+    """Raise unless a pattern is as the functions of this module expect it."""
+    descends = (indptr[1:] < indptr[:-1]).any()
+    if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != indices.size or descends:
         raise SchemaError(
             f"indptr does not cut the {indices.size} stored pairs into spans: expected ascending "
             f"numbers from 0 to {indices.size}"
@@ -59,10 +46,6 @@ def check_sorted(
             )
 
 
-def _descends(indptr: np.ndarray) -> bool:
-    return bool((indptr[1:] < indptr[:-1]).any())
-
-
 @numba.njit(nogil=True, cache=True)
 def _first_unsorted(indices, indptr, n_minor, lo, hi):  # type: ignore[no-untyped-def]
     for j in range(lo, hi):
@@ -76,56 +59,59 @@ def _first_unsorted(indices, indptr, n_minor, lo, hi):  # type: ignore[no-untype
     return -1
 
 
+class Rule(NamedTuple):
+    """Which neurons and which of their pairs stay."""
+
+    majors: np.ndarray  # positions of the major neurons that stay, in their new order
+    # (minor neurons,), int32: the new position of each, -1 where it is left out
+    new_minor: np.ndarray
+    n_minor: int  # number of minor neurons that stay
+    # (minor neurons,), bool: whose pairs stay; by default those with a new position
+    partners: np.ndarray | None = None
+    # of each of `majors`: whether all its pairs stay, and one partner whose pair goes (or -1)
+    whole: np.ndarray | None = None
+    without: np.ndarray | None = None
+
+    def shape(self, compressed: Literal["pre", "post"]) -> tuple[int, int]:
+        """Numbers of pre and of post that stay."""
+        n_major = int(self.majors.size)
+        return (self.n_minor, n_major) if compressed == "post" else (n_major, self.n_minor)
+
+
 def select_pairs(
-    indices: np.ndarray,
-    indptr: np.ndarray,
-    majors: np.ndarray,
-    new_minor: np.ndarray,
-    *,
-    kept: np.ndarray | None = None,
-    whole: np.ndarray | None = None,
-    without: np.ndarray | None = None,
-    threads: int | None = None,
+    indices: np.ndarray, indptr: np.ndarray, rule: Rule, threads: int | None = None
 ) -> Selection:
-    """Keep some major neurons and, of their pairs, those with some minor neurons."""
-    n_new = majors.size
-    kept = new_minor >= 0 if kept is None else kept
-    whole = np.zeros(n_new, dtype=bool) if whole is None else whole
-    if kept.all():
+    """Select neurons and pairs by a rule."""
+    majors, new_minor, n_new = rule.majors, rule.new_minor, rule.majors.size
+    partners = new_minor >= 0 if rule.partners is None else rule.partners
+    whole = np.zeros(n_new, dtype=bool) if rule.whole is None else rule.whole
+    if partners.all():
         whole = np.ones(n_new, dtype=bool)
-    without = np.full(n_new, -1, dtype=np.int64) if without is None else without
-    # Spans are balanced by what is read; what is kept is known only afterwards.
+    without = np.full(n_new, -1, dtype=np.int64) if rule.without is None else rule.without
+    # Spans are balanced by what is read; how much of it stays is known only afterwards.
     read = np.concatenate([[0], np.cumsum(np.diff(indptr)[majors], dtype=np.int64)])
     n_threads = usable_threads(threads, int(read[-1]))
     spans = balanced_spans(read, 8 * n_threads)
     counts = np.zeros(n_new, dtype=np.int64)
-
-    def keep(lo: int, hi: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        n_read = read[hi] - read[lo]
-        rule = (majors, kept, whole, without, new_minor)
-        return _keep(indices, indptr, *rule, counts, n_read, lo, hi)
-
-    pieces = run_spans(keep, spans, n_threads)
+    buffers = (indices, indptr, majors, partners, whole, without, new_minor, counts)
+    pieces = run_spans(
+        lambda lo, hi: _keep(*buffers, read[hi] - read[lo], lo, hi), spans, n_threads
+    )
     if not all(in_order for _, _, in_order in pieces):
-        raise SchemaError(_OUT_OF_ORDER)
+        raise SchemaError(
+            "the stored pairs of a neuron are not in ascending order: build the connectivity again "
+            "with mx.build_connectivity"
+        )
     new_indptr = np.zeros(n_new + 1, dtype=indptr.dtype)
     np.cumsum(counts, out=new_indptr[1:])
-    out = np.empty(int(new_indptr[-1]), dtype=np.int32)
-    source = np.empty(out.size, dtype=indptr.dtype)
-    piece_of = dict(zip(spans, pieces, strict=True))
-
-    def join(lo: int, hi: int) -> None:
-        minor, position, _ = piece_of[lo, hi]
-        out[new_indptr[lo] : new_indptr[hi]] = minor
-        source[new_indptr[lo] : new_indptr[hi]] = position
-
-    run_spans(join, spans, n_threads)
-    return Selection(out, new_indptr, source)
+    nothing = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=indptr.dtype), True
+    minors, sources, _ = zip(nothing, *pieces, strict=True)
+    return Selection(np.concatenate(minors), new_indptr, np.concatenate(sources))
 
 
 @numba.njit(nogil=True, cache=True)
 def _keep(  # type: ignore[no-untyped-def]
-    indices, indptr, majors, kept, whole, without, new_minor, counts, n_read, lo, hi
+    indices, indptr, majors, partners, whole, without, new_minor, counts, n_read, lo, hi
 ):
     # Room for everything that is read; memory that stays untouched costs nothing.
     minor = np.empty(n_read, dtype=np.int32)
@@ -137,7 +123,7 @@ def _keep(  # type: ignore[no-untyped-def]
         before = np.int32(-1)
         for p in range(np.uintp(indptr[majors[m]]), np.uintp(indptr[majors[m] + 1])):
             i = np.uintp(indices[p])
-            if (whole[m] | kept[i]) & (np.int64(i) != without[m]):
+            if (whole[m] | partners[i]) & (np.int64(i) != without[m]):
                 in_order &= new_minor[i] > before
                 before = new_minor[i]
                 minor[n] = before
@@ -159,106 +145,139 @@ def take_values(values: np.ndarray, source: np.ndarray, threads: int | None = No
     return out
 
 
+# Sorting by counting: rows are counted by neuron, which says where those of each neuron begin, and
+# then placed in their order. Every thread goes through all rows and places those of its own span
+# of neurons, so that the order of equal rows does not depend on the number of threads.
+
+
 def transpose_pattern(
     indices: np.ndarray, indptr: np.ndarray, n_minor: int, threads: int | None = None
 ) -> Selection:
-    """Compress the other axis: a counting sort that keeps pairs in order."""
+    """Compress a pattern over its other axis."""
     n_threads = usable_threads(threads, indices.size)
-    counts = np.zeros(n_minor, dtype=np.int64)
-    for part in run_spans(
-        lambda lo, hi: _count_minor(indices, indptr, n_minor, lo, hi),
-        balanced_spans(indptr, n_threads),
-        n_threads,
-    ):
-        counts += part
-    new_indptr = np.zeros(n_minor + 1, dtype=indptr.dtype)
-    np.cumsum(counts, out=new_indptr[1:])
-    free = new_indptr[:-1].copy()
-    out = np.empty(indices.size, dtype=np.int32)
-    source = np.empty(indices.size, dtype=indptr.dtype)
-
-    def fill(lo: int, hi: int) -> int:
-        return int(_fill_transposed(indices, indptr, free, out, source, lo, hi))
-
-    if sum(run_spans(fill, minor_spans(indices, n_minor, n_threads), n_threads)) != indices.size:
-        raise SchemaError(_OUT_OF_ORDER)
-    return Selection(out, new_indptr, source)
-
-
-@numba.njit(nogil=True, cache=True)
-def _count_minor(indices, indptr, n_minor, lo, hi):  # type: ignore[no-untyped-def]
-    counts = np.zeros(n_minor, dtype=np.int64)
-    for p in range(np.uintp(indptr[lo]), np.uintp(indptr[hi])):
-        counts[np.uintp(indices[p])] += 1
-    return counts
-
-
-@numba.njit(nogil=True, cache=True)
-def _fill_transposed(indices, indptr, free, out, source, lo, hi):  # type: ignore[no-untyped-def]
-    done = 0
-    for j in range(indptr.size - 1):
-        start, stop = np.intp(indptr[j]), np.intp(indptr[j + 1])
-        start += np.searchsorted(indices[start:stop], lo)
-        before = np.int64(-1)
-        for p in range(start, stop):
-            i = np.intp(indices[p])
-            if i >= hi or i < lo or i <= before:
-                break
-            before = i
-            to = free[i]
-            out[to] = j
-            source[to] = p
-            free[i] = to + 1
-            done += 1
-    return done
-
-
-@numba.njit(nogil=True, cache=True)
-def _count(indices, n_minor):  # type: ignore[no-untyped-def]
-    counts = np.zeros(n_minor + 1, dtype=np.int64)
-    for i in indices:
-        counts[np.uintp(i) + 1] += 1
-    return counts
-
-
-@numba.njit(nogil=True, cache=True)
-def _scatter(  # type: ignore[no-untyped-def]
-    indices, indptr, size, count, free, out_indices, out_size, out_count, lo, hi
-):
-    for major in range(indptr.size - 1):
-        start, stop = np.intp(indptr[major]), np.intp(indptr[major + 1])
-        start += np.searchsorted(indices[start:stop], lo)
-        for p in range(start, stop):
-            minor = np.intp(indices[p])
-            if minor >= hi:
-                break
-            to = free[minor]
-            free[minor] = to + 1
-            out_indices[to] = major
-            out_size[to] = size[p]
-            out_count[to] = count[p]
-
-
-def transpose(
-    indices: np.ndarray,
-    indptr: np.ndarray,
-    n_minor: int,
-    size: np.ndarray,
-    count: np.ndarray,
-    dtypes: tuple[str, str],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Sort stored pairs by the other axis; the order within a neuron's span stays ascending."""
-    threads = usable_threads(None, indices.size)
-    starts = np.cumsum(_count(indices, n_minor))
+    starts = _starts(indices, indices, n_minor, n_threads)
+    if starts[-1] != indices.size:
+        raise SchemaError(
+            f"{indices.size - starts[-1]} stored pairs are outside the other axis: build the "
+            "connectivity again with mx.build_connectivity"
+        )
     free = starts[:-1].copy()
-    out_indices = np.empty(indices.size, dtype=np.int32)
-    out_size, out_count = (np.empty(indices.size, dtype=dtype) for dtype in dtypes)
-    # Each thread fills the spans of neurons of its own, which hold about as many pairs.
+    majors = np.empty(indices.size, dtype=np.int32)
+    source = np.empty(indices.size, dtype=indptr.dtype)
     run_spans(
-        lambda lo, hi: _scatter(
-            indices, indptr, size, count, free, out_indices, out_size, out_count, lo, hi
-        ),
-        balanced_spans(starts, threads),
-        threads,
+        lambda lo, hi: _place(indices, indptr, free, majors, source, lo, hi),
+        balanced_spans(starts, n_threads),
+        n_threads,
     )
-    return out_indices, starts, out_size, out_count
+    return Selection(majors, starts.astype(indptr.dtype), source)
+
+
+def _starts(major: np.ndarray, minor: np.ndarray, n_major: int, n_threads: int) -> np.ndarray:
+    """Where the rows of each major neuron begin, and where they end."""
+    counts = run_spans(
+        lambda lo, hi: _count(major, minor, n_major, lo, hi),
+        equal_spans(major.size, n_threads),
+        n_threads,
+    )
+    return np.cumsum(np.sum([np.zeros(n_major + 1, dtype=np.int64), *counts], axis=0))
+
+
+@numba.njit(nogil=True, cache=True)
+def _count(major, minor, n_major, lo, hi):  # type: ignore[no-untyped-def]
+    counts = np.zeros(n_major + 1, dtype=np.int64)
+    for r in range(lo, hi):
+        if 0 <= major[r] < n_major and minor[r] >= 0:
+            counts[major[r] + 1] += 1
+    return counts
+
+
+@numba.njit(nogil=True, cache=True)
+def _place(indices, indptr, free, majors, source, lo, hi):  # type: ignore[no-untyped-def]
+    for major in range(indptr.size - 1):
+        for p in range(np.uintp(indptr[major]), np.uintp(indptr[major + 1])):
+            minor = indices[p]
+            if lo <= minor < hi:
+                to = free[minor]
+                free[minor] = to + 1
+                majors[to] = major
+                source[to] = p
+
+
+class SummedPairs(NamedTuple):
+    """Sorted pairs, their summed sizes and numbers of synapses."""
+
+    indices: np.ndarray
+    indptr: np.ndarray
+    sizes: np.ndarray
+    counts: np.ndarray
+
+
+def sum_pairs(
+    major: np.ndarray,
+    minor: np.ndarray,
+    size: np.ndarray,
+    count: np.ndarray | None,
+    n_major: int,
+    threads: int | None = None,
+) -> SummedPairs:
+    """Sort rows by pair and add up those of a pair; rows of a negative position are left out."""
+    n_threads = usable_threads(threads, major.size)
+    starts = _starts(major, minor, n_major, n_threads)
+    n = int(starts[-1])
+    # Minor, size and count of the rows of each neuron.
+    rows = (np.empty(n, np.int32), np.empty(n, np.int64), np.empty(n, np.int64))
+    counts = np.empty(0, dtype=np.int64) if count is None else count
+    free, lengths = starts[:-1].copy(), np.zeros(n_major, dtype=np.int64)
+
+    def work(lo: int, hi: int) -> None:
+        _deal(major, minor, size, counts, free, *rows, lo, hi)
+        _merge(starts, *rows, count is not None, lengths, lo, hi)
+
+    run_spans(work, balanced_spans(starts, n_threads), n_threads)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    # The pairs of a neuron are at the beginning of its rows: close the gaps.
+    source = np.repeat(starts[:-1] - indptr[:-1], lengths) + np.arange(indptr[-1])
+    indices, sizes, counts = (take_values(values, source, threads) for values in rows)
+    return SummedPairs(indices, indptr, sizes, counts)
+
+
+@numba.njit(nogil=True, cache=True)
+def _deal(  # type: ignore[no-untyped-def]
+    major, minor, size, count, free, to_minor, to_size, to_count, lo, hi
+):
+    for r in range(major.size):
+        m = major[r]
+        if lo <= m < hi and minor[r] >= 0:
+            to = free[m]
+            free[m] = to + 1
+            to_minor[to] = minor[r]
+            to_size[to] = size[r]
+            if count.size:
+                to_count[to] = count[r]
+
+
+@numba.njit(nogil=True, cache=True)
+def _merge(starts, minor, size, count, has_count, lengths, lo, hi):  # type: ignore[no-untyped-def]
+    for m in range(lo, hi):
+        start, stop = starts[m], starts[m + 1]
+        # Partner and number of the row in one integer, which sorts faster than an argsort.
+        keys = np.empty(stop - start, dtype=np.int64)
+        for k in range(keys.size):
+            keys[k] = np.int64(minor[start + k]) << 32 | k
+        keys.sort()
+        sizes, counts = size[start:stop].copy(), count[start:stop].copy()
+        n = start
+        before = np.int64(-1)
+        for key in keys:
+            row = key & 0xFFFFFFFF
+            synapses = counts[row] if has_count else 1
+            if key >> 32 == before:
+                size[n - 1] += sizes[row]
+                count[n - 1] += synapses
+            else:
+                before = key >> 32
+                minor[n] = before
+                size[n] = sizes[row]
+                count[n] = synapses
+                n += 1
+        lengths[m] = n - start

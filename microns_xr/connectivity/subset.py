@@ -11,7 +11,6 @@ import xarray as xr
 from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed, Pattern, pair_buffers, pattern_of
 from microns_xr.connectivity.blocks import (
     OTHER_SIDE,
-    Rule,
     Side,
     blocks_of,
     count_pairs,
@@ -24,7 +23,7 @@ from microns_xr.connectivity.blocks import (
     with_pairs,
 )
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.connectivity.sort import transpose_pattern
+from microns_xr.connectivity.sort import Rule, transpose_pattern
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import AXES, validate
@@ -86,7 +85,7 @@ def keep_touching(
     if post is not None:
         flags["post"][post] = True
     rule = _everybody(n_of, compressed)._replace(
-        kept=flags[OTHER_SIDE[compressed]], whole=flags[compressed]
+        partners=flags[OTHER_SIDE[compressed]], whole=flags[compressed]
     )
     result = keep_pairs(connectivity, connectivity, rule)
     return result.assign_coords(scope=xr.Variable((), np.array("unknown", dtype=object)))

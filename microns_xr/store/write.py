@@ -66,8 +66,8 @@ _THREADS = max(4, min(16, 2 * (os.cpu_count() or 1)))
 _RUN = 1 << 20  # computed pairs that are sorted at a time
 _TABLES = ("units", "layers", "functional")
 
-# Both copies as they are written. Of each its compressed axis, number of pairs, dtypes of size and count on disk,
-# and its pairs as `CopyWriter.append` takes them, block by block.
+# Both copies as they are written. Of each its compressed axis, number of pairs, dtypes of size and
+# count on disk, and its pairs as `CopyWriter.append` takes them, block by block.
 _Block = tuple[np.ndarray, ...]
 _Copies = Generator[tuple[Compressed, int, tuple[str, str], Iterable[_Block]], None, None]
 

@@ -25,8 +25,8 @@ import xarray as xr
 
 import microns_xr as mx
 from microns_xr.connectivity.arrays import connectivity_dataset, make_pattern, pair_buffers
-from microns_xr.connectivity.build import assemble
 from microns_xr.connectivity.kernels import contract_buffers
+from microns_xr.connectivity.sort import sum_pairs
 from microns_xr.connectivity.subset import recompress, take
 
 PRE, POST = "pre_nucleus_id", "post_nucleus_id"
@@ -39,11 +39,11 @@ def synthetic(n_neurons: int, n_rows: int, rng: np.random.Generator) -> xr.Datas
     post = np.repeat(np.arange(n_neurons, dtype=np.int32), in_degree)
     pre = rng.integers(0, n_neurons, n_rows, dtype=np.int32)
     size = (rng.lognormal(8.0, 1.0, n_rows)).astype(np.int64)
-    matrix = assemble(post, pre, size, None, n_neurons, n_neurons)
+    matrix = sum_pairs(post, pre, size, None, n_neurons)
     ids = 100_000 + 5 * np.arange(n_neurons)
     pattern = make_pattern(matrix.indices, matrix.indptr, (n_neurons, n_neurons), "post")
     return connectivity_dataset(
-        matrix.size, matrix.count, pattern, ids, ids,
+        matrix.sizes, matrix.counts, pattern, ids, ids,
         datastack="minnie65_public", version=1718, scope="complete",
     )  # fmt: skip
 

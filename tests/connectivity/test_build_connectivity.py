@@ -103,9 +103,9 @@ def test_nucleus_ids_instead_of_roots():
     ("rows", "asked", "counts"),
     [
         (THREE, "auto", "synapses"),  # a pair is repeated
-        (THREE[1:], "auto", "rows of a table with one row a pair"),
+        (THREE[1:], "auto", "rows of a table with one row per pair"),
         (THREE[1:], "synapse", "synapses"),
-        (THREE[1:], "pair", "rows of a table with one row a pair"),
+        (THREE[1:], "pair", "rows of a table with one row per pair"),
     ],
 )
 def test_what_a_row_is(rows, asked, counts):
@@ -321,7 +321,7 @@ def test_real_pairs_of_v661(real_data):
     assert found.attrs["dropped_synapses"]["any_reason"] == len(pairs) - len(kept)
     assert found.synapse_size.data.nnz == len(kept)
     assert int(found.synapse_size.data.data.sum()) == int(kept["size"].sum())
-    assert found.synapse_count.attrs["counts"] == "rows of a table with one row a pair"
+    assert found.synapse_count.attrs["counts"] == "rows of a table with one row per pair"
     by_post = (
         kept.assign(post=single[kept.post_pt_root_id].to_numpy()).groupby("post")["size"].sum()
     )

@@ -13,14 +13,18 @@ from hypothesis import strategies as st
 from matrices import compress, contract_scipy, ids, random_tables
 
 import microns_xr as mx
-import microns_xr.connectivity.build as assemble_module
 import microns_xr.threads as threads_module
 from microns_xr.columns import as_ids
 from microns_xr.connectivity.blocks import group_sums, neuron_sums
-from microns_xr.connectivity.build import assemble
 from microns_xr.connectivity.kernels import contract_buffers
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.connectivity.sort import check_sorted, select_pairs, transpose_pattern
+from microns_xr.connectivity.sort import (
+    Rule,
+    check_sorted,
+    select_pairs,
+    sum_pairs,
+    transpose_pattern,
+)
 from microns_xr.threads import balanced_spans, equal_spans, run_spans, usable_threads
 
 THREADS = st.sampled_from([1, 2, 3])
@@ -33,7 +37,6 @@ def threads_for_small_matrices():
     """Use as many threads as asked for, though the matrices here are tiny."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threads_module, "_WORTH_A_THREAD", 1)
-        patch.setattr(assemble_module, "_ROWS_A_BLOCK", 4)
         yield
 
 
@@ -174,10 +177,10 @@ def test_selected_pairs(seed, n_major, n_minor, threads, with_whole, with_withou
     if with_whole:  # whole neurons need a place for everybody
         new_minor = np.arange(n_minor, dtype=np.int32)
     without = rng.integers(-1, max(n_minor, 1), majors.size) if with_without else None
-    found = select_pairs(
-        indices, indptr, majors, new_minor, kept=wanted if with_whole else None,
-        whole=whole if with_whole else None, without=without, threads=threads,
-    )  # fmt: skip
+    rule = Rule(majors, new_minor, n_minor, without=without)
+    if with_whole:
+        rule = rule._replace(partners=wanted, whole=whole)
+    found = select_pairs(indices, indptr, rule, threads)
     expected = [[] for _ in majors]
     for m, major in enumerate(majors):
         for p in range(indptr[major], indptr[major + 1]):
@@ -190,13 +193,9 @@ def test_selected_pairs(seed, n_major, n_minor, threads, with_whole, with_withou
 
 
 def test_selection_refuses_pairs_out_of_order():
+    rule = Rule(np.array([0]), np.arange(2, dtype=np.int32), 2)
     with pytest.raises(mx.errors.SchemaError, match="not in ascending order"):
-        select_pairs(
-            np.array([1, 0], np.int32),
-            np.array([0, 2]),
-            np.array([0]),
-            np.arange(2, dtype=np.int32),
-        )
+        select_pairs(np.array([1, 0], np.int32), np.array([0, 2]), rule)
 
 
 @few
@@ -214,9 +213,12 @@ def test_transposing_twice_is_nothing_and_once_is_the_transpose(seed, n_major, n
     np.testing.assert_array_equal(found.source[back.source], np.arange(indices.size))
 
 
-def test_transposing_refuses_pairs_out_of_order():
-    with pytest.raises(mx.errors.SchemaError, match="not in ascending order"):
-        transpose_pattern(np.array([1, 0], np.int32), np.array([0, 2]), 2)
+def test_transposing_sorts_and_refuses_pairs_outside_the_axis():
+    found = transpose_pattern(np.array([1, 0, 1], np.int32), np.array([0, 2, 3]), 2)
+    assert [part.tolist() for part in found] == [[0, 0, 1], [0, 1, 3], [1, 0, 2]]
+    for outside in (-1, 2):
+        with pytest.raises(mx.errors.SchemaError, match="1 stored pairs are outside"):
+            transpose_pattern(np.array([0, outside], np.int32), np.array([0, 2]), 2)
 
 
 @pytest.mark.parametrize(
@@ -274,10 +276,8 @@ def test_sums_by_neuron_and_by_group(seed, n_major, n_minor, threads):
 )
 def test_rows_are_sorted_and_summed(rows, threads, with_count):
     major, minor, size, count = np.array(rows, dtype=np.int64).reshape(-1, 4).T
-    found = assemble(
-        major.astype(np.int32), minor.astype(np.int32), size,
-        count if with_count else None, 5, 7, threads,
-    )  # fmt: skip
+    ends = major.astype(np.int32), minor.astype(np.int32)
+    found = sum_pairs(*ends, size, count if with_count else None, 5, threads)
     expected: dict[tuple[int, int], list[int]] = {}
     for a, b, s, c in rows:
         if a >= 0 and b >= 0:
@@ -288,13 +288,13 @@ def test_rows_are_sorted_and_summed(rows, threads, with_count):
     got = zip(
         owner.tolist(),
         found.indices.tolist(),
-        found.size.tolist(),
-        found.count.tolist(),
+        found.sizes.tolist(),
+        found.counts.tolist(),
         strict=True,
     )
     assert [((a, b), [s, c]) for a, b, s, c in got] == sorted(expected.items())
     assert found.indices.dtype == np.int32
-    assert found.size.dtype == found.count.dtype == np.int64
+    assert found.sizes.dtype == found.counts.dtype == np.int64
 
 
 @few

@@ -172,7 +172,9 @@ def test_pairs_without_a_count(tmp_path, out):
     ex.in_memory(frame, UNITS, tmp_path / "expected.zarr")
     for rows in ("pair", "auto"):
         run(tmp_path / "s.csv", out, rows=rows)
-        assert "one row a pair" in mx.open_store(out)["connectivity"].synapse_count.attrs["counts"]
+        assert (
+            "one row per pair" in mx.open_store(out)["connectivity"].synapse_count.attrs["counts"]
+        )
     ex.assert_same_store(out, tmp_path / "expected.zarr")
     FRAME.drop(columns="id").to_csv(tmp_path / "s.csv", index=False)
     with pytest.raises(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -176,45 +174,6 @@ def test_local_sources_do_not_download(demo_source):
         direct(demo_source).download_synapses(pre=[1])
 
 
-def test_command_line(cave, tmp_path):
-    token = tmp_path / "token"
-    token.write_text("secret0token\n")
-
-    def run(*args):
-        return subprocess.run(
-            [sys.executable, "-m", "microns_xr.cli", *map(str, args)],
-            capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False,
-        )  # fmt: skip
-
-    common = ["--version", 1718, "--server", cave.url, "--token-file", token]
-    first = run("download", *common, "--post", "layer=L4", "--pre", "all", "--positions")
-    assert first.returncode == 0, first.stderr
-    assert "nucleus_detection_v0: 600 rows" in first.stdout
-    assert "in request" in first.stdout
-    asked = len(cave.requests)
-    second = run("download", *common, "--post", "layer=L4", "--pre", "all", "--positions")
-    assert second.stdout == first.stdout
-    assert len(cave.requests) == asked
-    built = run(
-        "build",
-        tmp_path / "data" / "minnie65_public" / "v1718",
-        "--version",
-        1718,
-        "--out",
-        "s.zarr",
-    )
-    assert built.returncode == 0, built.stderr
-    tree = mx.open_store(tmp_path / "s.zarr")
-    assert tree["connectivity"].to_dataset().scope.item() == "requested"
-    assert "secret0token" not in first.stdout + first.stderr + built.stdout
-    for path in (tmp_path / "data").rglob("*"):
-        if path.is_file():
-            assert b"secret0token" not in path.read_bytes()
-    bad = run("download", *common, "--post", "layers=L4")
-    assert bad.returncode == 1
-    assert "'layers' is none of" in bad.stderr
-
-
 def test_through_cave_and_through_a_folder_are_identical(cave, tmp_path, demo_source):
     folder = demo_source.write(tmp_path / "folder", format="csv")
     by_folder = mx.Release(1718, source=mx.sources.DirectorySource(folder))
@@ -316,20 +275,3 @@ def test_neurons_asked_for_that_are_no_units_are_counted(cave, tmp_path):
         connectivity = release.connectivity(found)
     assert connectivity.sizes["post_nucleus_id"] == 5
     assert connectivity.attrs["asked_for_but_no_unit"]["post"] > 0
-
-
-def test_contradictory_options_are_refused_before_anything_is_fetched(cave, tmp_path):
-    for options, message in (
-        (["--server", cave.url, "--source", "archive"], "give those of one source"),
-        (["--server", cave.url, "--post", "typo.txt"], "expected a file of ids"),
-        (["--token-file", "nowhere"], "there is no file nowhere"),
-        (["--source", "elsewhere"], "expected auto, cave or archive"),
-    ):
-        result = subprocess.run(
-            [sys.executable, "-m", "microns_xr.cli", "download", "--version", "1718", *options],
-            capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
-        )  # fmt: skip
-        assert result.returncode == 1
-        assert message in result.stderr
-    assert list(tmp_path.iterdir()) == []
-    assert not cave.requests

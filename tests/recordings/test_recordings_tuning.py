@@ -406,7 +406,10 @@ def test_recordings_of_another_datastack_are_not_matched(source, path):
     release = mx.Release(1718, source=source)
     coregistration = release.functional("manual")
     own = str(coregistration.datastack.item())
-    with pytest.raises(mx.errors.ReleaseMismatchError, match=f"recordings is of another but coregistration is of {own}"):
+    with pytest.raises(
+        mx.errors.ReleaseMismatchError,
+        match=f"recordings is of another but coregistration is of {own}",
+    ):
         mx.recordings.tuning(
             mx.recordings.open(path, ["9_3"], datastack="another"), coregistration=coregistration
         )

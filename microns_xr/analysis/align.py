@@ -7,10 +7,13 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
+from microns_xr.analysis.pairs import labelled
 from microns_xr.analysis.resample import (
     DEFAULT_BOOTSTRAP,
     Bootstrap,
     bootstrap_ratio,
+    describe_bootstrap,
+    ratio,
     require_interval,
 )
 from microns_xr.angles import describe_angle, difference, is_angle, require_same_angles
@@ -94,65 +97,57 @@ def align_to_preferred(
         raise SchemaError(f"method is {method!r}, expected 'nearest' or 'fourier'")
     require_same_release(("currents", currents), ("units", units))
     neurons, dim = _dims(currents)
-    angles = np.asarray(currents[dim].values, dtype=float)
     preferred, period = _preferred(currents, units, angle, neurons, dim)
-    steps = np.diff(angles, append=angles[:1] + period)
-    if not np.allclose(steps, period / angles.size):
+    angles = currents[dim].values.astype(float)
+    n = angles.size
+    if not np.allclose(np.diff(angles, append=angles[:1] + period), period / n):
         raise SchemaError(
             f"{dim} is {angles.tolist()}, expected angles that go evenly around {period:g}: "
             "currents can only be rolled on a whole circle"
         )
 
-    table = np.asarray(currents.transpose(neurons, dim).values, dtype=float)
+    table = currents.transpose(neurons, dim).values.astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         if normalise:
             mean = table.mean(axis=1, keepdims=True)
             table = np.where(mean > 0, table / mean, np.nan)
         turn = 2 * np.pi / period
         harmonic = (table * np.exp(1j * angles * turn)).sum(axis=1)
+        # The phase of a flat curve is rounding, not a preference.
         flat = np.abs(harmonic) <= 1e-12 * np.abs(table).sum(axis=1)
         of_input = np.where(flat, np.nan, np.mod(np.angle(harmonic) / turn, period))
         selectivity = np.abs(harmonic) / table.sum(axis=1)
     known = np.isfinite(preferred) & np.isfinite(table).all(axis=1)
-    relative = (np.arange(angles.size) - angles.size // 2) * period / angles.size
+    relative = (np.arange(n) - n // 2) * period / n
     aligned = np.full(table.shape, np.nan)
     aligned[known] = _turn(table[known], preferred[known] - angles[0], relative, period, method)
 
-    about_angle = units[angle].attrs
+    about, to = units[angle].attrs, f"relative_{dim}"
     unit = "1" if normalise else str(currents.attrs.get("units", "units of the currents"))
-    to = f"relative_{dim}"
-    result = xr.Dataset(
-        coords={name: c for name, c in currents.coords.items() if dim not in c.dims}
-        | {to: (to, relative, {"units": about_angle["units"]})}
-    )
-    result[to].attrs["long_name"] = f"{dim} relative to the neuron's own {angle}"
-    for name, dims, values, text, attrs in (
-        (
-            "aligned_current",
-            (neurons, to),
-            aligned,
-            "input current turned to the neuron's own angle",
-            {"units": unit},
-        ),
-        (angle, neurons, preferred, None, about_angle),
-        (f"input_{angle}", neurons, of_input, "preferred angle of the input", about_angle),
-        (
-            "difference",
-            neurons,
-            difference(of_input, preferred, period),
-            "preferred angle of the input minus the neuron's own",
-            {"units": about_angle["units"]},
-        ),
-        (
-            "input_selectivity",
-            neurons,
-            np.where(np.isfinite(selectivity), selectivity, np.nan),
-            "first harmonic of the input over its mean",
-            {"units": "1"},
-        ),
-    ):
-        result[name] = (dims, values, attrs | ({"long_name": text} if text else {}))
-    _average(result, aligned[known], to, unit, interval)
+    text = f"{dim} relative to the neuron's own {angle}"
+    coords = {name: c for name, c in currents.coords.items() if dim not in c.dims}
+    result = xr.Dataset(coords=coords | {to: labelled(to, relative, text, about["units"])})
+    text = "input current turned to the neuron's own angle"
+    result["aligned_current"] = labelled((neurons, to), aligned, text, unit)
+    result[angle] = (neurons, preferred, about)
+    text = "preferred angle of the input"
+    result[f"input_{angle}"] = (neurons, of_input, about | {"long_name": text})
+    text = "preferred angle of the input minus the neuron's own"
+    offset = difference(of_input, preferred, period)
+    result["difference"] = labelled(neurons, offset, text, about["units"])
+    text = "first harmonic of the input over its mean"
+    selectivity = np.where(np.isfinite(selectivity), selectivity, np.nan)
+    result["input_selectivity"] = labelled(neurons, selectivity, text, "1")
+    averaged, n_neurons = aligned[known], int(known.sum())
+    mean = ratio(averaged.sum(axis=0), np.array(n_neurons))
+    result["mean_current"] = labelled(to, mean, "mean aligned current", unit)
+    if interval is not None:
+        ends = bootstrap_ratio(averaged, np.ones_like(averaged), interval)
+        for end, which, values in zip(("low", "high"), ("lower", "upper"), ends, strict=True):
+            text = f"{which} end of the mean, neurons resampled"
+            result[f"mean_current_{end}"] = labelled(to, values, text, unit)
+        result.attrs |= describe_bootstrap(interval)
+    result["n_neurons"] = ((), n_neurons, {"long_name": "neurons in the average"})
     result.attrs["method"] = method
     entry = f"align_to_preferred(angle={angle!r}, method={method!r}, normalise={normalise})"
     return add_history(result, entry, source=(currents, units))
@@ -194,8 +189,8 @@ def _preferred(
     rows = lookup.find(currents[neurons].values)
     if rows.size and (rows < 0).all():
         raise UnknownLabelError(f"none of the {rows.size} neurons of {neurons} is among the units")
-    values = np.append(np.asarray(units[angle].values, dtype=float), np.nan)
-    return values[rows], period
+    # The row -1 of a neuron that is not among the units takes the NaN at the end.
+    return np.append(units[angle].values.astype(float), np.nan)[rows], period
 
 
 def _turn(
@@ -210,25 +205,3 @@ def _turn(
     # The highest harmonic of an even number of angles has only a cosine, which irfft sees to.
     phase = np.exp(2j * np.pi / period * np.outer(shift + relative[0], np.arange(n // 2 + 1)))
     return np.asarray(np.fft.irfft(np.fft.rfft(table, axis=1) * phase, n=n, axis=1))
-
-
-def _average(
-    result: xr.Dataset, table: np.ndarray, dim: str, unit: str, interval: Bootstrap | None
-) -> None:
-    n_neurons = table.shape[0]
-    nothing = np.full(table.shape[1], np.nan)
-    curves = {"": (table.mean(axis=0) if n_neurons else nothing, "mean aligned current")}
-    if interval is not None:
-        ends = (nothing, nothing)
-        if n_neurons > 1:
-            ends = bootstrap_ratio(table, np.ones_like(table), interval)
-        curves["_low"] = (ends[0], "lower end of the mean, neurons resampled")
-        curves["_high"] = (ends[1], "upper end of the mean, neurons resampled")
-        result.attrs |= {
-            "n_bootstrap": interval.n,
-            "confidence": interval.confidence,
-            "seed": interval.seed,
-        }
-    for end, (values, text) in curves.items():
-        result[f"mean_current{end}"] = (dim, values, {"long_name": text, "units": unit})
-    result["n_neurons"] = ((), n_neurons, {"long_name": "neurons in the average"})

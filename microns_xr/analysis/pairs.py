@@ -24,6 +24,13 @@ from microns_xr.units import COMPLETENESS
 SIDES: tuple[Side, Side] = ("pre", "post")
 
 
+def labelled(
+    dims: str | tuple[Any, ...], values: Any, long_name: str, units: str | None = None
+) -> tuple[Any, Any, dict[str, str]]:
+    """Return a variable as xarray takes it, with its attributes."""
+    return dims, values, {"long_name": long_name} | ({"units": units} if units else {})
+
+
 class ChosenNeurons(NamedTuple):
     """The neurons of both axes whose pairs count."""
 
@@ -51,13 +58,8 @@ def choose_neurons(
     validate(connectivity, "connectivity")
     choices: dict[Side, Any] = {"pre": pre, "post": post}
     require_same_release(("connectivity", connectivity), ("units", units))
-    require_asked_for(
-        connectivity,
-        pre,
-        post,
-        "all of whose pairs are in the synapse table, or state the scope when the connectivity is "
-        "built",
-    )
+    hint = "all of whose pairs are in the synapse table, or state the scope when it is built"
+    require_asked_for(connectivity, pre, post, hint)
     if "axon_completeness" not in units:
         raise SchemaError(
             "units has no axon_completeness, which says which axons to count: build them with "

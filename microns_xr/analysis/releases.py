@@ -17,7 +17,7 @@ from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import n_connections, recompress, take
 from microns_xr.errors import ReleaseMismatchError, SchemaError, unknown_label
 from microns_xr.provenance import add_history, release_of, require_same_release
-from microns_xr.schema import VOXEL_UNITS, validate
+from microns_xr.schema import VOXEL_UNITS, Kind, validate
 from microns_xr.store.open import open_store
 
 RELEASES = ("a", "b")
@@ -109,19 +109,19 @@ def compare_releases(
             f"a is of {datastacks[0]} and b of {datastacks[1]}: nucleus ids mean the same in the "
             "releases of one datastack only"
         )
-    nodes = {"": xr.Dataset(), "summary": xr.Dataset()}
+    summary = xr.Dataset()
+    nodes = {"": xr.Dataset(), "summary": summary}
     nodes["units"], n_units = _compare_units(units, names)
-    nodes["summary"]["n_units"] = ("unit_change", list(n_units.values()), {"units": "units"})
-    nodes["summary"]["unit_change"] = np.array(list(n_units), dtype=object)
+    summary["n_units"] = ("unit_change", list(n_units.values()), {"units": "units"})
+    summary["unit_change"] = np.array(list(n_units), dtype=object)
     if connections:
         ids = _ids_of_both(pairs, pre, post)
         nodes["connections"], n_changes = _compare_connections(pairs, ids)
         about = {"units": "connected pairs"}
-        counts = list(n_changes.values())
-        nodes["summary"]["n_connections"] = ("connection_change", counts, about)
-        nodes["summary"]["connection_change"] = np.array(list(n_changes), dtype=object)
+        summary["n_connections"] = ("connection_change", list(n_changes.values()), about)
+        summary["connection_change"] = np.array(list(n_changes), dtype=object)
         n_pairs = ids["pre"].size * ids["post"].size
-        nodes["summary"]["n_comparable_pairs"] = ((), n_pairs, {"units": "pairs"})
+        summary["n_comparable_pairs"] = ((), n_pairs, {"units": "pairs"})
     coords = {
         "release": np.array(RELEASES, dtype=object),
         "datastack": ("release", np.array(datastacks, dtype=object)),
@@ -148,25 +148,25 @@ def _parts(release: Any, name: str, connections: bool) -> tuple[xr.Dataset, xr.D
     """Return units and connectivity, the latter empty if it is not wanted."""
     if isinstance(release, str | os.PathLike | Store):
         release = open_store(release, lazy=True)
-    parts = {"units": xr.Dataset(), "connectivity": xr.Dataset()}
-    for part in parts if connections else ("units",):
+    kinds: tuple[Kind, ...] = ("units", "connectivity") if connections else ("units",)
+    parts = []
+    for part in kinds:
         if isinstance(release, xr.DataTree):
             value = release[part].to_dataset() if part in release.children else None
         elif isinstance(release, Mapping):
             value = release.get(part)
         else:
-            build = getattr(release, part, None)
-            value = build() if callable(build) else None
+            value = getattr(release, part, lambda: None)()
         if value is None:
             raise SchemaError(
                 f"{name} is a {type(release).__name__} without {part}: pass a mx.Release, a store, "
                 "or {'units': ..., 'connectivity': ...}"
                 + ("" if part == "units" else ", or connections=False")
             )
-        validate(value, "units" if part == "units" else "connectivity")
-        parts[part] = value
-    require_same_release(*((f"{part} of {name}", value) for part, value in parts.items()))
-    return parts["units"], parts["connectivity"]
+        validate(value, part)
+        parts.append(value)
+    require_same_release(*zip((f"{part} of {name}" for part in kinds), parts, strict=True))
+    return parts[0], parts[-1] if connections else xr.Dataset()
 
 
 def _compare_units(
@@ -183,58 +183,60 @@ def _compare_units(
                     f"{name} has dims {dataset[name].dims} and dtype {dataset[name].dtype}, "
                     "expected one word, integer or truth value per unit"
                 )
-    ids = np.union1d(*(dataset["nucleus_id"].values for dataset in units.values()))
-    rows = [Lookup(u["nucleus_id"].values, "nucleus_id").find(ids) for u in units.values()]
-    in_a, in_b = (r >= 0 for r in rows)
-    both = in_a & in_b
-    change = np.select([both, in_b], ["kept", "gained"], "lost").astype(object)
-    result = xr.Dataset(
-        {"change": ("nucleus_id", change, {"long_name": "kept, gained or lost from a to b"})},
-        coords={"nucleus_id": ids},
-    )
+    ids, rows, change = _match([dataset["nucleus_id"].values for dataset in units.values()])
+    about = {"long_name": "kept, gained or lost from a to b"}
+    result = xr.Dataset({"change": ("nucleus_id", change, about)}, {"nucleus_id": ids})
     counts = {word: int((change == word).sum()) for word in ("kept", "gained", "lost")}
     for name in ("pt_root_id", *names):
-        values = [_filled(u[name].values, r) for u, r in zip(units.values(), rows, strict=True)]
-        changed = both & (values[0] != values[1])
-        flag = f"{name}_changed"
-        result[name] = (("release", "nucleus_id"), np.stack(values), dict(units["a"][name].attrs))
-        result[flag] = ("nucleus_id", changed, {"long_name": f"{name} of a kept unit changed"})
+        of_both = _of_both([u[name].values for u in units.values()], rows)
+        changed = (change == "kept") & (of_both[0] != of_both[1])
+        flag, text = f"{name}_changed", f"{name} of a kept unit changed"
+        result[name] = (("release", "nucleus_id"), of_both, dict(units["a"][name].attrs))
+        result[flag] = ("nucleus_id", changed, {"long_name": text})
         counts[flag] = int(changed.sum())
     return result, counts
 
 
-def _filled(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    if values.dtype.kind in "OUTb":
+def _match(ids: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Return the ids of either release, their row in each (-1: absent), and their change."""
+    of_either = np.union1d(*ids)
+    in_a, in_b = rows = [Lookup(of_release, "ids").find(of_either) for of_release in ids]
+    change = np.where(in_a < 0, "gained", np.where(in_b < 0, "lost", "kept")).astype(object)
+    return of_either, rows, change
+
+
+def _of_both(values: list[np.ndarray], rows: list[np.ndarray]) -> np.ndarray:
+    """Return (release, ..., id): "absent" for a missing word, 0 for a missing number."""
+    if any(v.dtype.kind in "OUTb" for v in values):
         # Truth values become objects too, among which "absent" can stand.
-        values = values.astype(object)
-    missing = "absent" if values.dtype.kind == "O" else 0
-    return np.append(values, np.array([missing], dtype=values.dtype))[rows]
+        values = [v.astype(object) for v in values]
+    missing = "absent" if values[0].dtype.kind == "O" else 0
+    shape = (2, *values[0].shape[:-1], rows[0].size)
+    result = np.full(shape, missing, dtype=np.result_type(*values))
+    for of_release, v, r in zip(result, values, rows, strict=True):
+        of_release[..., r >= 0] = v[..., r[r >= 0]]
+    return result
 
 
 def _ids_of_both(pairs: Mapping[str, xr.Dataset], pre: Any, post: Any) -> dict[str, np.ndarray]:
     """Return the neurons of each axis all of whose pairs were asked for in both releases."""
+    hint = "all of whose pairs were asked for in both releases, or connections=False"
     for name, connectivity in pairs.items():
-        require_asked_for(
-            connectivity,
-            pre,
-            post,
-            "all of whose pairs were asked for in both releases, or connections=False",
-            f" of {name}",
-        )
+        require_asked_for(connectivity, pre, post, hint, f" of {name}")
     ids: dict[str, np.ndarray] = {}
     for side, choice in zip(SIDES, (pre, post), strict=True):
-        axes = [connectivity[f"{side}_nucleus_id"].values for connectivity in pairs.values()]
-        common = np.intersect1d(axes[0], axes[1], assume_unique=True)
+        axes = [c[f"{side}_nucleus_id"].values for c in pairs.values()]
+        chosen = axes
         if choice is not None:
-            for connectivity, axis in zip(pairs.values(), axes, strict=True):
-                common = np.intersect1d(common, axis[positions_of(connectivity, side, choice)])
-        if not common.size:
+            places = (positions_of(c, side, choice) for c in pairs.values())
+            chosen = [axis[rows] for axis, rows in zip(axes, places, strict=True)]
+        ids[side] = np.intersect1d(chosen[0], chosen[1])
+        if not ids[side].size:
             raise SchemaError(
                 f"no neuron of {side}_nucleus_id is in both releases, which have {axes[0].size} "
                 f"and {axes[1].size}, so no pair is comparable: download both for the same "
                 "neurons, or pass connections=False"
             )
-        ids[side] = common
     return ids
 
 
@@ -245,48 +247,33 @@ def _compare_connections(
     for name, connectivity in pairs.items():
         part = take(connectivity[list(_WEIGHTS)], ids["pre"], ids["post"]).compute()
         pattern, values = pair_buffers(recompress(part, "post"))
-        # One ascending number per pair, so that pairs of both releases are found by it.
+        # One ascending number per pair, by which the pairs of both releases are matched.
         post_of = np.repeat(np.arange(pattern.n_major), np.diff(pattern.indptr))
         keys.append(post_of * pattern.n_minor + pattern.indices)
         weights.append(np.stack([values[weight] for weight in _WEIGHTS]))
         not_comparable[f"not_comparable_{name}"] = n_connections(connectivity) - pattern.nnz
-    at_b = _find(keys[1], keys[0])
-    in_both = at_b >= 0
-    resized = in_both.copy()
-    resized[in_both] = (weights[0][:, in_both] != weights[1][:, at_b[in_both]]).any(axis=0)
-    is_new = np.ones(keys[1].size, dtype=bool)
-    is_new[at_b[in_both]] = False
-    changed = {"gained": keys[1][is_new], "lost": keys[0][~in_both], "resized": keys[0][resized]}
-    n_changes = {word: of_word.size for word, of_word in changed.items()}
-    key = np.concatenate(list(changed.values()))
-    order = np.argsort(key)
-    key = key[order]
-    change = np.repeat(np.array(list(changed), dtype=object), list(n_changes.values()))[order]
-    of_both = np.stack(
-        [
-            # Where there is no connection, -1 takes the zero at the end.
-            np.append(weight, np.zeros((len(_WEIGHTS), 1), weight.dtype), axis=1)[:, _find(k, key)]
-            for k, weight in zip(keys, weights, strict=True)
-        ],
-        axis=1,
-    )
+    # Most pairs are the same in both, and are left out before anything is made of the others.
+    at_b = np.searchsorted(keys[1], keys[0])
+    same = np.append(keys[1], -1)[at_b] == keys[0]
+    same[same] = (weights[0][:, same] == weights[1][:, at_b[same]]).all(axis=0)
+    for i, unchanged in enumerate((np.flatnonzero(same), at_b[same])):
+        keys[i] = np.delete(keys[i], unchanged)
+        weights[i] = np.delete(weights[i], unchanged, axis=1)
+    key, rows, change = _match(keys)
+    change[change == "kept"] = "resized"
+    n_changes = {word: int((change == word).sum()) for word in ("gained", "lost", "resized")}
+    of_both = _of_both(weights, rows)
     n_pre = ids["pre"].size
+    dims = ("release", "connection")
     table = xr.Dataset(
         {
             "change": ("connection", change),
-            "synapse_size": (("release", "connection"), of_both[0], {"units": VOXEL_UNITS}),
-            "synapse_count": (("release", "connection"), of_both[1], {"units": "synapses"}),
+            "synapse_size": (dims, of_both[:, 0], {"units": VOXEL_UNITS}),
+            "synapse_count": (dims, of_both[:, 1], {"units": "synapses"}),
         },
         coords={
             "pre_nucleus_id": ("connection", ids["pre"][key % n_pre]),
             "post_nucleus_id": ("connection", ids["post"][key // n_pre]),
         },
     )
-    n_unchanged = int(in_both.sum()) - n_changes["resized"]
-    return table, {"unchanged": n_unchanged, **n_changes, **not_comparable}
-
-
-def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return where numbers are among ascending ones, -1 where they are not."""
-    places = np.searchsorted(keys, wanted)
-    return np.where(np.append(keys, -1)[places] == wanted, places, -1)
+    return table, {"unchanged": int(same.sum()), **n_changes, **not_comparable}

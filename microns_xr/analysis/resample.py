@@ -121,6 +121,11 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
 
 
+def describe_bootstrap(interval: Bootstrap) -> dict[str, Any]:
+    """Return the attributes of a result that say how its intervals were made."""
+    return {"n_bootstrap": interval.n, "confidence": interval.confidence, "seed": interval.seed}
+
+
 def neuron_weights(n_neurons: int, n: int, seed: int) -> np.ndarray:
     """Draw as many neurons as there are, n times, and count how often each was drawn."""
     rng = np.random.default_rng(seed)

@@ -67,9 +67,8 @@ def typed_table(
         named = [spec.axon_column, spec.dendrite_column]
     text = dict.fromkeys([*named, *columns.text])
     optional = set(columns.optional) - set(named)
-    require_columns(
-        table, name, [c for c in (*columns.ids, *columns.nullable_ids, *text) if c not in optional]
-    )
+    needed = [c for c in (*columns.ids, *columns.nullable_ids, *text) if c not in optional]
+    require_columns(table, name, [*table.columns, *needed])  # no column twice, of whatever name
     if table.empty:
         raise SchemaError(
             f"{name} has no rows, expected at least one: the download or the file is incomplete; "

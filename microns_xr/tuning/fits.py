@@ -143,7 +143,7 @@ def require_free_names(obj: xr.DataArray, names: Iterable[str], what: str) -> No
 def apply_over_angles(
     function: Any, rates: xr.DataArray, dim: str, names: Sequence[str]
 ) -> dict[str, xr.DataArray]:
-    """Call `function`, which turns the last axis into columns, on all curves; columns by name."""
+    """Call a function that turns the last axis into columns; return the columns by name."""
     packed = xr.apply_ufunc(
         function,
         rates if rates.chunks is None else rates.chunk({dim: -1}),
@@ -181,10 +181,18 @@ _STATUS = (
     *("too_short", "narrow"),
 )
 _OK, _MISSING, _NEGATIVE, _FLAT, _UNTUNED, _AT_BOUND, _NOT_CONVERGED, _SHORT, _NARROW = range(9)
-_COLUMNS = (
-    *("amplitude", "amplitude_opposite", "baseline", "kappa", "preferred", "width"),
-    *("rss", "r2", "code"),
-)
+# Columns of the packed result, with their attributes. The code is a position in _STATUS.
+_COLUMNS: dict[str, dict[str, Any]] = {
+    "amplitude": {"long_name": "height of the peak above the baseline"},
+    "amplitude_opposite": {"long_name": "height of the opposite peak"},
+    "baseline": {"long_name": "constant part of the curve"},
+    "kappa": {"long_name": "sharpness of the peak", "units": "1", "upper_bound": KAPPA_MAX},
+    "preferred": {},
+    "width": {"long_name": "half width at half height of the peak"},
+    "rss": {"long_name": "residual sum of squares"},
+    "r2": {"long_name": "explained share of the variance over angles", "units": "1"},
+    "code": {"long_name": "ok, or what is wrong with the fit"},
+}
 
 
 class Curve(NamedTuple):
@@ -198,7 +206,7 @@ class Curve(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """Arrays that are used again for every curve; columns are peak, opposite peak, constant."""
+    """Memory shared by all curves; columns are peak, opposite peak, constant."""
 
     e: np.ndarray  # (3, angles), the columns at the last point that was projected
     r: np.ndarray  # (angles,), the residual there
@@ -242,11 +250,9 @@ def _solve(gram, rhs, columns, n, factor, out):  # type: ignore[no-untyped-def]
 
 @_jit
 def _amplitudes(n_columns, b):  # type: ignore[no-untyped-def]
-    """Non-negative least squares of `b.gram` and `b.rhs` into `b.a`.
-
-    The best non-negative solution is the plain one on its own support, so all supports are tried;
-    the plain solution on all columns, where none is negative, is the best there is.
-    """
+    """Non-negative least squares of `b.gram` and `b.rhs` into `b.a`."""
+    # The best non-negative solution is the unconstrained one on its support, so all supports are
+    # tried. Where the unconstrained one on all columns is not negative, none is better.
     best = -1.0
     for mask in _SUPPORTS:
         if mask >= 1 << n_columns:
@@ -274,7 +280,7 @@ def _amplitudes(n_columns, b):  # type: ignore[no-untyped-def]
 
 @_jit
 def _project(curve, u, v, b):  # type: ignore[no-untyped-def]
-    """Best amplitudes at (u, v); fills the buffers and returns the residual sum of squares."""
+    """Find the best amplitudes at (u, v), and return the residual sum of squares."""
     kappa = np.hypot(u, v)
     opposite = np.exp(-2.0 * kappa)
     n_columns = 1 + int(curve.double) + int(curve.baseline)
@@ -307,11 +313,10 @@ def _project(curve, u, v, b):  # type: ignore[no-untyped-def]
 
 @_jit
 def _derivatives(curve, b):  # type: ignore[no-untyped-def]
-    """Gradient (2) and Hessian (3) in (u, v) of half the residual at the projected point.
-
-    The amplitudes follow (u, v), so the Hessian is the Schur complement of theirs; amplitudes held
-    at 0 stay. The factor exp(-k) of the columns only rescales amplitudes: it has no derivative.
-    """
+    """Gradient (2) and Hessian (3) in (u, v) of half the residual at the projected point."""
+    # The amplitudes follow (u, v), so the Hessian is the Schur complement of theirs; those that
+    # are held at 0 stay there. The factor exp(-k) of the columns only rescales amplitudes, so it
+    # has no derivative.
     n_columns = 1 + int(curve.double) + int(curve.baseline)
     gu = gv = huu = huv = hvv = 0.0
     b.cross[:] = 0.0
@@ -350,10 +355,7 @@ def _derivatives(curve, b):  # type: ignore[no-untyped-def]
 
 @_jit
 def _step(derivatives, damping):  # type: ignore[no-untyped-def]
-    """Newton step over absolute curvatures, what the undamped one promises, whether all curve up.
-
-    Over the absolute value of a curvature a step leaves a saddle instead of going to it.
-    """
+    """Return a Newton step, the descent that the undamped one promises, and if all is convex."""
     gu, gv, huu, huv, hvv = derivatives
     middle, half = 0.5 * (huu + hvv), 0.5 * (huu - hvv)
     spread = np.hypot(half, huv)
@@ -361,6 +363,7 @@ def _step(derivatives, damping):  # type: ignore[no-untyped-def]
     angle = 0.5 * np.arctan2(huv, half)
     c, s = np.cos(angle), np.sin(angle)  # direction of the larger curvature
     along, across = gu * c + gv * s, gv * c - gu * s
+    # Over the absolute value of a curvature, a step leaves a saddle instead of approaching it.
     floor = 1e-10 * largest
     first, second = max(abs(middle + spread), floor), max(abs(middle - spread), floor)
     promised = 0.5 * (along * along / first + across * across / second)
@@ -373,7 +376,7 @@ def _step(derivatives, damping):  # type: ignore[no-untyped-def]
 
 @_jit
 def _move(u, v, derivatives, damping):  # type: ignore[no-untyped-def]
-    """Return the next point, what the undamped step promises, if convex, if on the bound of k."""
+    """Return the next point, the promised descent, if all is convex, and if k is at its bound."""
     gu, gv, huu, huv, hvv = derivatives
     kappa = np.hypot(u, v)
     outward = -(gu * u + gv * v)
@@ -396,7 +399,7 @@ def _move(u, v, derivatives, damping):  # type: ignore[no-untyped-def]
 
 @_jit
 def _refine(curve, u, v, scale, b):  # type: ignore[no-untyped-def]
-    """Newton's method from (u, v); returns (u, v, rss, whether it came to rest, on the bound)."""
+    """Newton's method from (u, v); returns (u, v, rss, came to rest, at the bound of k)."""
     rss = _project(curve, u, v, b)
     derivatives = _derivatives(curve, b)
     damping = 0.0
@@ -458,7 +461,7 @@ def _make_grid(x: np.ndarray, double: bool, baseline: bool) -> Grid:
 
 @_jit
 def _explained_by_pair(gii, gjj, gij, ri, rj):  # type: ignore[no-untyped-def]
-    """Sum of squares explained by two columns, amplitudes not negative; products are positive."""
+    """Sum of squares that two columns explain with amplitudes that are not negative."""
     det = gii * gjj - gij * gij
     ai, aj = gjj * ri - gij * rj, gii * rj - gij * ri
     alone = max(ri * ri / gii, rj * rj / gjj)
@@ -468,10 +471,8 @@ def _explained_by_pair(gii, gjj, gij, ri, rj):  # type: ignore[no-untyped-def]
 
 @_jit
 def _explained(gram, dots, out):  # type: ignore[no-untyped-def]
-    """Sum of squares that the columns explain at each point of the grid, amplitudes not negative.
-
-    Written out for one to three columns, so that the compiler computes several points at once.
-    """
+    """Sum of squares that the columns explain at each point of the grid."""
+    # Written out for one to three columns, so that the compiler computes several points at once.
     g00, g11, g22, g01, g02, g12, inverse = gram
     for g in range(out.size):
         r0 = dots[0, g]
@@ -496,7 +497,7 @@ def _explained(gram, dots, out):  # type: ignore[no-untyped-def]
 
 @_jit
 def _starts(curve, square, grid, dots, residual):  # type: ignore[no-untyped-def]
-    """Return points of the lowest local minima of the residual on the grid, lowest first."""
+    """Return the lowest local minima of the residual on the grid, lowest first."""
     n_columns, n_angles, n_points = grid.columns.shape
     dots[:] = 0.0
     for j in range(n_columns):
@@ -524,7 +525,7 @@ def _starts(curve, square, grid, dots, residual):  # type: ignore[no-untyped-def
 
 @_jit
 def _fit(curves, cosine, sine, double, baseline, grid, out):  # type: ignore[no-untyped-def]
-    """Fit the curves whose code in `out` is ok; fills `_COLUMNS`, the phase as the preferred."""
+    """Fit the curves whose code in `out` is ok, and fill its columns, preferred with the phase."""
     n_angles = curves.shape[1]
     n_columns, _, n_points = grid.columns.shape
     curve = Curve(np.empty(n_angles), cosine, sine, double, baseline)
@@ -586,7 +587,7 @@ _CURVES = 512
 
 
 class Shape(NamedTuple):
-    """What a model is."""
+    """A model of tuning."""
 
     harmonic: int  # how often it repeats in a turn
     double: bool  # whether it has two peaks
@@ -708,30 +709,23 @@ def fit(
     block = partial(
         _fit_block, axis=axis, shape=shape, baseline=bool(baseline), threaded=rates.chunks is None
     )
-    columns = apply_over_angles(block, rates, dim, _COLUMNS)
+    columns = apply_over_angles(block, rates, dim, list(_COLUMNS))
+    for name, attrs in _COLUMNS.items():
+        columns[name].attrs = dict(attrs)
     code = columns.pop("code")
     columns["converged"] = (code == _OK) | (code == _NARROW)
+    columns["converged"].attrs = {"long_name": "the search came to rest within the bounds"}
     columns["status"] = xr.apply_ufunc(_words, code, dask="parallelized", output_dtypes=[object])
-    of_rates = {"units": rates.attrs["units"]} if "units" in rates.attrs else {}
-    attrs: dict[str, dict[str, Any]] = {
-        "amplitude": {"long_name": "height of the peak above the baseline", **of_rates},
-        "amplitude_opposite": {"long_name": "height of the opposite peak", **of_rates},
-        "baseline": {"long_name": "constant part of the curve", **of_rates},
-        "kappa": {"long_name": "sharpness of the peak", "units": "1", "upper_bound": KAPPA_MAX},
-        "preferred": {
-            **describe(FUNCTIONAL[shape.preferred]),
-            **axis.angle_attrs(1 / shape.harmonic),
-        },
-        "width": {"long_name": "half width at half height of the peak", "units": axis.units},
-        "rss": {"long_name": "residual sum of squares"},
-        "r2": {"long_name": "explained share of the variance over angles", "units": "1"},
-        "converged": {"long_name": "the search came to rest within the bounds"},
-        "status": {"long_name": "ok, or what is wrong with the fit"},
-    }
+    columns["status"].attrs = _COLUMNS["code"]
+    for name in ("amplitude", "amplitude_opposite", "baseline"):
+        if "units" in rates.attrs:
+            columns[name].attrs["units"] = rates.attrs["units"]
+    columns["width"].attrs["units"] = axis.units
+    columns["preferred"].attrs |= describe(FUNCTIONAL[shape.preferred])
+    columns["preferred"].attrs |= axis.angle_attrs(1 / shape.harmonic)
     if not shape.double:
         del columns["amplitude_opposite"]
-    names = {name: shape.preferred if name == "preferred" else name for name in columns}
-    fitted = xr.Dataset({names[name]: v.assign_attrs(attrs[name]) for name, v in columns.items()})
+    fitted = xr.Dataset(columns).rename(preferred=shape.preferred)
     fitted.attrs = {
         "model": model,
         "formula": shape.formula + (" + b" if baseline else ""),
@@ -749,7 +743,7 @@ def _words(codes: np.ndarray) -> np.ndarray:
 def _fit_block(
     rates: np.ndarray, *, axis: AngleAxis, shape: Shape, baseline: bool, threaded: bool
 ) -> np.ndarray:
-    """Fit curves along the last axis; returns `_COLUMNS` along a new last axis."""
+    """Fit curves along the last axis; return `_COLUMNS` along a new last axis."""
     curves = np.array(rates.reshape(-1, rates.shape[-1]), dtype=np.float64, order="C")
     result = np.full((len(curves), len(_COLUMNS)), np.nan)
     x = axis.radians * shape.harmonic
@@ -765,7 +759,7 @@ def _fit_block(
     result[:, 8] = np.select(problems, [_MISSING, _NEGATIVE, _FLAT], _OK)
     grid = _make_grid(x, shape.double, baseline)
     cosine, sine = np.cos(x), np.sin(x)
-    # A fit takes as long as some hundred stored pairs, by which threads are counted.
+    # Threads are counted by stored pairs, and a fit takes as long as some hundred of them.
     run_spans(
         lambda lo, hi: _fit(
             curves[lo:hi], cosine, sine, shape.double, baseline, grid, result[lo:hi]
@@ -830,15 +824,16 @@ def evaluate(fit: xr.Dataset, angles: xr.DataArray | np.ndarray | list[float]) -
     values = np.asarray(angles, dtype=np.float64)
     if values.ndim != 1:
         raise SchemaError(f"angles have shape {values.shape}, expected one dimension")
-    axis = AngleAxis(dim, values, preferred.attrs["units"], preferred.attrs["angle_convention"])
+    turn = full_turn(preferred.attrs["units"])
     x = xr.DataArray(values, dims=dim)
-    height: Any = np.cos((x - preferred) * (2 * np.pi * shape.harmonic / axis.turn))
+    height: Any = np.cos((x - preferred) * (2 * np.pi * shape.harmonic / turn))
     # An untuned curve has no preferred angle, but its constant has a value everywhere.
     height = height.where(fit["kappa"] > 0, 1.0).where(fit["kappa"].notnull())
     rate = fit["amplitude"] * np.exp(fit["kappa"] * (height - 1)) + fit["baseline"]
     if shape.double:
         rate = rate + fit["amplitude_opposite"] * np.exp(fit["kappa"] * (-height - 1))
-    coord = (dim, values, axis.angle_attrs(axis.period))
-    rate = rate.transpose(..., dim).assign_coords({dim: coord}).rename("rate")
+    attrs = {**preferred.attrs, "period": turn * PERIODS[dim]}
+    attrs = {name: attrs[name] for name in ("units", "angle_convention", "period")}
+    rate = rate.transpose(..., dim).assign_coords({dim: (dim, values, attrs)}).rename("rate")
     rate.attrs = {"long_name": f"response of the fitted {model} curve"}
     return rate

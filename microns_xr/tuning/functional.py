@@ -1,6 +1,6 @@
-"""Functional rows: which recorded unit is which neuron, and what was measured of it.
+"""Functional rows: which neuron a recorded unit is, and what was measured of it.
 
-A neuron may be recorded in up to five scans, or twice within one. Those are several rows along
+A neuron may be recorded in up to five scans, or twice within one. These are several rows along
 ``scan_unit``; `microns_xr.tuning.collapse_scans` makes one row per neuron along ``nucleus_id``.
 """
 
@@ -53,25 +53,23 @@ Variable = tuple[tuple[str, ...], np.ndarray, dict[str, Any]]
 def stated_spec(
     spec: TableSpec, angle_units: str | None = None, angle_convention: str | None = None
 ) -> TableSpec:
-    """Return the registry's entry of a table, completed by what a call states of its angles."""
-    stated: dict[str, Any] = {"angle_units": angle_units, "angle_convention": angle_convention}
-    stated = {argument: value for argument, value in stated.items() if value is not None}
-    for argument, value in stated.items():
+    """Complete the registry's entry of a table by what a call states of its angles."""
+    for argument, value in (("angle_units", angle_units), ("angle_convention", angle_convention)):
         known = getattr(spec, argument)
-        if known not in (None, value):
+        if value is not None and known not in (None, value):
             raise SchemaError(
                 f"{argument} of {spec.name} is {known!r} by the registry, not {value!r}: leave the "
                 "argument out and use mx.angles.convert on the result"
             )
-    return replace(spec, **stated)
+    return replace(
+        spec,
+        angle_units=angle_units or spec.angle_units,
+        angle_convention=angle_convention or spec.angle_convention,
+    )
 
 
 def angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, Any]:
-    """Return units, convention and period of an angle of a table.
-
-    Raises `SchemaError` if the table does not state them, or if the values go beyond one period,
-    as degrees do in a table of radians and directions in a column of orientations.
-    """
+    """Return units, convention and period of an angle of a table."""
     if spec.angle_units is None or spec.angle_convention is None:
         raise SchemaError(
             f"{spec.name}.{name} is an angle, but neither the registry nor the call states its "
@@ -79,6 +77,7 @@ def angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, Any
             "('up_clockwise' or 'right_counterclockwise'), or leave the column out"
         )
     period = full_turn(spec.angle_units) * PERIODS[name]
+    # Degrees in a table of radians exceed the period, as do directions among orientations.
     largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
     if largest > period * (1 + 1e-6):
         raise SchemaError(
@@ -93,7 +92,7 @@ def angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, Any
 
 
 def missing_value(name: str, dtype: np.dtype) -> Any:
-    """Return what stands in a variable of the data model where there is no value."""
+    """Return the missing value of a variable of the data model."""
     if dtype.kind == "i":
         zero = name == "pt_root_id" or (name in UNITS and UNITS[name].missing == "0")
         return 0 if zero else -1
@@ -113,8 +112,6 @@ def build_functional(
     angle_convention: str | None = None,
 ) -> xr.Dataset:
     """Turn a table of matched or measured units into a Dataset over ``scan_unit``."""
-    if isinstance(table, pd.DataFrame):
-        require_columns(table, spec.name, table.columns)
     spec = stated_spec(spec, angle_units, angle_convention)
     typed = typed_table(table, role, spec)
     n_rows = len(typed)
@@ -134,23 +131,22 @@ def build_functional(
             )
         typed = typed[sign * _values(typed[column], spec) >= sign * bound]
 
+    if "pt_root_id" in typed:
+        typed["pt_root_id"] = typed["pt_root_id"].fillna(0)
     typed = typed.rename(columns={"target_id": "nucleus_id"})
-    coords = {name: typed[name].to_numpy() for name in ("nucleus_id", *SCAN_KEYS)}
-    variables = {
-        name: typed[name].fillna(0).astype(np.int64).to_numpy()
-        if name == "pt_root_id"
-        else _values(typed[name], spec)
-        for name in further
+    variables = {}
+    for name in ("nucleus_id", *SCAN_KEYS, *further):
+        values = _values(typed[name], spec)
+        attrs = describe(FUNCTIONAL[name]) if name in FUNCTIONAL else {}
+        if name in PERIODS and values.dtype.kind == "f":
+            attrs |= angle_attrs(name, spec, values)
+        variables[name] = ("scan_unit", values, attrs)
+    dataset = xr.Dataset(variables).set_coords(["nucleus_id", *SCAN_KEYS])
+    dataset.attrs = {
+        "functional_table": spec.name,
+        "n_rows_in_table": n_rows,
+        "n_repeated_rows": n_repeated,
     }
-    dataset = xr.Dataset(
-        {n: ("scan_unit", v, _attrs(n, v, spec)) for n, v in variables.items()},
-        coords={n: ("scan_unit", v, _attrs(n, v, spec)) for n, v in coords.items()},
-        attrs={
-            "functional_table": spec.name,
-            "n_rows_in_table": n_rows,
-            "n_repeated_rows": n_repeated,
-        },
-    )
     if contradicted:
         dataset.attrs["n_contradicting_rows"] = contradicted
     if left_out := [c for c in arrays if c not in HOUSEKEEPING]:
@@ -170,15 +166,8 @@ def _values(column: pd.Series, spec: TableSpec) -> np.ndarray:
     as_float = name in FUNCTIONAL and FUNCTIONAL[name].dtype == "float"
     values = plain_values(column, spec.name, as_float=as_float)
     if name in PERIODS and values.dtype.kind == "i":
-        return plain_values(column, spec.name, as_float=True)  # -1 would be an angle
+        return plain_values(column, spec.name, as_float=True)  # its missing -1 would be an angle
     return values
-
-
-def _attrs(name: str, values: np.ndarray, spec: TableSpec) -> dict[str, Any]:
-    attrs = describe(FUNCTIONAL[name]) if name in FUNCTIONAL else {}
-    if name in PERIODS and values.dtype.kind == "f":
-        attrs.update(angle_attrs(name, spec, values))
-    return attrs
 
 
 # Tables of tuning curves.
@@ -189,7 +178,7 @@ _DIM = {"rate_dir": "direction", "rate_ori": "orientation"}
 def rate_variables(
     table: pd.DataFrame, spec: TableSpec
 ) -> tuple[dict[str, Variable], dict[str, Variable]]:
-    """Read ``rate_dir`` and ``rate_ori`` of a table as variables, and their angles."""
+    """Read ``rate_dir`` and ``rate_ori`` of a table, and their angles as coordinates."""
     names = [n for n in _DIM if n in table.columns]
     if not names:
         require_columns(table, spec.name, list(_DIM))
@@ -204,7 +193,7 @@ def rate_variables(
         dim = _DIM[name]
         period = 360.0 * PERIODS[dim]
         values = parse_arrays(table[name], spec.name)
-        values[~np.isfinite(values).all(axis=1)] = np.nan
+        values[~np.isfinite(values).all(axis=1)] = np.nan  # a unit is rated whole or not at all
         variables[name] = (("scan_unit", dim), values, describe(FUNCTIONAL[name]))
         attrs = {
             "units": "degree",
@@ -226,7 +215,7 @@ def _require_agreement(rate_dir: np.ndarray, rate_ori: np.ndarray, name: str) ->
             "expected twice as many directions"
         )
     folded = rate_dir.reshape(len(rate_dir), 2, -1).mean(axis=1)
-    # The table is written with eight digits of float32.
+    # Tables hold eight digits of float32.
     wrong = (np.abs(folded - rate_ori) > 1e-4 * np.maximum(1.0, np.abs(rate_ori))).any(axis=1)
     if wrong.any():
         raise SchemaError(
@@ -236,7 +225,7 @@ def _require_agreement(rate_dir: np.ndarray, rate_ori: np.ndarray, name: str) ->
 
 
 def nuclei_of_units(units: Mapping[str, np.ndarray], coregistration: xr.Dataset) -> pd.DataFrame:
-    """Match units to neurons: a row per unit and nucleus, with the ``row`` of the unit."""
+    """Match units to neurons: one row per unit and nucleus, with the ``row`` of the unit."""
     keys = list(SCAN_KEYS)
     match = pd.DataFrame({k: coregistration[k].values for k in [*keys, "nucleus_id"]})
     match = match[match["nucleus_id"] >= 0].drop_duplicates()
@@ -282,9 +271,6 @@ def build_tuning_curves(
 
 # From one row per recorded unit to one row per neuron.
 
-# Variables that are better the lower they are.
-_LOWER_IS_BETTER = ("residual",)
-
 
 def collapse_scans(
     functional: xr.Dataset,
@@ -300,7 +286,7 @@ def collapse_scans(
     functional : xarray.Dataset
         One row per recorded unit, dim ``scan_unit``.
     how : {"mean", "best", "first"}, optional
-        ``mean`` averages the rates of all rated units of a neuron, and keeps nothing else;
+        ``mean`` averages the rates of all rated units of a neuron and leaves out the rest;
         ``best`` takes all variables from the unit with the best `by`, ``first`` from the first
         unit by (session, scan_idx, unit_id).
     by : str, optional
@@ -329,11 +315,11 @@ def collapse_scans(
     Notes
     -----
     Only units that have the value are considered: for ``best`` those with a finite `by` (for
-    integers, other than the missing value -1), and where the Dataset has rates, those that are
-    rated: whose ``rate`` or ``rate_*`` are finite at all stimuli. Neurons without such a unit get
-    missing values: NaN, -1 (0 for ``pt_root_id``), "unknown"; booleans then become the words
-    "true", "false" and "unknown". Ties go to the lowest (session, scan_idx, unit_id).
-    Units matched to no nucleus (``nucleus_id`` -1) are left out.
+    integers, other than the missing value -1), and where the Dataset has rates, those whose
+    ``rate`` or ``rate_*`` are finite at all stimuli. Neurons without such a unit get missing
+    values: NaN, -1 (0 for ``pt_root_id``), "unknown"; booleans then become the words "true",
+    "false" and "unknown". Ties go to the lowest (session, scan_idx, unit_id). Units matched to no
+    nucleus (``nucleus_id`` -1) are left out.
 
     Examples
     --------
@@ -366,7 +352,7 @@ def collapse_scans(
         )
     if by is not None:
         _require_orderable(functional, by)
-        lowest = by in _LOWER_IS_BETTER if lowest is None else lowest
+        lowest = by == "residual" if lowest is None else lowest
     angles = [str(n) for n in functional.data_vars if is_angle(functional[n])]
     if how == "mean" and angles:
         raise SchemaError(
@@ -382,7 +368,7 @@ def collapse_scans(
     candidate = _rated(functional, rates)
     if how == "mean":
         n_rated = np.bincount(owner[candidate], minlength=len(nuclei))
-        result = _mean_rates(functional, rates, nuclei, owner, candidate)
+        result = _mean_rates(functional.isel(scan_unit=candidate), rates, nuclei, owner[candidate])
     else:
         if by is not None:
             values = functional[by].values
@@ -406,7 +392,6 @@ def collapse_scans(
 
 
 def _require_orderable(functional: xr.Dataset, by: str) -> None:
-    """Raise unless `by` is one number per unit, and not an angle."""
     if by not in functional.variables:
         raise unknown_label("functional has no variable", by, functional.data_vars)
     values = functional[by]
@@ -420,7 +405,7 @@ def _require_orderable(functional: xr.Dataset, by: str) -> None:
 
 
 def _rates(functional: xr.Dataset) -> list[str]:
-    """Return the variables that are rates: numbers by stimulus, not one number per unit."""
+    """Return the variables that are rates by stimulus, and not one number per unit."""
     return [
         str(n)
         for n, v in functional.data_vars.items()
@@ -433,7 +418,7 @@ def _rates(functional: xr.Dataset) -> list[str]:
 
 
 def _rated(functional: xr.Dataset, rates: list[str]) -> np.ndarray:
-    """Which rows have all their rates; a row is rated whole or not at all."""
+    """Which rows have all their rates."""
     rated = np.ones(functional["nucleus_id"].shape, dtype=bool)
     for name in rates:
         rated &= np.isfinite(functional[name].values).all(axis=-1)
@@ -441,18 +426,14 @@ def _rated(functional: xr.Dataset, rates: list[str]) -> np.ndarray:
 
 
 def _mean_rates(
-    functional: xr.Dataset,
-    rates: list[str],
-    nuclei: np.ndarray,
-    owner: np.ndarray,
-    candidate: np.ndarray,
+    functional: xr.Dataset, rates: list[str], nuclei: np.ndarray, owner: np.ndarray
 ) -> xr.Dataset:
-    n = np.bincount(owner[candidate], minlength=len(nuclei))[:, None]
+    n = np.bincount(owner, minlength=len(nuclei))[:, None]
     variables = {}
     for name in rates:
         values = functional[name].values
         total = np.zeros((len(nuclei), values.shape[1]))
-        np.add.at(total, owner[candidate], values[candidate])
+        np.add.at(total, owner, values)
         mean = np.divide(total, n, out=np.full_like(total, np.nan), where=n > 0)
         variables[name] = (("nucleus_id", functional[name].dims[1]), mean, functional[name].attrs)
     angles = [d for d in functional.dims if d != "scan_unit" and d in functional.coords]

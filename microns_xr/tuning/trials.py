@@ -38,7 +38,7 @@ class Trials(NamedTuple):
     values: np.ndarray  # (neurons, samples), float64; NaN where missing
     code: np.ndarray  # (samples,), position of the angle of each sample in `degrees`; ascending
     place: np.ndarray  # (samples,), where each sample stood in the responses
-    trial: np.ndarray | None  # (samples,), its trial, where a trial shows several directions
+    n_trials: int | None  # number of trials, where a trial shows several directions
     degrees: np.ndarray  # the angles that were shown
     angle: xr.DataArray  # the same in the units they came in, with their attributes
     like: xr.DataArray  # zeros over the neurons, with all their coordinates
@@ -49,15 +49,12 @@ class Trials(NamedTuple):
         return full_turn(self.angle.attrs["units"])
 
     def labelled(self, values: np.ndarray, *dims: str, **attrs: Any) -> xr.Variable:
-        """Give (neurons, ...) the dims of the neurons again."""
+        """Replace the first axis, of neurons, by the dims that they came in."""
         shape = (*self.like.shape, *values.shape[1:])
         return xr.Variable((*self.like.dims, *dims), values.reshape(shape), attrs)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, Trials]]:
-        """Neurons that miss the same samples, and their responses without those samples.
-
-        Neurons whose responses are all equal are left out: they prefer nothing.
-        """
+        """Yield the rows of neurons that miss the same samples, and their trials without those."""
         present = np.isfinite(self.values)
         if not present.size:
             return
@@ -67,13 +64,13 @@ class Trials(NamedTuple):
         patterns = np.unpackbits(packed, axis=1, count=present.shape[1]).astype(bool)
         for pattern, rows in zip(patterns, _members(owner.ravel()), strict=True):
             values = self.values[rows][:, pattern]
+            # Neurons whose responses are all equal prefer nothing.
             varied = np.ptp(values, axis=1) > 0 if pattern.any() else np.zeros(len(rows), bool)
             if varied.any():
                 complete = self._replace(
                     values=np.ascontiguousarray(values[varied]),
                     code=self.code[pattern],
                     place=self.place[pattern],
-                    trial=None if self.trial is None else self.trial[pattern],
                 )
                 yield rows[varied], complete
 
@@ -84,7 +81,7 @@ def _members(owner: np.ndarray) -> list[np.ndarray]:
 
 
 def read_trials(responses: xr.DataArray) -> Trials:
-    """Bring either form of responses into a matrix, or raise `SchemaError`."""
+    """Bring either form of responses into a matrix."""
     if not isinstance(responses, xr.DataArray):
         raise SchemaError(f"responses is a {type(responses).__name__}, expected a DataArray")
     if responses.dtype.kind not in "biuf":
@@ -138,7 +135,7 @@ def read_trials(responses: xr.DataArray) -> Trials:
         values=values[:, place],
         code=np.searchsorted(degrees, shown[place]),
         place=place,
-        trial=place % ordered.sizes["trial"] if len(samples) == 2 else None,
+        n_trials=ordered.sizes["trial"] if len(samples) == 2 else None,
         degrees=degrees,
         angle=angle,
         like=like,
@@ -146,7 +143,7 @@ def read_trials(responses: xr.DataArray) -> Trials:
 
 
 def _turn(coord: xr.DataArray, name: str) -> float:
-    """Return a whole turn in the units of an angle, which are degrees where it does not say."""
+    """Return a whole turn in the units of an angle; degrees where it does not state them."""
     units = coord.attrs.get("units")
     if units not in (None, "degree", "radian"):
         raise SchemaError(f"{name} has units {units!r}, expected 'degree' or 'radian'")
@@ -173,8 +170,8 @@ class Contrast(NamedTuple):
     n_references: int
     other: np.ndarray  # (groups,), the reference 90 (180) degrees away; -1 where not shown
 
-    def preferred(self, trials: Trials, chosen: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        """Angles of chosen groups (-1: NaN) in the units of the trials, and their attributes."""
+    def preferred(self, trials: Trials, chosen: np.ndarray, *dims: str) -> xr.Variable:
+        """Return the angles of groups in the units of the trials; NaN for group -1."""
         angle = np.where(chosen >= 0, self.degrees[chosen] * (trials.turn / 360.0), np.nan)
         attrs = {
             "units": trials.angle.attrs["units"],
@@ -183,7 +180,7 @@ class Contrast(NamedTuple):
         }
         if "angle_convention" in trials.angle.attrs:
             attrs["angle_convention"] = trials.angle.attrs["angle_convention"]
-        return angle, attrs
+        return trials.labelled(angle, *dims, **attrs)
 
     @property
     def name(self) -> str:
@@ -192,7 +189,7 @@ class Contrast(NamedTuple):
 
 
 def make_contrast(trials: Trials, against: Against, pool_directions: bool) -> Contrast:
-    """Pair the angles, or raise `SchemaError` if none has a counterpart."""
+    """Pair the angles that are compared."""
     name = str(trials.angle.name)
     if against not in ("orthogonal", "opposite"):
         raise SchemaError(f"against is {against!r}, expected 'orthogonal' or 'opposite'")
@@ -225,20 +222,23 @@ def _seed_number(seed: int | np.random.Generator) -> int:
     """Return the number that all random draws of a call start from."""
     if isinstance(seed, np.random.Generator):
         return int(seed.integers(2**62))
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise SchemaError(f"seed is {seed!r}, expected a whole number from 0 or a Generator")
-    return int(seed)
+    return _whole_number("seed", seed, 0, " or a Generator")
+
+
+def _whole_number(name: str, value: Any, least: int, alternative: str = "") -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        expected = f"a whole number from {least}{alternative}"
+        raise SchemaError(f"{name} is {value!r}, expected {expected}")
+    return int(value)
 
 
 # Means of groups of angles. `use` says which samples count.
 
 
 def _weights(counts: np.ndarray, index: np.ndarray, n: int) -> np.ndarray:
-    """Return (angles,), the weight of a sample of each angle in the mean of its group.
-
-    The mean of an orientation is the mean of its two directions, as ``rate_ori`` is of
-    ``rate_dir``, also where one was shown more often.
-    """
+    """Return (angles,), the weight of a sample of each angle in the mean of its group."""
+    # The mean of an orientation is the mean of its two directions, as rate_ori is of rate_dir, also
+    # where one was shown more often.
     shown = np.bincount(index[counts > 0], minlength=n)[index]
     return np.divide(1.0, counts * shown, where=counts > 0, out=np.zeros(len(counts)))
 
@@ -282,10 +282,9 @@ def _counts(trials: Trials, contrast: Contrast, use: np.ndarray) -> tuple[np.nda
     return counts, np.where(contrast.other >= 0, others[contrast.other], 0)
 
 
-def _comparable(trials: Trials, contrast: Contrast, use: np.ndarray, least: int = 1) -> np.ndarray:
-    """Return (groups,), whether a group and its counterpart have at least so many samples."""
-    counts, others = _counts(trials, contrast, use)
-    return (counts >= least) & (others >= least)
+def _least(trials: Trials, contrast: Contrast, use: np.ndarray) -> np.ndarray:
+    """Return (groups,), the number of samples of a group or its counterpart, the smaller one."""
+    return np.minimum(*_counts(trials, contrast, use))
 
 
 def _folds(trials: Trials, n_folds: int, seed: int) -> np.ndarray:
@@ -316,26 +315,16 @@ def _effect(trials: Trials, use: np.ndarray, difference: np.ndarray) -> np.ndarr
 _EXACT = 40
 
 
-class Outcome(NamedTuple):
-    """What a method says of each neuron."""
-
-    use: np.ndarray  # (samples,), those that were compared
-    chosen: np.ndarray  # (neurons,), the preferred group
-    p: np.ndarray
-    statistic: np.ndarray
-    difference: np.ndarray
+# Which samples were compared, and of each neuron its preferred group, p, statistic and difference.
+Outcome = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def _permutation(
     trials: Trials, contrast: Contrast, n_permutations: int, within_trial: bool, seed: int
 ) -> Outcome | None:
-    """Count in how many permutations the preferred minus other mean is as large.
-
-    In each permutation the preferred group is chosen anew: what choosing it from the same trials
-    adds to the difference is then in both.
-    """
+    """Count in how many permutations the preferred minus other mean is as large."""
     everything = np.ones(len(trials.code), dtype=bool)
-    can = _comparable(trials, contrast, everything, least=2)
+    can = _least(trials, contrast, everything) >= 2
     if not can.any():
         return None
     counts = np.bincount(trials.code, minlength=len(trials.degrees))
@@ -352,23 +341,21 @@ def _permutation(
         can,
         _rounding(trials.values),
     )
-    return Outcome(everything, chosen, (1 + as_large) / len(orders), difference, difference)
+    return everything, chosen, (1 + as_large) / len(orders), difference, difference
 
 
 def _permuted_orders(
     trials: Trials, contrast: Contrast, n_permutations: int, within_trial: bool, seed: int
 ) -> np.ndarray:
-    """Orders of the samples that are equally likely if the preference is chance.
-
-    The first is that of the data. Samples change places only with those of the same stratum.
-    """
+    """Orders of the samples that are equally likely without tuning; the first is as measured."""
+    # Samples change places only with those of the same stratum.
     stratum = np.zeros(len(trials.code), dtype=np.int64)
     if contrast.against == "opposite":
         group = contrast.group[trials.code]
         other = contrast.other[group]
         stratum = np.where(other < 0, group, np.minimum(group, other))
-    if within_trial and trials.trial is not None:
-        stratum = stratum + trials.trial * len(contrast.degrees)
+    if within_trial and trials.n_trials is not None:
+        stratum = stratum + trials.place % trials.n_trials * len(contrast.degrees)
     places = np.argsort(stratum, kind="stable")
     keys = np.random.default_rng(seed).random((n_permutations, len(stratum))) + stratum
     orders = np.empty((n_permutations + 1, len(stratum)), dtype=np.int64)
@@ -397,6 +384,8 @@ def _permute(  # type: ignore[no-untyped-def]
                 start = ends[angle]
                 means[group[angle]] += total * group_weights[angle]
                 others[reference[angle]] += total * reference_weights[angle]
+            # In each permutation the preferred group is chosen anew: what choosing it from the
+            # same trials adds to the difference is then in all of them.
             largest = -np.inf
             for g in range(other.size):
                 if can[g] and means[g] > largest:
@@ -415,7 +404,7 @@ def _permute(  # type: ignore[no-untyped-def]
 def _wilcoxon(trials: Trials, contrast: Contrast, seed: int) -> Outcome | None:
     """Choose on one half of the trials, compare the ranks of the other half."""
     tested = _folds(trials, 2, seed) == 0
-    can = _comparable(trials, contrast, ~tested) & _comparable(trials, contrast, tested, least=2)
+    can = (_least(trials, contrast, ~tested) >= 1) & (_least(trials, contrast, tested) >= 2)
     if not can.any():
         return None
     chosen = _choose(trials, contrast, ~tested, can)
@@ -427,19 +416,17 @@ def _wilcoxon(trials: Trials, contrast: Contrast, seed: int) -> Outcome | None:
             values[:, tested & (group == g)], values[:, tested & (reference == contrast.other[g])]
         )
     difference = _difference(trials, contrast, tested, chosen)
-    return Outcome(tested, chosen, p, statistic, difference)
+    return tested, chosen, p, statistic, difference
 
 
 def rank_sum(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Test by Wilcoxon's rank sum (Mann-Whitney) whether `first` is larger, row by row.
-
-    Mann and Whitney, Annals of Mathematical Statistics 18, 1947.
-    """
+    """Test by Wilcoxon's rank sum (Mann-Whitney) whether `first` is larger, row by row."""
     n = first.shape[1]
     if n + second.shape[1] > _EXACT:
         test = mannwhitneyu(first, second, alternative="greater", axis=1, method="asymptotic")
         return test.statistic, test.pvalue
-    # Unlike scipy's, this distribution is exact with ties as well. Twice the ranks are integers.
+    # Unlike scipy's, this distribution is exact with ties as well (Mann and Whitney, Annals of
+    # Mathematical Statistics 18, 1947). Twice the ranks are integers.
     doubled = rankdata(np.concatenate([first, second], axis=1), axis=1)
     doubled = np.rint(2 * doubled).astype(np.int64)
     observed = doubled[:, :n].sum(axis=1)
@@ -538,7 +525,7 @@ def cross_validate(
     Parameters
     ----------
     responses : xarray.DataArray
-        See `trial_statistics`.
+        One number per trial, see `microns_xr.tuning.trial_statistics`.
     against : {"orthogonal", "opposite"}, optional
         The preferred direction (orientation) against both directions 90° away from it, or against
         that 180° away.
@@ -581,8 +568,7 @@ def cross_validate(
     >>> halves.pref_ori_fold.values, halves.agreement.values, halves.difference.values
     (array([[0., 0.]]), array([1.]), array([2.]))
     """
-    if isinstance(n_folds, bool) or not isinstance(n_folds, int) or n_folds < 2:
-        raise SchemaError(f"n_folds is {n_folds!r}, expected a whole number from 2")
+    n_folds = _whole_number("n_folds", n_folds, 2)
     trials = read_trials(responses)
     contrast = make_contrast(trials, against, pool_directions)
     start = _seed_number(seed)
@@ -592,10 +578,10 @@ def cross_validate(
     for rows, block in trials.blocks():
         fold = _folds(block, n_folds, start)
         everything = np.ones(len(fold), dtype=bool)
-        can = _comparable(block, contrast, everything, least=n_folds)
+        can = _least(block, contrast, everything) >= n_folds
         for f in range(n_folds):
-            can &= _comparable(block, contrast, fold == f)
-            can &= _comparable(block, contrast, fold != f)
+            can &= _least(block, contrast, fold == f) >= 1
+            can &= _least(block, contrast, fold != f) >= 1
         if not can.any():
             continue
         apart = np.empty((len(rows), n_folds))
@@ -606,14 +592,13 @@ def cross_validate(
         chosen[rows] = _choose(block, contrast, everything, can)
         difference[rows] = apart.mean(axis=1)
         effect[rows] = _effect(block, everything, difference[rows])
-    angle, attrs = contrast.preferred(trials, chosen)
-    folds, _ = contrast.preferred(trials, chosen_fold)
+    folds = contrast.preferred(trials, chosen_fold, "fold")
     with np.errstate(invalid="ignore"):
-        turns = np.exp(2j * np.pi * folds / attrs["period"])
+        turns = np.exp(2j * np.pi * folds.values / folds.attrs["period"])
     variables = {
-        contrast.name: trials.labelled(angle, **attrs),
-        f"{contrast.name}_fold": trials.labelled(folds, "fold", **attrs),
-        "agreement": trials.labelled(np.abs(turns.mean(axis=1))),
+        contrast.name: contrast.preferred(trials, chosen),
+        f"{contrast.name}_fold": folds,
+        "agreement": trials.labelled(np.abs(turns.mean(axis=-1))),
         "difference": trials.labelled(difference),
         "effect": trials.labelled(effect),
         "testable": trials.labelled(chosen >= 0),
@@ -645,8 +630,7 @@ def test(
     Parameters
     ----------
     responses : xarray.DataArray
-        One number per trial: ``(..., trial, direction)``, or ``(..., trial)`` with a coordinate
-        ``direction(trial)``; see `microns_xr.tuning.trial_statistics`. Frames are not samples:
+        One number per trial, see `microns_xr.tuning.trial_statistics`. Frames are not samples:
         average them within a trial.
     against : {"orthogonal", "opposite"}, optional
         ``orthogonal``: the preferred direction (orientation) against what is 90° away from it, both
@@ -670,8 +654,8 @@ def test(
     within_trial : bool, optional
         Whether only responses of the same trial change places, for trials that show one direction
         after the other (Monet2) and share a level: the state of the animal during the trial. Both
-        methods are conservative there otherwise. Needs responses over ``(..., trial, direction)``
-        and ``permutation``.
+        methods are conservative there otherwise. Only for ``permutation`` of responses over
+        ``(..., trial, direction)``.
     seed : int or numpy.random.Generator, optional
         Where the random numbers start; the same seed gives the same result, whichever other neurons
         there are.
@@ -698,7 +682,7 @@ def test(
 
     Notes
     -----
-    Under the null hypothesis that trials are exchangeable both reject at most 5 % at 0.05. Both
+    Under the null hypothesis that trials are exchangeable, both reject at most 5 % at 0.05. Both
     assume that trials are independent of each other given the direction, in particular that
     directions were shown in random order where responses drift. The permutation test is exact
     (Phipson and Smyth, Statistical Applications in Genetics and Molecular Biology 9, 2010). The
@@ -718,11 +702,9 @@ def test(
     """
     if method not in ("permutation", "wilcoxon"):
         raise SchemaError(f"method is {method!r}, expected 'permutation' or 'wilcoxon'")
-    whole = isinstance(n_permutations, int | np.integer) and not isinstance(n_permutations, bool)
-    if not whole or n_permutations < 1:
-        raise SchemaError(f"n_permutations is {n_permutations!r}, expected a whole number from 1")
+    n_permutations = _whole_number("n_permutations", n_permutations, 1)
     trials = read_trials(responses)
-    if within_trial and (method != "permutation" or trials.trial is None):
+    if within_trial and (method != "permutation" or trials.n_trials is None):
         raise SchemaError(
             f"within_trial=True with method={method!r} and dims {responses.dims}, expected "
             "method='permutation' and (..., trial, direction)"
@@ -734,23 +716,22 @@ def test(
     chosen, n_preferred, n_other = np.full(n, -1), np.zeros(n, np.int64), np.zeros(n, np.int64)
     for rows, block in trials.blocks():
         if method == "permutation":
-            outcome = _permutation(block, contrast, int(n_permutations), within_trial, start)
+            outcome = _permutation(block, contrast, n_permutations, within_trial, start)
         else:
             outcome = _wilcoxon(block, contrast, start)
         if outcome is None:
             continue
         use, chosen[rows], p[rows], statistic[rows], difference[rows] = outcome
-        effect[rows] = _effect(block, use, outcome.difference)
+        effect[rows] = _effect(block, use, difference[rows])
         counts, others = _counts(block, contrast, use)
-        n_preferred[rows], n_other[rows] = counts[outcome.chosen], others[outcome.chosen]
+        n_preferred[rows], n_other[rows] = counts[chosen[rows]], others[chosen[rows]]
     testable = np.isfinite(p)
     if testable.any():
         q[testable] = false_discovery_control(p[testable], method="bh")
-    angle, angle_attrs = contrast.preferred(trials, chosen)
     variables = {
         "p": trials.labelled(p, long_name=f"p of the {method} test"),
         "statistic": trials.labelled(statistic),
-        contrast.name: trials.labelled(angle, **angle_attrs),
+        contrast.name: contrast.preferred(trials, chosen),
         "difference": trials.labelled(difference),
         "effect": trials.labelled(effect),
         "n_preferred": trials.labelled(n_preferred),
@@ -763,7 +744,7 @@ def test(
     if against == "orthogonal":
         attrs["pool_directions"] = int(pool_directions)
     if method == "permutation":
-        attrs |= {"n_permutations": int(n_permutations), "within_trial": int(within_trial)}
+        attrs |= {"n_permutations": n_permutations, "within_trial": int(within_trial)}
     result = xr.Dataset(variables, coords=trials.like.coords, attrs=attrs)
     entry = ", ".join(f"{name}={value!r}" for name, value in attrs.items())
     return add_history(result, f"tested with {entry}", source=responses)

@@ -9,17 +9,24 @@ import numba
 import numpy as np
 import xarray as xr
 
-from microns_xr.analysis.pairs import SIDES, ChosenNeurons, choose_neurons, same_neurons
+from microns_xr.analysis.pairs import (
+    SIDES,
+    ChosenNeurons,
+    choose_neurons,
+    labelled,
+    same_neurons,
+)
 from microns_xr.analysis.resample import (
     DEFAULT_BOOTSTRAP,
     Bootstrap,
+    describe_bootstrap,
     neuron_weights,
     percentile_interval,
     ratio,
     require_interval,
 )
 from microns_xr.angles import describe_angle
-from microns_xr.connectivity.arrays import pair_buffers
+from microns_xr.connectivity.arrays import PAIR_DIMS, pair_buffers
 from microns_xr.connectivity.subset import drop_autapses, take
 from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.provenance import add_history
@@ -134,28 +141,23 @@ def like_to_like(
         connectivity, units, angle, bins, pre, post, presynaptic, weight
     )
     counts = count_pairs(pairs)
-    result = statistics(counts.sum(axis=0), bin_coords, normalise)
-    n_pairs, n_connected = np.rint(counts.sum(axis=0)[:2]).astype(np.int64)
-    result["n_pairs"] = ("difference", n_pairs, {"long_name": "pairs of neurons"})
-    result["n_connected"] = ("difference", n_connected, {"long_name": "connected pairs"})
+    totals = counts.sum(axis=0)
+    result = statistics(totals, bin_coords, normalise)
+    n_pairs, n_connected = np.rint(totals[:2]).astype(np.int64)
+    result["n_pairs"] = labelled("difference", n_pairs, "pairs of neurons")
+    result["n_connected"] = labelled("difference", n_connected, "connected pairs")
     for side in SIDES:
-        about = {"long_name": f"{side}synaptic neurons that take part"}
-        result[f"n_{side}"] = ((), neurons.positions(side).size, about)
+        text = f"{side}synaptic neurons that take part"
+        result[f"n_{side}"] = labelled((), neurons.positions(side).size, text)
     size_units = "1" if normalise else connectivity[weight].attrs.get("units", VOXEL_UNITS)
     for name in ("mean_size", "size_contrast"):
         result[name].attrs["units"] = size_units
-    result = result.assign_coords(
-        {name: coord for name, coord in connectivity.coords.items() if not coord.ndim}
-    )
+    result = result.assign_coords({n: c for n, c in connectivity.coords.items() if not c.ndim})
     if interval is not None:
         draws = statistics(_draw(pairs, counts, neurons, interval), bin_coords, normalise)
         _add_intervals(result, draws, interval.confidence)
-        result.attrs |= {
-            "n_bootstrap": interval.n,
-            "confidence": interval.confidence,
-            "seed": interval.seed,
-            "resampled": "both sides" if interval.both_sides else "presynaptic neurons",
-        }
+        resampled = "both sides" if interval.both_sides else "presynaptic neurons"
+        result.attrs |= describe_bootstrap(interval) | {"resampled": resampled}
     result.attrs |= {"angle": angle, "weight": weight, **neurons.attrs}
     entry = f"like_to_like(angle={angle!r}, {neurons.text}, weight={weight!r}, {normalise=})"
     return add_history(result, entry, source=(connectivity, units))
@@ -272,25 +274,16 @@ def prepare(
     centres, edges = _bins(bins, period, angle_units)
     pattern, values = pair_buffers(connectivity, [weight])
     major = np.repeat(np.arange(pattern.n_major, dtype=np.int32), np.diff(pattern.indptr))
-    by_post = pattern.compressed == "post"
+    ends = (pattern.indices, major) if pattern.compressed == "post" else (major, pattern.indices)
+    same = same_neurons(*(connectivity[dim].values for dim in PAIR_DIMS))
     ticks = to_ticks(units[angle].values, period)
-    pre_ticks, post_ticks = (np.where(r >= 0, ticks[r], -1) for r in neurons.rows.values())
-    pairs = AnglePairs(
-        pre=pattern.indices if by_post else major,
-        post=major if by_post else pattern.indices,
-        values=values[weight],
-        same=same_neurons(*(connectivity[f"{side}_nucleus_id"].values for side in SIDES)),
-        pre_ticks=pre_ticks,
-        post_ticks=post_ticks,
-        edges=np.rint(edges / period * TURN).astype(np.int64),
-    )
+    pre_ticks, post_ticks = (np.where(rows >= 0, ticks[rows], -1) for rows in neurons.rows.values())
+    edge_ticks = np.rint(edges / period * TURN).astype(np.int64)
+    pairs = AnglePairs(*ends, values[weight], same, pre_ticks, post_ticks, edge_ticks)
     coords = {
-        name: ("difference", numbers, {"long_name": text, "units": angle_units})
-        for name, numbers, text in (
-            ("difference", centres, f"difference of {angle}"),
-            ("difference_start", edges[:-1], "lower edge"),
-            ("difference_end", edges[1:], "upper edge"),
-        )
+        "difference": labelled("difference", centres, f"difference of {angle}", angle_units),
+        "difference_start": labelled("difference", edges[:-1], "lower edge", angle_units),
+        "difference_end": labelled("difference", edges[1:], "upper edge", angle_units),
     }
     return neurons, pairs, coords
 
@@ -375,12 +368,9 @@ def _count(  # type: ignore[no-untyped-def]
             if 2 * e > TURN:
                 here = below[n]
             elif e > 0:
-                for side in range(2):
-                    x = a + e if side else a - e + 1
-                    k = ends[side, b]
-                    while k < 3 * n and ticks[k] < x:
-                        k += 1
-                    ends[side, b] = k
+                for side, x in enumerate((a - e + 1, a + e)):
+                    while ends[side, b] < 3 * n and ticks[ends[side, b]] < x:
+                        ends[side, b] += 1
                 here = below[ends[1, b]] - below[ends[0, b]]
             if b:
                 out[i, 0, b - 1] = here - closer
@@ -424,13 +414,12 @@ def statistics(totals: np.ndarray, bin_coords: dict[str, Any], normalise: bool) 
         "size_contrast": mean_size[..., 0] - mean_size[..., -1],
     }
     result = xr.Dataset(coords=bin_coords)
+    per_angle = f"1/{result['difference'].attrs['units']}"
+    units = {"probability": "1", "contrast": "1", "slope": per_angle}
     for name, text in (_OF_BINS | _OF_CURVE).items():
         dims = ("replicate",) * (totals.ndim - 2) + ("difference",) * (name in _OF_BINS)
-        about = {"long_name": f"normalised {text}" if normalise else text}
-        result[name] = (dims, values[name], about)
-    for name in ("probability", "contrast"):
-        result[name].attrs["units"] = "1"
-    result["slope"].attrs["units"] = f"1/{result['difference'].attrs['units']}"
+        text = f"normalised {text}" if normalise else text
+        result[name] = labelled(dims, values[name], text, units.get(name))
     return result
 
 
@@ -459,8 +448,8 @@ def _add_intervals(result: xr.Dataset, draws: xr.Dataset, confidence: float) -> 
     for name, text in (_OF_BINS | _OF_CURVE).items():
         # Without a connection all draws agree, which is not certainty.
         known = result[name].notnull() & (connected if name in _OF_BINS else connected.any())
-        ends = percentile_interval(draws[name].values, confidence)
-        for end, which, values in zip(("low", "high"), ("lower", "upper"), ends, strict=True):
-            about = result[name].attrs | {"long_name": f"{which} end of: {text}"}
-            result[f"{name}_{end}"] = result[name].copy(data=values).where(known)
-            result[f"{name}_{end}"].attrs = about
+        low, high = percentile_interval(draws[name].values, confidence)
+        for end, values in ((f"{name}_low", low), (f"{name}_high", high)):
+            which = "lower" if values is low else "upper"
+            result[end] = result[name].copy(data=values).where(known)
+            result[end].attrs = result[name].attrs | {"long_name": f"{which} end of: {text}"}

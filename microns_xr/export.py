@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse
 import xarray as xr
 
-from microns_xr.connectivity.arrays import Pattern, pair_buffers, pattern_of, values_of
+from microns_xr.connectivity.arrays import pair_buffers, pattern_of, values_of
 from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.errors import SchemaError, import_optional
 from microns_xr.provenance import RELEASE_COORDS, require_same_release
@@ -101,7 +101,7 @@ def _column_labels(variable: xr.DataArray, dim: str) -> tuple[str, list[Any]]:
 
 def _table_of_pairs(connectivity: xr.Dataset) -> pd.DataFrame:
     pattern = pattern_of(connectivity)
-    pre, post = _pair_positions(pattern)
+    pre, post = pattern.ends()
     order = slice(None) if pattern.compressed == "post" else np.lexsort([pre, post])
     pre, post = pre[order], post[order]
     ids = {
@@ -118,13 +118,6 @@ def _table_of_pairs(connectivity: xr.Dataset) -> pd.DataFrame:
             values = coord.values[pre if coord.dims[0] == "pre_nucleus_id" else post]
             (ids if str(name).endswith("_pt_root_id") else annotations)[str(name)] = values
     return pd.DataFrame({**ids, **sums, **annotations})
-
-
-def _pair_positions(pattern: Pattern) -> tuple[np.ndarray, np.ndarray]:
-    """Return the positions of pre and of post of each stored pair."""
-    major = np.repeat(np.arange(pattern.n_major), np.diff(pattern.indptr))
-    pairs = (pattern.indices, major)
-    return pairs if pattern.compressed == "post" else pairs[::-1]
 
 
 def to_scipy(
@@ -256,7 +249,7 @@ def to_networkx(
     )
     ends = (
         shared[np.searchsorted(nodes, ids[side])][positions].tolist()
-        for side, positions in zip(("pre", "post"), _pair_positions(pattern), strict=True)
+        for side, positions in zip(("pre", "post"), pattern.ends(), strict=True)
     )
     rows = zip(*ends, *(values[name].tolist() for name in _PAIR_VARIABLES), strict=True)
     graph.add_edges_from(
@@ -413,7 +406,7 @@ def _square(
     pattern, values = pair_buffers(connectivity, _PAIR_VARIABLES)
     lookup = Lookup(ids, "nucleus_id of the units")
     ends = []
-    for side, positions in zip(("pre", "post"), _pair_positions(pattern), strict=True):
+    for side, positions in zip(("pre", "post"), pattern.ends(), strict=True):
         labels = connectivity[f"{side}_nucleus_id"].values
         found = lookup.find(labels)
         connected = np.bincount(positions, minlength=labels.size) > 0

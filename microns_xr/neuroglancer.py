@@ -199,11 +199,8 @@ def _cells_to_show(cells: Any, colour: str | None) -> _Shown:
 
 def _connected_neurons(connectivity: xr.Dataset, colour: str | None) -> _Shown:
     pattern, _ = pair_buffers(connectivity.compute())
-    major = np.repeat(np.arange(pattern.n_major), np.diff(pattern.indptr))
-    sides = ("pre", "post") if pattern.compressed == "post" else ("post", "pre")
-    rows = dict(zip(sides, (pattern.indices, major), strict=True))
     columns: dict[str, list[np.ndarray]] = {"id": [], "root": [], "word": [], "side": []}
-    for side in ("pre", "post"):
+    for side, rows in zip(("pre", "post"), pattern.ends(), strict=True):
         dim, root = f"{side}_nucleus_id", f"{side}_pt_root_id"
         annotation = f"{side}_{colour}" if colour else root
         for name in (root, annotation):
@@ -213,7 +210,7 @@ def _connected_neurons(connectivity: xr.Dataset, colour: str | None) -> _Shown:
                     f"[{name.removeprefix(f'{side}_')!r}])"
                 )
         # Labels alone: selecting from the sparse arrays as well would take long.
-        labels = connectivity.coords.to_dataset().isel({dim: np.unique(rows[side])})
+        labels = connectivity.coords.to_dataset().isel({dim: np.unique(rows)})
         columns["id"].append(labels[dim].values)
         columns["root"].append(labels[root].values)
         columns["word"].append(labels[annotation].values)

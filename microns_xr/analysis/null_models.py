@@ -88,8 +88,8 @@ class _Observed:
         self.compressed = pair_buffers(dataset)[0].compressed
         pattern, self.values = pair_buffers(recompress(dataset, "pre"))
         self.shape = pattern.shape
-        self.indptr, self.post = pattern.indptr, pattern.indices
-        self.pre = np.repeat(np.arange(pattern.n_major, dtype=np.int32), np.diff(pattern.indptr))
+        self.indptr = pattern.indptr
+        self.pre, self.post = pattern.ends()
         self.same = same_neurons(*(dataset[dim].values for dim in PAIR_DIMS))
 
 

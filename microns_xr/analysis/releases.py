@@ -248,8 +248,8 @@ def _compare_connections(
         part = take(connectivity[list(_WEIGHTS)], ids["pre"], ids["post"]).compute()
         pattern, values = pair_buffers(recompress(part, "post"))
         # One ascending number per pair, by which the pairs of both releases are matched.
-        post_of = np.repeat(np.arange(pattern.n_major), np.diff(pattern.indptr))
-        keys.append(post_of * pattern.n_minor + pattern.indices)
+        pre_of, post_of = pattern.ends()
+        keys.append(post_of.astype(np.int64) * pattern.n_minor + pre_of)
         weights.append(np.stack([values[weight] for weight in _WEIGHTS]))
         not_comparable[f"not_comparable_{name}"] = n_connections(connectivity) - pattern.nnz
     # Most pairs are the same in both, and are left out before anything is made of the others.

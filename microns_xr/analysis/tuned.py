@@ -27,7 +27,6 @@ from microns_xr.analysis.resample import (
 )
 from microns_xr.angles import describe_angle
 from microns_xr.connectivity.arrays import PAIR_DIMS, pair_buffers
-from microns_xr.connectivity.blocks import OTHER_SIDE
 from microns_xr.connectivity.subset import drop_autapses, take
 from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.provenance import add_history
@@ -274,15 +273,11 @@ def prepare(
     angle_units, _, period = describe_angle(units[angle], f"units.{angle}")
     centres, edges = _bins(bins, period, angle_units)
     pattern, values = pair_buffers(connectivity, [weight])
-    major = np.repeat(np.arange(pattern.n_major, dtype=np.int32), np.diff(pattern.indptr))
-    of_pairs = {pattern.compressed: major, OTHER_SIDE[pattern.compressed]: pattern.indices}
     same = same_neurons(*(connectivity[dim].values for dim in PAIR_DIMS))
     ticks = to_ticks(units[angle].values, period)
     pre_ticks, post_ticks = (np.where(rows >= 0, ticks[rows], -1) for rows in neurons.rows.values())
     edge_ticks = np.rint(edges / period * TURN).astype(np.int64)
-    pairs = AnglePairs(
-        of_pairs["pre"], of_pairs["post"], values[weight], same, pre_ticks, post_ticks, edge_ticks
-    )
+    pairs = AnglePairs(*pattern.ends(), values[weight], same, pre_ticks, post_ticks, edge_ticks)
     coords = {
         "difference": labelled("difference", centres, f"difference of {angle}", angle_units),
         "difference_start": labelled("difference", edges[:-1], "lower edge", angle_units),

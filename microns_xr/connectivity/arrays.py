@@ -48,6 +48,11 @@ class Pattern:
         # Arrays of one build are the same objects, and need not be read.
         return all(x is y or np.array_equal(x, y) for x, y in buffers)
 
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return where both neurons of every stored pair are on their axes: pre, post."""
+        major = np.repeat(np.arange(self.n_major, dtype=np.int32), np.diff(self.indptr))
+        return (self.indices, major) if self.compressed == "post" else (major, self.indices)
+
     @property
     def nnz(self) -> int:
         """Number of stored pairs."""

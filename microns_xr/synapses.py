@@ -330,7 +330,7 @@ def _selection(rows: SynapseRows, by: Compressed, found: dict[str, np.ndarray]) 
         )
         for side, own in index.items()
     }
-    coords |= {name: variables.pop(name) for name in found if rows.columns[name].is_coord}
+    coords |= {name: variables.pop(name) for name in found if name in rows.coords}
     result = rows.frame.assign(variables).assign_coords(coords)
     return add_history(result, f"select_synapses: {pre.size} of {rows.n}")
 

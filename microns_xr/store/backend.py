@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import xarray as xr
 from xarray.backends import BackendEntrypoint
@@ -34,14 +34,6 @@ class MicronsXrBackendEntrypoint(BackendEntrypoint):
     """
 
     description = "Open stores of microns_xr, with sparse connectivity"
-    open_dataset_parameters: ClassVar[tuple[str, ...]] = (
-        "filename_or_obj",
-        "drop_variables",
-        "group",
-        "lazy",
-        "compressed",
-        "storage_options",
-    )
     supports_groups = True
 
     def open_dataset(  # type: ignore[override]
@@ -95,7 +87,6 @@ class _DaskVariable(xr.Variable):
 
     @property
     def data(self) -> Any:
-        """The array, as of any variable."""
         return xr.Variable.data.fget(self)  # type: ignore[attr-defined]
 
     @data.setter

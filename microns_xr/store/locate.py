@@ -12,11 +12,10 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -136,17 +135,11 @@ class CompleteStore(WrapperStore[Store]):
     stand for different buckets on different machines, so there every opening is its own.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        address: str,
-        state: Any = None,
-        pieces: Mapping[str, _Piece] | None = None,
-    ) -> None:
+    def __init__(self, store: Store, address: str, state: Any = None) -> None:
         super().__init__(store)
         self.address = address
         self.state = state or self._state_now() or uuid.uuid4().hex
-        self._pieces = pieces or {}  # parts of shards that were fetched before, see `read_span`
+        self._pieces: dict[str, _Piece] = {}  # parts of shards fetched before, see `read_span`
 
     def _with_store(self, store: Store) -> CompleteStore:
         return CompleteStore(store, self.address, self.state)
@@ -173,28 +166,28 @@ class CompleteStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return what is stored, and raise where a chunk is not, or not as a whole."""
+        """Return what is stored; raise where a chunk is missing or was cut short."""
         piece = self._pieces.get(key)
         if piece is not None and isinstance(byte_range, SuffixByteRequest):
-            return piece.index
+            return piece.end
         if piece is not None and isinstance(byte_range, RangeByteRequest):
             return piece.content[byte_range.start - piece.start : byte_range.end - piece.start]
         with _named(self, "read", key):
-            found = await self._store.get(key, prototype, byte_range)
+            content = await self._store.get(key, prototype, byte_range)
         if not _is_chunk(key):
-            return found
-        if found is None:
+            return content
+        if content is None:
             raise StoreFormatError(
                 f"{self.address} has no chunk {key!r}: the store is damaged, write or copy it again"
             )
-        expected = _blosc_bytes(found) if byte_range is None else 1
-        if len(found) < expected:
+        expected = _blosc_bytes(content) if byte_range is None else 1
+        if len(content) < expected:
             array = key.rpartition("/c/")[0] or key
             raise StoreFormatError(
-                f"{self.address}/{array} cannot be decoded ({key!r} has {len(found)} bytes, "
+                f"{self.address}/{array} cannot be decoded ({key!r} has {len(content)} bytes, "
                 f"expected {expected}): the store is damaged, write or copy it again"
             )
-        return found
+        return content
 
 
 class NewStore(MemoryStore):
@@ -247,8 +240,15 @@ def _blosc_bytes(chunk: Buffer) -> int:
     return max(16, int.from_bytes(header[12:], "little"))
 
 
-def at_once(call: Callable[[Item], Result], items: Collection[Item]) -> list[Result]:
-    """Call a function on each item in threads: a bucket answers a request in 20 to 100 ms."""
+def at_once(
+    group: zarr.Group, call: Callable[[Item], Result], items: Iterable[Item]
+) -> list[Result]:
+    """Read something of each item: a bucket answers in 20 to 100 ms, so that threads wait there.
+
+    A disk answers faster than a thread starts.
+    """
+    if isinstance(getattr(group.store, "_store", None), LocalStore):
+        return [call(item) for item in items]
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(call, items))
 
@@ -256,19 +256,18 @@ def at_once(call: Callable[[Item], Result], items: Collection[Item]) -> list[Res
 @contextmanager
 def decoding(array: zarr.Array) -> Iterator[None]:
     """Name an array that cannot be decoded; refuse one whose store has been replaced."""
-    changed = getattr(array.store, "require_unchanged", lambda: None)
+    store: Any = array.store
     try:
         yield
-    except StoreFormatError:
-        changed()  # this is the reason where the store was replaced in the meantime
-        raise
-    except (RuntimeError, ValueError, TypeError) as err:
-        changed()
+    except (StoreFormatError, RuntimeError, ValueError, TypeError) as err:
+        store.require_unchanged()  # otherwise this is the reason
+        if isinstance(err, StoreFormatError):
+            raise
         raise StoreFormatError(
             f"{array.store_path} cannot be decoded ({err}): the store is damaged, write or copy "
             "it again"
         ) from err
-    changed()
+    store.require_unchanged()
 
 
 def read_values(array: zarr.Array, dtype: np.dtype[Any] | None = None) -> np.ndarray:
@@ -304,11 +303,10 @@ def read_span(array: zarr.Array, start: int, stop: int) -> np.ndarray:
         return np.asarray(_with_pieces(array, start, stop)[start:stop])
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """The index of a shard, and the bytes of some of it from `start` on."""
+class _Piece(NamedTuple):
+    """The index of a shard, and its bytes from `start` on, as far as they are needed."""
 
-    index: Buffer
+    end: Buffer  # the index, which lies there
     start: int
     content: Buffer
 
@@ -318,10 +316,8 @@ def _with_pieces(array: zarr.Array, start: int, stop: int) -> zarr.Array:
     if array.shards is None or start >= stop:
         return array
     store: Any = array.store
-    if not isinstance(store, CompleteStore):
-        store = CompleteStore(store, str(store))
-    pieces = sync(_fetch(store, array, start, stop))
-    known = CompleteStore(store._store, store.address, store.state, pieces)
+    known = CompleteStore(store._store, store.address, store.state)
+    known._pieces = sync(_fetch(store, array, start, stop))
     return zarr.Array(zarr.AsyncArray(array.metadata, StorePath(known, array.path)))
 
 
@@ -343,6 +339,8 @@ async def _fetch(
         if (first, last) == (0, shard // chunk - 1):
             return key, None
         async with slots:
+            # The last shard holds fewer chunks. Wanted whole it is read in one request, as zarr
+            # reads the others: there are web servers that know no ranges.
             if (first, last) == (0, end):
                 return key, await _whole_shard(store, key, shard // chunk)
             return key, await _part_of_shard(store, key, shard // chunk, first, last)
@@ -354,7 +352,7 @@ async def _fetch(
 
 async def _whole_shard(store: CompleteStore, key: str, n_chunks: int) -> _Piece | None:
     content = await store.get(key, default_buffer_prototype())
-    assert content is not None
+    assert content is not None  # or `get` had raised
     index = len(content) - 16 * n_chunks - _CRC
     return None if index < 0 else _Piece(content[index : len(content)], 0, content)
 
@@ -362,7 +360,7 @@ async def _whole_shard(store: CompleteStore, key: str, n_chunks: int) -> _Piece 
 async def _part_of_shard(
     store: CompleteStore, key: str, n_chunks: int, first: int, last: int
 ) -> _Piece | None:
-    """Fetch some neighbouring chunks; None for a shard that zarr has to sort out."""
+    """Fetch some neighbouring chunks at once; None where zarr has to read them one by one."""
     prototype = default_buffer_prototype()
     size = 16 * n_chunks + _CRC
     index = await store.get(key, prototype, SuffixByteRequest(size))

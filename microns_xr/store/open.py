@@ -7,7 +7,7 @@ since is refused at the next read, for its new pairs would be taken for those of
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ import zarr.errors
 from xarray.backends import BackendArray
 from xarray.core import indexing
 from zarr.abc.store import Store
-from zarr.storage import LocalStore
 
 from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed, gcxs, make_pattern
 from microns_xr.connectivity.blocks import AXIS, lazy_pairs
@@ -250,19 +249,10 @@ def _dataset(
 ) -> xr.Dataset:
     """Put dense arrays together with variables that are made already."""
     dims = {name: _dims(group, name, array) for name, array in arrays.items()}
-    sizes: dict[str, tuple[int, str]] = {}
-    for name, array in arrays.items():
-        for dim, length in zip(dims[name], array.shape, strict=True):
-            expected, of = sizes.setdefault(dim, (length, name))
-            if length != expected:
-                raise _damaged(
-                    group,
-                    f"{name} has {length} elements along {dim!r}, expected {expected} as {of}",
-                )
     # Labels and scalars are small, and opening needs them.
     now = [name for name in arrays if not lazy or dims[name] in ((), (name,))]
-    call = _one_by_one if lazy and _is_local(group) else at_once
-    data = dict(zip(now, call(read_values, [arrays[name] for name in now]), strict=True))
+    values = at_once(group, lambda name: read_values(arrays[name]), now)
+    data = dict(zip(now, values, strict=True))
     everything = variables | {
         name: xr.Variable(dims[name], data[name], array.attrs.asdict())
         if name in data
@@ -271,11 +261,14 @@ def _dataset(
     }
     attrs = group.attrs.asdict()
     coords = set(str(attrs.get(COORDS_ATTR, "")).split())
-    return xr.Dataset(
-        {name: variable for name, variable in everything.items() if name not in coords},
-        coords={name: variable for name, variable in everything.items() if name in coords},
-        attrs={key: value for key, value in attrs.items() if key not in reserved_attrs(group.path)},
-    )
+    try:
+        return xr.Dataset(
+            {name: variable for name, variable in everything.items() if name not in coords},
+            {name: variable for name, variable in everything.items() if name in coords},
+            {key: value for key, value in attrs.items() if key not in reserved_attrs(group.path)},
+        )
+    except ValueError as err:  # lengths that differ along a dimension
+        raise _damaged(group, str(err)) from err
 
 
 def _group(root: zarr.Group, name: str) -> zarr.Group:
@@ -286,17 +279,8 @@ def _group(root: zarr.Group, name: str) -> zarr.Group:
 
 
 def _arrays(group: zarr.Group, names: list[str]) -> dict[str, zarr.Array]:
-    call = _one_by_one if _is_local(group) else at_once
-    return dict(zip(names, call(lambda name: _array(group, name), names), strict=True))
-
-
-def _is_local(group: zarr.Group) -> bool:
-    return isinstance(getattr(group.store, "_store", None), LocalStore)
-
-
-def _one_by_one(call: Any, items: list[Any]) -> list[Any]:
-    """Do what `at_once` does for what a disk answers faster than a thread starts."""
-    return [call(item) for item in items]
+    arrays = at_once(group, lambda name: _array(group, name), names)
+    return dict(zip(names, arrays, strict=True))
 
 
 def _array(group: zarr.Group, name: str) -> zarr.Array:
@@ -425,7 +409,7 @@ class StoredPairs:
         return self._arrays[name]
 
 
-def lazy_variable(group: zarr.Group, name: str, dims: tuple[str, ...]) -> xr.Variable:
+def lazy_variable(group: zarr.Group, name: str, dims: tuple[Hashable, ...]) -> xr.Variable:
     """Return an array of a group as a variable that is read when it is first used."""
     array = _array(group, name)
     lazy = indexing.LazilyIndexedArray(_Dense(group, array))

@@ -6,7 +6,6 @@ A store holds the rows by post and the same rows by pre; of each only what is as
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,24 +23,14 @@ from microns_xr.store.format import (
     SYNAPSE_CHUNK,
     SYNAPSE_GROUP,
     SYNAPSE_POINTER,
-    VARIABLES_ATTR,
     pointer_problem,
 )
 from microns_xr.store.locate import Address, read_values
 from microns_xr.store.open import lazy_variable, open_root, read_from, read_group
-from microns_xr.store.stream import PlannedArray, PlannedGroup, plan_dataset
+from microns_xr.store.stream import PlannedGroup, plan_dataset
 from microns_xr.threads import Span
 
 POSITION_ATTRS = {"units": "µm", "long_name": "centre of the synapse, y is depth from the pia"}
-
-
-@dataclass(frozen=True)
-class Column:
-    """A variable over ``synapse``: its dims, its attributes, whether it is a coordinate."""
-
-    dims: tuple[str, ...]
-    attrs: dict[str, Any]
-    is_coord: bool
 
 
 class SynapseRows:
@@ -59,20 +48,21 @@ class SynapseRows:
         self._matrix = None if matrix is None else without_pairs(matrix)
         # what ``pre_index`` and ``post_index`` count along
         self.labels: dict[Compressed, np.ndarray] = {}
-        self._variables = {
+        self.columns = {
             str(name): variable.transpose("synapse", ...)
             for name, variable in dataset.variables.items()
             if "synapse" in variable.dims
         }
+        self.coords = set(self.columns) & set(dataset.coords)
         frame = dataset.drop_dims("synapse")
         for side, index in INDEX_NAMES.items():
             axis = f"{side}_nucleus_id"
             holder = frame if axis in frame.variables else matrix
-            of_rows = self._variables.pop(axis, None)
+            of_rows = self.columns.pop(axis, None)
             if of_rows is not None:
                 self.labels[side], positions = np.unique(of_rows.values, return_inverse=True)
-                self._variables[index] = xr.Variable("synapse", positions.astype(np.int32))
-            elif index in self._variables and holder is not None:
+                self.columns[index] = xr.Variable("synapse", positions.astype(np.int32))
+            elif index in self.columns and holder is not None:
                 self.labels[side] = holder[axis].values
             else:
                 raise SchemaError(
@@ -81,14 +71,10 @@ class SynapseRows:
                 )
         # all other variables, and the attributes
         self.frame = frame.drop_vars(PAIR_DIMS, errors="ignore")
-        self.columns = {
-            name: Column(tuple(map(str, v.dims)), dict(v.attrs), name in dataset.coords)
-            for name, v in self._variables.items()
-        }
 
     def read(self, name: str, start: int, stop: int, by: Compressed = "post") -> np.ndarray:
         """Return rows of one variable, in the order of one of the copies."""
-        return np.asarray(self._variables[name][start:stop].values)
+        return np.asarray(self.columns[name][start:stop].values)
 
     def index(self, side: Compressed, start: int, stop: int, by: Compressed = "post") -> np.ndarray:
         """Return the positions of the neurons of some rows on their axis."""
@@ -165,7 +151,10 @@ class StoredSynapses(SynapseRows):
     def _by_pre(self) -> dict[str, xr.Variable]:
         """The variables in the order by pre."""
         group: Any = self._root[SYNAPSE_GROUP["pre"]]
-        variables = {name: lazy_variable(group, name, c.dims) for name, c in self.columns.items()}
+        variables = {
+            name: lazy_variable(group, name, variable.dims)
+            for name, variable in self.columns.items()
+        }
         for name, variable in variables.items():
             if variable.shape[0] != self.n:
                 raise self.broken(
@@ -266,8 +255,8 @@ def plan_synapses(synapses: xr.Dataset, connectivity: xr.Dataset | None) -> list
         counts = np.bincount(index, minlength=connectivity.sizes[f"{axis}_nucleus_id"])
         if axis == "pre":  # a stable sort leaves the rows of a neuron by post, then by id
             rows = rows.isel(synapse=np.argsort(index, kind="stable"))
-        plan = plan_dataset(SYNAPSE_GROUP[axis], rows)
-        plans.append(_with_pointer(plan, axis, np.concatenate([[0], np.cumsum(counts)])))
+        pointed = _with_pointer(rows, axis, np.concatenate([[0], np.cumsum(counts)]))
+        plans.append(plan_dataset(SYNAPSE_GROUP[axis], pointed))
     return plans
 
 
@@ -281,6 +270,7 @@ def plan_rows(
     attrs: Mapping[str, Any],
     ids: Mapping[Compressed, Any] | None = None,
     long_names: Mapping[str, str] | None = None,
+    pointer: tuple[Compressed, np.ndarray] | None = None,
 ) -> PlannedGroup:
     """Plan `n` rows of single synapses that are appended: `columns` are names and dtypes."""
     # Stands for the rows while they are planned, and takes no memory.
@@ -299,6 +289,8 @@ def plan_rows(
         empty = np.broadcast_to(np.float64(0), (n, len(AXES)))
         template["position"] = (("synapse", "axis"), empty, POSITION_ATTRS)
         template = template.assign_coords(axis=("axis", np.array(AXES, dtype=object)))
+    if pointer is not None:
+        template = _with_pointer(template, *pointer)
     return plan_dataset(path, stamp_release(template, *release), appended="synapse")
 
 
@@ -313,16 +305,19 @@ def plan_copy_rows(
 ) -> PlannedGroup:
     """Plan rows by post or by pre that are appended, with pointers to the rows of each neuron."""
     dtypes = {"synapse_id": "int64", "pre_index": "int32", "post_index": "int32", "size": "int64"}
-    path, n = SYNAPSE_GROUP[compressed], int(indptr[-1])
-    plan = plan_rows(path, n, dtypes, release, positions=positions, attrs=attrs, ids=ids)
-    return _with_pointer(plan, compressed, indptr)
-
-
-def _with_pointer(plan: PlannedGroup, axis: Compressed, indptr: np.ndarray) -> PlannedGroup:
-    values = indptr.astype(np.int64, copy=False)
-    attrs = {"long_name": f"first synapse of each {axis}synaptic neuron, and their end"}
-    pointer = PlannedArray(
-        SYNAPSE_POINTER[axis], (f"{axis}_pointer",), values.shape, "int64", attrs, values
+    return plan_rows(
+        SYNAPSE_GROUP[compressed],
+        int(indptr[-1]),
+        dtypes,
+        release,
+        positions=positions,
+        attrs=attrs,
+        ids=ids,
+        pointer=(compressed, indptr),
     )
-    names = [*plan.attrs[VARIABLES_ATTR], pointer.name]
-    return replace(plan, attrs=plan.attrs | {VARIABLES_ATTR: names}, arrays=[*plan.arrays, pointer])
+
+
+def _with_pointer(rows: xr.Dataset, axis: Compressed, indptr: np.ndarray) -> xr.Dataset:
+    attrs = {"long_name": f"first synapse of each {axis}synaptic neuron, and their end"}
+    pointer = xr.Variable(f"{axis}_pointer", indptr.astype(np.int64, copy=False), attrs)
+    return rows.assign({SYNAPSE_POINTER[axis]: pointer})

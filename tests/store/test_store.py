@@ -631,9 +631,9 @@ DAMAGE: dict[str, tuple[Any, list[str]]] = {
     ),
     "lengths differ": (
         lambda p: zarr.open_group(f"{p}/units", mode="r+").create_array(
-            "layer", data=np.zeros(2), dimension_names=("nucleus_id",), overwrite=True
+            "layer", data=np.ones(2), dimension_names=("nucleus_id",), overwrite=True
         ),
-        ["layer has 2 elements along 'nucleus_id', expected 3 as pt_root_id"],
+        ["units: conflicting sizes for dimension 'nucleus_id'", "'layer'"],
     ),
     "no dimension names": (
         lambda p: zarr.open_group(f"{p}/units", mode="r+").create_array(

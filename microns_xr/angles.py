@@ -1,6 +1,6 @@
 """Angles: degrees and radians, the conventions of the tables, circular differences.
 
-The functional tables of MICrONS do not agree on what an angle means (`angle_convention`):
+The functional tables of MICrONS disagree on what an angle means (``angle_convention``):
 
 ``up_clockwise``
     0 is a horizontal bar that moves up, angles grow clockwise
@@ -9,7 +9,7 @@ The functional tables of MICrONS do not agree on what an angle means (`angle_con
     0 is a vertical bar that moves right, angles grow counter-clockwise
     (``digital_twin_properties_bcm_coreg_v4``).
 
-Seen from the second, a direction ``d`` of the first is ``90 - d``; the map is its own inverse.
+A direction ``d`` of one is ``90 - d`` in the other.
 """
 
 from __future__ import annotations
@@ -23,12 +23,7 @@ import xarray as xr
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import add_history
 
-__all__ = [
-    "ANGLE_CONVENTIONS",
-    "AngleConvention",
-    "convert",
-    "difference",
-]
+__all__ = ["ANGLE_CONVENTIONS", "AngleConvention", "convert", "difference"]
 
 AngleConvention = Literal["up_clockwise", "right_counterclockwise"]
 AngleUnits = Literal["degree", "radian"]
@@ -39,7 +34,7 @@ ANGLE_CONVENTIONS: dict[str, str] = {
 }
 
 _UNITS = ("degree", "radian")
-# Names that mean an angle, to their period in turns.
+# Names that mean an angle, with its period in turns.
 PERIODS = {"pref_ori": 0.5, "orientation": 0.5, "pref_dir": 1.0, "direction": 1.0}
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
@@ -50,25 +45,31 @@ def full_turn(units: str) -> float:
     return 360.0 if units == "degree" else 2 * np.pi
 
 
+def angle_attrs(units: str, convention: str, name: str) -> dict[str, Any]:
+    """Return the attributes of an angle of one of the names in `PERIODS`."""
+    period = full_turn(units) * PERIODS[name]
+    return {"units": units, "angle_convention": convention, "period": period}
+
+
 def is_angle(variable: xr.DataArray | xr.Variable) -> bool:
-    """Whether a variable says that it is an angle (it has ``angle_convention``)."""
+    """Whether a variable states that it is an angle."""
     return "angle_convention" in variable.attrs
 
 
 def describe_angle(variable: xr.DataArray | xr.Variable, name: str) -> tuple[str, str, float]:
-    """Return units, convention and period of an angle, or raise if it does not state them."""
+    """Return units, convention and period of an angle, which must state them."""
     units = variable.attrs.get("units")
     convention = variable.attrs.get("angle_convention")
     if units not in _UNITS:
         raise SchemaError(
             f"{name} has units {units!r}, expected 'degree' or 'radian': "
-            f"set {name}.attrs['units'] to what its table says"
+            f"set {name}.attrs['units'] to what its table states"
         )
     if convention not in ANGLE_CONVENTIONS:
         raise SchemaError(
             f"{name} has angle_convention {convention!r}, expected one of "
             f"{sorted(ANGLE_CONVENTIONS)}: set {name}.attrs['angle_convention'] "
-            "to what its table says"
+            "to what its table states"
         )
     turn = full_turn(units) * PERIODS.get(name.rpartition(".")[2], 1.0)
     period = float(variable.attrs.get("period", turn))
@@ -79,6 +80,7 @@ def require_likely_units(values: np.ndarray, units: str, name: str) -> None:
     """Raise if angles cannot be in the units they state."""
     distinct = np.unique(values[np.isfinite(values)])
     span = float(np.ptp(distinct)) if distinct.size else 0.0
+    # Up to three angles may lie within 2 pi degrees of each other; more are probably radians.
     wrong_degrees = units == "degree" and distinct.size > 3 and span <= 2 * np.pi
     if wrong_degrees or (units == "radian" and span > 4 * np.pi):
         other = "radian" if units == "degree" else "degree"
@@ -94,13 +96,13 @@ def _convert_variable(
     old_units, old_convention, period = describe_angle(variable, name)
     new_units = old_units if units is None else units
     new_convention = old_convention if convention is None else convention
-    # What is chunked stays so: fits are not computed to be converted.
+    # Chunked angles stay lazy: fits are not computed to be converted.
     data = variable.values if variable.chunks is None else variable.data
     values: Any = data.astype(np.float64)
     turn = full_turn(old_units)
     if new_convention != old_convention:
         values = np.mod(turn / 4 - values, period)
-        # The remainder of a tiny negative number is rounded up to the period.
+        # The remainder of a tiny negative number is rounded up to the period itself.
         values = values * (values != period)
     scale = full_turn(new_units) / turn
     if scale != 1:
@@ -129,21 +131,21 @@ def convert(
         An angle, or a Dataset all of whose angles (variables and coordinates that carry
         ``angle_convention``) are converted.
     convention : {"up_clockwise", "right_counterclockwise"}, optional
-        The convention wanted; unchanged when None.
+        The new convention; unchanged when None.
     units : {"degree", "radian"}, optional
-        The units wanted; unchanged when None.
+        The new units; unchanged when None.
 
     Returns
     -------
     xarray.DataArray or xarray.Dataset
-        The same angles, in ``[0, period)`` where the convention changed. A coordinate along a
-        dimension is converted and then sorted, with the data it labels.
+        The same angles over the same dims, in ``[0, period)`` where the convention changed. A
+        coordinate along a dimension is converted and then sorted, with the data it labels.
 
     Raises
     ------
     SchemaError
-        If an angle does not state its units and convention, if a word is unknown, or if a
-        Dataset holds no angle at all.
+        If an angle does not state its units and convention, if an argument is unknown, or if a
+        Dataset has no angle.
 
     Notes
     -----
@@ -163,17 +165,11 @@ def convert(
         )
     if units is not None and units not in _UNITS:
         raise SchemaError(f"units is {units!r}, expected 'degree' or 'radian'")
-    if isinstance(obj, xr.DataArray) and not any(is_angle(c) for c in obj.coords.values()):
-        return _convert_variable(obj, str(obj.name or "the array"), convention, units)
-
-    result = obj
-    names = [
-        n
-        for n in (obj.variables if isinstance(obj, xr.Dataset) else obj.coords)
-        if is_angle(obj[n])
-    ]
-    if isinstance(obj, xr.DataArray) and is_angle(obj):
-        result = _convert_variable(obj, str(obj.name), convention, units)
+    result: Any = obj
+    variables = obj.variables if isinstance(obj, xr.Dataset) else obj.coords
+    names = [n for n in variables if is_angle(obj[n])]
+    if isinstance(obj, xr.DataArray) and (is_angle(obj) or not names):
+        result = _convert_variable(obj, str(obj.name or "the array"), convention, units)
     elif not names:
         raise SchemaError(
             "no variable has the attribute 'angle_convention', so there is nothing to convert: "
@@ -181,9 +177,9 @@ def convert(
         )
     for name in names:
         new = _convert_variable(obj[name].reset_coords(drop=True), str(name), convention, units)
-        assign = result.assign_coords if name in obj.coords else result.assign  # type: ignore[union-attr]
+        assign = result.assign_coords if name in obj.coords else result.assign
         result = assign({name: (new.dims, new.data, new.attrs)})
-    # At the end, so that all that lies along a dimension is sorted together.
+    # At the end, so that everything along a dimension is sorted together.
     for name in names:
         if name in obj.dims:
             result = result.sortby(name)

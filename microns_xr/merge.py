@@ -16,10 +16,10 @@ from microns_xr.releases import table_spec
 from microns_xr.schema import FUNCTIONAL, UNITS, describe
 from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS
 from microns_xr.tuning.functional import (
-    angle_attrs,
     missing_value,
     rate_variables,
     stated_spec,
+    table_angle_attrs,
 )
 
 On = Literal["nucleus_id", "pt_root_id", "functional"]
@@ -230,7 +230,7 @@ def _from_frame(
         attrs = describe(declared) if (declared := _declared(column)) else {}
         if column in PERIODS and values.dtype.kind in "if":
             values = plain_values(table[column], name, as_float=True)
-            attrs.update(angle_attrs(column, spec, values))
+            attrs.update(table_angle_attrs(column, spec, values))
         variables[column] = xr.Variable(("row",), values, attrs)
     return _Added(variables, coords, pd.DataFrame(keys))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from microns_xr.angles import ANGLE_CONVENTIONS, AngleConvention
+from microns_xr.angles import ANGLE_CONVENTIONS, AngleConvention, angle_attrs
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.recordings.files import node_name, scan_nodes, select
@@ -124,13 +124,8 @@ def _direction_coord(
             f"{sorted(ANGLE_CONVENTIONS)}: the recordings file does not say what 0 degrees of "
             f"{stimulus!r} means"
         )
-    attrs = {
-        "units": "degree",
-        "angle_convention": angle_convention,
-        "angle_convention_from": source,
-        "period": 360.0,
-        "long_name": "direction of the stimulus",
-    }
+    attrs = angle_attrs("degree", angle_convention, "direction")
+    attrs |= {"angle_convention_from": source, "long_name": "direction of the stimulus"}
     return "direction", directions, attrs
 
 

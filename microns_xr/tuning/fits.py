@@ -14,7 +14,6 @@ Pereyra 1973, doi:10.1137/0710036), under the condition that none is negative.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +23,7 @@ import xarray as xr
 
 from microns_xr.angles import (
     PERIODS,
+    angle_attrs,
     describe_angle,
     full_turn,
     require_likely_units,
@@ -40,8 +40,7 @@ Model = Literal["von_mises", "double_von_mises", "single_von_mises"]
 _SAME = 1e-6  # turns: angles closer than this are one angle
 
 
-@dataclass(frozen=True)
-class AngleAxis:
+class AngleAxis(NamedTuple):
     """The angles along a dimension of tuning curves."""
 
     dim: str
@@ -64,16 +63,12 @@ class AngleAxis:
         """Period in turns: 1 for directions, 1/2 for orientations."""
         return PERIODS[self.dim]
 
-    def angle_attrs(self, period: float) -> dict[str, Any]:
-        """Return attributes of an angle on this axis that has a period of so many turns."""
-        return {
-            "units": self.units,
-            "angle_convention": self.convention,
-            "period": self.turn * period,
-        }
+    def attrs_of(self, name: str) -> dict[str, Any]:
+        """Return the attributes of an angle of some name on this axis."""
+        return angle_attrs(self.units, self.convention, name)
 
     def full_circle(self, even: bool = False) -> np.ndarray:
-        """Return the order of the angles, or raise if they do not divide their circle evenly."""
+        """Return the order of the angles, which must divide their circle evenly."""
         n, period = len(self.values), self.period
         # A little is added so that rounding does not put a whole turn at the end.
         phase = np.mod(self.radians / (2 * np.pi) + _SAME, period)
@@ -81,7 +76,7 @@ class AngleAxis:
         if n < 2 or np.abs(np.diff(phase[order]) - period / n).max() > _SAME:
             raise SchemaError(
                 f"{self.dim} is {self.values} {self.units}, expected angles evenly spaced round "
-                f"{period * self.turn:.6g} {self.units}: sums over angles need them all"
+                f"{period * self.turn:.6g} {self.units}: sums over angles need all of them"
             )
         if even and n % 2:
             raise SchemaError(
@@ -92,7 +87,7 @@ class AngleAxis:
 
 
 def angle_axis(rates: xr.DataArray, dim: str, name: str = "rates") -> AngleAxis:
-    """Read the angles of a dimension of tuning curves, or raise if they are not usable."""
+    """Read and check the angles of a dimension of tuning curves."""
     if dim not in ("direction", "orientation"):
         raise SchemaError(f"dim is {dim!r}, expected 'direction' or 'orientation'")
     if not isinstance(rates, xr.DataArray):
@@ -722,7 +717,7 @@ def fit(
             columns[name].attrs["units"] = rates.attrs["units"]
     columns["width"].attrs["units"] = axis.units
     columns["preferred"].attrs |= describe(FUNCTIONAL[shape.preferred])
-    columns["preferred"].attrs |= axis.angle_attrs(1 / shape.harmonic)
+    columns["preferred"].attrs |= axis.attrs_of(shape.preferred)
     if not shape.double:
         del columns["amplitude_opposite"]
     fitted = xr.Dataset(columns).rename(preferred=shape.preferred)
@@ -832,8 +827,7 @@ def evaluate(fit: xr.Dataset, angles: xr.DataArray | np.ndarray | list[float]) -
     rate = fit["amplitude"] * np.exp(fit["kappa"] * (height - 1)) + fit["baseline"]
     if shape.double:
         rate = rate + fit["amplitude_opposite"] * np.exp(fit["kappa"] * (-height - 1))
-    attrs = {**preferred.attrs, "period": turn * PERIODS[dim]}
-    attrs = {name: attrs[name] for name in ("units", "angle_convention", "period")}
+    attrs = angle_attrs(preferred.attrs["units"], preferred.attrs["angle_convention"], dim)
     rate = rate.transpose(..., dim).assign_coords({dim: (dim, values, attrs)}).rename("rate")
     rate.attrs = {"long_name": f"response of the fitted {model} curve"}
     return rate

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.angles import PERIODS, full_turn, is_angle
+from microns_xr.angles import PERIODS, angle_attrs, is_angle
 from microns_xr.columns import (
     MISSING_TEXT,
     parse_arrays,
@@ -68,7 +68,7 @@ def stated_spec(
     )
 
 
-def angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, Any]:
+def table_angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, Any]:
     """Return units, convention and period of an angle of a table."""
     if spec.angle_units is None or spec.angle_convention is None:
         raise SchemaError(
@@ -76,19 +76,15 @@ def angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, Any
             "units and convention: pass angle_units= ('degree' or 'radian') and angle_convention= "
             "('up_clockwise' or 'right_counterclockwise'), or leave the column out"
         )
-    period = full_turn(spec.angle_units) * PERIODS[name]
+    attrs = angle_attrs(spec.angle_units, spec.angle_convention, name)
     # Degrees in a table of radians exceed the period, as do directions among orientations.
     largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
-    if largest > period * (1 + 1e-6):
+    if largest > attrs["period"] * (1 + 1e-6):
         raise SchemaError(
             f"{spec.name}.{name} holds {largest:g}, expected {spec.angle_units}s within "
-            f"{period:g}: its units are others than stated, or it is an angle of another period"
+            f"{attrs['period']:g}: its units differ from those stated, or its name is wrong"
         )
-    return {
-        "units": spec.angle_units,
-        "angle_convention": spec.angle_convention,
-        "period": period,
-    }
+    return attrs
 
 
 def missing_value(name: str, dtype: np.dtype) -> Any:
@@ -139,7 +135,7 @@ def build_functional(
         values = _values(typed[name], spec)
         attrs = describe(FUNCTIONAL[name]) if name in FUNCTIONAL else {}
         if name in PERIODS and values.dtype.kind == "f":
-            attrs |= angle_attrs(name, spec, values)
+            attrs |= table_angle_attrs(name, spec, values)
         variables[name] = ("scan_unit", values, attrs)
     dataset = xr.Dataset(variables).set_coords(["nucleus_id", *SCAN_KEYS])
     dataset.attrs = {
@@ -191,18 +187,13 @@ def rate_variables(
     coords: dict[str, Variable] = {}
     for name in names:
         dim = _DIM[name]
-        period = 360.0 * PERIODS[dim]
         values = parse_arrays(table[name], spec.name)
         values[~np.isfinite(values).all(axis=1)] = np.nan  # a unit is rated whole or not at all
         variables[name] = (("scan_unit", dim), values, describe(FUNCTIONAL[name]))
-        attrs = {
-            "units": "degree",
-            "angle_convention": spec.angle_convention,
-            "period": period,
-            "long_name": f"{dim} of the stimulus",
-        }
+        attrs = angle_attrs("degree", spec.angle_convention, dim)
         n = values.shape[1]
-        coords[dim] = ((dim,), np.arange(n) * (period / n), attrs)
+        angles = np.arange(n) * (attrs["period"] / n)
+        coords[dim] = ((dim,), angles, {**attrs, "long_name": f"{dim} of the stimulus"})
     if len(names) == 2:
         _require_agreement(variables["rate_dir"][1], variables["rate_ori"][1], spec.name)
     return variables, coords

@@ -70,7 +70,7 @@ def orientation_from_direction(rate_dir: xr.DataArray) -> xr.DataArray:
     # Without the coordinates of the directions, which would be aligned.
     bare = rate_dir.drop_vars([n for n, c in rate_dir.coords.items() if "direction" in c.dims])
     folded = (bare.isel(direction=first) + bare.isel(direction=second)) / 2
-    attrs = {**axis.angle_attrs(0.5), "long_name": "orientation of the stimulus"}
+    attrs = {**axis.attrs_of("orientation"), "long_name": "orientation of the stimulus"}
     angles = axis.values[first] % (axis.turn / 2)
     result = folded.rename(direction="orientation").assign_coords(
         orientation=("orientation", angles, attrs)
@@ -153,7 +153,7 @@ def selectivity(rates: xr.DataArray, *, dim: TuningDim) -> xr.Dataset:
         else:
             result[name].attrs = describe(FUNCTIONAL[name])
         if name in PERIODS:
-            result[name].attrs |= axis.angle_attrs(PERIODS[name])
+            result[name].attrs |= axis.attrs_of(name)
     result.attrs = {"tuning_dim": dim}
     return add_history(result, f"selectivity(dim={dim!r})", source=rates)
 

@@ -363,7 +363,7 @@ def test_angles_beyond_their_period_are_in_other_units(units, values, found):
         build(rows(SIX, 11, pref_ori=values), **stated)
     ids = xr.Dataset(coords={"nucleus_id": [11]})
     one = rows(SIX[:1], 11, pref_ori=values)
-    with pytest.raises(mx.errors.SchemaError, match="its units are others than stated"):
+    with pytest.raises(mx.errors.SchemaError, match="its units differ from those stated"):
         mx.merge_table(ids, one, "pref_ori", **stated)
 
 

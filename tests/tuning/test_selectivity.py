@@ -122,7 +122,8 @@ def test_turning_and_scaling(values, by, gain, offset):
         if before[length] > 1e-3:
             expected = before[name].item() + by * 22.5 + offset
             assert apart(after[name].item(), expected, before[name].attrs["period"]) < 1e-4
-    if len(set(values.tolist())) == 16:
+    second, largest = np.sort(values)[-2:]
+    if second < largest * (1 - 1e-9):  # the gain does not round the two to a tie
         np.testing.assert_allclose(after.DSI, before.DSI, atol=1e-9)
 
 

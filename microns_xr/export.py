@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,9 +11,10 @@ import pandas as pd
 import scipy.sparse
 import xarray as xr
 
-from microns_xr.connectivity.arrays import pair_buffers, pattern_of, values_of
+from microns_xr.connectivity.arrays import PAIR_DIMS, pair_buffers, pattern_of, values_of
 from microns_xr.connectivity.labels import Lookup, require_known
-from microns_xr.errors import SchemaError, import_optional
+from microns_xr.connectivity.subset import recompress
+from microns_xr.errors import SchemaError, import_optional, unknown_label
 from microns_xr.provenance import RELEASE_COORDS, require_same_release
 from microns_xr.schema import AXES, validate
 from microns_xr.store.format import json_attrs
@@ -73,50 +74,49 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
 
 def _table_along(dataset: xr.Dataset, dim: str) -> pd.DataFrame:
     columns: dict[str, np.ndarray] = {}
-    for name in [*dataset.coords, *dataset.data_vars]:
-        variable = dataset[name]
-        if name in RELEASE_COORDS or dim not in variable.dims:
-            continue
-        if variable.ndim > 2:
-            raise SchemaError(f"{name} has dims {variable.dims}, which do not fit into one table")
-        values = variable.transpose(dim, ...).values
-        if variable.ndim == 1:
-            columns[str(name)] = values
-            continue
-        other, labels = _column_labels(variable, dim)
-        prefix = f"pt_{name}" if other == "axis" else str(name)
+    for name, values, other, labels in _columns_along(dataset, dim):
+        if other is None:
+            columns[name] = values
+        prefix = f"pt_{name}" if other == "axis" else name
         for i, label in enumerate(labels):
             shown = f"{label:g}" if isinstance(label, float) else str(label)
             columns[f"{prefix}_{shown}"] = values[:, i]
     return pd.DataFrame(columns)
 
 
-def _column_labels(variable: xr.DataArray, dim: str) -> tuple[str, list[Any]]:
-    """Return the other dim of a table-like variable, and what its columns are called."""
-    (other,) = (str(d) for d in variable.dims if d != dim)
-    if other in variable.coords:
-        return other, variable[other].values.tolist()
-    return other, list(AXES) if other == "axis" else list(range(variable.sizes[other]))
+def _columns_along(
+    dataset: xr.Dataset, dim: str
+) -> Iterator[tuple[str, np.ndarray, str | None, list[Any]]]:
+    """Yield name and values of the variables over `dim`, and the other dim of a table, labelled."""
+    for key in [*dataset.coords, *dataset.data_vars]:
+        name, variable = str(key), dataset[key]
+        if dim not in variable.dims:
+            continue
+        others = [str(d) for d in variable.dims if d != dim]
+        if len(others) > 1:
+            raise SchemaError(
+                f"{name} has dims {variable.dims}, expected one beside {dim}: take one of the "
+                "others with .isel, or drop it with .drop_vars"
+            )
+        labels: list[Any] = []
+        if others and others[0] in variable.coords:
+            labels = variable[others[0]].values.tolist()
+        elif others:
+            labels = list(AXES if others[0] == "axis" else range(variable.sizes[others[0]]))
+        yield name, variable.transpose(dim, ...).values, others[0] if others else None, labels
 
 
 def _table_of_pairs(connectivity: xr.Dataset) -> pd.DataFrame:
-    pattern = pattern_of(connectivity)
-    pre, post = pattern.ends()
-    order = slice(None) if pattern.compressed == "post" else np.lexsort([pre, post])
-    pre, post = pre[order], post[order]
-    ids = {
-        "pre_nucleus_id": connectivity["pre_nucleus_id"].values[pre],
-        "post_nucleus_id": connectivity["post_nucleus_id"].values[post],
-    }
-    sums = {
-        "size": values_of(connectivity)[order],
-        "n_syn": values_of(connectivity, "synapse_count")[order],
-    }
+    connectivity = recompress(connectivity, "post")  # so that pairs are sorted by post, then pre
+    pattern, values = pair_buffers(connectivity, _PAIR_VARIABLES)
+    ends = dict(zip(PAIR_DIMS, pattern.ends(), strict=True))
+    ids = {dim: connectivity[dim].values[positions] for dim, positions in ends.items()}
+    sums = dict(zip(("size", "n_syn"), values.values(), strict=True))
     annotations: dict[str, np.ndarray] = {}
     for name, coord in connectivity.coords.items():
         if name not in connectivity.dims and coord.ndim == 1:
-            values = coord.values[pre if coord.dims[0] == "pre_nucleus_id" else post]
-            (ids if str(name).endswith("_pt_root_id") else annotations)[str(name)] = values
+            column = coord.values[ends[str(coord.dims[0])]]
+            (ids if str(name).endswith("_pt_root_id") else annotations)[str(name)] = column
     return pd.DataFrame({**ids, **sums, **annotations})
 
 
@@ -161,10 +161,8 @@ def to_scipy(
             "is mx.open_store(path)['connectivity'].to_dataset()"
         )
     if isinstance(connectivity, xr.Dataset) and variable not in connectivity.data_vars:
-        raise SchemaError(
-            f"connectivity has no variable {variable!r}, found "
-            f"{sorted(map(str, connectivity.data_vars))}"
-        )
+        known = connectivity.data_vars
+        raise unknown_label("connectivity has no variable", variable, known, error=SchemaError)
     pattern = pattern_of(connectivity, variable)
     kind = scipy.sparse.csc_array if pattern.compressed == "post" else scipy.sparse.csr_array
     buffers = (values_of(connectivity, variable), pattern.indices, pattern.indptr)
@@ -313,27 +311,19 @@ def to_anndata(
         raise SchemaError(f"outside is {outside!r}, expected 'raise' or 'drop'")
     ids = units["nucleus_id"].values
     index = _object_index([str(i) for i in ids.tolist()])
-    obs = pd.DataFrame({"nucleus_id": ids.copy()}, index=index)
+    obs = pd.DataFrame(index=index)
     obsm: dict[str, Any] = {}
     columns: dict[str, list[str]] = {}
-    for key in units.variables:
-        name, variable = str(key), units[key]
-        if "nucleus_id" not in variable.dims or name == "nucleus_id":
+    for name, values, other, labels in _columns_along(units, "nucleus_id"):
+        if other is None:
+            obs[name] = pd.Series(values.copy(), index=index, dtype=values.dtype)
             continue
-        if variable.ndim == 1:
-            obs[name] = pd.Series(variable.values.copy(), index=index, dtype=variable.dtype)
-            continue
-        if variable.ndim > 2:
-            raise SchemaError(
-                f"{name} has dims {variable.dims}, expected one beside nucleus_id: take one of "
-                "them with .isel, or drop it with .drop_vars"
-            )
-        other, labels = _column_labels(variable, "nucleus_id")
         columns[name] = [str(label) for label in labels]
-        values = variable.transpose("nucleus_id", ...).values.copy()
         # Positions are for programs that plot; other columns would lose their names in an array.
         obsm[name] = (
-            values if other == "axis" else pd.DataFrame(values, index, _object_index(columns[name]))
+            values.copy()
+            if other == "axis"
+            else pd.DataFrame(values.copy(), index, _object_index(columns[name]))
         )
     about: dict[str, Any] = {**_release_attrs(units), "columns": columns}
     about["angles"] = {
@@ -380,22 +370,15 @@ def _node_attributes(
     found = Lookup(units["nucleus_id"].values, "nucleus_id of the units").find(nodes)
     hint = "take the connections of the units first, with mx.select_connections"
     require_known(nodes, found, "the connectivity", "the units", hint)
-    if names is None:
-        scalars = [n for n, v in units.variables.items() if v.dims == ("nucleus_id",)]
-        names = [str(n) for n in scalars if n != "nucleus_id"] + ["position"]
+    scalars = {str(n) for n, v in units.variables.items() if v.dims == ("nucleus_id",)}
+    known = [*sorted(scalars - {"nucleus_id"}), "position"]
     attributes: dict[str, np.ndarray] = {}
-    for name in names:
-        if name == "position":
-            position = units["position"].values[found]
-            attributes |= {axis: position[:, i] for i, axis in enumerate(AXES)}
-        elif name in units.variables and units[name].dims == ("nucleus_id",):
-            attributes[name] = units[name].values[found]
-        else:
-            raise SchemaError(
-                f"{name!r} is not a variable over nucleus_id of the units, expected some of "
-                f"{sorted(str(n) for n, v in units.variables.items() if v.ndim == 1)}, or "
-                "'position'"
-            )
+    for name in known if names is None else names:
+        if name not in known:
+            raise unknown_label("units have no attribute", name, known, error=SchemaError)
+        values = units[name].values[found]
+        # networkx writes no arrays as attributes of nodes.
+        attributes |= dict(zip(AXES, values.T, strict=True)) if values.ndim > 1 else {name: values}
     return attributes
 
 
@@ -421,15 +404,11 @@ def _square(
             )
         ends.append(found[positions])
     pre, post = ends
-    keep = (pre >= 0) & (post >= 0)
-    order = np.lexsort([post[keep], pre[keep]])
-    counts = np.bincount(pre[keep], minlength=ids.size)
-    indptr = np.concatenate([[0], np.cumsum(counts)])
-    indices = post[keep][order]
-    shape = (ids.size, ids.size)
-    # Separate patterns: scipy drops stored zeros in place.
+    inside = (pre >= 0) & (post >= 0)
+    at = (pre[inside], post[inside])
+    # A pattern each: scipy drops stored zeros in place.
     square = {
-        name: scipy.sparse.csr_array((buffer[keep][order], indices, indptr), shape, copy=True)
+        name: scipy.sparse.coo_array((buffer[inside], at), (ids.size, ids.size)).tocsr()
         for name, buffer in values.items()
     }
-    return square, int(keep.size - np.count_nonzero(keep))
+    return square, int(inside.size - np.count_nonzero(inside))

@@ -68,5 +68,5 @@ def test_what_is_no_dataset_of_ours():
         mx.to_table(xr.Dataset({"x": ("time", [1])}))
     with pytest.raises(mx.errors.SchemaError, match="expected a Dataset, found DataArray"):
         mx.to_table(xr.DataArray([1]))
-    with pytest.raises(mx.errors.SchemaError, match="do not fit into one table"):
+    with pytest.raises(mx.errors.SchemaError, match="expected one beside nucleus_id"):
         mx.to_table(xr.Dataset({"x": (("nucleus_id", "a", "b"), np.zeros((1, 1, 1)))}))

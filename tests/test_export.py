@@ -69,7 +69,7 @@ def test_scipy_on_the_synthetic_release(demo_fresh) -> None:
 
 def test_scipy_refuses(demo_store) -> None:
     with pytest.raises(
-        mx.errors.SchemaError, match=r"no variable 'weight', found \['synapse_count'"
+        mx.errors.SchemaError, match="no variable 'weight', expected one of synapse_size"
     ):
         mx.to_scipy(ex.connectivity(), "weight")
     with pytest.raises(mx.errors.SchemaError, match="transpose"):
@@ -122,9 +122,7 @@ def test_networkx_node_attributes() -> None:
     assert "rate_ori" not in node
     few = mx.to_networkx(ex.connectivity(), three_units(), node_attributes=["layer"])
     assert few.nodes[13] == {"in_pre": True, "in_post": True, "layer": "unknown"}
-    with pytest.raises(
-        mx.errors.SchemaError, match=r"'rate_ori' is not a variable over nucleus_id"
-    ):
+    with pytest.raises(mx.errors.SchemaError, match="no attribute 'rate_ori', expected one of"):
         mx.to_networkx(ex.connectivity(), three_units(), node_attributes=["rate_ori"])
     with pytest.raises(mx.errors.UnknownLabelError, match=r"1 of 4 .* such as 15"):
         mx.to_networkx(ex.connectivity(), ex.units())

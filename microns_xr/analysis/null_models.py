@@ -27,7 +27,8 @@ null of more connections exchanges partners with neurons that are never looked a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from inspect import signature
 from typing import Any, Literal, NamedTuple
 
@@ -37,7 +38,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.analysis.pairs import SIDES, same_neurons, unit_positions
+from microns_xr.analysis.pairs import SIDES, labelled, same_neurons, unit_positions
 from microns_xr.analysis.resample import percentile_interval, ratio, require_confidence
 from microns_xr.analysis.tuned import (
     count_pairs,
@@ -56,7 +57,6 @@ from microns_xr.connectivity.subset import recompress
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import validate
-from microns_xr.threads import equal_spans, run_spans, usable_threads
 
 __all__ = [
     "NullConnectivity",
@@ -110,8 +110,8 @@ class NullConnectivity(Sequence[xr.Dataset]):
     --------
     >>> from microns_xr.connectivity.arrays import two_neurons
     >>> null = rewire(two_neurons(), n=3)
-    >>> len(null), null.sizes, int(null[-1].replicate)
-    (3, {'replicate': 3}, 2)
+    >>> len(null), null.sizes, int(null[-1].replicate), int(null.isel(replicate=1).replicate)
+    (3, {'replicate': 3}, 2, 1)
     """
 
     def __init__(self, observed: _Observed, draw: _Draw, n: int, attrs: dict[str, Any]) -> None:
@@ -136,9 +136,6 @@ class NullConnectivity(Sequence[xr.Dataset]):
         shape = ", ".join(f"{dim}: {sizes[dim]}" for dim in PAIR_DIMS)
         return f"<null connectivity (replicate: {self._n}, {shape}), drawn lazily>\n{attrs}"
 
-    def __iter__(self) -> Iterator[xr.Dataset]:
-        return (self[i] for i in range(self._n))
-
     def isel(self, replicate: int) -> xr.Dataset:
         """Return one replicate, as ``null[replicate]`` does.
 
@@ -152,12 +149,6 @@ class NullConnectivity(Sequence[xr.Dataset]):
         xarray.Dataset
             Connectivity over the same dims as the observed one, with the scalar coordinate
             ``replicate``.
-
-        Examples
-        --------
-        >>> from microns_xr.connectivity.arrays import two_neurons
-        >>> int(rewire(two_neurons(), n=3).isel(replicate=1).replicate)
-        1
         """
         return self[replicate]
 
@@ -324,23 +315,22 @@ def compare_values(
     p = np.where(np.isfinite(values) & (n > 0), p, np.nan)
     mean = ratio(np.nansum(drawn, axis=0), n)
     low, high = percentile_interval(drawn, confidence)
-    unit = {"units": observed.attrs["units"]} if "units" in observed.attrs else {}
     result = xr.Dataset(
         coords=observed.coords,
         attrs={"statistic": str(observed.name or "statistic"), "confidence": confidence},
     )
-    for name, array, text, attrs in (
-        ("observed", values, "observed", unit),
-        ("null_mean", mean, "mean of the null", unit),
-        ("null_low", low, "lower percentile of the null", unit),
-        ("null_high", high, "upper percentile of the null", unit),
-        ("effect", values - mean, "observed minus mean of the null", unit),
-        ("effect_low", values - high, "observed minus upper percentile of the null", unit),
-        ("effect_high", values - low, "observed minus lower percentile of the null", unit),
-        ("p", p, "two-sided p", {}),
-        ("n_replicates", n, "replicates with a value", {}),
+    for name, array, text in (
+        ("observed", values, "observed"),
+        ("null_mean", mean, "mean of the null"),
+        ("null_low", low, "lower percentile of the null"),
+        ("null_high", high, "upper percentile of the null"),
+        ("effect", values - mean, "observed minus mean of the null"),
+        ("effect_low", values - high, "observed minus upper percentile of the null"),
+        ("effect_high", values - low, "observed minus lower percentile of the null"),
     ):
-        result[name] = (observed.dims, array, {"long_name": text} | attrs)
+        result[name] = labelled(observed.dims, array, text, observed.attrs.get("units"))
+    result["p"] = labelled(observed.dims, p, "two-sided p")
+    result["n_replicates"] = labelled(observed.dims, n, "replicates with a value")
     return result
 
 
@@ -458,30 +448,24 @@ def _like_to_like_values(
     has_angle = np.isfinite(units[angle].values)
     period = describe_angle(units[angle], angle)[2]
     work = pairs.pre.size + pairs.pre_ticks.size + pairs.post_ticks.size
+
+    def count_permuted(ticks: np.ndarray, i: int) -> np.ndarray:
+        pre, post = (ticks[i][chosen.rows[side]] for side in SIDES)
+        return count_pairs(pairs._replace(pre_ticks=pre, post_ticks=post))
+
     totals = []
-    for block in _blocks(null):
+    drawn = da.asarray(null.transpose("replicate", "nucleus_id").data).rechunk({1: -1})
+    # The replicates that dask draws together, so that not all are in memory at once.
+    for number in range(drawn.numblocks[0]):
+        block = drawn.blocks[number].compute()
         if not (np.isfinite(block) == has_angle).all():
             raise SchemaError(
                 f"the null gives {angle} to other neurons than those that have one, expected the "
                 "same: it would change which pairs are looked at"
             )
-        ticks = to_ticks(block, period)
-
-        def count_permuted(i: int, ticks: np.ndarray = ticks) -> np.ndarray:
-            pre, post = (ticks[i][chosen.rows[side]] for side in SIDES)
-            return count_pairs(pairs._replace(pre_ticks=pre, post_ticks=post))
-
-        totals.append(totals_of(count_permuted, len(block), work))
+        count = partial(count_permuted, to_ticks(block, period))
+        totals.append(totals_of(count, len(block), work))
     return statistics(np.concatenate(totals), bin_coords, normalise)
-
-
-def _blocks(null: xr.DataArray) -> Iterator[np.ndarray]:
-    """Yield the replicates that dask draws together, (replicates, neurons)."""
-    null = null.transpose("replicate", "nucleus_id")
-    start = 0
-    for size in null.chunksizes.get("replicate", null.shape[:1]):
-        yield np.asarray(null.data[start : start + size])
-        start += size
 
 
 def random_state(seed: int, replicate: int) -> np.ndarray:
@@ -656,12 +640,10 @@ def _groups(labels: list[np.ndarray], positions: np.ndarray) -> list[np.ndarray]
     """Return the positions of each group that agrees in all labels and has several members."""
     if not labels:
         return [positions]
-    codes = np.zeros(positions.size, dtype=np.int64)
-    for values in labels:
-        of_values, words = pd.factorize(values)
-        codes = pd.factorize(codes * (len(words) + 1) + of_values + 1)[0]
-    order = np.argsort(codes, kind="stable")
-    cuts = np.flatnonzero(np.diff(codes[order])) + 1
+    table = pd.DataFrame(dict(enumerate(labels)))
+    groups = table.groupby(list(table), sort=False, dropna=False).ngroup().to_numpy()
+    order = np.argsort(groups, kind="stable")
+    cuts = np.flatnonzero(np.diff(groups[order])) + 1
     return [members for members in np.split(positions[order], cuts) if members.size > 1]
 
 
@@ -782,8 +764,8 @@ def rewire_by_distance(
     if distance not in ("lateral", "euclidean"):
         raise SchemaError(f"distance is {distance!r}, expected 'lateral' or 'euclidean'")
     observed = _Observed(connectivity)
-    by_unit = unit_positions(units, "xz" if distance == "lateral" else "xyz").T
-    pre_at, post_at = (_placed(connectivity, units, by_unit, dim) for dim in PAIR_DIMS)
+    of_units = unit_positions(units, "xz" if distance == "lateral" else "xyz").T
+    pre_at, post_at = (_positions(connectivity, units, of_units, dim) for dim in PAIR_DIMS)
     edges = _edges(bins, pre_at, post_at)
     places = _Places(pre_at, post_at, edges**2)
     width = f"{float(bins):g}" if isinstance(bins, float | int) else f"<{edges.size} edges>"
@@ -806,12 +788,12 @@ def rewire_by_distance(
             f"{_MAX_CANDIDATES}: rewire the connections that are looked at "
             "(mx.analysis.tuned_connections)"
         )
-    candidates = _candidates(observed, places)
+    order, start = _candidates(observed, places)
+    bin_of = places.bins(pre_at[observed.pre], post_at[observed.post])
 
     def redraw(i: int) -> tuple[np.ndarray, None]:
         post = observed.post.copy()
-        state = random_state(seed, i)
-        _redraw(observed.indptr, post, observed.same, state, *places, *candidates)
+        _redraw(observed.indptr, post, bin_of, observed.same, order, start, random_state(seed, i))
         return post, None
 
     return NullConnectivity(observed, redraw, n, attrs)
@@ -825,6 +807,11 @@ class _Places(NamedTuple):
     # Ascending inner edges of the bins, µm²: a distance on an edge is in the bin that begins
     # there, and beyond the last edge there is one more bin.
     squared_edges: np.ndarray
+
+    def bins(self, pre_at: np.ndarray, post_at: np.ndarray) -> np.ndarray:
+        """Return the bins of the distances between positions."""
+        squared = ((pre_at - post_at) ** 2).sum(axis=-1)
+        return np.searchsorted(self.squared_edges, squared, side="right")
 
 
 _ANYWHERE = _Places(np.empty((0, 0)), np.empty((0, 0)), np.empty(0))
@@ -856,22 +843,23 @@ def _candidates(observed: _Observed, places: _Places) -> tuple[np.ndarray, np.nd
     """Sort the possible partners of every connected presynaptic neuron by bin of distance.
 
     Returns them as positions (pre axis, post axis), bin after bin, and where each bin begins
-    (pre axis, bins + 1). A neuron is not a partner of itself.
+    (pre axis, bins + 1).
     """
-    n_pre, n_post = observed.shape
-    order = np.empty((n_pre, n_post), dtype=np.int32)
-    start = np.zeros((n_pre, places.squared_edges.size + 2), dtype=np.int32)
-
-    def sort(lo: int, hi: int) -> None:
-        _sort_candidates(observed.indptr, observed.same, *places, order, start, lo, hi)
-
-    threads = usable_threads(None, order.size)
-    run_spans(sort, equal_spans(n_pre, 4 * threads), threads)
+    n_bins = places.squared_edges.size + 1
+    order = np.empty(observed.shape, dtype=np.int32)
+    start = np.zeros((observed.shape[0], n_bins + 1), dtype=np.int32)
+    for i in np.flatnonzero(np.diff(observed.indptr)):
+        bins = places.bins(places.pre[i], places.post)
+        if observed.same[i] >= 0:
+            # A neuron is not a partner of itself: it comes after the last bin.
+            bins[observed.same[i]] = n_bins
+        order[i] = np.argsort(bins, kind="stable")
+        start[i] = np.searchsorted(bins[order[i]], np.arange(n_bins + 1))
     return order, start
 
 
-def _placed(
-    connectivity: xr.Dataset, units: xr.Dataset, by_unit: np.ndarray, dim: str
+def _positions(
+    connectivity: xr.Dataset, units: xr.Dataset, of_units: np.ndarray, dim: str
 ) -> np.ndarray:
     """Return the positions of the neurons of an axis, all of which must have one."""
     lookup = Lookup(units["nucleus_id"].values, "nucleus_id of the units")
@@ -881,11 +869,11 @@ def _placed(
             f"{(rows < 0).sum()} of {rows.size} neurons of {dim} are not among the units: take "
             "those that are with mx.select_connections"
         )
-    at = np.ascontiguousarray(by_unit[rows])
-    unplaced = ~np.isfinite(at).all(axis=1)
-    if unplaced.any():
+    at = np.ascontiguousarray(of_units[rows])
+    absent = ~np.isfinite(at).all(axis=1)
+    if absent.any():
         raise SchemaError(
-            f"{unplaced.sum()} neurons of {dim} have no position: leave them out with "
+            f"{absent.sum()} neurons of {dim} have no position: leave them out with "
             "mx.select_connections"
         )
     return at
@@ -969,41 +957,16 @@ def _swap(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _sort_candidates(  # type: ignore[no-untyped-def]
-    indptr, same, pre_at, post_at, squared_edges, order, start, lo, hi
-):
-    n_post = post_at.shape[0]
-    n_bins = squared_edges.size + 1
-    bins = np.empty(n_post, dtype=np.int32)
-    for i in range(lo, hi):
-        if indptr[i] == indptr[i + 1]:
-            continue
-        for j in range(n_post):
-            bins[j] = _bin(pre_at, i, post_at, j, squared_edges)
-            if j != same[i]:
-                start[i, bins[j] + 1] += 1
-        for b in range(n_bins):
-            start[i, b + 1] += start[i, b]
-        free = start[i].copy()
-        for j in range(n_post):
-            if j != same[i]:
-                order[i, free[bins[j]]] = j
-                free[bins[j]] += 1
-
-
-@numba.njit(nogil=True, cache=True)
-def _redraw(  # type: ignore[no-untyped-def]
-    indptr, post, same, state, pre_at, post_at, squared_edges, order, start
-):
-    taken = np.zeros(post_at.shape[0], dtype=np.bool_)
+def _redraw(indptr, post, bin_of, same, order, start, state):  # type: ignore[no-untyped-def]
+    taken = np.zeros(order.shape[1], dtype=np.bool_)
     for i in range(indptr.size - 1):
         for p in range(indptr[i], indptr[i + 1]):
             if post[p] == same[i]:
                 continue
-            b = _bin(pre_at, i, post_at, post[p], squared_edges)
+            first, last = start[i, bin_of[p]], start[i, bin_of[p] + 1]
             # Drawing again where one is taken leaves the others equally likely.
             while True:
-                j = order[i, start[i, b] + _below(state, start[i, b + 1] - start[i, b])]
+                j = order[i, first + _below(state, last - first)]
                 if not taken[j]:
                     break
             taken[j] = True

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from tqdm.auto import tqdm
 
-from microns_xr.errors import (
-    IncompleteDownloadError,
-    SchemaError,
-    SourceError,
-    nearest,
-)
+from microns_xr.errors import IncompleteDownloadError, SchemaError, SourceError, nearest
 from microns_xr.files import file_sha256
 from microns_xr.releases import ReleaseSpec, release_spec, supported_versions, table_spec
 from microns_xr.sources.fetch import (
@@ -37,6 +33,7 @@ from microns_xr.sources.fetch import (
 )
 from microns_xr.sources.net import Retry
 from microns_xr.sources.postgres_csv import (
+    Block,
     Header,
     columns_of,
     finish_columns,
@@ -47,6 +44,7 @@ from microns_xr.sources.postgres_csv import (
 from microns_xr.sources.synapse_plan import Piece, Strategy
 from microns_xr.sources.synapses import (
     POSITION,
+    SYNAPSE_TABLE,
     Batch,
     RequestFolder,
     SynapseRequest,
@@ -57,20 +55,23 @@ from microns_xr.sources.synapses import (
 )
 from microns_xr.sources.tables import to_frame
 
+logger = logging.getLogger(__name__)
+
 # Where the versions of a datastack are kept when they leave the service.
 ARCHIVES = {"minnie65_public": "gs://mat_dbs/public/minnie65_phase3_v1"}
 
 _GOOGLE = "https://storage.googleapis.com/"
-_SYNAPSES = "synapses_pni_2"
-_MERGED = "_merged"
 _HEADER, _DATA = "_header.csv", ".csv.gz"
+
+_BATCH_ROWS = 1 << 20  # synapses of the request per batch: 60 MB
+_BATCH_BYTES = 1 << 30  # unpacked bytes per batch, where few of the synapses are requested
 
 
 class ArchiveSource:
     """Tables of one materialization version, from the files it is archived as.
 
-    Nothing is asked before it is needed. A file is fetched once, begun again where it stopped, and
-    checked before it is read; files in a folder of this machine are read where they lie.
+    No request is made before its answer is needed. A file is fetched once, continued where it was
+    interrupted, and checked before it is read; files in a folder of this machine are read there.
 
     Parameters
     ----------
@@ -84,31 +85,34 @@ class ArchiveSource:
     datastack : str, optional
         Name of the datastack.
     folder : str or pathlib.Path, optional
-        Where files are kept, whole ones and parts; a temporary folder by default, with which they
-        are gone when the process ends.
+        Where fetched files are kept; by default a temporary folder, which is removed when the
+        process ends.
     storage_options : mapping, optional
         A login, for an archive that is not public: for a bucket what fsspec hands to its file
         system, for https what `requests.request` takes, such as ``headers``.
     retry : Retry, optional
-        How often and how patiently to ask again.
+        How often to repeat a request, and how long to wait before that.
     timeout : float, optional
         Seconds without a byte after which a connection has failed.
     progress : bool, optional
-        Whether to show a bar for each file, in bytes.
+        Show a progress bar for each file, in bytes.
 
     Attributes
     ----------
     folder : pathlib.Path
-        Where files are kept.
+        Where fetched files are kept.
     scope : str
         ``"requested"``: of synapses it gives those between the neurons that are asked for.
 
     Raises
     ------
     SchemaError
-        If the version is not an integer.
+        If the version is not an integer, or ids of synapses are not root ids.
     SourceError
-        If there is no `url` and no public archive of the datastack.
+        If there is no public archive of the datastack and no `url`, nothing of the version or no
+        such table, or if files are damaged or do not belong together, naming the line.
+    IncompleteDownloadError
+        If requests keep failing; what has arrived is kept.
 
     Examples
     --------
@@ -191,13 +195,13 @@ class ArchiveSource:
         return {name for spec in specs for name in spec.tables.values()}
 
     def _candidates(self, name: str) -> list[str]:
-        """Return the names of files, without their endings, that a table may have."""
+        """Return the names that the files of a table may have, without their endings."""
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise SourceError(
                 f"{name!r} is not a table name: expected letters, digits, '_', '-', '.'"
             )
         registered = self._archive_file(name)
-        return [registered] if registered else [f"{name}{_MERGED}", name]
+        return [registered] if registered else [f"{name}_merged", name]
 
     def _stem_of(self, name: str) -> str:
         if name not in self._stems:
@@ -256,20 +260,13 @@ class ArchiveSource:
     def available_tables(self) -> list[str]:
         """Names of the tables that are archived.
 
-        A bucket and a folder are listed; over http, which has no lists, the tables that the
-        registry knows are looked for, and `read` gives others by their names all the same.
+        A bucket and a folder are listed. There are no lists over http, so that only tables that
+        the registry knows are looked for; `read` finds others by their names all the same.
 
         Returns
         -------
         list of str
             Sorted.
-
-        Raises
-        ------
-        SourceError
-            If there is nothing of the version.
-        IncompleteDownloadError
-            If the archive fails too often.
         """
         files = list_names(self._address, **self._access)
         if files is None:
@@ -282,7 +279,7 @@ class ArchiveSource:
             by_file = {self._archive_file(name): name for name in self._registered()}
             stems = {file.removesuffix(_DATA) for file in files if file.endswith(_DATA)}
             stems = {stem for stem in stems if f"{stem}{_HEADER}" in files}
-            names = {by_file.get(stem) or stem.removesuffix(_MERGED) for stem in stems}
+            names = {by_file.get(stem) or stem.removesuffix("_merged") for stem in stems}
         if not names:
             raise SourceError(
                 f"there is nothing in the archive {self._shown}: check the version and the "
@@ -302,19 +299,14 @@ class ArchiveSource:
         refresh : bool, optional
             Fetch its files although they are here.
         progress : bool, optional
-            Whether to show a bar; as the source was told by default.
+            Show a progress bar; by default as the source was told.
 
         Returns
         -------
         pyarrow.Table
             Ids as int64, text as string, times in UTC, positions as three columns.
-
-        Raises
-        ------
-        SourceError, IncompleteDownloadError
-            As `read`.
         """
-        if name in (_SYNAPSES, self._spec.tables.get("synapses") if self._spec else None):
+        if name in (SYNAPSE_TABLE, self._spec.tables.get("synapses") if self._spec else None):
             raise SourceError(
                 f"{name} is the table of all synapses, which is not read whole: use "
                 "download_synapses(pre, post)"
@@ -330,7 +322,7 @@ class ArchiveSource:
             "rows": table.num_rows,
             "url": f"{self._shown}/{path.name}",
             "sha256": known.sha256 if known else file_sha256(path),
-            "checked": list(known.checked) if known else [],
+            "checked": known.checked if known else [],
         }
         return table
 
@@ -346,14 +338,6 @@ class ArchiveSource:
         -------
         pandas.DataFrame
             Ids as int64 or Int64, text as object, truth as bool, positions as three columns.
-
-        Raises
-        ------
-        SourceError
-            If there is no such table, it is that of all synapses, or its files are damaged or do
-            not belong together, naming the line.
-        IncompleteDownloadError
-            If a file breaks off too often; what has arrived is kept.
         """
         return to_frame(self.read_arrow(name))
 
@@ -370,11 +354,6 @@ class ArchiveSource:
         dict
             ``name``, ``rows``, ``sha256`` and ``url`` of the data file, and ``checked``, what was
             compared when it was fetched.
-
-        Raises
-        ------
-        SourceError, IncompleteDownloadError
-            As `read`.
         """
         if name not in self._read:
             self.read_arrow(name)
@@ -387,14 +366,14 @@ class ArchiveSource:
         pre: Any = None,
         post: Any = None,
         positions: bool = False,
-        table: str = _SYNAPSES,
+        table: str = SYNAPSE_TABLE,
         progress: bool = True,
         cancel: threading.Event | None = None,
     ) -> SynapseSet:
         """Download the synapses from some roots onto some roots.
 
         The file of all synapses, of some 20 GB, is fetched first; it stays in `folder` of the
-        source, so that another request needs it no more.
+        source, so that another request does not fetch it again.
 
         Parameters
         ----------
@@ -403,30 +382,24 @@ class ArchiveSource:
         pre, post : array-like of int, optional
             Root ids; None for all.
         positions : bool, optional
-            Whether with the positions of the synapses.
+            Also return the positions of the synapses.
         table : str, optional
             Table of all synapses.
         progress : bool, optional
             Show a progress bar.
         cancel : threading.Event, optional
-            Ends the download soon when it is set; what was done is kept.
+            Set it to end the download soon; what was done is kept.
 
         Returns
         -------
         SynapseSet
             A complete one, the same as a download from the service gives.
-
-        Raises
-        ------
-        SchemaError
-            If `pre` or `post` are not root ids.
-        SourceError, IncompleteDownloadError
-            As `read`.
         """
         # Before 20 GB are fetched: are these ids, and is the answer here?
         request = make_request(self.datastack, self.version, table, pre, post, positions)
         there = SynapseSet(folder, request.key)
         if there.is_complete:
+            logger.info("synapses of %s are already in %s", request.key, folder)
             return there
         path, header = self._fetch(table, progress=progress)
         known, stat = self._fetched(path.name), path.stat()
@@ -437,19 +410,7 @@ class ArchiveSource:
         )
 
 
-# The synapses of an archived release: a filter that streams over the one file of all of them.
-#
-# What it keeps lies in the same folder, in the same form and under the same key as a download
-# from the service, so that everything that reads the one reads the other. The batches of a
-# request are runs of lines of the file here; after an interruption the file is unpacked again,
-# and parsed from where the last finished batch ends.
-
-
-logger = logging.getLogger(__name__)
-
-_BATCH_ROWS = 1 << 20  # kept synapses of a batch: 60 MB
-_BATCH_BYTES = 1 << 30  # unpacked bytes of a batch, where few are kept
-_FROM_FILE = "archived file "
+# ------------------------------------------------------------------------------------- synapses
 
 
 def filter_synapses(
@@ -464,23 +425,59 @@ def filter_synapses(
     progress: bool = True,
     cancel: threading.Event | None = None,
 ) -> SynapseSet:
-    """Keep the synapses of a request, of an archived file of all synapses.
+    """Select the synapses of a request from the archived file of all synapses, as it is unpacked.
 
-    A request that is complete is not filtered again; one that was interrupted, at whatever point,
-    continues. Memory does not grow with the file.
+    The result has the folder, the form and the key of a download from the service. A batch is the
+    lines between two places in the unpacked file; after an interruption the file is unpacked again,
+    and parsed from where the last finished batch ends. Memory does not grow with the file.
     """
-    result = SynapseSet(folder, request.key)
-    if result.is_complete:
-        logger.info("synapses of %s are already in %s", request.key, folder)
-        return result
-    path = Path(path)
+    path, result = Path(path), SynapseSet(folder, request.key)
     columns = _columns(header, request)
-    requests = RequestFolder(folder, request.key)
-    stamp = f"{_FROM_FILE}{identity or file_sha256(path)}"
-    with requests.locked():
-        if not result.is_complete:
-            run = _Filter(path, header, columns, request, requests, stamp)
-            run.run((batch_rows, batch_bytes), progress, cancel)
+    target = RequestFolder(folder, request.key)
+    with target.locked():
+        if result.is_complete:
+            return result
+        stamp = f"archived file {identity or file_sha256(path)}"
+        if target.strategy(request, stamp) is None:
+            target.begin(request, stamp, Strategy(None, False, 0, 1))
+        batches = _leading_batches(target)
+        stop = batches[-1].piece.stop if batches else 0
+        lines = sum(batch.answered for batch in batches)
+        rows = sum(batch.rows for batch in batches)
+        logger.info("%s: %d synapses of %d lines are here", target.key, rows, lines)
+        bar: Any = tqdm(
+            total=path.stat().st_size,
+            desc="synapses",
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            disable=not progress,
+        )
+
+        def blocks() -> Iterator[Block]:
+            for block in read_blocks(path, header, columns, start=stop, first_line=lines + 1):
+                bar.update(block.packed - bar.n)
+                yield block
+                if cancel is not None and cancel.is_set():
+                    raise IncompleteDownloadError(
+                        f"the filter of {target.key} was cancelled: run the same again to continue"
+                    )
+
+        with bar:
+            for piece, table, n_lines in _join(blocks(), request, batch_rows, batch_bytes):
+                table = finish_columns(table, header, str(path))
+                table = sorted_synapses(integer_columns(table, request.columns))
+                target.commit(piece, table, n_lines)
+                stop = piece.stop
+                rows += table.num_rows
+                bar.set_postfix_str(f"{rows:,} synapses", refresh=False)
+        batches = target.batches()
+        if sum(len(batch.piece) for batch in batches) != stop:
+            raise IncompleteDownloadError(
+                f"some batches of {target.key} are not in {target.directory} any more, or not as "
+                "they were written: check the disk, and run the same again"
+            )
+        target.finish(request, stamp, batches)
     return result
 
 
@@ -500,105 +497,37 @@ def _columns(header: Header, request: SynapseRequest) -> list[str]:
     return columns
 
 
-class _Filter:
-    """One run of a request over the file."""
-
-    def __init__(
-        self,
-        path: Path,
-        header: Header,
-        columns: list[str],
-        request: SynapseRequest,
-        folder: RequestFolder,
-        stamp: str,
-    ) -> None:
-        self.path, self.header, self.columns = path, header, columns
-        self.request, self.folder, self.stamp = request, folder, stamp
-        self.wanted = {
-            f"{side}_pt_root_id": pa.array(ids)
-            for side, ids in (("pre", request.pre), ("post", request.post))
-            if ids is not None
-        }
-
-    def run(
-        self, batch_size: tuple[int, int], progress: bool, cancel: threading.Event | None
-    ) -> None:
-        kept = self._begin()
-        start = kept[-1].piece.stop if kept else 0
-        lines = sum(batch.answered for batch in kept)
-        rows = sum(batch.rows for batch in kept)
-        logger.info("%s: %d synapses of %d lines are here", self.folder.key, rows, lines)
-        waiting: list[pa.Table] = []
-        n_waiting = n_lines = 0
-        stop = start
-        with _bar(self.path, progress) as bar:
-            for block in read_blocks(
-                self.path, self.header, self.columns, start=start, first_line=lines + 1
-            ):
-                waiting.append(self._keep(block.table))
-                n_waiting += waiting[-1].num_rows
-                n_lines += block.table.num_rows
-                stop = block.stop
-                if n_waiting >= batch_size[0] or stop - start >= batch_size[1]:
-                    self._commit(Piece(start, stop), waiting, n_lines)
-                    rows += n_waiting
-                    waiting, n_waiting, n_lines, start = [], 0, 0, stop
-                bar.set_postfix_str(f"{rows + n_waiting:,} synapses", refresh=False)
-                bar.update(block.packed - bar.n)
-                if cancel is not None and cancel.is_set():
-                    raise IncompleteDownloadError(
-                        f"the filter of {self.folder.key} was cancelled: run the same again to "
-                        "continue"
-                    )
-        if stop > start:
-            self._commit(Piece(start, stop), waiting, n_lines)
-        self._complete(stop)
-
-    def _begin(self) -> list[Batch]:
-        """Return the batches of an earlier run that follow each other from the first line on."""
-        folder, request = self.folder, self.request
-        if folder.strategy(request, self.stamp) is None:
-            folder.begin(request, self.stamp, Strategy(None, False, 0, 1))
-        kept: list[Batch] = []
-        stop = 0
-        for batch in sorted(folder.batches(), key=lambda b: b.piece.start):
-            if batch.piece.start == stop:
-                kept.append(batch)
-                stop = batch.piece.stop
-            else:
-                (folder.directory / batch.file).unlink(missing_ok=True)
-        folder.batches()  # takes what was removed out of the manifest
-        return kept
-
-    def _keep(self, table: pa.Table) -> pa.Table:
-        for name, ids in self.wanted.items():
-            table = table.filter(pc.is_in(table[name], value_set=ids))
-        return table
-
-    def _commit(self, piece: Piece, tables: list[pa.Table], lines: int) -> None:
-        table = finish_columns(pa.concat_tables(tables), self.header, str(self.path))
-        columns = sorted_synapses(integer_columns(table, self.request.columns))
-        self.folder.commit(piece, columns, lines)
-
-    def _complete(self, end: int) -> None:
-        folder = self.folder
-        batches = folder.batches()
-        if sum(b.piece.stop - b.piece.start for b in batches) != end:
-            raise IncompleteDownloadError(
-                f"some batches of {folder.key} are not in {folder.directory} any more, or not as "
-                "they were written: check the disk, and run the same again"
-            )
-        folder.finish(self.request, self.stamp, batches)
+def _join(
+    blocks: Iterator[Block], request: SynapseRequest, batch_rows: int, batch_bytes: int
+) -> Iterator[tuple[Piece, pa.Table, int]]:
+    """Select the synapses of a request, and join them to batches; return also their lines."""
+    tables: list[pa.Table] = []
+    start = n_rows = n_lines = 0
+    for block in blocks:
+        start = start if tables else block.start
+        table = block.table
+        n_lines += table.num_rows
+        for side, ids in (("pre", request.pre), ("post", request.post)):
+            if ids is not None:
+                table = table.filter(pc.is_in(table[f"{side}_pt_root_id"], value_set=pa.array(ids)))
+        tables.append(table)
+        n_rows += table.num_rows
+        if n_rows >= batch_rows or block.stop - start >= batch_bytes:
+            yield Piece(start, block.stop), pa.concat_tables(tables), n_lines
+            tables, n_rows, n_lines = [], 0, 0
+    if tables:
+        yield Piece(start, block.stop), pa.concat_tables(tables), n_lines
 
 
-def _bar(path: Path, progress: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(
-        total=path.stat().st_size,
-        desc="synapses",
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        disable=not progress,
-    )
+def _leading_batches(folder: RequestFolder) -> list[Batch]:
+    """Return the batches of an earlier run up to the first gap; remove those behind it."""
+    leading: list[Batch] = []
+    stop = 0
+    for batch in sorted(folder.batches(), key=lambda b: b.piece.start):
+        if batch.piece.start == stop:
+            leading.append(batch)
+            stop = batch.piece.stop
+        else:
+            (folder.directory / batch.file).unlink(missing_ok=True)
+    folder.batches()  # takes what was removed out of the manifest
+    return leading

@@ -335,14 +335,8 @@ class CachedSource:
 
 
 def _from_service(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]]:
-    fetched = fetch_table(source, name)
-    record = {
-        "timestamp": source.timestamp(),
-        "source": "cave",
-        "resolution_nm": fetched.resolution_nm,
-        "queries": fetched.queries,
-    }
-    return fetched.table, record
+    table, answers = fetch_table(source, name)
+    return table, {"timestamp": source.timestamp(), "source": "cave", **answers}
 
 
 def _from_archive(

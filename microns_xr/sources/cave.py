@@ -34,11 +34,11 @@ Ranges = Mapping[str, tuple[int | None, int | None]]
 
 _CONNECT_ATTEMPTS = 5  # a wrong address is not worth the patience of a night's download
 _TABLE_ATTEMPTS = 5  # for a table whose rows are not those that the service counts
-# How full the answers to ranges of ids shall be: the ids of a cut answer are a sample of the
+# How full the answers to ranges of ids are to be: the ids of a cut answer are a sample of the
 # table's, so that the ranges made of them come out somewhat uneven.
 _FILLING = 0.7
-# How an Arrow stream ends. A stream may lack it by the letter of the format, and then nothing tells
-# a whole one from one that broke off between two messages; the service always writes it.
+# The end of an Arrow stream. The format allows a stream without it, and then nothing tells a whole
+# one from one that broke off between two messages; the service always writes it.
 _STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 # The service opens a quotation mark before this and never closes it.
 _LIMITED = re.compile(r"Limited query to (\d+) rows")
@@ -147,12 +147,10 @@ def _check(response: requests.Response) -> None:
 
 
 def _reason(response: requests.Response) -> str:
-    """Return the service's own words, from a JSON document or a page."""
-    text = response.text[:10_000]
-    try:
+    """Return what the service says of an error, in a JSON document or a page."""
+    text, document = response.text[:10_000], None
+    with contextlib.suppress(ValueError):
         document = json.loads(text)
-    except ValueError:
-        document = None
     if not isinstance(document, dict):
         words = re.sub(r"(?s)<(head|style|script)\b.*?</\1>|<[^>]*>", " ", text)
         return re.sub(r"\s+", " ", words).strip()[:200] or str(response.reason or "")
@@ -217,24 +215,23 @@ def _as_number(document: Any) -> int:
 
 def _filter_values(column: str, values: Any) -> list[Any]:
     """Return the values of a filter as JSON holds them."""
-    values = values.tolist() if hasattr(values, "tolist") else list(values)
-    if any(isinstance(value, float) for value in values):
+    values = np.asarray(values if isinstance(values, np.ndarray) else list(values))
+    if values.dtype.kind == "f" and values.size:
         raise SchemaError(
             f"the filter of {column} holds floats, expected integers: 18-digit ids are rounded by "
             "floats; read the ids again as int64"
         )
-    return [value.item() if isinstance(value, np.generic) else value for value in values]
+    return list(values.tolist())
 
 
 # ----------------------------------------------------------------------------------- the service
 
 
 class CaveSource:
-    """Tables of one materialization version, asked of the CAVE service.
+    """Tables of one materialization version from the CAVE service.
 
-    Nothing is asked before it is needed. A request that fails in a way that passes is made again,
-    with growing waits; one that the service refuses for good raises at once. Several threads may
-    use one source.
+    No request is made before its answer is needed. One that fails for a moment is repeated with
+    growing waits; one that the service refuses raises at once. Threads may share a source.
 
     Parameters
     ----------
@@ -250,9 +247,9 @@ class CaveSource:
     timeout : tuple of float, optional
         Seconds to wait for a connection, and for the next bytes of an answer.
     retry : Retry, optional
-        How often and how patiently to ask again.
+        How often to repeat a request, and how long to wait before that.
     connections : int, optional
-        How many requests may be under way at once.
+        Number of simultaneous requests.
 
     Attributes
     ----------
@@ -264,7 +261,12 @@ class CaveSource:
     Raises
     ------
     SchemaError
-        If the version is not an integer, or the token holds characters that no token has.
+        If the version is not an integer, the token holds characters that no token has, or a filter
+        holds floats.
+    SourceError
+        If the service refuses a request, or has no such version, table or column.
+    IncompleteDownloadError
+        If requests keep failing, or other rows arrive than the service counts.
 
     Examples
     --------
@@ -334,14 +336,14 @@ class CaveSource:
         if client is not None:
             client.session.close()
 
-    def _call(self, ask: Callable[[], Result], what: str, attempts: int | None = None) -> Result:
+    def _call(self, ask: Callable[[], Result], what: str, at_most: int | None = None) -> Result:
         return self.retry.call(
             ask,
             f"{what} of {self.datastack} v{self.version}",
             advice=_advice(self.datastack, self.version),
             # Looked up at the call: connecting may find a token in caveclient's file.
             clean=lambda text: self._secret.clean(text),
-            attempts=attempts,
+            at_most=at_most,
         )
 
     def _client(self) -> Any:
@@ -352,7 +354,7 @@ class CaveSource:
                 self._materialize = self._call(
                     lambda: self._connect(address, auth),
                     "the connection to the service",
-                    min(self.retry.attempts, _CONNECT_ATTEMPTS),
+                    _CONNECT_ATTEMPTS,
                 )
             return self._materialize
 
@@ -408,13 +410,6 @@ class CaveSource:
         -------
         {"served", "expired", "unknown"}
             Expired versions are archived as files.
-
-        Raises
-        ------
-        SourceError
-            If the service refuses.
-        IncompleteDownloadError
-            If it fails too often; so for every method that asks the service.
         """
         client, what = self._client(), "the list of versions"
         if self.version in self._call(lambda: _as_list(client.get_versions()), what):
@@ -429,11 +424,6 @@ class CaveSource:
         -------
         str
             ISO time in UTC.
-
-        Raises
-        ------
-        SourceError, IncompleteDownloadError
-            As `status`.
         """
         if self._time is None:
             client = self._client()
@@ -456,11 +446,6 @@ class CaveSource:
         -------
         str or None
             None when the datastack has none.
-
-        Raises
-        ------
-        SourceError, IncompleteDownloadError
-            As `status`.
         """
         self._client()
         return self._record.get("synapse_table")
@@ -472,11 +457,6 @@ class CaveSource:
         -------
         list of str
             Sorted.
-
-        Raises
-        ------
-        SourceError, IncompleteDownloadError
-            As `status`.
         """
         if self._names is None:
             client = self._client()
@@ -510,15 +490,6 @@ class CaveSource:
         -------
         int
             Rows.
-
-        Raises
-        ------
-        SourceError
-            If the service refuses, or has no such table.
-        SchemaError
-            If a filter holds floats.
-        IncompleteDownloadError
-            If it fails too often.
         """
         client = self._client()
 
@@ -557,15 +528,6 @@ class CaveSource:
         -------
         Answer
             The rows, and whether the service's row limit may have cut them.
-
-        Raises
-        ------
-        SourceError
-            If the service refuses.
-        SchemaError
-            If a filter holds floats.
-        IncompleteDownloadError
-            If the service fails too often.
         """
         client = self._client()
         columns = list(select_columns) if select_columns is not None else None
@@ -615,15 +577,8 @@ class CaveSource:
         -------
         pandas.DataFrame
             Ids as int64 or Int64, text as object, positions as three columns.
-
-        Raises
-        ------
-        SourceError
-            If there is no such table.
-        IncompleteDownloadError
-            If other rows arrive than the service counts.
         """
-        frame = to_frame(fetch_table(self, name).table)
+        frame = to_frame(fetch_table(self, name)[0])
         self._read[name] = {"name": name, "rows": len(frame), "sha256": frame_sha256(frame)}
         return frame
 
@@ -639,11 +594,6 @@ class CaveSource:
         -------
         dict
             ``name``, ``rows``, and ``sha256`` of names, dtypes and values.
-
-        Raises
-        ------
-        SourceError, IncompleteDownloadError
-            As `read`.
         """
         if name not in self._read:
             self.read(name)
@@ -653,19 +603,10 @@ class CaveSource:
 # ---------------------------------------------------------------------------------- whole tables
 
 
-@dataclass(frozen=True)
-class FetchedTable:
-    """A whole table."""
+def fetch_table(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]]:
+    """Fetch every row of a table, sorted by id; return also how it was answered."""
 
-    table: pa.Table  # its rows, sorted by id
-    queries: int  # how many answers it is made of
-    resolution_nm: tuple[float, ...] | None  # as in `Answer`
-
-
-def fetch_table(source: CaveSource, name: str) -> FetchedTable:
-    """Fetch every row of a table."""
-
-    def ask() -> FetchedTable:
+    def ask() -> tuple[pa.Table, dict[str, Any]]:
         expected = source.count(name)
         answers = _query_whole(source, name, expected)
         # Types may differ where an answer has no value at all in a column.
@@ -683,11 +624,10 @@ def fetch_table(source: CaveSource, name: str) -> FetchedTable:
                     f"{table.num_rows} rows arrived, the service counts {valid}"
                     + (f" ({expected} with those no longer valid)" if expected > valid else "")
                 )
-        return FetchedTable(table, len(answers), answers[0].resolution_nm)
+        return table, {"resolution_nm": answers[0].resolution_nm, "queries": len(answers)}
 
-    attempts = min(source.retry.attempts, _TABLE_ATTEMPTS)
     what = f"the table {name} of {source.datastack} v{source.version}"
-    return source.retry.call(ask, what, attempts=attempts)
+    return source.retry.call(ask, what, at_most=_TABLE_ATTEMPTS)
 
 
 def _query_whole(source: CaveSource, name: str, expected: int) -> list[Answer]:

@@ -1,8 +1,8 @@
 """One large file over http or from a bucket: resumed where it stopped, checked before it counts.
 
-While a file NAME is under way its bytes are in NAME.part, and NAME.part.json says of which file
-they are, so that a file that has changed is never glued to an older part. A whole file has
-NAME.json beside it. Ending the process at any moment loses nothing but the last bytes.
+While a file NAME is being fetched, its bytes are in NAME.part, and NAME.part.json says which file
+they belong to, so that a part is never continued with the bytes of a file that has changed since.
+A whole file has NAME.json beside it. A process that is killed loses only the last few bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -29,11 +30,12 @@ from microns_xr.errors import SourceError
 from microns_xr.files import try_lock, write_file
 from microns_xr.sources.net import BadAnswer, Refused, Retry, classify, describe, status_of
 
-_READ_BYTES = 64 << 10  # what a connection that breaks off may lose
-_RANGE_BYTES = 8 << 20  # of a request, where a protocol asks for ranges
-# An attempt that brought this much was no failure: a file of 20 GB may break off many times.
+_READ_BYTES = 64 << 10  # what is lost at most when a connection breaks off
+_RANGE_BYTES = 8 << 20  # per request, where a protocol reads ranges
+# An attempt that brought this much does not count as failed: a connection may break off many times
+# before a file of 20 GB is here.
 _PROGRESS_BYTES = 256 << 10
-_WHOLE_FETCHES = 3  # of a file whose checksum comes out wrong, or that changes meanwhile
+_WHOLE_FETCHES = 3  # of a file whose checksum is wrong, or that changes while it is fetched
 _SERVER_CHECKSUMS = ("md5", "crc32c")
 _WEB_PAGES = ("text/html", "application/xhtml+xml")
 _GZIP = b"\x1f\x8b"
@@ -78,12 +80,12 @@ def file_name(url: str) -> str:
 
 
 class Changed(BadAnswer):
-    """The file is no longer the one that a part was fetched of. Never leaves the package."""
+    """The file is not the one that the part was fetched from. Never leaves the package."""
 
 
 @dataclass(frozen=True)
 class RemoteInfo:
-    """What a server says of a file."""
+    """What a server says about a file."""
 
     size: int | None  # bytes; None when the server does not say
     validator: str = ""  # ETag, generation or time of the last change; empty when there is none
@@ -91,14 +93,8 @@ class RemoteInfo:
     crc32c: str | None = None
 
 
-@dataclass(frozen=True)
-class Stream:
-    """The bytes of a file from `start` on."""
-
-    start: int
-    info: RemoteInfo
-    read: Callable[[int], bytes]
-    close: Callable[[], None]
+# Where the bytes begin, what the answer says about the whole file, and a function that reads.
+Stream = tuple[int, RemoteInfo, Callable[[int], bytes]]
 
 
 class HttpFile:
@@ -106,13 +102,12 @@ class HttpFile:
 
     def __init__(self, url: str, timeout: float, options: Mapping[str, Any]) -> None:
         self._url = url
-        self._session = requests.Session()
         self._options = {"timeout": timeout, "stream": True, "allow_redirects": True, **options}
 
     def _request(self, method: str, suffix: str = "", **headers: str) -> requests.Response:
         headers = {"Accept-Encoding": "identity", **self._options.get("headers", {}), **headers}
         options = {**self._options, "headers": headers}
-        answer = self._session.request(method, self._url + suffix, **options)
+        answer = requests.request(method, self._url + suffix, **options)
         if answer.status_code >= 400:
             answer.close()
             retry_after = answer.headers.get("Retry-After")
@@ -120,19 +115,19 @@ class HttpFile:
         return answer
 
     def info(self) -> RemoteInfo:
-        """Ask what the file is, without its bytes."""
+        """Ask about the file, without its bytes."""
         try:
             answer = self._request("HEAD")
         except Refused:  # by some servers only because of the method
             answer = self._request("GET")
         with answer:
-            _refuse_page(answer)
-            if answer.headers.get("Content-Length") == "0":
-                raise BadAnswer("the server says that the file is empty")
-            size = answer.headers.get("Content-Length")
-            return RemoteInfo(None if size is None else int(size), _validator(answer))
+            _, info = _read_headers(answer, 0)
+        if info.size == 0:
+            raise BadAnswer("the server says that the file is empty")
+        return info
 
-    def open(self, offset: int, known: RemoteInfo) -> Stream:
+    @contextlib.contextmanager
+    def open(self, offset: int, known: RemoteInfo) -> Iterator[Stream]:
         """Open the file at `offset`, or at 0 where the server has no ranges."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         if offset and known.validator and not known.validator.startswith("W/"):
@@ -143,48 +138,26 @@ class HttpFile:
             if error.status == 416:
                 raise Changed("the server has fewer bytes than the part that is here") from None
             raise
-        try:
+        with answer:
             start, now = _read_headers(answer, offset)
             now = replace(now, validator=now.validator or known.validator)
             if known.validator and now.validator != known.validator:
                 raise Changed("the file has changed since it was begun")
             if None not in (known.size, now.size) and known.size != now.size:
                 raise BadAnswer(f"the server says {known.size} bytes, then {now.size}")
-        except BaseException:
-            answer.close()
-            raise
-
-        def read(count: int) -> bytes:
-            data: bytes = answer.raw.read(count, decode_content=False)
-            return data
-
-        return Stream(start, now, read, answer.close)
+            yield start, now, partial(answer.raw.read, decode_content=False)
 
     def read_beside(self, suffix: str) -> bytes:
         """Return the file of the same name with a suffix."""
         with self._request("GET", suffix) as answer:
             return answer.content
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._session.close()
-
-
-def _refuse_page(answer: requests.Response) -> None:
-    """Refuse the page of a login that comes instead of a file."""
-    kind = answer.headers.get("Content-Type", "").partition(";")[0]
-    if kind.strip().lower() in _WEB_PAGES:
-        raise BadAnswer("the server sent a web page instead of the file")
-
-
-def _validator(answer: requests.Response) -> str:
-    return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-
 
 def _read_headers(answer: requests.Response, offset: int) -> tuple[int, RemoteInfo]:
     """Return where the bytes of an answer begin, and what its headers say of the whole file."""
     headers, status = answer.headers, answer.status_code
-    _refuse_page(answer)
+    if headers.get("Content-Type", "").partition(";")[0].strip().lower() in _WEB_PAGES:
+        raise BadAnswer("the server sent a web page instead of the file")  # to log in, mostly
     if headers.get("Content-Encoding", "identity") not in ("", "identity"):
         raise BadAnswer(f"the server recodes the file as {headers['Content-Encoding']}")
     start, size = 0, headers.get("Content-Length")
@@ -199,7 +172,8 @@ def _read_headers(answer: requests.Response, offset: int) -> tuple[int, RemoteIn
     elif "Content-MD5" in headers:
         sums.append(("md5", headers["Content-MD5"]))
     digests = {name: base64.b64decode(value).hex() for name, value in sums}
-    return start, RemoteInfo(None if size is None else int(size), _validator(answer), **digests)
+    validator = headers.get("ETag") or headers.get("Last-Modified") or ""
+    return start, RemoteInfo(None if size is None else int(size), validator, **digests)
 
 
 class BucketFile:
@@ -212,7 +186,7 @@ class BucketFile:
         self._files, self._path = fsspec.core.url_to_fs(url, **options)
 
     def info(self) -> RemoteInfo:
-        """Ask what the file is, without its bytes."""
+        """Ask about the file, without its bytes."""
         with _cloud_errors():
             self._files.invalidate_cache()
             info = self._files.info(self._path)
@@ -229,9 +203,10 @@ class BucketFile:
         }
         return RemoteInfo(info.get("size"), validator, **digests)
 
-    def open(self, offset: int, known: RemoteInfo) -> Stream:
+    @contextlib.contextmanager
+    def open(self, offset: int, known: RemoteInfo) -> Iterator[Stream]:
         """Open the file at `offset`."""
-        # These protocols ask for ranges on their own, so look whether it is still the same file.
+        # These protocols read ranges on their own, so check that it is still the same file.
         now = self.info()
         if (now.validator, now.size) != (known.validator, known.size):
             raise Changed("the file has changed since it was begun")
@@ -246,7 +221,8 @@ class BucketFile:
                 raise Changed("the file has changed while it was read")
             return data
 
-        return Stream(offset, now, read, file.close)
+        with contextlib.closing(file):
+            yield offset, now, read
 
     def read_beside(self, suffix: str) -> bytes:
         """Return the file of the same name with a suffix."""
@@ -265,9 +241,6 @@ class BucketFile:
                 return []
             raise
         return [path.rpartition("/")[2] for path in paths]
-
-    def close(self) -> None:
-        """Do nothing: the file systems of these protocols are shared and close by themselves."""
 
 
 @contextlib.contextmanager
@@ -289,7 +262,7 @@ def _cloud_errors() -> Iterator[None]:
 
 
 def _sidecar_md5(remote: HttpFile | BucketFile) -> str | None:
-    """Return the checksum in the file of the same name with .md5 at its end, if there is one."""
+    """Return the checksum in the file NAME.md5 beside a file NAME, if there is one."""
     try:
         content = remote.read_beside(".md5")
     except Refused as error:
@@ -332,6 +305,7 @@ def local_path(url: str) -> Path | None:
 
 def exists(url: str, *, retry: Retry, **options: Any) -> bool:
     """Whether there is a file; `options` as for `open_remote`."""
+    remote = open_remote(url, **options)
 
     def ask() -> bool:
         try:
@@ -342,8 +316,7 @@ def exists(url: str, *, retry: Retry, **options: Any) -> bool:
             raise
         return True
 
-    with contextlib.closing(open_remote(url, **options)) as remote:
-        return retry.call(ask, shown_url(url), clean=clean_urls)
+    return retry.call(ask, shown_url(url), clean=clean_urls)
 
 
 def list_names(url: str, *, retry: Retry, **options: Any) -> list[str] | None:
@@ -370,21 +343,15 @@ class FetchedFile:
     url: str  # where it came from
     size: int
     sha256: str
-    checked: tuple[str, ...]  # what was compared: "length", "md5", "crc32c", "sha256"
+    checked: list[str]  # what was compared: "length", "md5", "crc32c", "sha256"
 
 
-def find_file(path: str | Path) -> FetchedFile | None:
-    """Return what is known of a file that `fetch_file` brought."""
-    path = Path(path)
+def find_file(path: Path) -> FetchedFile | None:
+    """Return the record of a file that `fetch_file` has brought, and that is still whole."""
     record = _read_note(beside(path, ".json"))
-    try:
-        if not path.is_file() or path.stat().st_size != record["size"]:
-            return None
-        return FetchedFile(
-            path, record["url"], record["size"], record["sha256"], tuple(record["checked"])
-        )
-    except KeyError:
+    if not record or not path.is_file() or path.stat().st_size != record.get("size"):
         return None
+    return FetchedFile(path, record["url"], record["size"], record["sha256"], record["checked"])
 
 
 def _read_note(path: Path) -> dict[str, Any]:
@@ -440,12 +407,8 @@ def fetch_file(
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            bar,
-            contextlib.closing(open_remote(url, **options)) as remote,
-            _open_part(path) as part,
-        ):
-            fetch = _Fetch(remote, shown_url(url), path, part, sha256, bar)
+        with bar, _open_part(path) as part:
+            fetch = _Fetch(open_remote(url, **options), shown_url(url), path, part, sha256, bar)
             return (retry or Retry()).call(
                 fetch.attempt,
                 fetch.url,
@@ -479,7 +442,7 @@ class _Fetch:
         self.note = beside(path, ".part.json")
         self.known: RemoteInfo | None = None
         self.began = 0  # size of the part when the last attempt began
-        self.wasted = 0  # whole files that were none
+        self.wasted = 0  # how often the part had to be discarded
 
     def attempt(self) -> FetchedFile:
         """Read on from where the part ends, and check the file when it is whole."""
@@ -491,14 +454,19 @@ class _Fetch:
             return self._finish(known)
         except Changed as error:
             raise self._start_over(str(error)) from None
+        except BadAnswer:
+            self.known = None  # one of two answers was wrong: ask for both again
+            raise
 
     def _begin(self) -> RemoteInfo:
-        """Ask what the file is, and keep the part only if it is of the same file."""
+        """Ask about the file, and keep the part only if it is of the same file."""
         now = self.remote.info()
         note = _read_note(self.note)
         same = (note.get("url"), note.get("validator")) == (self.url, now.validator or None)
         if same and size_of(self.part) <= (now.size or size_of(self.part)):
-            now = replace(now, md5=note.get("md5"), crc32c=note.get("crc32c"))
+            now = replace(
+                now, md5=note.get("md5") or now.md5, crc32c=note.get("crc32c") or now.crc32c
+            )
         else:
             self.part.truncate(0)
             self.began = 0
@@ -527,16 +495,10 @@ class _Fetch:
         part = self.part
         if not known.validator:
             part.truncate(0)  # nothing tells whether the rest would be of the same file
-        try:
-            stream = self.remote.open(size_of(part), known)
-        except BadAnswer:
-            self.known = None  # one of the two answers was wrong: ask for both again
-            raise
-        with contextlib.closing(stream):
-            if stream.start == 0:
+        with self.remote.open(size_of(part), known) as (start, now, read):
+            if start == 0:
                 part.truncate(0)  # the server has no ranges
             # The two answers are of one file, as their validators say.
-            now = stream.info
             known = self._learn(
                 RemoteInfo(
                     known.size if now.size is None else now.size,
@@ -545,10 +507,10 @@ class _Fetch:
                     now.crc32c or known.crc32c,
                 )
             )
-            self._require_room(0 if known.size is None else known.size - stream.start)
+            self._require_room(0 if known.size is None else known.size - start)
             self.bar.reset(known.size)
-            self.bar.n = self.bar.initial = stream.start
-            while data := stream.read(_READ_BYTES):
+            self.bar.n = self.bar.initial = start
+            while data := read(_READ_BYTES):
                 part.write(data)
                 self.bar.update(len(data))
         if known.size is not None and size_of(part) < known.size:
@@ -580,7 +542,7 @@ class _Fetch:
                     "the file that you expect; check the address and the checksum"
                 )
             raise wrong
-        checked = (*(["length"] if known.size is not None else []), *expected)
+        checked = ["length"] * (known.size is not None) + list(expected)
         found = FetchedFile(self.path, self.url, size_of(self.part), digests["sha256"], checked)
         record = {name: value for name, value in asdict(found).items() if name != "path"}
         # Ended between any two of these, the next run finds the whole part and does them again.

@@ -27,9 +27,7 @@ Result = TypeVar("Result")
 # Statuses below 500 that pass by themselves: timeout, too early, too many requests.
 _TRANSIENT_STATUSES = (408, 425, 429)
 # Trouble on this machine, which another request does not help: no space, no right to write.
-_LOCAL_ERRNOS = {
-    getattr(errno, name, 0) for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM")
-} - {0}
+_LOCAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _LOCAL_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _NETWORK_ERRORS = (OSError, EOFError, http.client.HTTPException, zlib.error, pa.ArrowInvalid)
 # Packages all of whose exceptions are failures of a connection or an answer.
@@ -131,7 +129,7 @@ class Retry:
         *,
         advice: Mapping[int, str] | None = None,
         clean: Callable[[str], str] = str,
-        attempts: int | None = None,
+        at_most: int | None = None,
         progressed: Callable[[], bool] = lambda: False,
     ) -> Result:
         """Make a request until it succeeds, is refused, or has failed too often.
@@ -139,7 +137,7 @@ class Retry:
         `advice` says what to do about a status, `clean` takes secrets out of a text. An attempt
         after which `progressed` is true, as one that brought a piece of a file, does not count.
         """
-        limit = max(1, self.attempts if attempts is None else attempts)
+        limit = max(1, min(self.attempts, at_most or self.attempts))
 
         def is_transient(state: tenacity.RetryCallState) -> bool:
             error = state.outcome.exception() if state.outcome else None

@@ -818,8 +818,7 @@ class _Download:
 
         roots = "all" if self.ids is None else f"{len(piece)} ids of {self.column}"
         ids = f", synapses {piece.id_from} to {piece.id_below}" if piece.is_range else ""
-        attempts = min(self.service.retry.attempts, _ATTEMPTS)
-        rows = self.service.retry.call(ask, f"{table}, {roots}{ids}", attempts=attempts)
+        rows = self.service.retry.call(ask, f"{table}, {roots}{ids}", at_most=_ATTEMPTS)
         if rows is None:
             return
         answered = rows.num_rows

@@ -95,24 +95,24 @@ class Rows(mx.sources.CaveSource):
 def test_every_row_arrives_whatever_the_limit(ids, limit, seed):
     rows = Rows(ids, limit, seed)
     for _ in range(2):  # the second time the limit is known
-        fetched = fetch_table(rows, "ids")
-        assert fetched.table["id"].to_pylist() == sorted(ids)
-        assert fetched.table["twice"].to_pylist() == [2 * i for i in sorted(ids)]
+        table, _ = fetch_table(rows, "ids")
+        assert table["id"].to_pylist() == sorted(ids)
+        assert table["twice"].to_pylist() == [2 * i for i in sorted(ids)]
     assert rows.queries <= 2 * (4 * len(ids) + 2)
 
 
 @pytest.mark.parametrize("n", [0, 1, 99, 100, 101, 1000, 10_000])
 def test_few_queries_are_wasted(n):
     rows = Rows(list(range(0, 3 * n, 3)), limit=100)
-    fetched = fetch_table(rows, "ids")
-    assert fetched.queries <= 1 if n <= 100 else fetched.queries <= 2.2 * n / 100
+    queries = fetch_table(rows, "ids")[1]["queries"]
+    assert queries <= 1 if n <= 100 else queries <= 2.2 * n / 100
     assert rows.queries <= (1 if n <= 100 else 3 * n / 100)
 
 
 def test_a_count_that_was_cut_to_the_limit_does_not_hide_rows():
     rows = Rows(list(range(300)), limit=30)
     rows.count = lambda table, filter_in=None: 30 if filter_in is None else 300
-    assert fetch_table(rows, "ids").table["id"].to_pylist() == list(range(300))
+    assert fetch_table(rows, "ids")[0]["id"].to_pylist() == list(range(300))
 
 
 def test_a_service_that_ignores_ranges_is_noticed():
@@ -135,7 +135,7 @@ def test_rows_that_come_twice_are_asked_for_again():
     rows = Rows([1, 2, 3], limit=10)
     answers = [[1, 1, 2], [1, 2, 3]]
     rows.query = lambda table, **options: Answer(pa.table({"id": answers.pop(0)}))
-    assert fetch_table(rows, "ids").table["id"].to_pylist() == [1, 2, 3]
+    assert fetch_table(rows, "ids")[0]["id"].to_pylist() == [1, 2, 3]
     answers = [[1, 1, 2]] * 9
     with pytest.raises(mx.errors.IncompleteDownloadError, match="3 rows with 2 ids arrived"):
         fetch_table(rows, "ids")

@@ -77,7 +77,7 @@ def test_a_file_is_there_once_it_is_whole(server, tmp_path):
     found = fetch(url, path)
     assert path.read_bytes() == BODY
     assert found.sha256 == hashlib.sha256(BODY).hexdigest()
-    assert found.checked == ("length", "md5", "crc32c")
+    assert found.checked == ["length", "md5", "crc32c"]
     assert (found.path, found.url, found.size) == (path, url, len(BODY))
     assert names(path.parent) == [NAME, f"{NAME}.json"]
     asked = len(server.log)
@@ -120,7 +120,7 @@ def test_a_server_that_says_no_length(server, tmp_path):
     url = server.put(f"/{NAME}", BODY, says_length=False)
     found = fetch(url, tmp_path / NAME)
     assert (tmp_path / NAME).read_bytes() == BODY
-    assert found.checked == ()
+    assert found.checked == []
 
 
 # ------------------------------------------------------------------------------------ resuming
@@ -153,7 +153,7 @@ def test_a_whole_part_is_not_asked_for_again(server, tmp_path):
         validator=server.files[f"/{NAME}"].validator,
         md5=hashlib.md5(BODY).hexdigest(),
     )
-    assert fetch(url, tmp_path / NAME).checked == ("length", "md5")
+    assert fetch(url, tmp_path / NAME).checked == ["length", "md5"]
     assert (tmp_path / NAME).read_bytes() == BODY
     assert server.gets == []
 
@@ -367,7 +367,7 @@ def test_a_changed_byte_is_noticed(server, tmp_path, which):
 def test_a_checksum_that_only_the_first_answer_had_is_kept(server, tmp_path):
     hashes = google_hashes(BODY, "crc32c")
     url = server.put(f"/{NAME}", BODY, headers=hashes, headers_of_parts={}, cuts=[1_500_000])
-    assert fetch(url, tmp_path / NAME).checked == ("length", "crc32c")
+    assert fetch(url, tmp_path / NAME).checked == ["length", "crc32c"]
     assert [g.status for g in server.gets] == [200, 206]
     # Also over two runs; the server's file is another by then, and does not say so.
     again, file = tmp_path / "again.csv.gz", server.files[f"/{NAME}"]
@@ -389,18 +389,18 @@ def test_a_checksum_that_stays_wrong_is_an_error(server, tmp_path):
 def test_the_checksum_of_a_file_beside_it(server, tmp_path):
     url = server.put(f"/{NAME}", SMALL)
     server.put(f"/{NAME}.md5", f"{hashlib.md5(SMALL).hexdigest().upper()}  {NAME}\n".encode())
-    assert fetch(url, tmp_path / NAME).checked == ("length", "md5")
+    assert fetch(url, tmp_path / NAME).checked == ["length", "md5"]
     server.put(f"/{NAME}.md5", b"0" * 32)
     with pytest.raises(mx.errors.SourceError, match="expected 00000000"):
         fetch(url, tmp_path / "other.csv.gz")
     server.put(f"/{NAME}.md5", b"<html>not here</html>")
-    assert fetch(url, tmp_path / "third.csv.gz").checked == ("length",)
+    assert fetch(url, tmp_path / "third.csv.gz").checked == ["length"]
 
 
 def test_the_checksum_that_a_caller_knows(server, tmp_path):
     url = server.put(f"/{NAME}", SMALL)
     right = hashlib.sha256(SMALL).hexdigest()
-    assert fetch(url, tmp_path / NAME, sha256=right).checked == ("length", "sha256")
+    assert fetch(url, tmp_path / NAME, sha256=right).checked == ["length", "sha256"]
     with pytest.raises(mx.errors.SourceError, match=f"its sha256 is {right}, expected aa"):
         fetch(url, tmp_path / NAME, sha256="aa" * 32)
     assert find_file(tmp_path / NAME).sha256 == right  # what was whole is still there
@@ -574,7 +574,7 @@ def test_other_protocols(tmp_path, protocol):
     fsspec.filesystem("memory").pipe_file(f"/fetch/{NAME}", BODY)
     found = fetch(url, tmp_path / "here" / NAME)
     assert (tmp_path / "here" / NAME).read_bytes() == BODY
-    assert found.checked == ("length",)
+    assert found.checked == ["length"]
     with pytest.raises(mx.errors.SourceError, match="there is no such file"):
         fetch(f"{url}.absent", tmp_path / "here" / "absent.csv.gz")
     parent = url.rpartition("/")[0]

@@ -187,7 +187,7 @@ def test_gives_up_after_so_many_attempts():
     assert service.asked == 4
     assert len(waits) == 3
     with pytest.raises(mx.errors.IncompleteDownloadError):
-        Retry(attempts=4, sleep=waits.append).call(service, "the table x", attempts=0)
+        Retry(attempts=4, sleep=waits.append).call(service, "the table x", at_most=1)
     assert service.asked == 5
 
 

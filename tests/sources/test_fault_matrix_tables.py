@@ -172,7 +172,7 @@ def test_a_fault_that_passes_changes_nothing(bench, truth, place, name):
     match, after = PLACES[place]
     times = 1 if name in (*SLOW, *HARMLESS) else 2
     bench.server.faults.add(kind, match=match, times=times, after=after, **params)
-    bench.download(timeout=0.2 if name in SLOW else 10.0)
+    bench.download(timeout=0.5 if name in SLOW else 10.0)
     assert bench.server.faults.pending == 0
     assert digests(bench.cache) == truth
     assert bench.files() == files_of(NAMES)

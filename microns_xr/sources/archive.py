@@ -267,6 +267,11 @@ class ArchiveSource:
         -------
         list of str
             Sorted.
+
+        Raises
+        ------
+        SourceError
+            If there is nothing of the version.
         """
         files = list_names(self._address, **self._access)
         if files is None:
@@ -305,6 +310,11 @@ class ArchiveSource:
         -------
         pyarrow.Table
             Ids as int64, text as string, times in UTC, positions as three columns.
+
+        Raises
+        ------
+        SourceError
+            If there is no such table, or it is the table of all synapses.
         """
         if name in (SYNAPSE_TABLE, self._spec.tables.get("synapses") if self._spec else None):
             raise SourceError(
@@ -394,6 +404,13 @@ class ArchiveSource:
         -------
         SynapseSet
             A complete one, the same as a download from the service gives.
+
+        Raises
+        ------
+        SchemaError
+            If `pre` or `post` are not root ids.
+        IncompleteDownloadError
+            If the file cannot be fetched, or the download is cancelled.
         """
         # Before 20 GB are fetched: are these ids, and is the answer here?
         request = make_request(self.datastack, self.version, table, pre, post, positions)

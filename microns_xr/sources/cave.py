@@ -577,6 +577,11 @@ class CaveSource:
         -------
         pandas.DataFrame
             Ids as int64 or Int64, text as object, positions as three columns.
+
+        Raises
+        ------
+        SourceError
+            If there is no such table, or it has no ids.
         """
         frame = to_frame(fetch_table(self, name)[0])
         self._read[name] = {"name": name, "rows": len(frame), "sha256": frame_sha256(frame)}

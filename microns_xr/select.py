@@ -16,7 +16,6 @@ from microns_xr.connectivity.blocks import (
     PARTS,
     Side,
     blocks_of,
-    drop_unpaired,
     is_lazy,
     lazy_neurons,
     load_neurons,
@@ -401,11 +400,10 @@ def _partners(given: Connectivity, ids: Any, own: Side, function: str) -> xr.Dat
     result = load_neurons(connectivity, own, np.unique(positions_of(connectivity, own, ids)))
     n_own = result.sizes[f"{own}_nucleus_id"]
     pattern, _ = pair_buffers(result)
+    n_pairs = np.diff(pattern.indptr)
     if pattern.compressed == own:
-        result = drop_unpaired(result)
-    else:
-        both = {own: None, other: np.flatnonzero(np.diff(pattern.indptr))}
-        result = take_positions(result, both["pre"], both["post"])
+        n_pairs = np.bincount(pattern.indices, minlength=pattern.n_minor)
+    result = take_positions(result, **{other: np.flatnonzero(n_pairs)})
     if not is_one_id(ids):
         return add_history(result, f"{function}({n_own} neurons)")
     # Every partner left has exactly one pair, so the stored values are the partners in order.

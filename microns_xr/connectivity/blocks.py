@@ -1,16 +1,17 @@
-"""Operations on lazy connectivity: what the kernels do with one block, mapped over all of them.
+"""Lazy connectivity: dask arrays whose chunks hold whole neurons, and functions over them.
 
-Nothing here computes. Threads belong to dask, so every kernel runs on one.
+A block holds all stored pairs of some neighbouring neurons of the compressed axis, as one GCXS
+array of each variable. Nothing here computes. Threads belong to dask, so every kernel runs on one.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import dask.array as da
 import numba
@@ -46,96 +47,15 @@ from microns_xr.connectivity.sort import (
 from microns_xr.errors import SchemaError
 from microns_xr.threads import Span, balanced_spans, run_spans, usable_threads
 
-# Reading the pairs of chosen neurons from a source, in as few contiguous reads as make sense.
-
-
-def read_neurons(
-    source: PairSource, majors: np.ndarray, names: Sequence[str]
-) -> tuple[Pattern, dict[str, np.ndarray]]:
-    """Read all pairs of some neurons of the compressed axis."""
-    indptr = source.indptr
-    starts, stops = (indptr[majors + k].astype(np.int64) for k in (0, 1))
-    new_indptr = np.concatenate([[0], np.cumsum(stops - starts)])
-    out = {"indices": np.empty(int(new_indptr[-1]), dtype=np.int32)}
-    out |= {name: np.empty(int(new_indptr[-1]), dtype=np.int64) for name in names}
-    for lo, hi in _runs(starts, stops, source.chunk):
-        first, last = int(starts[lo]), int(stops[hi - 1])
-        lengths = stops[lo:hi] - starts[lo:hi]
-        target = slice(int(new_indptr[lo]), int(new_indptr[hi]))
-        gaps = int(lengths.sum()) < last - first
-        if gaps:
-            shift = np.repeat(starts[lo:hi] - first - (new_indptr[lo:hi] - target.start), lengths)
-            picked = shift + np.arange(shift.size)
-        for name, values in out.items():
-            read = source.read(name, first, last)
-            values[target] = read[picked] if gaps else read
-    n_pre, n_post = source.shape
-    shape = (n_pre, majors.size) if source.compressed == "post" else (majors.size, n_post)
-    pattern = make_pattern(out.pop("indices"), new_indptr, shape, source.compressed)
-    check_sorted(pattern.indices, pattern.indptr, pattern.n_minor)
-    return pattern, out
-
-
-def _runs(starts: np.ndarray, stops: np.ndarray, chunk: int) -> Iterator[tuple[int, int]]:
-    """Group neurons whose spans are read at once.
-
-    Two neurons in one chunk would have it decoded twice, so a gap of less than a chunk is read
-    and thrown away; a run is bounded by what a block of dask holds.
-    """
-    lo = 0
-    for hi in range(1, starts.size + 1):
-        far = hi < starts.size and (
-            starts[hi] - stops[hi - 1] >= chunk or stops[hi] - starts[lo] > BLOCK_PAIRS
-        )
-        if hi == starts.size or far:
-            if stops[hi - 1] > starts[lo]:
-                yield lo, hi
-            lo = hi
-
-
-# Connectivity in blocks: dask arrays whose chunks are GCXS arrays of whole neurons.
-#
-# A block holds all stored pairs of some neighbouring neurons of the compressed axis. Its graph is
-# made here: one layer reads the pattern of each block and one the values of each variable, so
-# that variables share the read of the pattern and none reads another's values.
-
-
-BLOCK_PAIRS = 4_000_000
-"""Stored pairs of a block: 48 MB in memory with one variable."""
+BLOCK_PAIRS = 4_000_000  # stored pairs of a block: 48 MB in memory with one variable
 AXIS = {"pre": 0, "post": 1}
-"""Which axis a side is."""
+OTHER_SIDE: dict[Side, Side] = {"pre": "post", "post": "pre"}
 
-
-class PairSource(Protocol):
-    """Where the stored pairs of one copy are read from, span by span.
-
-    It is pickled into every task, so it holds an address and no data; a worker opens it by itself.
-    """
-
-    @property
-    def compressed(self) -> Compressed:
-        """The axis whose neurons are contiguous spans."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Numbers of pre and of post."""
-
-    @property
-    def indptr(self) -> np.ndarray:
-        """Spans of the compressed axis."""
-
-    @property
-    def chunk(self) -> int:
-        """Stored pairs that are decoded at once."""
-
-    def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Read ``"indices"`` (int32) or the values of a variable, pairs `start` to `stop`."""
-
-    def other(self) -> PairSource | None:
-        """Return the copy of the same pairs that is compressed over the other axis, if any."""
-
-    def __dask_tokenize__(self) -> Any:
-        """Return what tells two sources apart, the content of the store included."""
+Side = Literal["pre", "post"]
+Values = dict[str, np.ndarray]
+# One copy of the pairs on disk, `microns_xr.store.open.StoredPairs`. It is pickled into every
+# task, so it holds an address and no data.
+PairSource = Any
 
 
 def is_lazy(connectivity: xr.Dataset | xr.DataArray) -> bool:
@@ -157,49 +77,36 @@ def block_spans(indptr: np.ndarray, pairs: int | None = None) -> list[Span]:
     return spans or [(0, 0)]
 
 
-def lazy_pairs(
-    source: PairSource, names: Sequence[str], pairs: int | None = None
-) -> dict[str, da.Array]:
+# Making the arrays. One layer of the graph reads the pattern of each block and one the values of
+# each variable, so that variables share the read of the pattern and none reads another's values.
+
+
+def lazy_pairs(source: PairSource, names: Sequence[str]) -> dict[str, da.Array]:
     """Make dask arrays over (pre, post) of what a source holds; reads its indptr only."""
-    indptr = source.indptr
-    spans = block_spans(indptr, pairs)
+    indptr, compressed = source.indptr, source.compressed
+    spans = block_spans(indptr)
+    pairs = [(int(indptr[lo]), int(indptr[hi])) for lo, hi in spans]
     token = tokenize(source, spans)
     patterns = f"pattern-{token}"
-    axis = AXIS[source.compressed]
-    reads: dict[Any, Any] = {}
-    for i, (lo, hi) in enumerate(spans):
-        start, stop = int(indptr[lo]), int(indptr[hi])
-        reads[patterns, i] = (_read_pattern, source, start, stop, indptr[lo : hi + 1] - start)
+    reads: dict[Any, Any] = {
+        (patterns, i): (_read_pattern, source, *pairs[i], indptr[lo : hi + 1] - pairs[i][0])
+        for i, (lo, hi) in enumerate(spans)
+    }
+    widths = tuple(hi - lo for lo, hi in spans)
+    n_pre, n_post = source.shape
+    chunks = ((n_pre,), widths) if compressed == "post" else (widths, (n_post,))
     arrays = {}
     for name in names:
         key = f"{name}-{token}"
         layer: dict[Any, Any] = {
-            (key, *block_key(axis, i)): (
-                _read_values,
-                (patterns, i),
-                source,
-                name,
-                int(indptr[lo]),
-                int(indptr[hi]),
+            (key, *block_key(AXIS[compressed], i)): (
+                _read_values, (patterns, i), source, name, *pairs[i],
             )
-            for i, (lo, hi) in enumerate(spans)
-        }
+            for i in range(len(spans))
+        }  # fmt: skip
         graph = HighLevelGraph({patterns: reads, key: layer}, {patterns: set(), key: {patterns}})
-        arrays[name] = sparse_array(graph, key, spans, source.shape, source.compressed)
+        arrays[name] = da.Array(graph, key, chunks, meta=_no_pairs((0, 0), compressed, np.int64))
     return arrays
-
-
-def source_of(array: Any, name: str) -> PairSource | None:
-    """Return the source of a dask array that is still as `lazy_pairs` made it of `name`, else None.
-
-    An array that goes by another name by now is no longer what the source has under that name.
-    """
-    if not isinstance(array, da.Array):
-        return None
-    task = dict(array.dask.layers.get(array.name, {})).get((array.name, 0, 0))
-    if isinstance(task, tuple) and task[0] is _read_values and task[3] == name:
-        return task[2]
-    return None
 
 
 def _read_pattern(source: PairSource, start: int, stop: int, indptr: np.ndarray) -> Pattern:
@@ -217,24 +124,34 @@ def _read_values(
     return gcxs(source.read(name, start, stop).astype(np.int64, copy=False), pattern)
 
 
+def _no_pairs(shape: tuple[int, int], compressed: Compressed, dtype: Any) -> sparse.GCXS:
+    indptr = np.zeros(shape[AXIS[compressed]] + 1)
+    return gcxs(np.zeros(0, dtype), make_pattern(np.zeros(0), indptr, shape, compressed))
+
+
+def source_of(array: Any, name: str) -> PairSource | None:
+    """Return the source of a dask array that is still as `lazy_pairs` made it of `name`, else None.
+
+    An array that goes by another name by now is no longer what the source has under that name.
+    """
+    if not isinstance(array, da.Array):
+        return None
+    task = dict(array.dask.layers.get(array.name, {})).get((array.name, 0, 0))
+    if isinstance(task, tuple) and task[0] is _read_values and task[3] == name:
+        return task[2]
+    return None
+
+
+def stored_source(arrays: Mapping[str, da.Array]) -> PairSource | None:
+    """Return the one source of arrays that are still as they were opened, else None."""
+    sources = [source_of(array, name) for name, array in arrays.items()]
+    same = all(source == sources[0] for source in sources)
+    return sources[0] if sources and same else None
+
+
 def block_key(axis: int, i: int) -> tuple[int, int]:
     """Return where block `i` is among the chunks of an array that is cut along `axis`."""
     return (0, i) if axis == 1 else (i, 0)
-
-
-def sparse_array(
-    graph: HighLevelGraph,
-    name: str,
-    spans: Sequence[Span],
-    shape: tuple[int, int],
-    compressed: Compressed,
-    dtype: Any = np.int64,
-) -> da.Array:
-    """Make a dask array over (pre, post) of a layer whose chunks are GCXS of whole neurons."""
-    widths = tuple(hi - lo for lo, hi in spans)
-    chunks = ((shape[0],), widths) if compressed == "post" else (widths, (shape[1],))
-    empty = make_pattern(np.zeros(0), np.zeros(1), (0, 0), compressed)
-    return da.Array(graph, name, chunks, meta=gcxs(np.zeros(0, dtype=dtype), empty))
 
 
 @concatenate_lookup.register(sparse.GCXS)
@@ -263,140 +180,7 @@ def _concatenate(arrays: Sequence[sparse.GCXS], axis: int = 0, **_: Any) -> Any:
     return gcxs(np.concatenate([a.data for a in arrays]), pattern)
 
 
-# Parts of a connectivity Dataset by position: what the functions by label are made of.
-
-
-Side = Literal["pre", "post"]
-OTHER_SIDE: dict[Side, Side] = {"pre": "post", "post": "pre"}
-
-
-def positions_of(connectivity: xr.Dataset, side: Side, ids: Any) -> np.ndarray:
-    """Return where ids are on an axis, or raise `UnknownLabelError`."""
-    wanted = as_ids(ids, f"{side}_ids")
-    labels = connectivity[f"{side}_nucleus_id"].values
-    found = Lookup(labels, f"{side}_nucleus_id").find(wanted)
-    require_known(
-        wanted,
-        found,
-        f"{side}_ids",
-        f"{side}_nucleus_id of the connectivity",
-        "its axes are the neurons that were asked for, by nucleus id and not by root id",
-    )
-    return found
-
-
-def take_positions(
-    connectivity: xr.Dataset, pre: np.ndarray | None, post: np.ndarray | None
-) -> xr.Dataset:
-    """Keep ascending positions of either axis; None keeps all."""
-    shape, compressed = layout_of(connectivity)
-    by_side = {"pre": pre, "post": post}
-    n_of = dict(zip(("pre", "post"), shape, strict=True))
-    majors, minors = by_side[compressed], by_side[OTHER_SIDE[compressed]]
-    n_minor = n_of[OTHER_SIDE[compressed]]
-    new_minor = np.arange(n_minor, dtype=np.int32)
-    if minors is not None:
-        new_minor = np.full(n_minor, -1, dtype=np.int32)
-        new_minor[minors] = np.arange(minors.size)
-        n_minor = minors.size
-    majors = np.arange(n_of[compressed]) if majors is None else majors
-    rest = connectivity.drop_vars(pair_names(connectivity)).isel(
-        {f"{s}_nucleus_id": kept for s, kept in by_side.items() if kept is not None}
-    )
-    return keep_pairs(connectivity, rest, Rule(majors, new_minor, n_minor))
-
-
-def load_neurons(connectivity: xr.Dataset, side: Side, positions: np.ndarray) -> xr.Dataset:
-    """Keep ascending positions of one axis, in memory."""
-    by_side = {"pre": None, "post": None, side: positions}
-    if not is_lazy(connectivity):
-        return take_positions(connectivity, by_side["pre"], by_side["post"])
-    blocks = blocks_of(connectivity, prefer=side)
-    source = stored_source(blocks.arrays)
-    if source is None or blocks.compressed != side:
-        return take_positions(connectivity, by_side["pre"], by_side["post"]).compute()
-    pattern, values = read_neurons(source, positions, list(blocks.arrays))
-    rest = connectivity.drop_vars(list(values)).isel({f"{side}_nucleus_id": positions}).compute()
-    arrays = {name: gcxs(stored, pattern) for name, stored in values.items()}
-    return _with_arrays(connectivity, rest, arrays)
-
-
-def drop_unpaired(connectivity: xr.Dataset) -> xr.Dataset:
-    """Drop the neurons of the axis that is not compressed which have no pair, in memory.
-
-    Every pair stays, so that the values are not copied.
-    """
-    pattern, values = pair_buffers(connectivity)
-    side = OTHER_SIDE[pattern.compressed]
-    found = np.zeros(pattern.n_minor, dtype=bool)
-    found[pattern.indices] = True  # a tenth of the time of np.unique
-    if found.all():
-        return connectivity
-    kept = np.flatnonzero(found)
-    new_minor = (np.cumsum(found, dtype=np.int32) - 1).astype(np.int32)
-    shape = {side: kept.size, pattern.compressed: pattern.n_major}
-    new = make_pattern(
-        new_minor[pattern.indices],
-        pattern.indptr,
-        (shape["pre"], shape["post"]),
-        pattern.compressed,
-    )
-    rest = connectivity.drop_vars(list(values)).isel({f"{side}_nucleus_id": kept})
-    arrays = {name: gcxs(stored, new) for name, stored in values.items()}
-    return _with_arrays(connectivity, rest, arrays)
-
-
-def layout_of(connectivity: xr.Dataset) -> tuple[tuple[int, int], Side]:
-    """Return the shape and the compressed axis of a connectivity Dataset, lazy or not."""
-    pairs = (
-        blocks_of(connectivity, ["synapse_size"])
-        if is_lazy(connectivity)
-        else pattern_of(connectivity)
-    )
-    return pairs.shape, pairs.compressed
-
-
-def keep_pairs(connectivity: xr.Dataset, rest: xr.Dataset, rule: Rule) -> xr.Dataset:
-    """Keep neurons and pairs by a rule, put on the axes of `rest`; lazily where they are lazy."""
-    if is_lazy(connectivity):
-        return _with_arrays(connectivity, rest, filter_blocks(blocks_of(connectivity), rule))
-    pattern, values = pair_buffers(connectivity)
-    selection = select_pairs(pattern.indices, pattern.indptr, rule)
-    shape = rule.shape(pattern.compressed)
-    return with_pairs(connectivity, rest, pattern, values, selection, shape)
-
-
-def with_pairs(
-    connectivity: xr.Dataset,
-    rest: xr.Dataset,
-    pattern: Pattern,
-    values: dict[str, np.ndarray],
-    selection: Selection,
-    shape: tuple[int, int],
-) -> xr.Dataset:
-    """Put selected pairs on the axes of `rest`, in the order of variables of `connectivity`."""
-    new = make_pattern(selection.indices, selection.indptr, shape, pattern.compressed)
-    arrays = {name: gcxs(take_values(v, selection.source), new) for name, v in values.items()}
-    return _with_arrays(connectivity, rest, arrays)
-
-
-def _with_arrays(
-    connectivity: xr.Dataset, rest: xr.Dataset, arrays: Mapping[str, Any]
-) -> xr.Dataset:
-    result = rest.drop_vars(list(arrays), errors="ignore").assign(
-        {name: (PAIR_DIMS, array, dict(connectivity[name].attrs)) for name, array in arrays.items()}
-    )
-    return result[list(connectivity.data_vars)]
-
-
-# Functions over the blocks of lazy connectivity, and their results put together.
-#
-# Where a result is a sum over the compressed axis the parts of all blocks are added up along a
-# tree of fixed shape, so that every scheduler gives the same bits.
-
-
-_FAN = 8  # parts that are added up at once; they are all held then
-_LARGE = 1 << 25  # bytes of a part from which on only two are
+# Taking lazy connectivity apart into blocks, and calling functions on them.
 
 
 @dataclass(frozen=True)
@@ -418,171 +202,17 @@ class Blocks:
         """Length of the other axis."""
         return self.shape[1 - AXIS[self.compressed]]
 
-    def map(
-        self,
-        function: Callable[..., Any],
-        shared: Delayed | None = None,
-        each: Sequence[tuple[Any, ...]] | None = None,
-    ) -> Mapped:
-        """Call ``function(pattern, values, shared, *each[i])`` on block i, lazily."""
-        each = list(self.spans) if each is None else each
-        names = list(self.arrays)
-        parts = [self.arrays[n].name for n in names]
-        shared = delayed(None, pure=True) if shared is None else shared
-        name = f"{_word(function)}-{tokenize(function, parts, shared.key, each)}"
-        axis = AXIS[self.compressed]
-        layer: dict[Any, Any] = {
-            (name, i): (
-                _on_block,
-                function,
-                names,
-                [(part, *block_key(axis, i)) for part in parts],
-                self.compressed,
-                shared.key,
-                *arguments,
-            )
-            for i, arguments in enumerate(each)
-        }
-        needs: list[Any] = [*self.arrays.values(), shared]
-        graph = HighLevelGraph.from_collections(name, layer, dependencies=needs)
-        return Mapped(graph, name, list(layer), self)
-
-    def nothing(self, shape: tuple[int, int]) -> dict[str, da.Array]:
-        """Return the variables over no neuron of the compressed axis."""
-        empty = make_pattern(np.zeros(0), np.zeros(1), shape, self.compressed)
-        result = {}
-        for name, array in self.arrays.items():
-            # Not da.from_array, which cuts what it is given: sparse compiles 5 s for that.
-            block = gcxs(np.zeros(0, dtype=array.dtype), empty)
-            new = f"{name}-{tokenize('nothing', shape, self.compressed, array.dtype)}"
-            graph = HighLevelGraph({new: {(new, 0, 0): block}}, {new: set()})
-            result[name] = sparse_array(graph, new, [(0, 0)], shape, self.compressed, array.dtype)
-        return result
-
-    def filtered(
-        self,
-        function: Callable[..., sparse.GCXS],
-        shared: Delayed,
-        each: Sequence[tuple[Any, ...]],
-        keep: Sequence[int],
-        widths: Sequence[int],
-        shape: tuple[int, int],
-    ) -> dict[str, da.Array]:
-        """Map each variable by itself to a new sparse array of other neurons."""
-        edges = np.concatenate([[0], np.cumsum(widths)]).tolist()
-        spans = list(pairwise(edges))
-        result = {}
-        for name, array in self.arrays.items():
-            new = f"{name}-{tokenize(function, array.name, shared.key, each, list(keep), shape)}"
-            axis = AXIS[self.compressed]
-            layer: dict[Any, Any] = {
-                (new, *block_key(axis, i)): (
-                    _on_block,
-                    function,
-                    [name],
-                    [(array.name, *block_key(axis, block))],
-                    self.compressed,
-                    shared.key,
-                    *arguments,
-                )
-                for i, (block, arguments) in enumerate(zip(keep, each, strict=True))
-            }
-            needs: list[Any] = [array, shared]
-            graph = HighLevelGraph.from_collections(new, layer, dependencies=needs)
-            result[name] = sparse_array(graph, new, spans, shape, self.compressed, array.dtype)
-        return result
-
-
-def _on_block(
-    function: Callable[..., Any],
-    names: list[str],
-    arrays: list[Any],
-    compressed: Compressed,
-    shared: Any,
-    *arguments: Any,
-) -> Any:
-    patterns, values = [], {}
-    for name, array in zip(names, arrays, strict=True):
-        pattern, stored = pattern_of_array(array, name, compressed)
-        values[name] = stored
-        patterns.append(pattern)
-    for name, other in zip(names[1:], patterns[1:], strict=True):
-        if not patterns[0].same_pairs(other):
-            raise SchemaError(
-                f"{name} stores other pairs than {names[0]}, expected both on one sparsity "
-                "pattern: do not filter one of them alone"
-            )
-    return function(patterns[0], values, shared, *arguments)
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """Results of a function on every block, or one of all blocks, not yet computed."""
-
-    graph: HighLevelGraph  # how to get them
-    name: str  # name of the last layer
-    keys: list[Any]  # one of each block, or a single one
-    blocks: Blocks  # what they come from
-
-    def then(self, function: Callable[[Any], Any]) -> Mapped:
-        """Call a function on every result."""
-        name = f"{_word(function)}-{self.name}"
-        keys: list[Any] = [(name, i) for i in range(len(self.keys))]
-        layer = {new: (function, old) for new, old in zip(keys, self.keys, strict=True)}
-        return Mapped(self._over(name, layer), name, keys, self.blocks)
-
-    def added(self, combine: Callable[[list[Any]], Any], nbytes: int = 0) -> Mapped:
-        """Combine the results of all blocks, a few at a time, into one."""
-        keys, level = self.keys, 0
-        fan = _FAN if nbytes < _LARGE else 2
-        name = f"{_word(combine)}-{self.name}"
-        layer: dict[Any, Any] = {}
-        while len(keys) > 1 or not layer:
-            groups = [keys[i : i + fan] for i in range(0, len(keys), fan)]
-            keys = [(name, level, i) for i in range(len(groups))]
-            layer.update({new: (combine, old) for new, old in zip(keys, groups, strict=True)})
-            level += 1
-        return Mapped(self._over(name, layer), name, keys, self.blocks)
-
-    def along(self, item: int, shape: tuple[int, ...], dtype: Any) -> da.Array:
-        """Put item `item` of every result together along the compressed axis."""
-        widths = tuple(hi - lo for lo, hi in self.blocks.spans)
-        return self._array(item, (widths, *((n,) for n in shape)), dtype)
-
-    def whole(self, item: int, shape: tuple[int, ...], dtype: Any) -> da.Array:
-        """Take item `item` of the one result that `added` made, as an array of one chunk."""
-        return self._array(item, tuple((n,) for n in shape), dtype)
-
-    def value(self) -> Delayed:
-        """Return the one result that `added` made."""
-        return Delayed(self.keys[0], self.graph, layer=self.name)
-
-    def _array(self, item: int, chunks: tuple[tuple[int, ...], ...], dtype: Any) -> da.Array:
-        name = f"item{item}-{self.name}"
-        zeros = (0,) * (len(chunks) - 1)
-        layer: dict[Any, Any] = {
-            (name, i, *zeros): (operator.getitem, key, item) for i, key in enumerate(self.keys)
-        }
-        return da.Array(self._over(name, layer), name, chunks, dtype=dtype)
-
-    def _over(self, name: str, layer: dict[Any, Any]) -> HighLevelGraph:
-        return HighLevelGraph(
-            {**self.graph.layers, name: layer}, {**self.graph.dependencies, name: {self.name}}
-        )
-
-
-def _word(function: Callable[..., Any]) -> str:
-    return function.__name__.strip("_").replace("_", "-")
-
 
 def blocks_of(
     connectivity: xr.Dataset,
     names: Sequence[str] | None = None,
     prefer: Compressed | None = None,
 ) -> Blocks:
-    """Take the dask arrays out of a lazy connectivity Dataset."""
-    if names is None:
-        names = pair_names(connectivity)
+    """Take the dask arrays out of a lazy connectivity Dataset.
+
+    Where the store has both copies and the arrays are as they were opened, that of `prefer`.
+    """
+    names = pair_names(connectivity) if names is None else names
     arrays: dict[str, da.Array] = {}
     for name in names:
         variable = connectivity[name]
@@ -602,7 +232,11 @@ def blocks_of(
         raise SchemaError(
             f"the variables {names} have different chunks: do not rechunk one of them alone"
         )
-    compressed = _compressed_of(first)
+    # A single chunk does not say along which axis it was cut.
+    compressed: Compressed = "pre" if len(first.chunks[0]) > len(first.chunks[1]) else "post"
+    if len(first.chunks[0]) == len(first.chunks[1]):
+        axes = getattr(first._meta, "compressed_axes", (1,))
+        compressed = "pre" if tuple(axes) == (0,) else "post"
     if len(first.chunks[1 - AXIS[compressed]]) != 1:
         raise SchemaError(
             f"the connectivity is cut along both axes ({first.numblocks} blocks), expected blocks "
@@ -616,23 +250,235 @@ def blocks_of(
     return Blocks(compressed, first.shape, list(pairwise(edges)), arrays)
 
 
-def stored_source(arrays: Mapping[str, da.Array]) -> PairSource | None:
-    """Return the one source of arrays that are still as they were opened, else None."""
-    sources = [source_of(array, name) for name, array in arrays.items()]
-    same = all(source == sources[0] for source in sources)
-    return sources[0] if sources and same else None
+def _mapped(blocks: Blocks, function: Callable[..., Any], shared: Any = None) -> list[Any]:
+    """Call ``function(pattern, values, shared, lo, hi)`` for every block, lazily.
+
+    `shared` is one object of the graph, however many blocks there are; `lo` and `hi` are the
+    neurons of the block.
+    """
+    if not isinstance(shared, Delayed):
+        shared = delayed(shared, pure=True, traverse=False)
+    parts = [array.to_delayed(optimize_graph=False).ravel() for array in blocks.arrays.values()]
+    call = delayed(_on_block, pure=True)
+    # Each part as an argument of its own: dask would copy the graph of parts in a list.
+    return [
+        call(function, list(blocks.arrays), blocks.compressed, shared, lo, hi, *arrays)
+        for *arrays, (lo, hi) in zip(*parts, blocks.spans, strict=True)
+    ]
 
 
-def _compressed_of(array: da.Array) -> Compressed:
-    if len(array.chunks[0]) != len(array.chunks[1]):
-        return "pre" if len(array.chunks[0]) > 1 else "post"
-    return "pre" if tuple(getattr(array._meta, "compressed_axes", (1,))) == (0,) else "post"
+def _on_block(
+    function: Callable[..., Any],
+    names: list[str],
+    compressed: Compressed,
+    shared: Any,
+    lo: int,
+    hi: int,
+    *arrays: Any,
+) -> Any:
+    pairs = [pattern_of_array(a, n, compressed) for n, a in zip(names, arrays, strict=True)]
+    pattern = pairs[0][0]
+    for name, (other, _) in zip(names[1:], pairs[1:], strict=True):
+        if not pattern.same_pairs(other):
+            raise SchemaError(
+                f"{name} stores other pairs than {names[0]}, expected both on one sparsity "
+                "pattern: do not filter one of them alone"
+            )
+    values = {name: stored for name, (_, stored) in zip(names, pairs, strict=True)}
+    return function(pattern, values, shared, lo, hi)
 
 
-# Sums of sizes and counts of a compressed matrix by neuron and by pairs of groups, in integers.
-#
-# As in `kernels`, a matrix is compressed over its *major* axis. Every result has the three
-# columns ``PARTS``. Integer sums do not depend on their order, so each thread adds up for itself.
+_FAN = 8  # results that are added up at once; they are all held then
+_LARGE = 1 << 25  # bytes of a result from which on only two are
+
+
+def _added(parts: list[Any], combine: Callable[..., Any], nbytes: int = 0) -> Any:
+    """Add up results along a tree of fixed shape, so that every scheduler gives the same bits."""
+    fan = _FAN if nbytes < _LARGE else 2
+    while len(parts) > 1:
+        groups = [parts[i : i + fan] for i in range(0, len(parts), fan)]
+        parts = [delayed(combine, pure=True)(*group) for group in groups]
+    return parts[0]
+
+
+def _add(*parts: Any) -> Any:
+    return sum(parts[1:], start=parts[0])
+
+
+def _along(
+    parts: list[Any], item: int, spans: list[Span], shape: tuple[int, ...], dtype: Any
+) -> da.Array:
+    """Put one item of the results of all blocks together along the compressed axis."""
+    arrays = [
+        da.from_delayed(part[item], (hi - lo, *shape), dtype)
+        for part, (lo, hi) in zip(parts, spans, strict=True)
+    ]
+    return da.concatenate(arrays)
+
+
+# Parts of a connectivity Dataset by position: what the functions by label are made of.
+
+
+def positions_of(connectivity: xr.Dataset, side: Side, ids: Any) -> np.ndarray:
+    """Return where ids are on an axis, or raise `UnknownLabelError`."""
+    wanted = as_ids(ids, f"{side}_ids")
+    axis = f"{side}_nucleus_id"
+    at = Lookup(connectivity[axis].values, axis).find(wanted)
+    hint = "its axes are the neurons that were asked for, by nucleus id and not by root id"
+    require_known(wanted, at, f"{side}_ids", f"{axis} of the connectivity", hint)
+    return at
+
+
+def take_positions(
+    connectivity: xr.Dataset, pre: np.ndarray | None = None, post: np.ndarray | None = None
+) -> xr.Dataset:
+    """Select ascending positions of either axis; None selects all."""
+    (n_pre, n_post), compressed = layout_of(connectivity)
+    chosen = {"pre": pre, "post": post}
+    everybody = {"pre": np.arange(n_pre), "post": np.arange(n_post)}
+    rest = connectivity.drop_vars(pair_names(connectivity)).isel(
+        {f"{side}_nucleus_id": at for side, at in chosen.items() if at is not None}
+    )
+    majors, minors = (
+        everybody[side] if (at := chosen[side]) is None else at
+        for side in (compressed, OTHER_SIDE[compressed])
+    )
+    new_minor = np.full(everybody[OTHER_SIDE[compressed]].size, -1, dtype=np.int32)
+    new_minor[minors] = np.arange(minors.size)
+    return keep_pairs(connectivity, rest, Rule(majors, new_minor, minors.size))
+
+
+def load_neurons(connectivity: xr.Dataset, side: Side, positions: np.ndarray) -> xr.Dataset:
+    """Select ascending positions of one axis, in memory."""
+    if is_lazy(connectivity):
+        blocks = blocks_of(connectivity, prefer=side)
+        source = stored_source(blocks.arrays)
+        if source is not None and blocks.compressed == side:
+            pattern, values = read_neurons(source, positions, list(blocks.arrays))
+            rest = connectivity.drop_vars(list(values)).isel({f"{side}_nucleus_id": positions})
+            arrays = {name: gcxs(stored, pattern) for name, stored in values.items()}
+            return _with_arrays(connectivity, rest.compute(), arrays)
+    return take_positions(connectivity, **{side: positions}).compute()
+
+
+def read_neurons(
+    source: PairSource, majors: np.ndarray, names: Sequence[str]
+) -> tuple[Pattern, Values]:
+    """Read all pairs of some neurons of the compressed axis, in as few reads as make sense."""
+    indptr = source.indptr
+    starts, stops = (indptr[majors + k].astype(np.int64) for k in (0, 1))
+    new_indptr = np.concatenate([[0], np.cumsum(stops - starts)])
+    out = {"indices": np.empty(int(new_indptr[-1]), dtype=np.int32)}
+    out |= {name: np.empty(int(new_indptr[-1]), dtype=np.int64) for name in names}
+    for lo, hi in _runs(starts, stops, source.chunk):
+        first, last = int(starts[lo]), int(stops[hi - 1])
+        target = slice(int(new_indptr[lo]), int(new_indptr[hi]))
+        # Where the pairs of these neurons are among those that are read.
+        shift = starts[lo:hi] - first - (new_indptr[lo:hi] - target.start)
+        at = np.repeat(shift, stops[lo:hi] - starts[lo:hi]) + np.arange(target.stop - target.start)
+        for name, values in out.items():
+            values[target] = source.read(name, first, last)[at]
+    n_pre, n_post = source.shape
+    shape = (n_pre, majors.size) if source.compressed == "post" else (majors.size, n_post)
+    pattern = make_pattern(out.pop("indices"), new_indptr, shape, source.compressed)
+    check_sorted(pattern.indices, pattern.indptr, pattern.n_minor)
+    return pattern, out
+
+
+def _runs(starts: np.ndarray, stops: np.ndarray, chunk: int) -> Iterator[Span]:
+    """Group neurons whose spans are read at once."""
+    lo = 0
+    for hi in range(1, starts.size + 1):
+        # Two neurons in one chunk would have it decoded twice, so a gap of less than a chunk is
+        # read and thrown away; a run is bounded by what a block of dask holds.
+        far = hi < starts.size and (
+            starts[hi] - stops[hi - 1] >= chunk or stops[hi] - starts[lo] > BLOCK_PAIRS
+        )
+        if hi == starts.size or far:
+            if stops[hi - 1] > starts[lo]:
+                yield lo, hi
+            lo = hi
+
+
+def layout_of(connectivity: xr.Dataset) -> tuple[tuple[int, int], Side]:
+    """Return the shape and the compressed axis of a connectivity Dataset, lazy or not."""
+    lazy = is_lazy(connectivity)
+    pairs = blocks_of(connectivity, ["synapse_size"]) if lazy else pattern_of(connectivity)
+    return pairs.shape, pairs.compressed
+
+
+def keep_pairs(connectivity: xr.Dataset, rest: xr.Dataset, rule: Rule) -> xr.Dataset:
+    """Select neurons and pairs by a rule, put on the axes of `rest`; lazily where they are lazy."""
+    if is_lazy(connectivity):
+        return _with_arrays(connectivity, rest, _filtered(blocks_of(connectivity), rule))
+    pattern, values = pair_buffers(connectivity)
+    selection = select_pairs(pattern.indices, pattern.indptr, rule)
+    shape = rule.shape(pattern.compressed)
+    return with_pairs(connectivity, rest, pattern, values, selection, shape)
+
+
+def with_pairs(
+    connectivity: xr.Dataset,
+    rest: xr.Dataset,
+    pattern: Pattern,
+    values: Values,
+    selection: Selection,
+    shape: tuple[int, int],
+) -> xr.Dataset:
+    """Put selected pairs on the axes of `rest`, in the order of variables of `connectivity`."""
+    new = make_pattern(selection.indices, selection.indptr, shape, pattern.compressed)
+    arrays = {name: gcxs(take_values(v, selection.source), new) for name, v in values.items()}
+    return _with_arrays(connectivity, rest, arrays)
+
+
+def _with_arrays(
+    connectivity: xr.Dataset, rest: xr.Dataset, arrays: Mapping[str, Any]
+) -> xr.Dataset:
+    result = rest.drop_vars(list(arrays), errors="ignore").assign(
+        {name: (PAIR_DIMS, array, dict(connectivity[name].attrs)) for name, array in arrays.items()}
+    )
+    return result[list(connectivity.data_vars)]
+
+
+def _filtered(blocks: Blocks, rule: Rule) -> dict[str, da.Array]:
+    """Select neurons and pairs; blocks of which no neuron is left are never read."""
+    shared = delayed(rule, pure=True, traverse=False)
+    compressed, result = blocks.compressed, {}
+    for name, array in blocks.arrays.items():
+        meta = _no_pairs((0, 0), compressed, array.dtype)
+        one = Blocks(compressed, blocks.shape, blocks.spans, {name: array})
+        parts = []
+        for part, (lo, hi) in zip(_mapped(one, _filter_block, shared), one.spans, strict=True):
+            shape = _rule_of_block(rule, lo, hi).shape(compressed)
+            if shape[AXIS[compressed]]:
+                parts.append(da.from_delayed(part, shape, meta=meta))
+        if not parts:
+            shape = rule.shape(compressed)
+            nothing = delayed(_no_pairs, pure=True)(shape, compressed, array.dtype)
+            parts = [da.from_delayed(nothing, shape, meta=meta)]
+        result[name] = da.concatenate(parts, axis=AXIS[compressed])
+    return result
+
+
+def _rule_of_block(rule: Rule, lo: int, hi: int) -> Rule:
+    part = slice(*np.searchsorted(rule.majors, [lo, hi]))
+    whole, without = (None if a is None else a[part] for a in (rule.whole, rule.without))
+    return rule._replace(majors=rule.majors[part] - lo, whole=whole, without=without)
+
+
+def _filter_block(pattern: Pattern, values: Values, rule: Rule, lo: int, hi: int) -> sparse.GCXS:
+    (stored,) = values.values()
+    rule = _rule_of_block(rule, lo, hi)
+    new = select_pairs(pattern.indices, pattern.indptr, rule, threads=1)
+    shape = rule.shape(pattern.compressed)
+    return gcxs(
+        stored[new.source], make_pattern(new.indices, new.indptr, shape, pattern.compressed)
+    )
+
+
+# Sums of sizes and counts by neuron and by pairs of groups. Every result has the three columns
+# ``PARTS``. They are integers, whose sums do not depend on their order, so each thread adds up for
+# itself.
 
 
 PARTS = ("n_connections", "synapse_size", "synapse_count")
@@ -717,7 +563,7 @@ def _group_sums(  # type: ignore[no-untyped-def]
     return table
 
 
-Values = dict[str, np.ndarray]
+# The same of lazy connectivity, and its contraction.
 
 
 def lazy_contract(
@@ -727,22 +573,17 @@ def lazy_contract(
     over: Literal["minor", "major"],
     want_rated: bool,
 ) -> tuple[da.Array, da.Array | None]:
-    """Contract one variable with rows of values."""
-    each = [(lo, hi, over, want_rated) for lo, hi in blocks.spans]
-    mapped = blocks.map(_contract_block, aligned, each)
+    """Contract one variable with rows of values; return the sums and the share that is rated."""
+    block = partial(_contract_block, over=over, want_rated=want_rated)
+    parts = _mapped(blocks, block, aligned)
     if over == "minor":
-        results = [
-            mapped.along(0, (n_columns,), np.float64),
-            mapped.along(1, (), np.float64) if want_rated else None,
-        ]
-    else:
-        total = mapped.added(_add_contractions, 8 * blocks.n_minor * n_columns).then(_result)
-        results = [
-            total.whole(0, (blocks.n_minor, n_columns), np.float64),
-            total.whole(1, (blocks.n_minor,), np.float64) if want_rated else None,
-        ]
-    sums, share = results
-    assert sums is not None
+        sums = _along(parts, 0, blocks.spans, (n_columns,), np.float64)
+        return sums, _along(parts, 1, blocks.spans, (), np.float64) if want_rated else None
+    # Each block has a part of every sum.
+    total = _added(parts, _add_contractions, 8 * blocks.n_minor * n_columns)
+    result: Any = delayed(_result, pure=True)(total)
+    sums = da.from_delayed(result[0], (blocks.n_minor, n_columns), np.float64)
+    share = da.from_delayed(result[1], (blocks.n_minor,), np.float64) if want_rated else None
     return sums, share
 
 
@@ -752,6 +593,7 @@ def _contract_block(
     aligned: Any,
     lo: int,
     hi: int,
+    *,
     over: Literal["minor", "major"],
     want_rated: bool,
 ) -> Any:
@@ -762,13 +604,12 @@ def _contract_block(
     return part.result() if over == "minor" else part
 
 
-def _add_contractions(parts: list[Contraction]) -> Contraction:
-    sums = sum((p.sums for p in parts[1:]), start=parts[0].sums)
-    if parts[0].tally is None or parts[0].partners is None:
+def _add_contractions(*parts: Any) -> Contraction:
+    sums = _add(*(part.sums for part in parts))
+    if parts[0].tally is None:
         return Contraction(sums)
-    tally = sum((p.tally for p in parts[1:] if p.tally is not None), start=parts[0].tally)
-    partners = np.bitwise_or.reduce([p.partners for p in parts if p.partners is not None])
-    return Contraction(sums, tally, partners)
+    partners = np.bitwise_or.reduce([part.partners for part in parts])
+    return Contraction(sums, _add(*(part.tally for part in parts)), partners)
 
 
 def _result(contraction: Contraction) -> tuple[np.ndarray, np.ndarray | None]:
@@ -778,11 +619,12 @@ def _result(contraction: Contraction) -> tuple[np.ndarray, np.ndarray | None]:
 
 def lazy_neurons(blocks: Blocks) -> tuple[da.Array, da.Array]:
     """Sum sizes and counts of every neuron, as `neuron_sums` does."""
-    mapped = blocks.map(_neurons_block)
-    minor = mapped.then(_second).added(_add_arrays).then(_alone)
+    parts = _mapped(blocks, _neurons_block)
+    n = len(PARTS)
+    minor = _added([part[1] for part in parts], _add)
     return (
-        mapped.along(0, (len(PARTS),), np.int64),
-        minor.whole(0, (blocks.n_minor, len(PARTS)), np.int64),
+        _along(parts, 0, blocks.spans, (n,), np.int64),
+        da.from_delayed(minor, (blocks.n_minor, n), np.int64),
     )
 
 
@@ -804,82 +646,28 @@ def _whole_numbers(values: Values) -> list[np.ndarray]:
     return [values[name] for name in PARTS[1:]]
 
 
-def _second(pair: tuple[Any, Any]) -> Any:
-    return pair[1]
-
-
-def _alone(array: np.ndarray) -> tuple[np.ndarray]:
-    return (array,)
-
-
-def _add_arrays(parts: list[np.ndarray]) -> np.ndarray:
-    return sum(parts[1:], start=parts[0])
-
-
 def lazy_groups(
     blocks: Blocks, major_codes: np.ndarray, minor_codes: np.ndarray, n_groups: tuple[int, int]
 ) -> da.Array:
     """Sum sizes and counts between groups of neurons, as `group_sums` does."""
-    codes = delayed(np.ascontiguousarray(minor_codes, dtype=np.int32), pure=True)
-    each = [(major_codes[lo:hi], n_groups) for lo, hi in blocks.spans]
     shape = (*n_groups, len(PARTS))
-    total = blocks.map(_groups_block, codes, each).added(_add_arrays, 8 * math.prod(shape))
-    return total.then(_alone).whole(0, shape, np.int64)
+    parts = _mapped(blocks, _groups_block, (major_codes, minor_codes, n_groups))
+    return da.from_delayed(_added(parts, _add, 8 * math.prod(shape)), shape, np.int64)
 
 
 def _groups_block(
-    pattern: Pattern,
-    values: Values,
-    minor_codes: np.ndarray,
-    major_codes: np.ndarray,
-    n_groups: tuple[int, int],
+    pattern: Pattern, values: Values, shared: tuple[Any, Any, Any], lo: int, hi: int
 ) -> np.ndarray:
+    major_codes, minor_codes, n_groups = shared
     size, count = _whole_numbers(values)
     buffers = (size, count, pattern.indices, pattern.indptr)
-    return group_sums(*buffers, major_codes, minor_codes, n_groups, threads=1)
+    return group_sums(*buffers, major_codes[lo:hi], minor_codes, n_groups, threads=1)
 
 
 def count_pairs(blocks: Blocks) -> Delayed:
     """Count the stored pairs of one variable."""
-    return blocks.map(_count_block).added(_add_arrays).value()
+    return _added(_mapped(blocks, _count_block), _add)
 
 
 def _count_block(pattern: Pattern, values: Values, shared: None, lo: int, hi: int) -> int:
     return pattern.nnz
-
-
-def filter_blocks(blocks: Blocks, rule: Rule) -> dict[str, da.Array]:
-    """Keep some neurons and pairs; blocks of which no neuron is left are never read."""
-    shape = rule.shape(blocks.compressed)
-    if not rule.majors.size:
-        return blocks.nothing(shape)
-    starts = np.array([lo for lo, _ in blocks.spans])
-    block_of = np.searchsorted(starts, rule.majors, side="right") - 1
-    edges = np.searchsorted(block_of, np.arange(len(starts) + 1))
-    keep = [i for i in range(len(starts)) if edges[i + 1] > edges[i]]
-    each, widths = [], []
-    for i in keep:
-        own = slice(int(edges[i]), int(edges[i + 1]))
-        of_block = [None if a is None else a[own] for a in (rule.whole, rule.without)]
-        each.append((rule.majors[own] - starts[i], *of_block))
-        widths.append(own.stop - own.start)
-    # The long arrays once, and of the rule for a block only what is its own.
-    shared = delayed(rule._replace(majors=rule.majors[:0], whole=None, without=None), pure=True)
-    return blocks.filtered(_filter_block, shared, each, keep, widths, shape)
-
-
-def _filter_block(
-    pattern: Pattern,
-    values: Values,
-    shared: Rule,
-    majors: np.ndarray,
-    whole: np.ndarray | None,
-    without: np.ndarray | None,
-) -> sparse.GCXS:
-    (stored,) = values.values()
-    rule = shared._replace(majors=majors, whole=whole, without=without)
-    selection = select_pairs(pattern.indices, pattern.indptr, rule, threads=1)
-    new = make_pattern(
-        selection.indices, selection.indptr, rule.shape(pattern.compressed), pattern.compressed
-    )
-    return gcxs(stored[selection.source], new)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import microns_xr as mx
 from microns_xr.connectivity import blocks
-from microns_xr.connectivity import blocks as blockwise
 from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.blocks import read_neurons
 from microns_xr.store.locate import CompleteStore
@@ -161,7 +160,7 @@ def test_sums_over_the_cut_axis_are_added_up(store, memory, units, over, large, 
     """Where there is no better copy, each block gives a part of every sum."""
     monkeypatch.setattr(StoredPairs, "other", lambda self: None)
     if large:
-        monkeypatch.setattr(blockwise, "_LARGE", 0)
+        monkeypatch.setattr(blocks, "_LARGE", 0)
     connectivity = lz.connectivity_in(store, "pre" if over == "pre_nucleus_id" else "post")
     currents = mx.contract(connectivity, units.rate_dir, over, missing="skip")
     assert not currents.chunks[0][1:]
@@ -174,18 +173,16 @@ def test_sums_over_the_cut_axis_are_added_up(store, memory, units, over, large, 
 
 @pytest.mark.parametrize(("large", "most"), [(False, 8), (True, 2)])
 def test_few_large_tables_are_held_at_a_time(by_post, memory, units, large, most, monkeypatch):
-    from microns_xr.connectivity import blocks as functions
-
     if large:
-        monkeypatch.setattr(blockwise, "_LARGE", 0)
+        monkeypatch.setattr(blocks, "_LARGE", 0)
     added = []
-    add = functions._add_arrays
+    add = blocks._add
 
-    def add_arrays(parts):
+    def counted(*parts):
         added.append(len(parts))
-        return add(parts)
+        return add(*parts)
 
-    monkeypatch.setattr(functions, "_add_arrays", add_arrays)
+    monkeypatch.setattr(blocks, "_add", counted)
     found = mx.group_connectivity(by_post, units.layer, units.layer)
     xr.testing.assert_identical(
         found.compute(scheduler="synchronous"),

@@ -190,19 +190,14 @@ _COLUMNS: dict[str, dict[str, Any]] = {
 }
 
 
-class Curve(NamedTuple):
-    """One curve, its angles, and the terms of its model."""
+class Work(NamedTuple):
+    """A curve, its model, and memory; columns are peak, opposite peak, constant."""
 
     y: np.ndarray  # responses over the largest of them
     cosine: np.ndarray
     sine: np.ndarray
     double: bool
-    baseline: bool
-
-
-class Buffers(NamedTuple):
-    """Memory shared by all curves; columns are peak, opposite peak, constant."""
-
+    n_columns: int
     e: np.ndarray  # (3, angles), the columns at the last point that was projected
     r: np.ndarray  # (angles,), the residual there
     gram: np.ndarray  # (3, 3), inner products of the columns
@@ -244,107 +239,103 @@ def _solve(gram, rhs, columns, n, factor, out):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _amplitudes(n_columns, b):  # type: ignore[no-untyped-def]
-    """Non-negative least squares of `b.gram` and `b.rhs` into `b.a`."""
+def _amplitudes(w):  # type: ignore[no-untyped-def]
+    """Non-negative least squares of `w.gram` and `w.rhs` into `w.a`."""
     # The best non-negative solution is the unconstrained one on its support, so all supports are
     # tried. Where the unconstrained one on all columns is not negative, none is better.
     best = -1.0
     for mask in _SUPPORTS:
-        if mask >= 1 << n_columns:
+        if mask >= 1 << w.n_columns:
             continue
         n = 0
-        for j in range(n_columns):
+        for j in range(w.n_columns):
             if mask >> j & 1:
-                b.support[n] = j
+                w.support[n] = j
                 n += 1
-        if not _solve(b.gram, b.rhs, b.support, n, b.factor, b.trial):
+        if not _solve(w.gram, w.rhs, w.support, n, w.factor, w.trial):
             continue
         explained = 0.0
         feasible = True
         for m in range(n):
-            feasible = feasible and b.trial[m] >= 0.0
-            explained += b.trial[m] * b.rhs[b.support[m]]
+            feasible = feasible and w.trial[m] >= 0.0
+            explained += w.trial[m] * w.rhs[w.support[m]]
         if feasible and explained > best:
             best = explained
-            b.a[:] = 0.0
+            w.a[:] = 0.0
             for m in range(n):
-                b.a[b.support[m]] = b.trial[m]
-            if n == n_columns:
+                w.a[w.support[m]] = w.trial[m]
+            if n == w.n_columns:
                 return
 
 
 @_jit
-def _project(curve, u, v, b):  # type: ignore[no-untyped-def]
+def _project(w, u, v):  # type: ignore[no-untyped-def]
     """Find the best amplitudes at (u, v), and return the residual sum of squares."""
     kappa = np.hypot(u, v)
     opposite = np.exp(-2.0 * kappa)
-    n_columns = 1 + int(curve.double) + int(curve.baseline)
-    for i in range(curve.y.size):
-        b.e[0, i] = np.exp(u * curve.cosine[i] + v * curve.sine[i] - kappa)
-        if curve.double:
-            b.e[1, i] = opposite / b.e[0, i]
-        if curve.baseline:
-            b.e[n_columns - 1, i] = 1.0
-    for j in range(n_columns):
+    for i in range(w.y.size):
+        w.e[0, i] = np.exp(u * w.cosine[i] + v * w.sine[i] - kappa)
+        if w.double:
+            w.e[1, i] = opposite / w.e[0, i]
+    for j in range(w.n_columns):
         total = 0.0
-        for i in range(curve.y.size):
-            total += b.e[j, i] * curve.y[i]
-        b.rhs[j] = total
+        for i in range(w.y.size):
+            total += w.e[j, i] * w.y[i]
+        w.rhs[j] = total
         for m in range(j + 1):
             total = 0.0
-            for i in range(curve.y.size):
-                total += b.e[j, i] * b.e[m, i]
-            b.gram[j, m] = b.gram[m, j] = total
-    _amplitudes(n_columns, b)
+            for i in range(w.y.size):
+                total += w.e[j, i] * w.e[m, i]
+            w.gram[j, m] = w.gram[m, j] = total
+    _amplitudes(w)
     rss = 0.0
-    for i in range(curve.y.size):
-        value = curve.y[i]
-        for j in range(n_columns):
-            value -= b.a[j] * b.e[j, i]
-        b.r[i] = value
+    for i in range(w.y.size):
+        value = w.y[i]
+        for j in range(w.n_columns):
+            value -= w.a[j] * w.e[j, i]
+        w.r[i] = value
         rss += value * value
     return rss
 
 
 @_jit
-def _derivatives(curve, b):  # type: ignore[no-untyped-def]
+def _derivatives(w):  # type: ignore[no-untyped-def]
     """Gradient (2) and Hessian (3) in (u, v) of half the residual at the projected point."""
     # The amplitudes follow (u, v), so the Hessian is the Schur complement of theirs; those that
     # are held at 0 stay there. The factor exp(-k) of the columns only rescales amplitudes, so it
     # has no derivative.
-    n_columns = 1 + int(curve.double) + int(curve.baseline)
     gu = gv = huu = huv = hvv = 0.0
-    b.cross[:] = 0.0
-    for i in range(curve.y.size):
-        c, s, r = curve.cosine[i], curve.sine[i], b.r[i]
-        slope = value = b.a[0] * b.e[0, i]
-        if curve.double:
-            slope -= b.a[1] * b.e[1, i]
-            value += b.a[1] * b.e[1, i]
+    w.cross[:] = 0.0
+    for i in range(w.y.size):
+        c, s, r = w.cosine[i], w.sine[i], w.r[i]
+        slope = value = w.a[0] * w.e[0, i]
+        if w.double:
+            slope -= w.a[1] * w.e[1, i]
+            value += w.a[1] * w.e[1, i]
         gu -= r * slope * c
         gv -= r * slope * s
         q = slope * slope - r * value
         huu += q * c * c
         huv += q * c * s
         hvv += q * s * s
-        for j in range(n_columns):
-            sign = 0.0 if j > int(curve.double) else 1.0 - 2.0 * j
-            part = (slope - sign * r) * b.e[j, i]
-            b.cross[0, j] += part * c
-            b.cross[1, j] += part * s
+        for j in range(w.n_columns):
+            sign = 0.0 if j > int(w.double) else 1.0 - 2.0 * j
+            part = (slope - sign * r) * w.e[j, i]
+            w.cross[0, j] += part * c
+            w.cross[1, j] += part * s
     n = 0
-    for j in range(n_columns):
-        if b.a[j] > 0.0:
-            b.support[n] = j
+    for j in range(w.n_columns):
+        if w.a[j] > 0.0:
+            w.support[n] = j
             n += 1
     for m in range(2):
-        if n == 0 or not _solve(b.gram, b.cross[m], b.support, n, b.factor, b.cross[2 + m]):
+        if n == 0 or not _solve(w.gram, w.cross[m], w.support, n, w.factor, w.cross[2 + m]):
             return gu, gv, huu, huv, hvv
     for m in range(n):
-        j = b.support[m]
-        huu -= b.cross[0, j] * b.cross[2, m]
-        huv -= b.cross[0, j] * b.cross[3, m]
-        hvv -= b.cross[1, j] * b.cross[3, m]
+        j = w.support[m]
+        huu -= w.cross[0, j] * w.cross[2, m]
+        huv -= w.cross[0, j] * w.cross[3, m]
+        hvv -= w.cross[1, j] * w.cross[3, m]
     return gu, gv, huu, huv, hvv
 
 
@@ -393,17 +384,17 @@ def _move(u, v, derivatives, damping):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _refine(curve, u, v, scale, b):  # type: ignore[no-untyped-def]
+def _refine(w, u, v, scale):  # type: ignore[no-untyped-def]
     """Newton's method from (u, v); returns (u, v, rss, came to rest, at the bound of k)."""
-    rss = _project(curve, u, v, b)
-    derivatives = _derivatives(curve, b)
+    rss = _project(w, u, v)
+    derivatives = _derivatives(w)
     damping = 0.0
     for _ in range(_MAX_STEPS):
         nu, nv, promised, convex, at_bound = _move(u, v, derivatives, 0.0)
         last = convex and promised <= _LAST_STEP * scale
         if damping > 0.0 and not last:
             nu, nv, promised, convex, at_bound = _move(u, v, derivatives, damping)
-        new = _project(curve, nu, nv, b)
+        new = _project(w, nu, nv)
         better = new < rss
         if better:
             u, v, rss = nu, nv, new
@@ -411,7 +402,7 @@ def _refine(curve, u, v, scale, b):  # type: ignore[no-untyped-def]
             return u, v, rss, True, at_bound
         if better:
             damping = 0.0 if damping < 1e-3 else 0.1 * damping
-            derivatives = _derivatives(curve, b)
+            derivatives = _derivatives(w)
         elif damping > 1e12:
             break
         else:
@@ -491,14 +482,14 @@ def _explained(gram, dots, out):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _starts(curve, square, grid, dots, residual):  # type: ignore[no-untyped-def]
+def _starts(y, square, grid, dots, residual):  # type: ignore[no-untyped-def]
     """Return the lowest local minima of the residual on the grid, lowest first."""
     n_columns, n_angles, n_points = grid.columns.shape
     dots[:] = 0.0
     for j in range(n_columns):
         for i in range(n_angles):
             for g in range(n_points):
-                dots[j, g] += grid.columns[j, i, g] * curve.y[i]
+                dots[j, g] += grid.columns[j, i, g] * y[i]
     _explained(grid.gram, dots, residual)
     for g in range(n_points):
         residual[g] = square - residual[g]
@@ -523,47 +514,40 @@ def _fit(curves, cosine, sine, double, baseline, grid, out):  # type: ignore[no-
     """Fit the curves whose code in `out` is ok, and fill its columns, preferred with the phase."""
     n_angles = curves.shape[1]
     n_columns, _, n_points = grid.columns.shape
-    curve = Curve(np.empty(n_angles), cosine, sine, double, baseline)
-    b = Buffers(
-        np.empty((3, n_angles)), np.empty(n_angles), np.zeros((3, 3)), np.zeros(3), np.zeros(3),
-        np.zeros(3), np.zeros(3, np.int64), np.zeros((3, 3)), np.zeros((4, 3)),
+    w = Work(
+        np.empty(n_angles), cosine, sine, double, n_columns,
+        np.ones((3, n_angles)),  # of a constant the column stays 1
+        np.empty(n_angles), np.zeros((3, 3)), np.zeros(3), np.zeros(3), np.zeros(3),
+        np.zeros(3, np.int64), np.zeros((3, 3)), np.zeros((4, 3)),
     )  # fmt: skip
     dots, residual = np.empty((n_columns, n_points)), np.empty(n_points)
-    y, a = curve.y, b.a
+    y, a = w.y, w.a
     for row in range(curves.shape[0]):
         if out[row, 8] != _OK:
             continue
         highest = curves[row].max()
-        total, square = 0.0, 0.0
-        for i in range(n_angles):
-            y[i] = curves[row, i] / highest
-            total += y[i]
-            square += y[i] * y[i]
-        tss = 0.0
-        for i in range(n_angles):
-            tss += (y[i] - total / n_angles) ** 2
-
+        y[:] = curves[row] / highest
+        square, mean = np.sum(y * y), np.sum(y) / n_angles
+        tss = np.sum((y - mean) ** 2)
         best, u, v, rested, at_bound = np.inf, 0.0, 0.0, False, False
-        for g in _starts(curve, square, grid, dots, residual):
+        for g in _starts(y, square, grid, dots, residual):
             if residual[g] > best + _WORSE * tss:
                 break
-            refined = _refine(curve, grid.u[g], grid.v[g], square, b)
+            refined = _refine(w, grid.u[g], grid.v[g], square)
             if refined[2] < best:
                 u, v, best, rested, at_bound = refined
-        rss = _project(curve, u, v, b)
+        rss = _project(w, u, v)
         # The higher peak is the preferred one; of equal ones that in the first half turn.
         behind = v < 0.0 or (v == 0.0 and u < 0.0)
         if double and (a[1] > a[0] or (a[1] == a[0] and behind)):
             a[0], a[1], u, v = a[1], a[0], -u, -v
         kappa, phase = np.hypot(u, v), np.arctan2(v, u)
-        lowest, largest = np.inf, -np.inf
-        for i in range(n_angles):
-            lowest, largest = min(lowest, y[i] - b.r[i]), max(largest, y[i] - b.r[i])
-        if largest - lowest <= 1e-9 * largest:
+        fitted = y - w.r
+        if fitted.max() - fitted.min() <= 1e-9 * fitted.max():
             out[row, 8] = _UNTUNED
             kappa, phase, rss = 0.0, np.nan, tss
             a[:] = 0.0
-            a[n_columns - 1 if baseline else 0] = total / n_angles
+            a[n_columns - 1 if baseline else 0] = mean
         elif not rested:
             out[row, 8] = _NOT_CONVERGED
         elif at_bound:

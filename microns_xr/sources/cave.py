@@ -143,7 +143,7 @@ def _check(response: requests.Response) -> None:
     reason = _reason(response)
     if status == 500 and (inner := re.match(r"(4\d\d)\b", reason)):
         status = int(inner[1])
-    raise Refused(status, reason, response.headers.get("Retry-After"))
+    raise Refused(status, reason, response.headers)
 
 
 def _reason(response: requests.Response) -> str:

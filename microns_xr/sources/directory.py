@@ -102,7 +102,7 @@ class DirectorySource:
     Raises
     ------
     SourceError
-        If there is no such folder, or it is a file.
+        If there is no such folder, no such table or two files of it, or a file cannot be read.
     ReleaseMismatchError
         If the folder says that it holds another version.
 
@@ -137,8 +137,7 @@ class DirectorySource:
         self.datastack = datastack
         self._rows: dict[str, int] = {}
         if not self.path.exists():
-            parent = self.path.parent
-            folders = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+            folders = [p.name for p in self.path.parent.glob("*/")]
             raise SourceError(
                 f"there is no folder {self.path}{nearest(self.path.name, folders)}"
                 ": give the folder that holds the tables"
@@ -192,11 +191,6 @@ class DirectorySource:
         -------
         pandas.DataFrame
             Ids as int64 (Int64 where a row has none), text as object, times in UTC.
-
-        Raises
-        ------
-        SourceError
-            If there is no such table, there are two files of it, or its file cannot be read.
         """
         frame = read_table_file(self._path_of(name))
         self._rows[name] = len(frame)
@@ -214,11 +208,6 @@ class DirectorySource:
         -------
         dict
             ``name``, ``rows`` and the ``sha256`` of the file.
-
-        Raises
-        ------
-        SourceError
-            As `read`.
         """
         if name not in self._rows:
             self.read(name)
@@ -247,17 +236,17 @@ class DirectorySource:
         Parameters
         ----------
         request : str, optional
-            As for `read_synapses`.
+            One of the names in `synapse_files`; needed where there are several.
 
         Returns
         -------
         str
-            A name of `synapse_files`.
+            That name.
 
         Raises
         ------
         SourceError
-            As `read_synapses`.
+            If there is no such file, or there are several and none is named.
         """
         names = list(self.synapse_files())
         if not names:
@@ -282,16 +271,11 @@ class DirectorySource:
         Parameters
         ----------
         request : str, optional
-            Which, of the names in `synapse_files`; needed where there are several.
+            As for `choose_synapses`.
 
         Returns
         -------
         pandas.DataFrame
             The table.
-
-        Raises
-        ------
-        SourceError
-            If there is none, there are several and none is named, or the named one is not there.
         """
         return self.read(self.choose_synapses(request))

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -92,6 +92,15 @@ class RemoteInfo:
     md5: str | None = None
     crc32c: str | None = None
 
+    def updated(self, now: RemoteInfo) -> RemoteInfo:
+        """Return what a later answer about the same file says, and what only this one says."""
+        return RemoteInfo(
+            self.size if now.size is None else now.size,
+            now.validator or self.validator,
+            now.md5 or self.md5,
+            now.crc32c or self.crc32c,
+        )
+
 
 # Where the bytes begin, what the answer says about the whole file, and a function that reads.
 Stream = tuple[int, RemoteInfo, Callable[[int], bytes]]
@@ -110,8 +119,7 @@ class HttpFile:
         answer = requests.request(method, self._url + suffix, **options)
         if answer.status_code >= 400:
             answer.close()
-            retry_after = answer.headers.get("Retry-After")
-            raise Refused(answer.status_code, answer.reason or "", retry_after)
+            raise Refused(answer.status_code, answer.reason or "", answer.headers)
         return answer
 
     def info(self) -> RemoteInfo:
@@ -140,10 +148,10 @@ class HttpFile:
             raise
         with answer:
             start, now = _read_headers(answer, offset)
-            now = replace(now, validator=now.validator or known.validator)
+            now = known.updated(now)
             if known.validator and now.validator != known.validator:
                 raise Changed("the file has changed since it was begun")
-            if None not in (known.size, now.size) and known.size != now.size:
+            if known.size is not None and known.size != now.size:
                 raise BadAnswer(f"the server says {known.size} bytes, then {now.size}")
             yield start, now, partial(answer.raw.read, decode_content=False)
 
@@ -222,7 +230,7 @@ class BucketFile:
             return data
 
         with contextlib.closing(file):
-            yield offset, now, read
+            yield offset, known.updated(now), read
 
     def read_beside(self, suffix: str) -> bytes:
         """Return the file of the same name with a suffix."""
@@ -425,24 +433,23 @@ def fetch_file(
         ) from error
 
 
+@dataclass
 class _Fetch:
     """One call of `fetch_file`."""
 
-    def __init__(
-        self,
-        remote: HttpFile | BucketFile,
-        url: str,
-        path: Path,
-        part: IO[bytes],
-        sha256: str | None,
-        bar: Any,
-    ) -> None:
-        self.remote, self.url, self.path, self.part = remote, url, path, part
-        self.sha256, self.bar = sha256, bar
-        self.note = beside(path, ".part.json")
-        self.known: RemoteInfo | None = None
-        self.began = 0  # size of the part when the last attempt began
-        self.wasted = 0  # how often the part had to be discarded
+    remote: HttpFile | BucketFile
+    url: str
+    path: Path
+    part: IO[bytes]
+    sha256: str | None
+    bar: Any
+    known: RemoteInfo | None = None
+    began: int = 0  # size of the part when the last attempt began
+    wasted: int = 0  # how often the part had to be discarded
+
+    @property
+    def note(self) -> Path:
+        return beside(self.path, ".part.json")
 
     def attempt(self) -> FetchedFile:
         """Read on from where the part ends, and check the file when it is whole."""
@@ -464,9 +471,7 @@ class _Fetch:
         note = _read_note(self.note)
         same = (note.get("url"), note.get("validator")) == (self.url, now.validator or None)
         if same and size_of(self.part) <= (now.size or size_of(self.part)):
-            now = replace(
-                now, md5=note.get("md5") or now.md5, crc32c=note.get("crc32c") or now.crc32c
-            )
+            now = RemoteInfo(None, "", note.get("md5"), note.get("crc32c")).updated(now)
         else:
             self.part.truncate(0)
             self.began = 0
@@ -498,15 +503,7 @@ class _Fetch:
         with self.remote.open(size_of(part), known) as (start, now, read):
             if start == 0:
                 part.truncate(0)  # the server has no ranges
-            # The two answers are of one file, as their validators say.
-            known = self._learn(
-                RemoteInfo(
-                    known.size if now.size is None else now.size,
-                    now.validator,
-                    now.md5 or known.md5,
-                    now.crc32c or known.crc32c,
-                )
-            )
+            known = self._learn(now)
             self._require_room(0 if known.size is None else known.size - start)
             self.bar.reset(known.size)
             self.bar.n = self.bar.initial = start

@@ -42,12 +42,10 @@ class BadAnswer(Exception):
 class Refused(Exception):
     """The service answered with an error status. Never leaves the package."""
 
-    def __init__(
-        self, status: int, reason: str = "", retry_after: float | str | None = None
-    ) -> None:
+    def __init__(self, status: int, reason: str = "", headers: Mapping[str, str] = {}) -> None:
         super().__init__(f"HTTP {status}: {reason}" if reason else f"HTTP {status}")
         self.status = status
-        self.retry_after = retry_after
+        self.headers = headers
 
 
 def status_of(error: BaseException) -> int | None:
@@ -96,13 +94,10 @@ def describe(error: BaseException) -> str:
 
 def _retry_after(error: BaseException) -> float:
     """Return the seconds that a Retry-After header asks for; 0 without one."""
-    value = getattr(error, "retry_after", None)
-    if value is None:
-        response = getattr(error, "response", None)  # one with an error status is falsy
-        headers = getattr(error if response is None else response, "headers", None)
-        value = headers.get("Retry-After") if headers is not None else None
+    response = getattr(error, "response", None)  # one with an error status is falsy
+    headers = getattr(error if response is None else response, "headers", None) or {}
     with contextlib.suppress(urllib3.exceptions.InvalidHeader):
-        return urllib3.util.Retry().parse_retry_after(str(value))
+        return urllib3.util.Retry().parse_retry_after(str(headers.get("Retry-After")))
     return 0.0
 
 
@@ -119,7 +114,7 @@ class Retry:
         assert state.outcome is not None
         grown = tenacity.wait_exponential(multiplier=self.base, max=self.cap)(state)
         asked = _retry_after(state.outcome.exception() or BadAnswer())
-        # Not all clients shall come back at the same moment.
+        # At random, so that not all clients come back at the same moment.
         return max(grown * random.uniform(0.5, 1.0), min(asked, self.cap))
 
     def call(
@@ -161,18 +156,17 @@ class Retry:
             wait=self._wait,
             sleep=self.sleep,
             before_sleep=log,
+            reraise=True,
         )
         try:
             return retrying(ask)
-        except tenacity.RetryError as error:
-            status, text = 0, clean(describe(error.last_attempt.exception() or error))
         except Exception as error:
-            if classify(error) == "local":
+            kind, text = classify(error), clean(describe(error))
+            if kind == "local":
                 raise
-            status, text = status_of(error) or -1, clean(describe(error))
+            hint = (advice or {}).get(status_of(error) or 0)
         # Raised out here, so that no traceback leads to the frames that hold a token.
-        if status:
-            hint = (advice or {}).get(status)
+        if kind == "refused":
             raise SourceError(f"{what}: {text}" + (f": {hint}" if hint else ""))
         raise IncompleteDownloadError(
             f"{what}: {text} ({limit} attempts): the service or the network fails at the moment; "

@@ -58,20 +58,18 @@ class TableSource(Protocol):
     True
     """
 
+    # Properties, so that a source may hold a narrower type.
     @property
     def datastack(self) -> str:
         """Name of the datastack."""
-        ...
 
     @property
     def version(self) -> int | None:
         """Materialization version."""
-        ...
 
     @property
     def scope(self) -> str:
         """What a table of synapses holds."""
-        ...
 
     def available_tables(self) -> list[str]:
         """Names of the tables that `read` can give.
@@ -81,7 +79,6 @@ class TableSource(Protocol):
         list of str
             Sorted names.
         """
-        ...
 
     def read(self, name: str) -> pd.DataFrame:
         """Return one table.
@@ -101,7 +98,6 @@ class TableSource(Protocol):
         SourceError
             If there is no such table, or it cannot be read.
         """
-        ...
 
     def provenance(self, name: str) -> dict[str, Any]:
         """Return what is known of a table that was read.
@@ -116,7 +112,6 @@ class TableSource(Protocol):
         dict
             With ``name``, ``rows`` and ``sha256``.
         """
-        ...
 
 
 # ----------------------------------------------------------------------------------------- types

@@ -15,6 +15,12 @@ REAL_DATA = "MICRONS_XR_REAL_DATA"
 ROOTS = {11: 864691135639235593, 12: 864691135639235594, 13: 864691135639235595}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--scale", type=float, default=0.1, help="benchmarks: share of the whole connectome"
+    )
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with minnie65_v661, minnie65_v1300 and minnie65_real."""

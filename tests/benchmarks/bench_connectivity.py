@@ -1,332 +1,149 @@
-"""Time contraction, selection, sums and grouping, and print them beside scipy and pydata-sparse.
-
-python tests/benchmarks/bench_connectivity.py
-python tests/benchmarks/bench_connectivity.py --connections 3e6 --columns 8 --coo
-
-Each line gives the best of several runs and how it compares with another way of computing the same
-numbers, in the same process and in turn; the numbers are checked to be equal. Ratios hold on a busy
-machine better than milliseconds do.
-"""
+"""Contraction, selection, sums and groups, beside scipy and pydata-sparse."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
-import scipy
-import scipy.sparse
+import pytest
 import sparse
 import xarray as xr
+from synthetic import make_connectivity, make_rates
 
 import microns_xr as mx
-from microns_xr.connectivity.arrays import connectivity_dataset, make_pattern, pair_buffers
-from microns_xr.connectivity.kernels import contract_buffers
-from microns_xr.connectivity.sort import sum_pairs
-from microns_xr.connectivity.subset import recompress, take
 
 PRE, POST = "pre_nucleus_id", "post_nucleus_id"
 
 
-def synthetic(n_neurons: int, n_rows: int, rng: np.random.Generator) -> xr.Dataset:
-    """Make random connectivity with in-degrees that differ, and sizes like the real ones."""
-    share = rng.lognormal(0.0, 0.5, n_neurons)
-    in_degree = rng.multinomial(n_rows, share / share.sum())
-    post = np.repeat(np.arange(n_neurons, dtype=np.int32), in_degree)
-    pre = rng.integers(0, n_neurons, n_rows, dtype=np.int32)
-    size = (rng.lognormal(8.0, 1.0, n_rows)).astype(np.int64)
-    matrix = sum_pairs(post, pre, size, None, n_neurons)
-    ids = 100_000 + 5 * np.arange(n_neurons)
-    pattern = make_pattern(matrix.indices, matrix.indptr, (n_neurons, n_neurons), "post")
-    return connectivity_dataset(
-        matrix.sizes, matrix.counts, pattern, ids, ids,
-        datastack="minnie65_public", version=1718, scope="complete",
-    )  # fmt: skip
-
-
-def rates_of(connectivity: xr.Dataset, columns: int, rng: np.random.Generator) -> xr.DataArray:
-    ids = connectivity[PRE].values
-    rates = xr.DataArray(
-        rng.random((ids.size, columns)), {"nucleus_id": ids}, ("nucleus_id", "direction"), "rate"
+@pytest.fixture(scope="module")
+def large(scale):
+    n = 94_000 if scale > 0.01 else 500
+    connectivity = make_connectivity(n, int(30e6 * scale))
+    csr = mx.to_scipy(connectivity).tocsr().astype(np.float64)
+    rates, half = make_rates(n, 16), make_rates(n, 16, rated=0.5)
+    return SimpleNamespace(
+        connectivity=connectivity,
+        csr=csr,
+        csc=csr.tocsc(),
+        rates=rates,
+        half=half,
+        shuffled=half.isel(nucleus_id=np.random.default_rng(2).permutation(n)),
+        filled=np.nan_to_num(half.values),
     )
-    return mx.releases.stamp_release(rates, "minnie65_public", 1718)
 
 
-class Case(NamedTuple):
-    """What is timed, what it is timed against, and how their results compare."""
-
-    name: str
-    ours: Callable[[], Any]
-    against: str
-    other: Callable[[], Any]
-    equal: Callable[[Any, Any], None]
-
-
-def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
-
-
-def run(cases: list[Case], repeats: int) -> None:
-    """Run both sides of each case in turn, so that a busy spell hits both, and print the best."""
-    for case in cases:
-        case.equal(case.ours(), case.other())
-        pairs = [(seconds(case.ours)[0], seconds(case.other)[0]) for _ in range(repeats)]
-        ours, other = (1e3 * min(times) for times in zip(*pairs, strict=True))
-        print(
-            f"  {case.name:<38}{ours:>9.1f} ms {ours / other:>8.4f} of {case.against} "
-            f"({other:.1f} ms)"
-        )
+CONTRACTIONS = {
+    "all rated": {
+        "input_currents": lambda x: mx.input_currents(x.connectivity, x.rates),
+        "scipy csr.T @ R": lambda x: x.csr.T @ x.rates.values,
+        "scipy csc.T @ R": lambda x: x.csc.T @ x.rates.values,
+    },
+    "half rated": {
+        "input_currents": lambda x: mx.input_currents(x.connectivity, x.half),
+        "input_currents, shuffled": lambda x: mx.input_currents(x.connectivity, x.shuffled),
+        "scipy csr.T @ R": lambda x: x.csr.T @ x.filled,
+    },
+    "over post": {
+        "contract": lambda x: mx.contract(x.connectivity, x.rates, POST),
+        "scipy csr @ R": lambda x: x.csr @ x.rates.values,
+        "scipy csc @ R": lambda x: x.csc @ x.rates.values,
+    },
+}
 
 
-def run_once(cases: list[Case], small: list[Case], repeats: int) -> None:
-    """Like `run` where the other side takes long: compile it on a small matrix, then run once.
-
-    What the first call of a process takes on the small matrix is printed too: pydata-sparse
-    compiles in every process, the kernels of this package once for all.
-    """
-    for case, little in zip(cases, small, strict=True):
-        our_first, found = seconds(little.ours)
-        other_first, expected = seconds(little.other)
-        little.equal(found, expected)
-        other, expected = seconds(case.other)
-        case.equal(case.ours(), expected)
-        ours = min(seconds(case.ours)[0] for _ in range(repeats))
-        print(
-            f"  {case.name:<38}{1e3 * ours:>9.1f} ms {ours / other:>8.4f} of {case.against} "
-            f"({1e3 * other:.1f} ms); first call on 2000 pairs {1e3 * our_first:.0f} and "
-            f"{1e3 * other_first:.0f} ms"
-        )
+@pytest.mark.parametrize(
+    ("group", "way"), [(group, way) for group, ways in CONTRACTIONS.items() for way in ways]
+)
+def test_contraction(benchmark, large, group, way):
+    benchmark.group = f"contraction, 16 columns, {group}"
+    ways = CONTRACTIONS[group]
+    found = benchmark.pedantic(ways[way], (large,), rounds=5, warmup_rounds=1)
+    expected = next(call for name, call in ways.items() if name.startswith("scipy"))(large)
+    np.testing.assert_allclose(np.nan_to_num(found), expected, rtol=1e-12)
 
 
-def same(found: Any, expected: Any) -> None:
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-
-
-def contraction_cases(
-    connectivity: xr.Dataset, columns: int, rng: np.random.Generator
-) -> list[Case]:
-    rates = rates_of(connectivity, columns, rng)
-    dense = rates.values
-    half = rates.where(xr.DataArray(rng.random(dense.shape[0]) < 0.5, dims="nucleus_id"))
-    filled = np.nan_to_num(half.values)
-    shuffled = half.isel(nucleus_id=rng.permutation(dense.shape[0]))
-    in_float32 = dense.astype(np.float32)
-    pattern, values = pair_buffers(connectivity)
-    size = values["synapse_size"]
-    csc = scipy.sparse.csc_array(
-        (size.astype(np.float64), pattern.indices, pattern.indptr), shape=pattern.shape
-    )
-    csr = csc.tocsr()
-    rows = np.arange(dense.shape[0])
-
-    def kernel(table: np.ndarray) -> np.ndarray:
-        buffers = (size, pattern.indices, pattern.indptr, pattern.n_minor)
-        return contract_buffers(*buffers, table, rows, over="minor").sums
-
-    def close(found: Any, expected: Any) -> None:
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-    def nan_is_0(found: Any, expected: Any) -> None:
-        same(np.nan_to_num(found), expected)
-
-    return [
-        Case(
-            "kernel, float64",
-            lambda: kernel(dense),
-            "scipy csr.T @ R",
-            lambda: csr.T @ dense,
-            same,
-        ),
-        Case(
-            "kernel, float32",
-            lambda: kernel(in_float32),
-            "scipy csr.T @ R",
-            lambda: csr.T @ dense,
-            close,
-        ),
-        Case(
-            "input_currents, all rated",
-            lambda: mx.input_currents(connectivity, rates),
-            "scipy csr.T @ R",
-            lambda: csr.T @ dense,
-            same,
-        ),
-        Case(
-            "input_currents, all rated",
-            lambda: mx.input_currents(connectivity, rates),
-            "scipy csc.T @ R",
-            lambda: csc.T @ dense,
-            same,
-        ),
-        Case(
-            "input_currents, half rated",
-            lambda: mx.input_currents(connectivity, half),
-            "scipy csr.T @ R",
-            lambda: csr.T @ filled,
-            nan_is_0,
-        ),
-        Case(
-            "input_currents, half rated, shuffled",
-            lambda: mx.input_currents(connectivity, shuffled),
-            "scipy csr.T @ R",
-            lambda: csr.T @ filled,
-            nan_is_0,
-        ),
-        Case(
-            "contract over post",
-            lambda: mx.contract(connectivity, rates, POST),
-            "scipy csr @ R",
-            lambda: csr @ dense,
-            same,
-        ),
-        Case(
-            "contract over post",
-            lambda: mx.contract(connectivity, rates, POST),
-            "scipy csc @ R",
-            lambda: csc @ dense,
-            same,
-        ),
-    ]
-
-
-def xr_dot_cases(connectivity: xr.Dataset, columns: int, rng: np.random.Generator) -> list[Case]:
-    rates = rates_of(connectivity, columns, rng)
-    renamed = rates.rename(nucleus_id=PRE)
-    gcxs = connectivity.synapse_size
-    arrays = {"COO": gcxs.copy(data=gcxs.data.tocoo()), "GCXS": gcxs}
-    return [
-        Case(
-            f"input_currents, {columns} columns",
-            lambda: mx.input_currents(connectivity, rates),
-            f"xr.dot on {form}",
-            lambda array=array: xr.dot(array, renamed, dim=PRE),
-            lambda found, expected: same(found.values, expected.transpose(POST, ...).values),
-        )
-        for form, array in arrays.items()
-    ]
-
-
-def pydata_cases(connectivity: xr.Dataset, rng: np.random.Generator) -> list[Case]:
-    ids = connectivity[PRE].values
-    size = connectivity.synapse_size
-    few = np.sort(rng.choice(ids, min(300, ids.size // 4), replace=False))
-    many = np.sort(rng.choice(ids, min(5000, ids.size // 4), replace=False))
-    codes = rng.integers(0, 20, ids.size)
-    labels = xr.DataArray(codes, {"nucleus_id": ids}, name="cell_type")
-    one_hot = sparse.GCXS.from_numpy((codes[:, None] == np.arange(20)).astype(np.int64))
-
-    def same_pairs(found: xr.Dataset, expected: xr.DataArray) -> None:
-        pairs, other = found.synapse_size.data.tocoo(), expected.data.tocoo()
-        np.testing.assert_array_equal(pairs.coords, other.coords)
-        np.testing.assert_array_equal(pairs.data, other.data)
-
-    return [
-        Case(
-            f"take {few.size} labels of pre",
-            lambda: take(connectivity, pre_ids=few),
-            "DataArray.sel",
-            lambda: size.sel({PRE: few}),
-            same_pairs,
-        ),
-        Case(
-            f"take {many.size} x {many.size} labels",
-            lambda: take(connectivity, many, many),
-            "DataArray.sel",
-            lambda: size.sel({PRE: many, POST: many}),
-            same_pairs,
-        ),
-        Case(
-            "degrees (six sums)",
-            lambda: mx.degrees(connectivity),
-            f"one DataArray.sum({PRE!r})",
-            lambda: size.sum(PRE),
-            lambda found, expected: same(found.in_size.values, expected.data.todense()),
-        ),
-        Case(
-            "degrees (six sums)",
-            lambda: mx.degrees(connectivity),
-            f"one DataArray.sum({POST!r})",
-            lambda: size.sum(POST),
-            lambda found, expected: same(found.out_size.values, expected.data.todense()),
-        ),
-        Case(
-            "group by 20 types (three sums)",
-            lambda: mx.group_connectivity(connectivity, labels, labels),
-            "one-hot products (one sum)",
-            lambda: one_hot.T @ (size.data @ one_hot),
-            lambda found, expected: same(found.synapse_size.values, expected.todense()),
-        ),
-    ]
-
-
-def time_operations(connectivity: xr.Dataset, repeats: int, rng: np.random.Generator) -> None:
-    ids = connectivity[PRE].values
-    few = np.sort(rng.choice(ids, min(300, ids.size // 4), replace=False))
-    many = np.sort(rng.choice(ids, min(5000, ids.size // 4), replace=False))
-    types = np.array([f"type {i}" for i in range(20)], dtype=object)[rng.integers(0, 20, ids.size)]
-    labels = xr.DataArray(types, {"nucleus_id": ids}, name="cell_type")
-    for name, function in {
-        f"take {few.size} labels of pre": lambda: take(connectivity, pre_ids=few),
-        f"take {few.size} labels of post": lambda: take(connectivity, post_ids=few),
-        f"take {many.size} x {many.size} labels": lambda: take(connectivity, many, many),
-        "outputs_from one neuron": lambda: mx.outputs_from(connectivity, int(few[0])),
-        "degrees (six sums)": lambda: mx.degrees(connectivity),
-        "group by 20 types (three sums)": lambda: mx.group_connectivity(
-            connectivity, labels, labels
-        ),
-        "drop_autapses": lambda: mx.drop_autapses(connectivity),
-        "recompress": lambda: recompress(connectivity, "pre"),
-    }.items():
-        function()
-        print(f"  {name:<38}{1e3 * min(seconds(function)[0] for _ in range(repeats)):>9.1f} ms")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--neurons", type=int, default=94_000)
-    parser.add_argument("--connections", type=float, nargs="+", default=[10e6, 30e6])
-    parser.add_argument("--columns", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--pydata-connections",
-        type=float,
-        default=3e6,
-        help="size for the comparisons with pydata-sparse, which is slow; 0 for none",
-    )
-    parser.add_argument("--coo", action="store_true", help="xr.dot at the full sizes too")
-    arguments = parser.parse_args()
+@pytest.fixture(scope="module")
+def small(scale):
+    """A tenth of the connections: pydata-sparse is slow."""
+    n = 94_000 if scale > 0.01 else 500
+    connectivity = make_connectivity(n, int(3e6 * scale))
     rng = np.random.default_rng(0)
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, numpy {np.__version__}, scipy "
-        f"{scipy.__version__}, sparse {sparse.__version__}, xarray {xr.__version__}"
+    ids, codes = connectivity[PRE].values, rng.integers(0, 20, n)
+    size = connectivity.synapse_size
+    return SimpleNamespace(
+        connectivity=connectivity,
+        size=size,
+        coo=size.copy(data=size.data.tocoo()),
+        rates=make_rates(n, 8),
+        few=np.sort(rng.choice(ids, min(300, n // 4), replace=False)),
+        many=np.sort(rng.choice(ids, min(5000, n // 4), replace=False)),
+        labels=xr.DataArray(codes, {"nucleus_id": ids}, name="cell_type"),
+        one_hot=sparse.GCXS.from_numpy((codes[:, None] == np.arange(20)).astype(np.int64)),
     )
-    sizes = [int(n) for n in arguments.connections]
-    small = int(arguments.pydata_connections)
-    if small:
-        print(f"{arguments.neurons} neurons, {small / 1e6:g} million connections, pydata-sparse")
-        little = synthetic(200, 2000, rng)
-        connectivity = synthetic(arguments.neurons, small, rng)
-        for make in (pydata_cases, lambda c, r: xr_dot_cases(c, arguments.columns[0], r)):
-            run_once(make(connectivity, rng), make(little, rng), arguments.repeats)
-    for n in sizes:
-        print(f"{arguments.neurons} neurons, {n / 1e6:g} million connections")
-        connectivity = synthetic(arguments.neurons, n, rng)
-        for columns in arguments.columns:
-            print(f" {columns} columns")
-            run(contraction_cases(connectivity, columns, rng), arguments.repeats)
-            if arguments.coo:
-                little = synthetic(200, 2000, rng)
-                cases = xr_dot_cases(connectivity, columns, rng)
-                run_once(cases, xr_dot_cases(little, columns, rng), arguments.repeats)
-        print(" other operations")
-        time_operations(connectivity, arguments.repeats, rng)
 
 
-if __name__ == "__main__":
-    main()
+# Of each way: what to call, and the numbers of its result that all ways of a group agree on.
+OPERATIONS = {
+    "contraction, 8 columns": {
+        "input_currents": (lambda x: mx.input_currents(x.connectivity, x.rates), np.asarray),
+        "xr.dot on GCXS": (
+            lambda x: xr.dot(x.size, x.rates.rename(nucleus_id=PRE), dim=PRE),
+            lambda found: found.transpose(POST, "direction").values,
+        ),
+        "xr.dot on COO": (
+            lambda x: xr.dot(x.coo, x.rates.rename(nucleus_id=PRE), dim=PRE),
+            lambda found: found.transpose(POST, "direction").values,
+        ),
+    },
+    "300 labels of pre": {
+        "select_connections": (
+            lambda x: mx.select_connections(x.connectivity, pre=x.few),
+            lambda found: found.synapse_size.data.tocoo().data,
+        ),
+        "DataArray.sel": (
+            lambda x: x.size.sel({PRE: x.few}),
+            lambda found: found.data.tocoo().data,
+        ),
+    },
+    "5000 x 5000 labels": {
+        "select_connections": (
+            lambda x: mx.select_connections(x.connectivity, pre=x.many, post=x.many),
+            lambda found: found.synapse_size.data.tocoo().data,
+        ),
+        "DataArray.sel": (
+            lambda x: x.size.sel({PRE: x.many, POST: x.many}),
+            lambda found: found.data.tocoo().data,
+        ),
+    },
+    "sums": {
+        "degrees (six sums)": (
+            lambda x: mx.degrees(x.connectivity),
+            lambda found: found.in_size.values,
+        ),
+        "DataArray.sum (one)": (lambda x: x.size.sum(PRE), lambda found: found.data.todense()),
+    },
+    "groups of 20 types": {
+        "group_connectivity (three sums)": (
+            lambda x: mx.group_connectivity(x.connectivity, x.labels, x.labels),
+            lambda found: found.synapse_size.values,
+        ),
+        "one-hot products (one)": (
+            lambda x: x.one_hot.T @ (x.size.data @ x.one_hot),
+            lambda found: found.todense(),
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("group", "way"), [(group, way) for group, ways in OPERATIONS.items() for way in ways]
+)
+def test_operation(benchmark, small, group, way):
+    benchmark.group = f"plain xarray, {group}"
+    call, numbers = OPERATIONS[group][way]
+    if benchmark.disabled and way in ("DataArray.sel", "one-hot products (one)"):
+        pytest.skip("pydata-sparse compiles for 10 s in every process")
+    # For the same reason the first call is not timed.
+    found = benchmark.pedantic(call, (small,), rounds=3, warmup_rounds=1)
+    ours, ours_numbers = next(iter(OPERATIONS[group].values()))
+    np.testing.assert_allclose(numbers(found), ours_numbers(ours(small)), rtol=1e-9)

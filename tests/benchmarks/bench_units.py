@@ -1,40 +1,35 @@
-"""Unit table: time from parquet, and against the pandas package in the same process.
+"""The unit table from files, beside the pandas package.
 
-    python tests/benchmarks/bench_units.py [--nuclei 94000]
-
-The pandas package (microns-combiner) is compared if it is installed:
-``pip install --no-deps microns-combiner``.
+That package is compared if it is installed: ``pip install --no-deps microns-combiner``.
 """
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-import time
-from pathlib import Path
+import pandas as pd
+import pytest
 
 import microns_xr as mx
 
 
-def best_of(n, call):
-    times = []
-    for _ in range(n):
-        started = time.perf_counter()
-        result = call()
-        times.append(time.perf_counter() - started)
-    return min(times), result
+@pytest.fixture(scope="module")
+def folders(scale, tmp_path_factory):
+    n = max(600, int(94_000 * min(1, 3 * scale)))
+    source = mx.sources.DemoSource(1507, n_nuclei=n, n_synapses=10_000)
+    folder = tmp_path_factory.mktemp("raw")
+    return {kind: source.write(folder / kind, format=kind) for kind in ("parquet", "csv")}
 
 
-def pandas_package(raw: Path):
-    """The steps of the pandas package's process_nucleus_data, by its own functions, from csv."""
-    import pandas as pd
-    from microns_combiner import processing
+def ours(folder):
+    return mx.Release(1507, source=folder).units(functional="best_only")
 
+
+def pandas_package(folder):
+    """The steps of the pandas package's process_nucleus_data, by its own functions."""
+    processing = pytest.importorskip("microns_combiner.processing")
     spec = mx.releases.release_spec(1507)
-    tables = {
-        role: pd.read_csv(raw / f"{spec.tables[role]}.csv")
-        for role in ("nucleus", "celltype", "brain_area", "proofreading", "functional_properties")
-    }
+    roles = ("nucleus", "celltype", "brain_area", "proofreading", "functional_properties")
+    raw = next(folder.rglob("nucleus_detection_v0.csv")).parent
+    tables = {role: pd.read_csv(raw / f"{spec.tables[role]}.csv") for role in roles}
     nuclei = tables["nucleus"].rename(columns={"id": "nucleus_id"})
     units = processing._merge_nucleus_with_cell_types(nuclei, tables["celltype"])
     units = processing._merge_brain_area(units, tables["brain_area"])
@@ -51,35 +46,20 @@ def pandas_package(raw: Path):
     return units
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nuclei", type=int, default=94_000)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        source = mx.sources.DemoSource(1507, n_nuclei=args.nuclei, n_synapses=10_000)
-        parquet, csv = Path(folder, "parquet"), Path(folder, "csv")
-        source.write(parquet, format="parquet")
-        source.write(csv, format="csv")
-        rows = []
-        for name, path in (("parquet", parquet), ("csv", csv)):
-            for mode in ("none", "best_only"):
-                seconds, units = best_of(
-                    3, lambda p=path, m=mode: mx.Release(1507, source=p).units(functional=m)
-                )
-                rows.append((f"Release.units({mode!r}) from {name}", seconds))
-        reference = rows[1][1]
-        try:
-            import microns_combiner  # noqa: F401
-        except ImportError:
-            print("microns-combiner is not installed, so it is not compared")
-        else:
-            raw = next(csv.rglob("nucleus_detection_v0.csv")).parent
-            seconds, _ = best_of(2, lambda: pandas_package(raw))
-            rows.append(("pandas package, best_only, from csv", seconds))
-        print(f"{args.nuclei} nuclei, {units.sizes['nucleus_id']} units")
-        for name, seconds in rows:
-            print(f"{name:<45} {seconds:8.3f} s   ratio {seconds / reference:6.2f}")
+WAYS = {
+    "Release.units, parquet": (ours, "parquet"),
+    "Release.units, csv": (ours, "csv"),
+    "pandas package, csv": (pandas_package, "csv"),
+}
 
 
-if __name__ == "__main__":
-    main()
+@pytest.mark.benchmark(group="unit table")
+@pytest.mark.parametrize("way", WAYS)
+def test_units(benchmark, folders, way):
+    function, kind = WAYS[way]
+    found = benchmark.pedantic(function, (folders[kind],), rounds=3, warmup_rounds=1)
+    ids = ours(folders["csv"]).nucleus_id.values
+    if function is ours:
+        assert (found.nucleus_id.values == ids).all()
+    else:
+        assert set(found["nucleus_id"]) >= set(ids[:1])

@@ -1,6 +1,6 @@
 """How often null models call what is not there: false positives, and power where it is planted.
 
-    python tests/benchmarks/false_positives.py [--releases 2000] [--replicates 199] [--worlds ...]
+    python tests/simulations/false_positives.py [--releases 2000] [--replicates 199] [--worlds ...]
 
 Every release has neurons in a plane, of very unequal out-degrees, connected more the closer they
 are. Worlds differ in two things: whether alike neurons lie close together (``clustered``), and

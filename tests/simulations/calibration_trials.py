@@ -1,7 +1,7 @@
 """How often tests of tuning reject at 0.05: on noise, where 5 % is right, and on planted tuning.
 
-    python tests/benchmarks/calibration_trials.py
-    python tests/benchmarks/calibration_trials.py --neurons 2000 --seed 1
+    python tests/simulations/calibration_trials.py
+    python tests/simulations/calibration_trials.py --neurons 2000 --seed 1
 
 16 directions, 10 trials each, 7 frames per trial (0.94 s at 7.5 frames per second), in an order
 that is drawn anew for each of ten scans. Trial-level tests see the mean over the frames of a trial.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -28,8 +28,6 @@ _GRAPHENE = (
 _DATASTACKS = ("minnie65_public", "minnie65_phase3_v1")
 SITE = "https://spelunker.cave-explorer.org/"
 
-_SIDES = {"pre": PALETTE[0], "post": PALETTE[1]}
-_SYNAPSES = PALETTE[4]
 _MAX_LENGTH = 1_750_000  # characters of a link that browsers still open
 
 
@@ -104,26 +102,38 @@ def neuroglancer_link(
         require_same_release(("cells", cells), ("synapses", synapses))
     source = segmentation or _segmentation(*release, allow_demo)
     shown = _cells_to_show(cells, colour)
-    if shown.roots.size > max_cells:
+    ids, roots = shown["nucleus_id"].values, shown["pt_root_id"].values
+    if ids.size > max_cells:
         raise SchemaError(
-            f"cells has {shown.roots.size} cells, expected at most max_cells={max_cells}, since a "
-            "browser loads a mesh for each: select some first, such as with mx.select_units"
+            f"cells has {ids.size} cells, expected at most max_cells={max_cells}, since a browser "
+            "loads a mesh for each: select some first, such as with mx.select_units"
         )
+    colours: dict[int, str] | None = None  # leaves them to Neuroglancer
+    texts = [str(i) for i in ids.tolist()]
+    if colour:
+        values = shown[colour].compute()
+        colours = dict(zip(roots.tolist(), colours_of(values).tolist(), strict=True))
+        words = [f"{v:.4g}" if values.dtype.kind == "f" else str(v) for v in values.values]
+        texts = [f"{text} {word}".strip() for text, word in zip(texts, words, strict=True)]
+    elif "side" in shown:
+        of_side = {"pre": PALETTE[0], "post": PALETTE[1]}
+        sides = shown["side"].values
+        colours = {root: of_side[s] for root, s in zip(roots.tolist(), sides, strict=True)}
     layers: list[Any] = [
         builder.ImageLayer(name="images", source=image),
         builder.SegmentationLayer(
             name="cells",
             source=source,
-            segments=shown.roots.tolist(),
-            segment_colors=shown.colours,
+            segments=roots.tolist(),
+            segment_colors=colours,
         ),
     ]
-    points = shown.points
-    if points.size:
-        roots = shown.roots[:, None]
-        layers.append(_annotations(builder, "nuclei", shown.ids, points, roots, shown.texts))
+    points = np.empty((0, 3))
+    if "position" in shown:
+        points = _voxels(shown["position"])
+        layers.append(_annotations(builder, "nuclei", ids, points, roots[:, None], texts))
     if synapses is not None:
-        layer, synapse_points = _synapse_layer(builder, cells, synapses, shown)
+        layer, synapse_points = _synapse_layer(builder, cells, synapses, ids, roots)
         layers.append(layer)
         points = np.concatenate([points, synapse_points])
     points = points[np.isfinite(points).all(axis=1)]
@@ -161,97 +171,53 @@ def _segmentation(datastack: str, version: int, allow_demo: bool) -> str:
     return _GRAPHENE
 
 
-class _Shown(NamedTuple):
-    """The cells that a link shows; all arrays have one row per cell."""
-
-    ids: np.ndarray
-    roots: np.ndarray
-    colours: dict[int, str] | None  # root id to colour; None leaves it to Neuroglancer
-    points: np.ndarray  # voxels, (cells, 3), or empty
-    texts: list[str]
-
-
-def _cells_to_show(cells: Any, colour: str | None) -> _Shown:
+def _cells_to_show(cells: Any, colour: str | None) -> xr.Dataset:
+    """Return the cells that have a segment, as units with what the link shows of them."""
     if not isinstance(cells, xr.Dataset):
         raise SchemaError(
             f"cells is a {type(cells).__name__}, expected units or a connectivity Dataset"
         )
+    names = ["pt_root_id", *((colour,) if colour else ())]
     if "synapse_size" in cells:
-        return _connected_neurons(cells, colour)
-    for name in ("nucleus_id", "pt_root_id", *((colour,) if colour else ())):
+        cells = _connected_neurons(cells, names)
+        names.append("side")
+    for name in ("nucleus_id", *names):
         if name not in cells.variables:
-            raise unknown_label(
-                "cells has no variable",
-                name,
-                cells.variables,
-                "use mx.Release(...).units(), or a connectivity Dataset",
-                SchemaError,
-            )
-    values = None if colour is None else cells[colour]
-    if values is not None and values.dims != ("nucleus_id",):
-        raise SchemaError(f"{colour} has dims {values.dims}, expected one value per cell")
-    um = np.empty((0, 3))
-    if "position" in cells:
-        position = cells["position"].sel(axis=list(AXES)).transpose("nucleus_id", "axis")
-        um = np.asarray(position.values)
-    return _with_segment(cells["nucleus_id"].values, cells["pt_root_id"].values, um, values=values)
-
-
-def _connected_neurons(connectivity: xr.Dataset, colour: str | None) -> _Shown:
-    pattern, _ = pair_buffers(connectivity.compute())
-    columns: dict[str, list[np.ndarray]] = {"id": [], "root": [], "word": [], "side": []}
-    for side, rows in zip(("pre", "post"), pattern.ends(), strict=True):
-        dim, root = f"{side}_nucleus_id", f"{side}_pt_root_id"
-        annotation = f"{side}_{colour}" if colour else root
-        for name in (root, annotation):
-            if name not in connectivity.coords:
-                raise SchemaError(
-                    f"connectivity has no {name!r}: use mx.annotate(connectivity, units, "
-                    f"[{name.removeprefix(f'{side}_')!r}])"
-                )
-        # Labels alone: selecting from the sparse arrays as well would take long.
-        labels = connectivity.coords.to_dataset().isel({dim: np.unique(rows)})
-        columns["id"].append(labels[dim].values)
-        columns["root"].append(labels[root].values)
-        columns["word"].append(labels[annotation].values)
-        columns["side"].append(np.full(labels.sizes[dim], side, dtype=object))
-    # A neuron on both axes is shown once, as a presynaptic one.
-    ids, first = np.unique(np.concatenate(columns["id"]), return_index=True)
-    roots, words, side_of = (np.concatenate(columns[k])[first] for k in ("root", "word", "side"))
-    values = None
-    if colour:
-        attrs = connectivity[f"pre_{colour}"].attrs
-        values = xr.DataArray(words, dims="nucleus_id", name=colour, attrs=attrs)
-    return _with_segment(ids, roots, np.empty((0, 3)), values=values, sides=side_of)
-
-
-def _with_segment(
-    ids: np.ndarray,
-    roots: np.ndarray,
-    um: np.ndarray,
-    *,
-    values: xr.DataArray | None = None,
-    sides: np.ndarray | None = None,
-) -> _Shown:
-    """Keep the cells that have a segment, coloured by values or by side."""
-    known = roots > 0
+            hint = "use mx.Release(...).units(), or a connectivity Dataset"
+            known = cells.variables
+            raise unknown_label("cells has no variable", name, known, hint, SchemaError)
+        if cells[name].dims != ("nucleus_id",):
+            raise SchemaError(f"{name} has dims {cells[name].dims}, expected one value per cell")
+    cells = cells[[*dict.fromkeys(names), *(("position",) if "position" in cells else ())]]
+    known = cells["pt_root_id"].values > 0
     if not known.any():
-        raise SchemaError(f"none of the {ids.size} cells has a segment: there is nothing to show")
-    ids, roots = ids[known], roots[known]
-    colours: dict[int, str] | None = None
-    texts = [str(i) for i in ids.tolist()]
-    if values is not None:
-        values = values[known].compute()
-        colours = dict(zip(roots.tolist(), colours_of(values).tolist(), strict=True))
-        words = [f"{v:.4g}" if values.dtype.kind == "f" else str(v) for v in values.values]
-        texts = [f"{text} {word}".strip() for text, word in zip(texts, words, strict=True)]
-    elif sides is not None:
-        colours = {r: _SIDES[s] for r, s in zip(roots.tolist(), sides[known], strict=True)}
-    return _Shown(ids, roots, colours, _voxels(um[known]) if um.size else um, texts)
+        raise SchemaError(f"none of the {known.size} cells has a segment: there is nothing to show")
+    return cells.isel(nucleus_id=known)
+
+
+def _connected_neurons(connectivity: xr.Dataset, names: list[str]) -> xr.Dataset:
+    """Return the neurons with a connection, each as a presynaptic one if it is on both axes."""
+    parts = []
+    pattern, _ = pair_buffers(connectivity.compute())
+    for side, positions in zip(("pre", "post"), pattern.ends(), strict=True):
+        of_axis = {f"{side}_{name}": name for name in names}
+        for annotation, name in of_axis.items():
+            if annotation not in connectivity.coords:
+                raise SchemaError(
+                    f"connectivity has no {annotation!r}: use mx.annotate(connectivity, units, "
+                    f"[{name!r}])"
+                )
+        dim = f"{side}_nucleus_id"
+        # Labels alone: selecting from the sparse arrays as well would take long.
+        labels = connectivity.coords.to_dataset().reset_coords()[[*of_axis]]
+        labels = labels.isel({dim: np.unique(positions)}).rename(of_axis | {dim: "nucleus_id"})
+        parts.append(labels.assign(side=xr.full_like(labels["nucleus_id"], side, dtype=object)))
+    cells = xr.concat(parts, "nucleus_id", combine_attrs="override")
+    return cells.drop_duplicates("nucleus_id").sortby("nucleus_id")
 
 
 def _synapse_layer(
-    builder: Any, cells: xr.Dataset, synapses: xr.Dataset, shown: _Shown
+    builder: Any, cells: xr.Dataset, synapses: xr.Dataset, shown: np.ndarray, roots: np.ndarray
 ) -> tuple[Any, np.ndarray]:
     """Return the layer of the synapses of the cells, and their positions in voxels."""
     if not isinstance(synapses, xr.Dataset) or "position" not in synapses:
@@ -259,32 +225,31 @@ def _synapse_layer(
             "synapses has no 'position': use mx.select_synapses of synapses with positions"
         )
     synapses = synapses.compute()
-    ids = {side: _partner_ids(synapses, side) for side in ("pre", "post")}
+    pre, post = (_partner_ids(synapses, side) for side in ("pre", "post"))
     if "synapse_size" in cells:
-        keep = np.isin(ids["pre"], cells["pre_nucleus_id"].values)
-        keep &= np.isin(ids["post"], cells["post_nucleus_id"].values)
+        keep = np.isin(pre, cells["pre_nucleus_id"].values)
+        keep &= np.isin(post, cells["post_nucleus_id"].values)
     else:
-        keep = np.isin(ids["pre"], shown.ids) | np.isin(ids["post"], shown.ids)
-    um = np.asarray(synapses["position"].sel(axis=list(AXES)).transpose("synapse", "axis").values)
-    keep &= np.isfinite(um).all(axis=1)
+        keep = np.isin(pre, shown) | np.isin(post, shown)
+    points = _voxels(synapses["position"])
+    keep &= np.isfinite(points).all(axis=1)
     if not keep.any():
         raise SchemaError(
             f"none of the {keep.size} synapses is one of the cells and has a position: use "
             "mx.select_synapses(synapses, pre=..., post=...) with ids of the cells"
         )
+    pre, post, points = pre[keep], post[keep], points[keep]
     # A synapse is linked to those of its two segments that are shown; 0 stands for the others.
-    lookup = Lookup(shown.ids, "cells")
-    roots = np.append(shown.roots, 0)
-    linked = np.stack([roots[lookup.find(ids[s][keep])] for s in ("pre", "post")], axis=1)
+    lookup, roots = Lookup(shown, "cells"), np.append(roots, 0)
+    linked = np.stack([roots[lookup.find(ids)] for ids in (pre, post)], axis=1)
     names = np.flatnonzero(keep)
     if "synapse_id" in synapses:
         names = synapses["synapse_id"].values[keep]
-    texts = [f"{a} → {b}" for a, b in zip(ids["pre"][keep], ids["post"][keep], strict=True)]
+    texts = [f"{a} → {b}" for a, b in zip(pre, post, strict=True)]
     if "size" in synapses:
         sizes = synapses["size"].values[keep]
         texts = [f"{text}, size {size}" for text, size in zip(texts, sizes, strict=True)]
-    points = _voxels(um[keep])
-    return _annotations(builder, "synapses", names, points, linked, texts, _SYNAPSES), points
+    return _annotations(builder, "synapses", names, points, linked, texts, PALETTE[4]), points
 
 
 def _partner_ids(synapses: xr.Dataset, side: str) -> np.ndarray:
@@ -299,7 +264,8 @@ def _partner_ids(synapses: xr.Dataset, side: str) -> np.ndarray:
     return np.asarray(synapses[dim].values[synapses[index].values])
 
 
-def _voxels(um: np.ndarray) -> np.ndarray:
+def _voxels(position: xr.DataArray) -> np.ndarray:
+    um = position.sel(axis=list(AXES)).transpose(..., "axis").values
     # The tables hold whole voxels; converting to µm and back changes the last bits.
     return np.rint(from_pia_um(um, VOXEL_NM))
 

@@ -15,6 +15,7 @@ from microns_xr.analysis.pairs import (
     ChosenNeurons,
     choose_neurons,
     count_axons,
+    labelled,
     same_neurons,
     unit_positions,
 )
@@ -139,7 +140,8 @@ def connection_probability(
     result = _axes(pairs, units, sides, edges)
     same = same_neurons(sides["pre"].ids, sides["post"].ids)
     counts = _count_by_population(pairs, sides, same, at, edges)
-    _estimate(result, (*(s.dim for s in sides.values()), *map(_dim, edges)), counts, interval)
+    dims = (*(side.dim for side in sides.values()), *(f"{name}_distance" for name in edges))
+    _estimate(result, dims, counts, interval)
     n_autapses = int((same >= 0).sum())
     n_all = int(result["n_pre"].sum()) * int(result["n_post"].sum())
     result.attrs |= neurons.attrs | {
@@ -218,10 +220,6 @@ def _side(
     return _Side(labels, f"{side}_{labels.name}", ids, rows, groups, codes)
 
 
-def _dim(direction: str) -> str:
-    return f"{direction}_distance"
-
-
 def _axes(
     connectivity: xr.Dataset,
     units: xr.Dataset,
@@ -234,7 +232,8 @@ def _axes(
         coords[side.dim] = side.groups
         coords |= label_parts(side.labels, side.dim, name, side.groups)
     for direction, e in edges.items():
-        dim, about = _dim(direction), {"units": "µm", "long_name": DIRECTIONS[direction][1]}
+        dim = f"{direction}_distance"
+        about = {"units": "µm", "long_name": DIRECTIONS[direction][1]}
         coords[dim] = (dim, (e[:-1] + e[1:]) / 2, {**about, "what": "middle of the bin"})
         coords[f"{dim}_start"] = (dim, e[:-1], {**about, "what": "lower edge, in the bin"})
         coords[f"{dim}_end"] = (dim, e[1:], {**about, "what": "upper edge, not in the bin"})
@@ -245,13 +244,13 @@ def _axes(
     n_pre = np.zeros((pre.groups.size, len(words)), dtype=np.int64)
     np.add.at(n_pre, (pre.codes, word_of), 1)
     result = xr.Dataset(coords=coords)
-    about = {"long_name": "presynaptic neurons by completeness of the axon", "units": "neurons"}
-    result["n_pre"] = ((pre.dim, "axon_completeness"), n_pre, about)
-    about = {"long_name": "postsynaptic neurons", "units": "neurons"}
-    result["n_post"] = (post.dim, np.bincount(post.codes), about)
-    partial = n_pre[:, [word != "full" for word in words]].sum(axis=1) > 0
-    about = {"long_name": "whether some axons are not known to be fully extended"}
-    result["lower_bound"] = (pre.dim, partial, about)
+    text = "presynaptic neurons by completeness of the axon"
+    result["n_pre"] = labelled((pre.dim, "axon_completeness"), n_pre, text, "neurons")
+    n_post = np.bincount(post.codes)
+    result["n_post"] = labelled(post.dim, n_post, "postsynaptic neurons", "neurons")
+    partial = n_pre[:, [word != "full" for word in words]].any(axis=1)
+    text = "whether some axons are not known to be fully extended"
+    result["lower_bound"] = labelled(pre.dim, partial, text)
     return result
 
 
@@ -309,20 +308,15 @@ def _estimate(
             ends = bootstrap_ratio(connected, pairs, interval)
         n_neurons = (pairs > 0).sum(axis=0, dtype=np.int64)
         rows.append((n_pairs, n_connected, n_neurons, ratio(n_connected, n_pairs), *ends))
-    method = type(interval).__name__.lower()
-    text = f"{method} interval of confidence {interval.confidence}"
-    about = {
-        "n_pairs": ("pairs tested", "pairs"),
-        "n_connected": ("pairs with a synapse", "pairs"),
-        "n_pre_tested": ("presynaptic neurons with a tested pair", "neurons"),
-        "probability": ("connection probability", "1"),
-        "probability_low": (f"lower end of the {text}", "1"),
-        "probability_high": (f"upper end of the {text}", "1"),
-    }
-    for (name, (long_name, unit)), parts in zip(
-        about.items(), zip(*rows, strict=True), strict=True
-    ):
-        result[name] = (dims, np.stack(parts), {"long_name": long_name, "units": unit})
+    n_pairs, n_connected, n_tested, probability, low, high = map(np.stack, zip(*rows, strict=True))
+    text = f"{type(interval).__name__.lower()} interval of confidence {interval.confidence}"
+    result["n_pairs"] = labelled(dims, n_pairs, "pairs tested", "pairs")
+    result["n_connected"] = labelled(dims, n_connected, "pairs with a synapse", "pairs")
+    tested = "presynaptic neurons with a tested pair"
+    result["n_pre_tested"] = labelled(dims, n_tested, tested, "neurons")
+    result["probability"] = labelled(dims, probability, "connection probability", "1")
+    result["probability_low"] = labelled(dims, low, f"lower end of the {text}", "1")
+    result["probability_high"] = labelled(dims, high, f"upper end of the {text}", "1")
     result.attrs["interval"] = text
 
 

@@ -6,13 +6,16 @@ from typing import Any
 
 import matrices
 import numpy as np
+import pytest
 import store_examples as ex
 import xarray as xr
+
+import microns_xr as mx
 
 RNG = np.random.default_rng(7)
 STORED, SIZE, COUNT = matrices.random_tables(RNG, 900, 800, 0.25)
 PRE, POST = matrices.ids(900), matrices.ids(800)
-SHARD = 2**17  # of two chunks: one whole shard and a part of one
+SHARD = 2**17  # two chunks: one whole shard and a part of one
 
 
 def connectivity() -> xr.Dataset:
@@ -26,6 +29,13 @@ def parts() -> dict[str, Any]:
         "functional": ex.functional(),
         "connectivity": connectivity(),
     }
+
+
+def write(place: Any, **options: Any) -> None:
+    """Write all parts; shards are smaller than usual, so that there are two of each array."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("microns_xr.store.format.SHARD", SHARD)
+        mx.write_store(place, **parts(), **options)
 
 
 def buffers(compressed: str) -> dict[str, np.ndarray]:

@@ -130,34 +130,22 @@ def compressor(itemsize: int) -> BloscCodec:
     )
 
 
-def require_shards(shards: bool | int | None) -> int | None:
-    """Return the positions of a shard, or None for no shards."""
-    if shards is None or isinstance(shards, bool | np.bool_):
-        return SHARD if shards else None
-    if isinstance(shards, int | np.integer) and shards > 0 and shards % INNER_CHUNK == 0:
-        return int(shards)
-    raise SchemaError(
-        f"shards is {shards!r}, expected True, None, or the connections of a shard as a multiple "
-        f"of {INNER_CHUNK}, such as {SHARD}"
-    )
-
-
 def chunk_of(dims: tuple[str, ...]) -> int:
     """Return the positions of a chunk along the first dimension of a long array."""
     return SYNAPSE_CHUNK if dims[0] == "synapse" else CHUNK
 
 
 def grid_of(
-    shape: tuple[int, ...], dims: tuple[str, ...], shards: int | None = None
+    shape: tuple[int, ...], dims: tuple[str, ...], shards: bool = False
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """Return the chunks of an array, and its shards where it has any (rules 7 and 14)."""
     if not shape:
         return (), None
     rest = tuple(max(1, n) for n in shape[1:])
-    if shards is None or dims[0] not in ("connection", "synapse") or shape[0] <= INNER_CHUNK:
+    if not shards or dims[0] not in ("connection", "synapse") or shape[0] <= INNER_CHUNK:
         return (max(1, min(chunk_of(dims), shape[0])), *rest), None
     whole = math.ceil(shape[0] / INNER_CHUNK) * INNER_CHUNK
-    return (INNER_CHUNK, *rest), (min(shards, whole), *rest)
+    return (INNER_CHUNK, *rest), (min(SHARD, whole), *rest)
 
 
 def matrix_arrays(compressed: Compressed) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -1,10 +1,6 @@
 """Where a store is, and how its arrays are read.
 
 A store is a local folder, an address of fsspec such as ``s3://bucket/name``, or a store of zarr.
-
-Two wrappers around stores of zarr turn the errors of any cloud package into this package's own and
-know what zarr cannot: that a chunk that is not there was lost (`CompleteStore`), and that nobody
-else writes here (`NewStore`).
 """
 
 from __future__ import annotations
@@ -84,7 +80,7 @@ def _fsspec_store(address: str, storage_options: Mapping[str, Any] | None) -> Fs
 
 
 def readable(path: Address, storage_options: Mapping[str, Any] | None = None) -> CompleteStore:
-    """Return the store at a path for reading; a replacement that was interrupted is finished."""
+    """Return the store at a path for reading, after finishing an interrupted replacement."""
     address, store = locate(path, storage_options)
     if store is None:
         swap.recover(address)
@@ -124,20 +120,13 @@ def _named(store: CompleteStore | NewStore, verb: str, key: str) -> Iterator[Non
 
 
 class CompleteStore(WrapperStore[Store]):
-    """A finished store as it was when it was opened, also after it was pickled.
-
-    Every chunk was written, so one that is not there was lost; left to itself zarr takes it for
-    zeros. Looking at each chunk as it is read needs no listing, which buckets are slow at and web
-    servers cannot do. Of a chunk that was cut short blosc may read on behind its end, and give
-    numbers that were never written.
-
-    A local store is known by its root, which a replacement makes anew. Elsewhere an address may
-    stand for different buckets on different machines, so there every opening is its own.
-    """
+    """A finished store as it was when it was opened, also after pickling."""
 
     def __init__(self, store: Store, address: str, state: Any = None) -> None:
         super().__init__(store)
         self.address = address
+        # A local store is identified by its root, which a replacement writes anew. Elsewhere one
+        # address may mean different buckets on different machines, so each opening counts as new.
         self.state = state or self._state_now() or uuid.uuid4().hex
         self._pieces: dict[str, _Piece] = {}  # parts of shards fetched before, see `read_span`
 
@@ -166,7 +155,10 @@ class CompleteStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Return what is stored; raise where a chunk is missing or was cut short."""
+        """Read an object."""
+        # Every chunk was written, so a missing one was lost; zarr alone would take it for zeros.
+        # Checking each chunk as it is read needs no listing, which is slow in buckets and
+        # impossible on web servers.
         piece = self._pieces.get(key)
         if piece is not None and isinstance(byte_range, SuffixByteRequest):
             return piece.end
@@ -180,6 +172,7 @@ class CompleteStore(WrapperStore[Store]):
             raise StoreFormatError(
                 f"{self.address} has no chunk {key!r}: the store is damaged, write or copy it again"
             )
+        # Blosc reads on behind the end of a truncated chunk, and gives numbers never written.
         expected = _blosc_bytes(content) if byte_range is None else 1
         if len(content) < expected:
             array = key.rpartition("/c/")[0] or key
@@ -191,12 +184,10 @@ class CompleteStore(WrapperStore[Store]):
 
 
 class NewStore(MemoryStore):
-    """A store that this process alone is writing; its metadata are also kept in memory.
+    """A store that only this process writes, each chunk once and whole."""
 
-    So zarr's questions, ten for each array and one for each shard, are answered without a request
-    (only whether the place is taken is looked up). Each chunk must be written whole, and once.
-    """
-
+    # Its metadata stay in memory as well: zarr looks things up ten times for each array and once
+    # for each shard, and only the first look, whether the place is taken, has to be a request.
     def __init__(self, target: Store, address: str) -> None:
         super().__init__()
         self._target = target
@@ -206,7 +197,7 @@ class NewStore(MemoryStore):
         return self.address
 
     async def is_empty(self, prefix: str) -> bool:
-        """Whether nothing is at the place itself."""
+        """Whether the place is free."""
         with _named(self, "listed", prefix):
             return await self._target.is_empty(prefix)
 
@@ -229,11 +220,9 @@ def _is_chunk(key: str) -> bool:
 
 
 def _blosc_bytes(chunk: Buffer) -> int:
-    """Return how many bytes a chunk says it has; at least 1, also if blosc did not write it.
-
-    The header of 16 bytes begins with the versions of the format and of the codec and ends with
-    the length, little-endian (README_CHUNK_FORMAT of c-blosc). Shards begin with their first chunk.
-    """
+    """Return the length that the header of a chunk states; 1 if blosc did not write the chunk."""
+    # 16 bytes: first the versions of the format and of the codec, last the length, little-endian
+    # (README_CHUNK_FORMAT of c-blosc). A shard begins with its first chunk.
     header = chunk[:16].to_bytes()
     if header[:2] != b"\x02\x01":
         return 1
@@ -243,10 +232,8 @@ def _blosc_bytes(chunk: Buffer) -> int:
 def at_once(
     group: zarr.Group, call: Callable[[Item], Result], items: Iterable[Item]
 ) -> list[Result]:
-    """Read something of each item: a bucket answers in 20 to 100 ms, so that threads wait there.
-
-    A disk answers faster than a thread starts.
-    """
+    """Call a function that reads on each item, in threads unless the store is local."""
+    # A bucket answers a request in 20 to 100 ms; a disk answers faster than a thread starts.
     if isinstance(getattr(group.store, "_store", None), LocalStore):
         return [call(item) for item in items]
     with ThreadPoolExecutor(_READERS) as pool:
@@ -293,12 +280,7 @@ def _text(array: zarr.Array) -> np.ndarray:
 
 
 def read_span(array: zarr.Array, start: int, stop: int) -> np.ndarray:
-    """Read the positions from `start` to `stop` along the first dimension.
-
-    zarr reads the chunks inside a shard one after the other, each with its own request: 1,000
-    neurons of 3,200 inputs take 2.7 s where a request takes 30 ms. Chunks that follow each other
-    lie next to each other, so the bytes of all of them are fetched at once, and zarr decodes those.
-    """
+    """Read the positions from `start` to `stop` along the first dimension."""
     with decoding(array):
         return np.asarray(_with_pieces(array, start, stop)[start:stop])
 
@@ -311,8 +293,13 @@ class _Piece(NamedTuple):
     content: Buffer
 
 
+# zarr reads the chunks inside a shard one after the other, each with its own request: 1,000 neurons
+# of 3,200 inputs take 2.7 s where a request takes 30 ms. Neighbouring chunks are neighbours in the
+# shard, too, so the bytes of all of them are fetched at once, and zarr decodes those.
+
+
 def _with_pieces(array: zarr.Array, start: int, stop: int) -> zarr.Array:
-    """Return an array whose shards are read in pieces from `start` to `stop`."""
+    """Return an array whose shards hold what is needed from `start` to `stop`, fetched already."""
     if array.shards is None or start >= stop:
         return array
     store: Any = array.store
@@ -327,7 +314,7 @@ async def _fetch(
     """Fetch the chunks that are needed of each shard, unless they are all of its chunks."""
     assert array.shards is not None
     chunk, shard = array.chunks[0], array.shards[0]
-    slots = asyncio.Semaphore(zarr.config.get("async.concurrency"))  # zarr's own limit
+    slots = asyncio.Semaphore(zarr.config.get("async.concurrency"))
 
     async def one(number: int) -> tuple[str, _Piece | None]:
         offset = number * shard
@@ -368,10 +355,11 @@ async def _part_of_shard(
         return None
     places = np.frombuffer(index.to_bytes()[:-_CRC], dtype="<u8").reshape(n_chunks, 2)
     wanted = places[first : last + 1]
+    # Other writers may leave out chunks, or store them in another order.
     if (wanted == _ABSENT).any():
         return None
     start, stop = int(wanted[:, 0].min()), int(wanted.sum(axis=1).max())
-    if stop - start != wanted[:, 1].sum():  # others lie between, or this is not an index
+    if stop - start != wanted[:, 1].sum():
         return None
     content = await store.get(key, prototype, RangeByteRequest(start, stop))
     return None if content is None else _Piece(index, start, content)

@@ -107,15 +107,14 @@ def plan_copy(connectivity: xr.Dataset, compressed: Compressed) -> PlannedGroup:
         INDEX_NAMES[compressed]: _position_attrs(compressed),
     }
     path = MATRIX_GROUP[compressed]
-    n_pre, n_post = (connectivity.sizes[dim] for dim in PAIR_DIMS)
-    lengths = {"indptr": (n_post if compressed == "post" else n_pre) + 1}
     specs = matrix_arrays(compressed)
     arrays = [
-        PlannedArray(name, specs[name][1], (lengths.get(name, 0),), specs[name][0].split()[0], text)
+        PlannedArray(name, specs[name][1], (0,), specs[name][0].split()[0], text)
         for name, text in attrs.items()
     ]
     arrays += _dense(connectivity, [*PAIR_DIMS, *extra], "connectivity")
     group_attrs = _group_attrs(connectivity, path, arrays)
+    n_pre, n_post = (connectivity.sizes[dim] for dim in PAIR_DIMS)
     return PlannedGroup(path, group_attrs | matrix_attrs(compressed, (n_pre, n_post)), arrays)
 
 
@@ -226,7 +225,7 @@ class ArrayWriter:
         node: zarr.Group,
         planned: PlannedArray,
         pool: ChunkPool,
-        shards: int | None = None,
+        shards: bool = False,
     ) -> None:
         self._node, self._planned, self._pool, self._shards = node, planned, pool, shards
         _, sharded = grid_of(planned.shape, planned.dims, shards)
@@ -281,7 +280,7 @@ class ArrayWriter:
             return
         self._pool.wait()
         aside = replace(self._planned, name=f"{self._planned.name}.int64", shape=narrow.shape)
-        wide = _create(self._node, aside, None)
+        wide = _create(self._node, aside, False)
         for start in range(0, self._written, self._step):
             wide[start : start + self._step] = narrow[start : start + self._step]
         store: Any = narrow.store
@@ -295,7 +294,7 @@ class ArrayWriter:
         return self._planned.dtype
 
 
-def _create(node: zarr.Group, planned: PlannedArray, shards: int | None) -> zarr.Array:
+def _create(node: zarr.Group, planned: PlannedArray, shards: bool) -> zarr.Array:
     """Create an array, empty, as the format asks."""
     chunks, sharded = grid_of(planned.shape, planned.dims, shards)
     text = planned.dtype == "string"
@@ -317,7 +316,7 @@ def _create(node: zarr.Group, planned: PlannedArray, shards: int | None) -> zarr
 
 
 def _write_whole(
-    node: zarr.Group, planned: PlannedArray, shards: int | None, values: np.ndarray | None
+    node: zarr.Group, planned: PlannedArray, shards: bool, values: np.ndarray | None
 ) -> None:
     array = _create(node, planned, shards)
     if values is not None and values.size:
@@ -334,14 +333,14 @@ class GroupWriter:
     """One group of a store: what is planned with values is written, the rest is appended to."""
 
     def __init__(
-        self, root: zarr.Group, plan: PlannedGroup, pool: ChunkPool, shards: int | None = None
+        self, root: zarr.Group, plan: PlannedGroup, pool: ChunkPool, shards: bool = False
     ) -> None:
         self._node = root.require_group(plan.path)
         self._node.update_attributes(plan.attrs)
         self.appended: dict[str, ArrayWriter] = {}
         for array in plan.arrays:
             if array.values is not None and not array.dims:
-                pool.submit(_write_whole, self._node, array, None, array.values)
+                pool.submit(_write_whole, self._node, array, False, array.values)
                 continue
             writer = ArrayWriter(self._node, array, pool, shards)
             if array.values is None:
@@ -377,7 +376,7 @@ class CopyWriter:
         root: zarr.Group,
         plan: PlannedGroup,
         pool: ChunkPool,
-        shards: int | None = None,
+        shards: bool = False,
         n_pairs: int = 0,
         dtypes: tuple[str, str] | None = None,
     ) -> None:

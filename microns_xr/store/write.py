@@ -44,7 +44,6 @@ from microns_xr.store.format import (
     OTHER,
     json_attrs,
     pattern_problem,
-    require_shards,
 )
 from microns_xr.store.locate import Address, writable
 from microns_xr.store.open import StoredPairs
@@ -80,7 +79,7 @@ def write_store(
     functional: xr.Dataset | None = None,
     connectivity: xr.Dataset | None = None,
     synapses: xr.Dataset | None = None,
-    shards: bool | int | None = None,
+    shards: bool = False,
     consolidated: bool = False,
     overwrite: bool = True,
     storage_options: Mapping[str, Any] | None = None,
@@ -113,10 +112,10 @@ def write_store(
     synapses : xarray.Dataset, optional
         Single synapses, dims ``synapse`` and ``axis``; rows ascend by ``post_index``, then
         ``pre_index``, where it has them, and are then also stored in the order of the two.
-    shards : bool or int, optional
-        True, or the connections of one object, a multiple of 65,536: arrays of connections and of
-        synapses are stored as shards, of which a neuron's part can be read alone. For object
-        stores; a local store is read faster without.
+    shards : bool, optional
+        Store arrays of connections and of synapses as shards of 4 million, so that there are fewer
+        objects, of which a neuron's part can be read alone. For object stores; a local store is
+        read faster without.
     consolidated : bool, optional
         Also write the metadata of all arrays in one place, so that opening an object store takes
         one request. Buckets that others may read but not list need it.
@@ -155,7 +154,6 @@ def write_store(
     }
     parts: dict[str, xr.Dataset] = {k: part for k, part in every.items() if part is not None}
     address, store = writable(path, storage_options)
-    per_shard = require_shards(shards)
     _check(parts, address)
     plans = [plan_dataset(kind, part) for kind, part in parts.items() if kind in _TABLES]
     if synapses is not None:
@@ -174,12 +172,12 @@ def write_store(
                 copies = _copies(connectivity, folder) if pairs is None else _copies_of(*pairs)
                 with closing(copies):
                     for axis, n_pairs, dtypes, blocks in copies:
-                        copy = CopyWriter(root, copy_plans[axis], pool, per_shard, n_pairs, dtypes)
+                        copy = CopyWriter(root, copy_plans[axis], pool, shards, n_pairs, dtypes)
                         for block in blocks:
                             copy.append(*block)
                         copy.finish()
             for plan in plans:
-                GroupWriter(root, plan, pool, per_shard)
+                GroupWriter(root, plan, pool, shards)
         finish_store(root, attrs, consolidated)
 
     if store is None:

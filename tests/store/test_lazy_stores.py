@@ -287,7 +287,7 @@ def test_a_bucket_is_read_lazily(spans, monkeypatch):
     ).assign_coords(ms.connectivity().coords["datastack"].coords)
     with s3_server.Bucket() as bucket:
         options = {"storage_options": bucket.options}
-        mx.write_store("s3://data/a", **ms.parts(), shards=ms.SHARD, consolidated=True, **options)
+        ms.write("s3://data/a", shards=True, consolidated=True, **options)
         with bucket.asked() as seen:
             tree = mx.open_store("s3://data/a", lazy=True, **options)
         assert [one.key for one in seen if one.key.endswith(".json")] == ["a/zarr.json"]

@@ -44,7 +44,7 @@ def bucket() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def big(bucket: Any) -> str:
     """Where a sharded store with consolidated metadata is, in the bucket."""
-    mx.write_store(bucket.obstore("public/big"), **ms.parts(), shards=ms.SHARD, consolidated=True)
+    ms.write(bucket.obstore("public/big"), shards=True, consolidated=True)
     return "public/big"
 
 
@@ -389,13 +389,6 @@ def test_synapses_in_shards(tmp_path: Path) -> None:
         found = mx.select_synapses(sharded, **wanted)
         assert found.sizes["synapse"] > 100
         xr.testing.assert_identical(found, mx.select_synapses(plain, **wanted))
-
-
-@pytest.mark.parametrize("shards", [0, -1, 2**15, 2**16 + 1, 1e6, "big"])
-def test_sizes_that_shards_cannot_have(tmp_path: Path, shards: Any) -> None:
-    with pytest.raises(mx.errors.SchemaError, match=r"shards is .*, expected True, None, or"):
-        mx.write_store(tmp_path / "a.zarr", units=ex.units(), shards=shards)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("where", ["memory", "bucket"])

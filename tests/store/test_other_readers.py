@@ -18,7 +18,6 @@ import xarray as xr
 import zarr
 from zarr.storage import FsspecStore
 
-import microns_xr as mx
 from microns_xr.schema import validate
 
 # What these packages import and deprecate is not ours to mend.
@@ -55,7 +54,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "in a bucket":
         return request.getfixturevalue("in_a_bucket")
     path = tmp_path_factory.mktemp("other") / "big.zarr"
-    mx.write_store(path, **ms.parts(), shards=ms.SHARD if request.param == "sharded" else None)
+    ms.write(path, shards=request.param == "sharded")
     kvstore = {"driver": "file", "path": str(path)}
     return Written(str(path), {}, kvstore, str(path))
 
@@ -66,8 +65,7 @@ def in_a_bucket() -> Iterator[Written]:
     s3_server = pytest.importorskip("s3_server", reason="moto is not installed")
     with s3_server.Bucket() as bucket:
         address, options = "s3://data/public/big", bucket.options
-        more = {"shards": ms.SHARD, "consolidated": True, "storage_options": options}
-        mx.write_store(address, **ms.parts(), **more)
+        ms.write(address, shards=True, consolidated=True, storage_options=options)
         kvstore = {
             "driver": "s3",
             "bucket": "data",

@@ -649,7 +649,7 @@ def test_object_store_in_shards(demo_fresh, demo_synapses) -> None:
             units=demo_fresh["units"],
             connectivity=demo_fresh["connectivity"],
             synapses=many,
-            shards=4 * INNER_CHUNK,
+            shards=True,
             consolidated=True,
         )
         sizes = zarr.open_group(address, mode="r")["synapses/by_pre/size"]

@@ -27,6 +27,7 @@ from scipy.stats import false_discovery_control, mannwhitneyu, rankdata
 from microns_xr.angles import PERIODS, difference, full_turn, require_likely_units
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import add_history
+from microns_xr.schema import FUNCTIONAL, describe
 from microns_xr.tuning.fits import require_free_names
 
 Against = Literal["orthogonal", "opposite"]
@@ -160,32 +161,22 @@ def _turn(coord: xr.DataArray, name: str) -> float:
 
 
 class Contrast(NamedTuple):
-    """Which angles are compared with which: an angle or orientation with its references."""
+    """Which angles are compared with which."""
 
-    against: Against
+    name: str  # of the preferred angle, pref_ori or pref_dir
     group: np.ndarray  # (angles,), the group of each when the preferred one is chosen
     degrees: np.ndarray  # (groups,)
-    period: float  # of the groups, in degrees
     reference: np.ndarray  # (angles,), the group of each as the other angle
-    n_references: int
     other: np.ndarray  # (groups,), the reference 90 (180) degrees away; -1 where not shown
+    stratum: np.ndarray  # (groups,), those within which a permutation may exchange samples
 
     def preferred(self, trials: Trials, chosen: np.ndarray, *dims: str) -> xr.Variable:
         """Return the angles of groups in the units of the trials; NaN for group -1."""
         angle = np.where(chosen >= 0, self.degrees[chosen] * (trials.turn / 360.0), np.nan)
-        attrs = {
-            "units": trials.angle.attrs["units"],
-            "period": self.period * trials.turn / 360.0,
-            "long_name": f"preferred {'orientation' if self.period == 180 else 'direction'}",
-        }
-        if "angle_convention" in trials.angle.attrs:
-            attrs["angle_convention"] = trials.angle.attrs["angle_convention"]
+        shown = trials.angle.attrs
+        attrs = {n: shown[n] for n in ("units", "angle_convention") if n in shown}
+        attrs |= {"period": trials.turn * PERIODS[self.name], **describe(FUNCTIONAL[self.name])}
         return trials.labelled(angle, *dims, **attrs)
-
-    @property
-    def name(self) -> str:
-        """Name of the preferred angle."""
-        return "pref_ori" if self.period == 180 else "pref_dir"
 
 
 def make_contrast(trials: Trials, against: Against, pool_directions: bool) -> Contrast:
@@ -198,8 +189,8 @@ def make_contrast(trials: Trials, against: Against, pool_directions: bool) -> Co
     if against == "opposite" and pool_directions:
         raise SchemaError("pool_directions=True would pool what against='opposite' compares")
     circle, shift = (180.0, 90.0) if against == "orthogonal" else (360.0, 180.0)
-    period = 180.0 if pool_directions or name == "orientation" else 360.0
-    degrees, group = _fold(trials.degrees, period)
+    preferred = "pref_ori" if pool_directions or name == "orientation" else "pref_dir"
+    degrees, group = _fold(trials.degrees, 360.0 * PERIODS[preferred])
     references, reference = _fold(trials.degrees, circle)
     away = np.abs(difference(references[None, :], degrees[:, None] + shift, circle))
     other = np.where(away.min(axis=1) < 1e-3, away.argmin(axis=1), -1)
@@ -208,7 +199,12 @@ def make_contrast(trials: Trials, against: Against, pool_directions: bool) -> Co
             f"no {name} of {trials.degrees.tolist()} degrees has one {shift:g} degrees away to "
             f"be compared with (against={against!r})"
         )
-    return Contrast(against, group, degrees, period, reference, len(references), other)
+    stratum = np.zeros(len(degrees), dtype=np.int64)
+    if against == "opposite":
+        # Only within an axis, because tuning to an axis is not direction selectivity.
+        groups = np.arange(len(degrees))
+        stratum = np.where(other < 0, groups, np.minimum(groups, other))
+    return Contrast(preferred, group, degrees, reference, other, stratum)
 
 
 def _fold(degrees: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray]:
@@ -232,28 +228,28 @@ def _whole_number(name: str, value: Any, least: int, alternative: str = "") -> i
     return int(value)
 
 
-# Means of groups of angles. `use` says which samples count.
+# Means of groups of angles: `index` is the group of each angle, `use` says which samples count.
 
 
-def _weights(counts: np.ndarray, index: np.ndarray, n: int) -> np.ndarray:
+def _weights(counts: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Return (angles,), the weight of a sample of each angle in the mean of its group."""
     # The mean of an orientation is the mean of its two directions, as rate_ori is of rate_dir, also
     # where one was shown more often.
-    shown = np.bincount(index[counts > 0], minlength=n)[index]
+    shown = np.bincount(index[counts > 0], minlength=index.max() + 1)[index]
     return np.divide(1.0, counts * shown, where=counts > 0, out=np.zeros(len(counts)))
 
 
-def _means(trials: Trials, index: np.ndarray, n: int, use: np.ndarray) -> np.ndarray:
+def _means(trials: Trials, index: np.ndarray, use: np.ndarray) -> np.ndarray:
     """Return (neurons, groups), 0 for a group without a sample."""
     counts = np.bincount(trials.code[use], minlength=len(trials.degrees))
-    weights = np.zeros((len(trials.code), n))
-    weights[use, index[trials.code[use]]] = _weights(counts, index, n)[trials.code[use]]
+    weights = np.zeros((len(trials.code), index.max() + 1))
+    weights[use, index[trials.code[use]]] = _weights(counts, index)[trials.code[use]]
     return trials.values @ weights
 
 
 def _choose(trials: Trials, contrast: Contrast, use: np.ndarray, can: np.ndarray) -> np.ndarray:
     """Return the group with the largest mean among those that `can`; of equal ones the lowest."""
-    means = _means(trials, contrast.group, len(contrast.degrees), use)
+    means = _means(trials, contrast.group, use)
     among = np.where(can, means, -np.inf)
     close = _rounding(trials.values)[:, None]
     return (among >= among.max(axis=1, keepdims=True) - close).argmax(axis=1)
@@ -264,8 +260,8 @@ def _difference(
 ) -> np.ndarray:
     """Return (neurons,), the mean of the chosen group minus that of its counterpart."""
     neurons = np.arange(len(chosen))
-    preferred = _means(trials, contrast.group, len(contrast.degrees), use)[neurons, chosen]
-    others = _means(trials, contrast.reference, contrast.n_references, use)
+    preferred = _means(trials, contrast.group, use)[neurons, chosen]
+    others = _means(trials, contrast.reference, use)
     return preferred - others[neurons, contrast.other[chosen]]
 
 
@@ -278,7 +274,7 @@ def _counts(trials: Trials, contrast: Contrast, use: np.ndarray) -> tuple[np.nda
     """Return (groups,), the number of samples of each group, and of its counterpart."""
     code = trials.code[use]
     counts = np.bincount(contrast.group[code], minlength=len(contrast.degrees))
-    others = np.bincount(contrast.reference[code], minlength=contrast.n_references)
+    others = np.bincount(contrast.reference[code], minlength=contrast.reference.max() + 1)
     return counts, np.where(contrast.other >= 0, others[contrast.other], 0)
 
 
@@ -334,9 +330,9 @@ def _permutation(
         orders,
         np.cumsum(counts),
         contrast.group,
-        _weights(counts, contrast.group, len(contrast.degrees)),
+        _weights(counts, contrast.group),
         contrast.reference,
-        _weights(counts, contrast.reference, contrast.n_references),
+        _weights(counts, contrast.reference),
         contrast.other,
         can,
         _rounding(trials.values),
@@ -348,12 +344,7 @@ def _permuted_orders(
     trials: Trials, contrast: Contrast, n_permutations: int, within_trial: bool, seed: int
 ) -> np.ndarray:
     """Orders of the samples that are equally likely without tuning; the first is as measured."""
-    # Samples change places only with those of the same stratum.
-    stratum = np.zeros(len(trials.code), dtype=np.int64)
-    if contrast.against == "opposite":
-        group = contrast.group[trials.code]
-        other = contrast.other[group]
-        stratum = np.where(other < 0, group, np.minimum(group, other))
+    stratum = contrast.stratum[contrast.group[trials.code]]
     if within_trial and trials.n_trials is not None:
         stratum = stratum + trials.place % trials.n_trials * len(contrast.degrees)
     places = np.argsort(stratum, kind="stable")

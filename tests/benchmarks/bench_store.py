@@ -15,7 +15,7 @@ from synthetic import make_connectivity, make_rates, make_units
 
 import microns_xr as mx
 from microns_xr.store.format import compressor
-from microns_xr.store.locate import locate, read_span
+from microns_xr.store.locate import read_span, readable
 
 pytestmark = pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning")  # anndata's
 
@@ -155,7 +155,7 @@ def test_bucket(benchmark, bucket, scale, neurons, way):
         "data", shape=n, dtype=values.dtype, chunks=(2**16,), shards=(2**22,), filters=None,
         compressors=[compressor(4)],
     )[:] = values  # fmt: skip
-    array = zarr.open_group(locate(place)[1], mode="r")["data"]
+    array = zarr.open_group(readable(place), mode="r")["data"]
     start = n // partners // 3 * partners
     stop = min(start + neurons * partners, n)
     bucket.seconds_a_request = 0.03

@@ -1,4 +1,4 @@
-"""Totals of a connectivity Dataset: degrees of neurons, connections between groups."""
+"""Selecting units and connections by label, the partners of neurons, and their totals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.columns import as_ids, is_one_id
-from microns_xr.connectivity.arrays import Compressed, pair_buffers
+from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.blocks import (
     OTHER_SIDE,
     PARTS,
@@ -35,8 +35,10 @@ from microns_xr.store.open import Connectivity, connectivity_of
 
 Words = str | Iterable[str] | None
 
-_PLAIN = ("layer", "brain_area", "cell_type", "classification_system")
-_CONDITIONS = (*_PLAIN, "tuning", "axon", "dendrite")
+_CONDITIONS = (
+    *("layer", "brain_area", "cell_type", "classification_system"),
+    *("tuning", "axon", "dendrite"),
+)
 _EXTENDED_STRATEGIES = {
     # Before release 1078 the table says "extended" and not how far.
     "axon": ("extended",),
@@ -97,68 +99,56 @@ def select_units(
     """
     if not isinstance(units, xr.Dataset) or "nucleus_id" not in units.dims:
         raise SchemaError("units is not a Dataset over nucleus_id: use mx.Release(...).units()")
+    conditions = (layer, brain_area, cell_type, classification_system, tuning, axon, dendrite)
     keep = np.ones(units.sizes["nucleus_id"], dtype=bool)
-    asked: dict[str, list[str]] = {}
-    plain = dict(zip(_PLAIN, (layer, brain_area, cell_type, classification_system), strict=True))
-    for name, words in plain.items():
-        if words is not None:
-            asked[name] = _listed(words)
-            keep &= _any_word(units, name, asked[name])
-    if tuning is not None:
-        asked["tuning"] = _listed(tuning)
-        keep &= _tuning(units, asked["tuning"])
-    for name, words in (("axon", axon), ("dendrite", dendrite)):
-        if words is not None:
-            asked[name] = _listed(words)
-            keep &= _proofread(units, name, asked[name])
+    shown = []
+    for name, words in zip(_CONDITIONS, conditions, strict=True):
+        if words is None:
+            continue
+        wanted = _listed(words)
+        if name == "tuning":
+            keep &= _tuning(units, wanted)
+        elif name in ("axon", "dendrite"):
+            keep &= _proofread(units, name, wanted)
+        else:
+            keep &= _any_word(units, name, wanted)
+        shown.append(f"{name}={wanted[0] if len(wanted) == 1 else wanted!r}")
     result = units.isel(nucleus_id=np.flatnonzero(keep))
-    return add_history(result, f"select_units({_shown(asked)})", source=units)
-
-
-def _shown(asked: Mapping[str, list[str]]) -> str:
-    return ", ".join(f"{k}={v[0] if len(v) == 1 else v!r}" for k, v in asked.items())
+    return add_history(result, f"select_units({', '.join(shown)})", source=units)
 
 
 def _listed(words: Any) -> list[str]:
-    if isinstance(words, str):
-        return [words]
-    if isinstance(words, xr.DataArray):
-        words = words.values
-    if isinstance(words, np.ndarray) and not words.ndim:
-        words = words.item()
-    if isinstance(words, str):
-        return [words]
-    if not isinstance(words, Iterable):
-        raise SchemaError(f"expected words, found {words!r} ({type(words).__name__})")
-    listed = list(words)
-    wrong = [w for w in listed if not isinstance(w, str)]
-    if wrong:
-        raise SchemaError(f"expected words, found {wrong[0]!r} ({type(wrong[0]).__name__})")
-    return [str(w) for w in listed]
+    if isinstance(words, np.ndarray | xr.DataArray):
+        words = np.asarray(words).tolist()
+    listed = [words] if isinstance(words, str) or not isinstance(words, Iterable) else list(words)
+    for word in listed:
+        if not isinstance(word, str):
+            raise SchemaError(f"expected words, found {word!r} ({type(word).__name__})")
+    return [str(word) for word in listed]
 
 
 def _column(units: xr.Dataset, name: str) -> tuple[np.ndarray, list[str]]:
+    """Return the code of each unit, and the words that the codes stand for."""
     if name not in units:
         raise SchemaError(f"units has no {name}, found {sorted(map(str, units.data_vars))}")
     codes, words = pd.factorize(units[name].values)
-    return codes, [str(w) for w in words]
+    return codes, [str(word) for word in words]
+
+
+def _fits(codes: np.ndarray, words: list[str], accepted: Iterable[str]) -> np.ndarray:
+    accepted = set(accepted)
+    return np.isin(codes, [i for i, word in enumerate(words) if word in accepted])
 
 
 def _any_word(units: xr.Dataset, name: str, wanted: list[str]) -> np.ndarray:
     codes, words = _column(units, name)
     for word in wanted:
         if word not in words:
-            _raise_unknown(units, name, word, words)
-    return np.isin(codes, [i for i, w in enumerate(words) if w in wanted])
-
-
-def _raise_unknown(units: xr.Dataset, name: str, word: str, words: list[str]) -> None:
-    hint = ""
-    if name == "cell_type" and "classification_system" in units:
-        classes = _column(units, "classification_system")[1]
-        if word in classes:
-            hint = f"it is a class, use classification_system={word!r}"
-    raise unknown_label(f"units have no {name}", word, sorted(words), hint)
+            has_classes = name == "cell_type" and "classification_system" in units
+            classes = _column(units, "classification_system")[1] if has_classes else []
+            hint = f"it is a class, use classification_system={word!r}" if word in classes else ""
+            raise unknown_label(f"units have no {name}", word, set(words), hint)
+    return _fits(codes, words, wanted)
 
 
 def _tuning(units: xr.Dataset, wanted: list[str]) -> np.ndarray:
@@ -171,38 +161,38 @@ def _tuning(units: xr.Dataset, wanted: list[str]) -> np.ndarray:
     accepted: set[str] = set()
     for word in wanted:
         if word == "matched":
-            accepted |= {w for w in words if w not in ("not_matched", "unknown")}
+            accepted |= set(words) - {"not_matched", "unknown"}
         elif word == "not_matched" or word in words:
             accepted.add(word)
         else:
-            _raise_unknown(units, "tuning_type", word, [*words, "matched", "not_matched"])
-    return np.isin(codes, [i for i, w in enumerate(words) if w in accepted])
+            known = {*words, "matched", "not_matched"}
+            raise unknown_label("units have no tuning_type", word, known)
+    return _fits(codes, words, accepted)
 
 
 def _proofread(units: xr.Dataset, part: str, wanted: list[str]) -> np.ndarray:
     codes, words = _column(units, f"strategy_{part}")
-    has_completeness = part == "axon" and "axon_completeness" in units
-    degree_codes, degrees = _column(units, "axon_completeness") if has_completeness else (codes, [])
-    keep = np.zeros(len(codes), dtype=bool)
+    has_degrees = part == "axon" and "axon_completeness" in units
+    degree_codes, degrees = _column(units, "axon_completeness") if has_degrees else (codes, [])
+    strategies: set[str] = set()
+    completeness: set[str] = set()
     for word in wanted:
-        strategies = {word} & set(words)
-        completeness = {word} & set(degrees)
         if word == "clean":
             # Completeness is "clean" too where the status says so without naming a strategy.
-            strategies = set(words) - {"none"}
-            completeness = set(degrees) - {"none"}
+            strategies |= set(words) - {"none"}
+            completeness |= set(degrees) - {"none"}
         elif word == "extended":
-            strategies = set(words) & set(_EXTENDED_STRATEGIES[part])
-            completeness = set(degrees) & {"partial", "full"}
+            strategies |= set(_EXTENDED_STRATEGIES[part])
+            completeness |= {"partial", "full"}
         elif word == "none":
-            strategies, completeness = ({"none"}, set()) if not degrees else (set(), {"none"})
-        elif not strategies and not completeness:
-            vocabulary = [*words, *degrees, "clean", "extended"]
-            _raise_unknown(units, f"strategy_{part}", word, list(dict.fromkeys(vocabulary)))
-        keep |= np.isin(codes, [i for i, w in enumerate(words) if w in strategies])
-        if degrees:
-            keep |= np.isin(degree_codes, [i for i, w in enumerate(degrees) if w in completeness])
-    return keep
+            (completeness if degrees else strategies).add("none")
+        elif word in words or word in degrees:
+            strategies.add(word)
+            completeness.add(word)
+        else:
+            known = {*words, *degrees, "clean", "extended"}
+            raise unknown_label(f"units have no strategy_{part}", word, known)
+    return _fits(codes, words, strategies) | _fits(degree_codes, degrees, completeness)
 
 
 Neurons = Any  # ids, units, or a mapping of conditions
@@ -265,17 +255,11 @@ def select_connections(
     validate(connectivity, "connectivity")
     if units is not None:
         require_same_release(("connectivity", connectivity), ("units", units))
-    positions, words = {}, []
-    sides: tuple[tuple[Side, Neurons], ...] = (("pre", pre), ("post", post))
-    for side, neurons in sides:
-        positions[side], text = on_axis(connectivity, units, side, neurons)
-        words.append(f"{side}={text}")
-    if both:
-        result = take_positions(connectivity, positions["pre"], positions["post"])
-    else:
-        result = keep_touching(connectivity, positions["pre"], positions["post"])
-        words.append("both=False")
-    return add_history(result, f"select_connections({', '.join(words)})", source=connectivity)
+    pre_at, pre_text = on_axis(connectivity, units, "pre", pre)
+    post_at, post_text = on_axis(connectivity, units, "post", post)
+    result = (take_positions if both else keep_touching)(connectivity, pre_at, post_at)
+    entry = f"pre={pre_text}, post={post_text}{'' if both else ', both=False'}"
+    return add_history(result, f"select_connections({entry})", source=connectivity)
 
 
 def on_axis(
@@ -335,19 +319,19 @@ def inputs_to(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Of one neuron its partners alone: ``synapse_size(pre_nucleus_id)`` (voxels of 4x4x40 nm)
-        and ``synapse_count``, dense int64, with the neuron as scalar coordinate
-        ``post_nucleus_id``. Of a collection, even of one, connectivity with those neurons and
-        everybody who is connected to one of them. Always in memory, because the partners
-        are the axis of the result. Of a store, or connectivity as it was lazily opened from one,
-        the pairs of these neurons alone are read, from the copy that has them contiguous.
+        For one id, its partners: ``synapse_size(pre_nucleus_id)`` (voxels of 4x4x40 nm) and
+        ``synapse_count``, dense int64, with the neuron as scalar coordinate ``post_nucleus_id``.
+        For a collection, even of one id, connectivity between those neurons and all their
+        partners. Always in memory, because the partners are the axis of the result. From a store,
+        or connectivity as it was lazily opened from one, only the pairs of these neurons are
+        read, from the copy in which they are contiguous.
 
     Raises
     ------
     UnknownLabelError
         If an id is not on the axis.
     SchemaError
-        If ids are not integers, or the Dataset is no connectivity.
+        If ids are not integers, or the Dataset is not connectivity.
     StoreFormatError
         If there is no store, or it is damaged.
 
@@ -380,7 +364,7 @@ def outputs_from(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     UnknownLabelError
         If an id is not on the axis.
     SchemaError
-        If ids are not integers, or the Dataset is no connectivity.
+        If ids are not integers, or the Dataset is not connectivity.
     StoreFormatError
         If there is no store, or it is damaged.
 
@@ -393,29 +377,27 @@ def outputs_from(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     return _partners(connectivity, nucleus_id, "pre", "outputs_from")
 
 
-def _partners(given: Connectivity, ids: Any, own: Side, function: str) -> xr.Dataset:
-    connectivity, _ = connectivity_of(given, own)
+def _partners(source: Connectivity, ids: Any, side: Side, function: str) -> xr.Dataset:
+    connectivity, _ = connectivity_of(source, side)
     validate(connectivity, "connectivity")
-    other = OTHER_SIDE[own]
-    result = load_neurons(connectivity, own, np.unique(positions_of(connectivity, own, ids)))
-    n_own = result.sizes[f"{own}_nucleus_id"]
+    other = OTHER_SIDE[side]
+    result = load_neurons(connectivity, side, np.unique(positions_of(connectivity, side, ids)))
+    n_neurons = result.sizes[f"{side}_nucleus_id"]
     pattern, _ = pair_buffers(result)
     n_pairs = np.diff(pattern.indptr)
-    if pattern.compressed == own:
+    if pattern.compressed == side:
         n_pairs = np.bincount(pattern.indices, minlength=pattern.n_minor)
     result = take_positions(result, **{other: np.flatnonzero(n_pairs)})
     if not is_one_id(ids):
-        return add_history(result, f"{function}({n_own} neurons)")
+        return add_history(result, f"{function}({n_neurons} neurons)")
     # Every partner left has exactly one pair, so the stored values are the partners in order.
     _, values = pair_buffers(result)
-    row = result.drop_vars(list(values)).isel({f"{own}_nucleus_id": 0})
+    row = result.drop_vars(list(values)).isel({f"{side}_nucleus_id": 0})
     row = row.assign(
-        {
-            name: (f"{other}_nucleus_id", stored, dict(result[name].attrs))
-            for name, stored in values.items()
-        }
-    )[list(connectivity.data_vars)]
-    return add_history(row, f"{function}({int(as_ids(ids, 'nucleus_id')[0])})")
+        {n: (f"{other}_nucleus_id", stored, result[n].attrs) for n, stored in values.items()}
+    )
+    entry = f"{function}({int(as_ids(ids, 'nucleus_id')[0])})"
+    return add_history(row[list(connectivity.data_vars)], entry)
 
 
 def degrees(connectivity: Connectivity) -> xr.Dataset:
@@ -438,7 +420,7 @@ def degrees(connectivity: Connectivity) -> xr.Dataset:
     Raises
     ------
     SchemaError
-        If the Dataset is no connectivity, or sizes and counts do not store the same pairs.
+        If the Dataset is not connectivity, or sizes and counts do not store the same pairs.
 
     Examples
     --------
@@ -448,15 +430,23 @@ def degrees(connectivity: Connectivity) -> xr.Dataset:
     """
     connectivity, compute = connectivity_of(connectivity)
     validate(connectivity, "connectivity")
-    major, minor, compressed = _neuron_sums(connectivity)
+    major: Any
+    minor: Any
+    if is_lazy(connectivity):
+        blocks = blocks_of(connectivity, PARTS[1:])
+        compressed, (major, minor) = blocks.compressed, lazy_neurons(blocks)
+    else:
+        pattern, values = pair_buffers(connectivity, PARTS[1:])
+        size, count = values.values()
+        compressed = pattern.compressed
+        major, minor = neuron_sums(size, count, pattern.indices, pattern.indptr, pattern.n_minor)
     post, pre = (major, minor) if compressed == "post" else (minor, major)
-    result = connectivity.drop_vars(list(connectivity.data_vars))
-    result.attrs = {}
+    result = connectivity.drop_vars(list(connectivity.data_vars)).drop_attrs(deep=False)
     for prefix, dim, table, partner in (
         ("in", "post_nucleus_id", post, "presynaptic"),
         ("out", "pre_nucleus_id", pre, "postsynaptic"),
     ):
-        parts = {
+        parts = {  # in the order of PARTS
             "degree": (f"number of {partner} partners", "neurons"),
             "size": (f"summed size of the synapses with {partner} partners", VOXEL_UNITS),
             "synapses": (f"number of synapses with {partner} partners", "synapses"),
@@ -466,13 +456,3 @@ def degrees(connectivity: Connectivity) -> xr.Dataset:
             result[f"{prefix}_{name}"] = (dim, table[:, column].copy(), attrs)
     result = add_history(result, "degrees()", source=connectivity)
     return result.compute() if compute else result
-
-
-def _neuron_sums(connectivity: xr.Dataset) -> tuple[Any, Any, Compressed]:
-    if is_lazy(connectivity):
-        blocks = blocks_of(connectivity, PARTS[1:])
-        return *lazy_neurons(blocks), blocks.compressed
-    pattern, values = pair_buffers(connectivity, PARTS[1:])
-    size, count = (values[name] for name in PARTS[1:])
-    sums = neuron_sums(size, count, pattern.indices, pattern.indptr, pattern.n_minor)
-    return *sums, pattern.compressed

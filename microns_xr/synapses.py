@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from microns_xr.columns import as_ids
 from microns_xr.connectivity.arrays import (
+    PAIR_DIMS,
     Compressed,
     connectivity_dataset,
     make_pattern,
@@ -23,12 +23,10 @@ from microns_xr.provenance import add_history, release_of, require_same_release
 from microns_xr.schema import AXES, validate
 from microns_xr.store.locate import Address
 from microns_xr.store.synapses import INDEX_NAMES, SynapseRows, rows_of, without_pairs
-from microns_xr.threads import usable_threads
+from microns_xr.threads import Span, run_spans, usable_threads
 
 Box = Mapping[str, tuple[float, float]]
 Synapses = xr.Dataset | xr.DataTree | Address
-Span = tuple[int, int]
-T = TypeVar("T")
 _SIDE_OF = {index: side for side, index in INDEX_NAMES.items()}
 
 
@@ -37,8 +35,8 @@ def select_synapses(
 ) -> xr.Dataset:
     """Return the synapses of some neurons, between two sets of neurons, or in a box.
 
-    From a store on disk only what is needed is read: of neurons their own rows, from the copy of
-    the synapses in which they are contiguous; of a box one chunk after the other, positions first.
+    Only what is needed is read from a store on disk: the rows of the neurons, from the copy of the
+    synapses in which they are contiguous; for a box one chunk after the other, positions first.
 
     Parameters
     ----------
@@ -46,11 +44,11 @@ def select_synapses(
         Single synapses as `microns_xr.build_synapses` makes them, a selection of them, an opened
         store, or the folder or address of a store.
     pre, post : int or collection of int, optional
-        Nucleus ids. Both together give the synapses from the ones onto the others.
+        Nucleus ids. Both together give the synapses from `pre` onto `post`.
     box : mapping of str to tuple of float, optional
-        Bounds in µm, lower one included and upper one not, so that boxes side by side share no
-        synapse: ``{"y": (0, 100)}``. Axes that are left out are unbounded; y is depth from the
-        pia. A synapse without a position is in no box.
+        Bounds in µm by axis, such as ``{"y": (0, 100)}``; y is depth from the pia. The upper bound
+        is not included, so that adjacent boxes share no synapse. Axes that are left out are
+        unbounded. A synapse without a position is in no box.
 
     Returns
     -------
@@ -62,9 +60,10 @@ def select_synapses(
     Raises
     ------
     UnknownLabelError
-        If an id is none of the neurons the synapses were labelled by, or the store has none.
+        If an id is not among the neurons the synapses were labelled by, or the store has no
+        synapses.
     SchemaError
-        If nothing is asked for, ids are no integers, `box` is not a mapping of axes to ordered
+        If nothing is asked for, ids are not integers, `box` is not a mapping of axes to ordered
         bounds, or the synapses have no positions or do not say which neurons they connect.
     StoreFormatError
         If there is no store, or it is damaged.
@@ -81,30 +80,45 @@ def select_synapses(
     if pre is None and post is None and box is None:
         raise SchemaError("nothing is asked for, expected at least one of pre, post and box")
     rows = rows_of(synapses)
-    asked: dict[Compressed, np.ndarray] = {}
-    for side, ids in (("pre", pre), ("post", post)):
-        if ids is not None:
-            asked[side] = _positions(rows, side, ids)  # type: ignore[index,arg-type]
-    bounds = _bounds(box, rows) if box is not None else {}
-    by, spans = _spans(rows, asked)
-    wanted = {side: _mask(rows.labels[side].size, found) for side, found in asked.items()}
+    chosen: dict[Compressed, np.ndarray] = {}
+    if pre is not None:
+        chosen["pre"] = _positions(rows, "pre", pre)
+    if post is not None:
+        chosen["post"] = _positions(rows, "post", post)
+    bounds = {} if box is None else _bounds(box, rows)
+    # The copy in which the fewest rows must be read, and which rows those are.
+    by: Compressed = "post"
+    spans, n_read = [(0, rows.n)], rows.n
+    for side, positions in chosen.items():
+        of_side = rows.spans(side, positions)
+        n = rows.n if of_side is None else sum(stop - start for start, stop in of_side)
+        if of_side is not None and n <= n_read:
+            by, spans, n_read = side, of_side, n
+    wanted = {side: np.zeros(rows.labels[side].size, dtype=bool) for side in chosen}
+    for side, positions in chosen.items():
+        wanted[side][positions] = True
     names = list(dict.fromkeys([*rows.columns, *INDEX_NAMES.values()]))
-    taken = _mapped(
-        lambda lo, hi: _take(rows, by, lo, hi, names, wanted, bounds), _pieces(rows, spans), rows.n
+    taken = run_spans(
+        lambda lo, hi: _take(rows, by, lo, hi, names, wanted, bounds),
+        _pieces(rows, spans),
+        usable_threads(None, rows.n),
     )
     parts = [part for part in taken if part is not None]
-    found = {name: _joined(parts, name, rows, by) for name in names}
-    n_found, n_spans = found["pre_index"].size, sum(hi - lo for lo, hi in spans)
-    if spans != [(0, rows.n)] and list(asked) == [by] and not bounds and n_found != n_spans:
+    found = {
+        name: np.concatenate([part[name] for part in parts]) if parts else rows.read(name, 0, 0, by)
+        for name in names
+    }
+    n_found = found["pre_index"].size
+    if spans != [(0, rows.n)] and list(chosen) == [by] and not bounds and n_found != n_read:
         raise rows.broken(
-            f"{n_found} of the {n_spans} rows that the pointer gives to the {by}synaptic neurons "
+            f"{n_found} of the {n_read} rows that the pointer gives to the {by}synaptic neurons "
             f"that were asked for are theirs by {INDEX_NAMES[by]}"
         )
     return _selection(rows, by, found)
 
 
 def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> xr.Dataset:
-    """Sum single synapses to connectivity, the inverse of labelling them by one.
+    """Sum single synapses to connectivity, the inverse of `microns_xr.build_synapses`.
 
     Parameters
     ----------
@@ -112,8 +126,8 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         As `select_synapses` takes them; those of a store on disk are read piece by piece.
     connectivity : xarray.Dataset, optional
         Gives the axes, their annotations and the scope. By default the connectivity of the store,
-        or else the neurons the synapses were labelled by; of a selection the neurons it holds, of
-        scope "unknown".
+        or else the neurons the synapses were labelled by; for a selection the neurons it holds,
+        with scope "unknown".
 
     Returns
     -------
@@ -155,8 +169,10 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         for side in INDEX_NAMES
     }
     new = {side: Lookup(labels[side], side).find(rows.labels[side]) for side in INDEX_NAMES}
-    parts = _mapped(
-        lambda lo, hi: _pair_sums(rows, lo, hi, new), _pieces(rows, [(0, rows.n)]), rows.n
+    parts = run_spans(
+        lambda lo, hi: _pair_sums(rows, lo, hi, new),
+        _pieces(rows, [(0, rows.n)]),
+        usable_threads(None, rows.n),
     )
     post, pre, size, count = (np.concatenate(part) for part in zip(*parts, strict=True))
     summed = sum_pairs(post, pre, size, count, labels["post"].size)
@@ -181,23 +197,14 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
 
 def _positions(rows: SynapseRows, side: Compressed, ids: Any) -> np.ndarray:
     """Return the positions of ids on an axis, ascending, each once."""
-    asked = as_ids(ids, side)
-    found = Lookup(rows.labels[side], f"{side}_nucleus_id").find(asked)
-    require_known(
-        asked,
-        found,
-        side,
-        f"{side}_nucleus_id of the synapses",
+    wanted, axis = as_ids(ids, side), f"{side}_nucleus_id"
+    at = Lookup(rows.labels[side], axis).find(wanted)
+    hint = (
         "neurons that were not asked for have no synapses there; use nucleus ids, not root ids, "
-        "of the same release",
+        "of the same release"
     )
-    return np.unique(found)
-
-
-def _mask(n: int, positions: np.ndarray) -> np.ndarray:
-    mask = np.zeros(n, dtype=bool)
-    mask[positions] = True
-    return mask
+    require_known(wanted, at, side, f"{axis} of the synapses", hint)
+    return np.unique(at)
 
 
 def _bounds(box: Box, rows: SynapseRows) -> dict[int, tuple[float, float]]:
@@ -227,17 +234,6 @@ def _bounds(box: Box, rows: SynapseRows) -> dict[int, tuple[float, float]]:
     return {order.index(axis): (float(low), float(high)) for axis, (low, high) in box.items()}
 
 
-def _spans(rows: SynapseRows, asked: dict[Compressed, np.ndarray]) -> tuple[Compressed, list[Span]]:
-    """Choose the copy in which the fewest rows must be read, and which rows those are."""
-    by, best, fewest = "post", [(0, rows.n)], rows.n
-    for side, positions in asked.items():
-        spans = rows.spans(side, positions)
-        n = rows.n if spans is None else sum(stop - start for start, stop in spans)
-        if spans is not None and n <= fewest:
-            by, best, fewest = side, spans, n
-    return by, best  # type: ignore[return-value]
-
-
 def _pieces(rows: SynapseRows, spans: list[Span]) -> list[Span]:
     """Cut rows into pieces of a chunk at the most; spans that share a chunk are read together."""
     covers: list[Span] = []
@@ -255,14 +251,6 @@ def _pieces(rows: SynapseRows, spans: list[Span]) -> list[Span]:
         edges = [start, *range(first, stop, rows.chunk), stop]
         pieces += list(pairwise(edges))
     return pieces
-
-
-def _mapped(function: Callable[[int, int], T], pieces: list[Span], n: int) -> list[T]:
-    threads = min(usable_threads(None, n), len(pieces))
-    if threads < 2:
-        return [function(start, stop) for start, stop in pieces]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda piece: function(*piece), pieces))
 
 
 def _take(
@@ -303,41 +291,25 @@ def _take(
     return out
 
 
-def _joined(
-    parts: list[dict[str, np.ndarray]], name: str, rows: SynapseRows, by: Compressed
-) -> np.ndarray:
-    if not parts:
-        return rows.read(name, 0, 0, by)
-    return parts[0][name] if len(parts) == 1 else np.concatenate([part[name] for part in parts])
-
-
-def _selection(rows: SynapseRows, by: Compressed, found: dict[str, np.ndarray]) -> xr.Dataset:
-    pre, post = found.pop("pre_index"), found.pop("post_index")
+def _selection(rows: SynapseRows, by: Compressed, taken: dict[str, np.ndarray]) -> xr.Dataset:
+    pre, post = taken.pop("pre_index"), taken.pop("post_index")
+    ascends = (post[1:] > post[:-1]) | ((post[1:] == post[:-1]) & (pre[1:] >= pre[:-1]))
     order: Any = slice(None)
-    if by == "pre" or not _ascends(post, pre):
-        keys = [found["synapse_id"]] if "synapse_id" in found else []
+    if by == "pre" or not ascends.all():
+        keys = [taken["synapse_id"]] if "synapse_id" in taken else []
         order = np.lexsort([*keys, pre, post])
     variables = {
         name: xr.Variable(rows.columns[name].dims, values[order], rows.columns[name].attrs)
-        for name, values in found.items()
+        for name, values in taken.items()
     }
-    index: dict[Compressed, np.ndarray] = {"pre": pre[order], "post": post[order]}
-    coords = {
-        f"{side}_nucleus_id": xr.Variable(
-            "synapse",
-            rows.labels[side][own],
-            {"long_name": f"nucleus id of the {side}synaptic neuron"},
-        )
-        for side, own in index.items()
-    }
-    coords |= {name: variables.pop(name) for name in found if name in rows.coords}
-    result = rows.frame.assign(variables).assign_coords(coords)
+    index: dict[Compressed, np.ndarray] = {"pre": pre, "post": post}
+    for side, positions in index.items():
+        attrs = {"long_name": f"nucleus id of the {side}synaptic neuron"}
+        labels = rows.labels[side][positions[order]]
+        variables[f"{side}_nucleus_id"] = xr.Variable("synapse", labels, attrs)
+    coords = [name for name in variables if name in (*rows.coords, *PAIR_DIMS)]
+    result = rows.frame.assign(variables).set_coords(coords)
     return add_history(result, f"select_synapses: {pre.size} of {rows.n}")
-
-
-def _ascends(post: np.ndarray, pre: np.ndarray) -> bool:
-    same = post[1:] == post[:-1]
-    return bool(((post[1:] > post[:-1]) | (same & (pre[1:] >= pre[:-1]))).all())
 
 
 def _pair_sums(
@@ -346,16 +318,12 @@ def _pair_sums(
     """Sum neighbouring rows of the same pair; return post, pre, size and count of each."""
     index: dict[Compressed, np.ndarray] = {}
     for side in INDEX_NAMES:
-        own = rows.index(side, start, stop)
-        index[side] = new[side][own]
+        old = rows.index(side, start, stop)
+        index[side] = new[side][old]
+        hint = "take its own first, with mx.select_synapses(synapses, pre=..., post=...)"
+        what, labels = f"{side} of the synapses", rows.labels[side]
         if (index[side] < 0).any():
-            require_known(
-                rows.labels[side][own],
-                index[side],
-                f"{side} of the synapses",
-                "the connectivity",
-                "take its own first, with mx.select_synapses(synapses, pre=..., post=...)",
-            )
+            require_known(labels[old], index[side], what, "the connectivity", hint)
     size = rows.read("size", start, stop).astype(np.int64, copy=False)
     post, pre = index["post"], index["pre"]
     changes = (post[1:] != post[:-1]) | (pre[1:] != pre[:-1])

@@ -357,26 +357,28 @@ def collapse_scans(
     rates = _rates(functional)
     functional = functional.assign({n: functional[n].astype(np.float64) for n in rates})
     candidate = _rated(functional, rates)
+    if by is not None:
+        values = functional[by].values
+        missing = missing_value(by, values.dtype) if values.dtype.kind == "i" else np.nan
+        candidate &= np.isfinite(values) & (values != missing)
+    candidates, owner = functional.isel(scan_unit=candidate), owner[candidate]
     if how == "mean":
-        n_rated = np.bincount(owner[candidate], minlength=len(nuclei))
-        result = _mean_rates(functional.isel(scan_unit=candidate), rates, nuclei, owner[candidate])
+        n_rated = np.bincount(owner, minlength=len(nuclei))
+        result = _mean_rates(candidates, rates, nuclei, owner)
     else:
-        if by is not None:
-            values = functional[by].values
-            missing = missing_value(by, values.dtype) if values.dtype.kind == "i" else np.nan
-            candidate &= np.isfinite(values) & (values != missing)
-        result = _chosen_units(functional, nuclei, owner, candidate, by, bool(lowest))
-        n_rated = _rated(result, rates).astype(np.int64)
+        result = _chosen_units(candidates, nuclei, owner, by, bool(lowest))
+        n_rated = _rated(result, rates)
     scans = rows.drop_duplicates(["nucleus_id", "session", "scan_idx"])
     counts: dict[str, Any] = {
         "n_scans": scans.groupby("nucleus_id").size(),
         "n_scan_units": rows.groupby("nucleus_id").size(),
+        "n_rated": n_rated,
     }
-    if rates:
-        counts["n_rated"] = n_rated
-    result = result.assign(
-        {n: ("nucleus_id", np.asarray(v, dtype=np.int64)) for n, v in counts.items()}
-    ).assign_coords({c: functional.coords[c] for c in RELEASE_COORDS if c in functional.coords})
+    for name, count in counts.items():
+        if rates or name != "n_rated":
+            result[name] = ("nucleus_id", np.asarray(count, dtype=np.int64))
+    release = {c: functional.coords[c] for c in RELEASE_COORDS if c in functional.coords}
+    result = result.assign_coords(release)
     collapse = how if by is None else f"{how} by {by}" + (" (lowest)" if lowest else "")
     result.attrs = {**functional.attrs, **result.attrs, "collapse": collapse}
     return add_history(result, f"collapse_scans(how={how!r}, by={by!r})", source=functional)
@@ -436,12 +438,7 @@ def _mean_rates(
 
 
 def _chosen_units(
-    functional: xr.Dataset,
-    nuclei: np.ndarray,
-    owner: np.ndarray,
-    candidate: np.ndarray,
-    by: str | None,
-    lowest: bool,
+    functional: xr.Dataset, nuclei: np.ndarray, owner: np.ndarray, by: str | None, lowest: bool
 ) -> xr.Dataset:
     # The rows are in (nucleus, session, scan_idx, unit_id) order, and the sort is stable: among
     # equals the first row of a neuron wins.
@@ -449,8 +446,7 @@ def _chosen_units(
     if by is not None:
         # Ordinals, because unsigned numbers and booleans have no negative.
         rank = np.unique(functional[by].values, return_inverse=True)[1] * (1 if lowest else -1)
-    rows = np.flatnonzero(candidate)
-    rows = rows[np.lexsort([rank[rows], owner[rows]])]
+    rows = np.lexsort([rank, owner])
     _, first = np.unique(owner[rows], return_index=True)
     chosen = functional.isel(scan_unit=rows[first]).reset_coords(list(SCAN_KEYS))
     chosen = chosen.swap_dims(scan_unit="nucleus_id")

@@ -9,17 +9,16 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import PERIODS, AngleConvention, AngleUnits, is_angle, require_same_angles
-from microns_xr.columns import id_column, plain_array, plain_values, require_columns
+from microns_xr.columns import id_column, plain_array, require_columns
 from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.releases import table_spec
-from microns_xr.schema import FUNCTIONAL, UNITS, describe
 from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS
 from microns_xr.tuning.functional import (
     missing_value,
     rate_variables,
     stated_spec,
-    table_angle_attrs,
+    table_variable,
 )
 
 On = Literal["nucleus_id", "pt_root_id", "functional"]
@@ -226,17 +225,8 @@ def _from_frame(
             variables[rate] = xr.Variable(("row", *dims[1:]), values, attrs)
         coords.update({n: xr.DataArray(v[1], dims=v[0], attrs=v[2]) for n, v in angles.items()})
     for column in [n for n in names if n not in rates]:
-        values = plain_values(table[column], name, as_float=column in ("pref_ori", "pref_dir"))
-        attrs = describe(declared) if (declared := _declared(column)) else {}
-        if column in PERIODS and values.dtype.kind in "if":
-            values = plain_values(table[column], name, as_float=True)
-            attrs.update(table_angle_attrs(column, spec, values))
-        variables[column] = xr.Variable(("row",), values, attrs)
+        variables[column] = xr.Variable(("row",), *table_variable(table[column], spec))
     return _Added(variables, coords, pd.DataFrame(keys))
-
-
-def _declared(column: str) -> Any:
-    return FUNCTIONAL.get(column) or UNITS.get(column)
 
 
 def _without_repeats(added: _Added, on: On) -> pd.DataFrame:

@@ -68,8 +68,21 @@ def stated_spec(
     )
 
 
-def table_angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, Any]:
-    """Return units, convention and period of an angle of a table."""
+def table_variable(column: pd.Series, spec: TableSpec) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return a column of a table, one value per row, with the attributes of the data model."""
+    name = str(column.name)
+    declared = FUNCTIONAL.get(name) or UNITS.get(name)
+    as_float = declared is not None and declared.dtype == "float" and len(declared.dims) == 1
+    values = plain_values(column, spec.name, as_float=as_float)
+    attrs = {} if declared is None else describe(declared)
+    if name in PERIODS and values.dtype.kind in "if":
+        # Also whole numbers are floats here, because a missing -1 would be an angle.
+        values = plain_values(column, spec.name, as_float=True)
+        attrs |= _angle_attrs(name, spec, values)
+    return values, attrs
+
+
+def _angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, Any]:
     if spec.angle_units is None or spec.angle_convention is None:
         raise SchemaError(
             f"{spec.name}.{name} is an angle, but neither the registry nor the call states its "
@@ -125,19 +138,14 @@ def build_functional(
                 f"{spec.name} has no column {column!r} to choose by, found {list(typed.columns)}: "
                 "only automatic coregistrations have one"
             )
-        typed = typed[sign * _values(typed[column], spec) >= sign * bound]
+        typed = typed[sign * table_variable(typed[column], spec)[0] >= sign * bound]
 
     if "pt_root_id" in typed:
         typed["pt_root_id"] = typed["pt_root_id"].fillna(0)
     typed = typed.rename(columns={"target_id": "nucleus_id"})
-    variables = {}
-    for name in ("nucleus_id", *SCAN_KEYS, *further):
-        values = _values(typed[name], spec)
-        attrs = describe(FUNCTIONAL[name]) if name in FUNCTIONAL else {}
-        if name in PERIODS and values.dtype.kind == "f":
-            attrs |= table_angle_attrs(name, spec, values)
-        variables[name] = ("scan_unit", values, attrs)
-    dataset = xr.Dataset(variables).set_coords(["nucleus_id", *SCAN_KEYS])
+    names = ["nucleus_id", *SCAN_KEYS, *further]
+    dataset = xr.Dataset({n: ("scan_unit", *table_variable(typed[n], spec)) for n in names})
+    dataset = dataset.set_coords(["nucleus_id", *SCAN_KEYS])
     dataset.attrs = {
         "functional_table": spec.name,
         "n_rows_in_table": n_rows,
@@ -155,15 +163,6 @@ def _holds_arrays(column: str, values: pd.Series) -> bool:
     if column in FUNCTIONAL and len(FUNCTIONAL[column].dims) > 1:
         return True  # rates, which some tables hold as text
     return values.dtype == object and bool(values.map(pd.api.types.is_list_like).any())
-
-
-def _values(column: pd.Series, spec: TableSpec) -> np.ndarray:
-    name = str(column.name)
-    as_float = name in FUNCTIONAL and FUNCTIONAL[name].dtype == "float"
-    values = plain_values(column, spec.name, as_float=as_float)
-    if name in PERIODS and values.dtype.kind == "i":
-        return plain_values(column, spec.name, as_float=True)  # its missing -1 would be an angle
-    return values
 
 
 # Tables of tuning curves.

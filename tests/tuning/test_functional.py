@@ -382,6 +382,13 @@ def test_a_table_outside_the_registry_states_its_angles(three_tables, tmp_path):
         build(rows(SIX, 11, pref_ori=1.0), known, angle_units="degree")
 
 
+def test_a_missing_measure_is_nan_where_the_others_are_whole_numbers():
+    whole = rows(SIX[:2], 11, gOSI=pd.array([1, None], dtype="Int64"))
+    plain = build(rows(SIX[:2], 11))
+    for dataset in (build(whole), mx.merge_table(plain, whole, "gOSI", on="functional")):
+        np.testing.assert_array_equal(dataset.gOSI, [1, np.nan])
+
+
 def test_a_unit_that_says_different_things_is_still_refused():
     functional = build(rows(SIX, 11))
     table = build(rows([(4, 7, 9)] * 2, [12, 13], score=[1.0, 2.0]))

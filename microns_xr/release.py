@@ -37,7 +37,8 @@ from microns_xr.releases import (
     table_spec,
 )
 from microns_xr.sources.cache import CachedSource, make_source, table_names
-from microns_xr.sources.directory import DirectorySource
+from microns_xr.sources.cave import CaveSource
+from microns_xr.sources.directory import DirectorySource, write_identity
 from microns_xr.sources.fetch import (
     RECORDING_SUFFIXES,
     RECORDINGS_URL,
@@ -46,7 +47,7 @@ from microns_xr.sources.fetch import (
     file_name,
     shown_url,
 )
-from microns_xr.sources.synapses import SynapseSet, resolve_ids
+from microns_xr.sources.synapses import SynapseSet, download_synapses, resolve_ids
 from microns_xr.sources.tables import TableSource, read_table_file
 from microns_xr.store.write import write_store
 from microns_xr.tables import SCAN_KEYS
@@ -204,10 +205,12 @@ class Release:
         """
         available = set(self.available_tables())
         has = {role: self.spec.tables.get(role) in available for role in ROLES}
-        sets: Mapping[str, Any] = getattr(self.source, "synapse_files", dict)()
-        if isinstance(self.source, CachedSource):
-            return {**has, "synapses": bool(sets)}  # the service has them all, this folder some
-        return {**has, "synapses": has["synapses"] or bool(sets)}
+        has_sets = bool(getattr(self.source, "synapse_files", dict)())
+        # The service has them all, this folder some.
+        has["synapses"] = has_sets or (
+            has["synapses"] and not isinstance(self.source, CachedSource)
+        )
+        return has
 
     def shared_roots(self) -> np.ndarray:
         """Root ids that hold several nuclei, for `microns_xr.ingest_synapses`.
@@ -398,27 +401,25 @@ class Release:
         >>> connectivity = release.connectivity(synapses)  # doctest: +SKIP
         """
         source = self._download_source("download synapses")
-        roots = {
-            side: None
-            if ids is None
-            else resolve_ids(
-                ids,
-                self.table("nucleus"),
-                name=side,
-                datastack=self.datastack,
-                version=self.version,
-                allow_unknown=allow_unknown,
-            )
-            for side, ids in (("pre", pre), ("post", post))
+        remote = source.require_remote("download synapses")
+        nuclei = self.table("nucleus")
+        of_release: Any = {
+            "datastack": self.datastack,
+            "version": self.version,
+            "allow_unknown": allow_unknown,
         }
-        return source.download_synapses(
-            **roots,
-            positions=positions,
-            table=self.spec.name_of("synapses"),
-            workers=workers,
-            batch=batch,
-            progress=progress,
-        )
+        request: Any = {
+            "pre": None if pre is None else resolve_ids(pre, nuclei, name="pre", **of_release),
+            "post": None if post is None else resolve_ids(post, nuclei, name="post", **of_release),
+            "positions": positions,
+            "table": self.spec.name_of("synapses"),
+            "progress": progress,
+        }
+        write_identity(source.folder, self.datastack, self.version)
+        folder = source.synapse_folder
+        if isinstance(remote, CaveSource):
+            return download_synapses(remote, folder, workers=workers, batch=batch, **request)
+        return remote.download_synapses(folder, **request)
 
     def download_recordings(self, url: str = RECORDINGS_URL, **options: Any) -> Path:
         """Download the file of recordings into ``recordings/`` of ``datadir``.
@@ -694,19 +695,24 @@ class Release:
         name = self.spec.tables.get("tuning_curves")
         if name in available:
             try:
-                return self._curves_of_table(
-                    self.table(name), self._file_spec(name), angle_convention
-                )
+                table = self.table(name)
+                return self._curves_of_table(table, self._file_spec(name), angle_convention)
             except SourceError as error:
                 # An archive that cannot be listed names tables that it may not have.
                 if not fits and not files:
                     raise
                 logger.warning("%s cannot be read: %s", name, error)
+        several = fits or files
+        if len(several) > 1:
+            raise SourceError(
+                f"there are several {'tables of fits' if fits else 'files of recordings'} "
+                f"({', '.join(map(str, several))}): name one with path="
+            )
         if fits:
-            name = _only(fits, "tables of fits")
-            return self._curves_of_table(self.table(name), self._file_spec(name), angle_convention)
+            table = self.table(fits[0])
+            return self._curves_of_table(table, self._file_spec(fits[0]), angle_convention)
         if files:
-            return self._curves_of_recordings(_only(files, "files of recordings"), angle_convention)
+            return self._curves_of_recordings(files[0], angle_convention)
         raise SourceError(
             f"{self!r} has no tuning curves: no table {name or 'in the role tuning_curves'}, no "
             "table of fits, and no recordings to compute them from; put a table into its folder "
@@ -762,8 +768,7 @@ class Release:
         SchemaError
             If the table of synapses lacks columns, or its ids are floats.
         """
-        whole = self._all_units(units)
-        return self._connect(self._synapse_table(request), whole if units is None else units, whole)
+        return self._connect(request, units)[0]
 
     def synapses(
         self,
@@ -795,9 +800,7 @@ class Release:
         ReleaseMismatchError
             If `units` or the synapses are of another release.
         """
-        whole = self._all_units(units)
-        synapses = table, name, _ = self._synapse_table(request)
-        connectivity = self._connect(synapses, whole if units is None else units, whole)
+        connectivity, table, name = self._connect(request, units)
         resolution = self.spec.table_of("synapses").resolution_nm
         single = build_synapses(table, connectivity, resolution)
         return self._with_sources(single, [name], [connectivity])
@@ -821,31 +824,14 @@ class Release:
         name = self.spec.name_of("synapses")
         return self.table(name), name, {}
 
-    def _all_units(self, units: xr.Dataset | None) -> xr.Dataset:
-        """Return all units of the release, of which `units` may be a selection.
-
-        Synapses of units that were not selected are not asked for; they are not unknown.
-        """
-        if units is None:
-            return self.units()
-        datastack, version = release_of(units, "units")
-        if (datastack, version) != (self.datastack, self.version):
-            raise ReleaseMismatchError(
-                f"units is of {datastack} v{version}, but this release is {self.datastack} "
-                f"v{self.version}: build them with this release's units()"
-            )
-        attrs = units.attrs
-        if attrs.get("selection", {}).get("units") == units.sizes["nucleus_id"]:
-            return units
-        return self.units(**{k: attrs[k] for k in ("multisoma", "untyped") if k in attrs})
-
     def _connect(
-        self,
-        synapses: tuple[pd.DataFrame, str, Mapping[str, Any]],
-        units: xr.Dataset,
-        whole: xr.Dataset,
-    ) -> xr.Dataset:
-        table, name, asked = synapses
+        self, request: str | SynapseSet | None, units: xr.Dataset | None
+    ) -> tuple[xr.Dataset, pd.DataFrame, str]:
+        """Build connectivity; return also the table of its synapses, and the name of it."""
+        # Synapses of units that were not selected are not asked for; they are not unknown.
+        whole = self.units() if units is None else self._all_units(units)
+        units = whole if units is None else units
+        table, name, asked = self._synapse_table(request)
         ids, roots = units["nucleus_id"].values, units["pt_root_id"].values
         axes, no_unit = {"pre": ids, "post": ids}, {"pre": 0, "post": 0}
         for side in axes:
@@ -866,7 +852,21 @@ class Release:
                 "not units, and are not on the axes: units(untyped='keep') has those without a type"
             )
             connectivity.attrs["asked_for_but_no_unit"] = no_unit
-        return self._with_sources(connectivity, [name, self.spec.name_of("nucleus")], [whole])
+        tables = [name, self.spec.name_of("nucleus")]
+        return self._with_sources(connectivity, tables, [whole]), table, name
+
+    def _all_units(self, units: xr.Dataset) -> xr.Dataset:
+        """Return all units of the release, of which `units` may be a selection."""
+        datastack, version = release_of(units, "units")
+        if (datastack, version) != (self.datastack, self.version):
+            raise ReleaseMismatchError(
+                f"units is of {datastack} v{version}, but this release is {self.datastack} "
+                f"v{self.version}: build them with this release's units()"
+            )
+        attrs = units.attrs
+        if attrs.get("selection", {}).get("units") == units.sizes["nucleus_id"]:
+            return units
+        return self.units(**{k: attrs[k] for k in ("multisoma", "untyped") if k in attrs})
 
     def write(self, path: str | Path, *, request: str | None = None, **options: Any) -> None:
         """Write the whole release as one store.
@@ -936,14 +936,6 @@ def recording_files(release: Release) -> list[Path]:
     return sorted({file.resolve() for file in files if file.suffix in RECORDING_SUFFIXES})
 
 
-def _only(items: list[Any], what: str) -> Any:
-    if len(items) > 1:
-        raise SourceError(
-            f"there are several {what} ({', '.join(map(str, items))}): name one with path="
-        )
-    return items[0]
-
-
 def _with_origin(curves: xr.Dataset, origin: str, words: str) -> xr.Dataset:
     logger.info("tuning curves were %s", words)
     return add_history(curves.assign_attrs(tuning_from=origin), f"tuning curves {words}")
@@ -989,29 +981,27 @@ def rates_of_fits(table: pd.DataFrame, name: str = "fits") -> pd.DataFrame:
     return rates.reset_index(drop=True)
 
 
-def _numbers(fits: pd.DataFrame, column: str, units: str | None, name: str) -> np.ndarray:
-    values = fits[column].to_numpy(dtype=np.float64, na_value=np.nan)
-    if units is not None:
-        require_likely_units(values[np.isfinite(values)], units, f"{name}.{column}")
-    return values
-
-
 def _rates_of_model(fits: pd.DataFrame, model: str, name: str) -> pd.DataFrame:
+    def numbers(column: str, units: str | None = None) -> np.ndarray:
+        values = fits[column].to_numpy(dtype=np.float64, na_value=np.nan)
+        if units is not None:
+            require_likely_units(values[np.isfinite(values)], units, f"{name}.{column}")
+        return values
+
     preferred = _PREFERRED[model]
     if preferred not in fits.columns and "phi" in fits.columns:
-        fits = fits.assign(**{preferred: np.rad2deg(_numbers(fits, "phi", "radian", name))})
+        fits = fits.assign(**{preferred: np.rad2deg(numbers("phi", "radian"))})
     further = ["amplitude_opposite"] if model == "double_von_mises" else []
     require_columns(fits, name, [preferred, *further])
     fits = fits if "baseline" in fits.columns else fits.assign(baseline=0.0)
-    values = {
-        column: ("scan_unit", _numbers(fits, column, None, name))
-        for column in ("amplitude", "kappa", "baseline", *further)
-    }
+    columns = ("amplitude", "kappa", "baseline", *further)
     # The same convention on both sides: the table's own, which is stated later.
     attrs = {"units": "degree", "angle_convention": "up_clockwise"}
-    angles = _numbers(fits, preferred, "degree", name)
     fitted = xr.Dataset(
-        {**values, preferred: ("scan_unit", angles, attrs)},
+        {
+            **{column: ("scan_unit", numbers(column)) for column in columns},
+            preferred: ("scan_unit", numbers(preferred, "degree"), attrs),
+        },
         attrs={"model": model, "tuning_dim": "direction"},
     )
     directions = np.arange(_N_DIRECTIONS) * 360.0 / _N_DIRECTIONS

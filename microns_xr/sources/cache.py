@@ -32,7 +32,6 @@ from microns_xr.sources.directory import DirectorySource, table_files, the_only,
 from microns_xr.sources.synapses import (
     SYNAPSE_TABLE,
     SynapseSet,
-    download_synapses,
     list_requests,
     open_request,
 )
@@ -255,7 +254,8 @@ class CachedSource:
 
     # --------------------------------------------------------------------------- downloads
 
-    def _require_remote(self, what: str) -> CaveSource | ArchiveSource:
+    def require_remote(self, what: str) -> CaveSource | ArchiveSource:
+        """Return the remote source; a folder that was downloaded may be read without one."""
         if self.remote is None:
             raise SourceError(
                 f"{self.folder} is read without a service, so it cannot {what}: use "
@@ -272,7 +272,7 @@ class CachedSource:
         max_rows: int | None = None,
     ) -> dict[str, dict[str, Any]]:
         """Download tables into the folder; those that are here and whole are not fetched."""
-        remote = self._require_remote("download tables")
+        remote = self.require_remote("download tables")
         records: dict[str, dict[str, Any]] = {}
         with locked(self.table_folder, "tables"):
             write_identity(self.folder, self.datastack, self.version)
@@ -307,16 +307,6 @@ class CachedSource:
                     remote.discard(name)  # not twice on the disk
                 logger.info("%s: %d rows", name, table.num_rows)
         return records
-
-    def download_synapses(self, **request: Any) -> SynapseSet:
-        """Download the synapses of a request into the folder; see `Release.download_synapses`."""
-        remote = self._require_remote("download synapses")
-        write_identity(self.folder, self.datastack, self.version)
-        if isinstance(remote, CaveSource):
-            return download_synapses(remote, self.synapse_folder, **request)
-        for of_the_service in ("batch", "workers"):
-            request.pop(of_the_service, None)
-        return remote.download_synapses(self.synapse_folder, **request)
 
     def synapse_files(self) -> dict[str, Path]:
         """Return the sets of synapses that are here and complete, by the key of their request."""

@@ -398,7 +398,6 @@ def ingest(
     from microns_xr.store.open import groups_of, open_root, read_group
     from microns_xr.store.swap import is_store
 
-    shared = None
     if is_store(str(units)):
         root = open_root(units)
         names = [name for name in ("units", "layers", "functional") if name in groups_of(root)]
@@ -410,20 +409,17 @@ def ingest(
     else:
         release = mx.Release(version, source=units)
         parts = {"units": release.units(functional="none"), "layers": release.layers()}
-        shared = release.shared_roots()
+        parts["units"].attrs["shared_roots"] = release.shared_roots().tolist()
     mx.ingest_synapses(
         list(files),
-        parts["units"],
+        parts,
         out,
         header=header,
         memory=memory,
         keep=keep.value,
         positions=positions,
         on_bad_lines="count" if count_bad_lines else "error",
-        layers=parts.get("layers"),
-        functional=parts.get("functional"),
         scope=scope.value,
-        shared_roots=shared,
     )
     # Metadata only: the connections may not fit in memory.
     group: Any = open_root(out)["connectivity/by_post"]

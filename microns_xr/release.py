@@ -213,7 +213,7 @@ class Release:
         return has
 
     def shared_roots(self) -> np.ndarray:
-        """Root ids that hold several nuclei, for `microns_xr.ingest_synapses`.
+        """Root ids that hold several nuclei, which `microns_xr.ingest_synapses` counts apart.
 
         Returns
         -------

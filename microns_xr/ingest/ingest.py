@@ -7,9 +7,9 @@ import logging
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,253 +19,57 @@ import zarr
 from dask.utils import parse_bytes
 
 from microns_xr.columns import as_ids, to_pia_um
+from microns_xr.connectivity.arrays import Compressed
 from microns_xr.connectivity.build import Rows, build_connectivity
 from microns_xr.errors import DroppedRowsWarning, SchemaError, SourceError
 from microns_xr.ingest.read import (
+    DROPPED,
+    Columns,
     HeaderLike,
-    InputFile,
     Keep,
     Layout,
     Mapper,
-    Space,
-    Tally,
     bar,
     find_files,
     layout_of,
     read_files,
-    row_bytes,
 )
 from microns_xr.provenance import release_of
 from microns_xr.releases import table_of_file
 from microns_xr.schema import SCOPES, validate
 from microns_xr.store import swap
-from microns_xr.store.spill import Collated, PairSpill, Spill, Stretch, collate
+from microns_xr.store.spill import Spill, collate
 from microns_xr.store.stream import ChunkPool, CopyWriter, GroupWriter, plan_copy, plan_parent
 from microns_xr.store.synapses import plan_copy_rows, plan_rows
 from microns_xr.store.write import finish_store, root_attrs, write_store
 
-# From rows on disk to the arrays of a store: both copies of the connectivity, single synapses.
-
-
-Resolution = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How many rows are held in memory: sorted for the disk, and read back from it."""
-
-    run_rows: int
-    stretch_rows: int
-
-
-@dataclass(frozen=True)
-class SinglesPlan:
-    """What single synapses are written with."""
-
-    # labels of the pre and post axes, with their attributes
-    ids: tuple[Any, Any]
-    datastack: str
-    version: int
-    attrs: dict[str, Any]  # attributes of the Dataset
-    resolution: Resolution  # voxel size of the positions in nm
-    positions: bool  # whether there are any
-
-
-def write_pairs(
-    root: zarr.Group,
-    rows: Spill,
-    template: xr.Dataset,
-    work: str,
-    limits: Limits,
-    singles: SinglesPlan | None,
-    pool: ChunkPool,
-    progress: bool,
-) -> tuple[CopyWriter, CopyWriter]:
-    """Write both copies of the connectivity and, if planned, the synapses they are made of."""
-    by_post = CopyWriter(root, plan_copy(template, "post"), pool)
-    by_pre = CopyWriter(root, plan_copy(template, "pre"), pool)
-    n_pre = template.sizes["pre_nucleus_id"]
-    pairs = PairSpill(os.path.join(work, "pairs"), n_pre, limits.run_rows)
-    with pairs, ExitStack() as stack, bar(rows.rows, "sorting", " rows", progress) as shown:
-        table = None
-        if singles is not None:
-            table = stack.enter_context(_Singles(root, rows, singles, work, limits, pool))
-        for part in rows.stretches(limits.stretch_rows):
-            found = collate(part.starts, part.columns["indices"], part.columns.get("id"))
-            _require_once(part, found)
-            new = _pairs(part, found)
-            pairs.add(by_post.n_done, *new)
-            by_post.append(*new)
-            if table is not None:
-                table.add(part, found.order)
-            shown.update(len(found.order))
-        if table is not None:
-            table.write_by_pre()
-        pairs.write(by_pre, limits.stretch_rows)
-    return by_post, by_pre
-
-
-def _pairs(part: Stretch, found: Collated) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Add up the rows of each pair: lengths, indices, size and count."""
-    order, first = found.order, found.first
-    if not len(first):
-        none = np.zeros(0, dtype=np.int64)
-        return found.lengths, none.astype(np.int32), none, none
-    size = np.add.reduceat(part.columns["size"][order], first)
-    if "count" in part.columns:
-        count = np.add.reduceat(part.columns["count"][order], first)
-    else:
-        count = np.diff(first, append=len(order)).astype(np.int64)
-    return found.lengths, part.columns["indices"][order[first]], size, count
-
-
-def _require_once(part: Stretch, found: Collated) -> None:
-    if found.repeated >= 0:
-        repeated = int(part.columns["id"][found.order[found.repeated]])
-        raise SchemaError(
-            f"synapse id {repeated} is repeated, expected each synapse once: the files overlap, "
-            "or one of them was joined from several; give each part once"
-        )
-
-
-class _Singles(Spill):
-    """Single synapses of units: rows by post as they come, and kept on disk for those by pre."""
-
-    def __init__(
-        self,
-        root: zarr.Group,
-        rows: Spill,
-        plan: SinglesPlan,
-        work: str,
-        limits: Limits,
-        pool: ChunkPool,
-    ) -> None:
-        columns: dict[str, str | tuple[str, int]] = {
-            "synapse_id": "int64", "post_index": "int32", "size": "int64",
-        }  # fmt: skip
-        if plan.positions:
-            columns["point"] = ("float64", 3)
-        super().__init__(os.path.join(work, "synapses"), len(plan.ids[0]), columns, limits.run_rows)
-        self._root, self._plan, self._pool = root, plan, pool
-        self._max_rows = limits.stretch_rows
-        rows.flush()
-        self._table = self._writer("post", rows.per_major)
-
-    def _writer(self, axis: Any, lengths: np.ndarray) -> GroupWriter:
-        plan = self._plan
-        group = plan_copy_rows(
-            axis,
-            np.concatenate([[0], np.cumsum(lengths)]),
-            {"pre": plan.ids[0], "post": plan.ids[1]},
-            (plan.datastack, plan.version),
-            positions=plan.positions,
-            attrs=plan.attrs,
-        )
-        return GroupWriter(self._root, group, self._pool)
-
-    def add(self, part: Stretch, order: np.ndarray) -> None:
-        """Write the rows of some postsynaptic neurons."""
-        majors = np.repeat(np.arange(part.first, part.last, dtype=np.int32), part.lengths)
-        columns = {
-            "synapse_id": part.columns["id"][order],
-            "post_index": majors,
-            "size": part.columns["size"][order],
-        }
-        if self._plan.positions:
-            columns["point"] = part.columns["point"][order]
-        pre = part.columns["indices"][order]
-        self.append(pre, columns)
-        self._append(self._table, columns | {"pre_index": pre})
-
-    def _append(self, table: GroupWriter, columns: dict[str, np.ndarray]) -> None:
-        if self._plan.positions:
-            columns["position"] = to_pia_um(columns.pop("point"), self._plan.resolution)
-        table.append(columns)
-
-    def write_by_pre(self) -> None:
-        """Finish the rows by post and write those by pre."""
-        self._table.finish()
-        self.flush()
-        table = self._writer("pre", self.per_major)
-        for part in self.stretches(self._max_rows):
-            majors = np.repeat(np.arange(part.first, part.last, dtype=np.int32), part.lengths)
-            self._append(table, {**part.columns, "pre_index": majors})
-        table.finish()
-
-
-def write_unit_synapses(
-    root: zarr.Group,
-    rows: Spill,
-    keep: str,
-    unit_labels: np.ndarray,
-    nucleus_ids: np.ndarray,
-    plan: SinglesPlan,
-    limits: Limits,
-    pool: ChunkPool,
-) -> None:
-    """Write the synapses that have a unit at one end, by the root ids of both."""
-    rows.flush()
-    n = int(rows.per_major.sum())
-    other = "post" if keep == "pre" else "pre"
-    names = ("synapse_id", "nucleus_id", "pre_pt_root_id", "post_pt_root_id", "size")
-    group = plan_rows(
-        "synapses",
-        n,
-        dict.fromkeys(names, "int64"),
-        (plan.datastack, plan.version),
-        positions=plan.positions,
-        attrs=plan.attrs,
-        long_names={"nucleus_id": f"nucleus of the {keep}synaptic neuron"},
-    )
-    table = GroupWriter(root, group, pool)
-    for part in rows.stretches(limits.stretch_rows):
-        _, rank = np.unique(part.columns["root"], return_inverse=True)
-        found = collate(part.starts, rank.astype(np.int32), part.columns["id"])
-        _require_once(part, found)
-        majors = np.repeat(np.arange(part.first, part.last), part.lengths)
-        columns = {
-            "synapse_id": part.columns["id"][found.order],
-            "nucleus_id": nucleus_ids[majors],
-            f"{keep}_pt_root_id": unit_labels[majors],
-            f"{other}_pt_root_id": part.columns["root"][found.order],
-            "size": part.columns["size"][found.order],
-        }
-        if plan.positions:
-            columns["position"] = to_pia_um(part.columns["point"][found.order], plan.resolution)
-        table.append(columns)
-    table.finish()
-
-
 logger = logging.getLogger(__name__)
 
-_Resolution = tuple[float, float, float]
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PARTS = ("units", "layers", "functional")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The interpreter with all that is imported, the blocks that are under way, chunks to be written.
 _BASE = 550_000_000
 _LEAST = 600_000_000
+# Fewest and most rows that are sorted at a time.
 _ROWS = (1 << 14, 1 << 21)
+# Bytes of a pair on its way to the other copy, and in the two copies (3 to 10 each, measured).
+_PAIR_BYTES = 16 + 2 * 10
 
 
 def ingest_synapses(
     files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    units: xr.Dataset,
+    units: xr.Dataset | xr.DataTree | Mapping[Any, xr.Dataset],
     out: str | os.PathLike[str],
     *,
     header: HeaderLike | None = None,
     memory: str | int = "2 GB",
     keep: Keep = "both",
     positions: bool = False,
+    resolution_nm: tuple[float, float, float] = (4.0, 4.0, 40.0),
     on_bad_lines: Literal["error", "count"] = "error",
-    layers: xr.Dataset | None = None,
-    functional: xr.Dataset | None = None,
     scope: str = "unknown",
     rows: Rows = "auto",
-    shared_roots: Iterable[int] | np.ndarray | None = None,
-    resolution_nm: _Resolution = (4.0, 4.0, 40.0),
-    source_tables: Iterable[Mapping[str, Any]] | None = None,
     storage_options: Mapping[str, Any] | None = None,
-    consolidated: bool = False,
-    overwrite: bool = True,
     progress: bool = True,
 ) -> None:
     r"""Stream a table of synapses, however large, into a store.
@@ -280,15 +84,19 @@ def ingest_synapses(
         or addresses of fsspec. The columns are those of `build_connectivity`, by root id
         (``pre_pt_root_id`` ...) or nucleus id (``pre_nucleus_id`` ..., taken where there are
         both); a table of pairs has ``n_syn`` and ``sum_size``. No value holds a line break.
-    units : xarray.Dataset
-        Units of the same release; all of them are the axes.
+    units : xarray.Dataset, xarray.DataTree or mapping of str to xarray.Dataset
+        Units of the same release, dim ``nucleus_id``; all of them are the axes. Or a tree, such
+        as `open_store` gives, or a mapping with ``units`` and, to be written with them,
+        ``layers`` and ``functional``; connectivity and synapses of a tree are left out. Root ids
+        that hold several nuclei are told from unknown ones in the counts where
+        ``units.attrs["shared_roots"]`` lists them, as ``Release.shared_roots`` gives them.
     out : str or path-like
         Folder of the store, local. A store that is there is replaced when the new one is whole;
         whatever interrupts the run, it is the old one until then, and the next run begins anew.
     header : path, Header or sequence of str, optional
         Columns of a csv file without a header line: a header file of the archive, or names. By
         default the file ``<name>_header.csv`` beside the data file, as in the archive; without
-        one, the first line says the columns.
+        one, the first line names the columns.
     memory : str or int, optional
         The most memory the process may take, with about 0.5 GB for the interpreter and its
         libraries; what `units` and other data of the caller take is not known and comes on top.
@@ -299,11 +107,11 @@ def ingest_synapses(
         none, at the other, as single synapses named by root ids (see Notes).
     positions : bool, optional
         Keep the position of each synapse, and with "both" the synapses themselves.
+    resolution_nm : tuple of float, optional
+        Voxel size of the positions.
     on_bad_lines : {"error", "count"}, optional
         "count" leaves out lines that cannot be read, and says how many in ``attrs["bad_lines"]``
         of the connectivity. A file that is cut short raises all the same.
-    layers, functional : xarray.Dataset, optional
-        Written with the rest.
     scope : {"complete", "requested", "unknown"}, optional
         Which pairs the files would show. "complete" if they are the whole table of the release:
         then a zero says that no synapse was seen. Files do not tell, so it is for the caller to
@@ -311,17 +119,8 @@ def ingest_synapses(
     rows : {"auto", "synapse", "pair"}, optional
         What a row is, see `build_connectivity`; "auto" looks for repeated pairs among the kept
         rows only.
-    shared_roots : collection of int, optional
-        Root ids that hold several nuclei, to tell them from unknown ones in the counts, as
-        ``Release.shared_roots`` gives them; by default ``units.attrs["shared_roots"]``.
-    resolution_nm : tuple of float, optional
-        Voxel size of the positions.
-    source_tables : iterable of mapping, optional
-        See `write_store`.
     storage_options : mapping, optional
         Passed to fsspec.
-    consolidated, overwrite : bool, optional
-        See `write_store`.
     progress : bool, optional
         Whether to show a bar, in bytes of the files; never where there is no terminal.
 
@@ -344,7 +143,7 @@ def ingest_synapses(
     Warns
     -----
     DroppedRowsWarning
-        If rows are dropped because a partner is no unit, or lines are counted as bad.
+        If rows are dropped because a partner is not a unit, or lines are counted as bad.
 
     Notes
     -----
@@ -372,108 +171,90 @@ def ingest_synapses(
     >>> int(mx.open_store(folder / "s.zarr").connectivity.synapse_size.sum().data.todense())
     70
     """
-    if keep not in ("both", "pre", "post"):
-        raise SchemaError(f"keep is {keep!r}, expected 'both', 'pre' or 'post'")
-    if on_bad_lines not in ("error", "count"):
-        raise SchemaError(f"on_bad_lines is {on_bad_lines!r}, expected 'error' or 'count'")
-    if scope not in SCOPES:
-        raise SchemaError(f"scope is {scope!r}, expected one of {SCOPES}")
+    for name, value, words in (
+        ("keep", keep, ("both", "pre", "post")),
+        ("on_bad_lines", on_bad_lines, ("error", "count")),
+        ("scope", scope, SCOPES),
+    ):
+        if value not in words:
+            raise SchemaError(f"{name} is {value!r}, expected one of {words}")
     address = swap.address_of(out)
     if "://" in address:
         raise SchemaError(
             f"out is {address}, expected a local folder: an object store cannot be sorted in; "
             "copy the finished store there"
         )
-    validate(units, "units")
+    parts: dict[str, Any] = _parts(units)
+    neurons = parts["units"]
     singles = positions or keep != "both"
     inputs = find_files(files, header, storage_options or {})
     layout = layout_of(inputs, rows, positions, singles)
     if keep != "both" and layout.labels != "pt_root_id":
         raise SchemaError(
             f"keep is {keep!r} but the table names its partners by nucleus id, expected root ids: "
-            "neurons that are no units have no other"
+            "neurons that are not units have no other"
         )
-    if shared_roots is None:
-        shared_roots = units.attrs.get("shared_roots", ())
-    shared = as_ids(shared_roots, "shared_roots")
-    template = _template(layout, units, scope, shared, repeated=False)  # refuses what it must now
-    mapper = Mapper(units, layout, keep, positions, shared)
-    limits = _limits(memory, mapper, singles)
-    parts: dict[str, Any] = {
-        name: part.compute()
-        for name, part in (("units", units), ("layers", layers), ("functional", functional))
-        if part is not None
-    }
-    tables = _tables(parts.values(), inputs) if source_tables is None else list(source_tables)
-    n = units.sizes["nucleus_id"]
+    shared = as_ids(neurons.attrs.get("shared_roots", ()), "units.attrs['shared_roots']")
+    # Made before hours of reading, so that what it refuses is refused now.
+    template = _template(layout, neurons, scope, repeated=False)
+    mapper = Mapper(neurons, layout, keep, shared)
+    max_rows = _max_rows(memory, mapper, singles)
+    history = f"ingest_synapses(keep={keep!r}, positions={positions}, rows={rows!r})"
+    n = neurons.sizes["nucleus_id"]
     try:
-        with swap.replacing(address, overwrite=overwrite) as folder, ExitStack() as stack:
+        with swap.replacing(address) as folder, ExitStack() as stack:
             work = os.path.join(folder, ".work")
             os.makedirs(work)
             small = os.path.join(work, "parts")
             write_store(small, **parts)
             root = zarr.open_group(folder, mode="a", zarr_format=3)
-            columns = mapper.pair_columns
+            columns = mapper.single_columns or mapper.pair_columns
             pairs = stack.enter_context(
-                Spill(os.path.join(work, "rows"), n, columns, limits.run_rows)
+                Spill(os.path.join(work, "rows"), n, mapper.pair_columns, max_rows)
             )
-            single = None
-            if mapper.single_columns is not None:
-                columns = mapper.single_columns
+            unit_rows = None
+            if mapper.single_columns:
                 path = os.path.join(work, "units")
-                single = stack.enter_context(Spill(path, n, columns, limits.run_rows))
-            size = sum(file.size for file in inputs)
-            space = Space(folder, size, row_bytes(_bytes_of(columns), _bytes_of(columns) * singles))
-            tally = read_files(
-                inputs,
-                layout,
-                mapper,
-                pairs,
-                single,
-                space,
-                count_bad=on_bad_lines == "count",
-                progress=progress,
-            )
-            ids = units["nucleus_id"].values
-            said = f"ingest_synapses(keep={keep!r}, positions={positions}, rows={rows!r})"
-            plan = SinglesPlan(
-                (template["pre_nucleus_id"].variable, template["post_nucleus_id"].variable),
-                *release_of(units),
-                {"history": said},
-                resolution_nm,
-                positions,
+                unit_rows = stack.enter_context(Spill(path, n, mapper.single_columns, max_rows))
+            # Single synapses are spilled once more and stored twice.
+            row_bytes = _bytes_of(columns) * (4 if singles else 1) + _PAIR_BYTES
+            count_bad = on_bad_lines == "count"
+            counts = read_files(
+                inputs, layout, mapper, pairs, unit_rows, row_bytes, count_bad, progress
             )
             with ChunkPool() as pool:
-                copies = write_pairs(
-                    root,
-                    pairs,
-                    template,
-                    work,
-                    limits,
-                    plan if keep == "both" and singles else None,
-                    pool,
-                    progress,
-                )
-                if single is not None:
-                    labels = mapper.units_by_position
-                    write_unit_synapses(root, single, keep, labels, ids, plan, limits, pool)
+                writer = _Writer(
+                    root, work, template, max_rows, pool, resolution_nm if positions else None,
+                    history, progress,
+                )  # fmt: skip
+                copies = writer.write_pairs(pairs, singles and keep == "both")
+                if unit_rows is not None:
+                    ids = neurons["nucleus_id"].values
+                    writer.write_unit_synapses(unit_rows, keep, ids, mapper.units_by_position)
                 repeated = copies[0].n_connections < pairs.rows
-                if repeated and layout.rows == "pair" and layout.count is None:
+                if repeated and layout.rows == "pair" and "count" not in layout.columns:
                     raise SchemaError(
                         f"rows is 'pair' but {pairs.rows} rows hold {copies[0].n_connections} "
                         "pairs, expected each pair once: pass rows='synapse' if they are "
                         "synapses, or add a column n_syn"
                     )
-                template = _template(layout, units, scope, shared, repeated)
-                template.attrs = {"source_tables": tables, **_attrs(tally, said, on_bad_lines)}
+                template = _template(layout, neurons, scope, repeated)
+                tables = _tables(parts.values(), [file.name for file in inputs])
+                template.attrs = {
+                    "source_tables": tables,
+                    "n_synapse_rows": counts["rows"],
+                    "dropped_synapses": {reason: counts[reason] for reason in DROPPED},
+                    **({"bad_lines": counts["bad_lines"]} if count_bad else {}),
+                    "history": history,
+                }
                 for copy in copies:
                     copy.finish(plan_copy(template, copy.compressed))
             parent = plan_parent(template)
             root.require_group(parent.path).update_attributes(parent.attrs)
             stack.close()
-            _take_over(root, folder, small, parts, tables, consolidated)
+            _take_over(root, folder, small, parts, tables)
     except OSError as error:
-        if error.errno not in _FULL or isinstance(error, SourceError):
+        if error.errno not in _DISK_FULL or isinstance(error, SourceError):
             raise
         free = shutil.disk_usage(os.path.dirname(address)).free
         raise SourceError(
@@ -481,41 +262,40 @@ def ingest_synapses(
             f"; {free / 1e9:.2f} GB are free now that what was begun is removed); free some space "
             "or write elsewhere"
         ) from error
-    _report(tally, copies[0].n_connections)
+    _report(counts, copies[0].n_connections)
 
 
-def _tables(parts: Iterable[xr.Dataset], inputs: Iterable[InputFile]) -> list[dict[str, Any]]:
-    """List the tables behind the parts, each once, and those in the files, by their names."""
-    found = [dict(table) for part in parts for table in part.attrs.get("source_tables", ())]
-    found += [{"name": table_of_file(file.name)} for file in inputs]
-    return [table for i, table in enumerate(found) if table not in found[:i]]
+def _parts(units: Any) -> dict[str, xr.Dataset]:
+    """Return the Datasets that are written beside the synapses, in memory, units first."""
+    parts = {"units": units} if isinstance(units, xr.Dataset) else units
+    if isinstance(units, xr.DataTree):
+        parts = {name: units[name].to_dataset() for name in _PARTS if name in units.children}
+    if not isinstance(parts, Mapping) or "units" not in parts or not set(parts) <= set(_PARTS):
+        found = list(parts) if isinstance(parts, Mapping) else type(parts).__name__
+        raise SchemaError(
+            f"units is {found}, expected the units Dataset, or a tree or mapping of 'units' and "
+            "perhaps 'layers' and 'functional'"
+        )
+    validate(parts["units"], "units")
+    return {name: parts[name].compute() for name in _PARTS if parts.get(name) is not None}
 
 
-def _template(
-    layout: Layout, units: xr.Dataset, scope: str, shared: np.ndarray, repeated: bool
-) -> xr.Dataset:
+def _template(layout: Layout, units: xr.Dataset, scope: str, repeated: bool) -> xr.Dataset:
     """Return the connectivity without a pair, with all coordinates and attributes of variables."""
     rows: Rows = "synapse" if layout.rows == "auto" and repeated else layout.rows
-    names = (layout.pre, layout.post, layout.size, layout.count)
-    nobody = pd.DataFrame({name: np.zeros(0, dtype=np.int64) for name in names if name is not None})
-    return build_connectivity(nobody, units, scope=scope, rows=rows, shared_roots=shared)
+    names = [name for role, name in layout.columns.items() if role != "id"]
+    nobody = pd.DataFrame({name: np.zeros(0, dtype=np.int64) for name in names})
+    return build_connectivity(nobody, units, scope=scope, rows=rows)
 
 
-def _attrs(tally: Tally, history: str, on_bad_lines: str) -> dict[str, Any]:
-    attrs: dict[str, Any] = {"n_synapse_rows": tally.rows, "dropped_synapses": tally.dropped}
-    if on_bad_lines == "count":
-        attrs["bad_lines"] = tally.bad_lines
-    return attrs | {"history": history}
-
-
-def _bytes_of(columns: Mapping[str, str | tuple[str, int]]) -> int:
+def _bytes_of(columns: Columns) -> int:
     """Return the bytes of a row, its neuron included."""
     sizes = ((s, 1) if isinstance(s, str) else s for s in columns.values())
     return 4 + sum(np.dtype(dtype).itemsize * width for dtype, width in sizes)
 
 
-def _limits(memory: str | int, mapper: Mapper, singles: bool) -> Limits:
-    """Return how many rows fit, of which copies are held: read, sorted, as pairs, as positions."""
+def _max_rows(memory: str | int, mapper: Mapper, singles: bool) -> int:
+    """Return how many rows fit in memory, in all the copies that are held of them."""
     try:
         most = int(parse_bytes(memory))
     except (ValueError, AttributeError, OverflowError) as error:  # so dask says no to None
@@ -526,11 +306,141 @@ def _limits(memory: str | int, mapper: Mapper, singles: bool) -> Limits:
             "interpreter and its libraries take most of that"
         )
     widest = _bytes_of(mapper.pair_columns)
-    if mapper.single_columns is not None:
+    if mapper.single_columns:
         widest += _bytes_of(mapper.single_columns)
-    copies = 8 if singles else 5
-    rows = int(np.clip((most - _BASE) // (copies * (widest + 24)), *_ROWS))
-    return Limits(rows, rows)
+    copies = 8 if singles else 5  # read, sorted, as pairs, as positions
+    return int(np.clip((most - _BASE) // (copies * (widest + 24)), *_ROWS))
+
+
+class _Writer:
+    """Writes the arrays of the store from the rows on disk."""
+
+    def __init__(
+        self,
+        root: zarr.Group,
+        work: str,
+        template: xr.Dataset,
+        max_rows: int,
+        pool: ChunkPool,
+        resolution_nm: tuple[float, float, float] | None,
+        history: str,
+        progress: bool,
+    ) -> None:
+        self._root, self._work, self._template = root, work, template
+        self._max_rows, self._pool, self._progress = max_rows, pool, progress
+        self._resolution_nm = resolution_nm  # None without positions
+        self._plan: dict[str, Any] = {
+            "release": release_of(template),
+            "positions": resolution_nm is not None,
+            "attrs": {"history": history},
+        }
+
+    def write_pairs(self, rows: Spill, singles: bool) -> tuple[CopyWriter, CopyWriter]:
+        """Write both copies of the connectivity and perhaps the synapses they are made of."""
+        template, max_rows = self._template, self._max_rows
+        by_post = CopyWriter(self._root, plan_copy(template, "post"), self._pool)
+        by_pre = CopyWriter(self._root, plan_copy(template, "pre"), self._pool)
+        n_pre = template.sizes["pre_nucleus_id"]
+        columns: Columns = {"indices": "int32", "size": "int64", "count": "int64"}
+        with ExitStack() as stack:
+            pairs = stack.enter_context(
+                Spill(os.path.join(self._work, "pairs"), n_pre, columns, max_rows)
+            )
+            shown = stack.enter_context(bar(rows.rows, "sorting", " rows", self._progress))
+            table = None
+            if singles:
+                columns = {"synapse_id": "int64", "post_index": "int32", "size": "int64"}
+                if self._resolution_nm is not None:
+                    columns["point"] = ("float64", 3)
+                synapses = stack.enter_context(
+                    Spill(os.path.join(self._work, "synapses"), n_pre, columns, max_rows)
+                )
+                rows.flush()
+                table = self._synapses_by("post", rows.per_major)
+            for part in rows.stretches(max_rows):
+                order, first, lengths = collate(
+                    part.starts, part.columns["indices"], part.columns.get("id")
+                )
+                values = {name: column[order] for name, column in part.columns.items()}
+                pre = values["indices"][first]
+                post = np.repeat(np.arange(part.first, part.last, dtype=np.int32), lengths)
+                size = _sums(values["size"], first)
+                # One synapse a row, unless the table counts them.
+                count = np.diff(first, append=len(order))
+                if "count" in values:
+                    count = _sums(values["count"], first)
+                by_post.append(lengths, pre, size, count)
+                pairs.append(pre, {"indices": post, "size": size, "count": count})
+                if table is not None:
+                    row = {"post_index": part.majors, "synapse_id": values["id"]}
+                    row |= {name: values[name] for name in ("size", "point") if name in values}
+                    synapses.append(values["indices"], row)
+                    self._append(table, row | {"pre_index": values["indices"]})
+                shown.update(len(order))
+            if table is not None:
+                table.finish()
+                synapses.flush()
+                table = self._synapses_by("pre", synapses.per_major)
+                for part in synapses.stretches(max_rows):
+                    self._append(table, part.columns | {"pre_index": part.majors})
+                table.finish()
+            for part in pairs.stretches(max_rows):
+                by_pre.append(part.lengths, *part.columns.values())
+        return by_post, by_pre
+
+    def _synapses_by(self, axis: Compressed, lengths: np.ndarray) -> GroupWriter:
+        sides: tuple[Compressed, ...] = ("pre", "post")
+        labels = {side: self._template[f"{side}_nucleus_id"].variable for side in sides}
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        plan = plan_copy_rows(axis, indptr, labels, **self._plan)
+        return GroupWriter(self._root, plan, self._pool)
+
+    def _append(self, table: GroupWriter, columns: Mapping[str, np.ndarray]) -> None:
+        columns = dict(columns)
+        if self._resolution_nm is not None:
+            columns["position"] = to_pia_um(columns.pop("point"), self._resolution_nm)
+        table.append(columns)
+
+    def write_unit_synapses(
+        self, rows: Spill, keep: str, nucleus_ids: np.ndarray, roots: np.ndarray
+    ) -> None:
+        """Write the synapses that have a unit at one end, by the root ids of both."""
+        rows.flush()
+        other = "post" if keep == "pre" else "pre"
+        names = ("synapse_id", "nucleus_id", "pre_pt_root_id", "post_pt_root_id", "size")
+        plan = plan_rows(
+            "synapses",
+            int(rows.per_major.sum()),
+            dict.fromkeys(names, "int64"),
+            **self._plan,
+            long_names={"nucleus_id": f"nucleus of the {keep}synaptic neuron"},
+        )
+        table = GroupWriter(self._root, plan, self._pool)
+        for part in rows.stretches(self._max_rows):
+            _, rank = np.unique(part.columns["root"], return_inverse=True)
+            order, _, _ = collate(part.starts, rank.astype(np.int32), part.columns["id"])
+            values = {name: column[order] for name, column in part.columns.items()}
+            columns = {
+                "synapse_id": values["id"],
+                "nucleus_id": nucleus_ids[part.majors],
+                f"{keep}_pt_root_id": roots[part.majors],
+                f"{other}_pt_root_id": values["root"],
+                "size": values["size"],
+            }
+            self._append(table, columns | {n: values[n] for n in ("point",) if n in values})
+        table.finish()
+
+
+def _sums(values: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Add up the rows of each pair."""
+    return np.add.reduceat(values, first) if len(first) else values
+
+
+def _tables(parts: Iterable[xr.Dataset], files: list[str]) -> list[dict[str, Any]]:
+    """List the tables behind the parts, each once, and those in the files, by their names."""
+    tables = [dict(table) for part in parts for table in part.attrs.get("source_tables", ())]
+    tables += [{"name": table_of_file(file)} for file in files]
+    return [table for i, table in enumerate(tables) if table not in tables[:i]]
 
 
 def _take_over(
@@ -539,30 +449,28 @@ def _take_over(
     small: str,
     parts: Mapping[str, xr.Dataset],
     tables: Iterable[Mapping[str, Any]],
-    consolidated: bool,
 ) -> None:
     """Put the small parts in place and, last of all, make the folder a store."""
     for name in parts:
         os.rename(os.path.join(small, name), os.path.join(folder, name))
     shutil.rmtree(os.path.join(folder, ".work"))
-    finish_store(root, root_attrs(parts.values(), tables), consolidated)
+    finish_store(root, root_attrs(parts.values(), tables), consolidated=False)
 
 
-def _report(tally: Tally, n_pairs: int) -> None:
-    dropped = tally.dropped
+def _report(counts: Counter[str], n_pairs: int) -> None:
     reasons = ", ".join(
-        f"{n} {reason.replace('_', ' ')}"
-        for reason, n in dropped.items()
-        if n and reason not in ("any_reason", "not_asked_for")
+        f"{counts[reason]} {reason.replace('_', ' ')}"
+        for reason in DROPPED
+        if counts[reason] and reason != "any_reason"
     )
-    logger.info("connectivity: %d pairs of %d rows", n_pairs, tally.rows)
-    said = []
-    if dropped["any_reason"]:
-        said.append(
-            f"{dropped['any_reason']} of {tally.rows} rows of synapses are dropped, because a "
-            f"partner is no unit: {reasons}; see .attrs['dropped_synapses']"
+    logger.info("connectivity: %d pairs of %d rows", n_pairs, counts["rows"])
+    texts = []
+    if counts["any_reason"]:
+        texts.append(
+            f"{counts['any_reason']} of {counts['rows']} rows of synapses are dropped, because a "
+            f"partner is not a unit: {reasons}; see .attrs['dropped_synapses']"
         )
-    if tally.bad_lines:
-        said.append(f"{tally.bad_lines} lines could not be read; see .attrs['bad_lines']")
-    for text in said:
+    if counts["bad_lines"]:
+        texts.append(f"{counts['bad_lines']} lines could not be read; see .attrs['bad_lines']")
+    for text in texts:
         warnings.warn(text, DroppedRowsWarning, stacklevel=3)

@@ -7,11 +7,13 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from binascii import unhexlify
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +22,7 @@ import pyarrow.csv
 from isal import igzip
 from isal.igzip_lib import IsalError
 
-from microns_xr.errors import SourceError
+from microns_xr.errors import IncompleteDownloadError, SourceError
 
 # Header files of the archive: the names and the types of a data file that has no header line.
 #
@@ -143,10 +145,56 @@ def describe_bad_csv(error: Exception, header: Header, where: str, first_line: i
 # Values of archived tables that CSV has no way to say: positions, arrays, time zones.
 
 
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-# A little-endian point with three coordinates in PostGIS' hexadecimal form; the second of the two
-# carries the number of a reference system, 4 bytes, before them.
-_WKB_POINT = {58: 5, 66: 9}
+# Exponents of two digits only: what they give is never beyond float64, where a cast fails.
+_NUMBER = r"[-+]?(?:\d{1,99}\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2})?"
+_ROUND = r"[^-+.\d]*"  # brackets, or words such as POINT
+_XYZ = rf"^{_ROUND}(?P<x>{_NUMBER})[\s,]+(?P<y>{_NUMBER})[\s,]+(?P<z>{_NUMBER}){_ROUND}$"
+# A little-endian point with three coordinates in the hexadecimal form of PostGIS. The second form
+# has the number of a reference system before them.
+_WKB = "^01(?:[0-9a-fA-F]{56}|[0-9a-fA-F]{64})$"
+
+
+def points_of(columns: list[pa.Array]) -> tuple[np.ndarray, np.ndarray]:
+    """Read positions from one column of text or lists, or from three columns.
+
+    Returns x, y and z, NaN where there are none, and a mask of the rows that cannot be read.
+    """
+    points = np.full((len(columns[0]), 3), np.nan)
+    bad = np.zeros(len(points), dtype=bool)
+    if len(columns) == 3:
+        for i, column in enumerate(columns):
+            values = column
+            if pa.types.is_string(column.type):
+                texts = _trimmed(column)
+                good = pc.match_substring_regex(texts, f"^{_NUMBER}$")
+                bad |= ~np.asarray(pc.fill_null(good, True))
+                values = pc.if_else(good, texts, None)
+            points[:, i] = np.asarray(pc.fill_null(values.cast(pa.float64()), np.nan))
+        return points, bad
+    column = columns[0]
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        has = pc.fill_null(pc.equal(pc.list_value_length(column), 3), False)
+        numbers = pc.list_flatten(column.filter(has)).cast(pa.float64())
+        points[np.asarray(has)] = np.asarray(pc.fill_null(numbers, np.nan)).reshape(-1, 3)
+        return points, np.asarray(column.is_valid()) & ~np.asarray(has)
+    texts = _trimmed(column.cast(pa.string()))
+    binary = pc.fill_null(pc.match_substring_regex(texts, _WKB), False)
+    doubles = pc.utf8_slice_codeunits(texts.filter(binary), -48)  # the last 24 bytes
+    if len(doubles):
+        packed = unhexlify(memoryview(doubles.buffers()[2])[: 48 * len(doubles)])
+        points[np.asarray(binary)] = np.frombuffer(packed, "<f8").reshape(-1, 3)
+    found = pc.extract_regex(pc.if_else(binary, None, texts), _XYZ)
+    written = found.is_valid()
+    for i, axis in enumerate(_AXES):
+        values = pc.struct_field(found.filter(written), axis).cast(pa.float64())
+        points[np.asarray(written), i] = np.asarray(values)
+    return points, np.asarray(texts.is_valid()) & ~np.asarray(pc.or_(binary, written))
+
+
+def _trimmed(column: pa.Array) -> pa.Array:
+    """Return text without blanks around it, and null where nothing or a word for it is left."""
+    texts = pc.ascii_trim_whitespace(column)
+    return pc.if_else(pc.is_in(texts, value_set=pa.array(["", r"\N"])), None, texts)
 
 
 def finish_columns(table: pa.Table, header: Header, where: str) -> pa.Table:
@@ -156,7 +204,14 @@ def finish_columns(table: pa.Table, header: Header, where: str) -> pa.Table:
     for name, column in zip(table.column_names, table.columns, strict=True):
         sql = header.type_of(name)
         if name.endswith("_position") and pa.types.is_string(column.type):
-            points = _points(column, f"{where} column {name}")
+            texts = column.combine_chunks()
+            points, bad = points_of([texts])
+            if bad.any():
+                row = int(np.argmax(bad))
+                raise SourceError(
+                    f"{where} column {name} row {row + 1} is {texts[row].as_py()[:60]!r}, expected "
+                    "x, y and z: remove the file and fetch it again"
+                )
             names += [f"{name}_{axis}" for axis in _AXES]
             columns += [_voxels(pa.chunked_array([points[:, i]])) for i in range(3)]
             continue
@@ -180,29 +235,6 @@ def _voxels(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column.cast(pa.int64(), safe=True)
     except pa.ArrowInvalid:
         return column
-
-
-def _points(column: pa.ChunkedArray, where: str) -> np.ndarray:
-    points = np.full((len(column), 3), np.nan)
-    for row, text in enumerate(column.to_pylist()):
-        if text is None:
-            continue
-        found: list[float] = []
-        start = _WKB_POINT.get(len(text))
-        if start and text.startswith("01"):
-            try:
-                found = np.frombuffer(bytes.fromhex(text), "<f8", count=3, offset=start).tolist()
-            except ValueError:
-                found = []
-        else:
-            found = [float(word) for word in _NUMBER.findall(text)]
-        if len(found) != 3:
-            raise SourceError(
-                f"{where} row {row + 1} is {text[:60]!r}, expected x, y and z: "
-                "remove the file and fetch it again"
-            )
-        points[row] = found
-    return points
 
 
 def _lists(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
@@ -229,7 +261,23 @@ def _number(word: str) -> int | float:
 _CSV_BYTES = 4 << 20  # that one thread parses at a time; a row must fit in it
 _BLOCK_BYTES = 8 << 20  # unpacked; larger ones cost more system time (measured)
 _LONGEST_LINE = 64 << 20
-_DAMAGED: Any = (EOFError, OSError, zlib.error, IsalError)
+_AHEAD = 3  # blocks that are unpacked before they are asked for
+# What unpacking raises.
+DAMAGED: Any = (EOFError, OSError, zlib.error, IsalError)
+
+
+def unreadable(name: str, error: Exception, where: str = "") -> SourceError:
+    """Return the error that says why a file cannot be read, and where if that is known."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, EOFError):
+        return IncompleteDownloadError(
+            f"{name} ends too early{where} ({reason}): it was cut short, fetch it again"
+        )
+    if isinstance(error, zlib.error | IsalError | gzip.BadGzipFile):
+        hint = "it is damaged, remove it and fetch it again"
+    else:
+        hint = "check the disk or the network" if where else "check path, rights and network"
+    return SourceError(f"{name} cannot be read{where} ({reason}): {hint}")
 
 
 def read_archived(path: str | Path, header: Header) -> pa.Table:
@@ -242,19 +290,11 @@ def read_archived(path: str | Path, header: Header) -> pa.Table:
             table = pa.table({n: pa.array([], t) for n, t in header.arrow_types().items()})
         else:
             table = _parse(path, header, None, 1, str(path))
-    except _DAMAGED as error:
+    except DAMAGED as error:
         if isinstance(error, SourceError):
             raise
-        raise _damaged(path, error) from error
+        raise unreadable(str(path), error) from error
     return finish_columns(table, header, str(path))
-
-
-def _damaged(path: Path, error: Exception, after: str = "") -> SourceError:
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return SourceError(
-        f"{path} is no whole gzip file{after} ({said}): it is cut short or damaged; remove it and "
-        "fetch it again"
-    )
 
 
 def _parse(
@@ -294,8 +334,7 @@ def _without_empty_lines(table: pa.Table, header: Header) -> pa.Table:
     return table
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Some lines of a data file."""
 
     # the columns that are wanted, as pyarrow reads them: `finish_columns` has still to be
@@ -314,52 +353,60 @@ def read_blocks(
     *,
     start: int = 0,
     first_line: int = 1,
-    block_bytes: int = _BLOCK_BYTES,
+    block_bytes: int | None = None,
 ) -> Iterator[Block]:
     """Read some columns of a data file, block by block, from some line on."""
-    path = Path(path)
     line = first_line
     try:
         with open(path, "rb") as packed, igzip.open(packed, "rb") as file:
-            if not _skip(file, start):
+            file.seek(start)
+            if file.tell() < start:
                 raise SourceError(
                     f"{path} has fewer than {start} bytes unpacked: it is not the file that was "
                     "read before; remove it and fetch it again"
                 )
-            for lines in _whole_lines(file, block_bytes):
+            for lines, at in whole_lines(file, packed, str(path), block_bytes):
                 table = _parse(lines, header, columns, line, str(path))
-                yield Block(table, start, start + len(lines), packed.tell())
+                yield Block(table, start, start + len(lines), at)
                 start += len(lines)
                 line += table.num_rows
-    except _DAMAGED as error:
+    except DAMAGED as error:
         if isinstance(error, SourceError):
             raise
-        raise _damaged(path, error, f" after line {line - 1}") from error
+        raise unreadable(str(path), error, f" after line {line - 1}") from error
 
 
-def _whole_lines(file: IO[bytes], block_bytes: int) -> Iterator[bytes]:
-    """Yield the rest of a file in blocks of whole lines; unpacks one block ahead of the reader."""
+def whole_lines(
+    file: IO[bytes], packed: IO[bytes], name: str, block_bytes: int | None = None
+) -> Generator[tuple[bytes, int], None, None]:
+    """Yield the rest of a file in blocks of whole lines, with the position in the packed file.
+
+    Blocks are unpacked ahead in a thread of their own. The last line may lack its line break.
+    """
+    size = block_bytes or _BLOCK_BYTES
     rest = b""
+    coming: deque[Future[tuple[bytes, int]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="unpack") as pool:
-        coming = pool.submit(file.read, block_bytes)
-        while data := coming.result():
-            coming = pool.submit(file.read, block_bytes)
-            end = data.rfind(b"\n") + 1
-            if end:
-                yield rest + data[:end]
-                rest = data[end:]
-            else:
-                rest += data
-                if len(rest) > _LONGEST_LINE:
-                    raise OSError(f"there is no line break in {len(rest)} bytes")
-    if rest:
-        yield rest
-
-
-def _skip(file: IO[bytes], count: int) -> bool:
-    while count:
-        data = file.read(min(count, _BLOCK_BYTES))
-        if not data:
-            return False
-        count -= len(data)
-    return True
+        try:
+            while True:
+                while len(coming) < _AHEAD:
+                    coming.append(pool.submit(lambda: (file.read(size), packed.tell())))
+                data, at = coming.popleft().result()
+                if not data:
+                    break
+                end = data.rfind(b"\n") + 1
+                if end:
+                    yield rest + data[:end], at
+                    rest = data[end:]
+                else:
+                    rest += data
+                    # One that is not a table would fill the memory.
+                    if len(rest) > _LONGEST_LINE:
+                        raise SourceError(
+                            f"{name} has no line break in {len(rest)} bytes: it is not a table of "
+                            "lines; check the file"
+                        )
+            if rest:
+                yield rest, at
+        finally:
+            pool.shutdown(cancel_futures=True)

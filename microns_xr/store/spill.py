@@ -1,30 +1,21 @@
-"""Rows of some neurons in the order of the store, and the pairs they make."""
+"""Rows that do not fit in memory, sorted by a neuron: in runs on disk, then neuron by neuron."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 import numba
 import numpy as np
 
-from microns_xr.store.stream import CopyWriter
+from microns_xr.errors import SchemaError
 from microns_xr.threads import balanced_spans, run_spans, usable_threads
-
-# Rows on disk, sorted in runs by a neuron, and read back neuron by neuron.
-#
-# Rows of any order and number become spans of whole neurons, with bounded memory: an external
-# counting sort. Each run is sorted in memory, and written behind the last one with the places
-# where its neurons begin; reading takes the rows of a range of neurons out of every run.
-
 
 _INT32 = np.iinfo(np.int32)
 
 
-@dataclass(frozen=True)
-class Stretch:
+class Stretch(NamedTuple):
     """Rows of some neurons that follow each other."""
 
     # the neurons, from the first to one before the last
@@ -37,19 +28,22 @@ class Stretch:
 
     @property
     def lengths(self) -> np.ndarray:
-        """How many rows each neuron has."""
+        """Number of rows of each neuron."""
         return np.diff(self.starts)
 
-
-@dataclass
-class _Run:
-    offset: int  # of the file, where the starts of its neurons lie; the columns follow
-    rows: int
-    columns: dict[str, tuple[int, np.dtype]] = field(default_factory=dict)
+    @property
+    def majors(self) -> np.ndarray:
+        """Neuron of each row, int32."""
+        return np.repeat(np.arange(self.first, self.last, dtype=np.int32), self.lengths)
 
 
 class Spill:
-    """Rows that are added in any order and read back neuron by neuron."""
+    """Rows that are added in any order and read back neuron by neuron: an external counting sort.
+
+    A run of `run_rows` is sorted in memory and written behind the last one, with the places where
+    its neurons begin. Reading takes the rows of a range of neurons out of every run. `columns`
+    gives the dtype of each column, or its dtype and width.
+    """
 
     def __init__(
         self,
@@ -64,11 +58,12 @@ class Spill:
             for name, spec in columns.items()
         }
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115  # closed by __exit__
-        self._pieces: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+        self._pieces: list[tuple[np.ndarray, Mapping[str, np.ndarray]]] = []
         self._held = 0
-        self._runs: list[_Run] = []
-        self._end = 0
-        self.per_major = np.zeros(n_major, dtype=np.int64)
+        # offset of the starts, then offset and dtype of each column, of every run
+        self._runs: list[tuple[int, dict[str, tuple[int, np.dtype]]]] = []
+        self.nbytes = 0  # on disk
+        self.per_major = np.zeros(n_major, dtype=np.int64)  # rows on disk of each neuron
 
     def __enter__(self) -> Self:
         return self
@@ -83,16 +78,11 @@ class Spill:
         """Rows that were added."""
         return int(self.per_major.sum()) + self._held
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes on disk."""
-        return self._end
-
     def append(self, major: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
-        """Add rows."""
+        """Add rows; the arrays are kept for a while and must not be changed."""
         if not len(major):
             return
-        self._pieces.append((major, {name: columns[name] for name in self._columns}))
+        self._pieces.append((major, columns))
         self._held += len(major)
         if self._held >= self._run_rows:
             self.flush()
@@ -103,25 +93,36 @@ class Spill:
             return
         major = np.concatenate([piece for piece, _ in self._pieces])
         starts, order = _counting_sort(major, self.n_major)
-        run = _Run(self._end, len(major))
-        self._put(starts)
+        at, places = self._put(starts), {}
         for name in self._columns:
             values = np.concatenate([columns[name] for _, columns in self._pieces])
             values = _narrow(values[order])
-            run.columns[name] = (self._end, values.dtype)
-            self._put(values)
-        self._runs.append(run)
+            places[name] = (self._put(values), values.dtype)
+        self._runs.append((at, places))
         self.per_major += np.diff(starts)
         self._pieces, self._held = [], 0
 
-    def _put(self, values: np.ndarray) -> None:
+    def _put(self, values: np.ndarray) -> int:
+        """Write an array behind the others and return where it begins."""
+        begin = self.nbytes
+        self._file.seek(begin)
         rest = memoryview(np.ascontiguousarray(values)).cast("B")
-        self._end += len(rest)
+        self.nbytes += len(rest)
+        # Not ndarray.tofile, whose error on a full disk has no errno.
         while len(rest):
             rest = rest[self._file.write(rest) :]
+        return begin
+
+    def _get(self, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+        n = int(np.prod(shape))
+        self._file.seek(offset)
+        values = np.fromfile(self._file, dtype, n)
+        if len(values) < n:
+            raise OSError(f"{self.path} ends early: another process has changed it")
+        return values.reshape(shape)
 
     def stretches(self, max_rows: int) -> Iterator[Stretch]:
-        """Read everything back, all neurons in order."""
+        """Read everything back, all neurons in order, at most `max_rows` or one neuron at once."""
         self.flush()
         ends = np.cumsum(self.per_major)
         first = 0
@@ -133,40 +134,29 @@ class Spill:
             first = last
 
     def _read(self, first: int, last: int) -> Stretch:
-        starts = np.zeros(last - first + 1, dtype=np.int64)
-        np.cumsum(self.per_major[first:last], out=starts[1:])
+        starts = np.concatenate([[0], np.cumsum(self.per_major[first:last])])
         free = starts[:-1].copy()
         out = {
             name: np.empty((int(starts[-1]), *width), dtype=dtype)
             for name, (dtype, width) in self._columns.items()
         }
-        for run in self._runs:
-            own = self._get(run.offset + 4 * first, np.dtype(np.int32), (last - first + 1,))
-            n = int(own[-1] - own[0])
+        for at, places in self._runs:
+            run = self._get(at + 4 * first, np.dtype(np.int32), (last - first + 1,))
+            lengths, begin, n = np.diff(run), int(run[0]), int(run[-1] - run[0])
             if not n:
                 continue
-            to = _places(own, free, n)
-            for name, (dtype, width) in self._columns.items():
-                offset, narrow = run.columns[name]
-                row_bytes = narrow.itemsize * int(np.prod(width, dtype=np.int64))
-                values = self._get(offset + int(own[0]) * row_bytes, narrow, (n, *width))
-                out[name][to] = values.astype(dtype, copy=False)
+            # The rows of a neuron go behind those of earlier runs.
+            to = np.repeat(free - (run[:-1] - begin), lengths) + np.arange(n)
+            free += lengths
+            for name, (offset, dtype) in places.items():
+                width = self._columns[name][1]
+                row_bytes = dtype.itemsize * int(np.prod(width, dtype=np.int64))
+                out[name][to] = self._get(offset + begin * row_bytes, dtype, (n, *width))
         return Stretch(first, last, starts, out)
-
-    def _get(self, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-        values = np.empty(shape, dtype=dtype)
-        rest = memoryview(values).cast("B")
-        self._file.seek(offset)
-        while len(rest):
-            n = self._file.readinto(rest)
-            if not n:
-                raise OSError(f"{self.path} ends at byte {offset}, it was cut by somebody else")
-            rest = rest[n:]
-        return values
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
-    """Return values in int32 where that holds them all."""
+    """Return values in int32 where that holds them all, as it does most sizes and positions."""
     if values.dtype == np.int32 or not values.size:
         return values
     low, high = values.min(), values.max()  # NaN compares as False
@@ -194,128 +184,56 @@ def _counting_sort(major, n_major):  # type: ignore[no-untyped-def]
     return starts, order
 
 
-@numba.njit(nogil=True, cache=True)
-def _places(own, free, n):  # type: ignore[no-untyped-def]
-    # Where the rows of a run belong, behind those of earlier runs.
-    to = np.empty(n, dtype=np.int64)
-    r = 0
-    for m in range(free.size):
-        for _ in range(own[m + 1] - own[m]):
-            to[r] = free[m]
-            free[m] += 1
-            r += 1
-    return to
+def collate(
+    starts: np.ndarray, partner: np.ndarray, ids: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort the rows of each neuron by partner, and those of a pair by synapse id.
 
-
-class PairSpill(Spill):
-    """Pairs that arrive in the order of one copy of the connectivity, and leave in the other's."""
-
-    def __init__(self, path: str, n_major: int, run_rows: int = 1 << 20) -> None:
-        columns = {"indices": "int32", "size": "int64", "count": "int64"}
-        super().__init__(path, n_major, columns, run_rows)
-
-    def add(
-        self,
-        first: int,
-        lengths: np.ndarray,
-        indices: np.ndarray,
-        size: np.ndarray,
-        count: np.ndarray,
-    ) -> None:
-        """Add pairs of the other copy, whose neurons begin at number `first`; see `CopyWriter`."""
-        minors = np.arange(first, first + len(lengths), dtype=np.int32)
-        columns = {"indices": np.repeat(minors, lengths), "size": size, "count": count}
-        self.append(indices, columns)
-
-    def write(self, copy: CopyWriter, max_rows: int = 1 << 20) -> None:
-        """Append all pairs to a writer of the copy; the caller finishes it."""
-        for part in self.stretches(max_rows):
-            columns = part.columns
-            copy.append(part.lengths, columns["indices"], columns["size"], columns["count"])
-
-
-class Collated(NamedTuple):
-    """Sorted rows, and their pairs."""
-
-    # (rows,), int32: the rows by neuron, then partner, then id
-    order: np.ndarray
-    lengths: np.ndarray  # (neurons,), int64: pairs of each neuron
-    first: np.ndarray  # (pairs,), int32: where in `order` each pair begins
-    # place in `order` of a row that has the id of the row before it; -1 for none
-    repeated: int
-
-
-def collate(starts: np.ndarray, partner: np.ndarray, ids: np.ndarray | None) -> Collated:
-    """Sort the rows of each neuron by partner, those of a pair by id."""
+    Returns the order of the rows, where in it each pair begins, and the number of pairs of each
+    neuron. A repeated id is an error; it is found because the same synapse has the same partners.
+    """
     n_threads = usable_threads(None, partner.size)
-    has_ids = ids is not None
-    keys = np.zeros(0, dtype=np.int64) if ids is None else ids
+    known = np.zeros(0, dtype=np.int64) if ids is None else ids
     order = np.empty(partner.size, dtype=np.int32)
-    first = np.empty(partner.size, dtype=np.int32)
-    lengths = np.zeros(starts.size - 1, dtype=np.int64)
+    begins = np.empty(partner.size, dtype=np.bool_)  # whether a row is the first of its pair
     repeated = run_spans(
-        lambda lo, hi: int(_sort(starts, partner, keys, has_ids, order, first, lengths, lo, hi)),
+        lambda lo, hi: int(_sort_rows(starts, partner, known, order, begins, lo, hi)),
         balanced_spans(starts, 4 * n_threads),
         n_threads,
     )
-    firsts = np.empty(int(lengths.sum()), dtype=np.int32)
-    _compact(starts, lengths, first, firsts)
-    return Collated(order, lengths, firsts, max(repeated, default=-1))
+    if max(repeated, default=-1) >= 0:
+        raise SchemaError(
+            f"synapse id {known[order[max(repeated)]]} is repeated, expected each synapse once: "
+            "the files overlap, or one of them was joined from several; give each part once"
+        )
+    first = np.flatnonzero(begins)
+    return order, first, np.diff(np.searchsorted(first, starts))
 
 
 @numba.njit(nogil=True, cache=True)
-def _sort(  # type: ignore[no-untyped-def]
-    starts, partner, ids, has_ids, order, first, lengths, lo, hi
-):
+def _sort_rows(starts, partner, ids, order, begins, lo, hi):  # type: ignore[no-untyped-def]
+    # Returns a place in the order whose id is that of the row before it; -1 for none.
     repeated = -1
     for m in range(lo, hi):
         start, stop = starts[m], starts[m + 1]
-        n = stop - start
-        if n == 0:
-            continue
-        keys = np.empty(n, dtype=np.int64)
-        for k in range(n):
+        # One sort of integers: the partner above, the row below it.
+        keys = np.empty(stop - start, dtype=np.int64)
+        for k in range(keys.size):
             keys[k] = np.int64(partner[start + k]) << 32 | k
         keys.sort()
-        n_pairs = 0
-        k = 0
-        while k < n:
-            who = keys[k] >> 32
+        for k in range(keys.size):
+            order[start + k] = start + (keys[k] & 0xFFFFFFFF)
+            begins[start + k] = k == 0 or keys[k] >> 32 != keys[k - 1] >> 32
+        k = start
+        while k < stop and ids.size:
             end = k + 1
-            while end < n and keys[end] >> 32 == who:
+            while end < stop and not begins[end]:
                 end += 1
-            for i in range(k, end):
-                order[start + i] = start + (keys[i] & 0xFFFFFFFF)
-            if has_ids and end - k > 1:
-                _sort_by_id(order[start + k : start + end], ids)
-                for i in range(start + k + 1, start + end):
+            if end - k > 1:
+                rows = order[k:end]
+                rows[:] = rows[np.argsort(ids[rows])]
+                for i in range(k + 1, end):
                     if ids[order[i]] == ids[order[i - 1]]:
                         repeated = i
-            first[start + n_pairs] = start + k
-            n_pairs += 1
             k = end
-        lengths[m] = n_pairs
     return repeated
-
-
-@numba.njit(nogil=True, cache=True)
-def _sort_by_id(rows, ids):  # type: ignore[no-untyped-def]
-    if rows.size > 32:
-        rows[:] = rows[np.argsort(ids[rows])]
-        return
-    for i in range(1, rows.size):
-        row = rows[i]
-        j = i
-        while j > 0 and ids[rows[j - 1]] > ids[row]:
-            rows[j] = rows[j - 1]
-            j -= 1
-        rows[j] = row
-
-
-@numba.njit(nogil=True, cache=True)
-def _compact(starts, lengths, first, firsts):  # type: ignore[no-untyped-def]
-    n = 0
-    for m in range(lengths.size):
-        for k in range(starts[m], starts[m] + lengths[m]):
-            firsts[n] = first[k]
-            n += 1

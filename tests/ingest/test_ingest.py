@@ -21,10 +21,9 @@ from hypothesis import strategies as st
 
 import microns_xr as mx
 from microns_xr.ingest import ingest
-from microns_xr.ingest import read as pipeline
 from microns_xr.ingest import read as reading
-from microns_xr.ingest.ingest import Limits
 from microns_xr.ingest.read import Mapper
+from microns_xr.sources import postgres_csv
 from microns_xr.sources.postgres_csv import Header
 from microns_xr.store import stream
 from microns_xr.store.spill import Spill
@@ -36,9 +35,8 @@ FRAME = ex.make_synapses(UNITS, 4000)
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Many blocks, runs and stretches, also of small tables."""
-    monkeypatch.setattr(ingest, "_limits", lambda *_: Limits(1500, 1200))
-    read = reading._whole_lines
-    monkeypatch.setattr(reading, "_whole_lines", lambda file, _: read(file, 60_000))
+    monkeypatch.setattr(ingest, "_max_rows", lambda *_: 1300)
+    monkeypatch.setattr(postgres_csv, "_BLOCK_BYTES", 60_000)
     monkeypatch.setattr(reading, "_BATCH_ROWS", 900)
 
 
@@ -130,9 +128,7 @@ def test_header_in_any_form(tmp_path, out, expected):
     path = ex.write_archived(tmp_path, FRAME)
     header = tmp_path / "elsewhere.csv"
     (tmp_path / "synapses_header.csv").rename(header)
-    with pytest.raises(
-        mx.errors.SchemaError, match="names no columns, and no file synapses_header"
-    ):
+    with pytest.raises(mx.errors.SchemaError, match="and there is no file synapses_header"):
         run(path, out)
     total = mx.open_store(expected)["connectivity"].synapse_size.data.data.sum()
     for given_as in (list(ex.HEADER), Header(tuple(ex.HEADER), ("",) * 10), header):
@@ -214,8 +210,8 @@ def test_any_table(tmp_path_factory, n_units, n, seed, run_rows):
     frame = ex.make_synapses(units, n, seed)
     frame.to_csv(tmp / "s.csv", index=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "_limits", lambda *_: Limits(run_rows, run_rows // 2 + 1))
-        patch.setattr(reading, "_AHEAD", 1 + seed % 3)
+        patch.setattr(ingest, "_max_rows", lambda *_: run_rows)
+        patch.setattr(postgres_csv, "_AHEAD", 1 + seed % 3)
         run(tmp / "s.csv", tmp / "out" / "s.zarr", units, positions=True)
     ex.in_memory(frame, units, tmp / "expected.zarr", singles=True)
     ex.assert_same_store(tmp / "out" / "s.zarr", tmp / "expected.zarr")
@@ -278,22 +274,25 @@ def test_positions_in_other_forms(tmp_path, out):
     assert tree["connectivity"].attrs["bad_lines"] == 1
 
 
-def test_further_parts_and_consolidated(tmp_path, out):
+@pytest.mark.parametrize("form", ["mapping", "tree"])
+def test_layers_and_functional_units_are_written_too(tmp_path, out, form):
+    """As parts beside the units, in a mapping or in the tree of a store."""
     import store_examples
 
     layers = store_examples.layers().assign_coords(materialization_version=1718)
+    functional = store_examples.functional().assign_coords(materialization_version=1718)
+    parts = {"units": UNITS, "layers": layers, "functional": functional}
+    connectivity = mx.build_connectivity(FRAME, UNITS)
+    mx.write_store(tmp_path / "expected.zarr", **parts, connectivity=connectivity)
     path = ex.write_archived(tmp_path, FRAME)
-    tables = [{"name": "synapses_pni_2", "rows": len(FRAME)}]
-    run(path, out, layers=layers, source_tables=tables, consolidated=True)
-    tree = mx.open_store(out)
-    assert set(tree.children) == {"units", "layers", "connectivity"}
-    assert tree.attrs["source_tables"] == tables
-    import zarr
-
-    assert "connectivity/by_pre/indptr" in zarr.open_consolidated(str(out)).metadata.consolidated_metadata.flattened_metadata  # fmt: skip
+    run(path, out, units=parts if form == "mapping" else mx.open_store(tmp_path / "expected.zarr"))
+    ex.assert_same_store(out, tmp_path / "expected.zarr")
     with pytest.raises(mx.errors.ReleaseMismatchError):
-        run(path, out, layers=store_examples.layers())
-    ex.assert_same_store(out, out)
+        run(path, out, units=parts | {"layers": store_examples.layers()})
+    for wrong in ({"layers": layers}, parts | {"layer": layers}, 3):
+        with pytest.raises(mx.errors.SchemaError, match="expected the units Dataset, or a tree"):
+            run(path, out, units=wrong)
+    ex.assert_same_store(out, tmp_path / "expected.zarr")
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -450,7 +449,7 @@ def test_columns_of_single_synapses(tmp_path, out):
 def test_disk_space_is_looked_at_first(monkeypatch, tmp_path, out):
     path = ex.write_archived(tmp_path, FRAME)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: usage._replace(free=2_000))
+    monkeypatch.setattr(reading.shutil, "disk_usage", lambda _: usage._replace(free=2_000))
     with pytest.raises(
         mx.errors.SourceError, match=r"has 0.00 GB free, but about \d.\d\d GB are needed"
     ):
@@ -498,7 +497,7 @@ def test_a_failing_thread_ends_all_others(monkeypatch, tmp_path, out, expected, 
         "interrupt": (Bar, "update"),
         "unpack": (reading.igzip.IGzipFile, "read"),
     }[step]
-    monkeypatch.setattr(pipeline, "bar", lambda *_: Bar())
+    monkeypatch.setattr(reading, "bar", lambda *_: Bar())
     real = getattr(owner, name)
     monkeypatch.setattr(owner, name, failing)
     failure: list[BaseException] = []

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import microns_xr as mx
-from microns_xr.ingest import read as reading
 from microns_xr.ingest.read import find_files, layout_of, read_jobs
+from microns_xr.sources import postgres_csv
+from microns_xr.sources.postgres_csv import points_of
 from microns_xr.store import swap
 
 UNITS = ex.make_units(3)
@@ -26,41 +27,40 @@ LINE = f"1,{A},{B},5\n".encode()
 POINTS = ["id", "pre_pt_root_id", "post_pt_root_id", "size", "ctr_pt_position"]
 
 
-def values(path: Path, header=None, count_bad: bool = False, points: bool = False):
-    """All rows of a file, as far as its first bad one."""
+def values(path: Path, header=None, points: bool = False):
+    """Sizes of the good rows of a file, what is wrong with the bad ones, and its blocks."""
     files = find_files(path, header, {})
     layout = layout_of(files, "auto", points, points)
-    found = [job.parse() for job in read_jobs(files[0], layout, count_bad=count_bad)]
-    rows = [row for part in found for row in part.numbers["size"].tolist()]
-    return rows, next((part.bad for part in found if part.bad), None), found
+    blocks = [parse() for parse, _ in read_jobs(files[0], layout)]
+    rows = [n for b in blocks for i, n in enumerate(b.numbers["size"].tolist()) if i not in b.bad]
+    return rows, {row: what for block in blocks for row, what in block.bad.items()}, blocks
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n\n", b"\r\n\r\n"])
 @pytest.mark.parametrize("block", [7, 40, 10**6])
 def test_blank_lines_at_the_end_say_nothing(tmp_path, monkeypatch, end, block):
     """Whatever the blocks are cut like; between other lines they are bad."""
-    monkeypatch.setattr(reading, "_BLOCK_BYTES", block)
-    read = reading._whole_lines
-    monkeypatch.setattr(reading, "_whole_lines", lambda file, _: read(file, block))
+    monkeypatch.setattr(postgres_csv, "_BLOCK_BYTES", block)
     (tmp_path / "s.csv").write_bytes(HEAD + LINE + LINE.rstrip(b"\n") + end)
-    assert values(tmp_path / "s.csv")[:2] == ([5, 5], None)
+    assert values(tmp_path / "s.csv")[:2] == ([5, 5], {})
     (tmp_path / "s.csv").write_bytes(HEAD + LINE + b"\n" + LINE + end)
-    rows, bad, _ = values(tmp_path / "s.csv", count_bad=True)
+    rows, bad, _ = values(tmp_path / "s.csv")
     assert rows == [5, 5]
-    assert bad.what.startswith("is '', expected 4 columns")
+    assert [what.startswith("is '', expected 4 columns") for what in bad.values()] == [True]
 
 
 def test_a_header_line_although_a_header_is_given(tmp_path):
     (tmp_path / "s.csv").write_bytes(b"\xef\xbb\xbf" + HEAD + LINE)
-    assert values(tmp_path / "s.csv", header=NAMES)[:2] == ([5], None)
-    other = [*NAMES[:3], "sum_size"]
-    assert "'id' is" in values(tmp_path / "s.csv", header=other)[1].what
+    assert values(tmp_path / "s.csv", header=NAMES)[:2] == ([5], {})
+    rows, bad, _ = values(tmp_path / "s.csv", header=[*NAMES[:3], "synapse_size"])
+    assert (rows, list(bad)) == ([5], [0])
+    assert "'id' is" in bad[0]
 
 
 def test_a_quote_that_nothing_closes(tmp_path):
     (tmp_path / "s.csv").write_bytes(HEAD + LINE + f'1,{A},{B},"5\n'.encode() + LINE)
-    rows, bad, _ = values(tmp_path / "s.csv", count_bad=True)
-    assert (rows, bad.line) == ([5, 5], 1)
+    rows, bad, _ = values(tmp_path / "s.csv")
+    assert (rows, list(bad)) == ([5, 5], [1])
 
 
 PACKED = gzip.compress(HEAD + LINE, mtime=0)
@@ -116,7 +116,7 @@ def test_files_that_are_none(tmp_path, content, name, error, says):
 def test_members_of_a_packed_file_are_read_on(tmp_path):
     parts = (HEAD + LINE[:5], LINE[5:] + LINE, b"")
     (tmp_path / "s.csv.gz").write_bytes(b"".join(map(gzip.compress, parts)) + b"\0" * 99)
-    assert values(tmp_path / "s.csv.gz")[:2] == ([5, 5], None)
+    assert values(tmp_path / "s.csv.gz")[:2] == ([5, 5], {})
 
 
 @pytest.mark.parametrize("address", ["no-such-protocol://s.csv", "memory://none.csv"])
@@ -159,16 +159,14 @@ def test_positions_in_parquet(tmp_path, kind):
     columns = {name: np.arange(4) for name in POINTS[:4]}
     table = pa.table(columns | {"ctr_pt_position": pa.array(points, kind)})
     pq.write_table(table, tmp_path / "s.parquet")
-    (rows,) = values(tmp_path / "s.parquet", points=True)[2]
-    found, bad, wrong = rows.points(np.array([3, 2, 1, 0]))
+    (block,) = values(tmp_path / "s.parquet", points=True)[2]
+    found, wrong = points_of(block.points(np.array([3, 2, 1, 0])))
     np.testing.assert_array_equal(found[1:], [[4, 5, 6], [np.nan] * 3, [1, 2, 3]])
     if kind.equals(pa.list_(pa.int32(), 3)):
-        assert bad is None
+        assert not wrong.any()
         np.testing.assert_array_equal(found[0], [7, 8, np.nan])
     else:
-        assert wrong.tolist() == [0]
-        assert bad.line == 3
-        assert "expected x, y and z" in bad.what
+        assert wrong.tolist() == [True, False, False, False]
 
 
 def test_bad_positions_in_parquet_are_counted(tmp_path):

@@ -5,24 +5,31 @@ from __future__ import annotations
 import csv
 import io
 import struct
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microns_xr.ingest.read import BAD, ID, POINT, SKIP, WHOLE, parse_lines, parse_points
+from microns_xr.errors import SchemaError
+from microns_xr.ingest.read import Header, InputFile, Layout, _csv_block
+from microns_xr.sources.postgres_csv import points_of
 from microns_xr.store.spill import collate
 
-KINDS = np.array([ID, SKIP, WHOLE, POINT, ID], np.int8)
-NULLABLE = np.array([True, False, False, False, False])
-LEAST = np.array([0, 0, 1, 0, 0])
+NAMES = ("pre", "text", "count", "point", "id", "size", "post")
+FILE = InputFile("s.csv", 0, "csv", Header(NAMES, ("",) * len(NAMES)), 0, {})
+ROLES = {role: role for role in ("pre", "post", "size", "count", "id")}
+END = ",0,7"  # size and post of every line
 
 
-def parse(text: str, stop: bool = False):
-    data = np.frombuffer(text.encode(), dtype=np.uint8)
-    return data, parse_lines(data, KINDS, NULLABLE, LEAST, stop)
+def parse(text: str, points: tuple[str, ...] = ("point",)):
+    """A block whose lines are a neuron, a text, a count, a position and an id."""
+    lines = "".join(line[: -len(ending)] + END + ending for line in text.splitlines(keepends=True)
+                    for ending in ("\r\n" if line.endswith("\r\n") else "\n",))  # fmt: skip
+    return _csv_block(lines.encode(), FILE, Layout("pt_root_id", "synapse", ROLES, points))
 
 
 IDS = st.integers(-(2**63) + 1, 2**63 - 1)
@@ -47,73 +54,83 @@ def plain_whole(text: str) -> int | None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(IDS | st.none(), WORDS, NUMBERS, WORDS, IDS), max_size=12))
+@given(st.lists(st.tuples(IDS | st.none(), WORDS, NUMBERS, WORDS, IDS), min_size=1, max_size=12))
 def test_against_the_csv_module(rows):
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
-    data, found = parse(out.getvalue() or "\n")
-    if not rows:
-        assert (found.lines, found.bad_lines, found.begins.size) == (1, 1, 0)
-        return
-    good = [row for row in rows if plain_whole(row[2]) is not None]
-    assert found.lines == len(rows)
-    assert found.bad_lines == len(rows) - len(good)
-    assert found.numbers[0].tolist() == [row[0] or 0 for row in good]
-    assert found.null[0].tolist() == [row[0] is None for row in good]
-    assert found.numbers[1].tolist() == [plain_whole(row[2]) for row in good]
-    assert found.numbers[2].tolist() == [row[4] for row in good]
-    for row, start, stop in zip(good, *found.fields[0], strict=True):
-        assert bytes(data[start:stop]).decode().replace('""', '"') == row[3]
+    found = parse(out.getvalue())
+    counts = [plain_whole(row[2]) for row in rows]
+    assert list(found.bad) == [i for i, count in enumerate(counts) if count is None]
+    good = [i for i, count in enumerate(counts) if count is not None]
+    assert found.numbers["pre"][good].tolist() == [rows[i][0] or 0 for i in good]
+    assert found.null["pre"][good].tolist() == [rows[i][0] is None for i in good]
+    assert found.numbers["count"][good].tolist() == [counts[i] for i in good]
+    assert found.numbers["id"][good].tolist() == [rows[i][4] for i in good]
+    (texts,) = found.points(np.array(good, dtype=np.int64))
+    assert [text.replace('""', '"') for text in texts.to_pylist()] == [rows[i][3] for i in good]
 
 
 @pytest.mark.parametrize(
-    ("line", "column", "reason"),
+    ("line", "says"),
     [
-        ("1,x,2,,4,5", -1, 1),
-        ("1,x,2,", -1, 1),
-        ("1a,x,2,,4", 0, 2),
-        ("1.0,x,2,,4", 0, 3),
-        ("1,x,2,,92233720368547758080", 4, 4),
-        ("1,x,2,,", 4, 5),
-        ("1,x,0,,4", 2, 6),
-        ("1,x,2.5,,4", 2, 7),
-        ('1,"x"y,2,,4', 1, 1),
+        ("1,x,2,,4,5", "expected 7 columns"),
+        ("1,x,2,", "expected 7 columns"),
+        ("1a,x,2,,4", "'pre' is '1a', expected an integer"),
+        ("1.0,x,2,,4", "'pre' is '1.0', expected an integer id: 18-digit ids are rounded"),
+        ("1,x,2,,92233720368547758080", "expected a number below 2"),
+        ("1,x,2,,", "'id' is '', expected a number in every row"),
+        ("1,x,0,,4", "'count' is '0', expected 1 or more"),
+        ("1,x,2.5,,4", "'count' is '2.5', expected a whole number"),
+        ('1,"x"y,2,,4', "expected 7 columns"),
+        ('1,x,"2,,4', "expected 7 columns"),
     ],
 )
-def test_the_first_bad_line_ends_it(line, column, reason):
+def test_bad_lines_and_where_they_begin(line, says):
     good = "1,x,2,,4\r\n"
-    _, found = parse(good + line + "\n" + good, stop=True)
-    assert found.bad == (len(good), column, reason)
-    assert reason in BAD
-    assert (found.lines, found.begins.tolist()) == (2, [0])
-    _, found = parse(good + line + "\n" + good)
-    assert (found.lines, found.bad_lines, found.begins.size) == (3, 1, 2)
+    found = parse(good + line + "\n" + good)
+    assert list(found.bad) == [1]
+    assert says in found.bad[1]
+    assert found.begins[1] == len(good + END)
+
+
+def texts(*columns: list[str | None]) -> list[pa.Array]:
+    return [pa.array(column, pa.string()) for column in columns]
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 3), max_size=8))
+@given(
+    st.lists(st.tuples(*[st.floats(-1e99, 1e99).filter(lambda x: x == 0 or abs(x) > 1e-99)] * 3))
+)
 def test_positions_are_those_of_float(points):
-    """What is read at once is exact; what is not, is left to be read by other means."""
     forms = [
-        ("[{} {} {}]".format(*p), p) for p in points
-    ] + [("01010000A0E6100000"[:18] + struct.pack("<3d", *p).hex(), p) for p in points]  # fmt: skip
-    forms += [("", (np.nan,) * 3), ("(1, 2.50,-3)", (1, 2.5, -3))]
-    text = "".join(f'1,x,2,"{form}",4\n' for form, _ in forms)
-    data, found = parse(text)
-    values, hard = parse_points(data, found.fields, np.arange(len(forms)))
-    assert not set(hard) & set(range(len(points), len(forms)))
-    for row, (_, expected) in enumerate(forms):
-        if row not in hard:
-            np.testing.assert_array_equal(values[row], expected)
+        *("[{} {} {}]".format(*p) for p in points),
+        *("01010000A0E6100000" + struct.pack("<3d", *p).hex() for p in points),
+        *("0101000080" + struct.pack("<3d", *p).hex().upper() for p in points),
+    ]
+    found, bad = points_of(texts([*forms, "", r"\N", None, " (1, 2.50,-3) ", "POINT Z (1 2 3)"]))
+    expected = [*points * 3, *[(np.nan,) * 3] * 3, (1, 2.5, -3), (1, 2, 3)]
+    np.testing.assert_array_equal(found, expected)
+    assert not bad.any()
 
 
-def test_split_positions():
-    kinds = np.array([POINT, POINT, POINT], np.int8)
-    data = np.frombuffer(b"1,2.5,1e2\n,-4, 7 \nx,1,2\n0.1,0.2,3 4\n", dtype=np.uint8)
-    found = parse_lines(data, kinds, np.zeros(3, bool), np.zeros(3, np.int64))
-    values, hard = parse_points(data, found.fields, np.array([1, 0, 2, 3]))
-    np.testing.assert_array_equal(values[:2], [[np.nan, -4, 7], [1, 2.5, 100]])
-    assert hard.tolist() == [2, 3]
+@pytest.mark.parametrize(
+    "text", ["nowhere", "1 2", "1 2 3 4", "0101" + "0" * 53 + "x", "1 2 1e999", "[1..2 3]", "é"]
+)
+def test_text_that_is_not_a_position(text):
+    found, bad = points_of(texts(["1 2 3", text]))
+    assert bad.tolist() == [False, True]
+    np.testing.assert_array_equal(found, [[1, 2, 3], [np.nan] * 3])
+
+
+def test_positions_in_three_columns():
+    found, bad = points_of(texts(["1", "", "x", "0.1"], ["2.5", "-4", "1", "0.2"], ["1e2", " 7 ", "2", "3 4"]))  # fmt: skip
+    np.testing.assert_array_equal(found[:2], [[1, 2.5, 100], [np.nan, -4, 7]])
+    assert bad.tolist() == [False, False, True, True]
+    header = Header((*NAMES[:3], "z", "y", "x", "id", "size", "post"), ("",) * 9)
+    layout = Layout("pt_root_id", "synapse", ROLES, ("x", "y", "z"))
+    block = _csv_block(b"1,,2,30,20,10,4,0,7\n", replace(FILE, header=header), layout)
+    found, _ = points_of(block.points(np.array([0])))
+    np.testing.assert_array_equal(found, [[10, 20, 30]])
 
 
 @settings(max_examples=60, deadline=None)
@@ -125,12 +142,14 @@ def test_rows_of_a_neuron_by_partner_then_id(neurons):
     starts = np.concatenate([[0], np.cumsum([len(own) for own in neurons])])
     partner = np.array([row[1] for row in rows], dtype=np.int32)
     ids = np.array([row[2] for row in rows], dtype=np.int64)
-    found = collate(starts, partner, ids)
-    assert [rows[i] for i in found.order] == sorted(rows)
+    if len(set(rows)) < len(rows):
+        with pytest.raises(SchemaError, match=r"synapse id \d+ is repeated"):
+            collate(starts, partner, ids)
+    else:
+        order, _, _ = collate(starts, partner, ids)
+        assert [rows[i] for i in order] == sorted(rows)
+    order, first, lengths = collate(starts, partner, None)
+    assert order.tolist() == sorted(range(len(rows)), key=lambda i: rows[i][:2])
     pairs = sorted({row[:2] for row in rows})
-    assert [rows[found.order[k]][:2] for k in found.first] == pairs
-    assert found.lengths.tolist() == [sum(p[0] == m for p in pairs) for m in range(len(neurons))]
-    assert (found.repeated >= 0) == (len(set(rows)) < len(rows))
-    assert collate(starts, partner, None).order.tolist() == sorted(
-        range(len(rows)), key=lambda i: rows[i][:2]
-    )
+    assert [rows[order[k]][:2] for k in first] == pairs
+    assert lengths.tolist() == [sum(p[0] == m for p in pairs) for m in range(len(neurons))]

@@ -20,7 +20,7 @@ from microns_xr.connectivity.arrays import (
     values_of,
 )
 from microns_xr.store import stream
-from microns_xr.store.spill import PairSpill, Spill
+from microns_xr.store.spill import Spill
 from microns_xr.store.stream import ArrayWriter, ChunkPool, CopyWriter, PlannedArray, plan_copy
 
 
@@ -49,17 +49,20 @@ def stream_store(path, connectivity, units, span: int, run_rows: int) -> None:
     pattern, template = pattern_of(connectivity), template_of(connectivity)
     size, count = (values_of(connectivity, n) for n in ("synapse_size", "synapse_count"))
     spilled = os.path.join(path, "pairs")
-    with ChunkPool(2) as pool, PairSpill(spilled, pattern.shape[0], run_rows) as pairs:
+    columns = {"indices": "int32", "size": "int64", "count": "int64"}
+    with ChunkPool(2) as pool, Spill(spilled, pattern.shape[0], columns, run_rows) as pairs:
         by_post = CopyWriter(root, plan_copy(template, "post"), pool)
         for first in range(0, pattern.n_major, span):
             indptr = pattern.indptr[first : first + span + 1]
             own = slice(indptr[0], indptr[-1])
-            new = (np.diff(indptr), pattern.indices[own], size[own], count[own])
-            pairs.add(by_post.n_done, *new)
-            by_post.append(*new)
+            pre, sizes, counts = pattern.indices[own], size[own], count[own]
+            post = np.repeat(np.arange(first, first + len(indptr) - 1), np.diff(indptr))
+            pairs.append(pre, {"indices": post, "size": sizes, "count": counts})
+            by_post.append(np.diff(indptr), pre, sizes, counts)
         by_post.finish()
         by_pre = CopyWriter(root, plan_copy(template, "pre"), pool)
-        pairs.write(by_pre, max_rows=run_rows)
+        for part in pairs.stretches(run_rows):
+            by_pre.append(part.lengths, *part.columns.values())
         by_pre.finish()
     assert not os.path.exists(spilled)
 

@@ -433,7 +433,7 @@ def test_a_damaged_data_file(tmp_path, damage):
     path = tmp_path / "t.csv.gz"
     path.write_bytes(content)
     header = Header(("id", "b"), ("bigint", "bigint"))
-    words = r"t\.csv\.gz is no whole gzip file|t\.csv\.gz line \d+"
+    words = r"t\.csv\.gz (ends too early|cannot be read)|t\.csv\.gz line \d+"
     if damage != "no_bytes":  # as gzip, nothing at all is an empty file
         with pytest.raises(mx.errors.SourceError, match=words):
             read_archived(path, header)

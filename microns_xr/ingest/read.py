@@ -627,7 +627,7 @@ class Mapper:
                 bad[int(rows[k])] = f"column {POSITION!r} is {cell!r}, expected x, y and z"
             good[rows[wrong]] = False
             both, wanted = both & good, wanted & good
-        counts: dict[str, float] = {"rows": np.count_nonzero(good), "bad_lines": len(bad)}
+        counts: dict[str, float] = {"rows": int(np.count_nonzero(good)), "bad_lines": len(bad)}
         for side, code in codes.items():
             lost = good & ~known[side]
             null = lost & block.null[side]
@@ -635,8 +635,8 @@ class Mapper:
             shared = lost & ~null & ~zero & (code >= 0)
             unknown = lost & ~null & ~zero & ~shared
             for why, mask in zip(_REASONS, (null, zero, shared, unknown), strict=True):
-                counts[f"{side}_{why}"] = np.count_nonzero(mask)
-        counts["any_reason"] = counts["rows"] - np.count_nonzero(both)
+                counts[f"{side}_{why}"] = int(np.count_nonzero(mask))
+        counts["any_reason"] = counts["rows"] - int(np.count_nonzero(both))
         for role in ("size", "count"):
             if role in numbers:
                 counts[f"sum of {role}"] = float(numbers[role].sum(dtype=np.float64, where=good))

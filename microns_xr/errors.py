@@ -10,7 +10,9 @@ import importlib
 import sys
 import warnings
 from collections.abc import Iterable
+from numbers import Integral
 from types import ModuleType
+from typing import Any
 
 __all__ = [
     "DroppedRowsWarning",
@@ -93,6 +95,13 @@ def unknown_label(
         f"{what} {name!r}, expected one of {', '.join(words[:40])}{more}{nearest(name, words)}"
         + (f": {hint}" if hint else "")
     )
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Return an argument as an int that is at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise SchemaError(f"{name} is {value!r}, expected a whole number from {least} up")
+    return int(value)
 
 
 def import_optional(name: str, extra: str) -> ModuleType:

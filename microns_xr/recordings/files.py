@@ -41,6 +41,7 @@ from microns_xr.errors import (
     UnknownLabelError,
     import_optional,
     unknown_label,
+    whole_number,
 )
 from microns_xr.files import new_folder
 from microns_xr.schema import FUNCTIONAL, describe
@@ -883,8 +884,7 @@ def to_zarr(
     path = Path(path).expanduser()
     nodes = scan_nodes(recordings)
     for name, size in (("frames", frames), ("units", units)):
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-            raise SchemaError(f"{name} is {size!r}, expected the size of a chunk, from 1 up")
+        whole_number(name, size, 1)
     if path.exists() and not overwrite:
         raise StoreFormatError(f"{path} exists: choose another name, or pass overwrite=True")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):

@@ -18,7 +18,13 @@ import numpy as np
 import pandas as pd
 
 from microns_xr.columns import from_pia_um
-from microns_xr.errors import SchemaError, SourceError, UnknownLabelError, unknown_label
+from microns_xr.errors import (
+    SchemaError,
+    SourceError,
+    UnknownLabelError,
+    unknown_label,
+    whole_number,
+)
 from microns_xr.releases import release_spec
 from microns_xr.sources.directory import write_identity
 from microns_xr.sources.tables import frame_sha256, write_table_file
@@ -929,21 +935,13 @@ class DemoSource:
                 f"there is no demo of release {version!r}, expected one of "
                 f"{', '.join(map(str, DEMO_VERSIONS))}"
             )
-        n_synapses = 20 * n_nuclei if n_synapses is None else n_synapses
-        for name, value, least in (
-            ("n_nuclei", n_nuclei, 500),
-            ("n_synapses", n_synapses, 1000),
-            ("seed", seed, 0),
-        ):
-            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            if not whole or value < least:
-                raise SchemaError(f"{name} is {value!r}, expected a whole number from {least} up")
         if not 0 <= like_to_like <= 1:
             raise SchemaError(f"like_to_like is {like_to_like!r}, expected a number from 0 to 1")
         self.version: int = int(version)
-        self.n_nuclei = int(n_nuclei)
-        self.seed = int(seed)
-        self.n_synapses = int(n_synapses)
+        self.n_nuclei = whole_number("n_nuclei", n_nuclei, 500)
+        self.seed = whole_number("seed", seed, 0)
+        n_synapses = 20 * self.n_nuclei if n_synapses is None else n_synapses
+        self.n_synapses = whole_number("n_synapses", n_synapses, 1000)
         self.like_to_like = float(like_to_like)
         self.datastack = datastack
         self._roles = dict(release_spec(self.version).tables)

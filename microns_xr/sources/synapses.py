@@ -54,6 +54,7 @@ from microns_xr.errors import (
     SchemaError,
     SourceError,
     unknown_label,
+    whole_number,
 )
 from microns_xr.files import file_sha256, locked, new_file, write_file
 from microns_xr.provenance import release_of
@@ -635,8 +636,8 @@ def download_synapses(
     result does not depend on batches, workers, interruptions, or the order of rows in an answer.
     """
     for name, value in (("batch", batch), ("workers", workers)):
-        if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
-            raise SchemaError(f"{name} is {value!r}, expected a whole number from 1 up")
+        if value is not None:
+            whole_number(name, value, 1)
     request = make_request(
         service.datastack, int(service.version or 0), table, pre, post, positions
     )

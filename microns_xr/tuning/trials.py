@@ -25,7 +25,7 @@ import xarray as xr
 from scipy.stats import false_discovery_control, mannwhitneyu, rankdata
 
 from microns_xr.angles import PERIODS, difference, full_turn, require_likely_units
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, whole_number
 from microns_xr.provenance import add_history
 from microns_xr.schema import FUNCTIONAL, describe
 from microns_xr.tuning.fits import require_free_names
@@ -218,14 +218,7 @@ def _seed_number(seed: int | np.random.Generator) -> int:
     """Return the number that all random draws of a call start from."""
     if isinstance(seed, np.random.Generator):
         return int(seed.integers(2**62))
-    return _whole_number("seed", seed, 0, " or a Generator")
-
-
-def _whole_number(name: str, value: Any, least: int, alternative: str = "") -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        expected = f"a whole number from {least}{alternative}"
-        raise SchemaError(f"{name} is {value!r}, expected {expected}")
-    return int(value)
+    return whole_number("seed", seed, 0)
 
 
 # Means of groups of angles: `index` is the group of each angle, `use` says which samples count.
@@ -559,7 +552,7 @@ def cross_validate(
     >>> halves.pref_ori_fold.values, halves.agreement.values, halves.difference.values
     (array([[0., 0.]]), array([1.]), array([2.]))
     """
-    n_folds = _whole_number("n_folds", n_folds, 2)
+    n_folds = whole_number("n_folds", n_folds, 2)
     trials = read_trials(responses)
     contrast = make_contrast(trials, against, pool_directions)
     start = _seed_number(seed)
@@ -693,7 +686,7 @@ def test(
     """
     if method not in ("permutation", "wilcoxon"):
         raise SchemaError(f"method is {method!r}, expected 'permutation' or 'wilcoxon'")
-    n_permutations = _whole_number("n_permutations", n_permutations, 1)
+    n_permutations = whole_number("n_permutations", n_permutations, 1)
     trials = read_trials(responses)
     if within_trial and (method != "permutation" or trials.n_trials is None):
         raise SchemaError(

@@ -1,44 +1,34 @@
 """A CAVE service on 127.0.0.1 for tests: real HTTP, read by the real caveclient.
 
+It answers what `microns_xr` asks: the record of a datastack, versions, tables, counts, queries of
+one table, and the files of archived versions. Any other request, and any filter that it does not
+know, is refused.
+
 >>> import pandas as pd
+>>> import microns_xr as mx
 >>> nuclei = pd.DataFrame({"id": [1, 2], "pt_root_id": [864691135000000001, 864691135000000002]})
 >>> with CaveServer({"nucleus_detection_v0": nuclei}) as server:
-...     with open_client(server) as client:
-...         client.materialize.get_annotation_count("nucleus_detection_v0")
+...     with mx.sources.CaveSource(1718, server_address=server.url, auth_token="none") as source:
+...         source.count("nucleus_detection_v0")
 2
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from .faults import KINDS, Fault, FaultQueue
-from .server import CaveServer, Logged
-from .tables import REFERENCE_TABLES
+from .faults import KINDS
+from .server import CaveServer
 
-__all__ = [
-    "KINDS",
-    "REFERENCE_TABLES",
-    "CaveServer",
-    "Fault",
-    "FaultQueue",
-    "Logged",
-    "cave_fixture",
-    "open_client",
-]
+__all__ = ["KINDS", "CaveServer", "cave_fixture"]
 
 
 def cave_fixture(make: Callable[[], Mapping[str, pd.DataFrame]], **options: Any) -> Any:
-    """Return a pytest fixture that serves the tables of `make`.
-
-    ``cave = cave_fixture(my_tables, row_limit=10)`` at the top of a test module makes `cave` an
-    argument of its tests.
-    """
+    """Return a pytest fixture that serves the tables of `make`."""
 
     @pytest.fixture
     def cave() -> Iterator[CaveServer]:
@@ -46,25 +36,3 @@ def cave_fixture(make: Callable[[], Mapping[str, pd.DataFrame]], **options: Any)
             yield server
 
     return cave
-
-
-@contextlib.contextmanager
-def open_client(
-    server: CaveServer, *, auth_token: str | None = None, **options: Any
-) -> Iterator[Any]:
-    """Give a real CAVEclient of a server, and close the connections that it keeps."""
-    from caveclient import CAVEclient
-
-    client = CAVEclient(
-        server.service.datastack,
-        server_address=server.url,
-        auth_token=auth_token or server.service.token or "none",
-        write_server_cache=False,
-        **options,
-    )
-    try:
-        yield client
-    finally:
-        for part in (client._info, client._materialize, client._schema):
-            if part is not None:
-                part.session.close()

@@ -51,20 +51,17 @@ class ArchivedFile:
         }
 
     def answer(self, request_headers: Message) -> tuple[int, dict[str, str], bytes]:
-        """Return status, headers and body for a GET, whole or a range of one part."""
+        """Return status, headers and body for a GET, whole or from some byte on."""
         size = len(self.content)
-        wanted = request_headers.get("Range")
+        wanted = re.fullmatch(r"bytes=(\d+)-", request_headers.get("Range", ""))
         unchanged = request_headers.get("If-Range", self.headers["ETag"]) == self.headers["ETag"]
-        found = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted.strip()) if wanted else None
-        if not found or not unchanged or found.groups() == ("", ""):
+        if not wanted or not unchanged:
             return 200, self.headers, self.content
-        first, last = found.groups()
-        start = int(first) if first else max(size - int(last), 0)
-        stop = min(int(last) + 1, size) if first and last else size
-        if start >= stop:
+        start = int(wanted[1])
+        if start >= size:
             return 416, {**self.headers, "Content-Range": f"bytes */{size}"}, b""
-        headers = {**self.headers, "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
-        return 206, headers, self.content[start:stop]
+        headers = {**self.headers, "Content-Range": f"bytes {start}-{size - 1}/{size}"}
+        return 206, headers, self.content[start:]
 
 
 class Archive:

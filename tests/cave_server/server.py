@@ -23,9 +23,9 @@ import microns_xr as mx
 from .archive import Archive
 from .faults import QUERY_KINDS, Fault, FaultQueue, instead_of_answer, sent_part
 from .service import Request, Response, Service
-from .tables import REFERENCE_TABLES, WireTable, wire_tables
+from .tables import wire_tables
 
-MAX_BODY = 64 * 2**20
+ARCHIVE_ROOT = "/mat_dbs/public/minnie65_phase3_v1"
 MAX_LOGGED_BODY = 2**17
 # What a client that went away looks like from here.
 GONE = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError, TimeoutError)
@@ -65,17 +65,12 @@ class CaveServer:
         The most rows of an answer.
     token : str, optional
         The token to ask for; None asks for none. The archive never asks.
-    reference_tables : mapping of str to str
-        Name of a table to its target; those that are not served, or lack ``target_id``, are not
-        reference tables.
     seed : int
         Of every random order.
     notices : mapping of str to str, optional
         Table to its owner's notice, which travels in the same header as the row limit's warning.
     archived : mapping of int to tables, optional
         Tables of the archived versions; by default every known version has those served.
-    archive_root : str
-        Path of the archive.
     redirect_to_login : bool
         A request without any token is sent to a login page, as the real service does, not 401.
     wrap_errors : bool
@@ -83,8 +78,6 @@ class CaveServer:
         service does.
     float_type : str
         Type of float columns in answers.
-    synapse_table : str
-        Name of the synapse table in the info record.
 
     Attributes
     ----------
@@ -105,30 +98,27 @@ class CaveServer:
         expired: Iterable[int] = (661,),
         row_limit: int = 200_000,
         token: str | None = None,
-        reference_tables: Mapping[str, str] = REFERENCE_TABLES,
         seed: int = 0,
         notices: Mapping[str, str] | None = None,
         archived: Mapping[int, Mapping[str, pd.DataFrame] | mx.sources.TableSource] | None = None,
-        archive_root: str = "/mat_dbs/public/minnie65_phase3_v1",
         redirect_to_login: bool = False,
         wrap_errors: bool = False,
         float_type: str = "Float32",
-        synapse_table: str = "synapses_pni_2",
     ) -> None:
-        served = wire_tables(tables, reference_tables, notices or {})
+        served = wire_tables(tables, notices or {})
         versions = dict.fromkeys((version, *expired), served)
         for number, old in (archived or {}).items():
-            versions[number] = wire_tables(old, reference_tables, {})
+            versions[number] = wire_tables(old, {})
         self.faults = FaultQueue()
         self.requests: deque[Logged] = deque(maxlen=100_000)
         self.errors: list[BaseException] = []
         self.stopping = threading.Event()
         self._http = _Server(self)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        self.archive_url = f"{self.url}{archive_root}"
+        self.archive_url = f"{self.url}{ARCHIVE_ROOT}"
         self.service = Service(
             served,
-            Archive(archive_root, versions),
+            Archive(ARCHIVE_ROOT, versions),
             url=self.url,
             datastack=datastack,
             version=version,
@@ -138,15 +128,9 @@ class CaveServer:
             redirect_to_login=redirect_to_login,
             wrap_errors=wrap_errors,
             float_type=float_type,
-            synapse_table=synapse_table,
             seed=seed,
         )
         self._thread: threading.Thread | None = None
-
-    @property
-    def tables(self) -> Mapping[str, WireTable]:
-        """The tables as they are stored."""
-        return self.service.tables
 
     @property
     def queries(self) -> list[Logged]:
@@ -244,16 +228,13 @@ class _Handler(BaseHTTPRequestHandler):
         owner = self.server.owner
         started = time.perf_counter()
         length = int(self.headers.get("Content-Length") or 0)
-        raw = self.rfile.read(length) if length <= MAX_BODY else b""
+        raw = self.rfile.read(length)
         request = Request.parse(self.command, self.path, self.headers, raw)
         fault = owner.faults.take(request.path)
         if fault and fault.kind == "delay":
             owner.stopping.wait(fault["seconds"])
         response: Response | None = None
-        if length > MAX_BODY:
-            self.close_connection = True
-            response = Response.of_json({"message": "Request Entity Too Large"}, 413)
-        elif fault is None or fault.kind != "drop":
+        if fault is None or fault.kind != "drop":
             response = self._response(request, fault)
         part, announced, breaks = b"", 0, True
         if response is not None:

@@ -1,50 +1,49 @@
-"""Tables as the service stores them: wire types, columns by name, filters.
+"""Tables as the service stores them: types, columns by name, filters, answers to queries.
 
 Ids are int64, every other integer is int32, positions are three columns that are selected by their
-base name; every type is nullable. Floats are stored as double, and answered as float32.
+base name; every type is nullable. Floats are stored as double, and answered as float32. There is no
+order of rows, and an answer that has as many rows as its limit carries a warning, whether anything
+was cut or not.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 import microns_xr as mx
 
 AXES = ("x", "y", "z")
 RESOLUTION = (4.0, 4.0, 40.0)
-COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
-    "filter_equal_dict": operator.eq,
-    "filter_greater_dict": operator.gt,
+COMPARISONS: dict[str, Any] = {
     "filter_less_dict": operator.lt,
     "filter_greater_equal_dict": operator.ge,
-    "filter_less_equal_dict": operator.le,
 }
+# What is to be left out is accepted and ignored, as by the service.
+FILTERS = {"filter_in_dict", "filter_out_dict", *COMPARISONS}
 # Columns that annotation and target both have; every other column of the target is its own.
 SHARED = ("id", "created", "valid", "superceded_id")
 NUCLEI = "nucleus_detection_v0"
 # Tables of minnie65_public that annotate nuclei by target_id.
-REFERENCE_TABLES: dict[str, str] = dict.fromkeys(
-    (
-        "aibs_metamodel_celltypes_v661",
-        "aibs_metamodel_celltypes_v661_corrections",
-        "aibs_soma_nuc_metamodel_preds_v117",
-        "baylor_gnn_cell_type_fine_model_v2",
-        "baylor_log_reg_cell_type_coarse_v1",
-        "cell_type_multifeature_combo",
-        "coregistration_auto_phase3_fwd_apl_vess_combined_v2",
-        "coregistration_manual_v3",
-        "coregistration_manual_v4",
-        "digital_twin_properties_bcm_coreg_v4",
-        "functional_properties_v3_bcm",
-        "nucleus_functional_area_assignment",
-    ),
-    NUCLEI,
-)
+REFERENCE_TABLES = {
+    "aibs_metamodel_celltypes_v661",
+    "aibs_metamodel_celltypes_v661_corrections",
+    "aibs_soma_nuc_metamodel_preds_v117",
+    "baylor_gnn_cell_type_fine_model_v2",
+    "baylor_log_reg_cell_type_coarse_v1",
+    "cell_type_multifeature_combo",
+    "coregistration_auto_phase3_fwd_apl_vess_combined_v2",
+    "coregistration_manual_v3",
+    "coregistration_manual_v4",
+    "digital_twin_properties_bcm_coreg_v4",
+    "functional_properties_v3_bcm",
+    "nucleus_functional_area_assignment",
+}
 
 
 class QueryError(Exception):
@@ -105,12 +104,10 @@ class WireTable:
         *,
         target: WireTable | None = None,
         notice: str | None = None,
-        resolution: Sequence[float] = RESOLUTION,
     ) -> None:
         self.name = name
         self.target = target
         self.notice = notice
-        self.resolution = tuple(float(r) for r in resolution)
         self.columns: dict[str, tuple[str, ...]] = {}
         self.frame = self._stored(frame.reset_index(drop=True))
 
@@ -164,33 +161,32 @@ class WireTable:
         return chosen
 
     def mask(self, data: Mapping[str, Any]) -> np.ndarray:
-        """Return which rows pass the filters; what is to be left out is ignored, as there."""
+        """Return which rows pass the filters."""
+        for key, value in data.items():
+            if (
+                key.startswith("filter_")
+                and value
+                and (key not in FILTERS or {*value} != {self.name})
+            ):
+                raise QueryError(400, f"{key} of {sorted(value)} in a query of {self.name}")
         keep = np.ones(len(self.frame), dtype=bool)
         if "valid" in self.columns and self.frame["valid"].dtype == "boolean":
             keep &= self.frame["valid"].fillna(False).to_numpy(dtype=bool)
         for name, values in self._filters(data, "filter_in_dict"):
-            keep &= self._is_in(self.column(name), values)
+            column = self.column(name)
+            self._check(column, values)
+            keep &= column.isin(values).fillna(False).to_numpy(dtype=bool)
         for key, compare in COMPARISONS.items():
             for name, value in self._filters(data, key):
                 column = self.column(name)
-                self._is_in(column, [value])  # the same check of types
-                try:
-                    keep &= compare(column, value).fillna(False).to_numpy(dtype=bool)
-                except TypeError as error:
-                    raise QueryError(400, f"{name}: {error}") from None
-        for name, box in self._filters(data, "filter_spatial_dict"):
-            keep &= self._inside(name, np.asarray(box, dtype=float))
-        for name, pattern in self._filters(data, "filter_regex_dict"):
-            if self.column(name).dtype != "string":
-                raise QueryError(400, "Regex filter is only supported on string columns")
-            found = self.column(name).str.contains(pattern, regex=True)
-            keep &= found.fillna(False).to_numpy(dtype=bool)
+                self._check(column, [value])
+                keep &= compare(column, value).fillna(False).to_numpy(dtype=bool)
         return keep
 
     def _filters(self, data: Mapping[str, Any], key: str) -> Iterable[tuple[str, Any]]:
         return ((data.get(key) or {}).get(self.name) or {}).items()
 
-    def _is_in(self, column: pd.Series, values: Any) -> np.ndarray:
+    def _check(self, column: pd.Series, values: Any) -> None:
         if not isinstance(values, list):
             raise QueryError(400, f"filter of {column.name} is not a list")
         if pd.api.types.is_integer_dtype(column.dtype):
@@ -199,21 +195,53 @@ class WireTable:
                 raise QueryError(400, f"invalid input for bigint column {column.name}")
             if any(abs(v) > np.iinfo(np.int64).max for v in values):
                 raise QueryError(400, f"value out of range for column {column.name}")
-            values = np.array(values, dtype=np.int64)
-        return column.isin(values).fillna(False).to_numpy(dtype=bool)
 
-    def _inside(self, name: str, box: np.ndarray) -> np.ndarray:
-        parts = self.columns.get(name, ())
-        if len(parts) != 3 or box.shape != (2, 3) or not (box[0] < box[1]).all():
-            raise QueryError(400, f"no box of positions: {name} {box.tolist()}")
-        points = self.frame[list(parts)].astype("Float64").to_numpy(dtype=float, na_value=np.nan)
-        return np.asarray(((points >= box[0]) & (points <= box[1])).all(axis=1))
+    def query(
+        self,
+        data: Mapping[str, Any],
+        *,
+        row_limit: int,
+        rng: np.random.Generator,
+        count: bool,
+        float_type: str,
+    ) -> tuple[pd.DataFrame, list[str]]:
+        """Return the rows of an answer, and the warnings that its header carries."""
+        rows = np.flatnonzero(self.mask(data))
+        if count:
+            return pd.DataFrame({"count": [len(rows)]}), []
+        if len(rows) > row_limit:
+            rows = rng.permutation(rows)[:row_limit]  # there is no ORDER BY
+        chosen = self.selection(data.get("select_columns") or self.columns)
+        taken = self.frame[[part for name in chosen for part in self.columns[name]]].take(rows)
+        doubles = taken.columns[taken.dtypes == "Float64"]
+        frame = taken.astype(dict.fromkeys(doubles, float_type)).reset_index(drop=True)
+        warnings = []
+        if len(frame) == row_limit:
+            # The service never closes the quotation mark.
+            warnings.append(f'201 - "Limited query to {row_limit} rows')
+        if self.notice:
+            warnings.append(f"Table Owner Notice on {self.name}: {self.notice}")
+        return frame, warnings
+
+
+def encode_arrow(frame: pd.DataFrame, accept_encoding: str, *, schema_only: bool = False) -> bytes:
+    """Return an Arrow IPC stream, compressed inside as far as it is accepted.
+
+    With `schema_only` it ends right after its schema, which reads as a stream of no rows.
+    """
+    accepted = [c for c in ("lz4", "zstd") if c in accept_encoding]
+    options = pa.ipc.IpcWriteOptions(compression=accepted[0] if accepted else None)
+    batch = pa.RecordBatch.from_pandas(frame)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
+        if not schema_only:
+            writer.write_batch(batch)
+    stream = sink.getvalue().to_pybytes()
+    return stream[:-8] if schema_only else stream  # the end-of-stream mark has 8 bytes
 
 
 def wire_tables(
-    tables: Mapping[str, pd.DataFrame] | mx.sources.TableSource,
-    references: Mapping[str, str],
-    notices: Mapping[str, str],
+    tables: Mapping[str, pd.DataFrame] | mx.sources.TableSource, notices: Mapping[str, str]
 ) -> dict[str, WireTable]:
     """Return tables as they are stored, targets before what refers to them."""
     if isinstance(tables, Mapping):
@@ -221,7 +249,8 @@ def wire_tables(
     else:
         frames = {name: tables.read(name) for name in tables.available_tables()}
     stored: dict[str, WireTable] = {}
-    for name in sorted(frames, key=lambda n: n in references):
-        target = stored.get(references.get(name, "")) if "target_id" in frames[name] else None
+    for name in sorted(frames, key=lambda n: n in REFERENCE_TABLES):
+        refers = name in REFERENCE_TABLES and "target_id" in frames[name]
+        target = stored.get(NUCLEI) if refers else None
         stored[name] = WireTable(name, frames[name], target=target, notice=notices.get(name))
     return {name: stored[name] for name in frames}

@@ -17,7 +17,7 @@ PRE = np.array([11, 12, 13])
 POST = np.array([11, 13, 15])
 
 
-def text(*words: str) -> np.ndarray:
+def text(*words: Any) -> np.ndarray:
     return np.array(words, dtype=object)
 
 

@@ -558,23 +558,6 @@ def test_sums_refuse_other_neurons_and_other_releases() -> None:
     assert mx.sum_synapses(labelled(), unstated).materialization_version == 661
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: s.assign_coords(pre_nucleus_id=[11, 12, 14]), "pre_nucleus_id of synapses"),
-        (lambda s: s.assign(post_indptr=("synapse", [0, 1, 2])), "'post_indptr' of synapses"),
-        (lambda s: s.assign(position=s.position.transpose()), "'synapse' first"),
-    ],
-)
-def test_what_cannot_be_written(tmp_path: Path, change, message) -> None:
-    path = tmp_path / "bad.zarr"
-    with pytest.raises(mx.errors.SchemaError, match=message):
-        mx.write_store(
-            path, units=ex.units(), connectivity=ex.connectivity(), synapses=change(labelled())
-        )
-    assert not path.exists()
-
-
 def _lose(path: str, name: str) -> None:
     (Path(path) / "synapses" / name).unlink()
 

@@ -1,4 +1,4 @@
-"""Input currents turned to the preferred angle of the neuron that receives them."""
+"""Input currents relative to the preferred angle of the neuron that receives them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def align_to_preferred(
     normalise: bool = False,
     interval: Bootstrap | None = DEFAULT_BOOTSTRAP,
 ) -> xr.Dataset:
-    """Turn input currents so that every neuron's preferred angle is at 0, and average them.
+    """Rotate input currents so that every neuron's preferred angle is at 0, and average them.
 
     Parameters
     ----------
     currents : xarray.DataArray
-        Over ``post_nucleus_id`` (or ``nucleus_id``) and one dim of angles that go evenly around
+        Over ``post_nucleus_id`` (or ``nucleus_id``) and one dim of angles evenly spaced around
         the whole circle, as `mx.input_currents` computes them from ``rate_ori`` or ``rate_dir``.
-        NaN where a neuron has no current.
+        NaN for neurons without a current.
     units : xarray.Dataset
         Units with the angle.
     angle : str, optional
@@ -46,38 +46,38 @@ def align_to_preferred(
         ``"pref_ori"`` for orientations, ``"pref_dir"`` for directions.
     method : {"nearest", "fourier"}, optional
         Currents are known at measured angles only. "nearest" rolls them so that the measured angle
-        nearest to the preferred one (the larger of two equally near) comes to 0: values stay as
-        they are, and angles are off by half a step at most. "fourier" turns them by the exact
-        angle, through the trigonometric polynomial that passes through the measured values; their
-        mean stays.
+        nearest to the preferred one (the larger of two equally near) comes to 0: values are not
+        changed, and angles are off by at most half a step. "fourier" rotates by the exact angle,
+        through the trigonometric polynomial that passes through the measured values, which does
+        not change their mean.
     normalise : bool, optional
-        Divide the currents of each neuron by their mean, so that neurons with much input do not
-        dominate the average. Neurons whose mean is 0 or negative are left out.
+        Divide the currents of each neuron by their mean, so that neurons with strong input do not
+        dominate the average. Neurons with a mean of 0 or less are left out.
     interval : Bootstrap or None, optional
-        Resampling of postsynaptic neurons for the interval of the average; None for none.
+        How postsynaptic neurons are resampled for the interval of the average; None for none.
 
     Returns
     -------
     xarray.Dataset
         ``aligned_current(post_nucleus_id, relative_orientation)``, in the units of the currents
-        (1 if normalised), with ``relative_orientation`` from minus half a period up, 0 being the
-        neuron's own preferred angle; ``mean_current(relative_orientation)`` with
-        ``mean_current_low`` and ``mean_current_high``; the neuron's own angle, named as in units;
-        ``input_<angle>``, the preferred angle of its input (the phase of the first harmonic of
-        the currents over the circle) and ``input_selectivity``, that harmonic over the mean;
-        ``difference``, input minus own, from minus half a period up; ``n_neurons`` in the average.
-        Neurons without an angle or a current are NaN. A dim "direction" becomes
-        ``relative_direction``.
+        (1 if normalised), with ``relative_orientation`` from minus half a period upwards and 0 at
+        the preferred angle; ``mean_current(relative_orientation)`` with ``mean_current_low`` and
+        ``mean_current_high``; the preferred angle, named as in the units; ``input_<angle>``, the
+        preferred angle of the input (the phase of the first harmonic of the currents) and
+        ``input_selectivity``, that harmonic divided by the mean; ``difference``, the preferred
+        angle of the input minus that of the neuron, from minus half a period upwards;
+        ``n_neurons`` in the average. NaN for neurons without an angle or a current. A dim
+        "direction" becomes ``relative_direction``.
 
     Raises
     ------
     SchemaError
-        If there is not exactly one dim of angles, they are uneven, or units, convention or period
-        of the two differ.
+        If there is not exactly one dim of angles, they are not evenly spaced, or units, convention
+        or period of the two differ.
     UnknownLabelError
-        If units lacks the angle, or has none of the neurons.
+        If the units lack the angle, or all of the neurons.
     ReleaseMismatchError
-        If the two are of different releases.
+        If the two are from different releases.
 
     Examples
     --------
@@ -102,8 +102,8 @@ def align_to_preferred(
     n = angles.size
     if not np.allclose(np.diff(angles, append=angles[:1] + period), period / n):
         raise SchemaError(
-            f"{dim} is {angles.tolist()}, expected angles that go evenly around {period:g}: "
-            "currents can only be rolled on a whole circle"
+            f"{dim} is {angles.tolist()}, expected angles evenly spaced around {period:g}: pass "
+            "currents of all measured angles"
         )
 
     table = currents.transpose(neurons, dim).values.astype(float)
@@ -113,7 +113,7 @@ def align_to_preferred(
             table = np.where(mean > 0, table / mean, np.nan)
         turn = 2 * np.pi / period
         harmonic = (table * np.exp(1j * angles * turn)).sum(axis=1)
-        # The phase of a flat curve is rounding, not a preference.
+        # The phase of a flat curve is only rounding error.
         flat = np.abs(harmonic) <= 1e-12 * np.abs(table).sum(axis=1)
         of_input = np.where(flat, np.nan, np.mod(np.angle(harmonic) / turn, period))
         selectivity = np.abs(harmonic) / table.sum(axis=1)
@@ -159,9 +159,9 @@ def _dims(currents: xr.DataArray) -> tuple[str, str]:
     angles = [d for d in dims if d in currents.coords and is_angle(currents[d])]
     if len(dims) != 2 or len(neurons) != 1 or len(angles) != 1:
         raise SchemaError(
-            f"currents has dims {currents.dims}, of which {neurons} name neurons and {angles} "
-            "angles with a convention, expected one of each: select the others first, and use "
-            "mx.input_currents(connectivity, units.rate_ori)"
+            f"currents has dims {currents.dims}, of which {neurons} are neurons and {angles} are "
+            "angles with a convention, expected one of each: use "
+            "mx.input_currents(connectivity, units.rate_ori) and select along other dims"
         )
     return neurons[0], angles[0]
 
@@ -182,7 +182,7 @@ def _preferred(
     of_dim = describe_angle(currents[dim], dim)[2]
     if not np.isclose(period, of_dim):
         raise SchemaError(
-            f"{angle} has period {period:g} but {dim} has {of_dim:g}, expected the same: take "
+            f"{angle} has period {period:g} but {dim} has {of_dim:g}, expected the same: use "
             "pref_ori for orientations and pref_dir for directions"
         )
     lookup = Lookup(units["nucleus_id"].values, "nucleus_id of the units")
@@ -196,12 +196,12 @@ def _preferred(
 def _turn(
     table: np.ndarray, shift: np.ndarray, relative: np.ndarray, period: float, method: str
 ) -> np.ndarray:
-    """Return values at own angle + relative; `shift` is the own angle from the first measured."""
+    """Return values at preferred + `relative`; `shift` is preferred minus first measured angle."""
     n = table.shape[1]
     if method == "nearest":
         steps = np.floor(shift / period * n + 0.5).astype(np.int64)
         columns = (np.arange(n) - n // 2 + steps[:, None]) % n
         return np.take_along_axis(table, columns, axis=1)
-    # The highest harmonic of an even number of angles has only a cosine, which irfft sees to.
+    # irfft keeps the cosine only of the highest harmonic of an even number of angles, as it must.
     phase = np.exp(2j * np.pi / period * np.outer(shift + relative[0], np.arange(n // 2 + 1)))
     return np.asarray(np.fft.irfft(np.fft.rfft(table, axis=1) * phase, n=n, axis=1))

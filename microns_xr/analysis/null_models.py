@@ -1,28 +1,28 @@
-"""Null models: what else could have produced a result, and how the result compares with it.
+"""Null models: how a result compares with what chance would give, with some features held fixed.
 
-Each null keeps some of what was observed (``attrs["keeps"]``) and draws the rest at random, so a
-difference from it is not explained by what is kept:
+Each null model keeps some features of the data (``attrs["keeps"]``) and randomises the rest, so a
+difference from it cannot be explained by the features that it keeps:
 
 ============================  ===================================================================
-`permute_angles`              Keeps every connection, and the set of angles. A difference means
-                              that connections and angles are related, for whatever reason; with
-                              ``within=`` the reason is not that groups differ in both. It may be
-                              that similar neurons lie close together, since permuted angles do
+`permute_angles`              Keeps every connection and the set of angles. A difference means
+                              that connections and angles are related, for whatever reason. With
+                              ``within=`` the reason is not that groups differ in both, but it may
+                              be that similar neurons lie close together, since permuted angles do
                               not cluster.
-`rewire`                      Keeps the angle of every neuron, and its number of partners. A
-                              difference is not due to tuned neurons being connected more, or to
-                              unequal degrees; it may be due to where neurons lie.
+`rewire`                      Keeps the angle of every neuron and its number of partners. A
+                              difference is due neither to tuned neurons having more connections
+                              nor to unequal degrees; it may be due to where neurons lie.
 `rewire_by_distance`          Keeps the angle of every neuron, and the number of partners of every
                               presynaptic neuron at each distance. A difference is due neither to
                               degrees (in-degrees on request) nor to similar neurons being
                               neighbours, as far as the bins of distance are narrow enough.
 `permute_weights`             Keeps which pairs are connected. A difference means that sizes are
-                              related to the angles, whatever connections are.
+                              related to the angles, whatever the connections are.
 ============================  ===================================================================
 
-None of them moves a connection out of the axes of the connectivity, which are the pairs that were
-asked for. Make them of the connections that are looked at (`mx.analysis.tuned_connections`): a
-null of more connections exchanges partners with neurons that are never looked at.
+Rewired connections stay on the axes of the connectivity. Build null models from exactly the
+connections that are analysed (`mx.analysis.tuned_connections`): one of the whole release exchanges
+partners with neurons that never enter the statistic.
 """
 
 from __future__ import annotations
@@ -71,16 +71,16 @@ __all__ = [
 
 # A block of replicates of permuted angles: 4 million float64 are 32 MB.
 _BLOCK = 4_000_000
-# Candidate partners, sorted by distance, of 4 bytes each: 800 MB.
+# Candidate partners, sorted by distance, int32: 800 MB.
 _MAX_CANDIDATES = 200_000_000
-# Exchanges tried per connection: to learn which share is made, and at most.
+# Attempted exchanges per connection: in the pilot run, which measures the accepted share; at most.
 _PILOT, _MOST_ATTEMPTS = 10, 10_000
-# No replicate has this number, so that the pilot has random numbers of its own.
+# No replicate has this number, so the pilot run has its own random numbers.
 _PILOT_NUMBER = 2**32 - 1
 
 
 class _Observed:
-    """The connections of a Dataset, those of each presynaptic neuron in one span."""
+    """The connections of a Dataset, sorted by presynaptic neuron."""
 
     def __init__(self, dataset: xr.Dataset) -> None:
         validate(dataset, "connectivity")
@@ -93,18 +93,19 @@ class _Observed:
         self.same = same_neurons(*(dataset[dim].values for dim in PAIR_DIMS))
 
 
-# Number of a replicate to its postsynaptic ends, in the order of the observed connections, and to
-# the observed connection whose values each of them takes (None: its own).
+# From the number of a replicate to the postsynaptic neuron of each observed connection, and to the
+# observed connection whose values it takes (None: its own).
 _Draw = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
 
 
 class NullConnectivity(Sequence[xr.Dataset]):
-    """Null connectivity along ``replicate``; each replicate is drawn when it is asked for.
+    """Null connectivity along ``replicate``; each replicate is drawn when it is accessed.
 
-    A sparse matrix has no room for another dim, so this is a sequence: ``null[3]`` or
-    ``null.isel(replicate=3)`` is a connectivity Dataset with the scalar coordinate ``replicate``,
-    which is the same however many there are and in whatever order they are asked for. `rewire`,
-    `rewire_by_distance` and `permute_weights` make it; ``attrs`` say what it keeps.
+    Sparse matrices cannot be stacked along a third dim cheaply, so this is a sequence: ``null[3]``
+    or ``null.isel(replicate=3)`` is a connectivity Dataset with the scalar coordinate
+    ``replicate``. It depends on the seed and its number only, not on the order of access or the
+    number of replicates. Made by `rewire`, `rewire_by_distance` and `permute_weights`; ``attrs``
+    say what it keeps.
 
     Examples
     --------
@@ -142,7 +143,7 @@ class NullConnectivity(Sequence[xr.Dataset]):
         Parameters
         ----------
         replicate : int
-            Its number; negative numbers count from the end.
+            Index of the replicate; negative ones count from the end.
 
         Returns
         -------
@@ -187,37 +188,37 @@ def compare(
     confidence: float = 0.95,
     **selection: Any,
 ) -> xr.Dataset:
-    """Compare a statistic of what was observed with the same statistic of null replicates.
+    """Compare a statistic of the observed data with the same statistic of null replicates.
 
     Parameters
     ----------
     statistic : callable
-        ``statistic(connectivity, units, **selection)``: a number, a DataArray, or a Dataset, such
-        as `mx.analysis.like_to_like` or a function of your own.
+        ``statistic(connectivity, units, **selection)``, which returns a number, a DataArray or a
+        Dataset: `mx.analysis.like_to_like` or your own function.
     connectivity, units : xarray.Dataset
-        What was observed, and what the null was made of.
+        The observed data, from which the null model was made.
     null : xarray.DataArray or NullConnectivity
-        A null of `mx.analysis.null_models`: values over (``replicate``, ``nucleus_id``) that
-        replace the unit variable of that name, or connectivity that replaces `connectivity`.
+        A null model: values over (``replicate``, ``nucleus_id``) that replace the unit variable of
+        that name, or connectivity that replaces `connectivity`.
     variable : str, optional
-        The variable to compare, of a statistic that returns a Dataset: ``"contrast"``,
-        ``"slope"``, ``"probability"``, ``"size_contrast"`` or ``"mean_size"`` of `like_to_like`.
+        The variable to compare if the statistic returns a Dataset: ``"contrast"``, ``"slope"``,
+        ``"probability"``, ``"size_contrast"`` or ``"mean_size"`` of `like_to_like`.
     confidence : float, optional
-        Share of the null inside the interval.
+        Share of the replicates inside the interval.
     **selection
-        Passed to the statistic, for what was observed and for every replicate alike.
+        Passed to the statistic, for the observed data and for every replicate.
 
     Returns
     -------
     xarray.Dataset
-        As `compare_values`; ``attrs["keeps"]`` says what the null keeps.
+        As `compare_values`; ``attrs["keeps"]`` says what the null model keeps.
 
     Raises
     ------
     SchemaError
-        If the null was made of other neurons or connections, or `variable` is needed.
+        If the null model was made from other neurons or connections, or `variable` is missing.
     UnknownLabelError
-        If the statistic has no such variable.
+        If the statistic does not return such a variable.
 
     Examples
     --------
@@ -260,31 +261,32 @@ def compare_values(
     Parameters
     ----------
     observed : xarray.DataArray
-        Values.
+        The observed values.
     null : xarray.DataArray
-        The same with the dim ``replicate``; NaN replicates are left out.
+        The values of the replicates, over the same dims and ``replicate``; NaN are left out.
     confidence : float, optional
-        Share of the null inside the interval.
+        Share of the replicates inside the interval.
 
     Returns
     -------
     xarray.Dataset
         Over the dims of `observed`: ``observed``; ``null_mean``, ``null_low`` and ``null_high``
         (percentiles); ``effect``, observed minus the mean of the null, ``effect_low`` and
-        ``effect_high``, observed minus the percentiles; ``p``, two-sided; ``n_replicates``. NaN
-        where nothing was observed.
+        ``effect_high``, observed minus the percentiles; ``p``, two-sided; ``n_replicates``. ``p``
+        is NaN where the observed value is.
 
     Raises
     ------
     SchemaError
-        If `null` lacks the dim, the others differ, or `confidence` is not between 0 and 1.
+        If `null` has no dim ``replicate``, the other dims differ, or `confidence` is not between 0
+        and 1.
 
     Notes
     -----
     ``p = 2 min(1 + replicates as large, 1 + replicates as small) / (replicates + 1)``, at most 1:
-    what was observed counts as one of the replicates, so that p is never 0 and the test keeps its
-    level (Phipson & Smyth 2010, Statistical Applications in Genetics and Molecular Biology 9,
-    article 39). With fewer than 39 replicates p cannot reach 0.05.
+    the observed value counts as one of the replicates, so p is never 0 and the test keeps its level
+    (Phipson & Smyth 2010, Statistical Applications in Genetics and Molecular Biology 9, article
+    39). With fewer than 39 replicates p cannot reach 0.05.
 
     Examples
     --------
@@ -296,14 +298,14 @@ def compare_values(
     require_confidence(confidence)
     if "replicate" not in null.dims or set(null.dims) - {"replicate"} != set(observed.dims):
         raise SchemaError(
-            f"the null has dims {null.dims}, expected 'replicate' and those of what was observed, "
-            f"{observed.dims}"
+            f"the null has dims {null.dims}, expected 'replicate' and those of the observed "
+            f"values, {observed.dims}"
         )
     drawn = np.asarray(null.transpose("replicate", *observed.dims).values, dtype=float)
     if drawn.shape[1:] != observed.shape:
         raise SchemaError(
-            f"the null has shape {drawn.shape[1:]}, expected that of what was observed, "
-            f"{observed.shape}: take both through the same selection"
+            f"the null has shape {drawn.shape[1:]}, expected that of the observed values, "
+            f"{observed.shape}: apply the same selection to both"
         )
     values = np.asarray(observed.values, dtype=float)
     n = np.isfinite(drawn).sum(axis=0)
@@ -342,8 +344,8 @@ def null_values(
     Parameters
     ----------
     statistic, connectivity, units, null, **selection
-        As `compare`. `mx.analysis.like_to_like` goes through all replicates at once; another
-        function is called once for each.
+        As `compare`. `mx.analysis.like_to_like` is computed for all replicates at once; any other
+        function is called once per replicate.
 
     Returns
     -------
@@ -353,7 +355,7 @@ def null_values(
     Raises
     ------
     SchemaError
-        If the null was made of other neurons or connections.
+        If the null model was made from other neurons or connections.
 
     Examples
     --------
@@ -392,8 +394,8 @@ def _require_null_of(connectivity: xr.Dataset, units: xr.Dataset, null: Null) ->
             or dataset["synapse_size"].data.nnz != connectivity["synapse_size"].data.nnz
         ):
             raise SchemaError(
-                "the null was made of another connectivity than the one observed: make it of the "
-                "same selection, so that both pass through the same steps"
+                "the null was made from another connectivity than the observed one: make it from "
+                "the same selection"
             )
         return
     if not isinstance(null, xr.DataArray) or not {"replicate", "nucleus_id"} <= set(null.dims):
@@ -403,12 +405,12 @@ def _require_null_of(connectivity: xr.Dataset, units: xr.Dataset, null: Null) ->
         )
     if null.name not in units:
         raise SchemaError(
-            f"the null is of {null.name!r}, which units lacks, expected the variable that it "
-            "replaces: rename it with .rename(name)"
+            f"the null has the name {null.name!r}, expected that of the variable of the units that "
+            "it replaces: rename it with .rename(name)"
         )
     if not np.array_equal(null["nucleus_id"].values, units["nucleus_id"].values):
         raise SchemaError(
-            "the null was made of other units than those observed: make it of the same ones"
+            "the null was made from other units than the observed ones: make it from the same units"
         )
 
 
@@ -436,11 +438,11 @@ def _like_to_like_values(
             sizes = values if source is None else values[source]
             return count_pairs(pairs._replace(pre=observed.pre, post=post, values=sizes))
 
-        # Drawing goes through the connections many times.
+        # Drawing a replicate passes over the connections about 20 times.
         work = 20 * values.size + observed.shape[1]
         return statistics(totals_of(count_rewired, len(null), work), bin_coords, normalise)
 
-    # Once for all replicates, leave out the neurons that are never looked at.
+    # Once for all replicates, leave out the neurons that are never counted.
     tuned = tuned_connections(connectivity, units, angle=angle, **neurons)
     chosen, pairs, bin_coords = prepare(
         tuned, units, angle, bins, pre=None, post=None, presynaptic="all", weight=weight
@@ -455,13 +457,13 @@ def _like_to_like_values(
 
     totals = []
     drawn = da.asarray(null.transpose("replicate", "nucleus_id").data).rechunk({1: -1})
-    # The replicates that dask draws together, so that not all are in memory at once.
+    # One dask block of replicates after the other, so that not all are in memory at once.
     for number in range(drawn.numblocks[0]):
         block = drawn.blocks[number].compute()
         if not (np.isfinite(block) == has_angle).all():
             raise SchemaError(
                 f"the null gives {angle} to other neurons than those that have one, expected the "
-                "same: it would change which pairs are looked at"
+                "same neurons: otherwise other pairs would be counted"
             )
         count = partial(count_permuted, to_ticks(block, period))
         totals.append(totals_of(count, len(block), work))
@@ -469,7 +471,7 @@ def _like_to_like_values(
 
 
 def random_state(seed: int, replicate: int) -> np.ndarray:
-    """Return the state of the generator of one replicate, which depends on nothing else."""
+    """Return the state of the random generator of one replicate."""
     return np.random.SeedSequence(seed, spawn_key=(replicate,)).generate_state(1, np.uint64)
 
 
@@ -486,7 +488,7 @@ def permute_angles(
     Parameters
     ----------
     units : xarray.Dataset
-        Units with the angle; neurons without one (NaN) stay without.
+        Units with the angle; neurons without an angle (NaN) stay without.
     angle : str, optional
         Variable of the units with one value per neuron, an angle or any other.
     within : str or collection of str, optional
@@ -495,7 +497,7 @@ def permute_angles(
     n : int, optional
         Number of replicates.
     seed : int, optional
-        Replicate i of a seed is the same however many there are.
+        Replicate i of a seed does not depend on `n`.
 
     Returns
     -------
@@ -506,7 +508,7 @@ def permute_angles(
     Raises
     ------
     UnknownLabelError
-        If units lacks a variable.
+        If the units do not have a variable.
     SchemaError
         If a variable does not have one value per neuron, or no neuron has an angle.
 
@@ -522,7 +524,7 @@ def permute_angles(
     names = [within] if isinstance(within, str) else list(within)
     movable = np.flatnonzero(~pd.isna(values))
     if not movable.size:
-        raise SchemaError(f"no neuron has units.{angle}: there is nothing to permute")
+        raise SchemaError(f"units.{angle} is NaN for all neurons: there is nothing to permute")
     if n < 1:
         raise SchemaError(f"n is {n}, expected at least 1 replicate")
     groups = _groups([_unit_values(units, name)[movable] for name in names], movable)
@@ -556,7 +558,7 @@ def permute_angles(
 def permute_weights(
     connectivity: xr.Dataset, *, within: str | Iterable[str] = (), n: int = 1000, seed: int = 0
 ) -> NullConnectivity:
-    """Permute sizes, with the counts that go with them, between connections.
+    """Permute sizes, together with the synapse counts, between connections.
 
     Parameters
     ----------
@@ -577,9 +579,9 @@ def permute_weights(
     Raises
     ------
     UnknownLabelError
-        If there is no such coordinate.
+        If the connectivity does not have such a coordinate.
     SchemaError
-        If the Dataset is not connectivity, or a coordinate lies along neither axis.
+        If the Dataset is not connectivity, or a coordinate does not lie along one of its axes.
 
     Examples
     --------
@@ -656,15 +658,15 @@ def rewire(
     ----------
     connectivity : xarray.Dataset
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``): the connections that are
-        looked at, such as those of `mx.analysis.tuned_connections`.
+        analysed, such as those of `mx.analysis.tuned_connections`.
     n : int, optional
         Number of replicates.
     seed : int, optional
-        Replicate i of a seed is the same however many there are.
+        Replicate i of a seed does not depend on `n`.
     swaps : float, optional
-        Exchanges per connection, on average; every replicate starts from what was observed. Some
-        attempts are refused (see below), so more are made, by the share that a pilot run accepts;
-        ``attrs`` state how many.
+        Accepted exchanges per connection, on average; every replicate starts from the observed
+        connections. The number of attempts follows from the share that a pilot run accepts, and is
+        in ``attrs``.
 
     Returns
     -------
@@ -678,12 +680,11 @@ def rewire(
 
     Notes
     -----
-    Two connections are drawn and their postsynaptic ends exchanged (Maslov & Sneppen 2002,
-    Science 296, 910-913), unless a pair would be connected twice or a neuron with itself.
-    Refused exchanges count as attempts, which makes every network of these degrees that can be
-    reached equally likely. Sizes and counts stay with the presynaptic neuron; connections of a
-    neuron with itself stay. On how many exchanges are enough see Milo et al. 2003,
-    arXiv:cond-mat/0312028.
+    Two connections are drawn and their postsynaptic ends are exchanged (Maslov & Sneppen 2002,
+    Science 296, 910-913), unless a pair would be connected twice or a neuron with itself. Rejected
+    exchanges count as attempts, which makes every network with these degrees that can be reached
+    equally likely. Sizes and counts stay with the presynaptic neuron; connections of a neuron with
+    itself stay. Milo et al. 2003 (arXiv:cond-mat/0312028) discuss how many exchanges are enough.
 
     Examples
     --------
@@ -720,7 +721,7 @@ def rewire_by_distance(
     Parameters
     ----------
     connectivity : xarray.Dataset
-        Connectivity, as for `rewire`.
+        As `rewire`.
     units : xarray.Dataset
         Units with ``position`` (µm) of every neuron of both axes.
     bins : float or sequence of float, optional
@@ -729,11 +730,11 @@ def rewire_by_distance(
     distance : {"lateral", "euclidean"}, optional
         In the plane of the cortex (x and z), or in space.
     keep_in_degree : bool, optional
-        False draws partners among all neurons of the bin alike. True exchanges partners of two
-        connections where both stay in their bins, which keeps in-degrees as well; with narrow
-        bins few exchanges fit, which is slow, and partners change in small steps.
+        False draws partners with equal probability from all neurons of the bin. True exchanges the
+        partners of two connections if both stay in their bins, which keeps in-degrees as well;
+        with narrow bins few exchanges are possible, which is slow.
     n, seed, swaps
-        As `rewire`; `swaps` is used with ``keep_in_degree=True`` only.
+        As `rewire`; `swaps` is only used with ``keep_in_degree=True``.
 
     Returns
     -------
@@ -743,12 +744,12 @@ def rewire_by_distance(
     Raises
     ------
     SchemaError
-        If a neuron has no position, bins are not ascending and positive, or the Dataset is not
-        connectivity.
+        If a neuron does not have a position, bins are not positive and ascending, or the Dataset
+        is not connectivity.
     UnknownLabelError
         If a neuron is not among the units.
     ReleaseMismatchError
-        If the two are of different releases.
+        If the two are from different releases.
 
     Examples
     --------
@@ -785,7 +786,7 @@ def rewire_by_distance(
     if n_candidates > _MAX_CANDIDATES:
         raise SchemaError(
             f"{n_candidates} possible pairs have to be sorted by distance, expected at most "
-            f"{_MAX_CANDIDATES}: rewire the connections that are looked at "
+            f"{_MAX_CANDIDATES}: rewire only the connections that are analysed "
             "(mx.analysis.tuned_connections)"
         )
     order, start = _candidates(observed, places)
@@ -804,8 +805,8 @@ class _Places(NamedTuple):
 
     pre: np.ndarray
     post: np.ndarray
-    # Ascending inner edges of the bins, µm²: a distance on an edge is in the bin that begins
-    # there, and beyond the last edge there is one more bin.
+    # Ascending inner edges of the bins, µm². A distance on an edge is in the bin above it; the last
+    # bin holds all distances beyond the last edge.
     squared_edges: np.ndarray
 
     def bins(self, pre_at: np.ndarray, post_at: np.ndarray) -> np.ndarray:
@@ -820,9 +821,9 @@ _ANYWHERE = _Places(np.empty((0, 0)), np.empty((0, 0)), np.empty(0))
 def _exchanges(
     observed: _Observed, swaps: float, seed: int, places: _Places
 ) -> tuple[_Draw, dict[str, Any]]:
-    """Return what draws a replicate by `swaps` exchanges per connection, and how many it tries."""
+    """Return a function that draws a replicate by exchanges, and the number of attempts."""
     if not swaps > 0:
-        raise SchemaError(f"swaps is {swaps}, expected a positive number for each connection")
+        raise SchemaError(f"swaps is {swaps}, expected a positive number per connection")
 
     def exchange(replicate: int, n_attempts: int) -> tuple[np.ndarray, int]:
         post, state = observed.post.copy(), random_state(seed, replicate)
@@ -832,7 +833,7 @@ def _exchanges(
     n = observed.post.size
     n_pilot = _PILOT * n
     n_made = exchange(_PILOT_NUMBER, n_pilot)[1]
-    # Where next to nothing can be exchanged, trying forever would not help.
+    # Where almost no exchange is possible, more attempts would not help.
     share = max(n_made, 1) / max(n_pilot, 1)
     n_attempts = int(np.ceil(n * min(swaps / share, _MOST_ATTEMPTS)))
     attrs = {"attempted_swaps": n_attempts, "accepted_share": n_made / max(n_pilot, 1)}
@@ -866,7 +867,7 @@ def _positions(
     rows = lookup.find(connectivity[dim].values)
     if (rows < 0).any():
         raise UnknownLabelError(
-            f"{(rows < 0).sum()} of {rows.size} neurons of {dim} are not among the units: take "
+            f"{(rows < 0).sum()} of {rows.size} neurons of {dim} are not among the units: select "
             "those that are with mx.select_connections"
         )
     at = np.ascontiguousarray(of_units[rows])
@@ -895,9 +896,9 @@ def _edges(bins: float | Sequence[float], pre_at: np.ndarray, post_at: np.ndarra
     return edges
 
 
-# Kernels. Connections are pairs of positions (pre, post), those of one presynaptic neuron in one
-# span of `indptr`. Each stays with its presynaptic neuron and gets another partner. A connection of
-# a neuron with itself stays where it is, none is made, and no pair is connected twice.
+# Kernels. The connections of presynaptic neuron i are the span indptr[i]:indptr[i + 1] of `post`.
+# Each keeps its presynaptic neuron and gets another partner. Connections of a neuron with itself
+# are neither moved nor made, and no pair is connected twice.
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
@@ -938,7 +939,7 @@ def _swap(  # type: ignore[no-untyped-def]
         a, b, c, d = pre[e], post[e], pre[f], post[f]
         if a == c or b == d:
             continue
-        # No connection of a neuron with itself is made, and none is moved.
+        # A connection of a neuron with itself is neither made nor moved.
         if same[a] == d or same[c] == b or same[a] == b or same[c] == d:
             continue
         if squared_edges.size:
@@ -964,7 +965,7 @@ def _redraw(indptr, post, bin_of, same, order, start, state):  # type: ignore[no
             if post[p] == same[i]:
                 continue
             first, last = start[i, bin_of[p]], start[i, bin_of[p] + 1]
-            # Drawing again where one is taken leaves the others equally likely.
+            # Drawing again if a neuron is taken leaves the others equally likely.
             while True:
                 j = order[i, first + _below(state, last - first)]
                 if not taken[j]:

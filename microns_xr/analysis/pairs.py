@@ -1,7 +1,7 @@
-"""Which pairs count: both neurons asked for and among the units, the axon complete enough.
+"""Which pairs count: both neurons requested and among the units, the axon complete enough.
 
-A zero of the connectivity says that no synapse was seen between two neurons that were asked for.
-It is evidence of absence only as far as the presynaptic axon was followed.
+A zero of the connectivity means that no synapse was seen between two neurons that were requested.
+It is evidence of absence only as far as the presynaptic axon was reconstructed.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def choose_neurons(
     presynaptic: str | Iterable[str],
     needed: Mapping[str, np.ndarray],
 ) -> ChosenNeurons:
-    """Choose neurons of both axes; `needed` says of every unit, by reason, if it may stay."""
+    """Choose neurons of both axes; `needed` maps a reason to whether each unit may take part."""
     validate(connectivity, "connectivity")
     choices: dict[Side, Any] = {"pre": pre, "post": post}
     require_same_release(("connectivity", connectivity), ("units", units))
-    hint = "all of whose pairs are in the synapse table, or state the scope when it is built"
+    hint = "all of whose synapses are in the table, or state scope= when building the connectivity"
     require_asked_for(connectivity, pre, post, hint)
     if "axon_completeness" not in units:
         raise SchemaError(
@@ -75,7 +75,7 @@ def choose_neurons(
     text = ""
     for side, choice in choices.items():
         found = lookup.find(connectivity[f"{side}_nucleus_id"].values)
-        # An id that is not on the axis would be missing from the denominators: it is an error.
+        # An id that is not on the axis is an error: it would be missing from the denominator.
         positions, words = on_axis(connectivity, units, side, choice, all_of_them=True)
         chosen = np.zeros(found.size, dtype=bool)
         chosen[slice(None) if positions is None else positions] = True
@@ -95,8 +95,8 @@ def choose_neurons(
                 f"no neuron of {side}_nucleus_id is left of {found.size}, left out: "
                 f"{left_out[side]}"
                 + (f"; axons on the axis: {axons}" if side == "pre" else "")
-                + ": choose others, or less complete axons (presynaptic='clean' or 'all', which "
-                "give lower bounds)"
+                + ": choose other neurons, or allow less complete axons (presynaptic='clean' or "
+                "'all', which give lower bounds)"
             )
         rows[side] = np.where(keep, found, -1)
     used = count_axons(units, rows["pre"][rows["pre"] >= 0])
@@ -112,11 +112,11 @@ def choose_neurons(
 def require_asked_for(
     connectivity: xr.Dataset, pre: Any, post: Any, hint: str, of: str = ""
 ) -> None:
-    """Raise where nothing says which pairs were asked for."""
+    """Raise if it is unknown which pairs were requested."""
     if connectivity["scope"].item() == "unknown" and (pre is None or post is None):
         raise SchemaError(
-            f"scope of the connectivity{of} is 'unknown', so a pair without a synapse may never "
-            f"have been asked for: pass pre= and post=, neurons {hint}"
+            f"scope of the connectivity{of} is 'unknown', so pairs without a synapse may never "
+            f"have been requested: pass pre= and post=, neurons {hint}"
         )
 
 
@@ -146,12 +146,12 @@ def _completeness_note(axons: Mapping[str, int]) -> str:
 
 
 def same_neurons(pre_ids: np.ndarray, post_ids: np.ndarray) -> np.ndarray:
-    """Return for each presynaptic neuron its own place on the other axis, -1 if it has none."""
+    """Return the position of each presynaptic neuron on the other axis, -1 if it is not there."""
     return Lookup(post_ids, "post_nucleus_id").find(pre_ids).astype(np.int64)
 
 
 def unit_positions(units: xr.Dataset, axes: Iterable[str] = AXES) -> np.ndarray:
-    """Return positions in µm, (axes, units), 0 on the axes that are not asked for."""
+    """Return positions in µm, (axes, units), 0 on the other axes."""
     if "position" not in units or set(units["position"].dims) != {"nucleus_id", "axis"}:
         raise SchemaError(
             "units has no position(nucleus_id, axis), which distances need: build them with "
@@ -161,5 +161,5 @@ def unit_positions(units: xr.Dataset, axes: Iterable[str] = AXES) -> np.ndarray:
     stated = tuple(position["axis"].values) if "axis" in position.coords else AXES
     if stated != AXES:
         raise SchemaError(f"axis of position is {stated}, expected {AXES}")
-    asked = np.array([[axis in axes] for axis in AXES])
-    return np.ascontiguousarray(np.where(asked, position.values, 0.0))
+    used = np.array([[axis in axes] for axis in AXES])
+    return np.ascontiguousarray(np.where(used, position.values, 0.0))

@@ -37,7 +37,7 @@ from microns_xr.provenance import add_history
 from microns_xr.store.open import Connectivity, connectivity_of
 from microns_xr.threads import equal_spans, run_spans, usable_threads
 
-# What each direction needs of a position, and what it is; y is the depth from the pia.
+# Direction to the axes of the position that it needs, and its long name; y is depth from the pia.
 DIRECTIONS = {
     "lateral": ("xz", "distance in the x-z plane"),
     "depth": ("y", "difference of depth, without sign"),
@@ -59,12 +59,11 @@ def connection_probability(
     presynaptic: str | Iterable[str] = "extended",
     interval: Bootstrap | Wilson = DEFAULT_BOOTSTRAP,
 ) -> xr.Dataset:
-    """Estimate how probable a connection is between populations, and by distance.
+    """Estimate connection probability between populations, and by distance.
 
-    The denominator is the number of pairs that were tested: both neurons on the axes of the
-    connectivity and among the units, the presynaptic axon complete enough, and the two not the
-    same neuron. With axons that are not full a probability is a lower bound, since they were
-    followed to a part of their targets only.
+    The denominator is the number of tested pairs: both neurons are on the axes of the connectivity
+    and among the units, they are not the same neuron, and the presynaptic axon is complete enough.
+    Axons that are not full give a lower bound, since part of their targets is missing.
 
     Parameters
     ----------
@@ -75,7 +74,7 @@ def connection_probability(
         Units of the same release; neurons that are not among them are left out.
     by : str, collection of str, xarray.DataArray, mapping or None, optional
         Populations, as `population_labels` takes them; ``{"pre": ..., "post": ...}`` for
-        different ones of either side; None for one population of all neurons.
+        different ones of each side; None for one population of all neurons.
     distance : array-like or mapping of str to array-like, optional
         Edges of bins in µm of the lateral distance, or of one or two directions, such as
         ``{"lateral": edges, "depth": edges}``: "lateral" is the distance in the x-z plane, "depth"
@@ -84,47 +83,47 @@ def connection_probability(
         edge but not its upper one, also the last one.
     pre, post : mapping, collection of int, units Dataset, or None, optional
         Neurons of either side: conditions of `select_units` such as ``{"layer": "L4"}``, or
-        nucleus ids on the axis; None takes all. Where the scope of the connectivity is "unknown"
-        both must be given: they say that these pairs were asked for.
+        nucleus ids on the axis; None takes all. If the scope of the connectivity is "unknown",
+        both are required: they say that these pairs were requested.
     presynaptic : str or collection of str, optional
-        Which axons are complete enough, in the words of the condition `axon` of `select_units`:
+        Which axons are complete enough, as the condition `axon` of `select_units`:
         ``"extended"`` (partial or full; before release 1078 the status "extended"), ``"full"``,
         ``"clean"`` (proofread in any way), words of ``axon_completeness``, or ``"all"``.
     interval : Bootstrap or Wilson, optional
-        Resampled presynaptic neurons, each with all its pairs; or Wilson's interval, which takes
-        pairs as independent and is too narrow where neurons differ.
+        Resampling of presynaptic neurons, each with all its pairs; or Wilson's interval, which
+        treats pairs as independent and is too narrow where neurons differ.
 
     Returns
     -------
     xarray.Dataset
-        Over (``pre_<name>``, ``post_<name>``) and ``<direction>_distance`` (middle of a bin, µm,
-        with coordinates ``..._start`` and ``..._end``), as far as they were asked for: ``n_pairs``
-        (tested), ``n_connected``, int64; ``probability``, their ratio, NaN without a pair;
-        ``probability_low`` and ``probability_high``, NaN where the interval is not known: for the
-        bootstrap with fewer than two neurons, or when all have the same ratio, such as 0;
-        ``n_pre_tested``, presynaptic neurons with a tested pair. Beside them
+        Over (``pre_<name>``, ``post_<name>``) unless `by` is None, and ``<direction>_distance``
+        (middle of a bin, µm, with coordinates ``..._start`` and ``..._end``) for each direction:
+        ``n_pairs`` (tested), ``n_connected``, int64; ``probability``, their ratio, NaN without a
+        pair; ``probability_low`` and ``probability_high``, NaN if the interval is unknown (for the
+        bootstrap: fewer than two neurons, or all with the same ratio, such as 0);
+        ``n_pre_tested``, presynaptic neurons with a tested pair. Also
         ``n_pre(pre_<name>, axon_completeness)``, ``n_post(post_<name>)`` and
-        ``lower_bound(pre_<name>)``, True where some axons are not full. The attributes state how
-        many neurons were ``left_out`` and why, and how many pairs lie outside the bins.
+        ``lower_bound(pre_<name>)``, True if some axons are not full. The attributes say how many
+        neurons were ``left_out`` and why, and how many pairs lie outside the bins.
 
     Raises
     ------
     SchemaError
-        If the scope is unknown and `pre` or `post` is missing, no neuron of a side is left,
-        units lack what is needed, edges do not ascend, or there are too many bins and populations.
+        If the scope is unknown and `pre` or `post` is missing, no neuron of a side is left, the
+        units lack a variable, edges do not ascend, or there are too many bins and populations.
     UnknownLabelError
-        If a variable, a word of `presynaptic`, a direction, or an id of `pre` or `post` is not
-        known.
+        If a variable, a word of `presynaptic`, a direction, or an id of `pre` or `post` is
+        unknown.
     ReleaseMismatchError
-        If two of the objects are of different releases.
+        If two of the objects are from different releases.
 
     Examples
     --------
     >>> import microns_xr as mx
     >>> release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
-    >>> found = connection_probability(release.connectivity(), release.units(),
+    >>> result = connection_probability(release.connectivity(), release.units(),
     ...     by="classification_system", distance=[0, 100, 200])
-    >>> found.probability.dims
+    >>> result.probability.dims
     ('pre_classification_system', 'post_classification_system', 'lateral_distance')
     """
     require_interval(interval, Bootstrap, Wilson)
@@ -271,10 +270,10 @@ def _count_by_population(
             f"too many to hold at once, expected at most {_MAX_COUNTS}: use fewer bins, or coarser "
             "populations"
         )
-    # Only the pattern is needed, and of that the neurons that count.
+    # Only the pattern is needed, and of lazy connectivity only the chosen neurons are loaded.
     chosen = take(connectivity[["synapse_size", "synapse_count"]], pre.ids, post.ids).compute()
     pattern, _ = pair_buffers(recompress(chosen, "pre"))
-    # Postsynaptic neurons population after population, so that each is one span.
+    # Postsynaptic neurons sorted by population, so that each population is one span.
     order = np.argsort(post.codes, kind="stable")
     place = np.empty(order.size, dtype=np.int32)
     place[order] = np.arange(order.size)
@@ -320,8 +319,7 @@ def _estimate(
     result.attrs["interval"] = text
 
 
-# Pairs by distance, without a matrix of distances. A distance that falls on an edge belongs to the
-# bin that begins there.
+# Pairs by distance, without a matrix of distances. A distance on an edge is in the bin above it.
 
 
 _KINDS = {name: i for i, name in enumerate(DIRECTIONS)}

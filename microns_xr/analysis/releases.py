@@ -1,4 +1,4 @@
-"""Two releases side by side: which neurons and which connections changed, by nucleus."""
+"""Two releases side by side: which neurons and which connections changed, by nucleus id."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def compare_releases(
     """Compare two releases, neuron by neuron and connection by connection.
 
     Neurons are matched by nucleus id, which is the same in every release of a datastack. A pair of
-    neurons is comparable when both releases were asked for it: its presynaptic neuron is on that
-    axis of both, and its postsynaptic neuron on that of both. The connections of other pairs are
-    counted as not comparable, and never as gained or lost.
+    neurons is comparable if its presynaptic neuron is on the presynaptic axis of both releases, and
+    its postsynaptic neuron on the postsynaptic axis of both. Connections of other pairs are counted
+    as not comparable, and never as gained or lost.
 
     Parameters
     ----------
@@ -46,13 +46,13 @@ def compare_releases(
         The older and the newer release: objects with ``units()`` and ``connectivity()``, trees as
         `open_store` gives them, ``{"units": ..., "connectivity": ...}``, or stores.
     variables : str or collection of str, optional
-        Unit variables with one value per neuron to compare besides the root.
+        Unit variables with one value per neuron to compare besides the root id.
     connections : bool, optional
-        False compares only the units, without looking at connectivity.
+        False compares only the units.
     pre, post : collection of int, or units Dataset, optional
-        Compare only pairs of these neurons, which are on the axes of both. Where the scope of
-        either connectivity is "unknown" both must be given: they say that these pairs were asked
-        for in both releases.
+        Compare only pairs of these neurons, which must be on the axes of both. If the scope of
+        either connectivity is "unknown", both are required: they say that these pairs were
+        requested in both releases.
 
     Returns
     -------
@@ -68,26 +68,25 @@ def compare_releases(
             lost, resized, ``not_comparable_a`` and ``_b``; ``n_comparable_pairs``.
         ``/units``
             Over ``nucleus_id``, the units of either: ``change`` (kept, gained, lost),
-            ``pt_root_id(release, nucleus_id)`` (0 where absent) and
-            ``pt_root_id_changed``;
-            ``cell_type(release, nucleus_id)`` ("absent" where it is) and ``cell_type_changed``, and
-            so on. Only a unit that is kept can have changed.
+            ``pt_root_id(release, nucleus_id)`` (0 if the unit is absent) and
+            ``pt_root_id_changed``; ``cell_type(release, nucleus_id)`` ("absent" if the unit is)
+            and ``cell_type_changed``, and so on. Only a unit that is kept can have changed.
         ``/connections``
             One row per comparable connection that differs, over ``connection``:
             ``pre_nucleus_id``, ``post_nucleus_id``, ``change`` (gained, lost, resized),
             ``synapse_size(release, connection)`` (voxels of 4x4x40 nm) and ``synapse_count``, 0
-            where there is no connection. Resized is another size or another number of synapses.
+            without a connection. Resized means another size or another number of synapses.
 
     Raises
     ------
     ReleaseMismatchError
-        If the two are of different datastacks, or units and connectivity of one are of different
-        releases.
+        If the two are from different datastacks, or units and connectivity of one are from
+        different releases.
     SchemaError
         If units or connectivity are missing, the scope of connectivity is unknown and `pre` or
         `post` is missing, or no pair is comparable.
     UnknownLabelError
-        If units have no such variable, or an id of `pre` or `post` is on no axis.
+        If the units do not have a variable, or an id of `pre` or `post` is not on an axis.
 
     Examples
     --------
@@ -106,8 +105,8 @@ def compare_releases(
     datastacks, versions = zip(*identity.values(), strict=True)
     if datastacks[0] != datastacks[1]:
         raise ReleaseMismatchError(
-            f"a is of {datastacks[0]} and b of {datastacks[1]}: nucleus ids mean the same in the "
-            "releases of one datastack only"
+            f"a is of {datastacks[0]} and b of {datastacks[1]}, expected the same datastack: only "
+            "within one do nucleus ids name the same neurons"
         )
     summary = xr.Dataset()
     nodes = {"": xr.Dataset(), "summary": summary}
@@ -145,7 +144,7 @@ def compare_releases(
 
 
 def _parts(release: Any, name: str, connections: bool) -> tuple[xr.Dataset, xr.Dataset]:
-    """Return units and connectivity, the latter empty if it is not wanted."""
+    """Return units and connectivity, the latter empty if it is not compared."""
     if isinstance(release, str | os.PathLike | Store):
         release = open_store(release, lazy=True)
     kinds: tuple[Kind, ...] = ("units", "connectivity") if connections else ("units",)
@@ -208,7 +207,7 @@ def _match(ids: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], np.ndar
 def _of_both(values: list[np.ndarray], rows: list[np.ndarray]) -> np.ndarray:
     """Return (release, ..., id): "absent" for a missing word, 0 for a missing number."""
     if any(v.dtype.kind in "OUTb" for v in values):
-        # Truth values become objects too, among which "absent" can stand.
+        # Truth values become objects too, so that "absent" can stand among them.
         values = [v.astype(object) for v in values]
     missing = "absent" if values[0].dtype.kind == "O" else 0
     shape = (2, *values[0].shape[:-1], rows[0].size)
@@ -219,8 +218,8 @@ def _of_both(values: list[np.ndarray], rows: list[np.ndarray]) -> np.ndarray:
 
 
 def _ids_of_both(pairs: Mapping[str, xr.Dataset], pre: Any, post: Any) -> dict[str, np.ndarray]:
-    """Return the neurons of each axis all of whose pairs were asked for in both releases."""
-    hint = "all of whose pairs were asked for in both releases, or connections=False"
+    """Return the neurons of each axis whose pairs were requested in both releases."""
+    hint = "all of whose pairs were requested in both releases, or connections=False"
     for name, connectivity in pairs.items():
         require_asked_for(connectivity, pre, post, hint, f" of {name}")
     ids: dict[str, np.ndarray] = {}
@@ -252,7 +251,7 @@ def _compare_connections(
         keys.append(post_of.astype(np.int64) * pattern.n_minor + pre_of)
         weights.append(np.stack([values[weight] for weight in _WEIGHTS]))
         not_comparable[f"not_comparable_{name}"] = n_connections(connectivity) - pattern.nnz
-    # Most pairs are the same in both, and are left out before anything is made of the others.
+    # Most pairs are the same in both: dropping them first keeps the tables of the others small.
     at_b = np.searchsorted(keys[1], keys[0])
     same = np.append(keys[1], -1)[at_b] == keys[0]
     same[same] = (weights[0][:, same] == weights[1][:, at_b[same]]).all(axis=0)

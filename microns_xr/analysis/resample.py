@@ -1,7 +1,7 @@
-"""How certain a ratio of sums over neurons is: bootstrap over neurons, and Wilson's interval.
+"""Intervals of ratios of sums over neurons: bootstrap over neurons, and Wilson's interval.
 
-Pairs of one neuron are not independent of each other: an axon that is more complete, or a cell in
-a denser place, has more of all of them. So whole neurons are drawn, each with all of its pairs.
+Pairs of one neuron are not independent: a more complete axon, or a cell in a denser place, has more
+connections of all kinds. So whole neurons are resampled, each with all of its pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BLOCK = 1 << 22
 
 
 def require_interval(interval: Any, *kinds: type) -> None:
-    """Raise unless it is of one of the kinds."""
+    """Raise unless `interval` is of one of the kinds."""
     if not isinstance(interval, kinds):
         names = " or ".join(
             "None" if k is type(None) else f"mx.analysis.{k.__name__}()" for k in kinds
@@ -47,10 +47,10 @@ class Bootstrap:
     seed : int, optional
         Equal seeds give equal intervals.
     both_sides : bool, optional
-        Of `like_to_like` only: draw pre- and postsynaptic neurons independently (the pigeonhole
-        bootstrap) instead of the presynaptic ones alone. The latter is somewhat too narrow, since
-        pairs share postsynaptic neurons as well; the former is much too wide where connections
-        are few, since chance in single pairs then counts up to three times.
+        `like_to_like` only: draw pre- and postsynaptic neurons independently (the pigeonhole
+        bootstrap) instead of presynaptic neurons alone. The latter is somewhat too narrow, since
+        pairs share postsynaptic neurons as well; the former is much too wide where connections are
+        few, since the chance of single pairs then counts up to three times.
 
     Raises
     ------
@@ -60,7 +60,7 @@ class Bootstrap:
     Notes
     -----
     Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; for both sides Owen
-    2007, Annals of Applied Statistics 1, 386-411. It is too narrow for a handful of neurons.
+    2007, Annals of Applied Statistics 1, 386-411. The interval is too narrow for very few neurons.
 
     Examples
     --------
@@ -84,10 +84,10 @@ DEFAULT_BOOTSTRAP = Bootstrap()
 
 @dataclass(frozen=True)
 class Wilson:
-    """Wilson's score interval of a proportion, which takes pairs as independent of each other.
+    """Wilson's score interval of a proportion, which treats pairs as independent.
 
-    Pairs that share a neuron are not independent: as the interval of a connection probability it
-    is too narrow where neurons differ.
+    Pairs that share a neuron are not independent: as an interval of a connection probability it is
+    too narrow where neurons differ.
 
     Parameters
     ----------
@@ -146,12 +146,12 @@ def bootstrap_ratio(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the interval of summed `top` over summed `bottom`, both (neurons, ...)."""
     if interval.both_sides:
-        raise SchemaError("both_sides=True is for like_to_like, expected False: leave it out")
+        raise SchemaError("interval has both_sides=True, expected False except in like_to_like")
     n_neurons, *shape = top.shape
     top, bottom = (table.reshape(n_neurons, math.prod(shape)) for table in (top, bottom))
     low, high = np.full((2, top.shape[1]), np.nan)
     weights = neuron_weights(n_neurons, interval.n, interval.seed)
-    # Where all neurons have one ratio, such as 0, no draw differs, which is not certainty.
+    # Where all neurons have the same ratio, such as 0, all draws agree: the interval is unknown.
     of_neurons = ratio(top, bottom)
     largest = np.fmax.reduce(of_neurons, axis=0, initial=-np.inf)
     smallest = np.fmin.reduce(of_neurons, axis=0, initial=np.inf)
@@ -165,7 +165,7 @@ def bootstrap_ratio(
 
 
 def percentile_interval(replicates: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the percentiles that leave out equal shares on both sides; NaN are left out."""
+    """Return the percentiles that exclude equal shares on both sides; NaN are left out."""
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     absent = np.isnan(replicates)
     if not absent.any():
@@ -187,6 +187,6 @@ def wilson_interval(
     p = successes / n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    # At 0 and n successes the ends are 0 and 1, which rounding may miss.
+    # At 0 and at n successes one end is exactly 0 or 1, which rounding may miss.
     low, high = np.where(p == 0, 0, centre - half), np.where(p == 1, 1, centre + half)
     return np.clip(low, 0, 1), np.clip(high, 0, 1)

@@ -59,10 +59,9 @@ def like_to_like(
 ) -> xr.Dataset:
     """Measure connection probability and mean size against the difference of preferred angles.
 
-    The probability of a bin is the number of its connected pairs over the number of all its pairs.
-    A pair is a chosen presynaptic and a chosen postsynaptic neuron that both have the angle and
-    are on the axes of the connectivity, which are the neurons that were asked for; never a neuron
-    with itself.
+    The probability of a bin is its number of connected pairs divided by its number of pairs. A pair
+    is a chosen presynaptic and a chosen postsynaptic neuron that both have the angle and are on the
+    axes of the connectivity; a neuron with itself is not a pair.
 
     Parameters
     ----------
@@ -71,27 +70,28 @@ def like_to_like(
     units : xarray.Dataset
         Units with the angle, NaN for neurons that have none.
     angle : str, optional
-        Variable of the units that states its units, convention and, for orientations, period.
+        Variable of the units, with its units, convention and, for orientations, period as
+        attributes.
     bins : int or sequence of float, optional
-        Number of bins whose centres go evenly from 0 to half a period, both included, so that the
-        first and last are half as wide (5 for measured orientations 22.5° apart: 0°, 22.5° ...
+        Number of bins, with centres evenly spaced from 0 to half a period, so that the first and
+        the last are half as wide (5 for orientations measured in steps of 22.5°: 0°, 22.5° ...
         90°); or ascending edges in the units of the angle. A bin includes its lower edge, the
         last one also its upper edge.
     pre, post : mapping, collection of int, units Dataset, or None, optional
         Neurons of either side: conditions of `select_units` such as ``{"layer": "L4"}``, or
-        nucleus ids on the axis; None takes all. Where the scope of the connectivity is "unknown"
-        both must be given: they say that these pairs were asked for.
+        nucleus ids on the axis; None takes all. If the scope of the connectivity is "unknown",
+        both are required: they say that these pairs were requested.
     presynaptic : str or collection of str, optional
-        Which axons are complete enough, in the words of the condition `axon` of `select_units`:
+        Which axons are complete enough, as the condition `axon` of `select_units`:
         ``"extended"`` (partial or full; before release 1078 the status "extended"), ``"full"``,
         ``"clean"`` (proofread in any way), words of ``axon_completeness``, or ``"all"``. Anything
         but "full" gives lower bounds, since targets beyond a reconstruction count as unconnected.
     weight : str, optional
-        Variable of the connectivity whose mean over connections is computed.
+        Variable of the connectivity that is averaged over connections.
     normalise : bool, optional
         Divide probabilities by the probability over all bins, and sizes by the mean size.
     interval : Bootstrap or None, optional
-        Resampling of neurons for the intervals; None for no intervals.
+        How neurons are resampled for the intervals; None for no intervals.
 
     Returns
     -------
@@ -99,28 +99,27 @@ def like_to_like(
         Over ``difference`` (bin centres, absolute, in the units of the angle; edges in
         ``difference_start`` and ``difference_end``): ``probability``, ``mean_size`` (NaN without
         a connection), ``n_pairs``, ``n_connected``; scalars ``contrast`` (probability of the
-        first minus of the last bin), ``slope`` (least squares over pairs, per unit of angle) and
-        ``size_contrast``; ends of the intervals as ``probability_low``, ``probability_high`` and
-        so on, NaN where a bin has no connection, which is not certainty; ``n_pre`` and ``n_post``.
-        The attributes count the presynaptic neurons by completeness of the axon (``axons_used``)
-        and the neurons ``left_out`` by reason; ``completeness`` says what that means.
+        first minus that of the last bin), ``slope`` (least squares over pairs, per unit of angle)
+        and ``size_contrast``; ends of the intervals as ``probability_low``, ``probability_high``
+        and so on, NaN if a bin has no connection; ``n_pre`` and ``n_post``. The attributes count
+        the presynaptic neurons by completeness of the axon (``axons_used``) and the neurons that
+        were ``left_out`` by reason; ``completeness`` says what that means for the probability.
 
     Raises
     ------
     SchemaError
-        If the angle does not state its units, edges are not within 0 and half a period, the scope
-        of the connectivity is unknown and `pre` or `post` is missing, or no neuron is left.
+        If the angle has no units, edges are not between 0 and half a period, the scope of the
+        connectivity is unknown and `pre` or `post` is missing, or no neuron is left.
     UnknownLabelError
         If a variable, a condition, a word or an id does not exist.
     ReleaseMismatchError
-        If the two are of different releases.
+        If the two are from different releases.
 
     Notes
     -----
-    More connections between similar neurons need not mean that neurons choose similar partners:
-    tuned neurons that connect more, unequal degrees, and similar neurons that lie close together
-    while connections are local have the same effect. `mx.analysis.null_models` says which null
-    addresses what.
+    More connections between similar neurons do not imply that neurons choose similar partners.
+    Tuned neurons with more connections, unequal degrees, or similar neurons that lie close together
+    have the same effect. `mx.analysis.null_models` lists which null model controls for what.
 
     Examples
     --------
@@ -172,10 +171,10 @@ def tuned_connections(
     post: Any = None,
     presynaptic: Presynaptic = "extended",
 ) -> xr.Dataset:
-    """Select the connections that `like_to_like` looks at, of which null models are best made.
+    """Select the connections that `like_to_like` counts, from which to build null models.
 
-    A null model of a whole release exchanges partners with neurons that are never looked at; made
-    of these connections it keeps the degrees within exactly the pairs that are counted.
+    A null model of a whole release exchanges partners with neurons that are never counted; built
+    from these connections it keeps the degrees within exactly the pairs that are counted.
 
     Parameters
     ----------
@@ -185,9 +184,9 @@ def tuned_connections(
     Returns
     -------
     xarray.Dataset
-        Connectivity without autapses whose axes are the chosen neurons that have the angle, on
-        the presynaptic side those with a complete enough axon. An unknown scope becomes
-        "requested", since `pre` and `post` were given.
+        Connectivity without autapses; its axes are the chosen neurons that have the angle, on the
+        presynaptic side those with a complete enough axon. The scope "unknown" becomes "requested",
+        since `pre` and `post` are then required.
 
     Raises
     ------
@@ -239,10 +238,9 @@ def _choose_tuned(
     return choose_neurons(connectivity, units, pre, post, presynaptic, has_angle)
 
 
-# Angles are compared on a grid of `TURN` ticks per period, in integers: a difference that lies on
-# the edge of a bin is then on the same side whether a pair is looked at or counted, and whether
-# the angles were degrees or radians. A tick is 1e-9 degree for directions; the number is divisible
-# by every usual number of measured angles.
+# Angles are compared on a grid of `TURN` integer ticks per period: a difference on the edge of a
+# bin is then on the same side for pairs and for connections, in degrees and in radians. A tick is
+# 1e-9 degree for directions; the number is divisible by every usual number of measured angles.
 TURN = 360_000_000_000
 
 
@@ -309,8 +307,8 @@ def _bins(bins: int | Sequence[float], period: float, units: str) -> tuple[np.nd
         raise SchemaError(f"bins is {bins!r}, expected a number of bins or ascending edges")
     if edges[0] < 0 or edges[-1] > half * (1 + 1e-12):
         raise SchemaError(
-            f"bins go from {edges[0]:g} to {edges[-1]:g} {units}, expected edges within 0 and "
-            f"{half:g}: absolute differences on a circle of {period:g} are no larger"
+            f"bins go from {edges[0]:g} to {edges[-1]:g} {units}, expected edges between 0 and "
+            f"{half:g}, the largest difference on a circle of {period:g}"
         )
     return (edges[1:] + edges[:-1]) / 2, np.minimum(edges, half)
 
@@ -318,7 +316,7 @@ def _bins(bins: int | Sequence[float], period: float, units: str) -> tuple[np.nd
 def count_pairs(pairs: AnglePairs, post_weight: np.ndarray | None = None) -> np.ndarray:
     """Count pairs, connected pairs and sizes: (presynaptic neurons, 3, bins).
 
-    Pairs are not visited: the postsynaptic neurons closer than each edge are a span of the sorted
+    Pairs are not enumerated: the postsynaptic neurons closer than an edge are a span of the sorted
     angles, which moves forward with the angle of the presynaptic neuron.
     """
     weight = np.ones(pairs.post_ticks.size) if post_weight is None else post_weight
@@ -429,7 +427,7 @@ def _draw(
     pre_weights = neuron_weights(pre.size, interval.n, interval.seed)
     if not interval.both_sides:
         return np.tensordot(pre_weights, counts[pre], axes=1)
-    # Another stream than that of the presynaptic side, which is the same for both choices.
+    # The presynaptic draws are the same with one side or both; the others need another stream.
     seed = int(np.random.SeedSequence([interval.seed, 1]).generate_state(1)[0])
     post_weights = neuron_weights(post.size, interval.n, seed)
 
@@ -444,7 +442,7 @@ def _draw(
 def _add_intervals(result: xr.Dataset, draws: xr.Dataset, confidence: float) -> None:
     connected = result["n_connected"] > 0
     for name, text in (_OF_BINS | _OF_CURVE).items():
-        # Without a connection all draws agree, which is not certainty.
+        # Without a connection all draws agree: the interval is unknown.
         known = result[name].notnull() & (connected if name in _OF_BINS else connected.any())
         low, high = percentile_interval(draws[name].values, confidence)
         for end, values in ((f"{name}_low", low), (f"{name}_high", high)):

@@ -269,7 +269,7 @@ def test_populations_of_either_side(three):
         ({"distance": {name: [0, 1] for name in ("depth", "lateral", "euclidean")}}, "one or two"),
         ({"distance": {"laterl": [0, 1]}}, "'laterl'.*nearest: lateral"),
         ({"interval": "wilson"}, r"interval is 'wilson', expected .*Bootstrap\(\) or .*Wilson\(\)"),
-        ({"interval": Bootstrap(both_sides=True)}, "both_sides=True is for like_to_like"),
+        ({"interval": Bootstrap(both_sides=True)}, "has both_sides=True"),
         ({"by": {"pre": "cell_type"}}, "expected 'pre' and 'post'"),
     ],
 )

@@ -261,7 +261,7 @@ def test_only_axons_that_are_complete_enough_and_pairs_that_were_asked_for():
     [
         ({"angle": "pref_or"}, "'pref_or', expected one of .*; nearest: pref_ori"),
         ({"angle": "axon_completeness"}, "expected one number per neuron"),
-        ({"bins": [0, 90, 180]}, "go from 0 to 180 degree, expected edges within 0 and 90"),
+        ({"bins": [0, 90, 180]}, "go from 0 to 180 degree, expected edges between 0 and 90"),
         ({"bins": [0, 0, 90]}, "bins is"),
         ({"bins": [45]}, "bins is"),
         ({"bins": 1}, "bins is"),
@@ -388,7 +388,7 @@ def test_align_refuses_other_angles():
         (schema, r"convert one with mx\.angles\.convert", (currents, mx.angles.convert(units, units="radian"))),
         (schema, "pref_dir has period 360 but orientation has 180", (currents, directions, "pref_dir")),
         (label, "'pref_dir'", (currents, units, "pref_dir")),
-        (schema, "evenly around 180", (currents.isel(orientation=[0, 1, 3]), units)),
+        (schema, "evenly spaced around 180", (currents.isel(orientation=[0, 1, 3]), units)),
         (schema, "expected one of each", (currents.isel(orientation=0), units)),
         (schema, "method is 'linear'", (currents, units, "pref_ori", "linear")),
         (label, "none of the 1 neurons", (currents, make_units([10.0], neuron_ids=[5]))),

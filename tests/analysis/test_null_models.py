@@ -350,9 +350,9 @@ def test_observed_and_null_must_be_of_one_selection():
     fewer = units.isel(nucleus_id=slice(50))
     schema, label = mx.errors.SchemaError, mx.errors.UnknownLabelError
     for error, match, pairs, of_units, drawn, variable in (
-        (schema, "made of another connectivity", part, units, null, "slope"),
-        (schema, "made of other units", connectivity, fewer, angles, "slope"),
-        (schema, "which units lacks", connectivity, units, angles.rename("other"), "slope"),
+        (schema, "made from another connectivity", part, units, null, "slope"),
+        (schema, "made from other units", connectivity, fewer, angles, "slope"),
+        (schema, "expected that of the variable", connectivity, units, angles.rename("other"), "slope"),
         (schema, "other neurons than those that have", connectivity, units, angles.fillna(0), "slope"),
         (schema, r"expected one of mx\.analysis\.null_models", connectivity, units, angles[0], "slope"),
         (schema, "variable is None, expected one of probability, ", connectivity, units, null, None),

@@ -72,7 +72,7 @@ def nearest(name: object, known: Iterable[object]) -> str:
 def warn_of_dropped_rows(message: str) -> None:
     """Warn at the user's line, however deep in the package the rows were dropped."""
     level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == __package__:
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, DroppedRowsWarning, stacklevel=level)
 

@@ -53,7 +53,7 @@ from microns_xr.sources.synapses import (
     make_request,
     sorted_synapses,
 )
-from microns_xr.sources.tables import to_frame
+from microns_xr.sources.tables import TableSource, to_frame
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +67,13 @@ _BATCH_ROWS = 1 << 20  # synapses of the request per batch: 60 MB
 _BATCH_BYTES = 1 << 30  # unpacked bytes per batch, where few of the synapses are requested
 
 
-class ArchiveSource:
+class ArchiveSource(TableSource):
     """Tables of one materialization version, from the files it is archived as.
 
     No request is made before its answer is needed. A file is fetched once, continued where it was
     interrupted, and checked before it is read; files in a folder of this machine are read there.
+    `TableSource` describes `read` and `provenance`; tables are sorted by id and have positions as
+    three columns, the provenance names the ``url`` of the data file and what was ``checked``.
 
     Parameters
     ----------
@@ -337,34 +339,9 @@ class ArchiveSource:
         return table
 
     def read(self, name: str) -> pd.DataFrame:
-        """Return one whole table, sorted by id.
-
-        Parameters
-        ----------
-        name : str
-            Table name.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Ids as int64 or Int64, text as object, truth as bool, positions as three columns.
-        """
         return to_frame(self.read_arrow(name))
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """Return what is known of a table, which is read if it was not.
-
-        Parameters
-        ----------
-        name : str
-            Table name.
-
-        Returns
-        -------
-        dict
-            ``name``, ``rows``, ``sha256`` and ``url`` of the data file, and ``checked``, what was
-            compared when it was fetched.
-        """
         if name not in self._read:
             self.read_arrow(name)
         return dict(self._read[name])

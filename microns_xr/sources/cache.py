@@ -94,7 +94,7 @@ def table_names(
     return sorted(names)
 
 
-class CachedSource:
+class CachedSource(TableSource):
     """Tables of the service or the archive, downloaded into a folder and read from there.
 
     What is in the folder and whole is not asked for again. Without a remote source, or while it

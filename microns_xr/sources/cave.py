@@ -26,7 +26,7 @@ import requests
 
 from microns_xr.errors import SchemaError, SourceError
 from microns_xr.sources.net import BadAnswer, Refused, Retry
-from microns_xr.sources.tables import frame_sha256, plain_types, to_frame
+from microns_xr.sources.tables import TableSource, frame_sha256, plain_types, to_frame
 
 Result = TypeVar("Result")
 Filters = Mapping[str, Sequence[Any]]
@@ -227,11 +227,13 @@ def _filter_values(column: str, values: Any) -> list[Any]:
 # ----------------------------------------------------------------------------------- the service
 
 
-class CaveSource:
+class CaveSource(TableSource):
     """Tables of one materialization version from the CAVE service.
 
     No request is made before its answer is needed. One that fails for a moment is repeated with
     growing waits; one that the service refuses raises at once. Threads may share a source.
+    `TableSource` describes `available_tables`, `read` and `provenance`; tables are sorted by id,
+    have positions as three columns, and are not kept on disk.
 
     Parameters
     ----------
@@ -451,13 +453,6 @@ class CaveSource:
         return self._record.get("synapse_table")
 
     def available_tables(self) -> list[str]:
-        """Names of the tables that the version has, asked once.
-
-        Returns
-        -------
-        list of str
-            Sorted.
-        """
         if self._names is None:
             client = self._client()
             names = self._call(
@@ -566,40 +561,11 @@ class CaveSource:
         return read_answer(response.content, response.headers)
 
     def read(self, name: str) -> pd.DataFrame:
-        """Return one whole table, sorted by id; nothing is kept on disk.
-
-        Parameters
-        ----------
-        name : str
-            Table name.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Ids as int64 or Int64, text as object, positions as three columns.
-
-        Raises
-        ------
-        SourceError
-            If there is no such table, or it has no ids.
-        """
         frame = to_frame(fetch_table(self, name)[0])
         self._read[name] = {"name": name, "rows": len(frame), "sha256": frame_sha256(frame)}
         return frame
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """Return what is known of a table, which is read if it was not.
-
-        Parameters
-        ----------
-        name : str
-            Table name.
-
-        Returns
-        -------
-        dict
-            ``name``, ``rows``, and ``sha256`` of names, dtypes and values.
-        """
         if name not in self._read:
             self.read(name)
         return dict(self._read[name])

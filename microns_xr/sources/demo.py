@@ -27,7 +27,7 @@ from microns_xr.errors import (
 )
 from microns_xr.releases import release_spec
 from microns_xr.sources.directory import write_identity
-from microns_xr.sources.tables import frame_sha256, write_table_file
+from microns_xr.sources.tables import TableSource, frame_sha256, write_table_file
 
 DEMO_VERSIONS = (661, 1507, 1718)
 
@@ -868,7 +868,7 @@ _TABLES: dict[str, Callable[[DemoSource, np.random.Generator], Columns]] = {
 }
 
 
-class DemoSource:
+class DemoSource(TableSource):
     """A synthetic release of any size, drawn from a seed.
 
     Tables are made when they are first read; each comes from a random generator of its own, so that
@@ -876,6 +876,7 @@ class DemoSource:
     versions of a seed and size: nucleus ids stay, some root ids change, and the tables are those of
     the version. The tables have the troubles of real ones: nuclei without a segment, shared roots,
     missing and wrong types, contradicting entries of proofreading, units without rates.
+    `TableSource` describes `available_tables`, `read` and `provenance`.
 
     Parameters
     ----------
@@ -985,14 +986,6 @@ class DemoSource:
         return _draw_synapses(self._cells, self.n_synapses, self.like_to_like, rng)
 
     def available_tables(self) -> list[str]:
-        """Names of the tables of the version, sorted.
-
-        Returns
-        -------
-        list of str
-            Those of `microns_xr.releases.release_spec`, and in 1718
-            ``cell_type_multifeature_combo``.
-        """
         extra = {_COMBO} if self.version == 1718 else set()
         return sorted({*self._roles.values(), *extra})
 
@@ -1013,43 +1006,9 @@ class DemoSource:
         return self._tables[name]
 
     def read(self, name: str) -> pd.DataFrame:
-        """Return one table; the caller may change it.
-
-        Parameters
-        ----------
-        name : str
-            Table name.
-
-        Returns
-        -------
-        pandas.DataFrame
-            A copy: ids int64 (Int64 where a row has none), text object, times datetime64[us, UTC].
-
-        Raises
-        ------
-        SourceError
-            If the version has no such table.
-        """
         return self._table(name).copy()
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """Return what identifies a table.
-
-        Parameters
-        ----------
-        name : str
-            Table name.
-
-        Returns
-        -------
-        dict
-            ``name``, ``rows`` and ``sha256`` of its names, dtypes and values.
-
-        Raises
-        ------
-        SourceError
-            If the version has no such table.
-        """
         table = self._table(name)
         return {"name": name, "rows": len(table), "sha256": frame_sha256(table)}
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from microns_xr.errors import ReleaseMismatchError, SourceError, nearest, unknown_label
 from microns_xr.files import file_sha256, write_file
-from microns_xr.sources.tables import TABLE_SUFFIXES, read_table_file, table_stem
+from microns_xr.sources.tables import TABLE_SUFFIXES, TableSource, read_table_file, table_stem
 
 # A whole synapse table may lie beside the other tables instead of in the synapse folder.
 _SYNAPSE_TABLE = "synapses_pni_2"
@@ -77,13 +77,14 @@ def the_only(name: str, paths: list[Path]) -> Path:
     return paths[0]
 
 
-class DirectorySource:
+class DirectorySource(TableSource):
     r"""Raw tables that lie as files in a folder.
 
     A table is the file of its name: ``NAME.csv``, ``.csv.gz``, ``.parquet`` or ``.feather``, in the
     folder itself, in its ``raw/`` or in its ``functional/``; given the ``raw`` folder, the
     ``functional`` folder beside it is looked through as well. Synapse files have any name and lie
-    in a folder ``synapses/`` under one of those.
+    in a folder ``synapses/`` under one of those. `TableSource` describes `available_tables`, `read`
+    and `provenance`; the sha256 is that of the file.
 
     Parameters
     ----------
@@ -170,45 +171,14 @@ class DirectorySource:
         raise unknown_label(what, name, set(files), hint, SourceError)
 
     def available_tables(self) -> list[str]:
-        """Names of the tables in the folder, those of synapses included, sorted.
-
-        Returns
-        -------
-        list of str
-            File names without suffix.
-        """
         return sorted(table_files(self.path)[0])
 
     def read(self, name: str) -> pd.DataFrame:
-        """Return one table.
-
-        Parameters
-        ----------
-        name : str
-            Table name.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Ids as int64 (Int64 where a row has none), text as object, times in UTC.
-        """
         frame = read_table_file(self._path_of(name))
         self._rows[name] = len(frame)
         return frame
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """Return where a table comes from.
-
-        Parameters
-        ----------
-        name : str
-            Table name.
-
-        Returns
-        -------
-        dict
-            ``name``, ``rows`` and the ``sha256`` of the file.
-        """
         if name not in self._rows:
             self.read(name)
         sha256 = file_sha256(self._path_of(name))

@@ -58,21 +58,12 @@ class TableSource(Protocol):
     True
     """
 
-    # Properties, so that a source may hold a narrower type.
-    @property
-    def datastack(self) -> str:
-        """Name of the datastack."""
-
-    @property
-    def version(self) -> int | None:
-        """Materialization version."""
-
-    @property
-    def scope(self) -> str:
-        """What a table of synapses holds."""
+    datastack: str
+    version: int | None
+    scope: str
 
     def available_tables(self) -> list[str]:
-        """Names of the tables that `read` can give.
+        """Return the names of the tables.
 
         Returns
         -------
@@ -91,7 +82,8 @@ class TableSource(Protocol):
         Returns
         -------
         pandas.DataFrame
-            Ids as int64 or Int64, never through float; text as object.
+            A copy: ids as int64 (Int64 where a row has none), never through float; text as object,
+            times in UTC.
 
         Raises
         ------
@@ -100,7 +92,7 @@ class TableSource(Protocol):
         """
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """Return what is known of a table that was read.
+        """Return what is known of a table, which is read if it was not.
 
         Parameters
         ----------
@@ -110,7 +102,12 @@ class TableSource(Protocol):
         Returns
         -------
         dict
-            With ``name``, ``rows`` and ``sha256``.
+            ``name``, ``rows`` and ``sha256``, and what else the source knows.
+
+        Raises
+        ------
+        SourceError
+            As `read`.
         """
 
 

@@ -42,9 +42,9 @@ def neuroglancer_link(
     max_cells: int = 1000,
     allow_demo: bool = False,
 ) -> str:
-    """Make a link that shows cells of minnie65, and synapses, in Neuroglancer.
+    """Return a link that shows cells of minnie65, and synapses, in Neuroglancer.
 
-    The link holds everything it shows; nothing is fetched or stored to make it.
+    The link contains everything it shows; no data are fetched or stored to make it.
 
     Parameters
     ----------
@@ -53,38 +53,38 @@ def neuroglancer_link(
     colour : str, optional
         A variable of the units, or an annotation of both axes of the connectivity
         (``"cell_type"`` for ``pre_cell_type`` and ``post_cell_type``): words, numbers or angles,
-        in the colours of `microns_xr.plot`. By default units have Neuroglancer's colours;
-        presynaptic neurons are blue, neurons that are only postsynaptic orange.
+        in the colours of `microns_xr.plot`. By default units have the colours of Neuroglancer;
+        presynaptic neurons are blue, neurons that are only postsynaptic are orange.
     synapses : xarray.Dataset, optional
         Single synapses with positions (µm), from `mx.select_synapses` or `mx.build_synapses`. With
-        units, those with either end on one of them are shown; with a connectivity, those from its
-        presynaptic onto its postsynaptic neurons.
+        units, synapses with at least one end on one of them are shown; with connectivity, synapses
+        from its presynaptic onto its postsynaptic neurons.
     segmentation : str, optional
-        Source of the segmentation. By default the public flat one where the release has it (943
-        and 1300); for other releases the live one, which asks to log in and in which segments may
-        have been edited since the release.
+        Source of the segmentation. By default the public flat one if the release has one (943 and
+        1300), otherwise the live one, which requires a login and in which segments may have been
+        edited since the release.
     image : str, optional
         Source of the images.
     site : str, optional
         Address of a Neuroglancer instance.
     max_cells : int, optional
-        Refuse more cells: a browser loads a mesh for each.
+        The largest number of cells to accept: a browser loads a mesh for each.
     allow_demo : bool, optional
-        Make a link even for a synthetic release, whose segments do not exist.
+        Accept a synthetic release, whose segments do not exist.
 
     Returns
     -------
     str
-        The link. Segment ids are exact in it; positions are voxels of 4x4x40 nm.
+        The link, with exact segment ids and positions in voxels of 4x4x40 nm.
 
     Raises
     ------
     SchemaError
-        If the release is synthetic, or not of minnie65 and no `segmentation` is given; if variables
+        If the release is synthetic, or not of minnie65 and `segmentation` is missing; if variables
         are absent; if there are no cells or too many, or no synapse belongs to the cells; or if the
-        link would be longer than browsers accept.
+        link is longer than browsers accept.
     ReleaseMismatchError
-        If the release is not stated, or the synapses are of another one.
+        If the release is unknown, or the synapses are from another one.
     MicronsXrError
         If nglui is not installed.
 

@@ -1,4 +1,4 @@
-"""Cells: how many at each depth, and where they are."""
+"""Cells: numbers by depth, and positions."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def depth_profile(
     bin_um: float = 20.0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw how many cells lie at each depth, with the layer borders.
+    """Draw the number of cells by depth, with the layer borders.
 
     Parameters
     ----------
     units : xarray.Dataset
         With ``position`` in µm and the variable `by`.
     layers : xarray.Dataset, optional
-        Borders, drawn as lines with names.
+        Layer borders, drawn as lines with the names of the layers.
     by : str, optional
-        Variable whose words have different colours.
+        Variable with words, one colour each.
     bin_um : float, optional
         Bin height in µm.
     ax : matplotlib.axes.Axes, optional
@@ -62,8 +62,8 @@ def depth_profile(
     Raises
     ------
     SchemaError
-        If a variable is absent or does not hold words, no cell has a position, or `bin_um` is not
-        positive.
+        If a variable is absent or not one word per cell, no cell has a position, or `bin_um` is
+        not positive.
 
     Examples
     --------
@@ -113,33 +113,33 @@ def cells_in_space(
     size: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw where cells are, coloured by a variable.
+    """Draw the positions of cells, coloured by a variable.
 
     Parameters
     ----------
     units : xarray.Dataset
         With ``position`` in µm and the variable `colour`.
     colour : str, optional
-        Variable with words (a colour and marker each), numbers (a colour bar) or angles (a closed
-        loop of colours). Cells without a value are grey, below the others.
+        Variable with words (a colour and marker each), numbers (a colour bar) or angles (a cyclic
+        colour map). Cells without a value are grey, below the others.
     axes : tuple of str, optional
-        Which of x, y and z runs to the right, and which up; y is depth and runs downwards.
+        Horizontal and vertical axis, of x, y and z; y is depth and runs downwards.
     layers : xarray.Dataset, optional
-        Borders, drawn where depth runs downwards.
+        Layer borders, drawn if the vertical axis is y.
     size : float, optional
-        Area of a marker in points squared; by the number of cells by default.
+        Area of a marker in points squared; by default it depends on the number of cells.
     ax : matplotlib.axes.Axes, optional
         Where to draw; new axes by default.
 
     Returns
     -------
     matplotlib.axes.Axes
-        In µm, both axes to the same scale.
+        In µm, with the same scale on both axes.
 
     Raises
     ------
     SchemaError
-        If a variable is absent or not one value per cell, axes are not two of x, y and z, or no
+        If a variable is absent or not one value per cell, `axes` are not two of x, y and z, or no
         cell has a position.
 
     Examples
@@ -170,7 +170,7 @@ def cells_in_space(
         _draw_numbers(ax, xy, values, dots)
     else:
         _draw_words(ax, xy, words, dots)
-        # Markers of the legend have an area of 30, whatever those of the cells have.
+        # Markers of the legend have an area of 30, whatever the size of those of the cells.
         draw_legend(ax, colour.replace("_", " "), markerscale=(30 / area) ** 0.5, **BESIDE)
     for name, axis in zip(axes, (ax.xaxis, ax.yaxis), strict=True):
         axis.set_label_text("depth from the pia (µm)" if name == "y" else f"{name} (µm)")
@@ -182,7 +182,7 @@ def cells_in_space(
 
 def _draw_words(ax: Axes, xy: np.ndarray, words: np.ndarray, dots: dict[str, Any]) -> None:
     styles = styles_of(words)
-    # Cells without a word come first, so that they lie below the others.
+    # Cells without a word come first, and so lie below the others.
     for word in sorted(styles, key=lambda w: styles[w].colour != NO_VALUE):
         rows, style = words == word, styles[word]
         ax.scatter(
@@ -204,7 +204,7 @@ def _draw_numbers(ax: Axes, xy: np.ndarray, values: xr.DataArray, dots: dict[str
         label += f"\ngrey: no value ({(~known).sum()})"
     x, y = xy[known].T
     drawn = ax.scatter(x, y, c=numbers[known], cmap=cmap, norm=norm, zorder=2, **dots)
-    # Axes of equal scales are seldom as high as the space they have, which the bar would fill.
+    # Axes with equal scales rarely fill their space; a usual colour bar would be higher than they.
     beside = ax.inset_axes((1.03, 0.0, 0.03, 1.0))
     bar = ax.figure.colorbar(drawn, cax=beside, label=label)
     if is_angle(values):
@@ -223,7 +223,7 @@ def _require_layers(layers: xr.Dataset | None) -> None:
 
 
 def _draw_downwards(ax: Axes, layers: xr.Dataset | None) -> None:
-    """Let depth run downwards; draw borders as lines, with the names at the right."""
+    """Let depth run downwards, and draw layer borders with the names at the right."""
     if not ax.yaxis_inverted():
         ax.invert_yaxis()
     if layers is None:

@@ -1,4 +1,4 @@
-"""Connections: between populations, by distance and by preferred angle; partners of neurons."""
+"""Connections: between populations, by distance, by preferred angle; numbers of partners."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from microns_xr.plot.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# With more populations numbers in the cells would not be legible, nor lines told apart.
+# With more populations the numbers in the cells are not legible, with more lines the colours alike.
 _MAX_NUMBERS, _MAX_LINES = 9, 9
 
 
@@ -46,8 +46,8 @@ def connectivity_matrix(
     Returns
     -------
     matplotlib.axes.Axes
-        Presynaptic populations down, postsynaptic across. Colours are logarithmic, those of a
-        probability linear from 0. Cells that are 0 or not known are grey. Small tables show their
+        Presynaptic populations are rows, postsynaptic ones columns. Colours are logarithmic, for a
+        probability linear from 0. Cells that are 0 or NaN are grey. Small tables show their
         numbers.
 
     Raises
@@ -107,7 +107,7 @@ def degree_distribution(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the share of neurons with at least so many partners, on logarithmic axes.
+    """Draw the share of neurons with at least x partners, on logarithmic axes.
 
     Parameters
     ----------
@@ -121,8 +121,8 @@ def degree_distribution(
     Returns
     -------
     matplotlib.axes.Axes
-        One line per variable (complementary cumulative distribution): at x the share of all neurons
-        of that axis whose value is x or more. Neurons with 0 have no place on a logarithmic axis;
+        One line per variable (complementary cumulative distribution): the share of all neurons of
+        that axis with a value of x or more. Neurons with 0 cannot be drawn on a logarithmic axis;
         they are counted in the legend and in the share.
 
     Raises
@@ -150,11 +150,11 @@ def degree_distribution(
         if variable.attrs.get("units", "") != units:
             raise SchemaError(
                 f"{name} is in {variable.attrs.get('units')!r} but {names[0]} in {units!r}, "
-                "expected variables of the same units: draw them on axes of their own"
+                "expected variables of the same units: draw them on separate axes"
             )
         numbers = np.asarray(variable.values)
         if numbers.size and numbers.min() < 0:
-            raise SchemaError(f"{name} goes down to {numbers.min()}, expected no number below 0")
+            raise SchemaError(f"{name} has the minimum {numbers.min()}, expected 0 or more")
         at, counts = np.unique(numbers[numbers > 0], return_counts=True)
         if not at.size:
             raise SchemaError(f"{name} is 0 for all {numbers.size} neurons: nothing to draw")
@@ -185,23 +185,23 @@ def connection_probability(probability: xr.Dataset, *, ax: Axes | None = None) -
     Returns
     -------
     matplotlib.axes.Axes
-        One line per two populations that have a tested pair, with whiskers where there is an
-        interval. The legend counts the pairs that were tested; the vertical axis says whether
-        these are lower bounds.
+        One line per pair of populations with a tested pair of neurons, with whiskers where the
+        interval is known. The legend counts the tested pairs; the label of the vertical axis says
+        if the probabilities are lower bounds.
 
     Raises
     ------
     SchemaError
-        If variables are absent, there is not one dim of distances, no pair was tested, or there
-        are more than 9 lines.
+        If variables are absent, there is not exactly one dim of distances, no pair was tested, or
+        there are more than 9 lines.
 
     Examples
     --------
     >>> import microns_xr as mx
     >>> from microns_xr.analysis.probability import connection_probability as estimate
     >>> release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
-    >>> found = estimate(release.connectivity(), release.units(), by=None, distance=[0, 100, 200])
-    >>> connection_probability(found).get_xlabel()
+    >>> result = estimate(release.connectivity(), release.units(), None, [0, 100, 200])
+    >>> connection_probability(result).get_xlabel()
     'lateral distance (µm)'
     """
     how = "use mx.analysis.connection_probability(connectivity, units, distance=edges)"
@@ -223,9 +223,8 @@ def connection_probability(probability: xr.Dataset, *, ax: Axes | None = None) -
         raise SchemaError("no pair was tested (n_pairs is 0 everywhere): there is nothing to draw")
     if len(lines) > _MAX_LINES:
         raise SchemaError(
-            f"there are {len(lines)} pairs of populations with a tested pair, expected at most "
-            f"{_MAX_LINES} for lines that are told apart: select some with .sel, or take coarser "
-            "populations"
+            f"probability has {len(lines)} pairs of populations, expected at most {_MAX_LINES} "
+            "lines: select some with .sel, or use coarser populations"
         )
     ax = axes_or_new(ax)
     distance = probability[distances[0]]
@@ -250,7 +249,7 @@ def connection_probability(probability: xr.Dataset, *, ax: Axes | None = None) -
 def _whiskers(result: xr.Dataset, variable: str) -> np.ndarray:
     """Return the lengths of whiskers below and above the points."""
     y, low, high = (floats(result[f"{variable}{end}"]) for end in ("", "_low", "_high"))
-    # An interval of resamples need not include the estimate; a whisker cannot be negative.
+    # A bootstrap interval need not include the estimate, but a whisker cannot be negative.
     return np.clip(np.stack([y - low, high - y]), 0, None)
 
 
@@ -269,7 +268,7 @@ def like_to_like(
         From `microns_xr.analysis.like_to_like`, with intervals or without.
     null : xarray.Dataset or xarray.DataArray, optional
         The result of `mx.analysis.null_models.compare` or ``compare_values`` for the same variable,
-        or its replicates over (``replicate``, ``difference``). Drawn as a grey band with its mean.
+        or replicates over (``replicate``, ``difference``). Drawn as a grey band with its mean.
     variable : str, optional
         ``"probability"`` or ``"mean_size"``.
     ax : matplotlib.axes.Axes, optional
@@ -278,7 +277,7 @@ def like_to_like(
     Returns
     -------
     matplotlib.axes.Axes
-        Numbers over the points are connected pairs; the legend counts all pairs.
+        Numbers at the points count connected pairs; the legend counts all pairs.
 
     Raises
     ------
@@ -335,7 +334,7 @@ def _draw_null(ax: Axes, x: np.ndarray, observed: xr.DataArray, null: Any) -> No
     if mean.dims != ("difference",) or not np.array_equal(null["difference"], x):
         raise SchemaError(
             f"null is over {dict(mean.sizes)}, expected the bins of the result, difference = "
-            f"{x.tolist()}: pass both through the same selection and bins"
+            f"{x.tolist()}: compute both with the same bins"
         )
     draw_band(ax, x, floats(low), floats(high), "#555555")
     share = null.attrs.get("confidence")

@@ -1,4 +1,4 @@
-"""What all pictures share: colours that are told apart by everyone, axes, names of axes."""
+"""What all pictures share: colours for every kind of colour vision, axes, labels of axes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
 
 # Seven of the colours of Okabe and Ito (Color Universal Design, 2008; their yellow is hard to see
-# on white). More words than that have the same colours with other markers.
+# on white). With more words, the colours repeat with other markers.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#555555")
 NO_VALUE = "#D4D4D4"
 _MISSING = ("unknown", "")
@@ -27,7 +27,7 @@ _MARKERS = "o^sDvP*X"
 _HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "++++", "oo", "**")
 LINES = ("-", "--", ":", "-.")
 
-# Words of one vocabulary have the same colour in every picture, whichever of them it shows.
+# A word of a vocabulary has the same colour in every picture, whichever other words it shows.
 _VOCABULARIES = (
     ("L1", "L2/3", "L4", "L5", "L6", "WM"),
     ("excitatory_neuron", "inhibitory_neuron", "nonneuron"),
@@ -51,7 +51,7 @@ class Style(NamedTuple):
 
 
 def styles_of(words: Iterable[Any]) -> dict[str, Style]:
-    """Give every word its style, in a stable order."""
+    """Return the style of every word, in a stable order."""
     unique = sorted({str(word) for word in words})
     named = [word for word in unique if word not in _MISSING]
     # The vocabulary that at least half of the words belong to.
@@ -68,11 +68,11 @@ def styles_of(words: Iterable[Any]) -> dict[str, Style]:
 
 @lru_cache(maxsize=1)
 def cyclic_map() -> Colormap:
-    """Return a colour map for angles: it ends where it begins.
+    """Return a colour map for angles, which ends with the colour it begins with.
 
     The colours go evenly around an ellipse in L* (lightness) and b* (blue to yellow) of CIE
-    L*a*b* 1976, D65. People who cannot tell red from green see both, so that no two angles look
-    alike to them either; a* (green to red) follows as far as sRGB has such colours.
+    L*a*b* 1976, D65. People with red-green colour blindness see both, so no two angles look alike
+    to them; a* (green to red) follows as far as sRGB has such colours.
     """
     from matplotlib.colors import ListedColormap
 
@@ -145,7 +145,7 @@ def floats(values: xr.DataArray) -> np.ndarray:
 
 
 def axes_or_new(ax: Axes | None, **kwargs: Any) -> Axes:
-    """Return the axes given, or new ones."""
+    """Return `ax`, or new axes."""
     if ax is not None:
         if not hasattr(ax, "plot") or not hasattr(ax, "figure"):
             raise SchemaError(f"ax is a {type(ax).__name__}, expected matplotlib axes, or None")
@@ -154,8 +154,8 @@ def axes_or_new(ax: Axes | None, **kwargs: Any) -> Axes:
     from matplotlib.figure import Figure
 
     make: Any = Figure
-    # A notebook's kernel has its backend from the start, but is interactive only after the first
-    # figure of pyplot. Asking for the backend in the usual way would choose one if there is none.
+    # A notebook sets its backend at the start, but is interactive only after the first figure of
+    # pyplot. Reading rcParams["backend"] in the usual way would choose a backend.
     in_notebook = "inline" in str(dict.__getitem__(mpl.rcParams, "backend"))
     if mpl.is_interactive() or in_notebook:
         from matplotlib.pyplot import figure as make
@@ -163,7 +163,7 @@ def axes_or_new(ax: Axes | None, **kwargs: Any) -> Axes:
     return axes
 
 
-# Where a legend is that stands right of the axes.
+# Position of a legend right of the axes.
 BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0, "frameon": False}
 
 
@@ -190,7 +190,7 @@ def one_word_each(dataset: xr.Dataset, name: str, dims: tuple[Any, ...]) -> np.n
 
 
 def label_of(variable: xr.DataArray, name: str | None = None, width: int = 48) -> str:
-    """Name a variable and its units, in lines that fit beside axes of the default size."""
+    """Return the name of a variable and its units, in lines that fit axes of the default size."""
     plain = str(variable.name or "value").replace("_", " ")
     label = textwrap.fill(name or variable.attrs.get("long_name") or plain, width)
     units = str(variable.attrs.get("units", ""))
@@ -200,12 +200,12 @@ def label_of(variable: xr.DataArray, name: str | None = None, width: int = 48) -
 
 
 def draw_band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> None:
-    """Shade an interval; where it is not known (NaN) there is a gap."""
+    """Shade an interval, with gaps where it is NaN."""
     ax.fill_between(x, low, high, color=colour, alpha=0.22, lw=0, zorder=1)
 
 
 def draw_legend(ax: Axes, title: str | None = None, **options: Any) -> None:
-    """Draw the legend, right of the axes where it has many lines."""
+    """Draw the legend, right of the axes if it has many lines."""
     if len(ax.get_legend_handles_labels()[1]) > 6:
         options |= BESIDE
     ax.legend(fontsize="small", title=title, title_fontsize="small", **options)

@@ -38,7 +38,7 @@ def tuning_curve(
     Parameters
     ----------
     rates : xarray.DataArray
-        Over ``direction`` or ``orientation`` alone: select one neuron first.
+        Over ``direction`` or ``orientation`` only: select one neuron first.
     fit : xarray.Dataset, optional
         From `microns_xr.tuning.fit`, of that neuron.
     error : xarray.DataArray, optional
@@ -49,13 +49,13 @@ def tuning_curve(
     Returns
     -------
     matplotlib.axes.Axes
-        One period; a dotted line at the preferred angle of the fit.
+        One period, with a dotted line at the preferred angle of the fit.
 
     Raises
     ------
     SchemaError
-        If rates are not those of one neuron over angles that state what they are, or fit or error
-        are over other angles or for several neurons.
+        If rates are not of one neuron, the angles do not have units and a convention, or `fit` or
+        `error` are for other angles or several neurons.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def tuning_curve(
     axis = angle_axis(rates, dim)
     period = axis.period * axis.turn
     if not np.isfinite(values).any():
-        raise SchemaError("rates are NaN at every angle: this neuron was not measured")
+        raise SchemaError("rates are NaN at every angle, expected a neuron that was recorded")
     x = floats(rates[dim])
     whiskers = None
     if error is not None:
@@ -140,24 +140,25 @@ def preferred_orientations(
     units : xarray.Dataset
         Units or functional rows with the angle, NaN where there is none.
     variable : str, optional
-        An angle that states its units, convention and, for orientations, period.
+        An angle with units, convention and, for orientations, period as attributes.
     by : str, optional
-        Variable whose words have different colours; by default colours are those of the angles.
+        Variable with words, one colour each; by default colours are those of the angles.
     n_bins : int, optional
-        Bins per period, the first one around 0, so that evenly measured angles lie inside bins.
+        Bins per period. The first one is centred on 0, so that measured angles lie inside bins.
     ax : matplotlib.axes.Axes, optional
-        Polar axes, or others, where the angle runs to the right; new polar axes by default.
+        Polar axes, or others, with the angle on the horizontal axis; new polar axes by default.
 
     Returns
     -------
     matplotlib.axes.Axes
-        On polar axes angles are turned as the convention says, so that a bar points where the
-        stimulus moved; orientations, which repeat after half a turn, are drawn at both ends.
+        On polar axes angles follow the convention, so that a bar points where the stimulus moved;
+        orientations, which repeat after half a turn, are drawn at both ends.
 
     Raises
     ------
     SchemaError
-        If a variable is absent, the angle does not state what it is, or there is no value.
+        If a variable is absent, the angle does not have units and a convention, or all values are
+        NaN.
 
     Examples
     --------
@@ -224,7 +225,7 @@ def _turn(ax: Any, convention: str, share: float) -> None:
     ax.set_thetagrids(degrees, [f"{d % (360 * share):g}°" for d in degrees])
     ax.set_rlabel_position(67.5)
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True, prune="lower"))
-    # Counts are read on top of the bars, not below them.
+    # Counts are written on top of the bars.
     ax.set_axisbelow("line")
     for circle in ax.get_yticklabels():
         circle.set(fontsize="small", bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.5})
@@ -240,11 +241,11 @@ def currents_by_angle(
     currents : xarray.DataArray
         From `microns_xr.input_currents`: (``post_nucleus_id``, angle).
     groups : xarray.DataArray or array-like of str, optional
-        One word per neuron, matched by label where there are labels (``units.layer``), otherwise
-        in the order of the currents; each word has its own line.
+        One word per neuron, matched by label if it has labels (``units.layer``), otherwise in the
+        order of the currents; one line per word.
     normalise : bool, optional
-        Divide each neuron's current by its own mean, so that large neurons do not outweigh small
-        ones.
+        Divide the current of each neuron by its mean, so that neurons with strong input do not
+        outweigh others.
     ax : matplotlib.axes.Axes, optional
         Where to draw; new axes by default.
 
@@ -301,7 +302,7 @@ def currents_by_angle(
 
 
 def _group_words(groups: Any, currents: xr.DataArray) -> np.ndarray:
-    """Return one word per postsynaptic neuron, by label where the groups have labels."""
+    """Return one word per postsynaptic neuron, matched by label if the groups have labels."""
     if groups is None:
         return np.full(currents.shape[0], "all", dtype=object)
     if isinstance(groups, xr.DataArray):

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import xarray as xr
 
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, require_one_of, unknown_label
 from microns_xr.provenance import add_history
 
 __all__ = ["ANGLE_CONVENTIONS", "AngleConvention", "convert", "difference"]
@@ -60,17 +60,12 @@ def describe_angle(variable: xr.DataArray | xr.Variable, name: str) -> tuple[str
     """Return units, convention and period of an angle, which must state them."""
     units = variable.attrs.get("units")
     convention = variable.attrs.get("angle_convention")
+    hint = f"set {name}.attrs to what its table states"
     if units not in _UNITS:
-        raise SchemaError(
-            f"{name} has units {units!r}, expected 'degree' or 'radian': "
-            f"set {name}.attrs['units'] to what its table states"
-        )
+        raise unknown_label(f"{name} has units", units, _UNITS, hint, error=SchemaError)
     if convention not in ANGLE_CONVENTIONS:
-        raise SchemaError(
-            f"{name} has angle_convention {convention!r}, expected one of "
-            f"{sorted(ANGLE_CONVENTIONS)}: set {name}.attrs['angle_convention'] "
-            "to what its table states"
-        )
+        what = f"{name} has angle_convention"
+        raise unknown_label(what, convention, ANGLE_CONVENTIONS, hint, error=SchemaError)
     turn = full_turn(units) * PERIODS.get(name.rpartition(".")[2], 1.0)
     period = float(variable.attrs.get("period", turn))
     return units, convention, period
@@ -159,12 +154,8 @@ def convert(
     >>> convert(pref, "right_counterclockwise").values
     array([ 90.,  60., 150.])
     """
-    if convention is not None and convention not in ANGLE_CONVENTIONS:
-        raise SchemaError(
-            f"convention is {convention!r}, expected one of {sorted(ANGLE_CONVENTIONS)}"
-        )
-    if units is not None and units not in _UNITS:
-        raise SchemaError(f"units is {units!r}, expected 'degree' or 'radian'")
+    require_one_of("convention", convention, (*ANGLE_CONVENTIONS, None))
+    require_one_of("units", units, (*_UNITS, None))
     result: Any = obj
     variables = obj.variables if isinstance(obj, xr.Dataset) else obj.coords
     names = [n for n in variables if is_angle(obj[n])]

@@ -9,7 +9,7 @@ import difflib
 import importlib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from numbers import Integral
 from types import ModuleType
 from typing import Any
@@ -95,6 +95,12 @@ def unknown_label(
         f"{what} {name!r}, expected one of {', '.join(words[:40])}{more}{nearest(name, words)}"
         + (f": {hint}" if hint else "")
     )
+
+
+def require_one_of(name: str, value: object, words: Collection[object]) -> None:
+    """Raise unless an argument is one of some words."""
+    if value not in words:
+        raise unknown_label(f"{name} is", value, words, error=SchemaError)
 
 
 def whole_number(name: str, value: Any, least: int) -> int:

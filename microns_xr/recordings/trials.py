@@ -119,11 +119,9 @@ def _direction_coord(
         angle_convention = table_spec(table).angle_convention
         source = f"the registry's entry of {table}; the recordings file does not state it"
     if angle_convention not in ANGLE_CONVENTIONS:
-        raise SchemaError(
-            f"angle_convention is {angle_convention!r}, expected one of "
-            f"{sorted(ANGLE_CONVENTIONS)}: the recordings file does not say what 0 degrees of "
-            f"{stimulus!r} means"
-        )
+        hint = f"the recordings file does not state what 0 degrees of {stimulus!r} means"
+        what = "angle_convention is"
+        raise unknown_label(what, angle_convention, ANGLE_CONVENTIONS, hint, error=SchemaError)
     attrs = angle_attrs("degree", angle_convention, "direction")
     attrs |= {"angle_convention_from": source, "long_name": "direction of the stimulus"}
     return "direction", directions, attrs

@@ -29,7 +29,7 @@ from microns_xr.angles import (
     require_likely_units,
     require_same_angles,
 )
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, require_one_of
 from microns_xr.provenance import add_history
 from microns_xr.schema import FUNCTIONAL, describe
 from microns_xr.threads import equal_spans, run_spans, usable_threads
@@ -88,8 +88,7 @@ class AngleAxis(NamedTuple):
 
 def angle_axis(rates: xr.DataArray, dim: str, name: str = "rates") -> AngleAxis:
     """Read and check the angles of a dimension of tuning curves."""
-    if dim not in ("direction", "orientation"):
-        raise SchemaError(f"dim is {dim!r}, expected 'direction' or 'orientation'")
+    require_one_of("dim", dim, ("direction", "orientation"))
     if not isinstance(rates, xr.DataArray):
         raise SchemaError(
             f"{name} is a {type(rates).__name__}, expected a DataArray over {dim!r}, "
@@ -675,8 +674,7 @@ def fit(
     >>> round(fitted.width.item(), 3), fitted.status.item()
     (24.6, 'ok')
     """
-    if model not in _MODELS:
-        raise SchemaError(f"model is {model!r}, expected one of {list(_MODELS)}")
+    require_one_of("model", model, _MODELS)
     shape = _MODELS[model]
     axis = angle_axis(rates, dim)
     if dim == "orientation" and shape.harmonic == 1:

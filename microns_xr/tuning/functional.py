@@ -23,7 +23,7 @@ from microns_xr.columns import (
     plain_values,
     require_columns,
 )
-from microns_xr.errors import SchemaError, unknown_label
+from microns_xr.errors import SchemaError, require_one_of, unknown_label
 from microns_xr.provenance import (
     RELEASE_COORDS,
     add_history,
@@ -321,8 +321,7 @@ def collapse_scans(
     array([[2., 4.]])
     """
     validate(functional, "functional")
-    if how not in ("mean", "best", "first"):
-        raise SchemaError(f"how is {how!r}, expected 'mean', 'best' or 'first'")
+    require_one_of("how", how, ("mean", "best", "first"))
     if how == "best" and by is None:
         raise SchemaError("how='best' needs by=, the variable that says which unit is best")
     if how != "best" and by is not None:

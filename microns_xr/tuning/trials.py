@@ -25,7 +25,7 @@ import xarray as xr
 from scipy.stats import false_discovery_control, mannwhitneyu, rankdata
 
 from microns_xr.angles import PERIODS, difference, full_turn, require_likely_units
-from microns_xr.errors import SchemaError, whole_number
+from microns_xr.errors import SchemaError, require_one_of, whole_number
 from microns_xr.provenance import add_history
 from microns_xr.schema import FUNCTIONAL, describe
 from microns_xr.tuning.fits import require_free_names
@@ -146,8 +146,7 @@ def read_trials(responses: xr.DataArray) -> Trials:
 def _turn(coord: xr.DataArray, name: str) -> float:
     """Return a whole turn in the units of an angle; degrees where it does not state them."""
     units = coord.attrs.get("units")
-    if units not in (None, "degree", "radian"):
-        raise SchemaError(f"{name} has units {units!r}, expected 'degree' or 'radian'")
+    require_one_of(f"the attribute units of {name}", units, (None, "degree", "radian"))
     values = np.asarray(coord.values, dtype=np.float64)
     largest = np.nanmax(np.abs(values), initial=0.0)
     if units is not None:
@@ -182,8 +181,7 @@ class Contrast(NamedTuple):
 def make_contrast(trials: Trials, against: Against, pool_directions: bool) -> Contrast:
     """Pair the angles that are compared."""
     name = str(trials.angle.name)
-    if against not in ("orthogonal", "opposite"):
-        raise SchemaError(f"against is {against!r}, expected 'orthogonal' or 'opposite'")
+    require_one_of("against", against, ("orthogonal", "opposite"))
     if against == "opposite" and name == "orientation":
         raise SchemaError("against='opposite' needs directions, found orientations")
     if against == "opposite" and pool_directions:
@@ -684,8 +682,7 @@ def test(
     >>> (tested.p < 0.05).values, tested.pref_ori.values[0]
     (array([ True, False]), np.float64(0.0))
     """
-    if method not in ("permutation", "wilcoxon"):
-        raise SchemaError(f"method is {method!r}, expected 'permutation' or 'wilcoxon'")
+    require_one_of("method", method, ("permutation", "wilcoxon"))
     n_permutations = whole_number("n_permutations", n_permutations, 1)
     trials = read_trials(responses)
     if within_trial and (method != "permutation" or trials.n_trials is None):

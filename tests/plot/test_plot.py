@@ -414,7 +414,7 @@ def test_currents_are_means_over_neurons():
         (lambda u: plot.connection_probability(u), "probability_low"),
         (lambda u: plot.like_to_like(u), "difference"),
         (lambda u: plot.tuning_curve(u), "expected a DataArray"),
-        (lambda u: plot.tuning_curve(u.gOSI), "expected 'direction' or 'orientation'"),
+        (lambda u: plot.tuning_curve(u.gOSI), "expected one of direction, orientation"),
         (lambda u: plot.preferred_orientations(u, "pref_dir"), r"no \['pref_dir'\]"),
         (lambda u: plot.preferred_orientations(u, "gOSI"), "units"),
         (lambda u: plot.preferred_orientations(u, by="gOSI"), "expected one word per cell"),

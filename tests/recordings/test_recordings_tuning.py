@@ -245,7 +245,7 @@ def test_another_stimulus_must_state_its_convention(tmp_path):
     videos = {k: {**v, "type": "Gratings"} for k, v in VIDEOS.items()}
     recordings = mx.recordings.open(make_file(tmp_path / "a.h5", BY_HAND, videos=videos))
     with pytest.raises(
-        mx.errors.SchemaError, match="does not say what 0 degrees of 'Gratings' means"
+        mx.errors.SchemaError, match="does not state what 0 degrees of 'Gratings' means"
     ):
         mx.recordings.tuning(recordings, "Gratings")
     found = mx.recordings.tuning(recordings, "Gratings", angle_convention="up_clockwise")

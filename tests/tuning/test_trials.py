@@ -424,8 +424,8 @@ def test_what_is_no_trials(tuned, spoil, message):
 def test_arguments_are_checked(tuned):
     responses = tuned[0].isel(nucleus_id=slice(0, 3))
     for arguments, message in (
-        ({"against": "best"}, "expected 'orthogonal' or 'opposite'"),
-        ({"method": "t"}, "expected 'permutation' or 'wilcoxon'"),
+        ({"against": "best"}, "expected one of orthogonal, opposite"),
+        ({"method": "t"}, "expected one of permutation, wilcoxon"),
         ({"n_permutations": 0}, "expected a whole number from 1"),
         ({"against": "opposite", "pool_directions": True}, "would pool what"),
         ({"seed": -1}, "expected a whole number from 0"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,14 +29,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "functional": SCAN_KEYS,
 }
 _KIND = {"nucleus_id": "units", "scan_unit": "functional rows"}
-
-
-class _Added(NamedTuple):
-    """What is added: variables over the rows of the table, their coordinates, and the keys."""
-
-    variables: dict[str, xr.Variable]  # over ("row", further dims)
-    coords: dict[str, xr.DataArray]  # of the further dims
-    keys: pd.DataFrame
+_ROW = "row of the table"  # a dim that no column is named after
 
 
 def merge_table(
@@ -107,17 +100,18 @@ def merge_table(
     kind = _KIND[dim]
     if isinstance(table, xr.Dataset):
         require_same_release(("dataset", dataset), ("table", table))
-        added = _from_dataset(table, columns, on)
+        added, keys = _from_dataset(table, columns, on)
     else:
-        added = _from_frame(table, columns, on, angle_units, angle_convention)
-    rows = _match(_dataset_keys(dataset, dim, on), _without_repeats(added, on), dim, on)
-    if present := [n for n in added.variables if n in dataset.variables]:
+        added, keys = _from_frame(table, columns, on, angle_units, angle_convention)
+    if on == "functional":
+        keys = _without_repeats(added, keys)
+    rows = _match(_dataset_keys(dataset, dim, on), keys, dim, on)
+    if present := [str(n) for n in added.data_vars if n in dataset.variables]:
         raise SchemaError(
             f"{present} are in the {kind} already: rename them in the table, "
             "choose others with columns=, or drop them first with .drop_vars"
         )
-    angles = [(n, v) for n, v in {**added.variables, **added.coords}.items() if _is_angle(n, v)]
-    if angles:
+    if angles := [(str(n), v) for n, v in added.variables.items() if _is_angle(str(n), v)]:
         old = [(str(n), v) for n, v in dataset.variables.items() if _is_angle(str(n), v)]
         require_same_angles([*old, *angles])
     for name, values in added.coords.items():
@@ -129,8 +123,8 @@ def merge_table(
     if how == "inner":
         dataset, rows = dataset.isel({dim: np.flatnonzero(rows >= 0)}), rows[rows >= 0]
     new = {
-        n: ((dim, *v.dims[1:]), _take(v.values, rows, n), v.attrs)
-        for n, v in added.variables.items()
+        str(n): ((dim, *v.dims[1:]), _take(v.values, rows, str(n)), v.attrs)
+        for n, v in added.data_vars.items()
     }
     result = dataset.assign(new).assign_coords(added.coords)
     return add_history(result, f"merge_table({sorted(new)}, on={on!r}, how={how!r})")
@@ -170,25 +164,20 @@ def _chosen(columns: list[str] | str | None, names: list[str], skipped: set[str]
     return chosen
 
 
-def _from_dataset(table: xr.Dataset, columns: list[str] | str | None, on: On) -> _Added:
+def _from_dataset(
+    table: xr.Dataset, columns: list[str] | str | None, on: On
+) -> tuple[xr.Dataset, pd.DataFrame]:
+    """Return what is added, over rows, and the keys of the rows."""
     dim = _row_dim(table)
     names = [str(n) for n in table.variables if dim in table[n].dims]
     skipped = {*RELEASE_COORDS, *SCAN_KEYS, "nucleus_id", "pt_root_id"}
-    variables: dict[str, xr.Variable] = {}
-    coords: dict[str, xr.DataArray] = {}
-    for name in _chosen(columns, names, skipped):
-        values = table[name].transpose(dim, ...)
+    chosen = _chosen(columns, names, skipped)
+    rows = table.drop_indexes(dim, errors="ignore").rename_dims({dim: _ROW})
+    added = rows.reset_coords()[chosen].transpose(_ROW, ...)
+    for name, values in added.data_vars.items():
         if name in PERIODS and values.dtype.kind in "iu":
-            values = values.astype(np.float64)  # -1 would be an angle, NaN is none
-        variables[name] = xr.Variable(("row", *values.dims[1:]), values.values, values.attrs)
-        coords.update(
-            {
-                str(d): table.coords[d].reset_coords(drop=True)
-                for d in values.dims[1:]
-                if d in table.coords
-            }
-        )
-    return _Added(variables, coords, _dataset_keys(table, dim, on))
+            added[name] = values.astype(np.float64)  # -1 would be an angle, NaN is not
+    return added, _dataset_keys(table, dim, on)
 
 
 def _from_frame(
@@ -197,7 +186,7 @@ def _from_frame(
     on: On,
     angle_units: str | None,
     angle_convention: str | None,
-) -> _Added:
+) -> tuple[xr.Dataset, pd.DataFrame]:
     if not isinstance(table, pd.DataFrame):
         raise SchemaError(f"table is a {type(table).__name__}, expected a DataFrame or a Dataset")
     name = str(table.attrs.get("table", "table"))
@@ -217,27 +206,27 @@ def _from_frame(
     ids = {*key_columns, "target_id", "nucleus_id", "pt_root_id", "valid_id", *SCAN_KEYS}
     names = _chosen(columns, table.columns.tolist(), ids | (HOUSEKEEPING - {"volume"}))
     require_columns(table, name, names)
-    variables: dict[str, xr.Variable] = {}
-    coords: dict[str, xr.DataArray] = {}
-    if rates := [n for n in names if n in ("rate_ori", "rate_dir")]:
+    added = xr.Dataset()
+    rates = [n for n in names if n in ("rate_ori", "rate_dir")]
+    if rates:
         parsed, angles = rate_variables(table[rates], spec)
-        for rate, (dims, values, attrs) in parsed.items():
-            variables[rate] = xr.Variable(("row", *dims[1:]), values, attrs)
-        coords.update({n: xr.DataArray(v[1], dims=v[0], attrs=v[2]) for n, v in angles.items()})
+        added = xr.Dataset(
+            {n: ((_ROW, *dims[1:]), values, attrs) for n, (dims, values, attrs) in parsed.items()},
+            coords=angles,
+        )
     for column in [n for n in names if n not in rates]:
-        variables[column] = xr.Variable(("row",), *table_variable(table[column], spec))
-    return _Added(variables, coords, pd.DataFrame(keys))
+        added[column] = (_ROW, *table_variable(table[column], spec))
+    return added[names], pd.DataFrame(keys)
 
 
-def _without_repeats(added: _Added, on: On) -> pd.DataFrame:
+def _without_repeats(added: xr.Dataset, keys: pd.DataFrame) -> pd.DataFrame:
     """Keys of a unit that has equal rows for each of several nuclei count once."""
-    keys = added.keys
     repeated = keys.duplicated().to_numpy(dtype=bool)
-    if on != "functional" or not repeated.any():
+    if not repeated.any():
         return keys
     number = keys.groupby(list(keys.columns), sort=False, dropna=False).ngroup().to_numpy()
     first = np.unique(number, return_index=True)[1][number]
-    for variable in added.variables.values():
+    for variable in added.data_vars.values():
         values = variable.values
         # Two NaN are equal here; text is never NaN.
         same = (values == values[first]) | ((values != values) & (values != values)[first])

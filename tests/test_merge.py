@@ -129,6 +129,7 @@ def test_datasets_of_two_releases_are_refused(units, functional):
 
 
 TABLE = pd.DataFrame({"target_id": [11], "cell_type": ["x"]})
+OTHER = xr.Dataset(coords={"nucleus_id": [11]})
 
 
 @pytest.mark.parametrize(
@@ -136,6 +137,7 @@ TABLE = pd.DataFrame({"target_id": [11], "cell_type": ["x"]})
     [
         ({}, r"\['cell_type'\] are in the units already"),
         ({"columns": ["cell_typ"]}, "nearest: cell_type"),
+        ({"table": OTHER, "columns": "nucleus_id"}, r"\['nucleus_id'\] are in the units already"),
         ({"table": TABLE.rename(columns={"target_id": "who"})}, "lacks the columns"),
         ({"table": TABLE[:0].assign(x=1)[["target_id", "x"]]}, "no rows to take x from"),
         ({"how": "right"}, "expected 'left' or 'inner'"),

@@ -47,8 +47,8 @@ def build_units(
 ) -> xr.Dataset:
     """Build the unit table of one release.
 
-    A unit is a nucleus with a segment (``pt_root_id`` > 0) that is not shared with another nucleus,
-    and with an entry in the classification table.
+    A unit is a nucleus that has an entry in the classification table and a segment
+    (``pt_root_id`` > 0) that no other nucleus shares.
 
     Parameters
     ----------
@@ -130,7 +130,10 @@ def build_units(
     columns.update({str(name): words.to_numpy(dtype=object) for name, words in types.items()})
     if (columns["cell_type"] == columns["cell_type_raw"]).all():
         del columns["cell_type_raw"]  # only where a word was harmonised
-    columns["brain_area"] = _areas(nuclei["id"], roles, spec, notes)
+    columns["brain_area"] = np.full(len(nuclei), "unknown", dtype=object)
+    if "brain_area" in roles:
+        area = _latest(roles, "brain_area", spec, ["tag"], notes)["tag"].reindex(nuclei["id"])
+        columns["brain_area"] = area.fillna("unknown").to_numpy(dtype=object)
     columns.update(_proofreading(nuclei["pt_root_id"], roles, spec, notes))
     position = to_pia_um(positions(nuclei, nucleus_spec.name), nucleus_spec.resolution_nm)
     layer_types = _layer_types(spec)
@@ -159,15 +162,17 @@ def build_units(
     units = units.assign(_variables({"layer": layer_at(position[:, 1], layers)}))
     units = _add_functional(units, roles, spec, functional, notes)
     units.attrs["notes"] = notes
-    dropped, noted = (
-        ", ".join(f"{n} {step.replace('_', ' ')}" for step, n in steps.items())
-        for steps in ({k: n for k, n in counts.items() if k not in ("nuclei", "units")}, notes)
-    )
+    dropped = {step: n for step, n in counts.items() if step not in ("nuclei", "units")}
     logger.info(
         "%s v%d: %d of %d nuclei are units (dropped: %s; %s)",
-        spec.datastack, spec.version, counts["units"], counts["nuclei"], dropped, noted,
+        spec.datastack, spec.version, counts["units"], counts["nuclei"],
+        _in_words(dropped), _in_words(notes),
     )  # fmt: skip
     return units
+
+
+def _in_words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {step.replace('_', ' ')}" for step, n in counts.items())
 
 
 def _variables(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,71 +217,69 @@ def _layer_types(spec: ReleaseSpec) -> Mapping[str, tuple[str, ...]]:
     return {}
 
 
+# How the notes call nuclei with several rows that differ.
+_CONTRADICTING = {
+    "celltype": "contradicting_classifications",
+    "celltype_fine": "contradicting_fine_types",
+    "celltype_corrections": "nuclei_with_several_corrections",
+    "brain_area": "contradicting_areas",
+}
+
+
 def _latest(
-    tables: Tables, role: str, spec: ReleaseSpec, values: list[str]
-) -> tuple[pd.DataFrame, int]:
-    """Read a table by nucleus: the latest row of each, and how many nuclei have several."""
+    tables: Tables, role: str, spec: ReleaseSpec, values: list[str], notes: dict[str, int]
+) -> pd.DataFrame:
+    """Return the latest row of each nucleus."""
     table_spec = spec.table_of(role)
     typed = typed_table(tables[role], role, table_spec)
-    latest, contradicted = latest_by(typed, table_spec.name, "target_id", values)
-    return latest.set_index("target_id"), contradicted
+    latest, n_contradicting = latest_by(typed, table_spec.name, "target_id", values)
+    if n_contradicting:
+        notes[_CONTRADICTING[role]] = n_contradicting
+    return latest.set_index("target_id")
 
 
 def _cell_types(tables: Tables, spec: ReleaseSpec, notes: dict[str, int]) -> pd.DataFrame:
     """Classes and types by nucleus, with the words of the data model and those of the table."""
     coarse = type_spec = spec.table_of("celltype")
     columns = [coarse.class_column] * coarse.has_classes + ["cell_type"] * coarse.has_types
-    listed, n = _latest(tables, "celltype", spec, list(dict.fromkeys(columns)))
-    if n:
-        notes["contradicting_classifications"] = n
-    nothing = pd.Series(None, index=listed.index, dtype=object)
-    classes = listed[coarse.class_column] if coarse.has_classes else nothing
-    types = listed["cell_type"] if coarse.has_types else nothing
+    listed = _latest(tables, "celltype", spec, list(dict.fromkeys(columns)), notes)
+    words = pd.DataFrame(
+        {
+            "classification_system": listed[coarse.class_column] if coarse.has_classes else None,
+            "cell_type": listed["cell_type"] if coarse.has_types else None,
+        },
+        index=listed.index,
+        dtype=object,
+    )
     if "celltype_fine" in tables:
         type_spec = spec.table_of("celltype_fine")
-        fine, n = _latest(tables, "celltype_fine", spec, ["cell_type"])
-        if n:
-            notes["contradicting_fine_types"] = n
-        types = fine["cell_type"].reindex(listed.index)
+        words["cell_type"] = _latest(tables, "celltype_fine", spec, ["cell_type"], notes)[
+            "cell_type"
+        ]
     if "celltype_corrections" in tables:
-        classes, types = _corrected(tables, spec, classes, types, notes)
-    types = types.astype(object)
-    known_types = [word for words in type_spec.layers.values() for word in words]
+        notes["nuclei_with_several_corrections"] = 0
+        names = ["classification_system", "cell_type"]
+        corrections = _latest(tables, "celltype_corrections", spec, names, notes)
+        of_table = words.copy()
+        words.update(corrections[names])  # an empty word leaves the old one
+        changed = (words.fillna("") != of_table.fillna("")).any(axis=1)
+        notes["corrections"] = len(corrections)
+        notes["corrections_that_change_a_nucleus"] = int(changed.sum())
+        notes["corrections_of_unlisted_nuclei"] = int((~corrections.index.isin(words.index)).sum())
+    known_types = [word for of_layer in type_spec.layers.values() for word in of_layer]
+    raw = words["cell_type"]
     frame = pd.DataFrame(
         {
-            "classification_system": _harmonise(classes, coarse.class_words, _CLASSES),
-            "cell_type": _harmonise(types, type_spec.type_words, known_types),
-            "cell_type_raw": types.where(types.notna(), "unknown"),
+            "classification_system": _harmonise(
+                words["classification_system"], coarse.class_words, _CLASSES
+            ),
+            "cell_type": _harmonise(raw, type_spec.type_words, known_types),
+            "cell_type_raw": raw.where(raw.notna(), "unknown"),
         }
     )
     if n := int((frame["cell_type"] != frame["cell_type_raw"]).sum()):
         notes["harmonised_type_words"] = n
     return frame
-
-
-def _corrected(
-    tables: Tables,
-    spec: ReleaseSpec,
-    classes: pd.Series,
-    types: pd.Series,
-    notes: dict[str, int],
-) -> tuple[pd.Series, pd.Series]:
-    columns = ["classification_system", "cell_type"]
-    latest, n_several = _latest(tables, "celltype_corrections", spec, columns)
-    listed = latest[latest.index.isin(classes.index)]
-    changed = pd.Series(False, index=classes.index)
-    corrected = []
-    for old, name in zip((classes, types), columns, strict=True):
-        words = listed[name].dropna()  # an empty word leaves the old one
-        new = old.copy()
-        new.loc[words.index] = words
-        changed |= new.fillna("") != old.fillna("")
-        corrected.append(new)
-    notes["corrections"] = len(latest)
-    notes["corrections_that_change_a_nucleus"] = int(changed.sum())
-    notes["nuclei_with_several_corrections"] = n_several
-    notes["corrections_of_unlisted_nuclei"] = len(latest) - len(listed)
-    return corrected[0], corrected[1]
 
 
 def _harmonise(words: pd.Series, mapping: Mapping[str, str], known: Iterable[str]) -> pd.Series:
@@ -287,15 +290,6 @@ def _harmonise(words: pd.Series, mapping: Mapping[str, str], known: Iterable[str
     spelling.update({old.lower(): new for old, new in mapping.items()})
     target = {word: spelling[str(word).lower()] for word in words.dropna().unique()}
     return words.map(target).fillna("unknown").astype(object)
-
-
-def _areas(ids: pd.Series, tables: Tables, spec: ReleaseSpec, notes: dict[str, int]) -> np.ndarray:
-    if "brain_area" not in tables:
-        return np.full(len(ids), "unknown", dtype=object)
-    latest, n = _latest(tables, "brain_area", spec, ["tag"])
-    if n:
-        notes["contradicting_areas"] = n
-    return latest["tag"].reindex(ids).fillna("unknown").to_numpy(dtype=object)
 
 
 # Proofreading: strategies and status words to what an axon can be used for.

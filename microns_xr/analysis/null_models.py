@@ -51,7 +51,7 @@ from microns_xr.analysis.tuned import (
 )
 from microns_xr.angles import describe_angle
 from microns_xr.connectivity.arrays import PAIR_DIMS, gcxs, make_pattern, pair_buffers
-from microns_xr.connectivity.labels import Lookup
+from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.connectivity.sort import take_values
 from microns_xr.connectivity.subset import recompress
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
@@ -530,12 +530,7 @@ def permute_angles(
     groups = _groups([_unit_values(units, name)[movable] for name in names], movable)
 
     def draw(numbers: np.ndarray) -> np.ndarray:
-        drawn = np.repeat(values[None], numbers.size, axis=0)
-        for row, i in zip(drawn, numbers.tolist(), strict=True):
-            rng = np.random.Generator(np.random.PCG64(random_state(seed, i)))
-            for members in groups:
-                row[members] = values[rng.permutation(members)]
-        return drawn
+        return np.stack([values[_permuted(values.size, groups, seed, i)] for i in numbers.tolist()])
 
     numbers = da.arange(n, chunks=max(1, _BLOCK // values.size), dtype=np.int64)
     drawn = da.map_blocks(
@@ -592,15 +587,11 @@ def permute_weights(
     """
     observed = _Observed(connectivity)
     names = [within] if isinstance(within, str) else list(within)
-    everything = np.arange(observed.post.size)
-    groups = _groups([_connection_values(observed, name) for name in names], everything)
+    size = observed.post.size
+    groups = _groups([_connection_values(observed, name) for name in names], np.arange(size))
 
     def draw(i: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.Generator(np.random.PCG64(random_state(seed, i)))
-        source = everything.copy()
-        for members in groups:
-            source[members] = rng.permutation(members)
-        return observed.post, source
+        return observed.post, _permuted(size, groups, seed, i)
 
     attrs = {
         "null": f"permute_weights(within={names}, seed={seed})",
@@ -647,6 +638,15 @@ def _groups(labels: list[np.ndarray], positions: np.ndarray) -> list[np.ndarray]
     order = np.argsort(groups, kind="stable")
     cuts = np.flatnonzero(np.diff(groups[order])) + 1
     return [members for members in np.split(positions[order], cuts) if members.size > 1]
+
+
+def _permuted(size: int, groups: list[np.ndarray], seed: int, replicate: int) -> np.ndarray:
+    """Return ``range(size)`` with the members of each group in random order."""
+    rng = np.random.default_rng(random_state(seed, replicate))
+    result = np.arange(size)
+    for members in groups:
+        result[members] = rng.permutation(members)
+    return result
 
 
 def rewire(
@@ -863,18 +863,14 @@ def _positions(
     connectivity: xr.Dataset, units: xr.Dataset, of_units: np.ndarray, dim: str
 ) -> np.ndarray:
     """Return the positions of the neurons of an axis, all of which must have one."""
-    lookup = Lookup(units["nucleus_id"].values, "nucleus_id of the units")
-    rows = lookup.find(connectivity[dim].values)
-    if (rows < 0).any():
-        raise UnknownLabelError(
-            f"{(rows < 0).sum()} of {rows.size} neurons of {dim} are not among the units: select "
-            "those that are with mx.select_connections"
-        )
+    ids = connectivity[dim].values
+    rows = Lookup(units["nucleus_id"].values, "nucleus_id of the units").find(ids)
+    require_known(ids, rows, dim, "the units", "select others with mx.select_connections")
     at = np.ascontiguousarray(of_units[rows])
-    absent = ~np.isfinite(at).all(axis=1)
-    if absent.any():
+    n_absent = (~np.isfinite(at).all(axis=1)).sum()
+    if n_absent:
         raise SchemaError(
-            f"{absent.sum()} neurons of {dim} have no position: leave them out with "
+            f"{n_absent} neurons of {dim} have no position: leave them out with "
             "mx.select_connections"
         )
     return at

@@ -247,7 +247,7 @@ def test_distances_need_positions(monkeypatch):
     other = mx.releases.stamp_release(units, "minnie65_public", 661)
     schema, label = mx.errors.SchemaError, mx.errors.UnknownLabelError
     for error, match, of_units, arguments in (
-        (label, "are not among the units", units.isel(nucleus_id=slice(9)), {}),
+        (label, "are not in the units", units.isel(nucleus_id=slice(9)), {}),
         (schema, "have no position", lost, {}),
         (schema, "expected the width of a bin", units, {"bins": 0}),
         (schema, "expected the width of a bin", units, {"bins": [50, 20]}),

@@ -17,9 +17,7 @@ import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 import microns_xr as mx
-from microns_xr.connectivity.arrays import pattern_of
-from microns_xr.store.locate import CompleteStore, read_span, read_values
-from microns_xr.store.open import groups_of, open_root
+from microns_xr.store.locate import CompleteStore, read_span
 
 pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'microns-xr[cloud]'")
 pytest.importorskip("obstore", reason="obstore is not installed: pip install 'microns-xr[cloud]'")
@@ -95,7 +93,7 @@ def test_what_is_written_comes_back(written: Any) -> None:
         xr.testing.assert_identical(tree[name].to_dataset(), THREE[name]())
         ex.assert_same_dtypes(tree[name].to_dataset(), THREE[name]())
     ex.assert_same_connectivity(tree["connectivity"].to_dataset(), ex.connectivity())
-    assert pattern_of(tree["connectivity"].to_dataset()).compressed == "post"
+    assert tree["connectivity"].synapse_size.data.compressed_axes == (1,)
     assert tree.attrs["microns_xr_format"] == 1
 
 
@@ -105,7 +103,7 @@ def test_the_engine_takes_the_same(written: Any) -> None:
     xr.testing.assert_identical(units, ex.units())
     tree = xr.open_datatree(where, engine="microns_xr", compressed="pre", **options)
     ex.assert_same_connectivity(tree["connectivity"].to_dataset(), ex.connectivity())
-    assert pattern_of(tree["connectivity"].to_dataset()).compressed == "pre"
+    assert tree["connectivity"].synapse_size.data.compressed_axes == (0,)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -113,7 +111,7 @@ def test_a_place_that_is_taken_is_refused(written: Any, overwrite: bool) -> None
     where, options = written
     with pytest.raises(mx.errors.StoreFormatError, match="is taken, expected a new address"):
         mx.write_store(where, units=ex.units(), overwrite=overwrite, **options)
-    assert groups_of(open_root(where, **options)) == list(THREE)
+    assert list(mx.open_store(where, **options).children) == list(THREE)
 
 
 @pytest.mark.parametrize(("kind", "consolidated"), [("address", False), ("obstore", True)])
@@ -169,20 +167,16 @@ def test_an_upload_that_broke_off(bucket: Any, kind: str, written: int) -> None:
     finally:
         bucket.puts_left = None
     assert name in str(caught.value)
-    with pytest.raises(
-        mx.errors.StoreFormatError, match="no store at" if not written else "not a finished"
-    ):
+    message = "not a finished" if written else "no store at"
+    with pytest.raises(mx.errors.StoreFormatError, match=message):
         mx.open_store(where, **options)
-    with pytest.raises(
-        mx.errors.StoreFormatError, match="no store at" if not written else "not a finished"
-    ):
+    with pytest.raises(mx.errors.StoreFormatError, match=message):
         xr.open_datatree(where, engine="microns_xr", **options)
-    if written:
-        with pytest.raises(
-            mx.errors.StoreFormatError, match="remove what an interrupted write has left"
-        ):
-            mx.write_store(where, units=ex.units(), **options)
-    else:
+    if not written:
+        mx.write_store(where, units=ex.units(), **options)
+        return
+    message = "remove what an interrupted write has left"
+    with pytest.raises(mx.errors.StoreFormatError, match=message):
         mx.write_store(where, units=ex.units(), **options)
 
 
@@ -299,9 +293,15 @@ def test_over_http(bucket: Any, big: str) -> None:
     xr.testing.assert_identical(tree["units"].to_dataset(), ex.units())
     one = xr.open_dataset(url, engine="microns_xr", group="layers")
     xr.testing.assert_identical(one, ex.layers())
-    size, pre = inputs_of(open_root(url), 400)
-    np.testing.assert_array_equal(size, ms.SIZE[ms.STORED[:, 400], 400])
-    np.testing.assert_array_equal(pre, ms.PRE[ms.STORED[:, 400]])
+    assert_inputs(mx.inputs_to(url, int(ms.POST[400])), 400)
+
+
+def assert_inputs(found: xr.Dataset, position: int) -> None:
+    """The inputs of one neuron are those of the matrix."""
+    stored = ms.STORED[:, position]
+    np.testing.assert_array_equal(found["pre_nucleus_id"], ms.PRE[stored])
+    np.testing.assert_array_equal(found["synapse_size"], ms.SIZE[stored, position])
+    np.testing.assert_array_equal(found["synapse_count"], ms.COUNT[stored, position])
 
 
 # --- shards ------------------------------------------------------------------------------------------
@@ -309,13 +309,12 @@ def test_over_http(bucket: Any, big: str) -> None:
 
 @pytest.mark.parametrize("compressed", ["post", "pre"])
 def test_a_sharded_store_holds_the_same(bucket: Any, big: str, compressed: Any) -> None:
-    root = open_root(bucket.obstore(big))
+    root = zarr.open_group(bucket.obstore(big), mode="r")
     for name, expected in ms.buffers(compressed).items():
         array = root[f"connectivity/by_{compressed}/{name}"]
         assert isinstance(array, zarr.Array)
-        found = read_values(array)
-        assert found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected, err_msg=name)
+        assert array.dtype == expected.dtype
+        np.testing.assert_array_equal(array[...], expected, err_msg=name)
         sharded = array.shape[0] > 2**16
         assert (array.chunks, array.shards) == (
             ((2**16,), (2**17,)) if sharded else (array.shape, None)
@@ -378,7 +377,7 @@ def test_synapses_in_shards(tmp_path: Path) -> None:
     plain, sharded = tmp_path / "plain.zarr", MemoryStore()
     mx.write_store(plain, **parts)
     mx.write_store(sharded, **parts, shards=True)
-    position = open_root(sharded)["synapses/position"]
+    position = zarr.open_group(sharded, mode="r")["synapses/position"]
     assert isinstance(position, zarr.Array)
     assert (position.chunks, position.shards) == ((2**16, 3), (2**17, 3))
     xr.testing.assert_identical(
@@ -446,34 +445,6 @@ class Counting(zarr.storage.WrapperStore[Any]):
 # --- how much is asked for ---------------------------------------------------------------------------
 
 
-def inputs_of(root: zarr.Group, position: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes and presynaptic ids of one neuron: the plainest way to read them from a store."""
-    group = root["connectivity/by_post"]
-    assert isinstance(group, zarr.Group)
-    start, stop = np.asarray(group["indptr"][position : position + 2]).tolist()
-    arrays = [group[name] for name in ("data", "indices")]
-    size, pre = (read_span(array, start, stop) for array in arrays)
-    return size, read_values(group["pre_nucleus_id"])[pre]
-
-
-@pytest.mark.parametrize("kind", ["address", "obstore"])
-def test_opening_and_one_neuron_touch_few_objects(bucket: Any, big: str, kind: str) -> None:
-    where, options = places(bucket, big)[kind]
-    with bucket.asked() as seen:
-        root = open_root(where, **options)
-    assert [(one.method, one.key) for one in seen] == [("GET", f"{big}/zarr.json")]
-    with bucket.asked() as seen:
-        size, pre = inputs_of(root, 400)
-    np.testing.assert_array_equal(size, ms.SIZE[ms.STORED[:, 400], 400])
-    np.testing.assert_array_equal(pre, ms.PRE[ms.STORED[:, 400]])
-    # indptr and the labels whole; index and one chunk of a shard of data, and of indices
-    assert len(seen) == 6
-    assert len({one.key for one in seen}) == 4
-    assert {one.method for one in seen} == {"GET"}
-    stored = sum(len(part) for part in _objects(bucket, f"{big}/connectivity/by_post/data/c"))
-    assert sum(one.sent for one in seen if "/data/" in one.key.split("by_post")[1]) < stored / 2
-
-
 @pytest.mark.parametrize("kind", ["address", "obstore"])
 def test_lazy_connectivity_touches_few_objects(bucket: Any, big: str, kind: str) -> None:
     where, options = places(bucket, big)[kind]
@@ -491,21 +462,18 @@ def test_lazy_connectivity_touches_few_objects(bucket: Any, big: str, kind: str)
     with bucket.asked() as seen:
         found = mx.inputs_to(connectivity, int(ms.POST[400])).compute()
     # index and chunks of a shard, of three arrays
-    assert len(seen) == 6
+    assert [one.method for one in seen] == ["GET"] * 6
     assert len({one.key for one in seen}) == 3
-    size, pre = inputs_of(open_root(where, **options), 400)
-    np.testing.assert_array_equal(found["pre_nucleus_id"].values, pre)
-    np.testing.assert_array_equal(found["synapse_size"].values, size)
-    assert found["synapse_count"].values.sum() == ms.COUNT[:, 400].sum()
+    stored = sum(len(part) for part in _objects(bucket, f"{big}/connectivity/by_post/data/c"))
+    assert sum(one.sent for one in seen if "/data/" in one.key.split("by_post")[1]) < stored / 2
+    assert_inputs(found, 400)
 
 
 def test_a_store_as_argument_may_be_in_a_bucket(bucket: Any, big: str) -> None:
     with bucket.asked() as seen:
         found = mx.inputs_to(bucket.obstore(big), int(ms.POST[400]))
     assert len(seen) <= 15
-    size, pre = inputs_of(open_root(bucket.obstore(big)), 400)
-    np.testing.assert_array_equal(found["pre_nucleus_id"].values, pre)
-    np.testing.assert_array_equal(found["synapse_size"].values, size)
+    assert_inputs(found, 400)
 
 
 def test_lazy_connectivity_from_one_bucket_to_another(bucket: Any, big: str) -> None:
@@ -514,9 +482,9 @@ def test_lazy_connectivity_from_one_bucket_to_another(bucket: Any, big: str) -> 
     parts = {str(name): node.to_dataset() for name, node in tree.children.items()}
     mx.write_store(other, **parts, shards=True)
     for compressed in ("post", "pre"):
-        group = open_root(other)[f"connectivity/by_{compressed}"]
+        group = zarr.open_group(other, mode="r")[f"connectivity/by_{compressed}"]
         for name, expected in ms.buffers(compressed).items():
-            np.testing.assert_array_equal(read_values(group[name]), expected, err_msg=name)
+            np.testing.assert_array_equal(group[name][...], expected, err_msg=name)
 
 
 @pytest.mark.parametrize("consolidated", [False, True])
@@ -577,9 +545,9 @@ def _objects(bucket: Any, prefix: str) -> list[bytes]:
 @pytest.mark.parametrize("kind", ["address", "obstore"])
 def test_what_is_open_travels_to_other_processes(bucket: Any, big: str, kind: str) -> None:
     where, options = places(bucket, big)[kind]
-    array = pickle.loads(pickle.dumps(open_root(where, **options)["connectivity/by_post/data"]))
-    np.testing.assert_array_equal(read_span(array, 9, 99), ms.buffers("post")["data"][9:99])
-    assert str(array.store_path).startswith("s3://" if kind == "address" else "object_store://")
+    tree = pickle.loads(pickle.dumps(mx.open_store(where, lazy=True, **options)))
+    assert_inputs(mx.inputs_to(tree, int(ms.POST[9])), 9)
+    xr.testing.assert_identical(tree["units"].to_dataset().compute(), ex.units())
 
 
 def test_writing_what_is_lazily_read_from_a_bucket(bucket: Any) -> None:

@@ -24,6 +24,7 @@ from microns_xr.schema import validate
 pytestmark = pytest.mark.filterwarnings("default")
 
 COPIES = ["post", "pre"]
+DENSE = {"units": ex.units, "layers": ex.layers, "functional": ex.functional}
 # A span within one chunk, one over the borders of chunks and shards, the end.
 SPANS = [(10, 20), (60_000, 140_000), (179_000, int(ms.STORED.sum()))]
 
@@ -90,6 +91,7 @@ def test_xarray_reads_connections(written: Written, compressed: str, chunks: Any
         assert table[name].dtype == expected.dtype
         assert (table[name].chunks is None) == (chunks is None or name.endswith("_nucleus_id"))
         np.testing.assert_array_equal(table[name].values, expected, err_msg=name)
+    assert table["data"].attrs["units"] == "voxels of 4x4x40 nm"
     # by dask where there are chunks: something over all of two arrays
     product = (table["data"].astype("i8") * table["synapse_count"]).sum()
     assert product.compute().item() == (ms.SIZE * ms.COUNT).sum()
@@ -100,18 +102,16 @@ def test_xarray_reads_connections(written: Written, compressed: str, chunks: Any
 def test_xarray_reads_every_group(written: Written) -> None:
     with xr.open_datatree(written.path, engine="zarr", chunks={}, **written.xarray) as tree:
         assert tree.attrs["microns_xr_format"] == 1
-        for name, make in (
-            ("units", ex.units),
-            ("layers", ex.layers),
-            ("functional", ex.functional),
-        ):
+        for name, make in DENSE.items():
             found = tree[name].to_dataset().load()
             validate(found, name)  # type: ignore[arg-type]
             xr.testing.assert_equal(found, make())
+            assert set(found.coords) == set(make().coords)
             # text is of numpy's own dtype there
             assert {found[k].dtype.kind for k in found.variables} <= set("biufT")
         for compressed in COPIES:
             table = tree[f"connectivity/by_{compressed}"].to_dataset()
+            assert table["datastack"].item() == "minnie65_public"
             for key, expected in ms.buffers(compressed).items():
                 np.testing.assert_array_equal(table[key].values, expected)
 
@@ -122,6 +122,9 @@ def test_xarray_reads_every_group(written: Written) -> None:
 @pytest.mark.parametrize("compressed", COPIES)
 def test_zarr_reads_spans(written: Written, compressed: str) -> None:
     group = written.group(f"connectivity/by_{compressed}")
+    assert group.attrs["encoding-type"] == {"post": "csc_matrix", "pre": "csr_matrix"}[compressed]
+    assert group.attrs["encoding-version"] == "0.1.0"
+    assert group.attrs["shape"] == [900, 800]
     for name in ("data", "indices", "synapse_count", f"{compressed}_index"):
         array, expected = group[name], ms.buffers(compressed)[name]
         assert array.dtype == np.int32  # type: ignore[union-attr]
@@ -240,11 +243,7 @@ def test_zarrita(written: Written, zarrita: Path) -> None:
     units = ex.units()
     groups = {
         f"{group}/{name}": make()[name]
-        for group, make in (
-            ("units", ex.units),
-            ("layers", ex.layers),
-            ("functional", ex.functional),
-        )
+        for group, make in DENSE.items()
         for name in make().variables
     }
     answer = _read(zarrita, written, *names, part, *groups)

@@ -21,12 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import microns_xr as mx
-from microns_xr.connectivity.arrays import pattern_of, values_of
-from microns_xr.provenance import release_of
 from microns_xr.schema import validate
 from microns_xr.store import stream
 from microns_xr.store.format import pattern_problem
-from microns_xr.store.open import open_root, read_group
 
 DENSE = {
     "units": ex.units,
@@ -79,14 +76,14 @@ def test_round_trip(path: str, in_memory: str, compressed: Any) -> None:
         ex.assert_same_dtypes(found, expected)
     found = tree["connectivity"].to_dataset()
     ex.assert_same_connectivity(found, ex.connectivity())
-    assert pattern_of(found).compressed == compressed
-    pattern = pattern_of(found)
+    pattern = found["synapse_size"].data
+    assert pattern.compressed_axes == {"post": (1,), "pre": (0,)}[compressed]
     assert pattern.indices.dtype == pattern.indptr.dtype == np.int32
     # by hand: post 11 <- 12; post 13 <- 11, 12; post 15 <- 12
     by_hand = {"post": ([1, 0, 1, 1], [0, 1, 3, 4]), "pre": ([1, 0, 1, 2], [0, 1, 4, 4])}
     assert (pattern.indices.tolist(), pattern.indptr.tolist()) == by_hand[compressed]
     by_hand_sizes = {"post": [30, 700, 0, 5], "pre": [700, 30, 0, 5]}
-    assert values_of(found).tolist() == by_hand_sizes[compressed]
+    assert pattern.data.tolist() == by_hand_sizes[compressed]
 
 
 def test_every_node_is_a_valid_dataset_with_its_release(store: str) -> None:
@@ -94,7 +91,8 @@ def test_every_node_is_a_valid_dataset_with_its_release(store: str) -> None:
     assert not tree.to_dataset().variables
     for name in tree.children:
         node = tree[name]
-        assert release_of(node.to_dataset()) == ("minnie65_public", 661)
+        assert node["datastack"].item() == "minnie65_public"
+        assert node["materialization_version"].item() == 661
         assert node["datastack"].dtype == object
         if name != "synapses":
             validate(node.to_dataset(), name)  # type: ignore[arg-type]
@@ -199,7 +197,7 @@ def test_many_chunks(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         pre, post = np.nonzero(count)
         expanded = np.sort(post) if compressed == "post" else np.sort(pre)
         np.testing.assert_array_equal(group[f"{compressed}_index"][...], expanded)
-        found = read_group(open_root(path), "connectivity", compressed=compressed)  # type: ignore[arg-type]
+        found = mx.open_store(path, compressed=compressed)["connectivity"].to_dataset()  # type: ignore[arg-type]
         ex.assert_same_connectivity(found, expected)
 
 
@@ -616,8 +614,6 @@ def test_arguments_of_open(store: str) -> None:
     assert mx.open_store(store, lazy=True)["connectivity"].to_dataset().chunks
     with pytest.raises(mx.errors.SchemaError, match="expected 'post' or 'pre'"):
         mx.open_store(store, compressed="both")  # type: ignore[arg-type]
-    with pytest.raises(mx.errors.UnknownLabelError, match="nearest: units"):
-        read_group(open_root(store), "unit")
 
 
 def test_a_store_is_found_relative_to_home_and_through_links(

@@ -9,7 +9,6 @@ as many rows as the service counts, each id once.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import re
 import threading
@@ -26,6 +25,7 @@ import requests
 
 from microns_xr.errors import SchemaError, SourceError
 from microns_xr.sources.net import BadAnswer, Refused, Retry
+from microns_xr.sources.synapse_plan import split_range
 from microns_xr.sources.tables import TableSource, frame_sha256, plain_types, to_frame
 
 Result = TypeVar("Result")
@@ -279,8 +279,8 @@ class CaveSource(TableSource):
     >>> source.available_tables(), source.synapse_table()  # doctest: +SKIP
     >>> source.count("nucleus_detection_v0")  # doctest: +SKIP
     >>> nuclei = source.read("nucleus_detection_v0")  # doctest: +SKIP
-    >>> source.provenance("nucleus_detection_v0")["timestamp"]  # doctest: +SKIP
-    >>> some = source.query("nucleus_detection_v0", {"id": [1, 2]})  # doctest: +SKIP
+    >>> source.provenance("nucleus_detection_v0")["sha256"]  # doctest: +SKIP
+    >>> some = source.query("nucleus_detection_v0", filter_in={"id": [1, 2]})  # doctest: +SKIP
     >>> source.close()
     """
 
@@ -620,7 +620,7 @@ def _query_whole(source: CaveSource, name: str, expected: int) -> list[Answer]:
     if not too_long and n_rows == expected == source.count(name, {}):
         return [first]
     n_parts = int(np.ceil(expected / (_FILLING * first.limited_to)))
-    waiting = _split_range(first.table["id"], None, None, max(n_parts, 2))
+    waiting = _split(first, None, None, n_parts)
     answers = []
     while waiting:
         low, high = waiting.pop()
@@ -629,27 +629,22 @@ def _query_whole(source: CaveSource, name: str, expected: int) -> list[Answer]:
         if answer.limited_to is None or one_id:
             answers.append(answer)
         else:
-            waiting.extend(_split_range(answer.table["id"], low, high, 2))
+            waiting += _split(answer, low, high, 2)
     return answers
 
 
-def _split_range(
-    ids: pa.ChunkedArray, low: int | None, high: int | None, n_parts: int
+def _split(
+    answer: Answer, low: int | None, high: int | None, n_parts: int
 ) -> list[tuple[int | None, int | None]]:
-    """Split a range of ids into parts that hold about as many of the ids seen in it.
-
-    Every part is narrower than the range, so that splitting comes to an end.
-    """
-    seen = np.unique(ids.to_numpy())
+    """Split a range of ids whose answer was cut."""
+    seen = answer.table["id"].to_numpy()
     if not len(seen):
         raise BadAnswer("an answer that was cut at the row limit holds no rows")
-    if (low is not None and seen[0] < low) or (high is not None and seen[-1] >= high):
+    first, last = seen.min(), seen.max()
+    if (low is not None and first < low) or (high is not None and last >= high):
         raise SourceError(
-            f"ids from {low} to {high} were asked for, {seen[0]} to {seen[-1]} came: the service "
-            "does not filter by ranges, so that tables above its row limit cannot be fetched from "
-            "it; use source='archive'"
+            f"ids from {low} to {high} were asked for, {first} to {last} came: the service does "
+            "not filter by ranges, so that tables above its row limit cannot be fetched from it; "
+            "use source='archive'"
         )
-    cuts = sorted({int(seen[len(seen) * i // n_parts]) for i in range(1, n_parts)} - {low})
-    if not cuts:  # one id alone, at the lower end
-        cuts = [int(seen[0]) + 1]
-    return list(itertools.pairwise([low, *cuts, high]))
+    return split_range(seen, low, high, n_parts)

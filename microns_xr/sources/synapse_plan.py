@@ -110,24 +110,28 @@ def split_ids(piece: Piece, parts: int) -> list[Piece]:
     return [Piece(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def split_synapses(piece: Piece, seen: np.ndarray, parts: int) -> list[Piece]:
-    """Split the synapses of one root by their ids; empty where they cannot be split.
+def split_range(
+    seen: np.ndarray, low: int | None, high: int | None, parts: int
+) -> list[tuple[int | None, int | None]]:
+    """Split a range of ids at quantiles of those that a cut answer happened to hold.
 
-    The cuts are quantiles of the ids that a cut answer happened to hold. Whichever these are, the
-    first and the last piece hold some of them each, so that every split makes progress.
+    Whichever these are, the first and the last part hold some of them each, so that every split
+    makes progress. Empty where the range cannot be split.
     """
-    seen = np.unique(seen)
-    cuts = seen[np.arange(1, max(parts, 2)) * len(seen) // max(parts, 2)] if len(seen) else seen
+    seen, parts = np.unique(seen), max(parts, 2)
+    cuts = seen[np.arange(1, parts) * len(seen) // parts] if len(seen) else seen
     if len(seen) == 1:
         cuts = np.array([seen[0], seen[0] + 1])
-    low, high = piece.id_from, piece.id_below
     inside = sorted(
         {c for c in cuts.tolist() if (low is None or c > low) and (high is None or c < high)}
     )
-    if not inside:
-        return []
-    edges = [low, *inside, high]
-    return [replace(piece, id_from=a, id_below=b) for a, b in itertools.pairwise(edges)]
+    return list(itertools.pairwise([low, *inside, high])) if inside else []
+
+
+def split_synapses(piece: Piece, seen: np.ndarray, parts: int) -> list[Piece]:
+    """Split the synapses of one root by their ids; empty where they cannot be split."""
+    ranges = split_range(seen, piece.id_from, piece.id_below, parts)
+    return [replace(piece, id_from=low, id_below=high) for low, high in ranges]
 
 
 _FIRST_ID = -1  # below all synapse ids

@@ -136,7 +136,7 @@ def make_request(
             if not len(unique) or unique[0] < 1:
                 what = f"root id {unique[0]}, which is not a segment" if len(unique) else "no id"
                 raise SchemaError(f"{side} holds {what}: give root ids above 0; None asks for all")
-    return SynapseRequest(datastack, int(version), table, **roots, positions=bool(positions))
+    return SynapseRequest(datastack, version, table, **roots, positions=bool(positions))
 
 
 # The upper bits of a root id are its layer, so that root ids are far above all nucleus ids.
@@ -638,9 +638,7 @@ def download_synapses(
     for name, value in (("batch", batch), ("workers", workers)):
         if value is not None:
             whole_number(name, value, 1)
-    request = make_request(
-        service.datastack, int(service.version or 0), table, pre, post, positions
-    )
+    request = make_request(service.datastack, service.version, table, pre, post, positions)
     result = SynapseSet(folder, request.key)
     if result.is_complete:
         logger.info("synapses of %s are already in %s", request.key, folder)

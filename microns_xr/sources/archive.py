@@ -12,13 +12,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
-from microns_xr.errors import IncompleteDownloadError, SchemaError, SourceError, nearest
+from microns_xr.errors import (
+    IncompleteDownloadError,
+    SchemaError,
+    SourceError,
+    nearest,
+    whole_number,
+)
 from microns_xr.files import file_sha256
 from microns_xr.releases import ReleaseSpec, release_spec, supported_versions, table_spec
 from microns_xr.sources.fetch import (
@@ -53,7 +58,7 @@ from microns_xr.sources.synapses import (
     make_request,
     sorted_synapses,
 )
-from microns_xr.sources.tables import TableSource, to_frame
+from microns_xr.sources.tables import TableSource, require_table_name, to_frame
 
 logger = logging.getLogger(__name__)
 
@@ -143,21 +148,20 @@ class ArchiveSource(TableSource):
         timeout: float = 60.0,
         progress: bool = True,
     ) -> None:
-        number = version.version if isinstance(version, ReleaseSpec) else version
-        if isinstance(number, bool) or not isinstance(number, int | np.integer):
-            raise SchemaError(f"version is {version!r}, expected a number such as 661")
+        if not isinstance(version, ReleaseSpec):
+            number = whole_number("version", version, 1)
+            known = number in supported_versions()
+            version = release_spec(number) if known else ReleaseSpec(number, tables={})
         if url is None and datastack not in ARCHIVES:
             raise SourceError(
                 f"there is no public archive of {datastack!r}, only of {', '.join(ARCHIVES)}: "
                 "pass url=..., the folder that holds v661, v943, ..."
             )
-        self.version = int(number)
+        self.version = version.version
         self.datastack = datastack
         self.url = str(ARCHIVES[datastack] if url is None else url).rstrip("/")
         self.progress = progress
-        self._spec = version if isinstance(version, ReleaseSpec) else None
-        if self._spec is None and self.version in supported_versions():
-            self._spec = release_spec(self.version)
+        self._spec = version
         address = f"{self.url}/v{self.version}"
         self._shown = shown_url(address)
         if not storage_options:  # Google's buckets are read over https, where nobody logs in
@@ -188,21 +192,15 @@ class ArchiveSource(TableSource):
     # name that the registry gives as ``archive_file``. Each is a header file and a data file.
 
     def _archive_file(self, name: str) -> str | None:
-        spec = self._spec.table_specs.get(name) if self._spec else None
-        return (spec or table_spec(name)).archive_file
+        return (self._spec.table_specs.get(name) or table_spec(name)).archive_file
 
     def _registered(self) -> set[str]:
-        specs = [release_spec(version) for version in supported_versions()]
-        specs += [self._spec] if self._spec else []
+        specs = [self._spec, *map(release_spec, supported_versions())]
         return {name for spec in specs for name in spec.tables.values()}
 
     def _candidates(self, name: str) -> list[str]:
         """Return the names that the files of a table may have, without their endings."""
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise SourceError(
-                f"{name!r} is not a table name: expected letters, digits, '_', '-', '.'"
-            )
-        registered = self._archive_file(name)
+        registered = self._archive_file(require_table_name(name))
         return [registered] if registered else [f"{name}_merged", name]
 
     def _stem_of(self, name: str) -> str:
@@ -318,7 +316,7 @@ class ArchiveSource(TableSource):
         SourceError
             If there is no such table, or it is the table of all synapses.
         """
-        if name in (SYNAPSE_TABLE, self._spec.tables.get("synapses") if self._spec else None):
+        if name in (SYNAPSE_TABLE, self._spec.tables.get("synapses")):
             raise SourceError(
                 f"{name} is the table of all synapses, which is not read whole: use "
                 "download_synapses(pre, post)"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
-import re
 from collections.abc import Collection, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -35,14 +34,19 @@ from microns_xr.sources.synapses import (
     list_requests,
     open_request,
 )
-from microns_xr.sources.tables import TableSource, plain_types, read_table_file, to_frame
+from microns_xr.sources.tables import (
+    TableSource,
+    plain_types,
+    read_table_file,
+    require_table_name,
+    to_frame,
+)
 
 logger = logging.getLogger(__name__)
 
 Policy = Literal["minimum", "all", "extra"]
 
 _NEEDED_ROLES = ("nucleus", "celltype", "proofreading")  # without these there are no units
-_NAME = re.compile(r"\w[\w.-]*")
 
 
 def table_names(
@@ -127,16 +131,11 @@ class CachedSource(TableSource):
 
     def path(self, name: str) -> Path:
         """Return where a table's parquet file is, or will be."""
-        if not _NAME.fullmatch(name):
-            raise SourceError(
-                f"{name!r} is not a table name: expected letters, digits, '_', '-', '.'"
-            )
-        return self.table_folder / f"{name}.parquet"
+        return self.table_folder / f"{require_table_name(name)}.parquet"
 
     def names(self) -> list[str]:
         """Return the names of the downloaded tables that are there and whole."""
-        stems = [path.stem for path in self.table_folder.glob("*.json")]
-        return sorted(name for name in stems if _NAME.fullmatch(name) and self.has(name))
+        return sorted(p.stem for p in self.table_folder.glob("*.json") if self.has(p.stem))
 
     def has(self, name: str) -> bool:
         """Whether a table is there and whole, by its record and the sha256 in it."""

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import requests
 
-from microns_xr.errors import SchemaError, SourceError
+from microns_xr.errors import SchemaError, SourceError, whole_number
 from microns_xr.sources.net import BadAnswer, Refused, Retry
 from microns_xr.sources.synapse_plan import split_range
 from microns_xr.sources.tables import TableSource, frame_sha256, plain_types, to_frame
@@ -297,9 +297,7 @@ class CaveSource(TableSource):
         retry: Retry | None = None,
         connections: int = 16,
     ) -> None:
-        if isinstance(version, bool) or not isinstance(version, int | np.integer):
-            raise SchemaError(f"version is {version!r}, expected a number such as 1718")
-        self.version = int(version)
+        self.version = whole_number("version", version, 1)
         self.datastack = datastack
         self.server_address = server_address.rstrip("/") if server_address else None
         self.timeout = timeout

@@ -8,6 +8,7 @@ that an 18-digit id never passes through a float.
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +24,8 @@ from microns_xr.errors import SourceError
 from microns_xr.files import new_file
 
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".feather")
+
+TABLE_NAME = re.compile(r"\w[\w.-]*")
 
 # Words that stand for nothing in a column of numbers; a column of text keeps them as they are.
 _NULLS = ["", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL", "None"]
@@ -109,6 +112,13 @@ class TableSource(Protocol):
         SourceError
             As `read`.
         """
+
+
+def require_table_name(name: str) -> str:
+    """Return the name of a table, of which the name of a file is made."""
+    if not TABLE_NAME.fullmatch(name):
+        raise SourceError(f"{name!r} is not a table name: expected letters, digits, '_', '-', '.'")
+    return name
 
 
 # ----------------------------------------------------------------------------------------- types

@@ -35,6 +35,7 @@ from microns_xr.sources.synapses import (
     open_request,
 )
 from microns_xr.sources.tables import (
+    TABLE_NAME,
     TableSource,
     plain_types,
     read_table_file,
@@ -135,7 +136,8 @@ class CachedSource(TableSource):
 
     def names(self) -> list[str]:
         """Return the names of the downloaded tables that are there and whole."""
-        return sorted(p.stem for p in self.table_folder.glob("*.json") if self.has(p.stem))
+        stems = [path.stem for path in self.table_folder.glob("*.json")]
+        return sorted(name for name in stems if TABLE_NAME.fullmatch(name) and self.has(name))
 
     def has(self, name: str) -> bool:
         """Whether a table is there and whole, by its record and the sha256 in it."""

@@ -126,8 +126,8 @@ def test_a_source_follows_the_protocol_and_says_where_it_reads():
 @pytest.mark.parametrize(
     ("version", "options", "error", "words"),
     [
-        ("661", {}, mx.errors.SchemaError, "expected a number"),
-        (True, {}, mx.errors.SchemaError, "expected a number"),
+        ("661", {}, mx.errors.SchemaError, "expected a whole number"),
+        (True, {}, mx.errors.SchemaError, "expected a whole number"),
         (661, {"datastack": "flywire"}, mx.errors.SourceError, "no public archive of 'flywire'"),
     ],
 )

@@ -208,6 +208,9 @@ def test_names_stay_in_the_folder(cache, name):
         with pytest.raises(mx.errors.SourceError, match="is not a table name"):
             use(name)
     assert not cache.folder.exists()
+    write(cache)
+    (cache.table_folder / "my notes.json").write_text("{}")
+    assert cache.available_tables() == ["nuclei"]
 
 
 @pytest.mark.parametrize("release", [{"version": 661}, {"datastack": "minnie65_demo"}])

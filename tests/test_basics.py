@@ -113,9 +113,9 @@ ROOT = 864691135639235593
 )
 def test_ids_never_pass_through_float(values, dtype, ids):
     nullable = None in ids
-    found = id_column(pd.Series(values, dtype=dtype, name="r"), "t", nullable=nullable)
-    assert found.dtype == ("Int64" if nullable else np.int64)
-    assert found.astype(object).where(found.notna(), None).tolist() == ids
+    column = id_column(pd.Series(values, dtype=dtype, name="r"), "t", nullable=nullable)
+    assert column.dtype == ("Int64" if nullable else np.int64)
+    assert column.astype(object).where(column.notna(), None).tolist() == ids
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,9 @@ def test_a_layer_may_come_in_several_regions():
         **{"23P": np.linspace(0, 30, 300), "4P": np.linspace(30.1, 60, 300)},
         **{"6P_CT": np.linspace(60.1, 80, 300)},
     )
-    again = cells(**{"4P": np.linspace(80.1, 110, 300)})
+    deeper = cells(**{"4P": np.linspace(80.1, 110, 300)})
     both = xr.concat(
-        [units, again.assign_coords(nucleus_id=again.nucleus_id + 10_000)],
+        [units, deeper.assign_coords(nucleus_id=deeper.nucleus_id + 10_000)],
         "nucleus_id",
         join="outer",
     )
@@ -159,13 +159,13 @@ def test_published_borders_of_v1300(v1300, white_matter, end_of_l6):
 
 def test_a_few_thousand_cells_yield_the_layers(v1300):
     rng = np.random.default_rng(5)
-    found = []
+    borders = []
     for _ in range(40):
         some = np.sort(rng.choice(v1300.sizes["nucleus_id"], 3000, replace=False))
         layers = mx.segment_layers(v1300.isel(nucleus_id=some), white_matter=False)
         assert layers.layer_name.values.tolist() == list(V1300)
-        found.append(layers.y_start.values[1:])
-    error = np.abs(np.array(found) - list(V1300.values())[1:])
+        borders.append(layers.y_start.values[1:])
+    error = np.abs(np.array(borders) - list(V1300.values())[1:])
     assert np.median(error, axis=0).max() < 10  # a bin
     assert error.max() < 30
 

@@ -164,17 +164,17 @@ def test_any_outer_index_gives_what_numpy_gives(path, recordings, key):
     responses = recordings["scan_8_5"].responses
     values = plain(path, "8_5", "responses")
     expected = values[key[0]][..., key[1]] if np.ndim(key[0]) == 0 else values[key[0]][:, key[1]]
-    found = responses.isel(unit=key[0], time=key[1])
-    np.testing.assert_array_equal(found.values, expected)
+    result = responses.isel(unit=key[0], time=key[1])
+    np.testing.assert_array_equal(result.values, expected)
     # An index of an index, and one for each point.
     np.testing.assert_array_equal(responses[key[0]][..., key[1]].values, expected)
 
 
 def test_pointwise_index(path, recordings):
     points = xr.DataArray([3, 9, 4], dims="point"), xr.DataArray([700, 1, 200], dims="point")
-    found = recordings["scan_8_5"].responses.isel(unit=points[0], time=points[1])
+    result = recordings["scan_8_5"].responses.isel(unit=points[0], time=points[1])
     values = plain(path, "8_5", "responses")
-    np.testing.assert_array_equal(found.values, values[[3, 9, 4], [700, 1, 200]])
+    np.testing.assert_array_equal(result.values, values[[3, 9, 4], [700, 1, 200]])
 
 
 def test_rows_are_read_in_runs():
@@ -191,8 +191,8 @@ def test_rows_are_read_in_runs():
 
     dataset = Dataset()
     rows = np.array([9000, 0, 1, 2, 5, 300, 0])
-    found = read_rows(dataset, rows, 10, 12)
-    np.testing.assert_array_equal(found, np.repeat(rows[:, None], 2, axis=1))
+    result = read_rows(dataset, rows, 10, 12)
+    np.testing.assert_array_equal(result, np.repeat(rows[:, None], 2, axis=1))
     assert dataset.reads == [(0, 6), (300, 301), (9000, 9001)]  # 2 and 5 are within a page
     gap = files._MAX_GAP_BYTES // 400
     dataset.reads.clear()
@@ -234,8 +234,8 @@ def test_chunked_by_dask_the_same_comes_out(path, recordings):
     chunked = recordings["scan_9_3"].to_dataset().chunk(time=200, unit=100)
     expected = plain(path, "9_3", "responses").mean(axis=1, dtype=np.float64)
     for scheduler in ("threads", "sync"):
-        found = chunked.responses.astype(np.float64).mean("time").compute(scheduler=scheduler)
-        np.testing.assert_allclose(found.values, expected, rtol=1e-12)
+        result = chunked.responses.astype(np.float64).mean("time").compute(scheduler=scheduler)
+        np.testing.assert_allclose(result.values, expected, rtol=1e-12)
 
 
 def _total(recordings):
@@ -244,8 +244,8 @@ def _total(recordings):
 
 def test_trees_travel_to_threads_and_processes(path, recordings):
     expected = plain(path, "9_3", "responses").sum(dtype=np.float64)
-    again = pickle.loads(pickle.dumps(recordings))
-    assert _total(again) == pytest.approx(expected)
+    reopened = pickle.loads(pickle.dumps(recordings))
+    assert _total(reopened) == pytest.approx(expected)
     with ThreadPoolExecutor(4) as pool:
         assert all(t == pytest.approx(expected) for t in pool.map(_total, [recordings] * 8))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -370,15 +370,15 @@ def test_all_repeats_of_a_clip_across_scans(path, recordings):
     repeats = mx.recordings.select(recordings, condition_hash=shared)
     with h5py.File(path) as h5:
         instances = list(h5[f"videos/{encode_hash(shared)}/instances"])
-    found = [
+    result = [
         f"{node.session.item()}_{node.scan_idx.item()}_tr{trial}"
         for node in repeats.children.values()
         for trial in node.trial.values
     ]
-    assert sorted(found) == sorted(instances)
-    assert len(found) == 6
-    own = next(c for c in clip if c not in recordings["scan_9_3"].condition_hash.values)
-    assert list(mx.recordings.select(recordings, condition_hash=own)) == ["scan_4_7"]
+    assert sorted(result) == sorted(instances)
+    assert len(result) == 6
+    of_this_scan = next(c for c in clip if c not in recordings["scan_9_3"].condition_hash.values)
+    assert list(mx.recordings.select(recordings, condition_hash=of_this_scan)) == ["scan_4_7"]
 
 
 def test_select_twice_is_select_once(recordings):
@@ -408,9 +408,11 @@ def test_unknown_words_are_named(recordings, criteria, words):
 
 def test_words_that_never_meet(recordings):
     node = recordings["scan_4_7"]
-    own = [h for h in node.condition_hash.values if h not in recordings["scan_9_3"].condition_hash]
+    of_this_scan = [
+        h for h in node.condition_hash.values if h not in recordings["scan_9_3"].condition_hash
+    ]
     with pytest.raises(mx.errors.UnknownLabelError, match="in no scan together"):
-        mx.recordings.select(recordings, condition_hash=own[0], trial=[10], unit_id=[324])
+        mx.recordings.select(recordings, condition_hash=of_this_scan[0], trial=[10], unit_id=[324])
 
 
 # ---------------------------------------------------------------------------------- videos
@@ -451,17 +453,17 @@ def test_videos_on_demand(path, recordings, copy):
 def test_zarr_and_back(recordings, tmp_path):
     small = mx.recordings.select(recordings, session=[8, 9], brain_area=["LM", "AL"])
     store = mx.recordings.to_zarr(small, tmp_path / "rec.zarr", frames=100, units=32)
-    again = mx.recordings.open(store)
-    assert list(again) == ["scan_8_5", "scan_9_3"]
-    for name in again:
-        old, new = small[name].to_dataset(), again[name].to_dataset()
+    reopened = mx.recordings.open(store)
+    assert list(reopened) == ["scan_8_5", "scan_9_3"]
+    for name in reopened:
+        old, new = small[name].to_dataset(), reopened[name].to_dataset()
         assert new.responses.encoding["chunks"] == (32, 100)
         assert not new.responses.variable._in_memory
         xr.testing.assert_identical(new.load(), old.load())
         assert new.condition_hash.dtype == object
     assert list(mx.recordings.open(store, [(9, 3)])) == ["scan_9_3"]
-    clip = again["scan_9_3"].condition_hash.values[0]
-    assert mx.recordings.open_video(again, clip).dims == ("frame", "row", "column")
+    clip = reopened["scan_9_3"].condition_hash.values[0]
+    assert mx.recordings.open_video(reopened, clip).dims == ("frame", "row", "column")
     with pytest.raises(mx.errors.UnknownLabelError, match="9_4"):
         mx.recordings.open(store, ["9_4"])
     with pytest.raises(mx.errors.StoreFormatError, match="overwrite"):
@@ -473,10 +475,10 @@ def test_zarr_and_back(recordings, tmp_path):
 def test_what_the_method_of_the_tree_writes_can_be_opened(recordings, tmp_path):
     small = mx.recordings.select(recordings, session=9, stimulus="Monet2")
     small.to_zarr(tmp_path / "tree.zarr", consolidated=False)
-    again = mx.recordings.open(tmp_path / "tree.zarr")
-    xr.testing.assert_equal(again["scan_9_3"].to_dataset(), small["scan_9_3"].to_dataset())
-    xr.testing.assert_equal(mx.recordings.tuning(again), mx.recordings.tuning(small))
-    assert again.attrs["recorded_in"] == recordings.attrs["source"]
+    reopened = mx.recordings.open(tmp_path / "tree.zarr")
+    xr.testing.assert_equal(reopened["scan_9_3"].to_dataset(), small["scan_9_3"].to_dataset())
+    xr.testing.assert_equal(mx.recordings.tuning(reopened), mx.recordings.tuning(small))
+    assert reopened.attrs["recorded_in"] == recordings.attrs["source"]
 
 
 def test_a_store_that_fails_leaves_nothing(copy, tmp_path):
@@ -610,8 +612,8 @@ def test_a_stream_of_one_row_is_a_stream(copy, path):
         values = trial["treadmill"][()]
         del trial["treadmill"]
         trial["treadmill"] = values[None]
-    found = mx.recordings.open(copy)["scan_9_3"].treadmill.values
-    np.testing.assert_array_equal(found, plain(path, "9_3", "treadmill"))
+    result = mx.recordings.open(copy)["scan_9_3"].treadmill.values
+    np.testing.assert_array_equal(result, plain(path, "9_3", "treadmill"))
 
 
 def test_files_that_are_no_hdf5_or_cut_short(copy, tmp_path):
@@ -671,17 +673,17 @@ def test_demo_file_is_there_whole_or_not_at_all(source, path, tmp_path):
 
 def test_only_recordings_are_replaced(recordings, tmp_path):
     small = mx.recordings.select(recordings, session=9, trial=0)
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.txt").write_text("years of work")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
     file = tmp_path / "file"
     file.write_text("a file")
-    for taken in (mine, file):
+    for taken in (folder, file):
         with pytest.raises(
             mx.errors.StoreFormatError, match="is not a store of recordings, so it is not"
         ):
             mx.recordings.to_zarr(small, taken, overwrite=True)
-    assert (mine / "thesis.txt").read_text() == "years of work"
+    assert (folder / "thesis.txt").read_text() == "years of work"
     store = mx.recordings.to_zarr(small, tmp_path / "a.zarr")
     # also with what is read from it
     assert mx.recordings.to_zarr(mx.recordings.open(store), store, overwrite=True) == store

@@ -122,8 +122,8 @@ def test_found_drawn_and_computed_in_this_order(source, folder, recorded, tmp_pa
 
     write_table_file(source.read(TABLE), folder / "functional" / f"{TABLE}.parquet")
     release = mx.Release(1718, source=folder, datadir=tmp_path / "data")
-    found = release.tuning_curves()
-    assert found.attrs["tuning_from"] == "table"
+    result = release.tuning_curves()
+    assert result.attrs["tuning_from"] == "table"
     assert f"found in the table {TABLE}" in caplog.text
     assert "tuning_from" in mx.Release(1718, source=source).tuning_curves().attrs
 
@@ -175,10 +175,10 @@ def test_fits_of_con_con_models(source):
         }
     )
     worse = theirs.assign(A=100.0, mean_r_sqrd=0.1)
-    found = rates_of_fits(pd.concat([worse, theirs], ignore_index=True))
-    assert len(found) == len(ours)
-    rates = dict(zip(found["unit_id"], found["rate_dir"], strict=True))
-    folded = dict(zip(found["unit_id"], found["rate_ori"], strict=True))
+    result = rates_of_fits(pd.concat([worse, theirs], ignore_index=True))
+    assert len(result) == len(ours)
+    rates = dict(zip(result["unit_id"], result["rate_dir"], strict=True))
+    folded = dict(zip(result["unit_id"], result["rate_ori"], strict=True))
     for row in ours.assign(baseline=0.0).to_dict("records"):
         expected = curve(row)
         np.testing.assert_allclose(rates[row["unit_id"]], expected, rtol=1e-9)
@@ -193,8 +193,8 @@ def test_fits_of_con_con_models(source):
 
 def test_real_fits_are_curves_of_the_real_units(real_data):
     fits = pd.read_parquet(real_data / "minnie65_real" / "orientation_fits_v661.parquet")
-    found = rates_of_fits(fits)
-    assert len(found) == 6034
+    result = rates_of_fits(fits)
+    assert len(result) == 6034
     release = mx.Release(661, source=real_data / "minnie65_v661")
     found_curves = release.tuning_curves()
     drawn = release.tuning_curves(
@@ -227,8 +227,8 @@ def test_recordings_are_downloaded_in_pieces_and_checked(server, recorded, tmp_p
     assert list(mx.recordings.open(path)) == ["scan_4_7", "scan_9_3"]
     assert recording_files(release) == [path]
     n = len(server.log)
-    again = release.download_recordings(f"{url}?download=true", sha256=sha256, progress=False)
-    assert again == path
+    repeated = release.download_recordings(f"{url}?download=true", sha256=sha256, progress=False)
+    assert repeated == path
     assert len(server.log) == n  # nothing is asked for
 
 
@@ -239,13 +239,13 @@ def test_a_download_that_ends_is_continued_by_the_next(server, recorded, tmp_pat
     with pytest.raises(mx.errors.IncompleteDownloadError):
         mx.recordings.download(tmp_path, url, retry=once, progress=False)
     assert not (tmp_path / "microns.h5").exists()
-    kept = (tmp_path / "microns.h5.part").stat().st_size
-    assert kept > len(body) // 8
+    part_size = (tmp_path / "microns.h5.part").stat().st_size
+    assert part_size > len(body) // 8
     server.files["/microns.h5"].cuts.clear()
     path = mx.recordings.download(tmp_path, url, retry=patient(), progress=False)
     assert path.read_bytes() == body
-    asked = [seen.range for seen in server.gets if seen.path == "/microns.h5"]
-    assert asked[-1] == f"bytes={kept}-"
+    ranges = [seen.range for seen in server.gets if seen.path == "/microns.h5"]
+    assert ranges[-1] == f"bytes={part_size}-"
 
 
 def test_another_checksum_or_no_hdf5_is_refused(server, recorded, tmp_path):
@@ -268,13 +268,13 @@ def test_fits_are_downloaded_into_the_release(server, source, folder, tmp_path):
     release = mx.Release(1718, source=folder, datadir=tmp_path / "data")
     path = release.download_fits(url, sha256=hashlib.sha256(body).hexdigest(), progress=False)
     assert path == folder / "functional" / f"{TABLE}.csv"
-    found = mx.Release(1718, source=folder).tuning_curves()
-    assert found.attrs["tuning_from"] == "table"
+    result = mx.Release(1718, source=folder).tuning_curves()
+    assert result.attrs["tuning_from"] == "table"
     with pytest.raises(mx.errors.SourceError, match=r"no folder .* tuning_curves\(path\)"):
         mx.Release(1718, source=source).download_fits(url)
     server.put(f"/fits/{TABLE}.csv", b"id\n")
-    again = mx.Release(1718, source=folder).download_fits(url, progress=False, refresh=True)
-    assert again.read_bytes() == b"id\n"
+    repeated = mx.Release(1718, source=folder).download_fits(url, progress=False, refresh=True)
+    assert repeated.read_bytes() == b"id\n"
 
 
 @pytest.mark.parametrize("url", ["https://host/", "https://host/a/", "", "."])

@@ -99,8 +99,8 @@ def test_frames_are_cut_by_time_not_by_count(tmp_path):
         ("a/b", [[1, 3, 10, 20]], late),
     ]
     path = make_file(tmp_path / "a.h5", trials)
-    found = mx.recordings.trial_responses(mx.recordings.open(path))
-    np.testing.assert_allclose(found[0], [[2.0, 15.0], [2.0, 15.0]])
+    result = mx.recordings.trial_responses(mx.recordings.open(path))
+    np.testing.assert_allclose(result[0], [[2.0, 15.0], [2.0, 15.0]])
     # A frame at an onset is of the segment that begins, though 0.3 has no exact float.
     times = 1e6 + 0.1 * np.arange(10)
     onsets = np.array([0.0, 0.3, 0.7])
@@ -111,9 +111,9 @@ def test_frames_are_cut_by_time_not_by_count(tmp_path):
 def test_latency_is_added_only_when_asked_for(by_hand):
     recordings = mx.recordings.open(by_hand)
     # With 0.4 s the segments begin at 0.4 and 1.4 and end at 2.4 s.
-    found = mx.recordings.trial_responses(recordings, latency=0.4)[0, 0]
-    np.testing.assert_allclose(found, [np.mean([2, 3, 10]), np.mean([20, 99])])
-    assert found.attrs["latency_s"] == 0.4
+    result = mx.recordings.trial_responses(recordings, latency=0.4)[0, 0]
+    np.testing.assert_allclose(result, [np.mean([2, 3, 10]), np.mean([20, 99])])
+    assert result.attrs["latency_s"] == 0.4
     for wrong in (-0.1, 10, np.nan, "66 ms"):
         with pytest.raises(mx.errors.SchemaError, match="latency is"):
             mx.recordings.tuning(recordings, latency=wrong)
@@ -127,12 +127,12 @@ def test_a_direction_twice_in_a_trial_and_missing_frames(tmp_path):
         ("a", [[1, 1, np.nan, np.nan, 3, 3], [1, 1, 1, 1, 1, 1]], times),
     ]
     recordings = mx.recordings.open(make_file(tmp_path / "a.h5", trials, videos=videos))
-    found = mx.recordings.trial_responses(recordings)
-    assert found.direction.values.tolist() == [0.0, 90.0]
+    result = mx.recordings.trial_responses(recordings)
+    assert result.direction.values.tolist() == [0.0, 90.0]
     np.testing.assert_allclose(
-        found[0], [[2.0, 5.0], [2.0, np.nan]]
+        result[0], [[2.0, 5.0], [2.0, np.nan]]
     )  # (1 + 3) / 2, not mean(1,2,4)
-    np.testing.assert_allclose(found[1, 0], [np.nan, np.nan])
+    np.testing.assert_allclose(result[1, 0], [np.nan, np.nan])
     curves = mx.recordings.tuning(recordings)
     assert curves.n_trials.values.tolist() == [[2, 1], [1, 1]]
     np.testing.assert_allclose(curves.rate_error, [[0.0, np.nan], [np.nan, np.nan]])
@@ -177,8 +177,8 @@ def test_cutting_and_averaging_against_loops(times, bounds, seed):
             if means:
                 expected[unit, g] = np.mean(means)
     segment = segment_of_frames(times, onsets, offsets)
-    found = segment_responses(responses, segment, group, 3)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    result = segment_responses(responses, segment, group, 3)
+    np.testing.assert_allclose(result, expected, atol=1e-12)
 
 
 # --------------------------------------------------------------------------------- planted
@@ -205,21 +205,21 @@ def plain_tuning(path, scan):
 @pytest.mark.parametrize("scan", [(4, 7), (8, 5), (9, 3)])
 def test_planted_directions_are_recovered(source, path, curves, scan):
     rows = (curves.session.values == scan[0]) & (curves.scan_idx.values == scan[1])
-    found = curves.isel(scan_unit=rows)
+    result = curves.isel(scan_unit=rows)
     rate, error, n = plain_tuning(path, f"{scan[0]}_{scan[1]}")
-    np.testing.assert_allclose(found.rate_dir, rate, atol=1e-6)
-    np.testing.assert_allclose(found.rate_error, error, atol=1e-6)
-    assert (found.n_trials.values == n).all()
+    np.testing.assert_allclose(result.rate_dir, rate, atol=1e-6)
+    np.testing.assert_allclose(result.rate_error, error, atol=1e-6)
+    assert (result.n_trials.values == n).all()
 
     planted = demo_curves(source, *scan)
     # 8 trials of 7 frames with a noise of 0.2 leave 0.027, which scatters as a normal does.
-    z = (found.rate_dir.values - planted) / 0.0267
+    z = (result.rate_dir.values - planted) / 0.0267
     assert abs(z.std() - 1) < 0.06
-    theta = np.deg2rad(found.direction.values)
+    theta = np.deg2rad(result.direction.values)
     for harmonic, turn in ((1, 360.0), (2, 180.0)):
         resultant = planted @ np.exp(1j * harmonic * theta)
         clear = np.abs(resultant) > 2
-        angle = np.rad2deg(np.angle(found.rate_dir.values @ np.exp(1j * harmonic * theta)))
+        angle = np.rad2deg(np.angle(result.rate_dir.values @ np.exp(1j * harmonic * theta)))
         expected = np.rad2deg(np.angle(resultant))
         off = np.abs(mx.angles.difference(angle / harmonic, expected / harmonic, period=turn))
         assert clear.sum() > 40
@@ -248,8 +248,8 @@ def test_another_stimulus_must_state_its_convention(tmp_path):
         mx.errors.SchemaError, match="does not state what 0 degrees of 'Gratings' means"
     ):
         mx.recordings.tuning(recordings, "Gratings")
-    found = mx.recordings.tuning(recordings, "Gratings", angle_convention="up_clockwise")
-    np.testing.assert_allclose(found.rate_dir[0], [3.5, 22.5])
+    result = mx.recordings.tuning(recordings, "Gratings", angle_convention="up_clockwise")
+    np.testing.assert_allclose(result.rate_dir[0], [3.5, 22.5])
 
 
 def test_one_trial_is_in_memory_at_a_time(recordings, monkeypatch):
@@ -320,10 +320,10 @@ def test_with_a_coregistration_the_curves_are_those_of_a_release(source, recordi
 def test_responses_of_trials_go_into_their_statistics(recordings, curves):
     responses = mx.recordings.trial_responses(recordings, "9_3")
     assert responses.shape == (recordings["scan_9_3"].sizes["unit"], 8, 16)
-    found = mx.tuning.trial_statistics(responses)
+    result = mx.tuning.trial_statistics(responses)
     rows = (curves.session.values == 9) & (curves.scan_idx.values == 3)
     for theirs, ours in (("rate", "rate_dir"), ("rate_error", "rate_error")):
-        np.testing.assert_allclose(found[theirs], curves[ours].values[rows], atol=1e-12)
+        np.testing.assert_allclose(result[theirs], curves[ours].values[rows], atol=1e-12)
 
 
 # ----------------------------------------------------------------------------------- errors
@@ -390,9 +390,9 @@ def test_a_trial_without_frames_is_no_trial(tmp_path):
     np.testing.assert_allclose(curves.rate_dir, [[3.5, 22.5], [0.0, 2.0], [5.0, 5.0]])
     assert (curves.n_trials == 2).all()
     assert mx.recordings.trial_responses(recordings)[:, [1, 3]].isnull().all()
-    again = mx.recordings.open(mx.recordings.to_zarr(recordings, tmp_path / "a.zarr"))
-    np.testing.assert_array_equal(again["scan_4_7"].start_time, node.start_time)
-    xr.testing.assert_equal(mx.recordings.tuning(again), curves)
+    reopened = mx.recordings.open(mx.recordings.to_zarr(recordings, tmp_path / "a.zarr"))
+    np.testing.assert_array_equal(reopened["scan_4_7"].start_time, node.start_time)
+    xr.testing.assert_equal(mx.recordings.tuning(reopened), curves)
 
 
 def test_a_duration_before_the_last_onset_is_named(tmp_path):
@@ -405,16 +405,16 @@ def test_a_duration_before_the_last_onset_is_named(tmp_path):
 def test_recordings_of_another_datastack_are_not_matched(source, path):
     release = mx.Release(1718, source=source)
     coregistration = release.functional("manual")
-    own = str(coregistration.datastack.item())
+    datastack = str(coregistration.datastack.item())
     with pytest.raises(
         mx.errors.ReleaseMismatchError,
-        match=f"recordings is of another but coregistration is of {own}",
+        match=f"recordings is of another but coregistration is of {datastack}",
     ):
         mx.recordings.tuning(
             mx.recordings.open(path, ["9_3"], datastack="another"), coregistration=coregistration
         )
     curves = mx.recordings.tuning(
-        mx.recordings.open(path, ["9_3"], datastack=own), coregistration=coregistration
+        mx.recordings.open(path, ["9_3"], datastack=datastack), coregistration=coregistration
     )
     # what happened to both is told
     lines = curves.attrs["history"].splitlines()

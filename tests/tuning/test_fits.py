@@ -411,7 +411,7 @@ def test_what_is_refused():
 
 
 def test_units_that_cannot_be():
-    for units, other, found in (
+    for units, other, message in (
         ("degree", "radian", "look like radians"),
         ("radian", "degree", "look like degrees"),
     ):
@@ -419,7 +419,7 @@ def test_units_that_cannot_be():
         other_rates = labelled(np.ones((1, 16)), units=other)
         attrs = rates.direction.attrs
         mixed = rates.assign_coords(direction=("direction", other_rates.direction.values, attrs))
-        with pytest.raises(mx.errors.SchemaError, match=found):
+        with pytest.raises(mx.errors.SchemaError, match=message):
             mx.tuning.fit(mixed, dim="direction")
     twice = labelled(np.ones((1, 5)))
     angles = ("direction", [0.0, 90.0, 180.0, 270.0, 360.0], twice.direction.attrs)
@@ -472,7 +472,7 @@ def test_an_index_over_the_units_stays_and_taken_names_are_told():
         mx.errors.SchemaError, match=r"rates has coordinates \['pref_ori'\].*drop_vars"
     ):
         mx.tuning.fit(taken, dim="direction")
-    kept = mx.tuning.fit(
+    fitted = mx.tuning.fit(
         taken, dim="direction", model="single_von_mises"
     )  # which calls it pref_dir
-    assert kept.pref_ori.values.tolist() == [0, 0, 0]
+    assert fitted.pref_ori.values.tolist() == [0, 0, 0]

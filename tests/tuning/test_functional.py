@@ -76,7 +76,7 @@ def release(request, three_tables, tmp_path) -> mx.Release:
     spec = mx.releases.release_spec(request.param)
     manual = pd.concat([rows(SIX, 11), rows([(4, 7, 2)], 12), rows([(4, 7, 5)], 99)])
     manual = manual.sample(frac=1, random_state=1)
-    nobody = rows([(4, 7, 6)], 0).assign(target_id=pd.array([None], dtype="Int64"))
+    unmatched = rows([(4, 7, 6)], 0).assign(target_id=pd.array([None], dtype="Int64"))
     turn = np.pi if request.param == 1300 else 180.0
     properties = rows(
         SIX,
@@ -89,7 +89,7 @@ def release(request, three_tables, tmp_path) -> mx.Release:
     )
     tables = {
         **three_tables,
-        "coregistration": pd.concat([manual, nobody], ignore_index=True),
+        "coregistration": pd.concat([manual, unmatched], ignore_index=True),
         # the automatic match gives the unit of 12 to 13 as well
         "coregistration_auto": pd.concat(
             [
@@ -352,13 +352,13 @@ def test_repeated_rows_that_differ_need_something_to_choose_by():
 
 
 @pytest.mark.parametrize(
-    ("units", "values", "found"),
+    ("units", "values", "expected"),
     [("radian", 170.0, "radians within 3.14159"), ("degree", 300.0, "degrees within 180")],
 )
-def test_angles_beyond_their_period_are_in_other_units(units, values, found):
+def test_angles_beyond_their_period_are_in_other_units(units, values, expected):
     stated = {"angle_units": units, "angle_convention": "up_clockwise"}
     with pytest.raises(
-        mx.errors.SchemaError, match=rf"pref_ori holds {values:g}, expected {found}"
+        mx.errors.SchemaError, match=rf"pref_ori holds {values:g}, expected {expected}"
     ):
         build(rows(SIX, 11, pref_ori=values), **stated)
     ids = xr.Dataset(coords={"nucleus_id": [11]})
@@ -402,10 +402,10 @@ def test_ids_never_pass_through_float():
     odd = 2**53 + 1  # no float has this value
     coregistration = build(rows(SIX[:2], [odd, -1]))
     units = {k: np.array(v) for k, v in zip(KEYS, zip(*SIX[:3], strict=True), strict=True)}
-    found = nuclei_of_units(units, coregistration)
-    assert found["nucleus_id"].dtype == np.int64
-    assert found["nucleus_id"].tolist().count(odd) == 1
-    assert found["nucleus_id"].tolist().count(-1) == 2
+    matched = nuclei_of_units(units, coregistration)
+    assert matched["nucleus_id"].dtype == np.int64
+    assert matched["nucleus_id"].tolist().count(odd) == 1
+    assert matched["nucleus_id"].tolist().count(-1) == 2
     curves = pd.DataFrame({**units, "rate_ori": ["[1. 2.]"] * 3})
     built = build_tuning_curves(curves, table_spec("tuning_curves_fitted_v1"), coregistration)
     assert built.nucleus_id.dtype == np.int64

@@ -75,17 +75,17 @@ def test_statistics_by_hand():
         coords={"direction": ("trial", [0.0, 360.0, 90.0, np.nan, 0.0], DEGREES)},
         attrs={"units": "events / s"},
     )
-    got = mx.tuning.trial_statistics(responses)
-    assert got.direction.values.tolist() == [0, 90]
-    assert got.direction.attrs == DEGREES
-    np.testing.assert_allclose(got.rate, [[8 / 3, 5], [3, 7], [np.nan] * 2])
+    result = mx.tuning.trial_statistics(responses)
+    assert result.direction.values.tolist() == [0, 90]
+    assert result.direction.attrs == DEGREES
+    np.testing.assert_allclose(result.rate, [[8 / 3, 5], [3, 7], [np.nan] * 2])
     # 1, 3, 4: squares of deviations sum to 14 / 3, s^2 = 7 / 3
     np.testing.assert_allclose(
-        got.rate_error, [[np.sqrt(7) / 3, np.nan], [1, np.nan], [np.nan] * 2]
+        result.rate_error, [[np.sqrt(7) / 3, np.nan], [1, np.nan], [np.nan] * 2]
     )
-    assert got.n_trials.values.tolist() == [[3, 1], [2, 1], [0, 0]]
-    assert got.n_trials.dtype == np.int64
-    assert got.rate.attrs["units"] == "events / s"
+    assert result.n_trials.values.tolist() == [[3, 1], [2, 1], [0, 0]]
+    assert result.n_trials.dtype == np.int64
+    assert result.rate.attrs["units"] == "events / s"
 
 
 def test_both_forms_and_any_order_of_dims_say_the_same(noise):
@@ -185,14 +185,14 @@ def test_permutation_is_that_of_a_loop(against, pool):
     rng = np.random.default_rng(11)
     rate = np.linspace(0, 0.8, 4)[:, None] * np.cos(np.deg2rad(DIRECTIONS)) ** 3
     responses = full(rate[:, None] + rng.normal(size=(4, 10, 16)))
-    got = mx.tuning.test(responses, against, pool_directions=pool, n_permutations=2000)
+    result = mx.tuning.test(responses, against, pool_directions=pool, n_permutations=2000)
     for neuron in range(4):
         difference, p = plain_permutation(responses.values[neuron], against, pool, 400, rng)
-        assert got.difference.values[neuron] == pytest.approx(difference, rel=1e-12)
-        assert got.statistic.values[neuron] == got.difference.values[neuron]
+        assert result.difference.values[neuron] == pytest.approx(difference, rel=1e-12)
+        assert result.statistic.values[neuron] == result.difference.values[neuron]
         # two estimates of one p, from 2000 and from 400 permutations
         error = np.sqrt(p * (1 - p) * (1 / 2000 + 1 / 400))
-        assert got.p.values[neuron] == pytest.approx(p, abs=4 * error)
+        assert result.p.values[neuron] == pytest.approx(p, abs=4 * error)
 
 
 def test_permutation_of_all_orders_by_hand():
@@ -201,11 +201,11 @@ def test_permutation_of_all_orders_by_hand():
         [[[5.0, 1.0], [6.0, 2.0]]], dims=("unit", "trial", "orientation"),
         coords={"orientation": [0.0, 90.0]},
     )  # fmt: skip
-    got = mx.tuning.test(responses, n_permutations=20_000)
-    assert got.difference.item() == 4
-    assert got.effect.item() == pytest.approx(4 / np.sqrt(0.5))
-    assert got.p.item() == pytest.approx(1 / 3, abs=0.02)
-    assert (got.n_preferred.item(), got.n_other.item()) == (2, 2)
+    result = mx.tuning.test(responses, n_permutations=20_000)
+    assert result.difference.item() == 4
+    assert result.effect.item() == pytest.approx(4 / np.sqrt(0.5))
+    assert result.p.item() == pytest.approx(1 / 3, abs=0.02)
+    assert (result.n_preferred.item(), result.n_other.item()) == (2, 2)
 
 
 @pytest.mark.parametrize("against", ["orthogonal", "opposite"])
@@ -216,11 +216,11 @@ def test_permutation_of_all_orders_by_hand():
      ("wilcoxon", {"orthogonal": 0.0496, "opposite": 0.0476})],
 )  # fmt: skip
 def test_five_percent_of_noise_is_rejected(noise, against, method, level):
-    found = mx.tuning.test(noise, against, method=method, n_permutations=500, seed=1)
-    n = int((found.p <= 0.05).sum())
+    outcome = mx.tuning.test(noise, against, method=method, n_permutations=500, seed=1)
+    n = int((outcome.p <= 0.05).sum())
     assert stats.binomtest(n, 2000, level[against]).pvalue > 1e-3, n
-    assert int((found.q <= 0.05).sum()) <= 2
-    assert found.testable.all()
+    assert int((outcome.q <= 0.05).sum()) <= 2
+    assert outcome.testable.all()
     if against == "orthogonal" and method == "wilcoxon":  # 10 against 10
         pooled = mx.tuning.test(noise, method=method, pool_directions=True, seed=1)
         assert stats.binomtest(int((pooled.p <= 0.05).sum()), 2000, 0.0446).pvalue > 1e-3
@@ -232,8 +232,8 @@ def test_an_axis_without_a_direction_is_not_direction_selective():
     rate = 5 * np.cos(np.deg2rad(DIRECTIONS)) ** 4
     responses = full(rate + rng.normal(size=(1000, 10, 16)))
     assert float((mx.tuning.test(responses, n_permutations=200).p <= 0.05).mean()) == 1
-    found = mx.tuning.test(responses, "opposite", n_permutations=400)
-    assert stats.binomtest(int((found.p <= 0.05).sum()), 1000, 0.05).pvalue > 1e-3
+    outcome = mx.tuning.test(responses, "opposite", n_permutations=400)
+    assert stats.binomtest(int((outcome.p <= 0.05).sum()), 1000, 0.05).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("method", ["permutation", "wilcoxon"])
@@ -289,8 +289,8 @@ def test_a_level_of_each_trial_does_not_make_the_test_within_trials_wrong():
     assert float((anywhere.p <= 0.05).mean()) < 0.01
     # taking the level away changes nothing within trials
     without = mx.tuning.test(responses - level, within_trial=True, n_permutations=400)
-    again = mx.tuning.test(responses, within_trial=True, n_permutations=400)
-    np.testing.assert_array_equal(without.p, again.p)
+    repeated = mx.tuning.test(responses, within_trial=True, n_permutations=400)
+    np.testing.assert_array_equal(without.p, repeated.p)
     with pytest.raises(mx.errors.SchemaError, match="within_trial=True with method='wilcoxon'"):
         mx.tuning.test(responses, method="wilcoxon", within_trial=True)
     with pytest.raises(
@@ -310,20 +310,20 @@ def test_missing_trials_are_flags_and_no_exceptions(tuned):
     before = responses.copy(deep=True)
     for method in ("permutation", "wilcoxon"):
         for against in ("orthogonal", "opposite"):
-            found = mx.tuning.test(responses, against, method=method, n_permutations=200)
-            assert found.testable.values[:3].tolist() == [False] * 3
-            assert found.testable.values[4:].all()
-            bad = found.where(~found.testable, drop=True)
+            outcome = mx.tuning.test(responses, against, method=method, n_permutations=200)
+            assert outcome.testable.values[:3].tolist() == [False] * 3
+            assert outcome.testable.values[4:].all()
+            bad = outcome.where(~outcome.testable, drop=True)
             for variable in ("p", "q", "statistic", "pref_dir", "difference", "effect"):
                 assert np.isnan(bad[variable]).all(), variable
-            assert found.n_preferred.values[:3].tolist() == [0, 0, 0]
-            assert np.isfinite(found.pref_dir.values[4:]).all()
+            assert outcome.n_preferred.values[:3].tolist() == [0, 0, 0]
+            assert np.isfinite(outcome.pref_dir.values[4:]).all()
     assert responses.identical(before)
     halves = mx.tuning.cross_validate(responses)
     assert halves.testable.values.tolist() == [False] * 3 + [True] * 5
     assert np.isnan(halves.agreement.values[:3]).all()
     # directions 90 to 247.5 were not shown: 0 to 67.5 have no opposite, but an orthogonal one
-    assert not found.testable.values[3]
+    assert not outcome.testable.values[3]
     orthogonal = mx.tuning.test(responses, n_permutations=200)
     assert orthogonal.testable.values[3]
     assert mx.tuning.trial_statistics(responses).n_trials.values[5].tolist() == [9] + [10] * 15
@@ -334,13 +334,13 @@ def test_a_neuron_does_not_depend_on_the_others_nor_on_threads(noise):
     responses[3, 2, 5] = np.nan
     for method in ("permutation", "wilcoxon"):
         everything = mx.tuning.test(responses, method=method, seed=4)
-        again = mx.tuning.test(responses, method=method, seed=4)
-        xr.testing.assert_identical(everything, again)
+        repeated = mx.tuning.test(responses, method=method, seed=4)
+        xr.testing.assert_identical(everything, repeated)
         few = mx.tuning.test(responses.isel(nucleus_id=[3, 20]), method=method, seed=4)
         np.testing.assert_array_equal(few.p, everything.p.values[[3, 20]])
         other = mx.tuning.test(responses, method=method, seed=np.random.default_rng(4))
         assert not np.array_equal(other.p, everything.p)
-    assert again.attrs["seed"] == 4
+    assert repeated.attrs["seed"] == 4
 
 
 def test_unequal_repeats_of_two_directions_are_no_orientation():
@@ -365,14 +365,14 @@ def test_q_is_adjusted_by_benjamini_hochberg_over_the_neurons_that_were_tested()
     values = rng.normal(size=(50, 6, 16)) + 0.7 * np.cos(np.deg2rad(DIRECTIONS)) ** 2
     values[7] = np.nan
     square = full(values).drop_vars("nucleus_id").coarsen(nucleus_id=10)
-    got = mx.tuning.test(square.construct(nucleus_id=("scan", "unit")), n_permutations=100)
-    p = np.delete(got.p.values.ravel(), 7)
+    result = mx.tuning.test(square.construct(nucleus_id=("scan", "unit")), n_permutations=100)
+    p = np.delete(result.p.values.ravel(), 7)
     order = np.argsort(p)
     q = np.empty(49)
     q[order] = np.minimum.accumulate((p[order] * 49 / np.arange(1, 50))[::-1])[::-1]
-    np.testing.assert_allclose(np.delete(got.q.values.ravel(), 7), q, rtol=1e-12)
-    assert got.q.dims == ("scan", "unit")
-    assert np.isnan(got.q.values[0, 7])
+    np.testing.assert_allclose(np.delete(result.q.values.ravel(), 7), q, rtol=1e-12)
+    assert result.q.dims == ("scan", "unit")
+    assert np.isnan(result.q.values[0, 7])
 
 
 # ---------------------------------------------------------------------------- cross-validation

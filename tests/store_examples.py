@@ -105,6 +105,11 @@ def synapses() -> xr.Dataset:
     return mx.releases.stamp_release(dataset, "minnie65_public", 661)
 
 
+def labelled() -> xr.Dataset:
+    """The three synapses with the axes that they count along."""
+    return synapses().assign_coords(pre_nucleus_id=PRE, post_nucleus_id=POST)
+
+
 def sparse_dataset(
     size: np.ndarray,
     count: np.ndarray,

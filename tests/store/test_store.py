@@ -267,12 +267,7 @@ def _other_pattern(connectivity: xr.Dataset) -> xr.Dataset:
 
 
 def _synapses(change: Any) -> dict[str, Any]:
-    return _pairs(lambda c: c) | {"synapses": change(labelled())}
-
-
-def labelled() -> xr.Dataset:
-    """The synapses with the axes that they count along."""
-    return ex.synapses().assign_coords(pre_nucleus_id=ex.PRE, post_nucleus_id=ex.POST)
+    return _pairs(lambda c: c) | {"synapses": change(ex.labelled())}
 
 
 def _functional_by_session() -> dict[str, Any]:

@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import shutil
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from dask.utils import parse_bytes
 from microns_xr.columns import as_ids, to_pia_um
 from microns_xr.connectivity.arrays import Compressed
 from microns_xr.connectivity.build import Rows, build_connectivity
-from microns_xr.errors import DroppedRowsWarning, SchemaError, SourceError
+from microns_xr.errors import SchemaError, SourceError, warn_of_dropped_rows
 from microns_xr.ingest.read import (
     DROPPED,
     Columns,
@@ -464,13 +463,12 @@ def _report(counts: Counter[str], n_pairs: int) -> None:
         if counts[reason] and reason != "any_reason"
     )
     logger.info("connectivity: %d pairs of %d rows", n_pairs, counts["rows"])
-    texts = []
     if counts["any_reason"]:
-        texts.append(
+        warn_of_dropped_rows(
             f"{counts['any_reason']} of {counts['rows']} rows of synapses are dropped, because a "
             f"partner is not a unit: {reasons}; see .attrs['dropped_synapses']"
         )
     if counts["bad_lines"]:
-        texts.append(f"{counts['bad_lines']} lines could not be read; see .attrs['bad_lines']")
-    for text in texts:
-        warnings.warn(text, DroppedRowsWarning, stacklevel=3)
+        warn_of_dropped_rows(
+            f"{counts['bad_lines']} lines could not be read; see .attrs['bad_lines']"
+        )

@@ -1,4 +1,8 @@
-"""Data files of the archive: whole tables, and blocks of one that is too large for memory."""
+"""Data files that Postgres has copied out as CSV: whole tables, and blocks of larger ones.
+
+They say t and f for truth and nothing for what is missing, and have quotes around text that needs
+them. Names and types of the columns are in a header file beside the data file.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +28,6 @@ from isal.igzip_lib import IsalError
 
 from microns_xr.errors import IncompleteDownloadError, SourceError
 
-# Header files of the archive: the names and the types of a data file that has no header line.
-#
-# The data files are what Postgres copies out as CSV: t and f for truth, nothing for what is
-# missing, quotes around text that needs them.
-
-
 _INTEGERS = ("smallint", "integer", "bigint", "smallserial", "serial", "bigserial")
 _FLOATS = ("real", "double precision", "numeric", "decimal")
 _AXES = ("x", "y", "z")
@@ -39,7 +37,7 @@ _AXES = ("x", "y", "z")
 class Header:
     """Columns of a data file, in their order."""
 
-    names: tuple[str, ...]  # names of the columns
+    names: tuple[str, ...]
     # their Postgres types, in lower case and without length, such as ``"character varying"``
     types: tuple[str, ...]
     where: str = "the header"  # the header file, as messages call it
@@ -49,25 +47,8 @@ class Header:
         return self.types[self.names.index(name)]
 
     def arrow_types(self) -> dict[str, pa.DataType]:
-        """Return how each column is read: integers as int64, what has no type of ours as text."""
+        """Return how each column is read: integers as int64, unknown types as text."""
         return {n: _arrow_type(n, t) for n, t in zip(self.names, self.types, strict=True)}
-
-    def read_options(self, **options: Any) -> pa.csv.ReadOptions:
-        """Return what pyarrow needs in place of a header line."""
-        return pa.csv.ReadOptions(column_names=list(self.names), **options)
-
-    def convert_options(self, columns: list[str] | None = None) -> pa.csv.ConvertOptions:
-        """Return how pyarrow reads the values; `columns` are the only ones that are wanted."""
-        return pa.csv.ConvertOptions(
-            column_types=self.arrow_types(),
-            include_columns=columns,
-            # Nothing is a null and "" an empty text; no other word stands for a null.
-            null_values=["", r"\N"],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-            true_values=["t", "true", "True"],
-            false_values=["f", "false", "False"],
-        )
 
 
 def _arrow_type(name: str, sql: str) -> pa.DataType:
@@ -86,12 +67,12 @@ def _arrow_type(name: str, sql: str) -> pa.DataType:
 
 
 def parse_header(content: bytes, where: str) -> Header:
-    """Read a header file: a line a column, its name and its Postgres type."""
+    """Read a header file: one line per column, with its name and its Postgres type."""
     try:
         lines = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(
-            f"{where} is no header file ({error}), expected lines 'name,type': "
+            f"{where} is not a header file ({error}), expected lines 'name,type': "
             "remove it and fetch it again"
         ) from error
     names: list[str] = []
@@ -118,31 +99,11 @@ def parse_header(content: bytes, where: str) -> Header:
 
 
 def columns_of(header: Header, position: str) -> list[str]:
-    """Return the columns that hold a position: three of numbers, or one of its own."""
+    """Return the columns that hold a position: one per axis, or one for all."""
     split = [f"{position}_{axis}" for axis in _AXES]
     if all(name in header.names for name in split):
         return split
     return [position] if position in header.names else []
-
-
-def describe_bad_csv(error: Exception, header: Header, where: str, first_line: int = 1) -> str:
-    """Say where a data file breaks its header, and what to do."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    row = re.search(r"Row #(\d+):? ?", text)
-    line = f" line {int(row[1]) + first_line - 1}" if row else ""
-    column = re.search(r"In CSV column #(\d+):? ?", text)
-    if column and int(column[1]) < len(header.names):
-        line += f" column {header.names[int(column[1])]!r}"
-    for found in (row, column):
-        text = text.replace(found[0], "") if found else text
-    return (
-        f"{where}{line} does not fit {header.where}, which has {len(header.names)} columns "
-        f"({text[:200]}): remove both files and fetch them again; if it stays so, the archive's "
-        "own files do not belong together"
-    )
-
-
-# Values of archived tables that CSV has no way to say: positions, arrays, time zones.
 
 
 # Exponents of two digits only: what they give is never beyond float64, where a cast fails.
@@ -284,7 +245,7 @@ def read_archived(path: str | Path, header: Header) -> pa.Table:
     """Read a data file whole."""
     path = Path(path)
     try:
-        with gzip.open(path, "rb") as file:
+        with igzip.open(path, "rb") as file:
             empty = not file.read(1)
         if empty:
             table = pa.table({n: pa.array([], t) for n, t in header.arrow_types().items()})
@@ -300,28 +261,55 @@ def read_archived(path: str | Path, header: Header) -> pa.Table:
 def _parse(
     what: Path | bytes, header: Header, columns: list[str] | None, first_line: int, where: str
 ) -> pa.Table:
+    """Read a file, or some of its whole lines; `columns` are the only ones that are wanted."""
+    # An empty line is one null, or a row that has lost its values: never skip it.
+    parse_options = pa.csv.ParseOptions(
+        newlines_in_values=isinstance(what, Path), ignore_empty_lines=False
+    )
+    convert_options = pa.csv.ConvertOptions(
+        column_types=header.arrow_types(),
+        include_columns=columns,
+        # Nothing is a null and "" an empty text; no other word stands for a null.
+        null_values=["", r"\N"],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+        true_values=["t", "true", "True"],
+        false_values=["f", "false", "False"],
+    )
+
     def parse(threads: bool) -> pa.Table:
-        source = str(what) if isinstance(what, Path) else pa.BufferReader(what)
-        return pa.csv.read_csv(
-            source,
-            read_options=header.read_options(block_size=_CSV_BYTES, use_threads=threads),
-            # An empty line is one null, or a row that has lost its values: never skip it.
-            parse_options=pa.csv.ParseOptions(
-                newlines_in_values=isinstance(what, Path), ignore_empty_lines=False
-            ),
-            convert_options=header.convert_options(columns),
+        read_options = pa.csv.ReadOptions(
+            column_names=list(header.names), block_size=_CSV_BYTES, use_threads=threads
         )
+        with igzip.open(what) if isinstance(what, Path) else pa.BufferReader(what) as source:
+            table = pa.csv.read_csv(source, read_options, parse_options, convert_options)
+        return _without_empty_lines(table, header)
 
     try:
-        table = _without_empty_lines(parse(threads=True), header)
+        return parse(threads=True)
     except pa.ArrowInvalid:
         pass
-    else:
-        return table
     try:  # only one thread knows the number of a line
-        return _without_empty_lines(parse(threads=False), header)
+        return parse(threads=False)
     except pa.ArrowInvalid as error:
-        raise SourceError(describe_bad_csv(error, header, where, first_line)) from error
+        raise SourceError(_describe(error, header, where, first_line)) from error
+
+
+def _describe(error: Exception, header: Header, where: str, first_line: int) -> str:
+    """Say where a data file does not fit its header, and what to do."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    row = re.search(r"Row #(\d+):? ?", text)
+    line = f" line {int(row[1]) + first_line - 1}" if row else ""
+    column = re.search(r"In CSV column #(\d+):? ?", text)
+    if column and int(column[1]) < len(header.names):
+        line += f" column {header.names[int(column[1])]!r}"
+    for found in (row, column):
+        text = text.replace(found[0], "") if found else text
+    return (
+        f"{where}{line} does not fit {header.where}, which has {len(header.names)} columns "
+        f"({text[:200]}): remove both files and fetch them again; if it stays so, the archive's "
+        "own files do not belong together"
+    )
 
 
 def _without_empty_lines(table: pa.Table, header: Header) -> pa.Table:
@@ -337,13 +325,10 @@ def _without_empty_lines(table: pa.Table, header: Header) -> pa.Table:
 class Block(NamedTuple):
     """Some lines of a data file."""
 
-    # the columns that are wanted, as pyarrow reads them: `finish_columns` has still to be
-    # called
-    table: pa.Table
-    start: int  # bytes of the unpacked file that they are
+    table: pa.Table  # the columns that are wanted, before `finish_columns`
+    start: int  # first of their bytes in the unpacked file
     stop: int
-    # about how many bytes of the packed file have been read
-    packed: int
+    packed: int  # about how many bytes of the packed file have been read
 
 
 def read_blocks(
@@ -353,7 +338,6 @@ def read_blocks(
     *,
     start: int = 0,
     first_line: int = 1,
-    block_bytes: int | None = None,
 ) -> Iterator[Block]:
     """Read some columns of a data file, block by block, from some line on."""
     line = first_line
@@ -365,7 +349,7 @@ def read_blocks(
                     f"{path} has fewer than {start} bytes unpacked: it is not the file that was "
                     "read before; remove it and fetch it again"
                 )
-            for lines, at in whole_lines(file, packed, str(path), block_bytes):
+            for lines, at in whole_lines(file, packed, str(path)):
                 table = _parse(lines, header, columns, line, str(path))
                 yield Block(table, start, start + len(lines), at)
                 start += len(lines)
@@ -377,20 +361,19 @@ def read_blocks(
 
 
 def whole_lines(
-    file: IO[bytes], packed: IO[bytes], name: str, block_bytes: int | None = None
+    file: IO[bytes], packed: IO[bytes], name: str
 ) -> Generator[tuple[bytes, int], None, None]:
     """Yield the rest of a file in blocks of whole lines, with the position in the packed file.
 
     Blocks are unpacked ahead in a thread of their own. The last line may lack its line break.
     """
-    size = block_bytes or _BLOCK_BYTES
     rest = b""
     coming: deque[Future[tuple[bytes, int]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="unpack") as pool:
         try:
             while True:
                 while len(coming) < _AHEAD:
-                    coming.append(pool.submit(lambda: (file.read(size), packed.tell())))
+                    coming.append(pool.submit(lambda: (file.read(_BLOCK_BYTES), packed.tell())))
                 data, at = coming.popleft().result()
                 if not data:
                     break

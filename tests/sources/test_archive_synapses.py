@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import microns_xr as mx
 from microns_xr.files import file_sha256
 from microns_xr.sources import archive as archive_synapses
+from microns_xr.sources import postgres_csv
 from microns_xr.sources.archive import filter_synapses
 from microns_xr.sources.postgres_csv import Header
 from microns_xr.sources.synapses import (
@@ -148,13 +149,8 @@ def test_the_result_does_not_depend_on_batches(tmp_path_factory, rows, size, blo
     path = write_synapses(folder / "s.csv.gz", frame)
     post = ROOT + np.arange(9)
     whole = keep(path, folder / "whole", post=post)
-    blocks = archive_synapses.read_blocks
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            archive_synapses,
-            "read_blocks",
-            lambda *args, **kwargs: blocks(*args, **kwargs, block_bytes=block),
-        )
+        patch.setattr(postgres_csv, "_BLOCK_BYTES", block)
         parts = keep(path, folder / "parts", post=post, batch_rows=rows, batch_bytes=size)
     assert file_sha256(whole.path) == file_sha256(parts.path)
     assert len(whole.read()) == len(plainly(frame, None, post, False))
@@ -185,11 +181,12 @@ def small_blocks(monkeypatch, stop_after: int | None = None) -> list[int]:
 
     def read(*args, **kwargs):
         begun.append(kwargs["start"])
-        for number, block in enumerate(real(*args, **kwargs, block_bytes=10_000)):
+        for number, block in enumerate(real(*args, **kwargs)):
             if number == stop_after:
                 raise Stop
             yield block
 
+    monkeypatch.setattr(postgres_csv, "_BLOCK_BYTES", 10_000)
     monkeypatch.setattr(archive_synapses, "read_blocks", read)
     return begun
 
@@ -288,10 +285,11 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = sys.argv[3:]
-from test_archive_synapses import ROOT, archive_synapses, keep, np
+from test_archive_synapses import ROOT, archive_synapses, keep, np, postgres_csv
+postgres_csv._BLOCK_BYTES = 5_000
 real = archive_synapses.read_blocks
 def slowly(*args, **kwargs):
-    for block in real(*args, **kwargs, block_bytes=5_000):
+    for block in real(*args, **kwargs):
         time.sleep(0.01)
         yield block
 archive_synapses.read_blocks = slowly

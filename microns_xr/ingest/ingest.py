@@ -207,35 +207,29 @@ def ingest_synapses(
             small = os.path.join(work, "parts")
             write_store(small, **parts)
             root = zarr.open_group(folder, mode="a", zarr_format=3)
-            columns = mapper.single_columns or mapper.pair_columns
-            pairs = stack.enter_context(
-                Spill(os.path.join(work, "rows"), n, mapper.pair_columns, max_rows)
-            )
-            unit_rows = None
-            if mapper.single_columns:
-                path = os.path.join(work, "units")
-                unit_rows = stack.enter_context(Spill(path, n, mapper.single_columns, max_rows))
+            spills = [
+                stack.enter_context(Spill(os.path.join(work, f"rows{i}"), n, columns, max_rows))
+                for i, columns in enumerate(mapper.columns)
+            ]
             # Single synapses are spilled once more and stored twice.
-            row_bytes = _bytes_of(columns) * (4 if singles else 1) + _PAIR_BYTES
+            row_bytes = _bytes_of(mapper.columns[-1]) * (4 if singles else 1) + _PAIR_BYTES
             count_bad = on_bad_lines == "count"
-            counts = read_files(
-                inputs, layout, mapper, pairs, unit_rows, row_bytes, count_bad, progress
-            )
+            counts = read_files(inputs, layout, mapper, spills, row_bytes, count_bad, progress)
             with ChunkPool() as pool:
                 writer = _Writer(
                     root, work, template, max_rows, pool, resolution_nm if positions else None,
                     history, progress,
                 )  # fmt: skip
-                copies = writer.write_pairs(pairs, singles and keep == "both")
-                if unit_rows is not None:
+                copies = writer.write_pairs(spills[0], singles and keep == "both")
+                if keep != "both":
                     ids = neurons["nucleus_id"].values
-                    writer.write_unit_synapses(unit_rows, keep, ids, mapper.units_by_position)
-                repeated = copies[0].n_connections < pairs.rows
+                    writer.write_unit_synapses(spills[1], keep, ids, mapper.units_by_position)
+                n_rows, n_pairs = spills[0].rows, copies[0].n_connections
+                repeated = n_pairs < n_rows
                 if repeated and layout.rows == "pair" and "count" not in layout.columns:
                     raise SchemaError(
-                        f"rows is 'pair' but {pairs.rows} rows hold {copies[0].n_connections} "
-                        "pairs, expected each pair once: pass rows='synapse' if they are "
-                        "synapses, or add a column n_syn"
+                        f"rows is 'pair' but {n_rows} rows hold {n_pairs} pairs, expected each "
+                        "pair once: pass rows='synapse' if they are synapses, or add a column n_syn"
                     )
                 template = _template(layout, neurons, scope, repeated)
                 tables = _tables(parts.values(), [file.name for file in inputs])
@@ -261,7 +255,7 @@ def ingest_synapses(
             f"; {free / 1e9:.2f} GB are free now that what was begun is removed); free some space "
             "or write elsewhere"
         ) from error
-    _report(counts, copies[0].n_connections)
+    _report(counts, n_pairs)
 
 
 def _parts(units: Any) -> dict[str, xr.Dataset]:
@@ -304,9 +298,7 @@ def _max_rows(memory: str | int, mapper: Mapper, singles: bool) -> int:
             f"memory is {most / 1e6:.0f} MB, expected at least {_LEAST / 1e6:.0f} MB: the "
             "interpreter and its libraries take most of that"
         )
-    widest = _bytes_of(mapper.pair_columns)
-    if mapper.single_columns:
-        widest += _bytes_of(mapper.single_columns)
+    widest = sum(map(_bytes_of, mapper.columns))
     copies = 8 if singles else 5  # read, sorted, as pairs, as positions
     return int(np.clip((most - _BASE) // (copies * (widest + 24)), *_ROWS))
 

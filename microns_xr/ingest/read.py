@@ -63,11 +63,7 @@ class InputFile:
     # names of its columns; of a file that says them itself, without their types
     header: Header
     skip: int  # bytes, unpacked, of the line that says them
-    options: Mapping[str, Any]
-
-    def open(self) -> IO[bytes]:
-        """Open the file, packed as it is."""
-        return _open(self.name, self.options)
+    options: Mapping[str, Any]  # of fsspec
 
 
 @dataclass(frozen=True)
@@ -248,7 +244,7 @@ def _layout(file: InputFile, rows: Rows, positions: bool, singles: bool) -> Layo
 
 _BATCH_ROWS = 1 << 17
 _IDS = ("pre", "post", "id")
-_DIGITS = re.compile(r"(-?\d+)(\.\d*)?([eE][-+]?\d{1,4})?")
+_DIGITS = re.compile(r"(-?\d+)(\.\d*)?([eE][-+]?\d{1,4})?", re.ASCII)
 
 
 class Block(NamedTuple):
@@ -275,7 +271,7 @@ def _csv_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
     held = b""
     packed: IO[bytes] | None = None
     try:
-        packed = file.open()
+        packed = _open(file.name, file.options)
         stream: Any = igzip.open(packed, "rb") if file.kind == "csv.gz" else packed
         stream.read(file.skip)
         with closing(whole_lines(stream, packed, file.name)) as blocks:
@@ -480,7 +476,7 @@ def _parse(data, kinds, values, empty, fields, begins, state):  # type: ignore[n
 def _parquet_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
     columns = [*layout.columns.values(), *layout.points]
     try:
-        with file.open() as opened:
+        with _open(file.name, file.options) as opened:
             table = pq.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
             for name in columns:
                 _require_type(table.schema_arrow.field(name), layout, file)
@@ -560,10 +556,8 @@ Columns = dict[str, str | tuple[str, int]]
 class Mapped(NamedTuple):
     """The rows of a block that are kept."""
 
-    # post position and columns of the rows both of whose partners are units
-    pairs: tuple[np.ndarray, dict[str, np.ndarray]]
-    # position of the unit and columns of the rows with a unit at one end, where those are kept
-    singles: tuple[np.ndarray, dict[str, np.ndarray]] | None
+    # position of a unit and columns of the rows, as `Mapper.columns`
+    kept: list[tuple[np.ndarray, dict[str, np.ndarray]]]
     # rows read and bad, rows by reason to be dropped, and sums of sizes and counts
     counts: dict[str, float]
     lines: int
@@ -588,18 +582,17 @@ class Mapper:
         self._lookup = Lookup(np.concatenate([labels, shared]), f"{layout.labels} of the units")
         self.units_by_position = np.zeros(units.sizes["nucleus_id"], dtype=np.int64)
         self.units_by_position[where] = labels
-        # Columns of the rows with two units, and of those with one, as `Spill` takes them.
         single: Columns = {"id": "int64"} if "id" in layout.columns else {}
         if layout.points:
             single["point"] = ("float64", 3)
-        self.pair_columns: Columns = {"indices": "int32", "size": "int64"}
+        pair: Columns = {"indices": "int32", "size": "int64"}
         if "count" in layout.columns:
-            self.pair_columns["count"] = "int64"
-        self.single_columns: Columns = {}
-        if keep == "both":
-            self.pair_columns |= single
-        else:
-            self.single_columns = {"root": "int64", "size": "int64", **single}
+            pair["count"] = "int64"
+        # As `Spill` takes them: of the rows with two units, by post; and, unless only those are
+        # kept, of the rows with a unit at one end, by that unit.
+        self.columns: list[Columns] = [pair | single]
+        if keep != "both":
+            self.columns = [pair, {"root": "int64", "size": "int64", **single}]
 
     def map(self, parse: Callable[[], Block]) -> Mapped:
         """Parse a block and keep the rows that are wanted."""
@@ -640,23 +633,24 @@ class Mapper:
         for role in ("size", "count"):
             if role in numbers:
                 counts[f"sum of {role}"] = float(numbers[role].sum(dtype=np.float64, where=good))
-        rows = np.flatnonzero(both)
-        columns = {name: numbers[name][rows] for name in self.pair_columns if name in numbers}
-        columns["indices"] = self._where[codes["pre"][rows]]
-        pairs = self._where[codes["post"][rows]], columns
-        singles = None
+        kept = []
+        ends = [(both, "post", "pre")]
         if self._keep != "both":
-            other = "post" if self._keep == "pre" else "pre"
-            rows = np.flatnonzero(wanted)
-            columns = {name: numbers[name][rows] for name in self.single_columns if name in numbers}
-            columns["root"] = numbers[other][rows]
-            singles = self._where[codes[self._keep][rows]], columns
+            ends.append((wanted, self._keep, "post" if self._keep == "pre" else "pre"))
+        for names, (mask, side, other) in zip(self.columns, ends, strict=True):
+            rows = np.flatnonzero(mask)
+            columns = {name: numbers[name][rows] for name in names if name in numbers}
+            if "indices" in names:
+                columns["indices"] = self._where[codes[other][rows]]
+            else:
+                columns["root"] = numbers[other][rows]
+            kept.append((self._where[codes[side][rows]], columns))
         first = None
         if bad:
             row = min(bad)
             byte = None if block.begins is None else int(block.begins[row])
             first = row, byte, bad[row]
-        return Mapped(pairs, singles, counts, n, block.size, first)
+        return Mapped(kept, counts, n, block.size, first)
 
 
 # All files through the threads, in order, to rows on disk.
@@ -684,8 +678,7 @@ def read_files(
     files: list[InputFile],
     layout: Layout,
     mapper: Mapper,
-    pairs: Spill,
-    singles: Spill | None,
+    spills: list[Spill],
     row_bytes: int,
     count_bad: bool,
     progress: bool,
@@ -706,12 +699,11 @@ def read_files(
                 if mapped.bad is not None and not count_bad:
                     raise SchemaError(_bad_line(file, mapped.bad, line, byte))
                 counts.update(mapped.counts)  # type: ignore[arg-type]  # adds, and sums are floats
-                _spill(mapped, pairs, singles)
+                _spill(mapped, spills)
                 line += mapped.lines
                 byte += mapped.size
                 shown.update(before + packed - shown.n)
-                _require_space([pairs, *([singles] if singles else [])], before + packed, total,
-                               row_bytes)  # fmt: skip
+                _require_space(spills, before + packed, total, row_bytes)
             before += file.size
     for role in ("size", "count"):
         if counts[f"sum of {role}"] > _LARGEST_SUM:
@@ -727,10 +719,9 @@ def read_files(
     return counts
 
 
-def _spill(mapped: Mapped, pairs: Spill, singles: Spill | None) -> None:
-    pairs.append(*mapped.pairs)
-    if singles is not None and mapped.singles is not None:
-        singles.append(*mapped.singles)
+def _spill(mapped: Mapped, spills: list[Spill]) -> None:
+    for spill, rows in zip(spills, mapped.kept, strict=True):
+        spill.append(*rows)
 
 
 def _require_space(spills: list[Spill], read: int, total: int, row_bytes: int) -> None:

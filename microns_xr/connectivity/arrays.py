@@ -1,4 +1,9 @@
-"""A connectivity Dataset small enough to check by hand, for the examples of the documentation."""
+"""Connectivity Datasets, and the raw buffers inside them.
+
+A connectivity Dataset holds ``synapse_size`` and ``synapse_count`` as two `sparse.GCXS` arrays on
+one sparsity pattern: they share ``indices`` and ``indptr``. Everything that is fast works on those
+buffers; this module is the only place that takes GCXS apart or puts it together.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +19,6 @@ from dask.base import is_dask_collection
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import stamp_release
 from microns_xr.schema import CONNECTIVITY, describe
-
-# Connectivity Datasets and the raw buffers inside them.
-#
-# A connectivity Dataset holds ``synapse_size`` and ``synapse_count`` as two `sparse.GCXS` arrays
-# on one sparsity pattern: they share ``indices`` and ``indptr``. Everything that is fast works on
-# those buffers; this module is the only place that takes GCXS apart or puts it together.
-
 
 Compressed = Literal["post", "pre"]
 PAIR_DIMS = ("pre_nucleus_id", "post_nucleus_id")
@@ -128,25 +126,16 @@ def connectivity_dataset(
     return stamp_release(dataset, datastack, version)
 
 
-def _array_of(connectivity: xr.Dataset | xr.DataArray, variable: str) -> sparse.GCXS:
-    array = connectivity if isinstance(connectivity, xr.DataArray) else connectivity[variable]
-    if array.dims != PAIR_DIMS:
-        raise SchemaError(
-            f"{array.name} has dims {array.dims}, expected {PAIR_DIMS}: "
-            "transpose it by name with .transpose('pre_nucleus_id', 'post_nucleus_id')"
-        )
-    return _gcxs_of(array.data, str(array.name))
-
-
-def _gcxs_of(data: Any, name: str) -> sparse.GCXS:
-    if isinstance(data, sparse.COO):
-        data = sparse.GCXS.from_coo(data, compressed_axes=(1,))
+def pattern_of_array(
+    data: Any, name: str, compressed: Compressed | None = None
+) -> tuple[Pattern, np.ndarray]:
+    """Return the sparsity pattern of a sparse array over (pre, post), and its stored values."""
     if is_dask_collection(data):
         raise SchemaError(
             f"{name} is lazy, expected it in memory: load it with .compute(), or the part you need "
             "after mx.select_connections"
         )
-    if not isinstance(data, sparse.GCXS):
+    if not isinstance(data, sparse.GCXS | sparse.COO):
         raise SchemaError(
             f"{name} is a {type(data).__name__}, expected a sparse.GCXS: "
             "build it with mx.build_connectivity or open it with mx.open_store"
@@ -156,30 +145,34 @@ def _gcxs_of(data: Any, name: str) -> sparse.GCXS:
             f"{name} has fill value {data.fill_value}, expected 0: adding a number to a "
             "sparse array changes every pair without a synapse; work on the stored values instead"
         )
-    return data
+    if isinstance(data, sparse.COO):
+        data = sparse.GCXS.from_coo(data, compressed_axes=(_AXIS[compressed or "post"],))
+    elif compressed is not None and tuple(data.compressed_axes) != (_AXIS[compressed],):
+        data = sparse.GCXS.from_coo(data.tocoo(), compressed_axes=(_AXIS[compressed],))
+    side: Compressed = "post" if tuple(data.compressed_axes) == (1,) else "pre"
+    return make_pattern(data.indices, data.indptr, data.shape, side), np.asarray(data.data)
 
 
-def pattern_of_array(
-    data: Any, name: str, compressed: Compressed | None = None
-) -> tuple[Pattern, np.ndarray]:
-    """Return the sparsity pattern of a sparse array over (pre, post), and its stored values."""
-    array = _gcxs_of(data, name)
-    if compressed is not None and tuple(array.compressed_axes) != (_AXIS[compressed],):
-        array = sparse.GCXS.from_coo(array.tocoo(), compressed_axes=(_AXIS[compressed],))
-    own: Compressed = "post" if tuple(array.compressed_axes) == (1,) else "pre"
-    return make_pattern(array.indices, array.indptr, array.shape, own), np.asarray(array.data)
+def _pairs_of(connectivity: xr.Dataset | xr.DataArray, variable: str) -> tuple[Pattern, np.ndarray]:
+    array = connectivity if isinstance(connectivity, xr.DataArray) else connectivity[variable]
+    if array.dims != PAIR_DIMS:
+        raise SchemaError(
+            f"{array.name} has dims {array.dims}, expected {PAIR_DIMS}: "
+            "transpose it by name with .transpose('pre_nucleus_id', 'post_nucleus_id')"
+        )
+    return pattern_of_array(array.data, str(array.name))
 
 
 def pattern_of(connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse_size") -> Pattern:
     """Return the sparsity pattern of a connectivity Dataset or of one of its arrays."""
-    return pattern_of_array(_array_of(connectivity, variable), variable)[0]
+    return _pairs_of(connectivity, variable)[0]
 
 
 def values_of(
     connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse_size"
 ) -> np.ndarray:
     """Return the stored values of a variable, in the order of `pattern_of`; a view, not a copy."""
-    return np.asarray(_array_of(connectivity, variable).data)
+    return _pairs_of(connectivity, variable)[1]
 
 
 def pair_names(connectivity: xr.Dataset) -> list[str]:
@@ -196,23 +189,20 @@ def pair_buffers(
     connectivity: xr.Dataset, names: Iterable[str] | None = None
 ) -> tuple[Pattern, dict[str, np.ndarray]]:
     """Return the one sparsity pattern of a connectivity Dataset and the values on it."""
-    if names is None:
-        names = pair_names(connectivity)
-    pattern: Pattern | None = None
     values: dict[str, np.ndarray] = {}
-    for name in names:
-        own = pattern_of(connectivity, name)
-        if pattern is not None and not pattern.same_pairs(own):
+    first: Pattern | None = None
+    for name in pair_names(connectivity) if names is None else names:
+        pattern, values[name] = _pairs_of(connectivity, name)
+        first = first or pattern
+        if not first.same_pairs(pattern):
             raise SchemaError(
                 f"{name} stores other pairs than {next(iter(values))}, expected both on one "
                 "sparsity pattern: take both from mx.build_connectivity or mx.open_store, and do "
                 "not filter one of them alone"
             )
-        pattern = own if pattern is None else pattern
-        values[name] = values_of(connectivity, name)
-    if pattern is None:
+    if first is None:
         raise SchemaError("the connectivity holds no sparse array: build it again")
-    return pattern, values
+    return first, values
 
 
 def two_neurons() -> xr.Dataset:

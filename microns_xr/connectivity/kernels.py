@@ -4,11 +4,11 @@ A matrix is compressed over its *major* axis: the stored pairs of one major neur
 ``indices`` gives their position on the *minor* axis. A sum over the minor axis is a gather (each
 major neuron reads the rows of its partners), a sum over the major axis a scatter.
 
-Both work on ``LANES`` columns at a time, held in one vector register: the rows of 8 float64 are one
+Both work on 8 columns at a time, held in one vector register: the rows of 8 float64 are one
 cache line, and going through the pairs twice for 16 columns is cheaper than reading rows that no
 longer fit in the cache. Products and sums are rounded one by one, in the order of the stored
-pairs, as scipy does, so that a float64 result has the very bits of ``csc.T @ dense`` on
-processors where scipy uses no fused multiply-add.
+pairs, as scipy does, so that a float64 result is bit-identical to ``csc.T @ dense`` on processors
+where scipy uses no fused multiply-add.
 """
 
 from __future__ import annotations
@@ -32,22 +32,20 @@ from microns_xr.threads import Span, balanced_spans, run_spans, usable_threads
 # the arrays do not overlap. With the register as a type the loop over partners is one product and
 # one sum, 2.5 times faster on one thread. The width is the length of a tuple of floats, so that
 # numba makes one version of a kernel for each.
-#
-# numba keeps compiled kernels until *their* file changes: after a change here, touch kernels.py.
 
 
 _intrinsic: Any = intrinsic  # its types do not know that the first argument is not passed
 
 
-class _Lanes(types.Type):  # type: ignore[misc]
+class _Register(types.Type):  # type: ignore[misc]
     def __init__(self, width: int) -> None:
         self.width = width
-        super().__init__(name=f"Lanes({width})")
+        super().__init__(name=f"Register({width})")
 
 
-@register_model(_Lanes)
-class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, fe_type: _Lanes) -> None:
+@register_model(_Register)
+class _RegisterModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, fe_type: _Register) -> None:
         super().__init__(manager, fe_type, ir.VectorType(ir.DoubleType(), fe_type.width))
 
 
@@ -71,7 +69,7 @@ def load_row(_typing: Any, tag: Any, array: Any, row: Any) -> Any:
             return builder.fpext(builder.load(pointer, align=4), vector)
         return builder.load(pointer, align=8)
 
-    return _Lanes(width)(tag, array, types.intp), codegen
+    return _Register(width)(tag, array, types.intp), codegen
 
 
 @_intrinsic
@@ -82,7 +80,7 @@ def zero_row(_typing: Any, tag: Any) -> Any:
     def codegen(_context: Any, _builder: Any, _signature: Any, _args: Any) -> Any:
         return ir.Constant(ir.VectorType(ir.DoubleType(), width), None)
 
-    return _Lanes(width)(tag), codegen
+    return _Register(width)(tag), codegen
 
 
 @_intrinsic
@@ -92,9 +90,9 @@ def add_scaled(_typing: Any, acc: Any, factor: Any, row: Any) -> Any:
 
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         undefined = ir.Constant(ir.VectorType(ir.DoubleType(), width), ir.Undefined)
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
         first = builder.insert_element(undefined, args[1], ir.Constant(ir.IntType(32), 0))
-        factors = builder.shuffle_vector(first, undefined, lanes)
+        factors = builder.shuffle_vector(first, undefined, zeros)
         return builder.fadd(args[0], builder.fmul(factors, args[2]))
 
     return acc(acc, types.float64, row), codegen
@@ -113,7 +111,7 @@ def store_row(_typing: Any, acc: Any, array: Any, row: Any) -> Any:
     return types.void(acc, array, types.intp), codegen
 
 
-LANES = 8
+COLUMNS = 8
 _CACHE_LINE = 64
 
 
@@ -245,7 +243,7 @@ def _aligned(shape: tuple[int, int], dtype: Any) -> np.ndarray:
     return buffer[offset : offset + n_bytes].view(dtype).reshape(shape)
 
 
-def minor_spans(indices: np.ndarray, n_minor: int, n_spans: int) -> list[Span]:
+def _minor_spans(indices: np.ndarray, n_minor: int, n_spans: int) -> list[Span]:
     """Cut the minor axis into spans with about as many pairs, judged by a sample of them."""
     if n_spans == 1:
         return [(0, n_minor)]
@@ -288,7 +286,7 @@ def contract_buffers(
         if all_rated:
             _all_rated(weights, indptr, sums, tally, partners)
     else:
-        spans = minor_spans(indices, n_minor, n_threads)
+        spans = _minor_spans(indices, n_minor, n_threads)
         extras = (has, tally, partners)
         for rhs, out, tag in _column_blocks(values, rows, sums):
             out[:] = 0.0
@@ -303,8 +301,8 @@ def _column_blocks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[float, ...]]]:
     """Give the rows of a few columns at a time, and where their sums go; fills `sums`."""
     n_columns = values.shape[1]
-    for first in range(0, max(n_columns, 1), LANES):
-        width = next(w for w in (1, 2, 4, LANES) if w >= min(n_columns - first, LANES))
+    for first in range(0, max(n_columns, 1), COLUMNS):
+        width = next(w for w in (1, 2, 4, COLUMNS) if w >= min(n_columns - first, COLUMNS))
         rhs = _aligned((rows.size, width), values.dtype)
         _pack(values, rows, first, rhs)
         out = sums if width == n_columns else _aligned((sums.shape[0], width), np.float64)

@@ -1,4 +1,8 @@
-"""Unit variables as coordinates of both axes of a connectivity Dataset."""
+"""Parts of a connectivity Dataset by label, and unit variables on its axes.
+
+All of it works on the raw buffers, for either compressed axis, and carries every coordinate and
+every variable of the Dataset along. Axes stay sorted.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed, Pattern, pair_buffers, pattern_of
+from microns_xr.connectivity.arrays import (
+    Compressed,
+    Pattern,
+    pair_buffers,
+    pair_names,
+    pattern_of,
+)
 from microns_xr.connectivity.blocks import (
     OTHER_SIDE,
     Side,
@@ -28,11 +38,6 @@ from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import AXES, validate
 
-# Parts of a connectivity Dataset by label: neurons, ends of connections, other compression.
-#
-# All of it works on the raw buffers, for either compressed axis, and carries every coordinate and
-# every variable of the Dataset along. Axes stay sorted.
-
 
 def n_connections(connectivity: xr.Dataset) -> int:
     """Count the connected pairs.
@@ -45,7 +50,7 @@ def n_connections(connectivity: xr.Dataset) -> int:
     Returns
     -------
     int
-        Pairs with at least one synapse, those of summed size 0 and autapses among them. Lazy
+        Pairs with at least one synapse, including autapses and those of summed size 0. Lazy
         connectivity is computed for it, unless it is as it was opened.
 
     Examples
@@ -54,41 +59,44 @@ def n_connections(connectivity: xr.Dataset) -> int:
     >>> n_connections(two_neurons())
     3
     """
-    if is_lazy(connectivity):
-        name = next(str(n) for n, v in connectivity.data_vars.items() if v.dims == PAIR_DIMS)
-        blocks = blocks_of(connectivity, [name])
-        if (source := stored_source(blocks.arrays)) is not None:
-            return int(source.indptr[-1])
-        return int(count_pairs(blocks).compute())
-    return pattern_of(connectivity).nnz
+    if not is_lazy(connectivity):
+        return pattern_of(connectivity).nnz
+    blocks = blocks_of(connectivity, pair_names(connectivity)[:1])
+    if (source := stored_source(blocks.arrays)) is not None:
+        return int(source.indptr[-1])
+    return int(count_pairs(blocks).compute())
 
 
 def take(connectivity: xr.Dataset, pre_ids: Any = None, post_ids: Any = None) -> xr.Dataset:
-    """Keep some neurons of either axis."""
+    """Select neurons of either axis, all of which must be there."""
     validate(connectivity, "connectivity")
     pre = None if pre_ids is None else np.unique(positions_of(connectivity, "pre", pre_ids))
     post = None if post_ids is None else np.unique(positions_of(connectivity, "post", post_ids))
+    n_pre, n_post = (None if at is None else at.size for at in (pre, post))
     result = take_positions(connectivity, pre, post)
-    n_pre, n_post = (None if kept is None else kept.size for kept in (pre, post))
     return add_history(result, f"take(pre_ids={n_pre}, post_ids={n_post})")
 
 
 def keep_touching(
     connectivity: xr.Dataset, pre: np.ndarray | None, post: np.ndarray | None
 ) -> xr.Dataset:
-    """Keep the pairs with a neuron at one of the positions, on the same axes."""
-    shape, compressed = layout_of(connectivity)
-    n_of: dict[Side, int] = {"pre": shape[0], "post": shape[1]}
-    flags = {side: np.zeros(n, dtype=bool) for side, n in n_of.items()}
-    if pre is not None:
-        flags["pre"][pre] = True
-    if post is not None:
-        flags["post"][post] = True
-    rule = _everybody(n_of, compressed)._replace(
-        partners=flags[OTHER_SIDE[compressed]], whole=flags[compressed]
-    )
+    """Select the pairs with a neuron at one of the positions, on the same axes."""
+    rule, compressed = _everybody(connectivity)
+    n_pre, n_post = rule.shape(compressed)
+    touched = {"pre": np.zeros(n_pre, dtype=bool), "post": np.zeros(n_post, dtype=bool)}
+    for side, at in (("pre", pre), ("post", post)):
+        if at is not None:
+            touched[side][at] = True
+    rule = rule._replace(partners=touched[OTHER_SIDE[compressed]], whole=touched[compressed])
     result = keep_pairs(connectivity, connectivity, rule)
     return result.assign_coords(scope=xr.Variable((), np.array("unknown", dtype=object)))
+
+
+def _everybody(connectivity: xr.Dataset) -> tuple[Rule, Side]:
+    """Return the rule that leaves everything as it is, and the compressed axis."""
+    (n_pre, n_post), compressed = layout_of(connectivity)
+    n_major, n_minor = (n_post, n_pre) if compressed == "post" else (n_pre, n_post)
+    return Rule(np.arange(n_major), np.arange(n_minor, dtype=np.int32), n_minor), compressed
 
 
 def drop_autapses(connectivity: xr.Dataset) -> xr.Dataset:
@@ -107,7 +115,7 @@ def drop_autapses(connectivity: xr.Dataset) -> xr.Dataset:
     Raises
     ------
     SchemaError
-        If the Dataset is no connectivity.
+        If the Dataset is not connectivity.
 
     Examples
     --------
@@ -116,22 +124,15 @@ def drop_autapses(connectivity: xr.Dataset) -> xr.Dataset:
     2
     """
     validate(connectivity, "connectivity")
-    shape, compressed = layout_of(connectivity)
-    own = connectivity[f"{compressed}_nucleus_id"].values
-    other = connectivity[f"{OTHER_SIDE[compressed]}_nucleus_id"].values
-    rule = _everybody({"pre": shape[0], "post": shape[1]}, compressed)._replace(
-        without=Lookup(other, "nucleus_id").find(own).astype(np.int64)
-    )
+    rule, compressed = _everybody(connectivity)
+    majors = connectivity[f"{compressed}_nucleus_id"].values
+    minors = connectivity[f"{OTHER_SIDE[compressed]}_nucleus_id"].values
+    rule = rule._replace(without=Lookup(minors, "nucleus_id").find(majors).astype(np.int64))
     result = keep_pairs(connectivity, connectivity, rule)
     if is_lazy(connectivity):  # counting would compute
         return add_history(result, "drop_autapses()")
     n_dropped = n_connections(connectivity) - n_connections(result)
     return add_history(result, f"drop_autapses(): {n_dropped} dropped")
-
-
-def _everybody(n_of: dict[Side, int], compressed: Side) -> Rule:
-    n_minor = n_of[OTHER_SIDE[compressed]]
-    return Rule(np.arange(n_of[compressed]), np.arange(n_minor, dtype=np.int32), n_minor)
 
 
 def recompress(connectivity: xr.Dataset, compressed: Compressed) -> xr.Dataset:
@@ -161,9 +162,9 @@ def annotate(
     connectivity : xarray.Dataset
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``).
     units : xarray.Dataset
-        Units over ``nucleus_id``, in any order, some neurons of the matrix may be absent.
+        Units over ``nucleus_id``, in any order; they need not hold every neuron of the matrix.
     variables : str or iterable of str
-        Names of variables with one value a neuron, or ``"position"``.
+        Names of variables with one value per neuron, or ``"position"``.
     overwrite : bool, optional
         Whether coordinates of the same names may be replaced.
 
@@ -173,16 +174,16 @@ def annotate(
         With ``pre_cell_type(pre_nucleus_id)`` and ``post_cell_type(post_nucleus_id)`` for
         ``"cell_type"``, and so on; ``pre_x``, ``pre_y``, ``pre_z`` ... (µm) for ``"position"``.
         They keep the attributes of the unit variable. A neuron that is not among the units has
-        "unknown", NaN, -1 or False; the attribute ``unmatched`` says how many have not been found,
-        since False alone cannot be told from a neuron that was found.
+        "unknown", NaN, -1 or False; the attribute ``unmatched`` counts them, since a False of a
+        neuron that is among the units looks the same.
 
     Raises
     ------
     UnknownLabelError
         If units has no such variable, or no neuron of an axis is among the units.
     SchemaError
-        If a variable has several values a neuron, a coordinate of that name is there already and
-        `overwrite` is False, or the Dataset is no connectivity.
+        If a variable has several values per neuron, a coordinate of that name is there already and
+        `overwrite` is False, or the Dataset is not connectivity.
     ReleaseMismatchError
         If the two are of different releases.
 
@@ -206,11 +207,11 @@ def annotate(
         raise SchemaError(
             f"the connectivity has {taken} already: pass overwrite=True to replace them"
         )
-    lookup = Lookup(units["nucleus_id"].values, "nucleus_id of the units")
+    by_nucleus = Lookup(units["nucleus_id"].values, "nucleus_id of the units")
     coords = {}
     for side in ("pre", "post"):
         dim = f"{side}_nucleus_id"
-        rows = lookup.find(connectivity[dim].values)
+        rows = by_nucleus.find(connectivity[dim].values)
         if rows.size and (rows < 0).all():
             raise UnknownLabelError(
                 f"none of the {rows.size} neurons of {dim} is among the units: "
@@ -229,11 +230,11 @@ def _columns(units: xr.Dataset, name: str) -> list[tuple[str, xr.DataArray]]:
         raise unknown_label("units has no variable", name, set(units.variables))
     variable = units[name]
     if name == "position":
-        by_axis = variable.transpose("nucleus_id", "axis")
-        return [(axis, by_axis[:, i]) for i, axis in enumerate(AXES)]
+        order = units["axis"].values.tolist() if "axis" in units.coords else list(AXES)
+        return [(axis, variable.isel(axis=order.index(axis), drop=True)) for axis in AXES]
     if variable.dims != ("nucleus_id",) or name in _FIXED:
         raise SchemaError(
-            f"units.{name} has dims {variable.dims}, expected one value a neuron along "
+            f"units.{name} has dims {variable.dims}, expected one value per neuron along "
             "('nucleus_id',): select one column first, or use mx.contract for rates"
         )
     return [(name, variable)]
@@ -247,6 +248,6 @@ def _look_up(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
         raise SchemaError(
             f"a unit variable has dtype {values.dtype}, expected text, numbers or truth values"
         )
-    found = values[rows]
-    found[rows < 0] = missing
-    return found
+    of_neurons = values[rows]
+    of_neurons[rows < 0] = missing
+    return of_neurons

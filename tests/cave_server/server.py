@@ -73,9 +73,6 @@ class CaveServer:
         Tables of the archived versions; by default every known version has those served.
     redirect_to_login : bool
         A request without any token is sent to a login page, as the real service does, not 401.
-    wrap_errors : bool
-        Query endpoints answer errors as 500 with a message "404 Not Found: ...", as the real
-        service does.
     float_type : str
         Type of float columns in answers.
 
@@ -102,7 +99,6 @@ class CaveServer:
         notices: Mapping[str, str] | None = None,
         archived: Mapping[int, Mapping[str, pd.DataFrame] | mx.sources.TableSource] | None = None,
         redirect_to_login: bool = False,
-        wrap_errors: bool = False,
         float_type: str = "Float32",
     ) -> None:
         served = wire_tables(tables, notices or {})
@@ -126,7 +122,6 @@ class CaveServer:
             row_limit=row_limit,
             token=token,
             redirect_to_login=redirect_to_login,
-            wrap_errors=wrap_errors,
             float_type=float_type,
             seed=seed,
         )

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import Message
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs, quote
 
@@ -75,7 +74,6 @@ class Service:
         row_limit: int,
         token: str | None,
         redirect_to_login: bool,
-        wrap_errors: bool,
         float_type: str,
         seed: int,
     ) -> None:
@@ -88,7 +86,6 @@ class Service:
         self.row_limit = row_limit
         self.token = token
         self.redirect_to_login = redirect_to_login
-        self.wrap_errors = wrap_errors
         self.float_type = float_type
         self._seed = seed
         self._queries = itertools.count()
@@ -135,7 +132,7 @@ class Service:
                         arguments["fault"] = fault
                     return handler(request, **arguments)
         except QueryError as error:
-            return self._error(error)
+            return Response.of_json({"message": error.message}, error.status)
         return Response.of_json({"message": f"no endpoint at {method} {request.path}"}, 404)
 
     def _refuse(self, request: Request) -> Response | None:
@@ -153,14 +150,6 @@ class Service:
             return Response(401, b"Unauthorized", [("WWW-Authenticate", challenge)])
         challenge += ', error="invalid_token", error_description="Invalid/Expired Token"'
         return Response(401, b"Invalid/Expired Token", [("WWW-Authenticate", challenge)])
-
-    def _error(self, error: QueryError) -> Response:
-        if not self.wrap_errors:
-            return Response.of_json({"message": error.message}, error.status)
-        phrase = HTTPStatus(error.status).phrase
-        lead = "" if error.status == 400 else f"{error.status} {phrase}: "
-        document = {"code": 500, "message": lead + error.message, "traceback": []}
-        return Response.of_json(document, 500)
 
     def _archived(self, request: Request) -> Response:
         found = self.archive.get(request.path)

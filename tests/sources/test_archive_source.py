@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import pickle
 import struct
-import time
 from pathlib import Path
 
 import fsspec
@@ -22,7 +21,6 @@ from microns_xr.sources.archive import ARCHIVES
 from microns_xr.sources.cache import CachedSource
 from microns_xr.sources.net import Retry
 from microns_xr.sources.postgres_csv import Header, parse_header, read_archived, read_blocks
-from microns_xr.sources.tables import to_frame
 
 
 def retry() -> Retry:
@@ -478,17 +476,3 @@ def test_blocks_hold_every_line_once(tmp_path, monkeypatch, block_bytes, end):
     )
     with pytest.raises(mx.errors.SourceError, match="fewer than 1000000 bytes"):
         list(read_blocks(path, header, ["square"], start=1_000_000))
-
-
-def test_frames_are_those_of_every_other_file(tmp_path):
-    frame = read_rows(tmp_path, THREE, LINES)
-    path = tmp_path / "v661" / "t_merged.csv.gz"
-    header = parse_header(THREE.encode(), "h")
-    assert_frame_equal(frame, to_frame(read_archived(path, header)))
-    assert frame["c"].tolist()[:2] == ["w1", "w2"]
-
-
-def test_reading_is_fast(tmp_path):
-    started = time.perf_counter()
-    read_rows(tmp_path, THREE, LINES * 200)
-    assert time.perf_counter() - started < 10

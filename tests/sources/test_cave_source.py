@@ -336,14 +336,6 @@ def test_lists_and_numbers_of_another_kind_are_asked_for_again(cave, source, bod
 # --------------------------------------------------------------------------- faults and refusals
 
 
-def test_slow_answers_run_into_the_time_limit(cave):
-    with source_of(cave, timeout=(1.0, 0.15)) as source:
-        for path in ("/info/version$", "/info/api", "/materialize/version$", "/query$", "/count$"):
-            cave.faults.add("delay", match=path, seconds=30)
-        assert source.query(NUCLEI).table.num_rows == source.count(NUCLEI) == 4
-    assert cave.faults.pending == 0
-
-
 def test_a_wrong_address_is_given_up_soon():
     waits = []
     source = mx.sources.CaveSource(
@@ -373,29 +365,6 @@ def test_closed_connections_open_again(cave, source):
     source.close()
     source.close()
     assert source.count(NUCLEI) == 4
-
-
-def test_no_web_browser_is_opened_for_terms_of_service(cave, source, monkeypatch):
-    monkeypatch.setattr("webbrowser.open", lambda *args: pytest.fail("a browser was opened"))
-    body = {"error": "missing_tos", "data": {"tos_form_url": "https://example.org/tos"}}
-    for path in ("/info/api", "/tables$", "/query$"):
-        cave.faults.add("status", match=path, status=403, body=body)
-        with pytest.raises(
-            mx.errors.SourceError,
-            match=r"403: missing_tos.*terms of service at https://example.org/tos",
-        ):
-            source.query(NUCLEI) if "tables" not in path else source.available_tables()
-    assert cave.faults.pending == 0
-
-
-def test_errors_wrapped_in_a_500_last():
-    with CaveServer(make_tables(), wrap_errors=True) as server, source_of(server) as source:
-        with pytest.raises(
-            mx.errors.SourceError, match="HTTP 404: 404 Not Found: Analysis table"
-        ) as caught:
-            source.query("nuclei")
-        assert not isinstance(caught.value, mx.errors.IncompleteDownloadError)
-        assert len(server.queries) == 1
 
 
 # ------------------------------------------------------------------------------------- the token

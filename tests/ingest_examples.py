@@ -91,7 +91,7 @@ def write_archived(folder: Path, frame: pd.DataFrame, stem: str = "synapses") ->
 
 
 # How a store was made, which differs: the files are tables of their own, with their papers.
-_SAID = ("history", "source_tables", "references")
+_HISTORY = ("history", "source_tables", "references")
 
 
 def in_memory(frame: pd.DataFrame, units: xr.Dataset, path: Path, **options: Any) -> xr.DataTree:
@@ -113,12 +113,12 @@ def assert_same_store(found: Path, expected: Path) -> None:
     known = _opened(expected, (expected / "zarr.json").stat().st_mtime_ns)
     for compressed, b in known.items():
         a = mx.open_store(found, compressed=compressed)
-        of_roots = [{k: v for k, v in tree.attrs.items() if k not in _SAID} for tree in (a, b)]
+        of_roots = [{k: v for k, v in tree.attrs.items() if k not in _HISTORY} for tree in (a, b)]
         assert of_roots[0] == of_roots[1]
         assert set(a.children) == set(b.children)
         for name in a.children:
             one, two = a[name].to_dataset(), b[name].to_dataset()
-            attrs = [{k: v for k, v in ds.attrs.items() if k not in _SAID} for ds in (one, two)]
+            attrs = [{k: v for k, v in ds.attrs.items() if k not in _HISTORY} for ds in (one, two)]
             assert attrs[0] == attrs[1]
             assert set(one.variables) == set(two.variables)
             assert set(one.coords) == set(two.coords)

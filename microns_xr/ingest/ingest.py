@@ -73,35 +73,35 @@ def ingest_synapses(
 ) -> None:
     r"""Stream a table of synapses, however large, into a store.
 
-    The store is the same, array for array, as `build_connectivity` and `write_store` make of the
-    same rows in memory.
+    The store is the same, array for array, as the one that `build_connectivity` and `write_store`
+    make of these rows in memory.
 
     Parameters
     ----------
     files : str, path-like or iterable of them
-        The table, in one file or several: csv, csv.gz or parquet, told by their first bytes; local
-        or addresses of fsspec. The columns are those of `build_connectivity`, by root id
-        (``pre_pt_root_id`` ...) or nucleus id (``pre_nucleus_id`` ..., taken where there are
-        both); a table of pairs has ``n_syn`` and ``sum_size``. No value holds a line break.
+        The table, in one file or several: csv, csv.gz or parquet, recognised by their first bytes;
+        local paths or addresses of fsspec. The columns are those of `build_connectivity`, by root
+        id (``pre_pt_root_id`` ...) or nucleus id (``pre_nucleus_id`` ..., preferred where there
+        are both); a table of pairs has ``n_syn`` and ``sum_size``. No value holds a line break.
     units : xarray.Dataset, xarray.DataTree or mapping of str to xarray.Dataset
-        Units of the same release, dim ``nucleus_id``; all of them are the axes. Or a tree, such
-        as `open_store` gives, or a mapping with ``units`` and, to be written with them,
-        ``layers`` and ``functional``; connectivity and synapses of a tree are left out. Root ids
-        that hold several nuclei are told from unknown ones in the counts where
-        ``units.attrs["shared_roots"]`` lists them, as ``Release.shared_roots`` gives them.
+        Units of the same release, dim ``nucleus_id``; all of them are on the axes. Or a mapping
+        with ``units`` and, to be written with them, ``layers`` and ``functional``; or a tree with
+        these groups, as `open_store` returns it, whose other groups are not copied. If
+        ``units.attrs["shared_roots"]`` lists the root ids that hold several nuclei (see
+        ``Release.shared_roots``), they are counted apart from unknown ones.
     out : str or path-like
-        Folder of the store, local. A store that is there is replaced when the new one is whole;
-        whatever interrupts the run, it is the old one until then, and the next run begins anew.
+        Local folder of the store. An existing store is replaced when the new one is complete;
+        an interrupted run leaves the old one, and the next run starts again from the beginning.
     header : path, Header or sequence of str, optional
         Columns of a csv file without a header line: a header file of the archive, or names. By
         default the file ``<name>_header.csv`` beside the data file, as in the archive; without
         one, the first line names the columns.
     memory : str or int, optional
-        The most memory the process may take, with about 0.5 GB for the interpreter and its
-        libraries; what `units` and other data of the caller take is not known and comes on top.
-        At least 600 MB. More than the rows of one neuron need is never held.
+        The most memory that the process may take, including about 0.5 GB for the interpreter and
+        its libraries, but not `units` and other data of the caller. At least 600 MB; the rows of
+        one neuron are always held at once.
     keep : {"both", "pre", "post"}, optional
-        The connectivity is always that of rows whose two ends are units, for only units have a
+        The connectivity is always made of rows with a unit at both ends, since only units have a
         nucleus id. "pre" and "post" also keep each row with a unit at that end and any neuron, or
         none, at the other, as single synapses named by root ids (see Notes).
     positions : bool, optional
@@ -109,12 +109,11 @@ def ingest_synapses(
     resolution_nm : tuple of float, optional
         Voxel size of the positions.
     on_bad_lines : {"error", "count"}, optional
-        "count" leaves out lines that cannot be read, and says how many in ``attrs["bad_lines"]``
-        of the connectivity. A file that is cut short raises all the same.
+        "count" leaves out lines that cannot be read, and counts them in ``attrs["bad_lines"]`` of
+        the connectivity. A file that is cut short is an error in any case.
     scope : {"complete", "requested", "unknown"}, optional
-        Which pairs the files would show. "complete" if they are the whole table of the release:
-        then a zero says that no synapse was seen. Files do not tell, so it is for the caller to
-        say; it does not depend on `keep`.
+        Which pairs the files would show. "complete" if they are the whole table of the release,
+        so that a zero means that no synapse was seen. Independent of `keep`.
     rows : {"auto", "synapse", "pair"}, optional
         What a row is, see `build_connectivity`; "auto" looks for repeated pairs among the kept
         rows only.
@@ -127,17 +126,17 @@ def ingest_synapses(
     ------
     SchemaError
         If columns are absent, a line cannot be read (with file, line and byte), a synapse ``id`` is
-        repeated among the kept rows, a file is given twice, sizes sum to more than int64 holds, or
-        an argument is none of its words.
+        repeated among the kept rows, a file is named twice, sizes sum to more than int64 holds, or
+        an argument is not one of its words.
     IncompleteDownloadError
         If a packed file is cut short.
     SourceError
-        If a file is absent or damaged, or the disk has too little room; the estimate is made from
+        If a file is absent or damaged, or the disk has too little room, which is estimated from
         the first block on.
     ReleaseMismatchError
         If `units` does not say its release, or a part is of another.
     StoreFormatError
-        If `out` is something else than a store, or is being written.
+        If `out` exists and is not a store, or is being written.
 
     Warns
     -----
@@ -146,9 +145,9 @@ def ingest_synapses(
 
     Notes
     -----
-    Files are unpacked in a thread of their own, parsed and mapped block by block, and what is kept
-    is written beside the store, inside ``out + ".tmp"``: rows by post in sorted runs, then pairs
-    by pre. Per kept row 12 bytes of disk, 8 more with an ``id`` and up to 24 with a position.
+    Files are unpacked in one thread and parsed block by block in others. Rows that are kept are
+    sorted in ``out + ".tmp"``: 12 bytes of disk per row, 8 more with an ``id`` and up to 24 more
+    with a position.
 
     With ``keep="pre"`` or ``"post"``, ``synapses/`` has a row for each synapse of a unit:
     ``synapse_id``, ``nucleus_id`` of that unit, ``pre_pt_root_id`` and ``post_pt_root_id`` (0 for

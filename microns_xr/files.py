@@ -1,4 +1,4 @@
-"""Files that are whole or not there: write beside and rename, lock, checksum."""
+"""Files and folders that are whole or absent: write beside and rename, lock, checksum."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        # On the disk before it gets its name, in case the power fails.
+        # On disk before it gets its name, in case the power fails.
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
@@ -49,7 +49,7 @@ def write_file(path: str | Path, content: bytes | str) -> None:
 def new_folder(path: str | Path) -> Iterator[Path]:
     """Give ``NAME.tmp`` to write into, which replaces the folder `path` when the block ends well.
 
-    The writer makes the folder. A folder that is replaced is put aside until the new one is there.
+    The caller makes the folder.
     """
     path = Path(path)
     part = path.with_name(path.name + ".tmp")
@@ -57,6 +57,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         if path.exists():
+            # Not removed before the new folder is there.
             aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}.old"))
             path.rename(aside / path.name)
             part.rename(path)
@@ -70,12 +71,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 def try_lock(descriptor: int) -> bool:
     """Lock an open file until it is closed; False where another process holds it.
 
-    The lock ends with the process, however that ends. On a file system without locks, as some
-    network file systems are, nothing is locked and the answer is True.
+    The lock ends with the process, however that ends.
     """
     try:
         return filelock.lock_descriptor(descriptor, blocking=False)
     except OSError as error:
+        # Some network file systems have no locks. Work goes on there, without this protection.
         logger.debug("the file system has no locks: %s", error)
         return True
 

@@ -1,8 +1,4 @@
-"""Opening a store of format 1: whole or one group, in memory or lazily.
-
-What was opened lazily stays tied to the store as it was then: a local one that has been replaced
-since is refused at the next read, for its new pairs would be taken for those of the old neurons.
-"""
+"""Opening a store of format 1: all of it or one group, in memory or lazily."""
 
 from __future__ import annotations
 
@@ -114,7 +110,7 @@ def open_store(
 
 
 def open_root(path: Address, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
-    """Open the root group of a store for reading, after a look at its format."""
+    """Open the root group of a store for reading, and check its format."""
     store = readable(path, storage_options)
     try:
         root = zarr.open_group(store, mode="r", zarr_format=3)
@@ -125,16 +121,16 @@ def open_root(path: Address, storage_options: Mapping[str, Any] | None = None) -
             f"there is no store at {store.address}: expected a folder or address that "
             f"mx.write_store made ({type(err).__name__}: {err})"
         ) from err
-    found = root.attrs.get(FORMAT_ATTR)
-    if isinstance(found, bool) or not isinstance(found, int):
+    version = root.attrs.get(FORMAT_ATTR)
+    if isinstance(version, bool) or not isinstance(version, int):
         raise StoreFormatError(
             f"{store.address} is a zarr group but not a finished microns_xr store: its attribute "
-            f"{FORMAT_ATTR!r} is {found!r}, expected {FORMAT}; open it with xr.open_zarr, or write "
-            "the store again"
+            f"{FORMAT_ATTR!r} is {version!r}, expected {FORMAT}; open it with xr.open_zarr, or "
+            "write the store again"
         )
-    if not 1 <= found <= FORMAT:
+    if not 1 <= version <= FORMAT:
         raise StoreFormatError(
-            f"{store.address} is of format {found}, expected 1 to {FORMAT}: a newer microns_xr "
+            f"{store.address} is of format {version}, expected 1 to {FORMAT}: a newer microns_xr "
             "wrote it, update the package"
         )
     return root
@@ -164,7 +160,9 @@ def read_group(
         names = [n for n in _variables(group) if n not in SYNAPSE_POINTER.values()]
         return _dataset(group, _arrays(group, names), {}, lazy)
     finally:
-        # Labels and pointers are of one store, not of one and of its replacement.
+        # What was read is of one store, not in part of the one that has replaced it since. Lazy
+        # variables check it again whenever they are read: new pairs would be taken for those of
+        # the old neurons.
         require_unchanged(root)
 
 
@@ -192,7 +190,7 @@ def _read_connectivity(root: zarr.Group, compressed: Compressed, lazy: bool) -> 
         if problem := pattern_problem(indices, indptr, shape, compressed):
             raise _damaged(group, problem)
         pattern = make_pattern(indices, indptr, shape, compressed)
-        # int32 on disk, int64 in memory, where sums must not overflow
+        # int32 on disk, int64 in memory, where sums must not overflow.
         pairs = {
             name: gcxs(read_values(arrays[key], np.dtype(np.int64)), pattern)
             for name, key in PAIR_ARRAYS.items()
@@ -247,7 +245,7 @@ def _dataset(
     variables: dict[str, xr.Variable],
     lazy: bool,
 ) -> xr.Dataset:
-    """Put dense arrays together with variables that are made already."""
+    """Return the Dataset of a group: its dense arrays, beside variables that exist already."""
     dims = {name: _dims(group, name, array) for name, array in arrays.items()}
     # Labels and scalars are small, and opening needs them.
     now = [name for name in arrays if not lazy or dims[name] in ((), (name,))]
@@ -400,7 +398,7 @@ class StoredPairs:
         return (type(self).__name__, str(store), store.state, self._group.path)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The pointers stay behind: every task carries what it needs of them.
+        # Without the pointers, some hundred KB: every task holds what it needs of them.
         return {**self.__dict__, "_indptr": None, "_other": None}
 
     def _array(self, name: str) -> zarr.Array:
@@ -410,14 +408,14 @@ class StoredPairs:
 
 
 def lazy_variable(group: zarr.Group, name: str, dims: tuple[Hashable, ...]) -> xr.Variable:
-    """Return an array of a group as a variable that is read when it is first used."""
+    """Return an array of a group as a variable that is read when it is used."""
     array = _array(group, name)
     lazy = indexing.LazilyIndexedArray(_Dense(group, array))
     return xr.Variable(dims, indexing.MemoryCachedArray(lazy), array.attrs.asdict())
 
 
 def read_from(variable: xr.Variable) -> zarr.Group | None:
-    """Return the group a variable is still to be read from, if it is the whole array there."""
+    """Return the group that a lazy variable reads, if it is all of an array and not yet read."""
     data: Any = variable._data
     while not isinstance(data, indexing.LazilyIndexedArray) and hasattr(data, "array"):
         data = data.array
@@ -452,14 +450,14 @@ class _Dense(BackendArray):
             return part.astype(self.dtype, copy=False)
 
 
+# A connectivity Dataset, a tree that has one, or the place of a store.
 Connectivity = xr.Dataset | xr.DataTree | Address
-"""A connectivity Dataset, a tree that has one, or where a store is."""
 
 
 def connectivity_of(
     connectivity: Connectivity, compressed: Compressed = "post"
 ) -> tuple[xr.Dataset, bool]:
-    """Return the connectivity of whatever was passed, and whether it was opened here."""
+    """Return the connectivity that was passed, and whether it was opened here."""
     if isinstance(connectivity, xr.Dataset):
         return connectivity, False
     if isinstance(connectivity, xr.DataTree):

@@ -1,8 +1,8 @@
-"""The one writer of stores: what a group will hold is planned, and its arrays are then appended to.
+"""The writer of stores: a group is planned, and its arrays are then appended to.
 
-Planning checks everything before the first byte is written. An array in memory is appended at
-once; rows and pairs that do not fit in memory arrive in blocks, and only a few chunks of each
-array are held. Neither their number nor, on a local disk, their width has to be known before.
+Planning checks everything before the first byte is written. An array in memory is appended in one
+piece. Rows and pairs that do not fit in memory arrive in blocks, and only a few chunks of each
+array are in memory. Their number may be unknown, on a local disk their width, too.
 """
 
 from __future__ import annotations
@@ -159,9 +159,10 @@ def _dense_array(name: str, variable: xr.Variable, where: str) -> PlannedArray:
 def _group_attrs(dataset: xr.Dataset, path: str, arrays: list[PlannedArray]) -> dict[str, Any]:
     release = _release(dataset)
     attrs = dict(dataset.attrs)
-    attrs.pop(VARIABLES_ATTR, None)  # left by a plain reader, and made anew
+    # Readers such as xr.open_zarr keep attributes of the format among those of the data. The list
+    # of variables is made anew, and copies of the release are dropped; another value would be lost.
+    attrs.pop(VARIABLES_ATTR, None)
     for name in reserved_attrs(path):
-        # So are copies of the release; any other value would be lost on the way.
         if name in attrs and attrs.pop(name) != release.get(name):
             raise SchemaError(
                 f"attribute {name!r} of {path} is reserved by the format: rename it before writing"
@@ -187,11 +188,7 @@ def narrowest(values: np.ndarray) -> str:
 
 
 class ChunkPool(AbstractContextManager["ChunkPool"]):
-    """A few threads that write chunks, and a bound on how many chunks wait for them.
-
-    Leaving the block waits for what is under way; when it is left by an exception, what has not
-    begun is given up.
-    """
+    """A few threads that write chunks, and a limit on how many chunks wait for them."""
 
     def __init__(self, threads: int = _THREADS) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="chunks")
@@ -199,13 +196,13 @@ class ChunkPool(AbstractContextManager["ChunkPool"]):
         self._most = 2 * threads
 
     def submit(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Run ``work(*arguments)``, now or later; raises what an earlier one has raised."""
+        """Call ``work(*arguments)`` in a thread; raises the error of an earlier call."""
         while len(self._waiting) >= self._most:
             self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(work, *arguments))
 
     def wait(self) -> None:
-        """Return when everything is done; raises what one of them has raised."""
+        """Return when everything is written; raises the first error."""
         while self._waiting:
             self._waiting.popleft().result()
 
@@ -214,6 +211,7 @@ class ChunkPool(AbstractContextManager["ChunkPool"]):
             if kind is None:
                 self.wait()
         finally:
+            # After an error, what has not begun is given up.
             self._pool.shutdown(cancel_futures=True)
 
 
@@ -229,21 +227,21 @@ class ArrayWriter:
     ) -> None:
         self._node, self._planned, self._pool, self._shards = node, planned, pool, shards
         _, sharded = grid_of(planned.shape, planned.dims, shards)
-        # What is written at once is whole: no two threads ever write the same chunk or shard.
+        # Each piece is whole chunks or shards, so that no two threads write the same one.
         self._step = sharded[0] if sharded else chunk_of(planned.dims)
         self._pieces: list[np.ndarray] = []
         self._held = self._written = 0
         self._array: zarr.Array | None = None
 
     def append(self, values: np.ndarray) -> None:
-        """Add the next positions; the values are kept for a while and must not be changed."""
+        """Add the next positions; `values` is written later and must not be changed."""
         self._pieces.append(values)
         self._held += len(values)
         if self._held >= self._step:
             self._write(self._held - self._held % self._step)
 
     def finish(self, attrs: dict[str, Any] | None = None) -> None:
-        """Write what is left and, if given, set the attributes; nothing follows this."""
+        """Write what is left, and the attributes if they have changed since the plan."""
         if self._array is None:
             planned = self._planned if attrs is None else replace(self._planned, attrs=attrs)
             planned = replace(planned, shape=(self._held, *planned.shape[1:]))
@@ -256,7 +254,7 @@ class ArrayWriter:
             self._array.update_attributes(attrs)
 
     def _write(self, n: int) -> None:
-        """Write the next `n` positions, whole chunks or shards unless they are the last."""
+        """Write the next `n` positions: whole chunks or shards, unless they are the last."""
         first = self._pieces[0]
         values = first if len(self._pieces) == 1 else np.concatenate(self._pieces)
         known, *rest = self._planned.shape
@@ -274,7 +272,7 @@ class ArrayWriter:
         self._pieces = [values[n:].copy()] if self._held else []
 
     def widen(self) -> None:
-        """Go on in int64, after what is written was copied chunk by chunk; on this disk only."""
+        """Continue in int64, and copy what was written before; on a local disk only."""
         narrow, self._planned = self._array, replace(self._planned, dtype="int64")
         if narrow is None:
             return
@@ -295,7 +293,6 @@ class ArrayWriter:
 
 
 def _create(node: zarr.Group, planned: PlannedArray, shards: bool) -> zarr.Array:
-    """Create an array, empty, as the format asks."""
     chunks, sharded = grid_of(planned.shape, planned.dims, shards)
     text = planned.dtype == "string"
     return node.create_array(
@@ -305,9 +302,9 @@ def _create(node: zarr.Group, planned: PlannedArray, shards: bool) -> zarr.Array
         chunks=chunks,
         shards=sharded,
         filters=None,
-        # text is a stream of bytes
+        # Text is compressed as a stream of bytes.
         compressors=[compressor(1 if text else np.dtype(planned.dtype).itemsize)],
-        # what an absent chunk would read as; none is ever absent
+        # Never read: every chunk is written (rule 7).
         fill_value="" if text else np.dtype(planned.dtype).type(0),
         attributes=planned.attrs,
         dimension_names=planned.dims,
@@ -330,7 +327,7 @@ def _write_slice(array: zarr.Array, start: int, values: np.ndarray) -> None:
 
 
 class GroupWriter:
-    """One group of a store: what is planned with values is written, the rest is appended to."""
+    """One group of a store: arrays that are planned with values, and those that are appended to."""
 
     def __init__(
         self, root: zarr.Group, plan: PlannedGroup, pool: ChunkPool, shards: bool = False
@@ -355,7 +352,7 @@ class GroupWriter:
             self.appended[name].append(values)
 
     def finish(self, plan: PlannedGroup | None = None) -> None:
-        """Write what is left and, where a later plan is given, set its attributes."""
+        """Write what is left, and the attributes of a later plan."""
         attrs: dict[str, Any] = {}
         if plan is not None:
             self._node.attrs.put(plan.attrs)
@@ -365,11 +362,7 @@ class GroupWriter:
 
 
 class CopyWriter:
-    """One copy of the connectivity, written neuron by neuron.
-
-    Without `dtypes`, those of size and count on disk, they begin as int32 and are widened when a
-    value needs it.
-    """
+    """One copy of the connectivity, written neuron by neuron."""
 
     def __init__(
         self,
@@ -383,6 +376,8 @@ class CopyWriter:
         self.compressed: Compressed = "post" if plan.path == MATRIX_GROUP["post"] else "pre"
         self._n_pre, self._n_post = plan.attrs["shape"]
         self._n_major = self._n_post if self.compressed == "post" else self._n_pre
+        # `dtypes` are those of size and count on disk. Where they are not known, both begin as
+        # int32 and are widened when a value needs it.
         self._widens = dtypes is None
         known = {} if dtypes is None else dict(zip(("data", "synapse_count"), dtypes, strict=True))
         arrays = [
@@ -425,7 +420,7 @@ class CopyWriter:
         self.n_connections += len(indices)
 
     def finish(self, plan: PlannedGroup | None = None) -> None:
-        """Write what is left, and the pointers; a later plan gives the attributes."""
+        """Write what is left, the pointers, and the attributes of a later plan."""
         if self.n_done != self._n_major:
             raise SchemaError(
                 f"{self.n_done} of {self._n_major} neurons were written, expected all of them"

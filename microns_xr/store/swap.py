@@ -1,10 +1,10 @@
 """Replacing a local store in one step, and finishing a replacement that was interrupted.
 
-A store ``NAME`` is written as ``NAME.tmp``; then the old one is renamed ``NAME.old``, the new one
-``NAME``, and ``NAME.old`` is removed. At every point in between, one complete store is on disk,
-and `recover`, which opening and writing both call, carries on from there. A folder belongs to a
-replacement only while it holds the file ``.microns_xr_swap`` (or nothing): a ``NAME.old`` somebody
-made by hand is never removed. The file is locked while its writer lives, where the system can.
+A store ``NAME`` is written as ``NAME.tmp``; then the old one is renamed to ``NAME.old``, the new
+one to ``NAME``, and ``NAME.old`` is removed. At every point in between one complete store is on
+disk, and `recover`, which opening and writing call first, continues from there. A folder belongs
+to a replacement only if it holds the file ``.microns_xr_swap`` or nothing: a ``NAME.old`` that
+somebody made is never removed. The file is locked while the process that writes is alive.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from microns_xr.files import try_lock
 from microns_xr.store.format import FORMAT_ATTR
 
 MARK = ".microns_xr_swap"
-_PATIENCE = 2.0  # seconds a reader waits for the two renames of a live writer
+_PATIENCE = 2.0  # seconds a reader waits for a writer between its two renames
 
 
 def address_of(path: str | os.PathLike[str]) -> str:
@@ -31,7 +31,7 @@ def address_of(path: str | os.PathLike[str]) -> str:
 
 
 def is_store(path: str) -> bool:
-    """Whether a folder is a finished store: its root attributes, which come last, are there."""
+    """Whether a folder is a finished store: its root attributes, written last, are there."""
     try:
         with open(os.path.join(path, "zarr.json"), encoding="utf-8") as file:
             metadata = json.load(file)
@@ -49,6 +49,7 @@ def recover(path: str, *, writing: bool = False) -> None:
         if writing:
             raise _busy(path)
         deadline = time.monotonic() + _PATIENCE
+        # The old store is aside, the new one not in its place: that takes a moment.
         while not is_store(path) and is_store(tmp) and time.monotonic() < deadline:
             time.sleep(0.02)
         return
@@ -64,14 +65,15 @@ def recover(path: str, *, writing: bool = False) -> None:
     try:
         _finish(path)
     except OSError:
-        # A reader may lack the rights, or another may have been faster: the data are what counts.
+        # A reader may lack the rights, or another process was faster: what matters is that there
+        # is a store to read.
         if writing or not is_store(path):
             raise
 
 
 @contextmanager
 def replacing(path: str, *, overwrite: bool = True) -> Iterator[str]:
-    """Give a new folder to write to; when the block ends well it becomes the store."""
+    """Give a new folder to write to, which becomes the store when the block ends well."""
     recover(path, writing=True)
     _require_replaceable(path, overwrite)
     tmp = path + ".tmp"
@@ -82,7 +84,7 @@ def replacing(path: str, *, overwrite: bool = True) -> Iterator[str]:
     _mark(tmp)
     lock = os.open(os.path.join(tmp, MARK), os.O_RDWR)
     try:
-        while not try_lock(lock):  # a reader is looking whether there is a writer
+        while not try_lock(lock):  # held for an instant by a reader in `_is_locked`
             time.sleep(0.001)
         try:
             yield tmp
@@ -104,9 +106,9 @@ def _require_replaceable(path: str, overwrite: bool) -> None:
     if not os.path.lexists(path) or (os.path.isdir(path) and not os.listdir(path)):
         return
     if not is_store(path):
-        found = "a folder that is not a store" if os.path.isdir(path) else "a file"
+        what = "a folder that is not a store" if os.path.isdir(path) else "a file"
         raise StoreFormatError(
-            f"{path} is {found}, expected a store of this package or a new name: nothing else is "
+            f"{path} is {what}, expected a store of this package or a new name: nothing else is "
             "ever replaced; write elsewhere"
         )
     if not overwrite:
@@ -116,12 +118,13 @@ def _require_replaceable(path: str, overwrite: bool) -> None:
 
 
 def _finish(path: str) -> None:
-    """Carry a replacement on from wherever it stands; every step may have been the last."""
+    """Continue a replacement from where it was interrupted, which may be before any step."""
     tmp, old = path + ".tmp", path + ".old"
     if is_store(path):
         _remove(old)
     if _is_ours(tmp) and is_store(tmp):
         if is_store(path):
+            # The mark goes with the old store, which may then be removed under its new name.
             _mark(path)
             os.rename(path, old)
         elif os.path.lexists(path):
@@ -147,7 +150,7 @@ def _mark(folder: str) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Remove a folder of a replacement, its mark last so that an interruption can be finished."""
+    """Remove a folder of a replacement; its mark last, so that an interruption can be finished."""
     if not _is_ours(folder):
         return
     for name in os.listdir(folder):
@@ -162,13 +165,13 @@ def _remove(folder: str) -> None:
 
 
 def _is_locked(folder: str) -> bool:
-    """Whether the writer that marked a folder is alive."""
+    """Whether the process that writes a folder is alive."""
     try:
         mark = os.open(os.path.join(folder, MARK), os.O_RDONLY)
     except OSError:
         return False
     try:
-        for _ in range(3):  # another look like this one holds the lock for an instant
+        for _ in range(3):  # another reader holds the lock for an instant
             if try_lock(mark):
                 return False
             time.sleep(0.002)

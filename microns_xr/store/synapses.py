@@ -1,7 +1,4 @@
-"""Single synapses: rows of a Dataset or of a store, and what is written of them.
-
-A store holds the rows by post and the same rows by pre; of each only what is asked for is read.
-"""
+"""Single synapses: rows of a Dataset or of a store, and how a store holds them."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ POSITION_ATTRS = {"units": "µm", "long_name": "centre of the synapse, y is dept
 class SynapseRows:
     """Rows of a Dataset of single synapses; lazy variables are read piece by piece."""
 
-    chunk = SYNAPSE_CHUNK  # rows that are best read together
+    chunk = SYNAPSE_CHUNK  # rows to read together
 
     def __init__(self, dataset: xr.Dataset, matrix: xr.Dataset | None = None) -> None:
         if "synapse" not in dataset.dims:
@@ -88,11 +85,11 @@ class SynapseRows:
         return found
 
     def matrix(self) -> xr.Dataset | None:
-        """Return the connectivity they were labelled by, without its pairs, where it is known."""
+        """Return the connectivity that labelled them, without its pairs, where it is known."""
         return self._matrix
 
     def spans(self, by: Compressed, positions: np.ndarray) -> list[Span] | None:
-        """Return where the rows of some neurons are; None where all rows must be looked at."""
+        """Return where the rows of some neurons are; None where all rows must be read."""
         return None
 
     def broken(self, what: str) -> MicronsXrError:
@@ -123,7 +120,7 @@ class StoredSynapses(SynapseRows):
         return np.asarray(self._by_pre[name][start:stop].values)
 
     def matrix(self) -> xr.Dataset | None:
-        """Return what the store says of the axes of its connectivity."""
+        """Return the axes of the store's connectivity and their annotations."""
         for group in MATRIX_GROUP.values():
             if group in self._root:
                 return without_pairs(read_group(self._root, group, lazy=True))
@@ -175,7 +172,8 @@ def rows_of(synapses: xr.Dataset | xr.DataTree | Address) -> SynapseRows:
             "mx.write_store(..., synapses=...)"
         )
     dataset = synapses["synapses"].to_dataset()
-    # Opened lazily and still as it was: then all rows are still to be read from one group.
+    # Where nothing was read, selected or replaced since the store was opened lazily, its pointers
+    # and its rows by pre can be used.
     groups = [read_from(v) for v in dataset.variables.values() if "synapse" in v.dims]
     if groups[0] is not None and all(group is groups[0] for group in groups):
         path = groups[0].path.removesuffix(SYNAPSE_GROUP["post"]).rstrip("/")
@@ -273,7 +271,7 @@ def plan_rows(
     pointer: tuple[Compressed, np.ndarray] | None = None,
 ) -> PlannedGroup:
     """Plan `n` rows of single synapses that are appended: `columns` are names and dtypes."""
-    # Stands for the rows while they are planned, and takes no memory.
+    # Of the right shapes, for planning only; broadcasting takes no memory.
     template = xr.Dataset(
         {
             name: ("synapse", np.broadcast_to(np.dtype(dtype).type(), n))

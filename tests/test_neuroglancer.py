@@ -190,9 +190,21 @@ def test_a_demo_release_is_refused_unless_asked(demo_release, demo_fresh):
     ids = demo_fresh["connectivity"].pre_nucleus_id.values[:4]
     units = demo_fresh["units"].sel(nucleus_id=ids)
     table = demo_release.table("synapses")
-    synapses = mx.select_synapses(mx.build_synapses(table, demo_fresh["connectivity"]), pre=ids)
-    layers = layers_of(mx.neuroglancer_link(units, synapses=synapses, allow_demo=True))
-    drawn = {p["id"]: p["point"] for p in layers["synapses"]["annotations"]}
+    built = mx.build_synapses(table, demo_fresh["connectivity"])
+    synapses = mx.select_synapses(built, pre=ids)
+    drawn, all_drawn = (
+        {
+            p["id"]: p["point"]
+            for p in layers_of(mx.neuroglancer_link(units, synapses=given, allow_demo=True))[
+                "synapses"
+            ]["annotations"]
+        }
+        for given in (synapses, built)
+    )
+    # All synapses, which say their neurons by position, add those onto the cells.
+    n_onto = mx.select_synapses(built, post=ids).sizes["synapse"]
+    assert drawn.items() <= all_drawn.items()
+    assert len(all_drawn) <= len(drawn) + n_onto
     columns = [f"ctr_pt_position_{axis}" for axis in "xyz"]
     if columns[0] in table:
         raw = table.set_index("id")[columns]

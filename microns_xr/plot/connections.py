@@ -121,9 +121,9 @@ def degree_distribution(
     Returns
     -------
     matplotlib.axes.Axes
-        One line per variable (complementary cumulative distribution): the share of all neurons of
-        that axis with a value of x or more. Neurons with 0 cannot be drawn on a logarithmic axis;
-        they are counted in the legend and in the share.
+        One line per variable (complementary cumulative distribution): the share of the neurons of
+        that axis that have a value of x or more, NaN left out. Neurons with 0 cannot be drawn on a
+        logarithmic axis; they are counted in the legend and in the share.
 
     Raises
     ------
@@ -152,8 +152,8 @@ def degree_distribution(
                 f"{name} is in {variable.attrs.get('units')!r} but {names[0]} in {units!r}, "
                 "expected variables of the same units: draw them on separate axes"
             )
-        numbers = np.asarray(variable.values)
-        if numbers.size and numbers.min() < 0:
+        numbers = variable.values[np.isfinite(variable.values)]
+        if (numbers < 0).any():
             raise SchemaError(f"{name} has the minimum {numbers.min()}, expected 0 or more")
         at, counts = np.unique(numbers[numbers > 0], return_counts=True)
         if not at.size:

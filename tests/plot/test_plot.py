@@ -187,13 +187,6 @@ def test_matrix_is_the_table():
         rendered(plot.connectivity_matrix(grouped_table(values)))
 
 
-def test_matrix_of_the_demo(demo_network):
-    units, connectivity = demo_network
-    grouped = mx.group_connectivity(connectivity, "cell_type", units=units)
-    drawn = rendered(plot.connectivity_matrix(grouped, "mean_size")).images[0].get_array()
-    np.testing.assert_array_equal(drawn.filled(np.nan), grouped.mean_size.values)
-
-
 def test_degrees_are_shares_of_neurons():
     about = {"units": "neurons", "long_name": "partners"}
     degrees = xr.Dataset({"in_degree": ("post_nucleus_id", [0, 1, 1, 4], about)})
@@ -204,6 +197,8 @@ def test_degrees_are_shares_of_neurons():
         assert ax.get_xscale() == ax.get_yscale() == "log"
         assert ax.get_xlabel() == "partners x (neurons)"
         assert "4 neurons, 1 of them 0" in ax.get_legend().get_texts()[0].get_text()
+    unknown = degrees.where(degrees.in_degree != 4)  # a neuron without a value is not counted
+    assert plot.degree_distribution(unknown, ("in_degree",)).lines[0].get_ydata() == [2 / 3]
     with pytest.raises(mx.errors.SchemaError, match="nothing to draw"):
         plot.degree_distribution(degrees * 0, ("in_degree",))
     two = degrees.assign(in_size=("post_nucleus_id", [1, 2, 3, 4], {"units": "voxels"}))
@@ -388,10 +383,15 @@ def test_currents_are_means_over_neurons():
     raw = plot.currents_by_angle(currents, normalise=False)
     assert raw.get_ylabel() == "input current (voxels x rate)"
     np.testing.assert_allclose(raw.lines[0].get_ydata(), [8 / 3, 20 / 3])
-    with pytest.raises(mx.errors.SchemaError, match="nothing to draw"):
-        plot.currents_by_angle(currents * 0)
-    with pytest.raises(mx.errors.SchemaError, match="expected a DataArray"):
-        plot.currents_by_angle(currents.to_dataset(name="a"))
+    for wrong, groups, match in (
+        (currents * 0, None, "nothing to draw"),
+        (currents.to_dataset(name="a"), None, "expected a DataArray"),
+        (currents.T, None, r"expected \(post_nucleus_id, angle\)"),
+        (currents, ["L4"], "one word for each of the 4"),
+        (currents, layer.expand_dims("a"), "one word per nucleus_id"),
+    ):
+        with pytest.raises(mx.errors.SchemaError, match=match):
+            plot.currents_by_angle(wrong, groups)
 
 
 @pytest.mark.parametrize(
@@ -411,6 +411,9 @@ def test_currents_are_means_over_neurons():
         (lambda u: plot.connectivity_matrix(u), r"no \['n_connections'\]"),
         (lambda u: plot.connectivity_matrix(u, "gOSI"), "expected"),
         (lambda u: plot.degree_distribution(u), "out_degree"),
+        (lambda u: plot.degree_distribution(u, ("position",)), "one number per neuron"),
+        (lambda u: plot.degree_distribution(-u[["gOSI"]], ("gOSI",)), "has the minimum"),
+        (lambda u: plot.like_to_like(u.expand_dims(difference=[0.0]), variable="gOSI"), "has dims"),
         (lambda u: plot.connection_probability(u), "probability_low"),
         (lambda u: plot.like_to_like(u), "difference"),
         (lambda u: plot.tuning_curve(u), "expected a DataArray"),

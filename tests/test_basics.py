@@ -179,7 +179,7 @@ def test_blank_cells_hold_no_array():
         ([[1, 2], {"a": 1}], r"row 1 is .*expected numbers"),
     ],
 )
-def test_arrays_that_are_none_are_named_by_their_row_in_the_table(values, message):
+def test_malformed_arrays_are_named_by_their_row(values, message):
     with pytest.raises(mx.errors.SchemaError, match=message):
         parse_arrays(pd.Series(values, index=[9] * len(values), name="p"), "t")
 

@@ -75,7 +75,7 @@ def plain(path, scan, stream):
 # --------------------------------------------------------------------------------- the tree
 
 
-def test_a_node_a_scan_with_the_trials_along_time(path, recordings):
+def test_one_node_per_scan_with_the_trials_along_time(path, recordings):
     assert list(recordings) == [f"scan_{s}" for s in SCANS]
     for scan in SCANS:
         node = recordings[f"scan_{scan}"]
@@ -333,7 +333,7 @@ class _Littering(Counting):
         return len(content)
 
 
-def test_rubbish_is_not_collected_while_another_thread_reads(path):
+def test_garbage_is_not_collected_while_another_thread_reads(path):
     # HDF5 has one lock, which the reader holds: who closes a file has to wait for it.
     for _ in range(2):
         knot = [mx.recordings.open(path, ["4_7"])]
@@ -406,7 +406,7 @@ def test_unknown_words_are_named(recordings, criteria, words):
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_words_that_never_meet(recordings):
+def test_criteria_that_no_scan_meets_together(recordings):
     node = recordings["scan_4_7"]
     of_this_scan = [
         h for h in node.condition_hash.values if h not in recordings["scan_9_3"].condition_hash
@@ -616,7 +616,7 @@ def test_a_stream_of_one_row_is_a_stream(copy, path):
     np.testing.assert_array_equal(result, plain(path, "9_3", "treadmill"))
 
 
-def test_files_that_are_no_hdf5_or_cut_short(copy, tmp_path):
+def test_files_that_are_not_hdf5_or_are_cut_short(copy, tmp_path):
     with pytest.raises(mx.errors.SourceError, match="there is no file"):
         mx.recordings.open(tmp_path / "nothing.h5")
     (tmp_path / "page.h5").write_text("<html>")

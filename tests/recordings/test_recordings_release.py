@@ -85,7 +85,7 @@ def curve(row):
 # ------------------------------------------------------------------ found, drawn or computed
 
 
-def test_found_drawn_and_computed_in_this_order(source, folder, recorded, tmp_path, caplog):
+def test_curves_are_read_then_drawn_then_computed(source, folder, recorded, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="microns_xr")
     release = mx.Release(1718, source=folder, datadir=tmp_path / "data")
     with pytest.raises(
@@ -248,7 +248,7 @@ def test_a_download_that_ends_is_continued_by_the_next(server, recorded, tmp_pat
     assert ranges[-1] == f"bytes={part_size}-"
 
 
-def test_another_checksum_or_no_hdf5_is_refused(server, recorded, tmp_path):
+def test_wrong_checksums_and_other_files_are_refused(server, recorded, tmp_path):
     url = server.put("/microns.h5", recorded.read_bytes())
     with pytest.raises(mx.errors.SourceError, match="sha256"):
         mx.recordings.download(tmp_path, url, sha256="0" * 64, retry=patient(), progress=False)

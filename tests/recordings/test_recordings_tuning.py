@@ -377,7 +377,7 @@ def test_times_that_do_not_fit_are_named(tmp_path, onsets, times, message):
         mx.recordings.tuning(mx.recordings.open(path))
 
 
-def test_a_trial_without_frames_is_no_trial(tmp_path):
+def test_a_trial_without_frames_does_not_count(tmp_path):
     empty = ("c", np.zeros((3, 0)), [])
     trials = [BY_HAND[0], empty, BY_HAND[1], empty]
     recordings = mx.recordings.open(make_file(tmp_path / "a.h5", trials))

@@ -137,7 +137,7 @@ def test_double_prefers_the_higher_peak():
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_bad_curves_get_a_word(model):
+def test_bad_curves_get_a_status(model):
     good = curve(model, DIRECTIONS, a2=1.0, b=1.0)
     bad = np.tile(good, (8, 1))
     bad[1, 3] = np.nan
@@ -410,7 +410,7 @@ def test_what_is_refused():
             mx.tuning.fit(wrong, dim="direction")
 
 
-def test_units_that_cannot_be():
+def test_units_that_contradict_the_angles():
     for units, other, message in (
         ("degree", "radian", "look like radians"),
         ("radian", "degree", "look like degrees"),
@@ -457,7 +457,7 @@ def test_real_curves_against_recorded_fits(real_data, kind, model, harmonic):
     assert np.mean(away <= 45) > (0.9 if harmonic == 2 else 0.7)
 
 
-def test_an_index_over_the_units_stays_and_taken_names_are_told():
+def test_an_index_over_the_units_stays_and_taken_names_are_refused():
     keys = ["session", "scan_idx", "unit_id"]
     rates = labelled(np.random.default_rng(8).gamma(2, 1, (3, 16))).rename(nucleus_id="scan_unit")
     rates = rates.drop_vars("scan_unit", errors="ignore")

@@ -146,7 +146,7 @@ def test_a_unit_of_five_scans_in_the_rows_of_every_kind(release):
     np.testing.assert_array_equal(curves.rate_dir.values[curves.nucleus_id.values == 11, 0], LEVEL)
 
 
-def test_a_unit_of_five_scans_becomes_one_row_a_neuron(release):
+def test_a_unit_of_five_scans_becomes_one_row_per_neuron(release):
     curves = release.tuning_curves()
     twin = release.functional("digital_twin")
     automatic = release.functional("auto")
@@ -608,7 +608,7 @@ def test_missing_values_of_by_are_never_the_best():
     assert keys_of(mx.tuning.collapse_scans(infinite, "best", by="cc")) == [(5, 2, 1)]
 
 
-def test_an_index_over_the_keys_is_no_obstacle():
+def test_an_index_over_the_keys_is_accepted():
     functional = build(rows(SIX, 11)).set_index(scan_unit=KEYS)
     assert keys_of(mx.tuning.collapse_scans(functional, "first")) == [SIX[0]]
 
@@ -627,7 +627,7 @@ def test_standard_errors_are_neither_averaged_nor_a_reason_to_leave_a_unit_out()
     assert set(collapsed.attrs["left_out"]) == {"pt_root_id", "rate_error", "n_trials"}
 
 
-def test_rows_given_twice_or_of_two_releases_do_not_count_twice():
+def test_repeated_rows_and_rows_of_two_releases_do_not_count_twice():
     functional = build(rows(SIX, 11))
     twice = xr.concat(
         [functional, functional], "scan_unit", data_vars="minimal", coords="minimal",

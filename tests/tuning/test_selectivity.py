@@ -229,7 +229,7 @@ def test_real_direction_selectivity_of_another_group(real_data):
     np.testing.assert_allclose(s.DSI, chosen["osi"], atol=1e-6)
 
 
-def test_names_that_are_taken_are_told():
+def test_taken_names_are_refused():
     attrs = {"units": "degree", "angle_convention": "up_clockwise"}
     rates = xr.DataArray(
         np.ones((2, 8)),

@@ -299,7 +299,7 @@ def test_a_level_of_each_trial_does_not_make_the_test_within_trials_wrong():
         mx.tuning.test(listed(responses), within_trial=True)
 
 
-def test_missing_trials_are_flags_and_no_exceptions(tuned):
+def test_missing_trials_set_flags_and_raise_nothing(tuned):
     responses = tuned[0].isel(nucleus_id=slice(0, 8)).copy(deep=True)
     responses[0] = np.nan  # never recorded
     responses[1] = 3.0  # flat
@@ -343,7 +343,7 @@ def test_a_neuron_does_not_depend_on_the_others_nor_on_threads(noise):
     assert repeated.attrs["seed"] == 4
 
 
-def test_unequal_repeats_of_two_directions_are_no_orientation():
+def test_unequal_repeats_of_two_directions_are_not_an_orientation():
     # 20 trials of 0 degrees and 5 of 180: a neuron of direction alone has equal orientations
     rng = np.random.default_rng(0)
     shown = np.repeat([0.0, 90.0, 180.0, 270.0], [20, 12, 5, 12])
@@ -412,7 +412,7 @@ def test_cross_validated_effect_is_zero_without_tuning(noise, tuned):
         (lambda r: r.assign_coords(direction=r.direction.assign_attrs(units="gon")), "'gon'"),
     ],
 )  # fmt: skip
-def test_what_is_no_trials(tuned, spoil, message):
+def test_malformed_responses_are_refused(tuned, spoil, message):
     responses = spoil(tuned[0].isel(nucleus_id=slice(0, 3)))
     if message is None:
         assert mx.tuning.test(responses, n_permutations=10).p.notnull().all()
@@ -485,7 +485,7 @@ def test_angles_in_other_units_than_stated_are_refused(values):
             function(responses)
 
 
-def test_an_index_over_the_units_stays_and_taken_names_are_told(tuned):
+def test_an_index_over_the_units_stays_and_taken_names_are_refused(tuned):
     keys = ["session", "scan_idx", "unit_id"]
     few = tuned[0][:3].rename({tuned[0].dims[0]: "scan_unit"}).reset_coords(drop=True)
     ids = ([4] * 3, [7] * 3, [1, 2, 3])

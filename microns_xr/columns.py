@@ -18,34 +18,6 @@ MISSING_TEXT = "unknown"
 _INT64 = np.iinfo(np.int64)
 
 
-def id_column(column: pd.Series, table: str, nullable: bool = False) -> pd.Series:
-    """Check that a column of ids is integers, and return it as int64 (Int64 where nullable)."""
-    where = f"{table}.{column.name}"
-    dtype = column.dtype
-    if pd.api.types.is_bool_dtype(dtype):
-        raise SchemaError(f"{where} has dtype bool, expected int64 ids: check the column's name")
-    if pd.api.types.is_float_dtype(dtype):
-        if not nullable or column.notna().any():
-            raise SchemaError(
-                f"{where} has dtype {dtype}, expected int64: 18-digit ids are rounded by floats "
-                "(neighbours of 8.6e17 are 128 apart); read the table again with "
-                "mx.Release(...).table, or with pandas.read_csv(..., dtype={column: 'Int64'})"
-            )
-        column = column.astype(object)  # a column of nothing is float to pandas
-    if not pd.api.types.is_integer_dtype(column.dtype):
-        ids = pd.array([_id_from_object(value, where) for value in column], dtype="Int64")
-        column = pd.Series(ids, index=column.index, name=column.name)
-    n_null = int(column.isna().sum())
-    if n_null and not nullable:
-        raise SchemaError(
-            f"{where} has {n_null} empty values among {len(column)}, expected an id in every row: "
-            "drop those rows, or download the table again"
-        )
-    if pd.api.types.is_unsigned_integer_dtype(column.dtype):
-        _require_int64(column.max(), where)
-    return column.astype("Int64" if nullable else np.int64)
-
-
 def _id_from_object(value: Any, where: str) -> Any:
     text = isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value.strip())
     if text or (isinstance(value, int | np.integer) and not isinstance(value, bool)):
@@ -74,8 +46,11 @@ def is_one_id(ids: Any) -> bool:
     return isinstance(ids, int | np.integer)
 
 
-def as_ids(ids: Any, what: str) -> np.ndarray:
-    """Read one id or any collection of ids as int64, never through float."""
+def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
+    """Read one id or any collection of ids as int64, never through float.
+
+    `missing` stands for empty values, which are an error without it.
+    """
     if isinstance(ids, xr.Dataset):
         if "nucleus_id" not in ids.coords:
             raise SchemaError(
@@ -85,18 +60,39 @@ def as_ids(ids: Any, what: str) -> np.ndarray:
         ids = ids["nucleus_id"]
     if isinstance(ids, str | bytes) or ids is None:
         raise SchemaError(f"{what} is {ids!r}, expected integer ids or a collection of them")
-    if isinstance(ids, pd.Series | pd.Index):
-        series = pd.Series(ids)
-    else:
-        if isinstance(ids, Iterable) and not isinstance(ids, np.ndarray | xr.DataArray | list):
-            ids = list(ids)
-        values = np.atleast_1d(np.asarray(ids))
-        if values.ndim != 1:
-            raise SchemaError(f"{what} has {values.ndim} dimensions, expected one list of ids")
-        if values.size == 0:
-            return np.empty(0, dtype=np.int64)  # an empty list is float to numpy
-        series = pd.Series(values)
-    return id_column(series.rename("ids"), what).to_numpy(dtype=np.int64)
+    if isinstance(ids, Iterable) and not isinstance(
+        ids, np.ndarray | xr.DataArray | pd.Series | pd.Index | list
+    ):
+        ids = list(ids)
+    if not isinstance(ids, pd.Series | pd.Index):
+        ids = np.atleast_1d(np.asarray(ids))
+        if ids.ndim != 1:
+            raise SchemaError(f"{what} has {ids.ndim} dimensions, expected one list of ids")
+    column = pd.Series(ids)
+    # Empty collections and columns without a value are float to numpy and pandas.
+    if not len(column) or (missing is not None and column.isna().all()):
+        return np.full(len(column), missing or 0, dtype=np.int64)
+    dtype = column.dtype
+    if pd.api.types.is_bool_dtype(dtype):
+        raise SchemaError(f"{what} has dtype bool, expected int64 ids: check the column's name")
+    if pd.api.types.is_float_dtype(dtype):
+        raise SchemaError(
+            f"{what} has dtype {dtype}, expected int64: 18-digit ids are rounded by floats "
+            "(neighbours of 8.6e17 are 128 apart); read the table again with "
+            "mx.Release(...).table, or with pandas.read_csv(..., dtype={column: 'Int64'})"
+        )
+    if not pd.api.types.is_integer_dtype(dtype):
+        column = pd.Series(pd.array([_id_from_object(v, what) for v in column], dtype="Int64"))
+    if pd.api.types.is_unsigned_integer_dtype(dtype):
+        _require_int64(column.max(), what)
+    n_null = int(column.isna().sum())
+    if n_null and missing is None:
+        raise SchemaError(
+            f"{what} has {n_null} empty values among {len(column)}, expected an id in every row: "
+            "drop those rows, or download the table again"
+        )
+    # A copy, because pandas may hand out a read-only view, or the memory of the caller.
+    return (column.fillna(missing) if n_null else column).to_numpy(dtype=np.int64, copy=True)
 
 
 def text_column(column: pd.Series, table: str) -> pd.Series:

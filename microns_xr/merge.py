@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import PERIODS, AngleConvention, AngleUnits, is_angle, require_same_angles
-from microns_xr.columns import id_column, plain_array, require_columns
+from microns_xr.columns import as_ids, plain_array, require_columns
 from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.releases import table_spec
@@ -200,7 +200,7 @@ def _from_frame(
         key_columns = ["id" if is_nuclei else "target_id"]
     require_columns(table, name, key_columns)
     keys = {
-        key: id_column(table[column], name, nullable=True).reset_index(drop=True)
+        key: as_ids(table[column], f"{name}.{column}", missing=-1)
         for key, column in zip(_KEYS[on], key_columns, strict=True)
     }
     ids = {*key_columns, "target_id", "nucleus_id", "pt_root_id", "valid_id", *SCAN_KEYS}
@@ -239,7 +239,7 @@ def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndar
     keys = list(left.columns)
     # 0 is not a segment and -1 not a nucleus or unit: they never match each other.
     lowest = 1 if on == "pt_root_id" else 0
-    right = right.assign(row=np.arange(len(right))).dropna(subset=keys).astype(np.int64)
+    right = right.assign(row=np.arange(len(right)))
     left_rows = left.assign(left_row=np.arange(len(left)))
     right, left_rows = (f[(f[keys] >= lowest).all(axis=1)] for f in (right, left_rows))
     matched = left_rows.merge(right, on=keys)

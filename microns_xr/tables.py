@@ -1,18 +1,19 @@
 """Typed raw tables: which columns a table of each role needs, and the checks on them.
 
 A raw table is a pandas DataFrame. `typed_table` returns it with the columns that its role needs
-typed: ids as int64 (nullable ones as Int64), text as object. It raises `SchemaError` for what would
-otherwise give wrong results later without a message.
+typed: ids as int64, text as object. It raises `SchemaError` for what would otherwise give wrong
+results later without a message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from microns_xr.columns import id_column, require_columns, text_column
+from microns_xr.columns import as_ids, require_columns, text_column
 from microns_xr.errors import SchemaError
 from microns_xr.releases import TableSpec
 
@@ -30,21 +31,24 @@ class _Columns(NamedTuple):
     """Columns of a role; those of `optional` may be absent."""
 
     ids: tuple[str, ...] = ()
-    nullable_ids: tuple[str, ...] = ()
+    # ids that may be empty, with the number that stands for an empty one
+    nullable_ids: Mapping[str, int] = MappingProxyType({})
     text: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
 
 _TYPES = _Columns(ids=("target_id", "id"), optional=("id",))  # its text is named by the TableSpec
-_SCANS = _Columns(SCAN_KEYS, ("target_id", "pt_root_id"), optional=("pt_root_id",))
+_SCANS = _Columns(SCAN_KEYS, {"target_id": -1, "pt_root_id": 0}, optional=("pt_root_id",))
 _STATUS = ("status_axon", "status_dendrite")
 _COLUMNS = {
-    "nucleus": _Columns(("id",), ("pt_root_id",)),
+    "nucleus": _Columns(("id",), {"pt_root_id": 0}),
     "celltype": _TYPES,
     "celltype_fine": _TYPES,
     "celltype_corrections": _TYPES,
     "brain_area": _TYPES._replace(text=("tag",)),
-    "proofreading": _Columns((), ("pt_root_id", "valid_id"), _STATUS, ("valid_id", *_STATUS)),
+    "proofreading": _Columns(
+        (), {"pt_root_id": -1, "valid_id": -1}, _STATUS, ("valid_id", *_STATUS)
+    ),
     "coregistration": _SCANS,
     "coregistration_auto": _SCANS,
     "functional_properties": _SCANS,
@@ -75,10 +79,10 @@ def typed_table(
             "fetch it again"
         )
     typed: dict[str, Any] = {}
-    for column in columns.ids + columns.nullable_ids:
+    for column in (*columns.ids, *columns.nullable_ids):
         if column in table.columns:
-            nullable = column in columns.nullable_ids
-            typed[column] = id_column(table[column], name, nullable=nullable)
+            missing = columns.nullable_ids.get(column)
+            typed[column] = as_ids(table[column], f"{name}.{column}", missing)
     typed.update({c: text_column(table[c], name) for c in text if c in table.columns})
     rest = {str(c): table[c] for c in table.columns if c not in typed}
     result = pd.DataFrame({**typed, **rest}, index=table.index).reset_index(drop=True)

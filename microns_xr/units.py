@@ -183,7 +183,7 @@ def _select_nuclei(
     nuclei: pd.DataFrame, typed: pd.Index, multisoma: str, untyped: str
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Choose the nuclei that are units, and count what is dropped and why."""
-    root = nuclei["pt_root_id"].fillna(0).astype(np.int64)
+    root = nuclei["pt_root_id"]
     segment = (root > 0).to_numpy()
     is_typed = nuclei["id"].isin(typed).to_numpy()
     shared = segment & (root.map(root.value_counts()).to_numpy() > 1)
@@ -199,8 +199,7 @@ def _select_nuclei(
         "untyped": int((segment & ~shared & ~chosen).sum()),
         "units": int(chosen.sum()),
     }
-    units = nuclei[chosen].assign(pt_root_id=root[chosen])
-    return units.sort_values("id", ignore_index=True), counts
+    return nuclei[chosen].sort_values("id", ignore_index=True), counts
 
 
 # Cell types: classes, fine types and corrections, with the same words in every release.
@@ -323,8 +322,8 @@ def _proofreading(
         if name in table.columns and pd.api.types.is_bool_dtype(table[name].dtype)
     }
     typed = typed_table(table.assign(**flags), "proofreading", table_spec)
-    typed = typed[typed["pt_root_id"].notna()]
-    frame = pd.DataFrame({"pt_root_id": typed["pt_root_id"].astype(np.int64)})
+    typed = typed[typed["pt_root_id"] >= 0]
+    frame = typed[["pt_root_id"]].copy()
     for side, column in (
         ("axon", table_spec.axon_column),
         ("dendrite", table_spec.dendrite_column),
@@ -341,8 +340,8 @@ def _proofreading(
     frame["axon_proofread"] = proofread
     frame["root_changed"] = False
     if "valid_id" in typed:
-        changed = typed["valid_id"].notna() & (typed["valid_id"] != typed["pt_root_id"])
-        frame["root_changed"] = changed.fillna(False).astype(bool)
+        valid = typed["valid_id"]
+        frame["root_changed"] = (valid >= 0) & (valid != typed["pt_root_id"])
     frame = frame.assign(
         rank=frame["axon_completeness"].map(COMPLETENESS.index),
         has_dendrite=frame["strategy_dendrite"] != "none",

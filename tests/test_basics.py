@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 import microns_xr as mx
-from microns_xr.columns import id_column, parse_arrays, positions, text_column
+from microns_xr.columns import as_ids, parse_arrays, positions, text_column
 from microns_xr.errors import unknown_label
 from microns_xr.provenance import release_of, require_same_release
 from microns_xr.releases import ROLES, table_spec
@@ -112,10 +112,9 @@ ROOT = 864691135639235593
     ],
 )
 def test_ids_never_pass_through_float(values, dtype, ids):
-    nullable = None in ids
-    column = id_column(pd.Series(values, dtype=dtype, name="r"), "t", nullable=nullable)
-    assert column.dtype == ("Int64" if nullable else np.int64)
-    assert column.astype(object).where(column.notna(), None).tolist() == ids
+    read = as_ids(pd.Series(values, dtype=dtype), "t.r", missing=-1 if None in ids else None)
+    assert read.dtype == np.int64
+    assert read.tolist() == [-1 if i is None else i for i in ids]
 
 
 @pytest.mark.parametrize(
@@ -135,9 +134,9 @@ def test_ids_never_pass_through_float(values, dtype, ids):
     ],
 )
 def test_what_is_not_an_int64_id(values, dtype, message):
-    for nullable in (True, False) if None not in values else (True,):
-        with pytest.raises(mx.errors.SchemaError, match=message):
-            id_column(pd.Series(values, dtype=dtype, name="r"), "t", nullable=nullable)
+    for missing in (-1, None):
+        with pytest.raises(mx.errors.SchemaError, match=rf"t\.r .*{message}"):
+            as_ids(pd.Series(values, dtype=dtype), "t.r", missing)
 
 
 def test_text_is_text():

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.columns import as_ids, id_column, positions, require_columns, to_pia_um
+from microns_xr.columns import as_ids, positions, require_columns, to_pia_um
 from microns_xr.connectivity.arrays import PAIR_DIMS, connectivity_dataset, make_pattern
 from microns_xr.connectivity.labels import Lookup, require_known, unit_roots
 from microns_xr.connectivity.sort import sum_pairs
@@ -59,9 +59,9 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
         )
     ids, null = {}, {}
     for side in ("pre", "post"):
-        column = id_column(table[f"{side}_{labels}"], _NAME, nullable=True)
-        null[side] = np.asarray(column.isna(), dtype=bool)
-        ids[side] = column.to_numpy(dtype=np.int64, na_value=0)
+        column = table[f"{side}_{labels}"]
+        null[side] = column.isna().to_numpy(dtype=bool)
+        ids[side] = as_ids(column, f"{_NAME}.{column.name}", missing=0)
     size_name, count_name = _one_of(columns, _SIZES), _one_of(columns, _COUNTS)
     if size_name is None:
         raise SchemaError(
@@ -128,7 +128,7 @@ def _whole_numbers(column: pd.Series, at_least: int) -> np.ndarray:
 
 
 def _unique_ids(column: pd.Series) -> np.ndarray:
-    ids = id_column(column, _NAME).to_numpy()
+    ids = as_ids(column, f"{_NAME}.{column.name}")
     if (ids[1:] > ids[:-1]).all():  # as CAVE sends them
         return ids
     repeated = pd.Series(ids).duplicated()
@@ -381,8 +381,7 @@ def build_synapses(
                 f"connectivity has no {name}, which synapses are labelled by: build it with "
                 "mx.build_connectivity, or mx.annotate(connectivity, units, 'pt_root_id')"
             )
-        roots = id_column(synapses[name], "synapses", nullable=True)
-        ids = roots.to_numpy(dtype=np.int64, na_value=0)
+        ids = as_ids(synapses[name], f"synapses.{name}", missing=0)
         index[side] = Lookup(connectivity[name].values, name).find(ids)
     synapse_ids = _unique_ids(synapses["id"])
     rows = np.flatnonzero((index["pre"] >= 0) & (index["post"] >= 0))

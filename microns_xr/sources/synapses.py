@@ -161,7 +161,7 @@ def resolve_ids(
     given = as_ids(ids, name)
     unique = np.unique(given)
     nucleus_ids = as_ids(nuclei["id"], "nucleus ids of the nucleus table")
-    nucleus_roots = as_ids(nuclei["pt_root_id"].fillna(0), "root ids of the nucleus table")
+    nucleus_roots = as_ids(nuclei["pt_root_id"], "root ids of the nucleus table", missing=0)
     release = f"{datastack or 'the release'}{'' if version is None else f' v{version}'}"
 
     is_nucleus = np.isin(unique, nucleus_ids)

@@ -124,7 +124,6 @@ def build_functional(
     spec = stated_spec(spec, angle_units, angle_convention)
     typed = typed_table(table, role, spec)
     n_rows = len(typed)
-    typed = typed.assign(target_id=typed["target_id"].fillna(-1).astype(np.int64))
     keys = [*SCAN_KEYS, "target_id"]
     arrays = [c for c in typed.columns if _holds_arrays(c, typed[c])]
     further = [c for c in typed.columns if c not in {*keys, *arrays, *HOUSEKEEPING}]
@@ -140,8 +139,6 @@ def build_functional(
             )
         typed = typed[sign * table_variable(typed[column], spec)[0] >= sign * bound]
 
-    if "pt_root_id" in typed:
-        typed["pt_root_id"] = typed["pt_root_id"].fillna(0)
     typed = typed.rename(columns={"target_id": "nucleus_id"})
     names = ["nucleus_id", *SCAN_KEYS, *further]
     dataset = xr.Dataset({n: ("scan_unit", *table_variable(typed[n], spec)) for n in names})

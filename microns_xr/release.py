@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import AngleConvention, AngleUnits, convert, require_likely_units
-from microns_xr.columns import require_columns
+from microns_xr.columns import as_ids, require_columns
 from microns_xr.connectivity.build import build_connectivity, build_synapses
 from microns_xr.errors import (
     ReleaseMismatchError,
@@ -218,15 +218,18 @@ class Release:
         Returns
         -------
         numpy.ndarray
-            Unique positive root ids, int64.
+            Unique positive root ids, int64, ascending.
 
         Raises
         ------
         SourceError
             If the source has no nucleus table.
+        SchemaError
+            If its root ids are not integers.
         """
-        nuclei = self.table("nucleus")["pt_root_id"].dropna().astype(np.int64)
-        return nuclei[nuclei.duplicated() & (nuclei > 0)].unique()
+        roots = as_ids(self.table("nucleus")["pt_root_id"], "pt_root_id of the nuclei", missing=0)
+        roots, n_nuclei = np.unique(roots, return_counts=True)
+        return roots[(n_nuclei > 1) & (roots > 0)]
 
     def source_tables(self) -> list[dict[str, Any]]:
         """Provenance of every table that has been read so far.

@@ -172,6 +172,17 @@ def test_a_table_that_cannot_be_read_is_replaced_by_fits_or_recordings(source, f
         mx.Release(1718, source=folder).tuning_curves()
 
 
+def test_shared_roots_never_pass_through_float(source, monkeypatch):
+    release = mx.Release(1718, source=source)
+    nuclei = release.table("nucleus")
+    count = nuclei["pt_root_id"].value_counts()
+    assert release.shared_roots().tolist() == sorted(r for r in count.index[count > 1] if r > 0)
+    rounded = nuclei.assign(pt_root_id=nuclei["pt_root_id"].astype(float))
+    monkeypatch.setattr(release, "table", lambda role: rounded)
+    with pytest.raises(mx.errors.SchemaError, match="18-digit ids are rounded by floats"):
+        release.shared_roots()
+
+
 def test_reading_a_table_hands_out_copies(source):
     release = mx.Release(1718, source=source)
     table = release.table("nucleus")

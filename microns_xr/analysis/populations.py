@@ -146,15 +146,11 @@ def group_connectivity(
             "groups: group by something coarser, or work on the sparse matrix itself"
         )
     sums = _sums(pairs, codes, n)
-    both = (dims["pre"], dims["post"])
-    attrs = {"synapse_size": VOXEL_UNITS, "synapse_count": "synapses", "n_connections": "pairs"}
-    table = xr.Dataset(
-        {
-            part: (both, sums[:, :, PARTS.index(part)].copy(), {"units": unit})
-            for part, unit in attrs.items()
-        },
-        coords=coords,
-    )
+    units_of = {"synapse_size": VOXEL_UNITS, "synapse_count": "synapses", "n_connections": "pairs"}
+    table = xr.Dataset(coords=coords)
+    for part, unit in units_of.items():
+        values = sums[:, :, PARTS.index(part)].copy()
+        table[part] = ((dims["pre"], dims["post"]), values, {"units": unit})
     for side in ("pre", "post"):
         members = np.bincount(codes[side], minlength=len(groups[side])).astype(np.int64)
         table[f"n_{side}"] = (dims[side], members, {"units": "neurons"})
@@ -163,7 +159,7 @@ def group_connectivity(
         counts = pairs[part].attrs.get("counts")  # whether synapses were counted, or rows
         table[name] = (table[part] / connected).assign_attrs(
             long_name=f"mean {part} of a connected pair",
-            units=attrs[part],
+            units=units_of[part],
             **({"counts": counts} if counts else {}),
         )
     table = table.compute() if compute else table
@@ -188,15 +184,14 @@ def label_parts(
 
 def _sums(connectivity: xr.Dataset, codes: dict[str, np.ndarray], n_groups: tuple[int, int]) -> Any:
     """Return (pre groups, post groups, parts), lazily where the pairs are lazy."""
-    n_of = dict(zip(("pre", "post"), n_groups, strict=True))
     _, major = layout_of(connectivity)
-    minor = OTHER_SIDE[major]
-    of_each = (codes[major], codes[minor], (n_of[major], n_of[minor]))
+    n_of_each = n_groups if major == "pre" else n_groups[::-1]
+    of_each = (codes[major], codes[OTHER_SIDE[major]], n_of_each)
     if is_lazy(connectivity):
         table: Any = lazy_groups(blocks_of(connectivity, PARTS[1:]), *of_each)
     else:
         pattern, values = pair_buffers(connectivity, PARTS[1:])
-        size, count = (values[name] for name in PARTS[1:])
+        size, count = values.values()
         table = group_sums(size, count, pattern.indices, pattern.indptr, *of_each)
     return table.transpose(1, 0, 2) if major == "post" else table
 
@@ -273,8 +268,8 @@ def _align(labels: xr.DataArray, dataset: xr.Dataset, dim: str) -> xr.DataArray:
             f"{list(map(str, labels.coords))}, expected one label per neuron over 'nucleus_id' or "
             f"{dim!r} with its ids"
         )
-    own_dim = labels.dims[0]
-    rows = Lookup(labels[own_dim].values, str(own_dim)).find(dataset[dim].values)
+    own = str(labels.dims[0])
+    rows = Lookup(labels[own].values, own).find(dataset[dim].values)
     absent = rows < 0
     if rows.size and absent.all():
         raise UnknownLabelError(f"none of the {rows.size} neurons of {dim} has a label {name!r}")
@@ -290,34 +285,29 @@ def _align(labels: xr.DataArray, dataset: xr.Dataset, dim: str) -> xr.DataArray:
         columns[column] = values[rows]
         if absent.any():
             columns[column][absent] = "unknown"
-    coords = {part: (dim, columns[part]) for part in parts}
-    result = xr.DataArray(
-        columns[name], {**_scalars(dataset), dim: dataset[dim], **coords}, (dim,), name
-    )
-    return result.assign_attrs(parts=parts) if parts else result
+    coords = {**_scalars(dataset), dim: dataset[dim]}
+    coords |= {part: (dim, columns[part]) for part in parts}
+    return xr.DataArray(columns[name], coords, (dim,), name, {"parts": parts} if parts else None)
 
 
 def _product(columns: list[xr.DataArray]) -> xr.DataArray:
     """Join the words of several columns to one label for each neuron."""
     if len(columns) == 1:
         return columns[0]
-    codes = np.zeros(columns[0].size, dtype=np.int64)
-    for column in columns:
-        own, words = pd.factorize(column.values)
-        codes = pd.factorize(codes * max(1, len(words)) + own)[0].astype(np.int64)
-    groups, first = np.unique(codes, return_index=True)
-    joined = [_SEPARATOR.join(str(c.values[i]) for c in columns) for i in first]
-    if len(set(joined)) < groups.size:
-        twice = sorted({w for w in joined if joined.count(w) > 1})
+    names = [str(column.name) for column in columns]
+    products = list(zip(*(column.values for column in columns), strict=True))
+    label_of = {words: _SEPARATOR.join(map(str, words)) for words in products}
+    labels = pd.Series(label_of.values())
+    if labels.duplicated().any():
         raise SchemaError(
-            f"different products read alike, such as {twice[0]!r}: words of "
-            f"{[c.name for c in columns]} hold {_SEPARATOR!r}; rename them first"
+            f"different products read alike, such as {labels[labels.duplicated()].iloc[0]!r}: "
+            f"words of {names} hold {_SEPARATOR!r}; rename them first"
         )
     dim = columns[0].dims[0]
     result = xr.DataArray(
-        np.array(joined, dtype=object)[codes],
-        {**columns[0].coords, **{str(c.name): (dim, c.values) for c in columns}},
+        np.array([label_of[words] for words in products], dtype=object),
+        {**columns[0].coords, **{n: (dim, c.values) for n, c in zip(names, columns, strict=True)}},
         (dim,),
-        "_".join(str(c.name) for c in columns),
+        "_".join(names),
     )
-    return result.assign_attrs(parts=[str(c.name) for c in columns])
+    return result.assign_attrs(parts=names)

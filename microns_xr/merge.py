@@ -264,13 +264,13 @@ def _take(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
     absent = rows < 0
     if not len(values):
         raise SchemaError(f"the table has no rows to take {name} from: check the file it came from")
-    taken = plain_array(values[np.where(absent, 0, rows)], name)
+    of_rows = plain_array(values[np.where(absent, 0, rows)], name)
     if not absent.any():
-        return taken
-    if taken.dtype == bool:
-        taken = np.where(taken, "true", "false").astype(object)
-    taken[absent] = missing_value(name, taken.dtype)
-    return taken
+        return of_rows
+    if of_rows.dtype == bool:
+        of_rows = np.where(of_rows, "true", "false").astype(object)
+    of_rows[absent] = missing_value(name, of_rows.dtype)
+    return of_rows
 
 
 def _is_angle(name: str, variable: Any) -> bool:

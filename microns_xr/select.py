@@ -105,14 +105,14 @@ def select_units(
     for name, words in zip(_CONDITIONS, conditions, strict=True):
         if words is None:
             continue
-        wanted = _listed(words)
+        listed = _listed(words)
         if name == "tuning":
-            keep &= _tuning(units, wanted)
+            keep &= _tuning(units, listed)
         elif name in ("axon", "dendrite"):
-            keep &= _proofread(units, name, wanted)
+            keep &= _proofread(units, name, listed)
         else:
-            keep &= _any_word(units, name, wanted)
-        shown.append(f"{name}={wanted[0] if len(wanted) == 1 else wanted!r}")
+            keep &= _any_word(units, name, listed)
+        shown.append(f"{name}={listed[0] if len(listed) == 1 else listed!r}")
     result = units.isel(nucleus_id=np.flatnonzero(keep))
     return add_history(result, f"select_units({', '.join(shown)})", source=units)
 
@@ -140,18 +140,18 @@ def _fits(codes: np.ndarray, words: list[str], accepted: Iterable[str]) -> np.nd
     return np.isin(codes, [i for i, word in enumerate(words) if word in accepted])
 
 
-def _any_word(units: xr.Dataset, name: str, wanted: list[str]) -> np.ndarray:
+def _any_word(units: xr.Dataset, name: str, accepted: list[str]) -> np.ndarray:
     codes, words = _column(units, name)
-    for word in wanted:
+    for word in accepted:
         if word not in words:
             has_classes = name == "cell_type" and "classification_system" in units
             classes = _column(units, "classification_system")[1] if has_classes else []
             hint = f"it is a class, use classification_system={word!r}" if word in classes else ""
             raise unknown_label(f"units have no {name}", word, set(words), hint)
-    return _fits(codes, words, wanted)
+    return _fits(codes, words, accepted)
 
 
-def _tuning(units: xr.Dataset, wanted: list[str]) -> np.ndarray:
+def _tuning(units: xr.Dataset, conditions: list[str]) -> np.ndarray:
     codes, words = _column(units, "tuning_type")
     if set(words) == {"unknown"}:
         raise SchemaError(
@@ -159,7 +159,7 @@ def _tuning(units: xr.Dataset, wanted: list[str]) -> np.ndarray:
             "build the units with functional='match' or 'best_only'"
         )
     accepted: set[str] = set()
-    for word in wanted:
+    for word in conditions:
         if word == "matched":
             accepted |= set(words) - {"not_matched", "unknown"}
         elif word == "not_matched" or word in words:
@@ -170,13 +170,13 @@ def _tuning(units: xr.Dataset, wanted: list[str]) -> np.ndarray:
     return _fits(codes, words, accepted)
 
 
-def _proofread(units: xr.Dataset, part: str, wanted: list[str]) -> np.ndarray:
+def _proofread(units: xr.Dataset, part: str, conditions: list[str]) -> np.ndarray:
     codes, words = _column(units, f"strategy_{part}")
     has_degrees = part == "axon" and "axon_completeness" in units
     degree_codes, degrees = _column(units, "axon_completeness") if has_degrees else (codes, [])
     strategies: set[str] = set()
     completeness: set[str] = set()
-    for word in wanted:
+    for word in conditions:
         if word == "clean":
             # Completeness is "clean" too where the status says so without naming a strategy.
             strategies |= set(words) - {"none"}

@@ -1,4 +1,4 @@
-"""Single synapses: those of a neuron, of a pair or in a box, and their sum, the connectivity."""
+"""Single synapses: those of neurons, of pairs or in a box, and their sum, the connectivity."""
 
 from __future__ import annotations
 
@@ -94,27 +94,27 @@ def select_synapses(
         n = rows.n if of_side is None else sum(stop - start for start, stop in of_side)
         if of_side is not None and n <= n_read:
             by, spans, n_read = side, of_side, n
-    wanted = {side: np.zeros(rows.labels[side].size, dtype=bool) for side in chosen}
+    masks = {side: np.zeros(rows.labels[side].size, dtype=bool) for side in chosen}
     for side, positions in chosen.items():
-        wanted[side][positions] = True
+        masks[side][positions] = True
     names = list(dict.fromkeys([*rows.columns, *INDEX_NAMES.values()]))
-    taken = run_spans(
-        lambda lo, hi: _take(rows, by, lo, hi, names, wanted, bounds),
+    pieces = run_spans(
+        lambda lo, hi: _take(rows, by, lo, hi, names, masks, bounds),
         _pieces(rows, spans),
         usable_threads(None, rows.n),
     )
-    parts = [part for part in taken if part is not None]
-    found = {
+    parts = [part for part in pieces if part is not None]
+    columns = {
         name: np.concatenate([part[name] for part in parts]) if parts else rows.read(name, 0, 0, by)
         for name in names
     }
-    n_found = found["pre_index"].size
+    n_found = columns["pre_index"].size
     if spans != [(0, rows.n)] and list(chosen) == [by] and not bounds and n_found != n_read:
         raise rows.broken(
             f"{n_found} of the {n_read} rows that the pointer gives to the {by}synaptic neurons "
             f"that were asked for are theirs by {INDEX_NAMES[by]}"
         )
-    return _selection(rows, by, found)
+    return _selection(rows, by, columns)
 
 
 def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> xr.Dataset:
@@ -259,13 +259,13 @@ def _take(
     start: int,
     stop: int,
     names: list[str],
-    wanted: dict[Compressed, np.ndarray],
+    masks: dict[Compressed, np.ndarray],
     bounds: dict[int, tuple[float, float]],
 ) -> dict[str, np.ndarray] | None:
-    """Return the rows of one piece that are asked for; reads on only while there may be any."""
+    """Return the rows of one piece that are asked for; reads no further where there are none."""
     read: dict[str, np.ndarray] = {}
     keep = np.ones(stop - start, dtype=bool)
-    for side, mask in wanted.items():
+    for side, mask in masks.items():
         index = read[INDEX_NAMES[side]] = rows.index(side, start, stop, by)
         keep &= mask[index]
         if not keep.any():
@@ -291,16 +291,16 @@ def _take(
     return out
 
 
-def _selection(rows: SynapseRows, by: Compressed, taken: dict[str, np.ndarray]) -> xr.Dataset:
-    pre, post = taken.pop("pre_index"), taken.pop("post_index")
+def _selection(rows: SynapseRows, by: Compressed, columns: dict[str, np.ndarray]) -> xr.Dataset:
+    pre, post = columns.pop("pre_index"), columns.pop("post_index")
     ascends = (post[1:] > post[:-1]) | ((post[1:] == post[:-1]) & (pre[1:] >= pre[:-1]))
     order: Any = slice(None)
     if by == "pre" or not ascends.all():
-        keys = [taken["synapse_id"]] if "synapse_id" in taken else []
+        keys = [columns["synapse_id"]] if "synapse_id" in columns else []
         order = np.lexsort([*keys, pre, post])
     variables = {
         name: xr.Variable(rows.columns[name].dims, values[order], rows.columns[name].attrs)
-        for name, values in taken.items()
+        for name, values in columns.items()
     }
     index: dict[Compressed, np.ndarray] = {"pre": pre, "post": post}
     for side, positions in index.items():
@@ -320,7 +320,7 @@ def _pair_sums(
     for side in INDEX_NAMES:
         old = rows.index(side, start, stop)
         index[side] = new[side][old]
-        hint = "take its own first, with mx.select_synapses(synapses, pre=..., post=...)"
+        hint = "select its own first, with mx.select_synapses(synapses, pre=..., post=...)"
         what, labels = f"{side} of the synapses", rows.labels[side]
         if (index[side] < 0).any():
             require_known(labels[old], index[side], what, "the connectivity", hint)

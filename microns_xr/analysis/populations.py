@@ -1,4 +1,4 @@
-"""Populations: labels of neurons by one variable or by products of several, and what joins them."""
+"""Populations: labels of neurons by one variable or several, and the connections between them."""
 
 from __future__ import annotations
 

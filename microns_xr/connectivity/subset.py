@@ -202,10 +202,10 @@ def annotate(
     names = [variables] if isinstance(variables, str) else list(variables)
     columns = {column: values for name in names for column, values in _columns(units, name)}
     new = [f"{side}_{column}" for side in ("pre", "post") for column in columns]
-    taken = [name for name in new if name in connectivity.variables]
-    if taken and not overwrite:
+    present = [name for name in new if name in connectivity.variables]
+    if present and not overwrite:
         raise SchemaError(
-            f"the connectivity has {taken} already: pass overwrite=True to replace them"
+            f"the connectivity has {present} already: pass overwrite=True to replace them"
         )
     by_nucleus = Lookup(units["nucleus_id"].values, "nucleus_id of the units")
     coords = {}
@@ -221,7 +221,7 @@ def annotate(
         for column, variable in columns.items():
             attrs = {**variable.attrs, "unmatched": n_unmatched}
             coords[f"{side}_{column}"] = (dim, _look_up(variable.values, rows), attrs)
-    result = connectivity.drop_vars(taken).assign_coords(coords)
+    result = connectivity.drop_vars(present).assign_coords(coords)
     return add_history(result, f"annotate({', '.join(names)})")
 
 

@@ -567,16 +567,23 @@ def _nuclei(demo: DemoSource, rng: np.random.Generator) -> Columns:
     }
 
 
+def _of_nuclei(
+    demo: DemoSource, rng: np.random.Generator, day: int, rows: np.ndarray, columns: Columns
+) -> Columns:
+    """Annotations of nuclei, whose roots and positions come with them."""
+    return {
+        **_annotation(len(rows), rng, day),
+        "target_id": demo._cells.nucleus_id[rows],
+        **columns,
+        "pt_root_id": demo._roots[rows],
+        **_xyz("pt_position", demo._cells.voxel[rows]),
+    }
+
+
 def _areas(demo: DemoSource, rng: np.random.Generator) -> Columns:
     cells = demo._cells
     rows = rng.permutation(np.flatnonzero(~cells.no_area))
-    return {
-        **_annotation(len(rows), rng, 1300),
-        "target_id": cells.nucleus_id[rows],
-        "tag": _words(AREAS, cells.area_code[rows]),
-        "pt_root_id": demo._roots[rows],
-        **_xyz("pt_position", cells.voxel[rows]),
-    }
+    return _of_nuclei(demo, rng, 1300, rows, {"tag": _words(AREAS, cells.area_code[rows])})
 
 
 # Types as the models of each version give them; 23P of the multi-feature model is L2IT above this
@@ -588,19 +595,6 @@ _COARSE_TYPES = [CLASSES[code].removesuffix("_neuron") for code in _CLASS_OF_TYP
 _FINE_TYPES = ["5P-PT" if name == "5P-ET" else name for name in TYPES]
 _WRONG_TYPE = 0.0065
 _CAPITALIZED = 0.1
-
-
-def _typed(
-    demo: DemoSource, rng: np.random.Generator, rows: np.ndarray, system: Any, words: np.ndarray
-) -> Columns:
-    return {
-        **_annotation(len(rows), rng, 400),
-        "target_id": demo._cells.nucleus_id[rows],
-        "classification_system": system,
-        "cell_type": words,
-        "pt_root_id": demo._roots[rows],
-        **_xyz("pt_position", demo._cells.voxel[rows]),
-    }
 
 
 def _neuron_types(
@@ -616,7 +610,8 @@ def _neuron_types(
     if words is _COMBO_TYPES:
         types[(types == "L3IT") & (cells.position_um[rows, 1] < _L2_L3_UM)] = "L2IT"
     systems = _words([system] * 3 if system else CLASSES, cells.class_code[rows])
-    return _typed(demo, rng, rows, systems, types)
+    columns = {"classification_system": systems, "cell_type": types}
+    return _of_nuclei(demo, rng, 400, rows, columns)
 
 
 def _metamodel_types(demo: DemoSource, rng: np.random.Generator) -> Columns:
@@ -628,7 +623,9 @@ def _metamodel_types(demo: DemoSource, rng: np.random.Generator) -> Columns:
     words = _words(TYPES, code[rows])
     capitalized = np.isin(words, ["oligo", "astrocyte"]) & (rng.random(len(rows)) < _CAPITALIZED)
     words[capitalized] = [word.capitalize() for word in words[capitalized]]
-    return _typed(demo, rng, rows, _words(CLASSES, _CLASS_OF_TYPE[code[rows]]), words)
+    classes = _words(CLASSES, _CLASS_OF_TYPE[code[rows]])
+    columns = {"classification_system": classes, "cell_type": words}
+    return _of_nuclei(demo, rng, 400, rows, columns)
 
 
 def _corrections(demo: DemoSource, rng: np.random.Generator) -> Columns:

@@ -540,14 +540,14 @@ class _Fetch:
                 )
             raise wrong
         checked = ["length"] * (known.size is not None) + list(expected)
-        found = FetchedFile(self.path, self.url, size_of(self.part), digests["sha256"], checked)
-        record = {name: value for name, value in asdict(found).items() if name != "path"}
+        fetched = FetchedFile(self.path, self.url, size_of(self.part), digests["sha256"], checked)
+        record = {name: value for name, value in asdict(fetched).items() if name != "path"}
         # Ended between any two of these, the next run finds the whole part and does them again.
         self.path.unlink(missing_ok=True)
         _write_note(beside(self.path, ".json"), record)
         part.replace(self.path)
         self.note.unlink(missing_ok=True)
-        return found
+        return fetched
 
     def _problem(
         self, known: RemoteInfo, expected: Mapping[str, str], digests: Mapping[str, str]

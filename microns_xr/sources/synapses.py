@@ -158,8 +158,8 @@ def resolve_ids(
     """
     if isinstance(ids, xr.Dataset | xr.DataArray):
         ids = _labelled_roots(ids, name, datastack, version)
-    given = as_ids(ids, name)
-    unique = np.unique(given)
+    values = as_ids(ids, name)
+    unique = np.unique(values)
     nucleus_ids = as_ids(nuclei["id"], "nucleus ids of the nucleus table")
     nucleus_roots = as_ids(nuclei["pt_root_id"], "root ids of the nucleus table", missing=0)
     release = f"{datastack or 'the release'}{'' if version is None else f' v{version}'}"
@@ -188,16 +188,16 @@ def resolve_ids(
             f"such as {', '.join(map(str, unique[~known][:3].tolist()))}: {hint}; use ids of this "
             "release, or pass allow_unknown=True"
         )
-    found = unique
+    candidates = unique
     if by_nucleus:
         order = np.argsort(nucleus_ids, kind="stable")
-        found = nucleus_roots[order][np.searchsorted(nucleus_ids[order], unique[known])]
-    roots = np.unique(found[found > 0])
-    n_zero = int((found <= 0).sum())
+        candidates = nucleus_roots[order][np.searchsorted(nucleus_ids[order], unique[known])]
+    roots = np.unique(candidates[candidates > 0])
+    n_zero = int((candidates <= 0).sum())
     counts = (
-        f"{len(roots)} roots of {len(given)} ids, {len(given) - len(unique)} of them repeated, "
+        f"{len(roots)} roots of {len(values)} ids, {len(values) - len(unique)} of them repeated, "
         f"{n_unknown} not in the nucleus table, {n_zero} with root 0, "
-        f"{len(found) - n_zero - len(roots)} with the root of another one"
+        f"{len(candidates) - n_zero - len(roots)} with the root of another one"
     )
     if not len(roots):
         raise SchemaError(
@@ -335,7 +335,7 @@ def list_requests(folder: str | Path) -> list[SynapseSet]:
 
 def open_request(folder: str | Path, key: str | None = None) -> SynapseSet:
     """Return the synapses of one request, which must be complete."""
-    sets = {found.key: found for found in list_requests(folder)}
+    sets = {one.key: one for one in list_requests(folder)}
     if not sets:
         raise SourceError(f"there are no synapses in {folder}: download_synapses fetches them")
     if key is None and len(sets) > 1:
@@ -723,8 +723,7 @@ class _Download:
         )
 
         def show() -> None:
-            said = f"{plan.rows_done:,} synapses, {self.pairs:,} pairs"
-            bar.set_postfix_str(said, refresh=False)
+            bar.set_postfix_str(f"{plan.rows_done:,} synapses, {self.pairs:,} pairs", refresh=False)
             bar.update(plan.ids_done - bar.n)
 
         def check_cancelled() -> None:

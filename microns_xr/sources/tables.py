@@ -271,17 +271,10 @@ def write_table_file(frame: pd.DataFrame, path: str | Path) -> Path:
 def frame_sha256(frame: pd.DataFrame) -> str:
     """Return a sha256 of a table's names, dtypes and values, for tables that come from no file."""
     digest = hashlib.sha256()
-    for name in frame.columns:
-        column: Any = frame[name]
-        digest.update(f"{name}:{column.dtype}:{len(column)};".encode())
-        if isinstance(column.dtype, pd.DatetimeTZDtype):
-            column = column.dt.tz_convert("UTC").dt.tz_localize(None)
-        if pd.api.types.is_extension_array_dtype(column.dtype):
-            digest.update(column.isna().to_numpy(dtype=np.bool_).tobytes())
-            column = column.fillna(0).to_numpy(dtype=np.int64)
-        values = np.ascontiguousarray(column)
-        if values.dtype == object:
-            digest.update("\x1f".join(map(repr, values.tolist())).encode())
-        else:
-            digest.update(values.tobytes())
+    for name, column in frame.items():
+        digest.update(f"{name}:{column.dtype};".encode())
+        if column.dtype == object:
+            column = column.map(repr)  # pandas cannot hash rows of lists
+        hashes = pd.util.hash_pandas_object(column, index=False)
+        digest.update(hashes.to_numpy(dtype="<u8").tobytes())
     return digest.hexdigest()

@@ -32,9 +32,9 @@ _DEFAULT_TYPES = "aibs_metamodel_celltypes_v661"
 # no number between 0.13 and 0.31 changes the border there.
 L23_SHARE = 0.2
 
-# A run of bins that breaks the order of the layers is kept as a region of its own only if its cells
-# outnumber those of a neighbouring layer by more than chance: this many standard deviations of the
-# difference of two Poisson counts. In small subsets single bins flip by chance.
+# A run of bins that breaks the order of the layers is a separate region only if its cells outnumber
+# those of a neighbouring layer by more than chance: this many standard deviations of the difference
+# of two Poisson counts. In small subsets single bins flip by chance.
 CHANCE_SIGMA = 2.0
 
 

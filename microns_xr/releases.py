@@ -1,7 +1,7 @@
 """The registry of releases: which table plays which role in which version, and papers to cite.
 
-The facts are in ``releases.toml`` beside this file. An entry of your own, a `ReleaseSpec`, is
-accepted wherever a version is.
+The facts are in ``releases.toml`` beside this file. Your own entry, a `ReleaseSpec`, is accepted
+wherever a version is.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ class ReleaseSpec:
     datastack : str, optional
         Name of the datastack.
     status : {"permanent", "served", "archived"}, optional
-        Whether the service answers for it; an archived one is kept as files.
+        Whether the service answers for it; an archived release is available as files only.
     table_specs : mapping of str to TableSpec, optional
-        What the columns of its tables mean, by table name; for other tables the registry counts.
+        What the columns of its tables mean, by table name; for other tables the registry says it.
 
     Raises
     ------
@@ -259,7 +259,7 @@ def release_spec(
     Parameters
     ----------
     version : int or ReleaseSpec
-        A version of the registry, or an entry of your own.
+        A version of the registry, or your own entry.
     tables : mapping of str to str, optional
         Other tables for some roles; None removes a role. Fine types and corrections refine the
         classification that they were made for: another table in the role ``celltype`` removes
@@ -268,7 +268,7 @@ def release_spec(
     Returns
     -------
     ReleaseSpec
-        Tables by role.
+        The entry, with those tables by role.
 
     Raises
     ------
@@ -294,7 +294,7 @@ def release_spec(
                 "there is no release",
                 version,
                 supported_versions(),
-                "for another one pass a mx.releases.ReleaseSpec of your own as version",
+                "for another one pass your own mx.releases.ReleaseSpec as version",
             )
         roles = entry.get("tables") or _registry()["families"][entry["inherits"]]
         spec = ReleaseSpec(int(version), dict(roles), _registry()["datastack"], entry["status"])
@@ -307,7 +307,7 @@ def release_spec(
     return replace(spec, tables={k: name for k, name in merged.items() if name is not None})
 
 
-# The data as a whole: asked for by the MICrONS consortium of everybody who uses them.
+# The paper of the whole data set, which the MICrONS consortium asks every user to cite.
 _ALWAYS = "MICrONS Consortium 2025, doi:10.1038/s41586-025-08790-w"
 
 

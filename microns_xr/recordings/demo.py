@@ -103,8 +103,8 @@ def write_demo(
     if min(counts.values()) < 0 or sum(counts.values()) < 1 or noise < 0:
         raise SchemaError(f"expected trials and a noise from 0 up, found {counts}, noise={noise}")
     source = DemoSource(1718) if source is None else source
-    asked = [(4, 7), (8, 5), (9, 3)] if scans is None else scans
-    pairs = sorted(tuple(map(int, node_name(scan).split("_")[1:])) for scan in asked)
+    wanted = [(4, 7), (8, 5), (9, 3)] if scans is None else scans
+    pairs = sorted(tuple(map(int, node_name(scan).split("_")[1:])) for scan in wanted)
     planted = {pair: demo_curves(source, *pair) for pair in pairs}
 
     with new_file(path) as part, h5py.File(part, "w") as h5:

@@ -385,20 +385,20 @@ def _permute(  # type: ignore[no-untyped-def]
 
 def _wilcoxon(trials: Trials, contrast: Contrast, seed: int) -> Outcome | None:
     """Choose on one half of the trials, compare the ranks of the other half."""
-    tested = _folds(trials, 2, seed) == 0
-    can = (_least(trials, contrast, ~tested) >= 1) & (_least(trials, contrast, tested) >= 2)
+    held_out = _folds(trials, 2, seed) == 0
+    can = (_least(trials, contrast, ~held_out) >= 1) & (_least(trials, contrast, held_out) >= 2)
     if not can.any():
         return None
-    chosen = _choose(trials, contrast, ~tested, can)
+    chosen = _choose(trials, contrast, ~held_out, can)
     group, reference = contrast.group[trials.code], contrast.reference[trials.code]
     statistic, p = np.empty(len(chosen)), np.empty(len(chosen))
     for g in np.unique(chosen):
         values = trials.values[chosen == g]
-        statistic[chosen == g], p[chosen == g] = rank_sum(
-            values[:, tested & (group == g)], values[:, tested & (reference == contrast.other[g])]
-        )
-    difference = _difference(trials, contrast, tested, chosen)
-    return tested, chosen, p, statistic, difference
+        preferred = held_out & (group == g)
+        other = held_out & (reference == contrast.other[g])
+        statistic[chosen == g], p[chosen == g] = rank_sum(values[:, preferred], values[:, other])
+    difference = _difference(trials, contrast, held_out, chosen)
+    return held_out, chosen, p, statistic, difference
 
 
 def rank_sum(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -95,6 +95,7 @@ def test_metadata_and_leading_dims():
     assert fit.pref_dir.attrs["period"] == pytest.approx(2 * np.pi)
     assert fit.width.attrs["units"] == "radian"
     assert fit.amplitude.attrs["units"] == "Hz"
+    assert set(fit.kappa.attrs) == {"long_name", "units", "upper_bound"}  # none of the rates'
     assert fit.attrs["history"].splitlines()[0] == "measured"
     assert "double_von_mises" in fit.attrs["history"]
     moved = mx.tuning.fit(rates.transpose("direction", "scan", "nucleus_id"), dim="direction",

@@ -13,7 +13,6 @@ import xarray as xr
 
 from microns_xr.connectivity.arrays import PAIR_DIMS, pair_buffers, pattern_of, values_of
 from microns_xr.connectivity.labels import Lookup, require_known
-from microns_xr.connectivity.subset import recompress
 from microns_xr.errors import SchemaError, import_optional, unknown_label
 from microns_xr.provenance import RELEASE_COORDS, require_same_release
 from microns_xr.schema import AXES, validate
@@ -107,11 +106,11 @@ def _columns_along(
 
 
 def _table_of_pairs(connectivity: xr.Dataset) -> pd.DataFrame:
-    connectivity = recompress(connectivity, "post")  # so that pairs are sorted by post, then pre
     pattern, values = pair_buffers(connectivity, _PAIR_VARIABLES)
-    ends = dict(zip(PAIR_DIMS, pattern.ends(), strict=True))
-    ids = {dim: connectivity[dim].values[positions] for dim, positions in ends.items()}
-    sums = dict(zip(("size", "n_syn"), values.values(), strict=True))
+    order = slice(None) if pattern.compressed == "post" else np.lexsort(pattern.ends())
+    ends = {dim: at[order] for dim, at in zip(PAIR_DIMS, pattern.ends(), strict=True)}
+    ids = {dim: connectivity[dim].values[at] for dim, at in ends.items()}
+    sums = {"size": values["synapse_size"][order], "n_syn": values["synapse_count"][order]}
     annotations: dict[str, np.ndarray] = {}
     for name, coord in connectivity.coords.items():
         if name not in connectivity.dims and coord.ndim == 1:
@@ -239,12 +238,10 @@ def to_networkx(
         attributes |= _node_attributes(units, nodes, node_attributes)
     # One Python integer per neuron, shared by its edges: separate ones take a fifth of the memory.
     shared = np.array(nodes.tolist(), dtype=object)
-    names, columns = list(attributes), [values.tolist() for values in attributes.values()]
     graph = networkx.DiGraph(**_release_attrs(connectivity), scope=connectivity["scope"].item())
-    graph.add_nodes_from(
-        (node, dict(zip(names, row, strict=True)))
-        for node, *row in zip(shared.tolist(), *columns, strict=True)
-    )
+    # Records hold Python's own types, which writers of graphs expect.
+    records = pd.DataFrame(attributes).to_dict("records")
+    graph.add_nodes_from(zip(shared.tolist(), records, strict=True))
     ends = (
         shared[np.searchsorted(nodes, ids[side])][positions].tolist()
         for side, positions in zip(("pre", "post"), pattern.ends(), strict=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import store_examples as ex
 import xarray as xr
 
 import microns_xr as mx
 
 
-def test_units_a_row_a_neuron(demo):
+def test_units_have_one_row_per_neuron(demo):
     units = demo["units"]
     table = mx.to_table(units)
     assert len(table) == units.sizes["nucleus_id"]
@@ -21,14 +22,14 @@ def test_units_a_row_a_neuron(demo):
     assert "materialization_version" not in table
 
 
-def test_functional_a_row_a_unit(demo):
+def test_functional_has_one_row_per_recorded_unit(demo):
     table = mx.to_table(demo["functional"])
     assert len(table) == demo["functional"].sizes["scan_unit"]
     assert {"nucleus_id", "session", "scan_idx", "unit_id"} <= set(table.columns)
     assert (table[["session", "scan_idx", "unit_id"]].dtypes == np.int64).all()
 
 
-def test_connectivity_a_row_a_pair(demo, demo_release):
+def test_connectivity_has_one_row_per_pair(demo, demo_release):
     connectivity, units = demo["connectivity"], demo["units"]
     table = mx.to_table(connectivity)
     assert table.columns[:6].tolist() == [
@@ -52,6 +53,16 @@ def test_connectivity_a_row_a_pair(demo, demo_release):
     assert table.post_nucleus_id.is_monotonic_increasing
 
 
+def test_pairs_are_sorted_by_post_then_pre():
+    for compressed in ("post", "pre"):
+        table = mx.to_table(ex.connectivity(compressed))
+        assert table.post_nucleus_id.tolist() == [11, 13, 13, 15]
+        assert table.pre_nucleus_id.tolist() == [12, 11, 12, 12]
+        assert table["size"].tolist() == [30, 700, 0, 5]
+        assert table.n_syn.tolist() == [1, 2, 1, 3]
+        assert table.pre_cell_type.tolist() == ["5P-ET", "23P", "5P-ET", "5P-ET"]
+
+
 def test_a_table_of_pairs_builds_the_same_connectivity(demo):
     connectivity = demo["connectivity"].drop_vars(["pre_cell_type", "post_cell_type"])
     again = mx.build_connectivity(mx.to_table(connectivity), demo["units"], scope="complete")
@@ -63,7 +74,7 @@ def test_layers(demo):
     assert table.columns.tolist() == ["layer_name", "region_index", "y_start", "y_end", "height"]
 
 
-def test_what_is_no_dataset_of_ours():
+def test_other_datasets_are_refused():
     with pytest.raises(mx.errors.SchemaError, match="neither units"):
         mx.to_table(xr.Dataset({"x": ("time", [1])}))
     with pytest.raises(mx.errors.SchemaError, match="expected a Dataset, found DataArray"):

@@ -154,7 +154,7 @@ def contract(
         raise unknown_label("the connectivity has no variable", weight, connectivity.data_vars)
     lazy, rated = is_lazy(connectivity), missing == "skip"
     labels = connectivity[over].values
-    counts = {}
+    counts = {}  # of lazy values they are known only when the result is computed
     aligned: Any
     if lazy and values.chunks is not None:
         aligned = delayed(_align, pure=True)(values, dim, labels, over, missing)
@@ -181,6 +181,7 @@ def contract(
 
     name, other = _name(values), f"{prefer}_nucleus_id"
     rest = [d for d in values.dims if d != dim]
+    # Those of the connectivity win: it says of which release the result is.
     coords = {c: v for c, v in values.coords.items() if dim not in v.dims}
     coords |= {c: v for c, v in connectivity.coords.items() if over not in v.dims}
     if rated:
@@ -230,11 +231,11 @@ def _neuron_dim(values: Any, over: str) -> str:
             "labels neurons cannot be matched; wrap it with xr.DataArray(values, coords=...)"
         )
     name = _name(values)
+    # A neuron in several scans would count several times.
     if "scan_unit" in values.dims:
         raise SchemaError(
-            f"{name} has one row per recorded unit (dim 'scan_unit'), expected one per neuron, "
-            "since a neuron in several scans would count several times: collapse it with "
-            "mx.tuning.collapse_scans first"
+            f"{name} has one row per recorded unit (dim 'scan_unit'), expected one per neuron: "
+            "collapse it with mx.tuning.collapse_scans first"
         )
     dims = [str(dim) for dim in values.dims if dim in _NEURON_DIMS]
     if len(dims) != 1:
@@ -284,6 +285,7 @@ def _align(
                 f"check that {dim} holds nucleus ids, not root ids"
             )
     n_outside = ids.size - int((rows >= 0).sum())
+    # Infinity and gaps within a neuron would spread over every sum that they enter.
     states = _row_states(table)
     infinite, in_part = (np.flatnonzero(states == state) for state in (_INFINITE, _NAN_IN_PART))
     if infinite.size:

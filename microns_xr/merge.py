@@ -111,6 +111,7 @@ def merge_table(
             f"{present} are in the {kind} already: rename them in the table, "
             "choose others with columns=, or drop them first with .drop_vars"
         )
+    # Angles of both must mean the same, or the merged Dataset would mix conventions.
     if angles := [(str(n), v) for n, v in added.variables.items() if _is_angle(str(n), v)]:
         old = [(str(n), v) for n, v in dataset.variables.items() if _is_angle(str(n), v)]
         require_same_angles([*old, *angles])
@@ -120,6 +121,7 @@ def merge_table(
                 f"the table has {values.values} along {name}, the {kind} have "
                 f"{dataset[name].values}: rates of different stimuli cannot share a dimension"
             )
+    # A key names at most one row of the table, so no row of the Dataset is repeated.
     if how == "inner":
         dataset, rows = dataset.isel({dim: np.flatnonzero(rows >= 0)}), rows[rows >= 0]
     new = {
@@ -191,6 +193,7 @@ def _from_frame(
         raise SchemaError(f"table is a {type(table).__name__}, expected a DataFrame or a Dataset")
     name = str(table.attrs.get("table", "table"))
     spec = stated_spec(table_spec(name), angle_units, angle_convention)
+    # Variables have names of text; the table of the caller stays as it is.
     table = table.copy(deep=False)
     table.columns = pd.Index([str(c) for c in table.columns], dtype=object)
     key_columns = list(_KEYS[on])
@@ -242,6 +245,7 @@ def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndar
     right = right.assign(row=np.arange(len(right)))
     left_rows = left.assign(left_row=np.arange(len(left)))
     right, left_rows = (f[(f[keys] >= lowest).all(axis=1)] for f in (right, left_rows))
+    # Repeated keys are an error only where a row of the Dataset meets them.
     matched = left_rows.merge(right, on=keys)
     if n := len(matched.loc[matched.duplicated([*keys, "left_row"]), keys].drop_duplicates()):
         what = "unit" if on == "functional" else on

@@ -186,6 +186,7 @@ class Release:
         name = self.spec.tables.get(name, name)
         if name not in self._tables:
             self._tables[name] = self.source.read(name)
+        # A copy: the next Dataset is built of the same table.
         table = self._tables[name].copy()
         table.attrs["table"] = name
         return table
@@ -342,6 +343,7 @@ class Release:
         # A table longer than this is one of synapses or points.
         most = 10_000_000 if policy == "all" else None
         records = source.download(names, refresh=refresh, progress=progress, max_rows=most)
+        # What was read before may have been replaced.
         for name in records:
             self._tables.pop(name, None)
             self._provenance.pop(name, None)

@@ -153,6 +153,7 @@ def _any_word(units: xr.Dataset, name: str, accepted: list[str]) -> np.ndarray:
 
 def _tuning(units: xr.Dataset, conditions: list[str]) -> np.ndarray:
     codes, words = _column(units, "tuning_type")
+    # "unknown" is not "not_matched": nothing is known about any unit.
     if set(words) == {"unknown"}:
         raise SchemaError(
             "tuning_type is 'unknown' for every unit, because no functional table was joined: "
@@ -290,6 +291,8 @@ def on_axis(
     ids = np.unique(as_ids(neurons, side))
     if all_of_them:
         return np.sort(positions_of(connectivity, side, ids)), f"{ids.size} ids"
+    # Units hold more neurons than most axes, so what is not there is left out and counted; only
+    # when nothing is left the ids are likely of another kind.
     positions = Lookup(labels, f"{side}_nucleus_id").find(ids)
     positions = np.sort(positions[positions >= 0])
     if ids.size and not positions.size:
@@ -384,13 +387,14 @@ def _partners(source: Connectivity, ids: Any, side: Side, function: str) -> xr.D
     result = load_neurons(connectivity, side, np.unique(positions_of(connectivity, side, ids)))
     n_neurons = result.sizes[f"{side}_nucleus_id"]
     pattern, _ = pair_buffers(result)
+    # Partners are the neurons of the other axis that have a pair.
     n_pairs = np.diff(pattern.indptr)
     if pattern.compressed == side:
         n_pairs = np.bincount(pattern.indices, minlength=pattern.n_minor)
     result = take_positions(result, **{other: np.flatnonzero(n_pairs)})
     if not is_one_id(ids):
         return add_history(result, f"{function}({n_neurons} neurons)")
-    # Every partner left has exactly one pair, so the stored values are the partners in order.
+    # Each partner has exactly one pair, so the stored values are in the order of the partners.
     _, values = pair_buffers(result)
     row = result.drop_vars(list(values)).isel({f"{side}_nucleus_id": 0})
     row = row.assign(

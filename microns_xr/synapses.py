@@ -108,6 +108,7 @@ def select_synapses(
         name: np.concatenate([part[name] for part in parts]) if parts else rows.read(name, 0, 0, by)
         for name in names
     }
+    # Rows were read by the pointers of a store; the rows say themselves whose they are.
     n_found = columns["pre_index"].size
     if spans != [(0, rows.n)] and list(chosen) == [by] and not bounds and n_found != n_read:
         raise rows.broken(
@@ -225,6 +226,7 @@ def _bounds(box: Box, rows: SynapseRows) -> dict[int, tuple[float, float]]:
             low, high = (float(bound) for bound in bounds)
         except (TypeError, ValueError):
             low, high = np.nan, np.nan
+        # NaN, too, is not in order.
         if not low <= high:
             raise SchemaError(
                 f"box has {axis}: {bounds!r}, expected (lower, upper) in µm, in ascending order; "
@@ -236,12 +238,14 @@ def _bounds(box: Box, rows: SynapseRows) -> dict[int, tuple[float, float]]:
 
 def _pieces(rows: SynapseRows, spans: list[Span]) -> list[Span]:
     """Cut rows into pieces of a chunk at the most; spans that share a chunk are read together."""
+    # Spans in one chunk would have it decoded twice: what is between them is read along.
     covers: list[Span] = []
     for start, stop in spans:
         if covers and start // rows.chunk <= (covers[-1][1] - 1) // rows.chunk:
             covers[-1] = (covers[-1][0], stop)
         else:
             covers.append((start, stop))
+    # Cut at the edges of chunks, so that none is decoded twice.
     pieces = []
     for start, stop in covers:
         if stop - start <= rows.chunk:
@@ -274,6 +278,7 @@ def _take(
         position = read["position"] = rows.read("position", start, stop, by)
         for column, (low, high) in bounds.items():
             keep &= (position[:, column] >= low) & (position[:, column] < high)
+    # The other columns only from the first row to the last.
     hits = np.flatnonzero(keep)
     if not hits.size:
         return None
@@ -294,6 +299,7 @@ def _take(
 def _selection(rows: SynapseRows, by: Compressed, columns: dict[str, np.ndarray]) -> xr.Dataset:
     pre, post = columns.pop("pre_index"), columns.pop("post_index")
     ascends = (post[1:] > post[:-1]) | ((post[1:] == post[:-1]) & (pre[1:] >= pre[:-1]))
+    # Rows by post are in order already, and need not be copied.
     order: Any = slice(None)
     if by == "pre" or not ascends.all():
         keys = [columns["synapse_id"]] if "synapse_id" in columns else []
@@ -324,6 +330,8 @@ def _pair_sums(
         what, labels = f"{side} of the synapses", rows.labels[side]
         if (index[side] < 0).any():
             require_known(labels[old], index[side], what, "the connectivity", hint)
+    # Rows are sorted by pair in a store, so a piece shrinks to its pairs before the pieces are put
+    # together; elsewhere `sum_pairs` does the rest.
     size = rows.read("size", start, stop).astype(np.int64, copy=False)
     post, pre = index["post"], index["pre"]
     changes = (post[1:] != post[:-1]) | (pre[1:] != pre[:-1])

@@ -154,6 +154,7 @@ def group_connectivity(
     for side in ("pre", "post"):
         members = np.bincount(codes[side], minlength=len(groups[side])).astype(np.int64)
         table[f"n_{side}"] = (dims[side], members, {"units": "neurons"})
+    # NaN and not 0 where no pair is connected: there is nothing to average.
     connected = table["n_connections"].where(table["n_connections"] > 0)
     for name, part in (("mean_size", "synapse_size"), ("mean_synapses", "synapse_count")):
         counts = pairs[part].attrs.get("counts")  # whether synapses were counted, or rows
@@ -270,6 +271,7 @@ def _align(labels: xr.DataArray, dataset: xr.Dataset, dim: str) -> xr.DataArray:
         )
     own = str(labels.dims[0])
     rows = Lookup(labels[own].values, own).find(dataset[dim].values)
+    # A few neurons without a label are "unknown"; when none has one, the ids are of another kind.
     absent = rows < 0
     if rows.size and absent.all():
         raise UnknownLabelError(f"none of the {rows.size} neurons of {dim} has a label {name!r}")
@@ -295,6 +297,7 @@ def _product(columns: list[xr.DataArray]) -> xr.DataArray:
     if len(columns) == 1:
         return columns[0]
     names = [str(column.name) for column in columns]
+    # Compared as tuples: joined, ("a, b", "c") and ("a", "b, c") would be one population.
     products = list(zip(*(column.values for column in columns), strict=True))
     label_of = {words: _SEPARATOR.join(map(str, words)) for words in products}
     labels = pd.Series(label_of.values())

@@ -109,7 +109,8 @@ def connectivity_dataset(
 ) -> xr.Dataset:
     """Put buffers and labels together as a connectivity Dataset."""
     dims = PAIR_DIMS
-    size = np.asarray(size, dtype=np.int64)  # int32 sums overflow silently in plain xarray
+    # int32 sums overflow silently in plain xarray.
+    size = np.asarray(size, dtype=np.int64)
     count = np.asarray(count, dtype=np.int64)
     dataset = xr.Dataset(
         {
@@ -145,6 +146,7 @@ def pattern_of_array(
             f"{name} has fill value {data.fill_value}, expected 0: adding a number to a "
             "sparse array changes every pair without a synapse; work on the stored values instead"
         )
+    # What plain xarray and sparse make of connectivity may be COO, or compressed otherwise.
     if isinstance(data, sparse.COO):
         data = sparse.GCXS.from_coo(data, compressed_axes=(_AXIS[compressed or "post"],))
     elif compressed is not None and tuple(data.compressed_axes) != (_AXIS[compressed],):

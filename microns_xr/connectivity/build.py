@@ -49,6 +49,7 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
     if rows not in ("auto", "synapse", "pair"):
         raise SchemaError(f"rows is {rows!r}, expected one of ('auto', 'synapse', 'pair')")
     columns = list(map(str, table.columns))
+    # Nucleus ids first: they name a neuron even where its segment was edited since.
     for labels in ("nucleus_id", "pt_root_id"):
         if {f"pre_{labels}", f"post_{labels}"} <= set(columns):
             break
@@ -62,6 +63,7 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
         column = table[f"{side}_{labels}"]
         null[side] = column.isna().to_numpy(dtype=bool)
         ids[side] = as_ids(column, f"{_NAME}.{column.name}", missing=0)
+    # The names that the package, its exports and tables of pairs in circulation use.
     size_name, count_name = _one_of(columns, _SIZES), _one_of(columns, _COUNTS)
     if size_name is None:
         raise SchemaError(
@@ -75,6 +77,7 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
             f"rows is 'synapse' but synapses has the column {count_name}, which counts the "
             "synapses of a pair: drop the column, or pass rows='pair'"
         )
+    # Only single synapses have ids of their own.
     if "id" in columns and rows != "pair" and count is None:
         _unique_ids(table["id"])
         rows = "synapse"
@@ -113,13 +116,15 @@ def _whole_numbers(column: pd.Series, at_least: int) -> np.ndarray:
             f"{where} holds {numbers[odd][0]}, {int(odd.sum())} such rows, expected whole numbers "
             "below 2**63: sizes count voxels, so undo any scaling"
         )
+    # A size of 0 is a synapse that was seen; a pair of 0 synapses is a mistake.
     if (low := numbers < at_least).any():
         raise SchemaError(
             f"{where} holds {numbers[low][0]}, {int(low.sum())} such rows, expected {at_least} or "
             "more: drop rows that are not synapses"
         )
+    # If the sum of all fits into int64, that of any pair, neuron or group does.
     total = float(numbers.sum(dtype=np.float64))
-    if total > 9.2e18:  # if the sum of all fits, that of any pair, neuron or group does
+    if total > 9.2e18:
         raise SchemaError(
             f"{where} sums to {total:.3g}, expected less than 9.2e18, which int64 holds: "
             "check the column; real sizes are below 1e7"
@@ -240,9 +245,10 @@ def build_connectivity(
         partner = lookup.find(table.ids[side])
         lost |= partner < 0
         dropped |= _reasons(table, side, partner < 0, shared)
-        # One more entry, so that -1 stays -1.
+        # From the lookup to the axis; one more entry, so that -1 stays -1.
         on_axis = np.append(Lookup(axes[side], side).find(nuclei), np.int32(-1))
         codes[side] = on_axis[partner]
+    # What was not asked for is known and simply not wanted: it is counted apart from what is lost.
     left_out = (codes["pre"] < 0) | (codes["post"] < 0)
     dropped["any_reason"] = int(lost.sum())
     dropped["not_asked_for"] = int(left_out.sum()) - dropped["any_reason"]
@@ -262,7 +268,8 @@ def build_connectivity(
         attrs={"n_synapse_rows": n_rows, "dropped_synapses": dropped},
     )
     dataset["synapse_count"].attrs["counts"] = counts
-    if "pt_root_id" in units:  # so that a table of pairs can name them
+    # Roots as well, so that exported tables and single synapses can be matched by them.
+    if "pt_root_id" in units:
         for side, ids in axes.items():
             roots = units["pt_root_id"].values[by_nucleus.find(ids)]
             root = xr.Variable(f"{side}_nucleus_id", roots, describe(UNITS["pt_root_id"]))
@@ -300,6 +307,7 @@ def _reasons(
     table: SynapseTable, side: str, absent: np.ndarray, shared: np.ndarray
 ) -> dict[str, int]:
     """Count why rows have no unit on one side."""
+    # Nulls were read as 0, but a null is "not known" and a 0 is "no segment".
     strangers = table.ids[side][absent & ~table.null[side]]
     n_zero = int((strangers == 0).sum())
     n_shared = int(np.isin(strangers, shared).sum()) if table.labels == "pt_root_id" else 0
@@ -316,6 +324,7 @@ def _what_is_counted(
 ) -> str:
     if table.rows == "synapse" or table.count is not None:
         return _COUNTED_SYNAPSES
+    # Two synapses of a pair are two rows, so a pair that is repeated tells what the rows are.
     repeated = n_summed > n_pairs
     if table.rows == "pair":
         if repeated:
@@ -385,6 +394,7 @@ def build_synapses(
         index[side] = Lookup(connectivity[name].values, name).find(ids)
     synapse_ids = _unique_ids(synapses["id"])
     rows = np.flatnonzero((index["pre"] >= 0) & (index["post"] >= 0))
+    # The order of a store: by post, then pre, then id.
     rows = rows[np.lexsort([synapse_ids[rows], index["pre"][rows], index["post"][rows]])]
     where = positions(synapses, "synapses", "ctr_pt_position")[rows]
     dataset = xr.Dataset(

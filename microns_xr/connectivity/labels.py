@@ -33,6 +33,8 @@ class Lookup:
     def __init__(self, labels: np.ndarray, what: str) -> None:
         self._what = what
         self._labels = self._as_int64(labels)
+        # At least twice as many slots as labels, a power of two: few ids meet in a slot, and the
+        # upper bits of the product are its number.
         bits = max(3, int(2 * self._labels.size).bit_length())
         self._shift = np.uint64(64 - bits)
         self._keys = np.zeros(1 << bits, dtype=np.int64)
@@ -68,6 +70,7 @@ def _fill(labels, keys, slots, shift):  # type: ignore[no-untyped-def]
     n_repeated = 0
     for i in range(labels.size):
         slot = (np.uint64(labels[i]) * _GOLDEN) >> shift
+        # Another label has the slot: take the next one, as `_find` does.
         while slots[slot] >= 0 and keys[slot] != labels[i]:
             slot = (slot + np.uint64(1)) & mask
         if slots[slot] >= 0:
@@ -102,5 +105,6 @@ def unit_roots(units: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
                 "expected ('nucleus_id',) and int64"
             )
     roots = units["pt_root_id"].values
-    positions = np.flatnonzero(roots > 0)  # 0 is not a segment
+    # 0 is not a segment, and would be repeated.
+    positions = np.flatnonzero(roots > 0)
     return roots[positions], positions

@@ -63,7 +63,7 @@ def n_connections(connectivity: xr.Dataset) -> int:
         return pattern_of(connectivity).nnz
     blocks = blocks_of(connectivity, pair_names(connectivity)[:1])
     if (source := stored_source(blocks.arrays)) is not None:
-        return int(source.indptr[-1])
+        return int(source.indptr[-1])  # without reading a pair
     return int(count_pairs(blocks).compute())
 
 
@@ -87,8 +87,10 @@ def keep_touching(
     for side, at in (("pre", pre), ("post", post)):
         if at is not None:
             touched[side][at] = True
+    # All pairs of a neuron that was chosen, and of the others those with a chosen partner.
     rule = rule._replace(partners=touched[OTHER_SIDE[compressed]], whole=touched[compressed])
     result = keep_pairs(connectivity, connectivity, rule)
+    # Pairs of two other neurons look unconnected now, though they may not be.
     return result.assign_coords(scope=xr.Variable((), np.array("unknown", dtype=object)))
 
 
@@ -127,6 +129,7 @@ def drop_autapses(connectivity: xr.Dataset) -> xr.Dataset:
     rule, compressed = _everybody(connectivity)
     majors = connectivity[f"{compressed}_nucleus_id"].values
     minors = connectivity[f"{OTHER_SIDE[compressed]}_nucleus_id"].values
+    # The axes need not hold the same neurons: -1, where the neuron is not on the other one.
     rule = rule._replace(without=Lookup(minors, "nucleus_id").find(majors).astype(np.int64))
     result = keep_pairs(connectivity, connectivity, rule)
     if is_lazy(connectivity):  # counting would compute
@@ -217,6 +220,7 @@ def annotate(
                 f"none of the {rows.size} neurons of {dim} is among the units: "
                 "annotate with the units the connectivity was built from"
             )
+        # Counted in the attributes, since a False of no unit looks like any other.
         n_unmatched = int((rows < 0).sum())
         for column, variable in columns.items():
             attrs = {**variable.attrs, "unmatched": n_unmatched}
@@ -230,6 +234,7 @@ def _columns(units: xr.Dataset, name: str) -> list[tuple[str, xr.DataArray]]:
         raise unknown_label("units has no variable", name, set(units.variables))
     variable = units[name]
     if name == "position":
+        # By the labels of the axis, whatever their order.
         order = units["axis"].values.tolist() if "axis" in units.coords else list(AXES)
         return [(axis, variable.isel(axis=order.index(axis), drop=True)) for axis in AXES]
     if variable.dims != ("nucleus_id",) or name in _FIXED:

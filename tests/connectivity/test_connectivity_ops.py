@@ -217,7 +217,7 @@ def test_annotating(connectivity):
     assert found.post_cell_type.attrs["unmatched"] == 1
     np.testing.assert_array_equal(found.post_y.values, [7.0, np.nan, 1.0])
     assert found.pre_z.attrs["units"] == "µm"
-    turned = three_units().assign_coords(axis=["x", "y", "z"]).isel(axis=[1, 2, 0])
+    turned = three_units().isel(axis=[1, 2, 0])
     again = mx.annotate(connectivity, turned, "position")
     np.testing.assert_array_equal(again.post_y, found.post_y)
     assert found.pre_axon_proofread.values.tolist() == [False, False, True]

@@ -164,7 +164,8 @@ class ArchiveSource(TableSource):
         self._spec = version
         address = f"{self.url}/v{self.version}"
         self._shown = shown_url(address)
-        if not storage_options:  # Google's buckets are read over https, where nobody logs in
+        # Google's public buckets are read over https, which looks for no login of the user.
+        if not storage_options:
             address = re.sub("^gc?s://", _GOOGLE, address)
         self._address = address
         self._local = local_path(address)
@@ -324,6 +325,7 @@ class ArchiveSource(TableSource):
         progress = self.progress if progress is None else progress
         path, header = self._fetch(name, refresh=refresh, progress=progress)
         table = read_archived(path, header)
+        # In the order in which the service's tables are downloaded, so that they are comparable.
         if "id" in table.column_names and not table["id"].null_count:
             table = table.take(pc.sort_indices(table["id"]))
         known = self._fetched(path.name)

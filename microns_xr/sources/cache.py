@@ -152,6 +152,7 @@ class CachedSource(TableSource):
             return None
         if not isinstance(record, dict) or not isinstance(record.get("sha256"), str):
             return None
+        # Hashed once for as long as time and size stay the same.
         state = (stat.st_mtime_ns, stat.st_size)
         if self._digests.get(name, (None, ""))[0] != state:
             self._digests[name] = (state, file_sha256(path))
@@ -281,7 +282,8 @@ class CachedSource(TableSource):
             # archive that cannot be listed says only what it was asked for.
             if isinstance(remote, CaveSource) and (refresh or not self._listing.is_file()):
                 write_file(self._listing, json.dumps(remote.available_tables()) + "\n")
-            for path in self.table_folder.glob("*.tmp"):  # of an interrupted download
+            # The halves of an interrupted download; no other process writes here now.
+            for path in self.table_folder.glob("*.tmp"):
                 path.unlink(missing_ok=True)
             bar = tqdm(
                 list(dict.fromkeys(names)),

@@ -51,6 +51,7 @@ def read_identity(folder: Path) -> tuple[str, int] | None:
 def table_files(path: Path) -> tuple[dict[str, list[Path]], set[str]]:
     """Return the files of every table in a folder, and the names of the tables of synapses."""
     folders = [path, path / "raw", path / "functional"]
+    # Tables that were computed from the raw ones lie beside them.
     if path.resolve().name == "raw":
         folders.append(path.resolve().parent / "functional")
     files: dict[str, list[Path]] = {}
@@ -148,6 +149,7 @@ class DirectorySource(TableSource):
                 f"{self.path} is a file, expected the folder that holds the tables: "
                 f"give {self.path.parent}"
             )
+        # A folder that a download has made knows better than a default.
         identity = read_identity(self.path.resolve())
         if identity is not None:
             if version not in (None, identity[1]):

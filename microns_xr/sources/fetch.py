@@ -114,6 +114,7 @@ class HttpFile:
         self._options = {"timeout": timeout, "stream": True, "allow_redirects": True, **options}
 
     def _request(self, method: str, suffix: str = "", **headers: str) -> requests.Response:
+        # Bytes as they are stored: those of a recoded answer have no place in the file.
         headers = {"Accept-Encoding": "identity", **self._options.get("headers", {}), **headers}
         options = {**self._options, "headers": headers}
         answer = requests.request(method, self._url + suffix, **options)
@@ -126,7 +127,8 @@ class HttpFile:
         """Ask about the file, without its bytes."""
         try:
             answer = self._request("HEAD")
-        except Refused:  # by some servers only because of the method
+        except Refused:
+            # Some servers refuse the method, and not the file.
             answer = self._request("GET")
         with answer:
             _, info = _read_headers(answer, 0)
@@ -138,6 +140,7 @@ class HttpFile:
     def open(self, offset: int, known: RemoteInfo) -> Iterator[Stream]:
         """Open the file at `offset`, or at 0 where the server has no ranges."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
+        # The server compares strong validators only; a weak one is compared below.
         if offset and known.validator and not known.validator.startswith("W/"):
             headers["If-Range"] = known.validator
         try:
@@ -148,6 +151,7 @@ class HttpFile:
             raise
         with answer:
             start, now = _read_headers(answer, offset)
+            # A server may state a checksum, or the length, in one of the two answers only.
             now = known.updated(now)
             if known.validator and now.validator != known.validator:
                 raise Changed("the file has changed since it was begun")
@@ -196,6 +200,7 @@ class BucketFile:
     def info(self) -> RemoteInfo:
         """Ask about the file, without its bytes."""
         with _cloud_errors():
+            # fsspec remembers listings, and the file may have changed since.
             self._files.invalidate_cache()
             info = self._files.info(self._path)
         if info.get("type") == "directory":
@@ -223,6 +228,7 @@ class BucketFile:
             file.seek(offset)
 
         def read(count: int) -> bytes:
+            # Each read is a request of its own.
             with _cloud_errors():
                 data: bytes = file.read(max(count, _RANGE_BYTES))
             if not data and self.info() != now:
@@ -469,6 +475,7 @@ class _Fetch:
         """Ask about the file, and keep the part only if it is of the same file."""
         now = self.remote.info()
         note = _read_note(self.note)
+        # Without a validator nothing tells whether it is the same file.
         same = (note.get("url"), note.get("validator")) == (self.url, now.validator or None)
         if same and size_of(self.part) <= (now.size or size_of(self.part)):
             now = RemoteInfo(None, "", note.get("md5"), note.get("crc32c")).updated(now)
@@ -524,6 +531,7 @@ class _Fetch:
 
     def _finish(self, known: RemoteInfo) -> FetchedFile:
         """Check the part, and give it the name of the file."""
+        # On the disk before the file gets its name, in case the power fails.
         os.fsync(self.part.fileno())
         stated = {"md5": known.md5, "crc32c": known.crc32c, "sha256": self.sha256}
         if not any(stated.values()):
@@ -533,6 +541,7 @@ class _Fetch:
         digests = _checksums(part)
         if problem := self._problem(known, expected, digests):
             wrong = self._start_over(problem)
+            # The same bytes would come again.
             if any(expected.get(name) == digests[name] for name in _SERVER_CHECKSUMS):
                 raise SourceError(
                     f"{self.url}: {problem}, although the server's own checksum fits: it is not "

@@ -59,11 +59,8 @@ def source(cave):
 def test_nothing_is_asked_before_it_is_needed(cave):
     with source_of(cave) as source:
         assert isinstance(source, mx.sources.TableSource)
-        assert (source.version, source.datastack, source.scope) == (
-            1718,
-            "minnie65_public",
-            "requested",
-        )
+        said = (source.version, source.datastack, source.scope)
+        assert said == (1718, "minnie65_public", "requested")
         assert repr(source) == "CaveSource(1718, datastack='minnie65_public')"
         assert not cave.requests
 
@@ -198,16 +195,10 @@ def test_filters(cave, source):
 
 def test_positions_are_chosen_by_their_base_name(source):
     table = source.query(SYNAPSES, select_columns=["id", "ctr_pt_position"]).table
-    assert table.column_names == [
-        "id",
-        "ctr_pt_position_x",
-        "ctr_pt_position_y",
-        "ctr_pt_position_z",
-    ]
+    places = [f"ctr_pt_position_{axis}" for axis in "xyz"]
+    assert table.column_names == ["id", *places]
     first = table.sort_by("id").slice(0, 1).to_pylist()[0]
-    assert [first[f"ctr_pt_position_{axis}"] for axis in "xyz"] == list(
-        TRUTH[SYNAPSES].ctr_pt_position[0]
-    )
+    assert [first[place] for place in places] == list(TRUTH[SYNAPSES].ctr_pt_position[0])
 
 
 @pytest.mark.parametrize("ids", [[float(ROOT)], np.array([ROOT], float), [ROOT, np.float64(ROOT)]])
@@ -234,10 +225,7 @@ def test_the_row_limit_is_noticed_and_learned(limited):
         assert (cut.limited_to, cut.table.num_rows, source.row_limit) == (40, 40, 40)
         assert source.count(SYNAPSES, {}) == N_SYNAPSES  # the limit does not cut a count
         whole = source.query(SYNAPSES, filter_range={"id": (None, 2**53 + 1 + 39)})
-        assert (whole.limited_to, whole.table.num_rows) == (
-            None,
-            39,
-        )  # the owner's notice is no limit
+        assert (whole.limited_to, whole.table.num_rows) == (None, 39)  # a notice is not a limit
 
 
 def test_read_gives_a_typed_frame(source):
@@ -294,30 +282,19 @@ def test_a_stream_that_breaks_off_between_two_messages_is_noticed():
     assert lengths == {0, 2, 4}  # Arrow itself takes these for whole
 
 
-def test_plain_types():
-    table = pa.table(
-        {
-            "a": pa.array([1, None], pa.int16()),
-            "b": pa.array([0.5, None], pa.float32()),
-            "c": pa.array(["x", None]).dictionary_encode(),
-            "d": pa.array(["x", None], pa.large_string()),
-            "e": pa.array([2**63 - 1, 0], pa.uint64()),
-            "f": pa.array([1, None], pa.timestamp("ns", "UTC")),
-            "g": pa.array([[1], None]),
-        }
-    )
-    plain = plain_types(table)
-    kinds = [
-        "int64",
-        "double",
-        "string",
-        "string",
-        "int64",
-        "timestamp[us, tz=UTC]",
-        "list<item: int64>",
-    ]
-    assert [str(field.type) for field in plain.schema] == kinds
-    assert plain["b"].to_pylist() == [0.5, None]
+PLAIN = {
+    "int64": (pa.array([1, None], pa.int16()), pa.array([2**63 - 1, 0], pa.uint64())),
+    "double": (pa.array([0.5, None], pa.float32()),),
+    "string": (pa.array(["x", None]).dictionary_encode(), pa.array(["x"], pa.large_string())),
+    "timestamp[us, tz=UTC]": (pa.array([1, None], pa.timestamp("ns", "UTC")),),
+    "list<item: int64>": (pa.array([[1], None]),),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_plain_types(kind):
+    for column in PLAIN[kind]:
+        assert str(plain_types(pa.table({"x": column})).schema.field("x").type) == kind
     with pytest.raises(mx.errors.SourceError, match="'x' holds integers beyond int64"):
         plain_types(pa.table({"x": pa.array([2**63], pa.uint64())}))
 
@@ -338,21 +315,17 @@ def test_lists_and_numbers_of_another_kind_are_asked_for_again(cave, source, bod
 
 def test_a_wrong_address_is_given_up_soon():
     waits = []
-    source = mx.sources.CaveSource(
-        1718,
-        server_address="http://127.0.0.1:9",
-        auth_token="none",
-        retry=Retry(sleep=waits.append),
-    )
-    with pytest.raises(
-        mx.errors.IncompleteDownloadError, match=r"connection to the service.*\(5 attempts\)"
-    ):
-        source.available_tables()
+
+    def tables_at(address):
+        options = {"auth_token": "none", "retry": Retry(sleep=waits.append)}
+        return mx.sources.CaveSource(1718, server_address=address, **options).available_tables()
+
+    message = r"connection to the service.*\(5 attempts\)"
+    with pytest.raises(mx.errors.IncompleteDownloadError, match=message):
+        tables_at("http://127.0.0.1:9")
     assert len(waits) == 4
     with pytest.raises(mx.errors.SourceError, match="MissingSchema"):
-        mx.sources.CaveSource(
-            1718, server_address="127.0.0.1", auth_token="none"
-        ).available_tables()
+        tables_at("127.0.0.1")
 
 
 def test_a_slash_at_the_end_of_the_address(cave):
@@ -404,13 +377,9 @@ def write_secrets(home, **files) -> None:
 
 
 def test_token_and_address_come_from_where_caveclient_keeps_them(guarded, home):
-    write_secrets(
-        home,
-        **{
-            "cave-secret": json.dumps({"token": TOKEN}),
-            "cave_datastack_to_server_map": json.dumps({"minnie65_public": guarded.url}),
-        },
-    )
+    secrets = {"cave-secret": {"token": TOKEN}}
+    secrets["cave_datastack_to_server_map"] = {"minnie65_public": guarded.url}
+    write_secrets(home, **{name: json.dumps(content) for name, content in secrets.items()})
     with mx.sources.CaveSource(1718) as source:
         assert source.count(NUCLEI) == 4
         assert TOKEN not in source._secret.clean(f"echo {TOKEN}")

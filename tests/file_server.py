@@ -155,13 +155,14 @@ def _part_of(
     headers = dict(file.headers)
     if file.validator:
         headers["ETag"] = file.validator
-    found = re.fullmatch(r"bytes=(\d+)-", wanted or "")
+    found = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "")
     if not found or not file.ranges or (if_range and if_range != file.validator):
         return 200, file.content, headers
     start, size = int(found[1]), len(file.content)
+    end = int(found[2]) + 1 if found[2] else size
     if start >= size:
         return 416, b"", {**headers, "Content-Range": f"bytes */{size}"}
     if file.headers_of_parts is not None:
         headers = {"ETag": file.validator or "", **file.headers_of_parts}
-    headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
-    return 206, file.content[start:], headers
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    return 206, file.content[start:end], headers

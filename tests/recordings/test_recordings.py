@@ -7,7 +7,6 @@ import io
 import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from threading import Thread
 from typing import ClassVar
@@ -16,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+from file_server import FileServer
 
 import microns_xr as mx
 from microns_xr.recordings import files
@@ -258,43 +258,11 @@ def test_a_closed_tree_reads_again(path):
     assert recordings["scan_9_3"].treadmill.values.shape == recordings["scan_9_3"].treadmill.shape
 
 
-class _Ranges(BaseHTTPRequestHandler):
-    """Gives parts of one file."""
-
-    protocol_version = "HTTP/1.1"
-    content = b""
-    sent = 0
-
-    def log_message(self, *args):
-        pass
-
-    def do_HEAD(self):
-        self._answer(200, len(self.content), b"")
-
-    def do_GET(self):
-        first, last = self.headers["Range"].removeprefix("bytes=").split("-")
-        part = self.content[int(first) : int(last) + 1]
-        type(self).sent += len(part)
-        self._answer(206, len(part), part, f"bytes {first}-{last}/{len(self.content)}")
-
-    def _answer(self, status, size, body, span=None):
-        self.send_response(status)
-        self.send_header("Content-Length", str(size))
-        self.send_header("Accept-Ranges", "bytes")
-        if span:
-            self.send_header("Content-Range", span)
-        self.end_headers()
-        self.wfile.write(body)
-
-
 def test_behind_an_address_only_parts_are_fetched(path, monkeypatch):
     monkeypatch.setattr(files, "_REMOTE_BLOCK_BYTES", 16 << 10)
-    monkeypatch.setattr(_Ranges, "content", path.read_bytes())
-    monkeypatch.setattr(_Ranges, "sent", 0)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Ranges)
-    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_address[1]}/microns.h5"
+    content = path.read_bytes()
+    with FileServer() as server:
+        url = server.put("/microns.h5", content, headers={"Accept-Ranges": "bytes"})
         recordings = mx.recordings.open(url, ["9_3"])
         assert gc.isenabled()
         node = mx.recordings.select(recordings, trial=2)["scan_9_3"]
@@ -302,11 +270,8 @@ def test_behind_an_address_only_parts_are_fetched(path, monkeypatch):
         frames = slice(int(recordings["scan_9_3"].first_frame[2]), None)
         n = int(node.n_frames[0])
         np.testing.assert_array_equal(node.responses.values, expected[:, frames][:, :n])
-        assert 0 < _Ranges.sent < 0.5 * len(_Ranges.content)
+        assert 0 < sum(seen.sent for seen in server.gets) < 0.5 * len(content)
         recordings.close()
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 class _Littering(Counting):

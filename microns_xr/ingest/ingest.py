@@ -204,6 +204,7 @@ def ingest_synapses(
             work = os.path.join(folder, ".work")
             os.makedirs(work)
             small = os.path.join(work, "parts")
+            # First, so that parts that cannot be written are refused before the files are read.
             write_store(small, **parts)
             root = zarr.open_group(folder, mode="a", zarr_format=3)
             spills = [
@@ -223,6 +224,7 @@ def ingest_synapses(
                 if keep != "both":
                     ids = neurons["nucleus_id"].values
                     writer.write_unit_synapses(spills[1], keep, ids, mapper.units_by_position)
+                # Only now is it known whether a pair has several rows, and what counts count.
                 n_rows, n_pairs = spills[0].rows, copies[0].n_connections
                 repeated = n_pairs < n_rows
                 if repeated and layout.rows == "pair" and "count" not in layout.columns:
@@ -351,7 +353,9 @@ class _Writer:
                 order, first, lengths = collate(
                     part.starts, part.columns["indices"], part.columns.get("id")
                 )
-                values = {name: column[order] for name, column in part.columns.items()}
+                # Ids have done their work unless the synapses themselves are written.
+                names = [name for name in part.columns if singles or name != "id"]
+                values = {name: part.columns[name][order] for name in names}
                 pre = values["indices"][first]
                 post = np.repeat(np.arange(part.first, part.last, dtype=np.int32), lengths)
                 size = _sums(values["size"], first)
@@ -369,11 +373,12 @@ class _Writer:
                 shown.update(len(order))
             if table is not None:
                 table.finish()
-                synapses.flush()
+                synapses.flush()  # the pointers to the rows of each neuron are written first
                 table = self._synapses_by("pre", synapses.per_major)
                 for part in synapses.stretches(max_rows):
                     self._append(table, part.columns | {"pre_index": part.majors})
                 table.finish()
+            # A stretch of neurons by post holds pairs of any neuron by pre: hence the second sort.
             for part in pairs.stretches(max_rows):
                 by_pre.append(part.lengths, *part.columns.values())
         return by_post, by_pre
@@ -440,10 +445,11 @@ def _take_over(
     parts: Mapping[str, xr.Dataset],
     tables: Iterable[Mapping[str, Any]],
 ) -> None:
-    """Put the small parts in place and, last of all, make the folder a store."""
+    """Put the small parts in place and make the folder a store."""
     for name in parts:
         os.rename(os.path.join(small, name), os.path.join(folder, name))
     shutil.rmtree(os.path.join(folder, ".work"))
+    # Last of all: without the attributes of its root the folder is not a store.
     finish_store(root, root_attrs(parts.values(), tables), consolidated=False)
 
 

@@ -282,6 +282,7 @@ def _csv_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
                 stop = _end_of_text(lines)
                 held = lines[stop:]
                 if stop:
+                    # Parsed where it is called, so that several blocks are parsed at a time.
                     yield partial(_csv_block, lines[:stop], file, layout), at
         if held.strip(b"\r\n"):
             yield partial(_csv_block, held + b"\n", file, layout), file.size
@@ -685,6 +686,7 @@ def read_files(
 ) -> Counter[str]:
     """Read all files, spill the rows that are kept, and return the counts over all rows."""
     counts: Counter[str] = Counter()
+    # Only who takes the blocks in order knows the number of a line, and so which bad one is first.
     threads = usable_threads(None, 1 << 30)
     before, total = 0, sum(file.size for file in files)
     with ExitStack() as stack:

@@ -560,6 +560,15 @@ def test_malformed_files_name_scan_and_trial(copy, change, message):
         mx.recordings.open(copy, ["9_3"] if "no group" not in message else None)
 
 
+def test_an_error_while_the_scans_are_described_names_the_file(copy):
+    with h5py.File(copy, "r+") as h5:
+        _another_direction("onsets", np.array([b"soon"] * 16))(h5)
+    with pytest.raises(
+        mx.errors.SourceError, match=r"copy\.h5: what describes the scans cannot be"
+    ):
+        mx.recordings.open(copy)
+
+
 def test_without_unit_ids_the_row_is_the_unit_where_the_counts_agree(copy):
     with h5py.File(copy, "r+") as h5:
         h5["sessions/9_3/meta/area_indices/none"] = np.empty(0, dtype=np.int64)

@@ -275,11 +275,6 @@ def test_the_real_neuron_of_five_units(real_data):
 # What reaches the functional rows.
 
 
-def test_rows_of_all_scans_are_sorted_and_integer(coregistration):
-    assert keys_of(coregistration) == [(4, 7, 2), (4, 7, 3), (4, 7, 5), (4, 7, 9), (5, 2, 1)]
-    assert coregistration.nucleus_id.values.tolist() == [12, 11, 99, 11, 11]
-
-
 def test_null_nuclei_stay_integers_and_repeated_rows_count_once(three_tables):
     table = three_tables["coregistration"]
     table = pd.concat(
@@ -502,14 +497,6 @@ def test_real_curves_reach_their_neurons(real_data):
 
 
 # One row per neuron.
-
-
-def test_mean_by_hand_a_neuron_of_three_units_counts_once(tuning):
-    collapsed = mx.tuning.collapse_scans(tuning)
-    assert collapsed.nucleus_id.values.tolist() == [11, 12]
-    np.testing.assert_array_equal(collapsed.rate_dir.values, [[2, 3, 4, 5], [8, 8, 8, 8]])
-    assert collapsed.n_rated.values.tolist() == [2, 1]
-    assert collapsed.n_scans.values.tolist() == [2, 1]
 
 
 def test_best_takes_all_variables_from_one_unit_that_has_the_value(coregistration, tuning):

@@ -785,10 +785,8 @@ class Release:
 
         Parameters
         ----------
-        request : str or SynapseSet, optional
-            Which set of synapses, where the source holds several.
-        units : xarray.Dataset, optional
-            The neurons of both axes; all units of the release by default.
+        request, units : optional
+            As for `connectivity`.
 
         Returns
         -------
@@ -799,11 +797,9 @@ class Release:
         Raises
         ------
         SchemaError
-            If the synapses were downloaded without positions.
-        SourceError
-            If there are no synapses, or several sets and none is named.
-        ReleaseMismatchError
-            If `units` or the synapses are of another release.
+            If the synapses were downloaded without positions, or as `connectivity`.
+        SourceError, ReleaseMismatchError
+            As `connectivity`.
         """
         connectivity, table, name = self._connect(request, units)
         resolution = self.spec.table_of("synapses").resolution_nm

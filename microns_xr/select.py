@@ -353,7 +353,7 @@ def outputs_from(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     Parameters
     ----------
     connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
-        See `inputs_to`.
+        As for `inputs_to`.
     nucleus_id : int or collection of int
         Presynaptic neurons.
 
@@ -364,12 +364,8 @@ def outputs_from(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
 
     Raises
     ------
-    UnknownLabelError
-        If an id is not on the axis.
-    SchemaError
-        If ids are not integers, or the Dataset is not connectivity.
-    StoreFormatError
-        If there is no store, or it is damaged.
+    UnknownLabelError, SchemaError, StoreFormatError
+        As `inputs_to`.
 
     Examples
     --------

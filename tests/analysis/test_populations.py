@@ -97,11 +97,8 @@ def test_labels_of_ones_own_are_aligned(three, units):
 
 
 def test_integers_and_truth_values(three, units):
-    assert mx.group_connectivity(three, "n_scans", units=units).pre_n_scans.values.tolist() == [
-        0,
-        1,
-        2,
-    ]
+    table = mx.group_connectivity(three, "n_scans", units=units)
+    assert table.pre_n_scans.values.tolist() == [0, 1, 2]
     both = mx.analysis.population_labels(units, ["axon_proofread", "layer"])
     assert both.values.tolist() == ["True, L4", "False, L4", "True, L2/3"]
     of_labels = mx.analysis.population_labels(units, both)  # a product that was made before
@@ -136,7 +133,7 @@ def test_what_is_refused(three, units):
 
 
 def test_like_a_table_of_pairs(demo):
-    """Against pandas on one row a pair."""
+    """Against pandas on one row per pair."""
     connectivity, units = demo["connectivity"], demo["units"]
     found = mx.group_connectivity(connectivity, ["cell_type", "layer"], "brain_area", units=units)
     pairs = mx.to_table(connectivity)

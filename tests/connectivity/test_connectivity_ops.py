@@ -99,10 +99,8 @@ def test_taking_labels(connectivity):
     assert pattern_of(found).compressed == pattern_of(connectivity).compressed
     assert list(found.data_vars) == ["synapse_size", "synapse_count"]
     assert take(connectivity, post_ids=12).synapse_size.shape == (3, 1)
-    assert (
-        take(connectivity, pre_ids=three_units().isel(nucleus_id=[0, 2])).sizes["pre_nucleus_id"]
-        == 2
-    )
+    two = three_units().isel(nucleus_id=[0, 2])
+    assert take(connectivity, pre_ids=two).sizes["pre_nucleus_id"] == 2
     assert take(connectivity, pre_ids=[]).synapse_size.shape == (0, 3)
     assert dense(take(connectivity)).tolist() == dense(connectivity).tolist()
 
@@ -143,11 +141,7 @@ def test_connections_between_two_sets(connectivity):
 def test_connections_that_touch_either_set(connectivity):
     found = mx.select_connections(connectivity, pre=[11], post=[13], both=False)
     assert found.synapse_size.shape == (3, 3)
-    assert stored_pairs(found).tolist() == [
-        [False, True, False],
-        [False, False, True],
-        [False, False, True],
-    ]
+    assert stored_pairs(found).astype(int).tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 1]]
     assert found.scope.item() == "unknown"  # 13 -> 11 looks unconnected now
     assert mx.n_connections(mx.select_connections(connectivity, post=[11], both=False)) == 1
     assert mx.n_connections(mx.select_connections(connectivity, both=False)) == 0
@@ -206,11 +200,8 @@ def test_recompressing(connectivity):
 
 
 def test_annotating(connectivity):
-    found = mx.annotate(
-        connectivity,
-        three_units(),
-        ["cell_type", "position", "axon_proofread", "session", "pref_ori"],
-    )
+    variables = ["cell_type", "position", "axon_proofread", "session", "pref_ori"]
+    found = mx.annotate(connectivity, three_units(), variables)
     assert found.pre_cell_type.values.tolist() == ["23P", "unknown", "5P"]
     assert found.pre_cell_type.dtype == object
     assert found.post_cell_type.values.tolist() == ["23P", "unknown", "5P"]
@@ -226,18 +217,11 @@ def test_annotating(connectivity):
     assert found.pre_pref_ori.attrs["angle_convention"] == "up_clockwise"
     assert found.synapse_size.data is connectivity.synapse_size.data
     validate(found, "connectivity")
-    with pytest.raises(
-        mx.errors.SchemaError, match=r"\['pre_cell_type', 'post_cell_type'\] already"
-    ):
+    with pytest.raises(mx.errors.SchemaError, match=r"'post_cell_type'\] already"):
         mx.annotate(found, three_units(), "cell_type")
     changed = three_units().assign(cell_type=("nucleus_id", text("a", "b", "c")))
-    assert mx.annotate(
-        found, changed, "cell_type", overwrite=True
-    ).pre_cell_type.values.tolist() == [
-        "c",
-        "unknown",
-        "a",
-    ]
+    replaced = mx.annotate(found, changed, "cell_type", overwrite=True)
+    assert replaced.pre_cell_type.values.tolist() == ["c", "unknown", "a"]
 
 
 def test_what_cannot_be_annotated(connectivity):
@@ -330,15 +314,9 @@ def test_labels_that_do_not_group(connectivity, monkeypatch):
 
 
 def test_sizes_and_counts_on_different_pairs_are_refused(connectivity):
-    mixed = connectivity.assign(
-        synapse_count=(
-            ("pre_nucleus_id", "post_nucleus_id"),
-            mx.drop_autapses(connectivity).synapse_count.data,
-        )
-    )
-    with pytest.raises(
-        mx.errors.SchemaError, match="synapse_count stores other pairs than synapse_size"
-    ):
+    mixed = connectivity.assign(synapse_count=mx.drop_autapses(connectivity).synapse_count)
+    message = "synapse_count stores other pairs than synapse_size"
+    with pytest.raises(mx.errors.SchemaError, match=message):
         mx.degrees(mixed)
     with pytest.raises(mx.errors.SchemaError, match="stores other pairs"):
         take(mixed, pre_ids=[11])
@@ -358,9 +336,7 @@ def test_sparse_arrays_in_coordinate_form_are_taken(connectivity):
 
 def test_arrays_that_are_not_sparse_or_turned_around(connectivity):
     turned = connectivity.transpose()
-    with pytest.raises(
-        mx.errors.SchemaError, match="expected \\('pre_nucleus_id', 'post_nucleus_id'\\)"
-    ):
+    with pytest.raises(mx.errors.SchemaError, match=r"synapse_size has dims \('post_nucleus_id', "):
         mx.degrees(turned)
     with pytest.raises(mx.errors.SchemaError, match="fill value 1"):
         pattern_of(connectivity.synapse_size + 1)

@@ -7,7 +7,6 @@ import platform
 
 import numpy as np
 import pytest
-import scipy.sparse
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -124,9 +123,8 @@ def test_neurons_without_synapses(connectivity):
 
 def test_missing_values_raise_unless_they_are_to_be_skipped(connectivity):
     values = rates([[1, 10], [np.nan, np.nan], [3, 30]])
-    with pytest.raises(
-        mx.errors.SchemaError, match="1 of 3 neurons of post_nucleus_id have no value in rate_ori"
-    ):
+    message = "1 of 3 neurons of post_nucleus_id have no value in rate_ori"
+    with pytest.raises(mx.errors.SchemaError, match=message):
         mx.contract(connectivity, values, POST)
     with pytest.raises(mx.errors.SchemaError, match="2 of 3 neurons of pre_nucleus_id"):
         mx.contract(connectivity, values[:1], PRE)
@@ -273,16 +271,6 @@ def _random(seed, n=200, density=0.2, compressed="post"):
 
 
 @pytest.mark.parametrize("compressed", COMPRESSED)
-def test_both_contractions_are_those_of_scipy(compressed):
-    found, values, _ = _random(1, compressed=compressed)
-    csr = scipy.sparse.csr_array(dense(found).astype(float))
-    for over, expected in ((PRE, csr.T @ values.values), (POST, csr @ values.values)):
-        result = mx.contract(found, values, over)
-        np.testing.assert_allclose(result.values, expected, rtol=1e-13, atol=1e-9)
-    assert not np.allclose(csr @ values.values, csr.T @ values.values)
-
-
-@pytest.mark.parametrize("compressed", COMPRESSED)
 def test_scipy_gives_the_same_bits(compressed):
     found, values, _ = _random(2, compressed=compressed)
     values[::3] = np.nan
@@ -293,14 +281,11 @@ def test_scipy_gives_the_same_bits(compressed):
         axis = "major" if over.startswith(compressed) else "minor"
         sums, share, partners = contract_scipy(*buffers, values.values, rows, over=axis)
         result = mx.contract(found, values, over, missing="skip")
-        equal = np.testing.assert_array_equal
-        if platform.machine() not in ("x86_64", "AMD64"):
-
-            def equal(a, b):  # scipy's compiler may fuse products and sums there
-                np.testing.assert_allclose(a, b, rtol=1e-12)
-
-        equal(result, np.where((partners == 1)[:, None], np.nan, sums))
-        equal(result.rated_fraction, share)
+        # Elsewhere the compiler of scipy may fuse products and sums.
+        rtol = 0 if platform.machine() in ("x86_64", "AMD64") else 1e-12
+        expected = np.where((partners == 1)[:, None], np.nan, sums)
+        np.testing.assert_allclose(result, expected, rtol=rtol)
+        np.testing.assert_allclose(result.rated_fraction, share, rtol=rtol)
 
 
 def test_the_order_of_labels_in_values_changes_nothing():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import matrices
 import numpy as np
 import xarray as xr
 
 import microns_xr as mx
-from microns_xr.connectivity.arrays import connectivity_dataset, make_pattern
 
 # pre 11, 12, 13 down, post 11, 13, 15 across; 12 -> 13 has summed size 0, which is not "no synapse"
 SIZE = np.array([[0, 700, 0], [30, 0, 5], [0, 0, 0]])
@@ -117,27 +117,10 @@ def sparse_dataset(
     post: np.ndarray = POST,
     compressed: Any = "post",
 ) -> xr.Dataset:
-    """A connectivity Dataset of dense matrices, pair by pair, as slowly and plainly as can be."""
-    pairs = [(int(i), int(j)) for i, j in zip(*np.nonzero(count), strict=True)]
-    axis = 1 if compressed == "post" else 0
-    pairs.sort(key=lambda pair: (pair[axis], pair[1 - axis]))
-    starts = [sum(p[axis] < k for p in pairs) for k in range(size.shape[axis] + 1)]
-    return connectivity_dataset(
-        np.array([size[p] for p in pairs], dtype=np.int64),
-        np.array([count[p] for p in pairs], dtype=np.int64),
-        make_pattern(
-            np.array([p[1 - axis] for p in pairs], dtype=np.int32),
-            np.array(starts),
-            size.shape,
-            compressed,
-        ),
-        pre,
-        post,
-        datastack="minnie65_public",
-        version=661,
-        scope="requested",
-        attrs={"history": "counted", "dropped": {"unknown root": 4, "autapses": 0}},
-    )
+    """A connectivity Dataset of dense matrices."""
+    dataset = matrices.dataset(count > 0, size, count, compressed, pre, post, version=661)
+    attrs = {"history": "counted", "dropped": {"unknown root": 4, "autapses": 0}}
+    return dataset.assign_attrs(attrs)
 
 
 def connectivity(compressed: Any = "post") -> xr.Dataset:
@@ -150,7 +133,7 @@ def connectivity(compressed: Any = "post") -> xr.Dataset:
 
 
 def assert_same_connectivity(found: xr.Dataset, expected: xr.Dataset) -> None:
-    """Values, dtypes, attributes, coordinates and scalars are equal; how pairs are kept may differ."""
+    """Values, dtypes, attributes and coordinates are equal; either may be compressed over any axis."""
     for name in ("synapse_size", "synapse_count"):
         assert found[name].dtype == np.int64
         assert found[name].dims == ("pre_nucleus_id", "post_nucleus_id")

@@ -30,7 +30,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ logger = logging.getLogger(__name__)
 SYNAPSE_TABLE = "synapses_pni_2"
 POSITION = "ctr_pt_position"
 _PRE, _POST = "pre_pt_root_id", "post_pt_root_id"
-_ROOT_COLUMN: dict[Side | None, str] = {"pre": _PRE, "post": _POST}
+_ROOT_COLUMN: dict[Side, str] = {"pre": _PRE, "post": _POST}
 
 # ------------------------------------------------------------------------------- what is asked for
 
@@ -657,10 +657,16 @@ def download_synapses(
 
             strategy = choose_strategy(request.pre, request.post, count)
             target.begin(request, timestamp, strategy)
-        download = _Download(service, request, target, strategy, batch)
-        download.run(workers, progress, cancel)
+        plan = SynapsePlan(
+            1 if strategy.side is None else len(getattr(request, strategy.side)),
+            rows=strategy.rows,
+            ids=strategy.ids,
+            batch=batch,
+            done=[finished.piece for finished in target.batches()],
+        )
+        _Download(service, request, target, strategy, plan).run(workers, progress, cancel)
         batches = target.batches()
-        if left := open_pieces(download.plan.n_ids, [finished.piece for finished in batches]):
+        if left := open_pieces(plan.n_ids, [finished.piece for finished in batches]):
             raise IncompleteDownloadError(
                 f"{len(left)} batches of {request.key} are not in {target.directory} any "
                 "more, or not as they were written: check the disk, and run the same again"
@@ -669,36 +675,19 @@ def download_synapses(
     return result
 
 
+@dataclass
 class _Download:
     """What the threads of one download share."""
 
-    def __init__(
-        self,
-        service: CaveSource,
-        request: SynapseRequest,
-        folder: RequestFolder,
-        strategy: Strategy,
-        batch: int | None,
-    ) -> None:
-        self.service, self.request, self.folder = service, request, folder
-        self.strategy = strategy
-        side = strategy.side
-        other: Side = "pre" if side == "post" else "post"
-        self.ids: np.ndarray | None = getattr(request, side) if side else None
-        self.column = _ROOT_COLUMN.get(side, "")
-        self.other_ids: np.ndarray | None = getattr(request, other) if side else None
-        self.other_column = _ROOT_COLUMN[other]
-        self.plan = SynapsePlan(
-            1 if self.ids is None else len(self.ids),
-            rows=strategy.rows,
-            ids=strategy.ids,
-            batch=batch,
-            done=[finished.piece for finished in folder.batches()],
-        )
-        self.stopped = threading.Event()
-        self.error: BaseException | None = None
-        self.pairs = 0
-        self._lock = threading.Lock()
+    service: CaveSource
+    request: SynapseRequest
+    folder: RequestFolder
+    strategy: Strategy
+    plan: SynapsePlan
+    stopped: threading.Event = field(default_factory=threading.Event)
+    error: BaseException | None = None
+    pairs: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, workers: int, progress: bool, cancel: threading.Event | None) -> None:
         """Fetch every open piece into the folder, several at a time.
@@ -764,7 +753,7 @@ class _Download:
             while (piece := self.plan.next()) is not None:
                 self._fetch(piece)
         except BaseException as error:
-            with self._lock:
+            with self.lock:
                 # What fails because of the stop is not the reason for it.
                 if not self.stopped.is_set():
                     self.error = error
@@ -774,27 +763,31 @@ class _Download:
 
     def _fetch(self, piece: Piece) -> None:
         """Query one piece until the row count matches, and commit it; or split it."""
-        table, limit = self.request.table, self.plan.limit
+        request, side, limit = self.request, self.strategy.side, self.plan.limit
+        # The ids that the query sends; those of the other side are applied to its rows in any case.
         within: dict[str, np.ndarray] = {}
-        if self.ids is not None:
-            within[self.column] = self.ids[piece.start : piece.stop]
-        if self.other_ids is not None and self.strategy.sends_other(limit):
-            within[self.other_column] = self.other_ids
+        other_ids = None
+        if side is not None:
+            other: Side = "pre" if side == "post" else "post"
+            within[_ROOT_COLUMN[side]] = getattr(request, side)[piece.start : piece.stop]
+            other_ids = getattr(request, other)
+            if other_ids is not None and self.strategy.sends_other(limit):
+                within[_ROOT_COLUMN[other]] = other_ids
         filters: dict[str, Any] = {"filter_in": {name: i.tolist() for name, i in within.items()}}
         if piece.is_range:
             filters["filter_range"] = {"id": (piece.id_from, piece.id_below)}
-        selected = [*self.request.columns[:4], *([POSITION] if self.request.positions else [])]
+        selected = [*request.columns[:4], *([POSITION] if request.positions else [])]
 
         def ask() -> pa.Table | None:
             if self.stopped.is_set():
                 raise IncompleteDownloadError("the download was stopped")
-            counted = self.service.count(table, **filters)
+            counted = self.service.count(request.table, **filters)
             if counted > limit and len(piece) > 1:
                 parts = math.ceil(counted / max(1, limit // 2))
                 self.plan.split(piece, split_ids(piece, parts))
                 return None
-            answer = self.service.query(table, select_columns=selected, **filters)
-            rows = sorted_synapses(integer_columns(answer.table, self.request.columns))
+            answer = self.service.query(request.table, select_columns=selected, **filters)
+            rows = sorted_synapses(integer_columns(answer.table, request.columns))
             n = rows.num_rows
             asked = _are_within(rows, within, piece)
             if not asked.all():
@@ -814,17 +807,17 @@ class _Download:
                     return None
             raise BadAnswer(f"{n} synapses arrived where the service counts {counted}")
 
-        roots = "all" if self.ids is None else f"{len(piece)} ids of {self.column}"
-        ids = f", synapses {piece.id_from} to {piece.id_below}" if piece.is_range else ""
-        rows = self.service.retry.call(ask, f"{table}, {roots}{ids}", at_most=_ATTEMPTS)
+        what = f"{request.table}, " + (f"{len(piece)} {side} roots" if side else "all")
+        what += f", synapses {piece.id_from} to {piece.id_below}" if piece.is_range else ""
+        rows = self.service.retry.call(ask, what, at_most=_ATTEMPTS)
         if rows is None:
             return
         answered = rows.num_rows
-        if self.other_ids is not None:
-            rows = rows.filter(_among(rows[self.other_column], self.other_ids))
+        if other_ids is not None:
+            rows = rows.filter(_among(rows[_ROOT_COLUMN[other]], other_ids))
         if self.folder.commit(piece, rows, answered) is not None:
             pairs = rows.group_by([_PRE, _POST]).aggregate([]).num_rows
-            with self._lock:
+            with self.lock:
                 self.pairs += pairs
             self.plan.finish(piece, rows.num_rows, answered)
 

@@ -16,7 +16,7 @@ import microns_xr as mx
 ROOT = 864_691_135_000_000_001
 SHARED = ROOT - 5
 PLACES = [f"ctr_pt_position_{axis}" for axis in "xyz"]
-# A header of the archive, with columns nobody needs between the others.
+# A header of the archive, with columns between the others that are not needed.
 HEADER = {
     "id": "bigint",
     "valid": "boolean",

@@ -22,7 +22,6 @@ from microns_xr.connectivity.arrays import Compressed
 from microns_xr.connectivity.build import Rows, build_connectivity
 from microns_xr.errors import SchemaError, SourceError, warn_of_dropped_rows
 from microns_xr.ingest.read import (
-    DROPPED,
     Columns,
     HeaderLike,
     Keep,
@@ -234,10 +233,11 @@ def ingest_synapses(
                     )
                 template = _template(layout, neurons, scope, repeated)
                 tables = _tables(parts.values(), [file.name for file in inputs])
+                dropped = {reason: counts[reason] for reason in template.attrs["dropped_synapses"]}
                 template.attrs = {
                     "source_tables": tables,
                     "n_synapse_rows": counts["rows"],
-                    "dropped_synapses": {reason: counts[reason] for reason in DROPPED},
+                    "dropped_synapses": dropped,
                     **({"bad_lines": counts["bad_lines"]} if count_bad else {}),
                     "history": history,
                 }
@@ -256,7 +256,7 @@ def ingest_synapses(
             f"; {free / 1e9:.2f} GB are free now that what was begun is removed); free some space "
             "or write elsewhere"
         ) from error
-    _report(counts, n_pairs)
+    _report(counts, dropped, n_pairs)
 
 
 def _parts(units: Any) -> dict[str, xr.Dataset]:
@@ -278,8 +278,8 @@ def _template(layout: Layout, units: xr.Dataset, scope: str, repeated: bool) -> 
     """Return the connectivity without a pair, with all coordinates and attributes of variables."""
     rows: Rows = "synapse" if layout.rows == "auto" and repeated else layout.rows
     names = [name for role, name in layout.columns.items() if role != "id"]
-    nobody = pd.DataFrame({name: np.zeros(0, dtype=np.int64) for name in names})
-    return build_connectivity(nobody, units, scope=scope, rows=rows)
+    no_rows = pd.DataFrame({name: np.zeros(0, dtype=np.int64) for name in names})
+    return build_connectivity(no_rows, units, scope=scope, rows=rows)
 
 
 def _bytes_of(columns: Columns) -> int:
@@ -453,16 +453,16 @@ def _take_over(
     finish_store(root, root_attrs(parts.values(), tables), consolidated=False)
 
 
-def _report(counts: Counter[str], n_pairs: int) -> None:
-    reasons = ", ".join(
-        f"{counts[reason]} {reason.replace('_', ' ')}"
-        for reason in DROPPED
-        if counts[reason] and reason != "any_reason"
-    )
+def _report(counts: Counter[str], dropped: Mapping[str, int], n_pairs: int) -> None:
     logger.info("connectivity: %d pairs of %d rows", n_pairs, counts["rows"])
-    if counts["any_reason"]:
+    reasons = ", ".join(
+        f"{n} {reason.replace('_', ' ')}"
+        for reason, n in dropped.items()
+        if n and reason != "any_reason"
+    )
+    if reasons:
         warn_of_dropped_rows(
-            f"{counts['any_reason']} of {counts['rows']} rows of synapses are dropped, because a "
+            f"{dropped['any_reason']} of {counts['rows']} rows of synapses are dropped, because a "
             f"partner is not a unit: {reasons}; see .attrs['dropped_synapses']"
         )
     if counts["bad_lines"]:

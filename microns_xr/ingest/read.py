@@ -150,7 +150,7 @@ def _look_at(name: str, stated: Header | None, options: Mapping[str, Any]) -> In
             file.seek(0)
             line = (igzip.open(file, "rb") if kind == "csv.gz" else file).readline(_FIRST_LINE)
     except Exception as error:
-        # A protocol has errors of its own.
+        # Each protocol of fsspec has its own errors.
         if isinstance(error, SchemaError) or not (remote or isinstance(error, DAMAGED)):
             raise
         raise unreadable(name, error) from error
@@ -252,7 +252,7 @@ class Block(NamedTuple):
 
     numbers: dict[str, np.ndarray]  # role to int64 values
     null: dict[str, np.ndarray]  # of "pre" and "post": bool, where there is none
-    bad: dict[int, str]  # rows that cannot be read: the column, what was found and expected
+    bad: dict[int, str]  # rows that cannot be read: what is wrong, for a message
     points: Callable[[np.ndarray], list[pa.Array]]  # columns of the positions of some rows
     begins: np.ndarray | None  # first byte of each row in the block; None for parquet
     size: int  # unpacked bytes; 0 for parquet
@@ -287,7 +287,7 @@ def _csv_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
         if held.strip(b"\r\n"):
             yield partial(_csv_block, held + b"\n", file, layout), file.size
     except Exception as error:
-        # A protocol has errors of its own.
+        # Each protocol of fsspec has its own errors.
         if isinstance(error, SourceError) or not ("://" in file.name or isinstance(error, DAMAGED)):
             raise
         at = 0 if packed is None else packed.tell()
@@ -337,8 +337,8 @@ def _csv_block(lines: bytes, file: InputFile, layout: Layout) -> Block:
     bad = _read_again(np.flatnonzero(state == _UNCLEAR), cells_of, layout, numbers, null)
     for row in np.flatnonzero(state >= _BROKEN).tolist():
         line = lines[begins[row] : lines.index(b"\n", begins[row])].rstrip(b"\r")
-        found = f"is {line[:100].decode('utf-8', 'replace')!r}"
-        bad[row] = f"{found}, expected {len(names)} columns ({file.header.where})"
+        shown = line[:100].decode("utf-8", "replace")
+        bad[row] = f"is {shown!r}, expected {len(names)} columns ({file.header.where})"
     return Block(
         {role: numbers[role] for role in layout.columns},
         {side: null[side] for side in ("pre", "post")},
@@ -364,7 +364,7 @@ def _read_again(
     numbers: dict[str, np.ndarray],
     null: dict[str, np.ndarray],
 ) -> dict[int, str]:
-    """Read some rows cell by cell; return what is wrong with those that are bad."""
+    """Read some rows cell by cell; return what is wrong with the bad ones."""
     bad: dict[int, str] = {}
     for row in rows.tolist():
         for role, cell in cells_of(row).items():
@@ -386,10 +386,10 @@ def _exact(cell: Any, role: str) -> int | None:
         if role in ("pre", "post"):
             return None
         raise ValueError("expected a number in every row")
-    found = _DIGITS.fullmatch(text)
-    if not found:
+    match = _DIGITS.fullmatch(text)
+    if not match:
         raise ValueError("expected an integer")
-    if role in _IDS and text != found[1]:
+    if role in _IDS and text != match[1]:
         raise ValueError(
             "expected an integer id: 18-digit ids are rounded by floats, export the table again"
         )
@@ -415,11 +415,11 @@ _ONE = np.uintp(1)  # places are unsigned: signed ones are checked for counting 
 
 
 @numba.njit(nogil=True, cache=True)
-def _parse(data, kinds, values, empty, fields, begins, state):  # type: ignore[no-untyped-def]
+def _parse(data, kinds, values, empty, fields, begins, states):  # type: ignore[no-untyped-def]
     p = np.uintp(0)
     for row in range(begins.size):
         begins[row] = p
-        found = column = k = 0
+        status = column = k = 0
         while True:
             kind = kinds[column] if column < kinds.size else _SKIP
             quoted = data[p] == _QUOTE
@@ -446,7 +446,7 @@ def _parse(data, kinds, values, empty, fields, begins, state):  # type: ignore[n
                     p += _ONE + _ONE if data[p] == _QUOTE else _ONE
                 stop = p
                 if data[p] == _NEWLINE:  # nothing closes the quote
-                    found = _BROKEN
+                    status = _BROKEN
                 else:
                     p += _ONE
                     if data[p] == _RETURN and data[p + _ONE] == _NEWLINE:
@@ -462,16 +462,16 @@ def _parse(data, kinds, values, empty, fields, begins, state):  # type: ignore[n
                 fields[k, 1, row] = stop
                 empty[k, row] = start == stop
                 if kind != _POINT and read != stop:
-                    found |= _UNCLEAR
+                    status |= _UNCLEAR
                 k += 1
             while data[p] != _COMMA and data[p] != _NEWLINE:  # more behind a quote
-                found = _BROKEN
+                status = _BROKEN
                 p += _ONE
             column += 1
             p += _ONE
             if data[p - _ONE] == _NEWLINE:
                 break
-        state[row] = found if column == kinds.size else _BROKEN
+        states[row] = status if column == kinds.size else _BROKEN
 
 
 def _parquet_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
@@ -544,21 +544,14 @@ def _parquet_block(batch: pa.RecordBatch, layout: Layout) -> Block:
 # Rows to positions on the axes: what is kept, and why the rest is not.
 
 
-# The words of `microns_xr.build_connectivity`; all rows of a file are asked for.
-_REASONS = ("null", "zero", "shared", "unknown")
-DROPPED = (
-    *(f"{side}_{why}" for side in ("pre", "post") for why in _REASONS),
-    "any_reason",
-    "not_asked_for",
-)
 Columns = dict[str, str | tuple[str, int]]
 
 
 class Mapped(NamedTuple):
-    """The rows of a block that are kept."""
+    """What is kept of a block."""
 
     # position of a unit and columns of the rows, as `Mapper.columns`
-    kept: list[tuple[np.ndarray, dict[str, np.ndarray]]]
+    rows: list[tuple[np.ndarray, dict[str, np.ndarray]]]
     # rows read and bad, rows by reason to be dropped, and sums of sizes and counts
     counts: dict[str, float]
     lines: int
@@ -628,13 +621,14 @@ class Mapper:
             zero = lost & ~null & (numbers[side] == 0)
             shared = lost & ~null & ~zero & (code >= 0)
             unknown = lost & ~null & ~zero & ~shared
-            for why, mask in zip(_REASONS, (null, zero, shared, unknown), strict=True):
-                counts[f"{side}_{why}"] = int(np.count_nonzero(mask))
+            masks = {"null": null, "zero": zero, "shared": shared, "unknown": unknown}
+            # The words of `build_connectivity`.
+            counts |= {f"{side}_{why}": int(np.count_nonzero(m)) for why, m in masks.items()}
         counts["any_reason"] = counts["rows"] - int(np.count_nonzero(both))
         for role in ("size", "count"):
             if role in numbers:
                 counts[f"sum of {role}"] = float(numbers[role].sum(dtype=np.float64, where=good))
-        kept = []
+        result = []
         ends = [(both, "post", "pre")]
         if self._keep != "both":
             ends.append((wanted, self._keep, "post" if self._keep == "pre" else "pre"))
@@ -645,13 +639,13 @@ class Mapper:
                 columns["indices"] = self._where[codes[other][rows]]
             else:
                 columns["root"] = numbers[other][rows]
-            kept.append((self._where[codes[side][rows]], columns))
+            result.append((self._where[codes[side][rows]], columns))
         first = None
         if bad:
             row = min(bad)
             byte = None if block.begins is None else int(block.begins[row])
             first = row, byte, bad[row]
-        return Mapped(kept, counts, n, block.size, first)
+        return Mapped(result, counts, n, block.size, first)
 
 
 # All files through the threads, in order, to rows on disk.
@@ -722,7 +716,7 @@ def read_files(
 
 
 def _spill(mapped: Mapped, spills: list[Spill]) -> None:
-    for spill, rows in zip(spills, mapped.kept, strict=True):
+    for spill, rows in zip(spills, mapped.rows, strict=True):
         spill.append(*rows)
 
 
@@ -767,6 +761,6 @@ def _bad_line(file: InputFile, bad: tuple[int, int | None, str], line: int, byte
         of = "unpacked file" if file.kind == "csv.gz" else "file"
         where = f"line {line + row + 1} (at byte {byte + begin} of the {of})"
     return (
-        f"{file.name} {where}: {what}; mend the file or fetch it again, or pass "
+        f"{file.name} {where}: {what}; repair the file or fetch it again, or pass "
         "on_bad_lines='count' to leave such lines out"
     )

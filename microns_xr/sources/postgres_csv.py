@@ -144,10 +144,10 @@ def points_of(columns: list[pa.Array]) -> tuple[np.ndarray, np.ndarray]:
     if len(doubles):
         packed = unhexlify(memoryview(doubles.buffers()[2])[: 48 * len(doubles)])
         points[np.asarray(binary)] = np.frombuffer(packed, "<f8").reshape(-1, 3)
-    found = pc.extract_regex(pc.if_else(binary, None, texts), _XYZ)
-    written = found.is_valid()
+    parts = pc.extract_regex(pc.if_else(binary, None, texts), _XYZ)
+    written = parts.is_valid()
     for i, axis in enumerate(_AXES):
-        values = pc.struct_field(found.filter(written), axis).cast(pa.float64())
+        values = pc.struct_field(parts.filter(written), axis).cast(pa.float64())
         points[np.asarray(written), i] = np.asarray(values)
     return points, np.asarray(texts.is_valid()) & ~np.asarray(pc.or_(binary, written))
 
@@ -303,12 +303,12 @@ def _describe(error: Exception, header: Header, where: str, first_line: int) -> 
     column = re.search(r"In CSV column #(\d+):? ?", text)
     if column and int(column[1]) < len(header.names):
         line += f" column {header.names[int(column[1])]!r}"
-    for found in (row, column):
-        text = text.replace(found[0], "") if found else text
+    for match in (row, column):
+        text = text.replace(match[0], "") if match else text
     return (
         f"{where}{line} does not fit {header.where}, which has {len(header.names)} columns "
-        f"({text[:200]}): remove both files and fetch them again; if it stays so, the archive's "
-        "own files do not belong together"
+        f"({text[:200]}): remove both files and fetch them again; if it stays so, the archived "
+        "files do not belong together"
     )
 
 
@@ -365,7 +365,7 @@ def whole_lines(
 ) -> Generator[tuple[bytes, int], None, None]:
     """Yield the rest of a file in blocks of whole lines, with the position in the packed file.
 
-    Blocks are unpacked ahead in a thread of their own. The last line may lack its line break.
+    Another thread unpacks some blocks ahead. The last line may lack its line break.
     """
     rest = b""
     coming: deque[Future[tuple[bytes, int]]] = deque()

@@ -63,7 +63,7 @@ def run(files, out: Path, units=UNITS, **options) -> None:
 
 
 def test_by_hand(tmp_path, out):
-    """Three neurons: 12 -> 11 twice, 11 -> 13 of size 0, and 13 -> a stranger."""
+    """Three neurons: 12 -> 11 twice, 11 -> 13 of size 0, and 13 -> an unknown root."""
     units = ex.make_units(3)
     a, b, c = units.pt_root_id.values
     lines = f"pre_pt_root_id,post_pt_root_id,size\n{b},{a},5\n{c},77,9\n{a},{c},0\n{b},{a},6.0\n"
@@ -131,8 +131,8 @@ def test_header_in_any_form(tmp_path, out, expected):
     with pytest.raises(mx.errors.SchemaError, match="and there is no file synapses_header"):
         run(path, out)
     total = mx.open_store(expected)["connectivity"].synapse_size.data.data.sum()
-    for given_as in (list(ex.HEADER), Header(tuple(ex.HEADER), ("",) * 10), header):
-        run(path, out, header=given_as)
+    for form in (list(ex.HEADER), Header(tuple(ex.HEADER), ("",) * 10), header):
+        run(path, out, header=form)
         assert mx.open_store(out)["connectivity"].synapse_size.data.data.sum() == total
     ex.assert_same_store(out, expected)
 
@@ -179,7 +179,7 @@ def test_pairs_without_a_count(tmp_path, out):
         run(tmp_path / "s.csv", out, rows="pair")
 
 
-def test_nobody_is_connected(tmp_path, out):
+def test_no_connections(tmp_path, out):
     FRAME[:0].to_csv(tmp_path / "s.csv", index=False)
     run(tmp_path / "s.csv", out)
     ex.in_memory(FRAME[:0], UNITS, tmp_path / "expected.zarr")
@@ -219,7 +219,7 @@ def test_any_table(tmp_path_factory, n_units, n, seed, run_rows):
 
 
 @pytest.mark.parametrize("keep", ["pre", "post"])
-def test_synapses_of_units_with_anybody(tmp_path, out, keep, expected):
+def test_synapses_of_units_with_any_neuron(tmp_path, out, keep, expected):
     """The connectivity is the same; the synapses are those of a plain filter in pandas."""
     run(ex.write_archived(tmp_path, FRAME), out, keep=keep, positions=True)
     tree = mx.open_store(out)
@@ -446,7 +446,7 @@ def test_columns_of_single_synapses(tmp_path, out):
         run(tmp_path / "s.csv", out, positions=True)
 
 
-def test_disk_space_is_looked_at_first(monkeypatch, tmp_path, out):
+def test_disk_space_is_checked_first(monkeypatch, tmp_path, out):
     path = ex.write_archived(tmp_path, FRAME)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(reading.shutil, "disk_usage", lambda _: usage._replace(free=2_000))

@@ -38,7 +38,7 @@ def values(path: Path, header=None, points: bool = False):
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n\n", b"\r\n\r\n"])
 @pytest.mark.parametrize("block", [7, 40, 10**6])
-def test_blank_lines_at_the_end_say_nothing(tmp_path, monkeypatch, end, block):
+def test_blank_lines_at_the_end_are_not_rows(tmp_path, monkeypatch, end, block):
     """Whatever the blocks are cut like; between other lines they are bad."""
     monkeypatch.setattr(postgres_csv, "_BLOCK_BYTES", block)
     (tmp_path / "s.csv").write_bytes(HEAD + LINE + LINE.rstrip(b"\n") + end)
@@ -104,8 +104,8 @@ PACKED = gzip.compress(HEAD + LINE, mtime=0)
     ],
     ids=["empty gz", "empty parquet", "cut", "damaged", "junk behind", "cut parquet", "bz2"],
 )
-def test_files_that_are_none(tmp_path, content, name, error, says):
-    """An empty archive is no table without synapses, and no other package's error comes out."""
+def test_damaged_files(tmp_path, content, name, error, says):
+    """An empty archive is not a table without synapses; errors are those of this package."""
     (tmp_path / name).write_bytes(content)
     header = NAMES if not content else None
     with pytest.raises(error, match=says) as found:
@@ -113,14 +113,14 @@ def test_files_that_are_none(tmp_path, content, name, error, says):
     assert name in str(found.value)
 
 
-def test_members_of_a_packed_file_are_read_on(tmp_path):
+def test_all_members_of_a_packed_file_are_read(tmp_path):
     parts = (HEAD + LINE[:5], LINE[5:] + LINE, b"")
     (tmp_path / "s.csv.gz").write_bytes(b"".join(map(gzip.compress, parts)) + b"\0" * 99)
     assert values(tmp_path / "s.csv.gz")[:2] == ([5, 5], {})
 
 
 @pytest.mark.parametrize("address", ["no-such-protocol://s.csv", "memory://none.csv"])
-def test_addresses_where_nothing_is(address):
+def test_addresses_without_a_file(address):
     with pytest.raises(
         mx.errors.SourceError, match=f"{address} cannot be read .*: check path, rights and"
     ):
@@ -138,7 +138,7 @@ def test_addresses_where_nothing_is(address):
         ("ctr_pt_position", pa.int64(), "ctr_pt_position is int64, expected lists of x, y and z"),
     ],
 )
-def test_columns_of_parquet_of_another_kind(tmp_path, column, kind, says):
+def test_columns_of_parquet_of_a_wrong_type(tmp_path, column, kind, says):
     table = pa.table({name: pa.array([1], pa.int64()) for name in POINTS[:4]} | {
         "ctr_pt_position": pa.array([[1, 2, 3]])})  # fmt: skip
     new = pa.array([None], kind)
@@ -150,7 +150,7 @@ def test_columns_of_parquet_of_another_kind(tmp_path, column, kind, says):
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.list_(pa.int32(), 3), pa.string()])
 def test_positions_in_parquet(tmp_path, kind):
-    """Lists or text; one that is no x, y and z is a bad row, one that is absent is NaN."""
+    """Lists or text; a row is bad if it is not x, y and z, and NaN where there is nothing."""
     points = [[1, 2, 3], None, [4, 5, 6], [7, 8]]
     if pa.types.is_string(kind):
         points = ["[1 2 3]", None, "4, 5,6", "[7 8]"]
@@ -186,7 +186,7 @@ def test_bad_positions_in_parquet_are_counted(tmp_path):
 
 
 def test_counts_beyond_int64(tmp_path):
-    """A sum that wraps around would be a wrong answer that nobody sees."""
+    """A sum that wraps around would be a wrong number without an error."""
     text = "pre_pt_root_id,post_pt_root_id,sum_size,n_syn\n" + f"{A},{B},1,{2**62}\n" * 3
     (tmp_path / "s.csv").write_text(text)
     with pytest.raises(
@@ -196,7 +196,7 @@ def test_counts_beyond_int64(tmp_path):
     assert os.listdir(tmp_path) == ["s.csv"]
 
 
-def test_a_writer_that_was_faster(tmp_path, monkeypatch):
+def test_another_writer_at_the_same_time(tmp_path, monkeypatch):
     """Between the look and the first folder another run may have begun."""
     (tmp_path / "s.csv").write_bytes(HEAD + LINE)
     monkeypatch.setattr(swap, "recover", lambda *_, **__: None)

@@ -43,7 +43,7 @@ NUMBERS = st.one_of(
 
 
 def plain_whole(text: str) -> int | None:
-    """The number that a text is, or None if it is no whole number from 1 to 2**63 - 1."""
+    """The number that a text is, or None if it is not a whole number from 1 to 2**63 - 1."""
     try:
         number = Decimal(text.strip())
         whole = int(number)

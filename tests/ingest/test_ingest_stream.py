@@ -185,7 +185,7 @@ def test_rows_come_back_by_neuron(tmp_path_factory, n_major, batches, run_rows, 
         assert part.starts[-1] <= max_rows or part.last == part.first + 1
 
 
-def test_connectivity_of_nobody(tmp_path):
+def test_connectivity_without_pairs(tmp_path):
     none = np.zeros(0, dtype=np.int64)
     connectivity = connectivity_dataset(
         none, none, make_pattern(none, np.zeros(3), (2, 2), "post"), np.arange(2), np.arange(2),

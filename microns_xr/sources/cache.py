@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from microns_xr import __version__
 from microns_xr.errors import ReleaseMismatchError, SchemaError, SourceError, unknown_label
-from microns_xr.files import file_sha256, locked, new_file, write_file
+from microns_xr.files import file_sha256, locked, new_file, read_json, write_file
 from microns_xr.releases import MINIMUM_ROLES, ReleaseSpec
 from microns_xr.sources.archive import ArchiveSource
 from microns_xr.sources.cave import CaveSource, fetch_table
@@ -145,13 +145,10 @@ class CachedSource(TableSource):
 
     def _record(self, name: str) -> dict[str, Any] | None:
         path = self.path(name)
-        try:
-            record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            stat = path.stat()
-        except (OSError, ValueError):
+        record = read_json(path.with_suffix(".json"))
+        if "sha256" not in record or not path.is_file():
             return None
-        if not isinstance(record, dict) or not isinstance(record.get("sha256"), str):
-            return None
+        stat = path.stat()
         # Hashed once for as long as time and size stay the same.
         state = (stat.st_mtime_ns, stat.st_size)
         if self._digests.get(name, (None, ""))[0] != state:

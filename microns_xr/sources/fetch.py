@@ -27,7 +27,7 @@ import requests
 from tqdm.auto import tqdm
 
 from microns_xr.errors import SourceError
-from microns_xr.files import try_lock, write_file
+from microns_xr.files import read_json, try_lock, write_file
 from microns_xr.sources.net import BadAnswer, Refused, Retry, classify, describe, status_of
 
 _READ_BYTES = 64 << 10  # what is lost at most when a connection breaks off
@@ -362,18 +362,10 @@ class FetchedFile:
 
 def find_file(path: Path) -> FetchedFile | None:
     """Return the record of a file that `fetch_file` has brought, and that is still whole."""
-    record = _read_note(beside(path, ".json"))
+    record = read_json(beside(path, ".json"))
     if not record or not path.is_file() or path.stat().st_size != record.get("size"):
         return None
     return FetchedFile(path, record["url"], record["size"], record["sha256"], record["checked"])
-
-
-def _read_note(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _write_note(path: Path, content: Mapping[str, Any]) -> None:
@@ -474,7 +466,7 @@ class _Fetch:
     def _begin(self) -> RemoteInfo:
         """Ask about the file, and keep the part only if it is of the same file."""
         now = self.remote.info()
-        note = _read_note(self.note)
+        note = read_json(self.note)
         # Without a validator nothing tells whether it is the same file.
         same = (note.get("url"), note.get("validator")) == (self.url, now.validator or None)
         if same and size_of(self.part) <= (now.size or size_of(self.part)):

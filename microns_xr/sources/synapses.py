@@ -56,7 +56,7 @@ from microns_xr.errors import (
     unknown_label,
     whole_number,
 )
-from microns_xr.files import file_sha256, locked, new_file, write_file
+from microns_xr.files import file_sha256, locked, new_file, read_json, write_file
 from microns_xr.provenance import release_of
 from microns_xr.sources.cave import CaveSource
 from microns_xr.sources.net import BadAnswer
@@ -247,11 +247,7 @@ class SynapseSet:
 
     def document(self, name: str) -> dict[str, Any]:
         """Return ``request.json`` or ``complete.json``; empty where it is not there, or damaged."""
-        try:
-            document = json.loads((self.directory / f"{name}.json").read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return document if isinstance(document, dict) else {}
+        return read_json(self.directory / f"{name}.json")
 
     @property
     def is_complete(self) -> bool:

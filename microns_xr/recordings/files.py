@@ -896,17 +896,16 @@ def to_zarr(
                 "or remove it yourself"
             ) from error
     attrs = {"recorded_in": recordings.attrs.get("source", "unknown"), **recordings.attrs}
+    chunked = {}
+    for name, node in nodes.items():
+        # Chunks of one size: the trials differ in length, and zarr has no uneven chunks.
+        sizes = {**node.sizes, "time": frames, "unit": units}
+        streams = {s: node[s].variable.chunk({d: sizes[d] for d in node[s].dims}) for s in _STREAMS}
+        times = {"stim_time": streams.pop("stim_time")}
+        chunked[name] = node.assign(streams).assign_coords(times)
+    tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **chunked})
     with new_folder(path) as part:
-        xr.Dataset(attrs=attrs).to_zarr(part, mode="w", consolidated=False)
-        for name, node in nodes.items():
-            # Chunks of one size: the trials differ in length, and zarr has no uneven chunks.
-            sizes = {**node.sizes, "time": frames, "unit": units}
-            streams = {
-                n: node[n].variable.chunk({d: sizes[d] for d in node[n].dims}) for n in _STREAMS
-            }
-            times = {"stim_time": streams.pop("stim_time")}
-            lazy = node.assign(streams).assign_coords(times)
-            lazy.to_zarr(part, group=name, mode="a", consolidated=False)
+        tree.to_zarr(part, mode="w", consolidated=False)
     return path
 
 

@@ -255,11 +255,8 @@ def tuning(
         Type of the stimulus; it must have directions and onsets.
     scans : iterable, optional
         Such as ``["9_3"]``; by default all that show the stimulus.
-    latency : float, optional
-        Seconds by which responses follow the stimulus frame they are stored with. Frames lead by
-        at least 66 ms already, so the default adds nothing.
-    angle_convention : str, optional
-        What 0 degrees means. The file does not state it; for Monet2 the registry does.
+    latency, angle_convention : optional
+        See `trial_responses`.
     coregistration : xarray.Dataset, optional
         Functional rows of a release, to match units to neurons.
 

@@ -4,14 +4,7 @@ The preferred angle is chosen from the data. Testing it on the trials it was cho
 too often, because the largest of several means is large by chance: `test` accounts for the choice,
 and `cross_validate` compares responses that had no part in it.
 
-Responses of single trials come in one of two forms, with any further dims (the neurons) in front:
-
-- ``(..., trial, direction)``: every direction is shown equally often; responses to what was not
-  shown or not recorded are NaN;
-- ``(..., trial)`` with a coordinate ``direction(trial)``: any number of trials per direction, in
-  the order they were shown. Trials whose direction is NaN (blanks) are left out.
-
-``orientation`` may stand for ``direction`` in either form. NaN and infinite responses are missing.
+Both forms of responses that `trial_statistics` describes become one matrix of neurons and samples.
 """
 
 from __future__ import annotations
@@ -300,8 +293,6 @@ def _effect(trials: Trials, use: np.ndarray, difference: np.ndarray) -> np.ndarr
 
 # Up to so many samples in both together, the distribution of the rank sum is counted out.
 _EXACT = 40
-
-
 # Which samples were compared, and of each neuron its preferred group, p, statistic and difference.
 Outcome = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -431,9 +422,10 @@ def trial_statistics(responses: xr.DataArray) -> xr.Dataset:
     Parameters
     ----------
     responses : xarray.DataArray
-        One number per trial: ``(..., trial, direction)``, or ``(..., trial)`` with a coordinate
-        ``direction(trial)``; ``orientation`` may stand for ``direction``. NaN and infinite values
-        are missing, as are trials whose direction is NaN.
+        One number per trial, over any dims of neurons and ``(..., trial, direction)``, or over
+        ``(..., trial)`` with a coordinate ``direction(trial)``; ``orientation`` may stand for
+        ``direction``. NaN and infinite values are missing, as are trials whose direction is NaN
+        (blanks).
 
     Returns
     -------
@@ -445,7 +437,7 @@ def trial_statistics(responses: xr.DataArray) -> xr.Dataset:
     Raises
     ------
     SchemaError
-        If the dims are others, or the angles do not state their units and look like radians.
+        If the dims differ from these, or the angles do not state their units and look like radians.
 
     Notes
     -----
@@ -508,12 +500,8 @@ def cross_validate(
     ----------
     responses : xarray.DataArray
         One number per trial, see `microns_xr.tuning.trial_statistics`.
-    against : {"orthogonal", "opposite"}, optional
-        The preferred direction (orientation) against both directions 90° away from it, or against
-        that 180° away.
-    pool_directions : bool, optional
-        Whether, against ``orthogonal``, the two directions of an orientation are pooled: the
-        preferred angle then is an orientation.
+    against, pool_directions : optional
+        What is compared, see `microns_xr.tuning.test`.
     n_folds : int, optional
         2 chooses on each half and tests on the other. With more, the choices share trials and agree
         more, for that reason alone.
@@ -586,12 +574,8 @@ def cross_validate(
         "testable": trials.labelled(chosen >= 0),
     }
     require_free_names(trials.like, variables, "responses")
-    attrs = {
-        "against": against,
-        "pool_directions": int(pool_directions),
-        "n_folds": n_folds,
-        "seed": start,
-    }
+    attrs = {"against": against, "pool_directions": int(pool_directions), "n_folds": n_folds}
+    attrs["seed"] = start
     result = xr.Dataset(variables, coords=trials.like.coords, attrs=attrs)
     entry = f"tuning.cross_validate(against={against!r}, n_folds={n_folds}, seed={start})"
     return add_history(result, entry, source=responses)
@@ -646,21 +630,19 @@ def test(
     -------
     xarray.Dataset
         Over the neurons: ``p``; ``q``, p adjusted over all of them by Benjamini and Hochberg's
-        procedure (`scipy.stats.false_discovery_control`; for independent and positively dependent
-        tests); ``statistic`` (permutation: difference of means; wilcoxon: pairs of trials in which
-        the preferred response is larger); ``pref_dir``, or ``pref_ori`` of orientations and of
-        pooled directions, in the units they came in; ``difference`` of the mean responses, and
-        ``effect``, that in standard deviations within a direction: for ``permutation`` from the
-        trials that chose the angle, hence too large without tuning (see
-        `microns_xr.tuning.cross_validate`), for ``wilcoxon`` from the tested half; ``n_preferred``
-        and ``n_other``, trials compared; ``testable``, False where fewer than two trials of each
-        are left or all responses are equal: NaN there.
+        procedure, for independent and positively dependent tests; ``statistic`` (permutation:
+        difference of means; wilcoxon: pairs of trials in which the preferred response is larger);
+        ``pref_dir``, or ``pref_ori`` of orientations and of pooled directions, in the units they
+        came in; ``difference`` of the mean responses, and ``effect``, that in standard deviations
+        within a direction: for ``permutation`` from the trials that chose the angle, hence too
+        large without tuning (see `microns_xr.tuning.cross_validate`), for ``wilcoxon`` from the
+        tested half; ``n_preferred`` and ``n_other``, trials compared; ``testable``, False where
+        fewer than two trials of each are left or all responses are equal: NaN there.
 
     Raises
     ------
     SchemaError
-        If the dims are others, the angles do not state their units and look like radians, none has
-        a counterpart, or an argument is unknown.
+        As `trial_statistics`; if no angle has a counterpart, or an argument is unknown.
 
     Notes
     -----

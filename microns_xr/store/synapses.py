@@ -31,17 +31,28 @@ POSITION_ATTRS = {"units": "µm", "long_name": "centre of the synapse, y is dept
 
 
 class SynapseRows:
-    """Rows of a Dataset of single synapses; lazy variables are read piece by piece."""
+    """Rows of single synapses; those of a store or of lazy variables are read piece by piece."""
 
-    chunk = SYNAPSE_CHUNK  # rows to read together
-
-    def __init__(self, dataset: xr.Dataset, matrix: xr.Dataset | None = None) -> None:
+    def __init__(
+        self, dataset: xr.Dataset, matrix: xr.Dataset | None = None, root: zarr.Group | None = None
+    ) -> None:
         if "synapse" not in dataset.dims:
             raise SchemaError(
                 f"synapses has the dims {tuple(dataset.dims)}, expected 'synapse': one row per "
                 "synapse, as mx.build_synapses makes it"
             )
         self.n = dataset.sizes["synapse"]
+        self.chunk = SYNAPSE_CHUNK  # rows to read together
+        # The store that holds all of the rows, None for those of a Dataset.
+        self._root = root
+        if root is not None:
+            index = root.get(f"{SYNAPSE_GROUP['post']}/{INDEX_NAMES['post']}")
+            if not isinstance(index, zarr.Array):
+                raise StoreFormatError(
+                    f"{root.store_path} no longer holds the synapses that were opened: the store "
+                    "was replaced, open it again"
+                )
+            self.chunk = max(SYNAPSE_CHUNK, index.chunks[0])
         self._matrix = None if matrix is None else without_pairs(matrix)
         # what ``pre_index`` and ``post_index`` count along
         self.labels: dict[Compressed, np.ndarray] = {}
@@ -52,84 +63,52 @@ class SynapseRows:
         }
         self.coords = set(self.columns) & set(dataset.coords)
         frame = dataset.drop_dims("synapse")
-        for side, index in INDEX_NAMES.items():
+        for side, index_name in INDEX_NAMES.items():
             axis = f"{side}_nucleus_id"
-            holder = frame if axis in frame.variables else matrix
             of_rows = self.columns.pop(axis, None)
             if of_rows is not None:
                 self.labels[side], positions = np.unique(of_rows.values, return_inverse=True)
-                self.columns[index] = xr.Variable("synapse", positions.astype(np.int32))
-            elif index in self.columns and holder is not None:
-                self.labels[side] = holder[axis].values
-            else:
+                self.columns[index_name] = xr.Variable("synapse", positions.astype(np.int32))
+                continue
+            # The first stores have no axes among the synapses.
+            holder = frame if axis in frame.variables else self.matrix()
+            if index_name not in self.columns or holder is None:
                 raise SchemaError(
                     f"synapses has no {axis}, found {sorted(map(str, dataset.variables))}: build "
                     "it with mx.build_synapses, or pass the opened store, which holds the axes"
                 )
+            self.labels[side] = holder[axis].values
         # all other variables, and the attributes
         self.frame = frame.drop_vars(PAIR_DIMS, errors="ignore")
 
     def read(self, name: str, start: int, stop: int, by: Compressed = "post") -> np.ndarray:
-        """Return rows of one variable, in the order of one of the copies."""
-        return np.asarray(self.columns[name][start:stop].values)
+        """Return rows of one variable, in the order of one of the copies of a store."""
+        columns = self.columns if by == "post" else self._by_pre
+        return np.asarray(columns[name][start:stop].values)
 
     def index(self, side: Compressed, start: int, stop: int, by: Compressed = "post") -> np.ndarray:
         """Return the positions of the neurons of some rows on their axis."""
-        found = self.read(INDEX_NAMES[side], start, stop, by)
+        positions = self.read(INDEX_NAMES[side], start, stop, by)
         n = self.labels[side].size
-        if found.size and not 0 <= found.min() <= found.max() < n:
+        if positions.size and not 0 <= positions.min() <= positions.max() < n:
             raise self.broken(
-                f"{INDEX_NAMES[side]} runs from {found.min()} to {found.max()}, expected 0 to "
-                f"{n - 1} ({n} {side}synaptic neurons)"
+                f"{INDEX_NAMES[side]} runs from {positions.min()} to {positions.max()}, expected 0 "
+                f"to {n - 1} ({n} {side}synaptic neurons)"
             )
-        return found
+        return positions
 
     def matrix(self) -> xr.Dataset | None:
         """Return the connectivity that labelled them, without its pairs, where it is known."""
+        if self._matrix is None and self._root is not None:
+            for group in MATRIX_GROUP.values():
+                if group in self._root:
+                    return without_pairs(read_group(self._root, group, lazy=True))
         return self._matrix
 
     def spans(self, by: Compressed, positions: np.ndarray) -> list[Span] | None:
         """Return where the rows of some neurons are; None where all rows must be read."""
-        return None
-
-    def broken(self, what: str) -> MicronsXrError:
-        """Return the error to raise for rows that contradict themselves."""
-        return SchemaError(f"synapses: {what}; build them with mx.build_synapses")
-
-
-class StoredSynapses(SynapseRows):
-    """Rows of the group ``synapses`` of a store."""
-
-    def __init__(self, root: zarr.Group, post: xr.Dataset | None = None) -> None:
-        self._root = root
-        if post is None:
-            post = read_group(root, SYNAPSE_GROUP["post"], lazy=True)
-        super().__init__(post, None if set(PAIR_DIMS) <= set(post.variables) else self.matrix())
-        index = root.get(f"{SYNAPSE_GROUP['post']}/{INDEX_NAMES['post']}")
-        if not isinstance(index, zarr.Array):
-            raise StoreFormatError(
-                f"{root.store_path} no longer holds the synapses that were opened: the store was "
-                "replaced, open it again"
-            )
-        self.chunk = max(SYNAPSE_CHUNK, index.chunks[0])
-
-    def read(self, name: str, start: int, stop: int, by: Compressed = "post") -> np.ndarray:
-        """Return rows of one variable, in the order of one of the copies."""
-        if by == "post":
-            return super().read(name, start, stop)
-        return np.asarray(self._by_pre[name][start:stop].values)
-
-    def matrix(self) -> xr.Dataset | None:
-        """Return the axes of the store's connectivity and their annotations."""
-        for group in MATRIX_GROUP.values():
-            if group in self._root:
-                return without_pairs(read_group(self._root, group, lazy=True))
-        return None
-
-    def spans(self, by: Compressed, positions: np.ndarray) -> list[Span] | None:
-        """Return where the rows of some neurons are; None without that copy or its pointers."""
         name = f"{SYNAPSE_GROUP[by]}/{SYNAPSE_POINTER[by]}"
-        array = self._root.get(name)
+        array = None if self._root is None else self._root.get(name)
         if not isinstance(array, zarr.Array):
             return None
         indptr = read_values(array)
@@ -140,6 +119,8 @@ class StoredSynapses(SynapseRows):
 
     def broken(self, what: str) -> MicronsXrError:
         """Return the error to raise for rows that contradict themselves."""
+        if self._root is None:
+            return SchemaError(f"synapses: {what}; build them with mx.build_synapses")
         return StoreFormatError(
             f"{self._root.store_path}/synapses: {what}; the store is damaged, write it again"
         )
@@ -147,11 +128,8 @@ class StoredSynapses(SynapseRows):
     @cached_property
     def _by_pre(self) -> dict[str, xr.Variable]:
         """The variables in the order by pre."""
-        group: Any = self._root[SYNAPSE_GROUP["pre"]]
-        variables = {
-            name: lazy_variable(group, name, variable.dims)
-            for name, variable in self.columns.items()
-        }
+        group: Any = self._root[SYNAPSE_GROUP["pre"]]  # type: ignore[index]
+        variables = {n: lazy_variable(group, n, v.dims) for n, v in self.columns.items()}
         for name, variable in variables.items():
             if variable.shape[0] != self.n:
                 raise self.broken(
@@ -165,7 +143,8 @@ def rows_of(synapses: xr.Dataset | xr.DataTree | Address) -> SynapseRows:
     if isinstance(synapses, xr.Dataset):
         return SynapseRows(synapses)
     if not isinstance(synapses, xr.DataTree):
-        return StoredSynapses(open_root(synapses))
+        root = open_root(synapses)
+        return SynapseRows(read_group(root, SYNAPSE_GROUP["post"], lazy=True), root=root)
     if "synapses" not in synapses.children:
         raise UnknownLabelError(
             f"the tree has no single synapses, found {list(synapses.children)}: write them with "
@@ -178,7 +157,7 @@ def rows_of(synapses: xr.Dataset | xr.DataTree | Address) -> SynapseRows:
     if groups[0] is not None and all(group is groups[0] for group in groups):
         path = groups[0].path.removesuffix(SYNAPSE_GROUP["post"]).rstrip("/")
         root = zarr.open_group(groups[0].store, mode="r", path=path, zarr_format=3)
-        return StoredSynapses(root, dataset)
+        return SynapseRows(dataset, root=root)
     has_matrix = "connectivity" in synapses.children
     return SynapseRows(dataset, synapses["connectivity"].to_dataset() if has_matrix else None)
 

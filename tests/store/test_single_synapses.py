@@ -21,7 +21,6 @@ from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 import microns_xr as mx
 from microns_xr.store import format as store_format
-from microns_xr.store.synapses import SynapseRows
 
 SMALL = 512
 
@@ -76,7 +75,6 @@ def in_chunks(demo_fresh, demo_synapses, tmp_path_factory) -> str:
 @pytest.fixture
 def small_pieces(monkeypatch):
     monkeypatch.setattr("microns_xr.store.synapses.SYNAPSE_CHUNK", SMALL)
-    monkeypatch.setattr(SynapseRows, "chunk", SMALL)
 
 
 class Counting(WrapperStore):

@@ -108,15 +108,12 @@ SYNAPSE_CHUNK = 2**17
 # Left to itself blosc takes blocks of 32 KiB for this level; blocks of 512 KiB are written and
 # read in half the time and take 10 % less space (30 million connections).
 BLOCKSIZE = 2**19
-# Inside shards: one neuron needs few bytes, and many neurons need few requests.
+# Inside shards: one neuron takes few bytes, and many neurons take few requests.
 INNER_CHUNK = 2**16
 SHARD = 2**22
 CODECS = ("bytes", "vlen-utf8", "blosc", "sharding_indexed", "crc32c")
 DATA_GROUPS = ("units", "layers", "functional", "connectivity", "synapses")
 MATRIX_GROUP: dict[Compressed, str] = {"post": "connectivity/by_post", "pre": "connectivity/by_pre"}
-MATRIX_ENCODING: dict[Compressed, str] = {"post": "csc_matrix", "pre": "csr_matrix"}
-MATRIX_VERSION = "0.1.0"
-MATRIX_ATTRS = ("encoding-type", "encoding-version", "shape")
 OTHER: dict[Compressed, Compressed] = {"post": "pre", "pre": "post"}
 SYNAPSE_GROUP: dict[Compressed, str] = {"post": "synapses", "pre": "synapses/by_pre"}
 SYNAPSE_POINTER: dict[Compressed, str] = {"post": "post_indptr", "pre": "pre_indptr"}
@@ -162,15 +159,18 @@ def matrix_arrays(compressed: Compressed) -> dict[str, tuple[str, tuple[str, ...
 
 
 def matrix_attrs(compressed: Compressed, shape: tuple[int, int]) -> dict[str, Any]:
-    """Return the attributes by which anndata knows one copy for a sparse matrix."""
-    values = (MATRIX_ENCODING[compressed], MATRIX_VERSION, list(shape))
-    return dict(zip(MATRIX_ATTRS, values, strict=True))
+    """Return the attributes from which anndata reads one copy as a sparse matrix (rule 10)."""
+    return {
+        "encoding-type": {"post": "csc_matrix", "pre": "csr_matrix"}[compressed],
+        "encoding-version": "0.1.0",
+        "shape": list(shape),
+    }
 
 
 def reserved_attrs(group: str) -> tuple[str, ...]:
     """Return the attributes of a group that belong to the format, not to the data."""
     always = ("datastack", "materialization_version", VARIABLES_ATTR, COORDS_ATTR)
-    return (*always, *MATRIX_ATTRS) if group.startswith("connectivity") else always
+    return (*always, *matrix_attrs("post", (0, 0))) if "connectivity" in group else always
 
 
 def check_name(name: object, where: str) -> str:
@@ -218,7 +218,7 @@ def _json_value(value: Any, where: str) -> Any:
 
 
 def pointer_problem(indptr: np.ndarray, n_major: int, n: int) -> str | None:
-    """Say what is wrong with the pointers to the spans of `n_major` neurons in `n` rows."""
+    """Return what is wrong with the pointers to the spans of `n_major` neurons in `n` rows."""
     if indptr.shape != (n_major + 1,):
         return f"has shape {indptr.shape}, expected {(n_major + 1,)}"
     if indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
@@ -231,7 +231,7 @@ def pointer_problem(indptr: np.ndarray, n_major: int, n: int) -> str | None:
 def pattern_problem(
     indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int], compressed: Compressed
 ) -> str | None:
-    """Say what is wrong with the buffers of a compressed matrix (rules 8 and 9)."""
+    """Return what is wrong with the buffers of a compressed matrix (rules 8 and 9)."""
     n_pre, n_post = shape
     n_major, n_minor = (n_post, n_pre) if compressed == "post" else (n_pre, n_post)
     if problem := pointer_problem(indptr, n_major, indices.size):
@@ -244,7 +244,7 @@ def pattern_problem(
             f"indices runs from {low} to {high}, expected 0 to {n_minor - 1} "
             f"({n_minor} {OTHER[compressed]}synaptic neurons)"
         )
-    # In blocks that overlap by one, so that the comparison takes little memory.
+    # Block by block, so that the comparison takes little memory; blocks overlap by one connection.
     for start in range(0, indices.size, CHUNK):
         block = indices[start : start + CHUNK + 1]
         falls = start + 1 + np.flatnonzero(block[1:] <= block[:-1])

@@ -7,6 +7,7 @@ import scipy.sparse
 import xarray as xr
 
 from microns_xr.connectivity.arrays import Compressed, connectivity_dataset, make_pattern
+from microns_xr.releases import stamp_release
 
 # 18-digit ids: a float64 cannot tell neighbours apart.
 FIRST_ID = 864691135000000001
@@ -52,6 +53,17 @@ def dataset(
         version=version,
         scope="requested",
     )
+
+
+def units_of(nucleus_id: np.ndarray, version: int = 1718, **variables) -> xr.Dataset:
+    """Units with these variables: one word for all or one each, positions, other numbers."""
+    units = xr.Dataset(coords={"nucleus_id": nucleus_id, "axis": list("xyz")})
+    for name, values in variables.items():
+        is_word = isinstance(values, str) or np.asarray(values).dtype.kind in "UO"
+        values = np.array(values, dtype=object if is_word else None)
+        dims = ("nucleus_id", "axis")[: max(1, values.ndim)]
+        units[name] = (dims, np.broadcast_to(values, [units.sizes[d] for d in dims]).copy())
+    return stamp_release(units, "minnie65_public", version)
 
 
 def dense(connectivity: xr.Dataset, name: str = "synapse_size") -> np.ndarray:

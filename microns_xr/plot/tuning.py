@@ -232,7 +232,11 @@ def _turn(ax: Any, convention: str, share: float) -> None:
 
 
 def currents_by_angle(
-    currents: xr.DataArray, groups: Any = None, *, normalise: bool = True, ax: Axes | None = None
+    currents: xr.DataArray,
+    groups: xr.DataArray | None = None,
+    *,
+    normalise: bool = True,
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw the mean input current against the angle of the stimulus.
 
@@ -240,9 +244,8 @@ def currents_by_angle(
     ----------
     currents : xarray.DataArray
         From `microns_xr.input_currents`: (``post_nucleus_id``, angle).
-    groups : xarray.DataArray or array-like of str, optional
-        One word per neuron, matched by label if it has labels (``units.layer``), otherwise in the
-        order of the currents; one line per word.
+    groups : xarray.DataArray, optional
+        One word per neuron, matched by label, such as ``units.layer``; one line per word.
     normalise : bool, optional
         Divide the current of each neuron by its mean, so that neurons with strong input do not
         outweigh others.
@@ -257,7 +260,8 @@ def currents_by_angle(
     Raises
     ------
     SchemaError
-        If the array is not (post_nucleus_id, angle), or no neuron has a current.
+        If the currents are not (post_nucleus_id, angle), no neuron has a current, or groups are not
+        labelled words.
 
     Examples
     --------
@@ -302,18 +306,13 @@ def currents_by_angle(
 
 
 def _group_words(groups: Any, currents: xr.DataArray) -> np.ndarray:
-    """Return one word per postsynaptic neuron, matched by label if the groups have labels."""
+    """Return one word per postsynaptic neuron."""
     if groups is None:
         return np.full(currents.shape[0], "all", dtype=object)
-    if isinstance(groups, xr.DataArray):
-        dim = groups.dims[0] if groups.ndim == 1 else None
-        if dim not in groups.coords:
-            raise SchemaError(f"groups has dims {groups.dims}, expected one word per nucleus_id")
-        groups = groups.reindex({dim: currents["post_nucleus_id"].values}, fill_value="unknown")
-    words = np.asarray(groups, dtype=object)
-    if words.shape != currents.shape[:1]:
+    if not isinstance(groups, xr.DataArray) or groups.ndim != 1 or not groups.indexes:
         raise SchemaError(
-            f"groups has shape {words.shape}, expected one word for each of the "
-            f"{currents.shape[0]} neurons"
+            f"groups has dims {getattr(groups, 'dims', None)}, expected one word per neuron with "
+            "the label nucleus_id, such as units.layer"
         )
-    return words
+    ids = currents["post_nucleus_id"].values
+    return np.asarray(groups.reindex({groups.dims[0]: ids}, fill_value="unknown"), dtype=object)

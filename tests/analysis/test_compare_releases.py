@@ -8,38 +8,29 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import dataset, ids, random_tables, stored_pairs
+from matrices import dataset, ids, random_tables, stored_pairs, units_of
 
 import microns_xr as mx
 
 VERSIONS = (661, 1507, 1718)
 
 
-def make_units(version, nucleus_id, root, **words):
-    n = len(nucleus_id)
-    texts = {
-        "classification_system": "excitatory_neuron",
-        "cell_type": "23P",
-        "brain_area": "V1",
-        "strategy_axon": "none",
-        "strategy_dendrite": "none",
-        "axon_completeness": "none",
-        "layer": "L4",
-        "tuning_type": "unknown",
-    }
-    made = xr.Dataset(
-        {
-            "pt_root_id": ("nucleus_id", root),
-            "position": (("nucleus_id", "axis"), np.zeros((n, 3))),
-            "axon_proofread": ("nucleus_id", np.zeros(n, dtype=bool)),
-            **{
-                name: ("nucleus_id", np.array(words.get(name, [word] * n), dtype=object))
-                for name, word in texts.items()
-            },
-        },
-        coords={"nucleus_id": nucleus_id, "axis": list("xyz")},
+def make_units(version, nucleus_id, root, cell_type="23P"):
+    return units_of(
+        nucleus_id,
+        version,
+        pt_root_id=root,
+        position=np.zeros((len(nucleus_id), 3)),
+        axon_proofread=False,
+        classification_system="excitatory_neuron",
+        cell_type=cell_type,
+        brain_area="V1",
+        strategy_axon="none",
+        strategy_dendrite="none",
+        axon_completeness="none",
+        layer="L4",
+        tuning_type="unknown",
     )
-    return mx.releases.stamp_release(made, "minnie65_public", version)
 
 
 ID = ids(4)

@@ -9,7 +9,7 @@ import scipy.stats
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import dataset, ids, random_tables, stored_pairs
+from matrices import dataset, ids, random_tables, stored_pairs, units_of
 
 import microns_xr as mx
 from microns_xr.analysis import Bootstrap, Wilson
@@ -18,28 +18,15 @@ from microns_xr.analysis.resample import bootstrap_ratio, neuron_weights, percen
 from microns_xr.analysis.resample import wilson_interval as wilson
 
 
-def make_units(
-    position: np.ndarray,
-    completeness: list[str] | None = None,
-    cell_type: list[str] | None = None,
-    nucleus_id: np.ndarray | None = None,
-) -> xr.Dataset:
-    n = len(position)
-    completeness = ["full"] * n if completeness is None else completeness
-
-    def words(values):
-        return ("nucleus_id", np.array(values, dtype=object))
-
-    made = xr.Dataset(
-        {
-            "position": (("nucleus_id", "axis"), np.asarray(position, dtype=float)),
-            "cell_type": words(["a"] * n if cell_type is None else cell_type),
-            "axon_completeness": words(completeness),
-            "strategy_axon": words(["none" if c == "none" else f"axon_{c}" for c in completeness]),
-        },
-        coords={"nucleus_id": ids(n) if nucleus_id is None else nucleus_id, "axis": list("xyz")},
+def make_units(position, completeness="full", cell_type="a") -> xr.Dataset:
+    strategy = np.char.add("axon_", np.asarray(completeness))
+    return units_of(
+        ids(len(position)),
+        position=np.asarray(position, dtype=float),
+        cell_type=cell_type,
+        axon_completeness=completeness,
+        strategy_axon=np.where(strategy == "axon_none", "none", strategy),
     )
-    return mx.releases.stamp_release(made, "minnie65_public", 1718)
 
 
 def by_pairs(connectivity, units, edges, presynaptic):

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import dataset, ids, random_tables
+from matrices import dataset, ids, random_tables, units_of
 
 import microns_xr as mx
 from microns_xr.analysis import Bootstrap
@@ -19,18 +19,15 @@ PERIOD = {"pref_ori": 180.0, "pref_dir": 360.0}
 
 def make_units(angles, angle="pref_ori", completeness="full", neuron_ids=None) -> xr.Dataset:
     angles = np.asarray(angles, dtype=float)
-    attrs = {"units": "degree", "angle_convention": "up_clockwise", "period": PERIOD[angle]}
-    words = np.full(angles.size, completeness, dtype=object)
-    strategy = np.where(words == "none", "none", "axon_" + words.astype(str)).astype(object)
-    units = xr.Dataset(
-        {
-            angle: ("nucleus_id", angles, attrs),
-            "axon_completeness": ("nucleus_id", words),
-            "strategy_axon": ("nucleus_id", strategy),
-        },
-        coords={"nucleus_id": ids(angles.size) if neuron_ids is None else neuron_ids},
+    units = units_of(
+        ids(angles.size) if neuron_ids is None else neuron_ids,
+        axon_completeness=completeness,
+        strategy_axon=f"axon_{completeness}",
+        **{angle: angles},
     )
-    return mx.releases.stamp_release(units, "minnie65_public", 1718)
+    attrs = {"units": "degree", "angle_convention": "up_clockwise", "period": PERIOD[angle]}
+    units[angle].attrs = attrs
+    return units
 
 
 def connect(pairs, n, **kwargs) -> xr.Dataset:

@@ -8,7 +8,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
-from matrices import dataset, dense, ids, random_tables, stored_pairs
+from matrices import dataset, dense, ids, random_tables, stored_pairs, units_of
 
 import microns_xr as mx
 from microns_xr.analysis import null_models
@@ -27,19 +27,17 @@ def make(seed=0, n_pre=25, n_post=60, compressed="post", density=0.15):
     connectivity = dataset(*tables, compressed, pool[3 : 3 + n_pre], pool[:n_post])
     angles = rng.uniform(0, 180, pool.size)
     angles[rng.random(pool.size) < 0.1] = np.nan
-    words = np.array(["23P", "4P", "BC"], dtype=object)
-    units = xr.Dataset(
-        {
-            "pref_ori": ("nucleus_id", angles, ANGLE),
-            "cell_type": ("nucleus_id", rng.choice(words, pool.size)),
-            "layer": ("nucleus_id", rng.choice(np.array(["L4", "L5"], dtype=object), pool.size)),
-            "axon_completeness": ("nucleus_id", np.full(pool.size, "full", dtype=object)),
-            "strategy_axon": ("nucleus_id", np.full(pool.size, "a_full", dtype=object)),
-            "position": (("nucleus_id", "axis"), rng.uniform(0, 300, (pool.size, 3))),
-        },
-        coords={"nucleus_id": pool, "axis": np.array(["x", "y", "z"], dtype=object)},
+    units = units_of(
+        pool,
+        pref_ori=angles,
+        cell_type=rng.choice(["23P", "4P", "BC"], pool.size),
+        layer=rng.choice(["L4", "L5"], pool.size),
+        axon_completeness="full",
+        strategy_axon="a_full",
+        position=rng.uniform(0, 300, (pool.size, 3)),
     )
-    return connectivity, mx.releases.stamp_release(units, "minnie65_public", 1718)
+    units.pref_ori.attrs = ANGLE
+    return connectivity, units
 
 
 def in_bins(connectivity, units, axes, edges):

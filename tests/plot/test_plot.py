@@ -387,8 +387,8 @@ def test_currents_are_means_over_neurons():
         (currents * 0, None, "nothing to draw"),
         (currents.to_dataset(name="a"), None, "expected a DataArray"),
         (currents.T, None, r"expected \(post_nucleus_id, angle\)"),
-        (currents, ["L4"], "one word for each of the 4"),
-        (currents, layer.expand_dims("a"), "one word per nucleus_id"),
+        (currents, ["L4"] * 4, "expected one word per neuron"),
+        (currents, layer.expand_dims("a"), "expected one word per neuron"),
     ):
         with pytest.raises(mx.errors.SchemaError, match=match):
             plot.currents_by_angle(wrong, groups)

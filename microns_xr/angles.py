@@ -51,6 +51,13 @@ def angle_attrs(units: str, convention: str, name: str) -> dict[str, Any]:
     return {"units": units, "angle_convention": convention, "period": period}
 
 
+def wrap(values: Any, period: float) -> Any:
+    """Bring angles into ``[0, period)``."""
+    values = np.mod(values, period)
+    # The remainder of a tiny negative number is rounded up to the period itself.
+    return np.where(values >= period, 0.0, values)
+
+
 def is_angle(variable: xr.DataArray | xr.Variable) -> bool:
     """Whether a variable states that it is an angle."""
     return "angle_convention" in variable.attrs
@@ -96,9 +103,7 @@ def _convert_variable(
     values: Any = data.astype(np.float64)
     turn = full_turn(old_units)
     if new_convention != old_convention:
-        values = np.mod(turn / 4 - values, period)
-        # The remainder of a tiny negative number is rounded up to the period itself.
-        values = values * (values != period)
+        values = wrap(turn / 4 - values, period)
     scale = full_turn(new_units) / turn
     if scale != 1:
         values = values * scale

@@ -28,6 +28,7 @@ from microns_xr.angles import (
     full_turn,
     require_likely_units,
     require_same_angles,
+    wrap,
 )
 from microns_xr.errors import SchemaError, require_one_of
 from microns_xr.provenance import add_history
@@ -47,21 +48,13 @@ class AngleAxis(NamedTuple):
     values: np.ndarray  # in the units of the coordinate, in its order
     units: str
     convention: str
-
-    @property
-    def turn(self) -> float:
-        """A whole turn in the units of the axis."""
-        return full_turn(self.units)
+    turn: float  # a whole one, in those units
+    period: float  # in turns: 1 for directions, 1/2 for orientations
 
     @property
     def radians(self) -> np.ndarray:
         """The angles in radians."""
         return self.values * (2 * np.pi / self.turn)
-
-    @property
-    def period(self) -> float:
-        """Period in turns: 1 for directions, 1/2 for orientations."""
-        return PERIODS[self.dim]
 
     def attrs_of(self, name: str) -> dict[str, Any]:
         """Return the attributes of an angle of some name on this axis."""
@@ -104,7 +97,8 @@ def angle_axis(rates: xr.DataArray, dim: str, name: str = "rates") -> AngleAxis:
             "'angle_convention'"
         )
     units, convention, period = describe_angle(rates[dim], dim)
-    axis = AngleAxis(dim, np.asarray(rates[dim].values, dtype=np.float64), units, convention)
+    values = np.asarray(rates[dim].values, dtype=np.float64)
+    axis = AngleAxis(dim, values, units, convention, full_turn(units), PERIODS[dim])
     circle = axis.period * axis.turn
     if not np.isclose(period, circle):
         raise SchemaError(
@@ -744,15 +738,14 @@ def _fit_block(
         equal_spans(len(curves), -(-len(curves) // _CURVES)),
         usable_threads(None if threaded else 1, 200 * len(curves)),
     )
-    period = axis.turn / shape.harmonic
-    preferred = np.mod(result[:, 4] * (axis.turn / (2 * np.pi) / shape.harmonic), period)
-    result[:, 4] = np.where(preferred >= period, 0.0, preferred)  # of a tiny negative phase
+    unit = axis.turn / (2 * np.pi) / shape.harmonic  # of the phase, in units of the axis
+    result[:, 4] = wrap(result[:, 4] * unit, axis.turn / shape.harmonic)
     kappa = result[:, 3]
     falls = kappa >= np.log(2) / 2
     width = result[:, 5]
     np.arccos(1 - np.log(2) / np.where(falls, kappa, 1.0), where=falls, out=width)
     result[(result[:, 8] == _OK) & (width < np.pi / n_different), 8] = _NARROW
-    width *= axis.turn / (2 * np.pi) / shape.harmonic
+    width *= unit
     return result.reshape(*rates.shape[:-1], len(_COLUMNS))
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import xarray as xr
 
-from microns_xr.angles import PERIODS
+from microns_xr.angles import PERIODS, wrap
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import add_history
 from microns_xr.schema import FUNCTIONAL, describe
@@ -183,8 +183,7 @@ def _vector_sum(
     vector = r @ np.exp(1j * harmonic * theta)
     length = np.abs(vector) / r.sum(axis=-1)
     period = axis.turn / harmonic
-    preferred = np.mod(np.angle(vector) / (2 * np.pi) * period, period)
-    preferred = np.where(preferred >= period, 0.0, preferred)  # of a tiny negative angle
+    preferred = wrap(np.angle(vector) / (2 * np.pi) * period, period)
     return length, np.where(length > _NO_DIRECTION, preferred, np.nan)
 
 

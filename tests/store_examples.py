@@ -132,6 +132,25 @@ def connectivity(compressed: Any = "post") -> xr.Dataset:
     )
 
 
+DENSE = {"units": units, "layers": layers, "functional": functional, "synapses": synapses}
+
+
+def write(place: Any, compressed: Any = "post", **changes: Any) -> None:
+    """Write a store of all parts; `changes` are other parts, or options."""
+    parts = {name: make() for name, make in DENSE.items()}
+    mx.write_store(place, **{**parts, "connectivity": connectivity(compressed), **changes})
+
+
+def assert_same_tree(found: Any) -> None:
+    """The groups of a tree are those that `write` has written."""
+    for name in found.children:
+        if name == "connectivity":
+            assert_same_connectivity(found[name].to_dataset(), connectivity())
+        else:
+            xr.testing.assert_identical(found[name].to_dataset(), DENSE[name]())
+            assert_same_dtypes(found[name].to_dataset(), DENSE[name]())
+
+
 def assert_same_connectivity(found: xr.Dataset, expected: xr.Dataset) -> None:
     """Values, dtypes, attributes and coordinates are equal; either may be compressed over any axis."""
     for name in ("synapse_size", "synapse_count"):

@@ -26,12 +26,6 @@ s3_server = pytest.importorskip("s3_server", reason="moto is not installed")
 # Of the packages that speak S3, none of ours.
 pytestmark = pytest.mark.filterwarnings("default")
 
-THREE = {
-    "units": ex.units,
-    "layers": ex.layers,
-    "connectivity": ex.connectivity,
-}
-
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Any]:
@@ -48,10 +42,6 @@ def big(bucket: Any) -> str:
 
 def two() -> dict[str, xr.Dataset]:
     return {"units": ex.units(), "layers": ex.layers()}
-
-
-def three() -> dict[str, xr.Dataset]:
-    return {name: make() for name, make in THREE.items()}
 
 
 def places(bucket: Any, name: str) -> dict[str, tuple[Any, dict[str, Any]]]:
@@ -78,7 +68,7 @@ def place(request: pytest.FixtureRequest, bucket: Any) -> tuple[Any, dict[str, A
 def written(request: pytest.FixtureRequest, bucket: Any) -> tuple[Any, dict[str, Any]]:
     """A place with a store of three neurons, and the options it takes."""
     where, options = places(bucket, "written-" + request.param.replace(" ", "-"))[request.param]
-    mx.write_store(where, **three(), consolidated=request.param != "obstore", **options)
+    ex.write(where, consolidated=request.param != "obstore", **options)
     return where, options
 
 
@@ -89,10 +79,8 @@ def test_what_is_written_comes_back(written: Any) -> None:
     """By post; by pre the next test reads the same."""
     where, options = written
     tree = mx.open_store(where, **options)
-    for name in ("units", "layers"):
-        xr.testing.assert_identical(tree[name].to_dataset(), THREE[name]())
-        ex.assert_same_dtypes(tree[name].to_dataset(), THREE[name]())
-    ex.assert_same_connectivity(tree["connectivity"].to_dataset(), ex.connectivity())
+    assert set(tree.children) == {*ex.DENSE, "connectivity"}
+    ex.assert_same_tree(tree)
     assert tree["connectivity"].synapse_size.data.compressed_axes == (1,)
     assert tree.attrs["microns_xr_format"] == 1
 
@@ -102,7 +90,7 @@ def test_the_engine_takes_the_same(written: Any) -> None:
     units = xr.open_dataset(where, engine="microns_xr", group="units", **options)
     xr.testing.assert_identical(units, ex.units())
     tree = xr.open_datatree(where, engine="microns_xr", compressed="pre", **options)
-    ex.assert_same_connectivity(tree["connectivity"].to_dataset(), ex.connectivity())
+    ex.assert_same_tree(tree)
     assert tree["connectivity"].synapse_size.data.compressed_axes == (0,)
 
 
@@ -111,7 +99,7 @@ def test_a_place_that_is_taken_is_refused(written: Any, overwrite: bool) -> None
     where, options = written
     with pytest.raises(mx.errors.StoreFormatError, match="is taken, expected a new address"):
         mx.write_store(where, units=ex.units(), overwrite=overwrite, **options)
-    assert list(mx.open_store(where, **options).children) == list(THREE)
+    ex.assert_same_tree(mx.open_store(where, **options))
 
 
 @pytest.mark.parametrize(("kind", "consolidated"), [("address", False), ("obstore", True)])
@@ -273,9 +261,9 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_local_store_object_is_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "a.zarr"
     mx.write_store(LocalStore(path), units=ex.units())
-    mx.write_store(LocalStore(path), **three())  # which can be replaced
+    ex.write(LocalStore(path))  # which can be replaced
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]
-    assert set(mx.open_store(LocalStore(path)).children) == set(THREE)
+    ex.assert_same_tree(mx.open_store(LocalStore(path)))
 
 
 # --- web servers -------------------------------------------------------------------------------------

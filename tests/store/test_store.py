@@ -25,13 +25,6 @@ from microns_xr.schema import validate
 from microns_xr.store import stream
 from microns_xr.store.format import pattern_problem
 
-DENSE = {
-    "units": ex.units,
-    "layers": ex.layers,
-    "functional": ex.functional,
-    "synapses": ex.synapses,
-}
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
@@ -41,7 +34,7 @@ def path(tmp_path: Path) -> str:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written") / "three.zarr"
-    write_all(folder)
+    ex.write(folder)
     return folder
 
 
@@ -50,11 +43,6 @@ def store(path: str, written: Path) -> str:
     """A store of all parts, to be spoiled."""
     shutil.copytree(written, path)
     return path
-
-
-def write_all(path: Any, compressed: Any = "post", **options: Any) -> None:
-    parts = {name: make() for name, make in DENSE.items()}
-    mx.write_store(path, connectivity=ex.connectivity(compressed), **(parts | options))
 
 
 def beside(path: str) -> list[str]:
@@ -67,16 +55,11 @@ def beside(path: str) -> list[str]:
 @pytest.mark.parametrize("in_memory", ["post", "pre"])
 @pytest.mark.parametrize("compressed", ["post", "pre"])
 def test_round_trip(path: str, in_memory: str, compressed: Any) -> None:
-    write_all(path, in_memory)
+    ex.write(path, in_memory)
     tree = mx.open_store(path, compressed=compressed)
-    assert set(tree.children) == {*DENSE, "connectivity"}
-    for name, make in DENSE.items():
-        found, expected = tree[name].to_dataset(), make()
-        xr.testing.assert_identical(found, expected)
-        ex.assert_same_dtypes(found, expected)
-    found = tree["connectivity"].to_dataset()
-    ex.assert_same_connectivity(found, ex.connectivity())
-    pattern = found["synapse_size"].data
+    assert set(tree.children) == {*ex.DENSE, "connectivity"}
+    ex.assert_same_tree(tree)
+    pattern = tree["connectivity"]["synapse_size"].data
     assert pattern.compressed_axes == {"post": (1,), "pre": (0,)}[compressed]
     assert pattern.indices.dtype == pattern.indptr.dtype == np.int32
     # by hand: post 11 <- 12; post 13 <- 11, 12; post 15 <- 12
@@ -102,16 +85,11 @@ def test_every_node_is_a_valid_dataset_with_its_release(store: str) -> None:
 
 
 def test_writing_again_what_was_opened_changes_nothing(path: str, tmp_path: Path) -> None:
-    write_all(path)
+    ex.write(path)
     tree = mx.open_store(path)
     again = str(tmp_path / "again.zarr")
     mx.write_store(again, **{str(k): node.to_dataset() for k, node in tree.children.items()})
-    second = mx.open_store(again)
-    for name in DENSE:
-        xr.testing.assert_identical(second[name].to_dataset(), tree[name].to_dataset())
-    ex.assert_same_connectivity(
-        second["connectivity"].to_dataset(), tree["connectivity"].to_dataset()
-    )
+    ex.assert_same_tree(mx.open_store(again))
     # in memory already, so the store itself may be written too
     mx.write_store(path, **{str(k): node.to_dataset() for k, node in tree.children.items()})
     assert beside(path) == ["again.zarr", "three.zarr"]
@@ -155,10 +133,10 @@ def test_what_is_not_given_is_not_there(path: str) -> None:
 
 @pytest.mark.parametrize("consolidated", [False, True])
 def test_consolidated_metadata_on_request(path: str, consolidated: bool) -> None:
-    write_all(path, consolidated=consolidated)
+    ex.write(path, consolidated=consolidated)
     root = json.loads(Path(path, "zarr.json").read_text(encoding="utf-8"))
     assert bool(root.get("consolidated_metadata")) is consolidated
-    ex.assert_same_connectivity(mx.open_store(path)["connectivity"].to_dataset(), ex.connectivity())
+    ex.assert_same_tree(mx.open_store(path))
 
 
 @settings(
@@ -410,7 +388,7 @@ def test_an_error_while_writing_leaves_the_old_store(
 
     monkeypatch.setattr(stream, "_write_slice", full)
     with pytest.raises(OSError, match="no space left"):
-        write_all(path)
+        ex.write(path)
     assert beside(path) == ["three.zarr"]
     assert list(mx.open_store(path).children) == ["units"]
 
@@ -601,8 +579,7 @@ def test_what_is_not_a_store(path: str, what: str) -> None:
 
 def test_one_copy_is_enough_for_itself(store: str) -> None:
     shutil.rmtree(Path(store, "connectivity/by_post"))
-    found = mx.open_store(store, compressed="pre")["connectivity"].to_dataset()
-    ex.assert_same_connectivity(found, ex.connectivity())
+    ex.assert_same_tree(mx.open_store(store, compressed="pre"))
 
 
 def test_arguments_of_open(store: str) -> None:
@@ -641,12 +618,10 @@ def test_pattern_check_finds_a_fall_at_every_place(monkeypatch: pytest.MonkeyPat
 
 def test_threads_may_write_different_stores(tmp_path: Path) -> None:
     paths = [str(tmp_path / f"{i}.zarr") for i in range(3)]
-    threads = [threading.Thread(target=write_all, args=(p,)) for p in paths]
+    threads = [threading.Thread(target=ex.write, args=(p,)) for p in paths]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for p in paths:
-        ex.assert_same_connectivity(
-            mx.open_store(p)["connectivity"].to_dataset(), ex.connectivity()
-        )
+        ex.assert_same_tree(mx.open_store(p))

@@ -21,19 +21,6 @@ from microns_xr.store.format import CODECS
 ARCHIVES = Path(__file__).parent / "data" / "stores"
 
 
-DENSE = {
-    "units": ex.units,
-    "layers": ex.layers,
-    "functional": ex.functional,
-    "synapses": ex.synapses,
-}
-
-
-def write_three(path: Any) -> None:
-    dense = {name: make() for name, make in DENSE.items()}
-    mx.write_store(path, connectivity=ex.connectivity(), **dense)
-
-
 def make_archive(folder: Path) -> Path:
     """Make an archive such as those below tests/data/stores; run once for each format:
 
@@ -41,7 +28,7 @@ def make_archive(folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     store = folder / "three_neurons.zarr"
-    write_three(store)
+    ex.write(store)
     with tarfile.open(folder / "three_neurons.tar.xz", "w:xz") as archive:
         for file in sorted(store.rglob("*")):
             if file.is_file():
@@ -64,7 +51,7 @@ def unpack(archive: Path, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("readers") / "three.zarr"
-    write_three(folder)
+    ex.write(folder)
     return str(folder)
 
 
@@ -76,13 +63,8 @@ def test_engine_opens_the_tree(path: str) -> None:
     expected = mx.open_store(path)
     assert list(tree.children) == list(expected.children)
     assert tree.attrs == expected.attrs
-    for name in DENSE:
-        found = tree[name].to_dataset()
-        xr.testing.assert_identical(found, expected[name].to_dataset())
-        ex.assert_same_dtypes(found, expected[name].to_dataset())
-    found = tree["connectivity"].to_dataset()
-    assert isinstance(found["synapse_size"].data, sparse.GCXS)
-    ex.assert_same_connectivity(found, ex.connectivity())
+    ex.assert_same_tree(tree)
+    assert isinstance(tree["connectivity"]["synapse_size"].data, sparse.GCXS)
 
 
 def compressed_of(connectivity: Any) -> str:
@@ -208,10 +190,7 @@ def test_archived_store_of_format_1_stays_readable(tmp_path: Path) -> None:
     for compressed in ("post", "pre"):
         tree = mx.open_store(path, compressed=compressed)  # type: ignore[arg-type]
         assert tree.attrs["microns_xr_format"] == 1
-        for name, make in DENSE.items():
-            xr.testing.assert_identical(tree[name].to_dataset(), make())
-            ex.assert_same_dtypes(tree[name].to_dataset(), make())
-        ex.assert_same_connectivity(tree["connectivity"].to_dataset(), ex.connectivity())
+        ex.assert_same_tree(tree)
 
 
 def test_the_archive_can_be_made_again(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def merge_table(
     microns_xr.errors.SchemaError: the table has several rows for 1 nucleus_id of the units, ...
     """
     if how not in ("left", "inner"):
-        raise SchemaError(f"how is {how!r}, expected 'left' or 'inner': units are never invented")
+        raise SchemaError(f"how is {how!r}, expected 'left' or 'inner': merging adds no rows")
     if on not in _KEYS:
         raise unknown_label("on is", on, _KEYS, error=SchemaError)
     dim = _row_dim(dataset)

@@ -30,9 +30,6 @@ from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import VOXEL_UNITS, validate
 from microns_xr.store.open import Connectivity, connectivity_of
 
-# Choosing units and connections by the words of their variables.
-
-
 Words = str | Iterable[str] | None
 
 _CONDITIONS = (
@@ -57,14 +54,14 @@ def select_units(
     axon: Words = None,
     dendrite: Words = None,
 ) -> xr.Dataset:
-    """Choose the units that fit all conditions.
+    """Select the units that fit all conditions.
 
     Parameters
     ----------
     units : xarray.Dataset
         Units.
     layer, brain_area, cell_type, classification_system : str or collection of str, optional
-        Words of these variables; any of several fits.
+        Words of these variables, any of which fits.
     tuning : str or collection of str, optional
         ``"matched"`` (any tuning type but ``not_matched``), ``"not_matched"``, or a word of
         ``tuning_type``.
@@ -81,9 +78,9 @@ def select_units(
     Raises
     ------
     UnknownLabelError
-        If a word is nowhere in the data, with the nearest words that are.
+        If a word is not in the data; the message names similar words.
     SchemaError
-        If a variable is absent, or no functional table was joined and `tuning` is asked for.
+        If a variable is absent, or `tuning` is given and no functional table was joined.
 
     Examples
     --------
@@ -207,7 +204,7 @@ def select_connections(
     post: Neurons = None,
     both: bool = True,
 ) -> xr.Dataset:
-    """Choose the connections between two sets of neurons, or those that touch one of them.
+    """Select the connections between two sets of neurons, or those that touch one of them.
 
     Parameters
     ----------
@@ -232,8 +229,8 @@ def select_connections(
     Raises
     ------
     UnknownLabelError
-        If there are ids and none of them is on its axis, a word is nowhere in the units, or there
-        is no such condition.
+        If none of the ids is on its axis, a word is not in the units, or a condition does not
+        exist.
     SchemaError
         If ids are not integers, there are conditions but no `units`, or the Dataset is not
         connectivity.
@@ -303,9 +300,6 @@ def on_axis(
         )
     of = f" of {ids.size}" if positions.size < ids.size else ""
     return positions, f"{positions.size}{of} ids"
-
-
-# The partners of neurons: their inputs and their outputs.
 
 
 def inputs_to(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:

@@ -1,4 +1,4 @@
-"""The unit table: one row per neuron, indexed by nucleus id, from the raw tables of one release."""
+"""The unit table: one row per neuron, by nucleus id, from the raw tables of one release."""
 
 from __future__ import annotations
 

@@ -44,27 +44,13 @@ QUERY_KINDS = ("schema_only", "shuffle", "lose_rows")
 
 @dataclass
 class Fault:
-    """One fault that waits for requests to its path.
+    """One fault that waits for requests to its path."""
 
-    Attributes
-    ----------
-    kind : str
-        One of ``KINDS``.
-    match : str
-        Regular expression, searched for in the path (without the query string).
-    times : int
-        How many requests it still hits.
-    after : int
-        How many matching requests it lets pass first.
-    params : dict
-        What its kind takes.
-    """
-
-    kind: str
-    match: str
-    times: int = 1
-    after: int = 0
-    params: dict[str, Any] = field(default_factory=dict)
+    kind: str  # one of `KINDS`
+    match: str  # regular expression, searched for in the path (without the query string)
+    times: int = 1  # how many requests it still hits
+    after: int = 0  # how many matching requests it lets pass first
+    params: dict[str, Any] = field(default_factory=dict)  # what its kind takes
 
     def __getitem__(self, name: str) -> Any:
         return self.params[name]

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -20,12 +20,12 @@ import pandas as pd
 
 import microns_xr as mx
 
-from .archive import Archive
 from .faults import QUERY_KINDS, Fault, FaultQueue, instead_of_answer, sent_part
-from .service import Request, Response, Service
+from .service import ARCHIVE_ROOT, Request, Response, Service
 from .tables import wire_tables
 
-ARCHIVE_ROOT = "/mat_dbs/public/minnie65_phase3_v1"
+Tables = Mapping[str, pd.DataFrame] | mx.sources.TableSource
+
 MAX_LOGGED_BODY = 2**17
 # What a client that went away looks like from here.
 GONE = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError, TimeoutError)
@@ -59,22 +59,12 @@ class CaveServer:
     ----------
     tables : mapping of str to DataFrame, or TableSource
         What it serves. Positions are three columns ``X_position_x/_y/_z`` or one of triples.
-    datastack, version, expired
-        Name of the datastack, the version served, and those that answer 410.
-    row_limit : int
-        The most rows of an answer.
-    token : str, optional
-        The token to ask for; None asks for none. The archive never asks.
-    seed : int
-        Of every random order.
     notices : mapping of str to str, optional
         Table to its owner's notice, which travels in the same header as the row limit's warning.
     archived : mapping of int to tables, optional
         Tables of the archived versions; by default every known version has those served.
-    redirect_to_login : bool
-        A request without any token is sent to a login page, as the real service does, not 401.
-    float_type : str
-        Type of float columns in answers.
+    options
+        Fields of `Service`.
 
     Attributes
     ----------
@@ -88,43 +78,22 @@ class CaveServer:
 
     def __init__(
         self,
-        tables: Mapping[str, pd.DataFrame] | mx.sources.TableSource,
+        tables: Tables,
         *,
-        datastack: str = "minnie65_public",
-        version: int = 1718,
-        expired: Iterable[int] = (661,),
-        row_limit: int = 200_000,
-        token: str | None = None,
-        seed: int = 0,
         notices: Mapping[str, str] | None = None,
-        archived: Mapping[int, Mapping[str, pd.DataFrame] | mx.sources.TableSource] | None = None,
-        redirect_to_login: bool = False,
-        float_type: str = "Float32",
+        archived: Mapping[int, Tables] | None = None,
+        **options: Any,
     ) -> None:
-        served = wire_tables(tables, notices or {})
-        versions = dict.fromkeys((version, *expired), served)
-        for number, old in (archived or {}).items():
-            versions[number] = wire_tables(old, {})
         self.faults = FaultQueue()
         self.requests: deque[Logged] = deque(maxlen=100_000)
         self.errors: list[BaseException] = []
         self.stopping = threading.Event()
+        served = wire_tables(tables, notices or {})
+        old = {version: wire_tables(of, {}) for version, of in (archived or {}).items()}
         self._http = _Server(self)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
         self.archive_url = f"{self.url}{ARCHIVE_ROOT}"
-        self.service = Service(
-            served,
-            Archive(ARCHIVE_ROOT, versions),
-            url=self.url,
-            datastack=datastack,
-            version=version,
-            expired=tuple(expired),
-            row_limit=row_limit,
-            token=token,
-            redirect_to_login=redirect_to_login,
-            float_type=float_type,
-            seed=seed,
-        )
+        self.service = Service(self.url, served, old, **options)
         self._thread: threading.Thread | None = None
 
     @property

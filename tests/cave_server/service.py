@@ -19,6 +19,7 @@ from .archive import Archive
 from .faults import QUERY_KINDS, Fault, change_rows
 from .tables import RESOLUTION, QueryError, WireTable, encode_arrow
 
+ARCHIVE_ROOT = "/mat_dbs/public/minnie65_phase3_v1"
 FIRST_RELEASE = dt.datetime(2021, 6, 11, 8, 10, 0, 215114)  # of version 117
 
 
@@ -59,38 +60,30 @@ class Response:
         return cls(status, body, [("Content-Type", "application/json")])
 
 
+@dataclass
 class Service:
     """Tables and versions behind the endpoints."""
 
-    def __init__(
-        self,
-        tables: Mapping[str, WireTable],
-        archive: Archive,
-        *,
-        url: str,
-        datastack: str,
-        version: int,
-        expired: Sequence[int],
-        row_limit: int,
-        token: str | None,
-        redirect_to_login: bool,
-        float_type: str,
-        seed: int,
-    ) -> None:
-        self.tables = tables
-        self.archive = archive
-        self.url = url
-        self.datastack = datastack
-        self.version = version
-        self.expired = tuple(expired)
-        self.row_limit = row_limit
-        self.token = token
-        self.redirect_to_login = redirect_to_login
-        self.float_type = float_type
-        self._seed = seed
+    url: str  # of the server
+    tables: Mapping[str, WireTable]
+    # Tables of the archived versions; by default every known version has those served.
+    archived: Mapping[int, Mapping[str, WireTable]]
+    datastack: str = "minnie65_public"
+    version: int = 1718  # the one that is served
+    expired: Sequence[int] = (661,)  # those that answer 410
+    row_limit: int = 200_000
+    token: str | None = None  # to ask for; the archive never asks
+    # A request without any token is sent to a login page, as by the real service, not refused.
+    redirect_to_login: bool = False
+    float_type: str = "Float32"  # of columns in answers
+    seed: int = 0  # of every random order
+
+    def __post_init__(self) -> None:
+        served = dict.fromkeys((self.version, *self.expired), self.tables)
+        self.archive = Archive(ARCHIVE_ROOT, {**served, **self.archived})
         self._queries = itertools.count()
         self._lock = threading.Lock()
-        stack = re.escape(datastack)
+        stack = re.escape(self.datastack)
         api = rf"/materialize/api/v[23]/datastack/{stack}"
         number, name = r"/version/(?P<version>-?\d+)", r"(?P<table>\w+)"
         self._routes: list[tuple[str, str, Callable[..., Response]]] = [
@@ -209,7 +202,7 @@ class Service:
         except ValueError:
             raise QueryError(400, "the body is not JSON") from None
         with self._lock:
-            rng = np.random.default_rng([self._seed, next(self._queries)])
+            rng = np.random.default_rng([self.seed, next(self._queries)])
         frame, warnings = self.tables[table].query(
             data,
             row_limit=self.row_limit,

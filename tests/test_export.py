@@ -59,14 +59,6 @@ def test_scipy_by_hand(compressed, variable) -> None:
     np.testing.assert_array_equal(found.T @ rates, expected.T @ rates)
 
 
-def test_scipy_on_the_synthetic_release(demo_fresh) -> None:
-    connectivity = demo_fresh["connectivity"]
-    found = mx.to_scipy(connectivity)
-    assert np.shares_memory(found.data, connectivity.synapse_size.data.data)
-    assert np.shares_memory(found.indices, connectivity.synapse_size.data.indices)
-    np.testing.assert_array_equal(found.toarray(), connectivity.synapse_size.data.todense())
-
-
 def test_scipy_refuses(demo_store) -> None:
     with pytest.raises(
         mx.errors.SchemaError, match="no variable 'weight', expected one of synapse_size"
@@ -254,7 +246,7 @@ def test_anndata_without_connectivity() -> None:
     assert "scope" not in data.uns["microns_xr"]
 
 
-def test_anndata_of_neurons_that_are_no_units() -> None:
+def test_anndata_of_neurons_that_are_not_units() -> None:
     units, connectivity = ex.units(), ex.connectivity()  # 15 is in post, and no unit
     with pytest.raises(mx.errors.UnknownLabelError, match=r"1 of 3 .* postsynaptic .* such as 15"):
         mx.to_anndata(units, connectivity)

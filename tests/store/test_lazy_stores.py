@@ -63,7 +63,7 @@ def memory(slim):
 
 
 @pytest.fixture
-def own(slim, tmp_path):
+def copied(slim, tmp_path):
     """A copy of it that a test may do anything to."""
     shutil.copytree(slim, tmp_path / "s.zarr")
     return tmp_path / "s.zarr"
@@ -90,7 +90,7 @@ def test_stores_as_arguments(demo_store, units):
     assert not mx.degrees(mx.open_store(demo_store)).chunks
 
 
-def test_places_that_are_no_connectivity(slim, units, tmp_path):
+def test_places_without_connectivity_are_refused(slim, units, tmp_path):
     tree = mx.open_store(slim, lazy=True)
     with pytest.raises(mx.errors.SchemaError, match=r"the tree has the groups \['units'\]"):
         mx.degrees(xr.DataTree.from_dict({"/units": tree["units"].to_dataset()}))
@@ -103,14 +103,14 @@ def test_places_that_are_no_connectivity(slim, units, tmp_path):
         mx.degrees(tmp_path / "u.zarr")
 
 
-def test_a_store_with_one_copy(own, memory, units):
-    shutil.rmtree(own / "connectivity" / "by_pre")
+def test_a_store_with_one_copy(copied, memory, units):
+    shutil.rmtree(copied / "connectivity" / "by_pre")
     one = int(units.nucleus_id[7])
     np.testing.assert_array_equal(
-        mx.outputs_from(own, one).synapse_size, mx.outputs_from(memory, one).synapse_size
+        mx.outputs_from(copied, one).synapse_size, mx.outputs_from(memory, one).synapse_size
     )
     expected = mx.contract(memory, units.rate_ori, "post_nucleus_id", missing="skip")
-    found = mx.contract(own, units.rate_ori, "post_nucleus_id", missing="skip")
+    found = mx.contract(copied, units.rate_ori, "post_nucleus_id", missing="skip")
     np.testing.assert_allclose(found.values, expected.values, rtol=1e-13)
     np.testing.assert_allclose(found.rated_fraction, expected.rated_fraction, rtol=1e-13)
 
@@ -118,21 +118,21 @@ def test_a_store_with_one_copy(own, memory, units):
 # --- replaced, damaged -------------------------------------------------------------------------------
 
 
-def test_a_store_that_was_replaced_is_refused(own, memory, units, few_units):
-    connectivity = lz.connectivity_in(own)
-    before = mx.open_store(own, lazy=True)["units"].to_dataset()
+def test_a_store_that_was_replaced_is_refused(copied, memory, units, few_units):
+    connectivity = lz.connectivity_in(copied)
+    before = mx.open_store(copied, lazy=True)["units"].to_dataset()
     shorter = mx.drop_autapses(memory)
-    mx.write_store(own, units=few_units, connectivity=shorter)
+    mx.write_store(copied, units=few_units, connectivity=shorter)
     with pytest.raises(mx.errors.StoreFormatError, match=r"has been replaced .* open it again"):
         mx.degrees(connectivity).compute(scheduler="synchronous")
     with pytest.raises(mx.errors.StoreFormatError, match="replaced"):
         mx.inputs_to(connectivity, int(units.nucleus_id[7]))
     with pytest.raises(mx.errors.StoreFormatError, match="replaced"):
         before.cell_type.values
-    assert mx.degrees(own).in_degree.sum() == mx.degrees(shorter).in_degree.sum()
+    assert mx.degrees(copied).in_degree.sum() == mx.degrees(shorter).in_degree.sum()
 
 
-def test_a_store_that_is_replaced_meanwhile_is_refused(own, memory, few_units, monkeypatch):
+def test_a_store_that_is_replaced_meanwhile_is_refused(copied, memory, few_units, monkeypatch):
     """By one as large, whose pairs are read with the pointers of the old."""
     read = StoredPairs.read
     seen = []
@@ -140,11 +140,11 @@ def test_a_store_that_is_replaced_meanwhile_is_refused(own, memory, few_units, m
     def replacing(self, name, start, stop):
         seen.append(name)
         if len(seen) == 4:
-            mx.write_store(own, units=few_units, connectivity=lz.with_scaled_sizes(memory, 2))
+            mx.write_store(copied, units=few_units, connectivity=lz.with_scaled_sizes(memory, 2))
         return read(self, name, start, stop)
 
     monkeypatch.setattr(StoredPairs, "read", replacing)
-    connectivity = lz.connectivity_in(own)
+    connectivity = lz.connectivity_in(copied)
     with pytest.raises(mx.errors.StoreFormatError, match="replaced"):
         mx.degrees(connectivity).compute(scheduler="synchronous")
     assert len(seen) == 4
@@ -152,7 +152,7 @@ def test_a_store_that_is_replaced_meanwhile_is_refused(own, memory, few_units, m
 
 @pytest.mark.parametrize("group", ["units", "connectivity/by_post"])
 def test_a_store_that_is_replaced_while_it_is_opened_is_refused(
-    own, memory, few_units, group, monkeypatch
+    copied, memory, few_units, group, monkeypatch
 ):
     arrays = opening._arrays
     written = []
@@ -161,28 +161,28 @@ def test_a_store_that_is_replaced_while_it_is_opened_is_refused(
         found = arrays(node, names)
         if node.path == group and not written:
             written.append(group)
-            mx.write_store(own, units=few_units, connectivity=lz.with_scaled_sizes(memory, 2))
+            mx.write_store(copied, units=few_units, connectivity=lz.with_scaled_sizes(memory, 2))
         return found
 
     monkeypatch.setattr(opening, "_arrays", replacing)
     with pytest.raises(mx.errors.StoreFormatError, match="replaced"):
-        mx.open_store(own, lazy=True)
-    assert mx.degrees(own).in_size.sum() == 2 * mx.degrees(memory).in_size.sum()
+        mx.open_store(copied, lazy=True)
+    assert mx.degrees(copied).in_size.sum() == 2 * mx.degrees(memory).in_size.sum()
 
 
 @pytest.mark.parametrize("array", ["data", "indices", "indptr"])
-def test_a_lost_or_damaged_chunk_is_seen(own, units, array):
-    chunk = own / "connectivity" / "by_post" / array / "c" / "0"
+def test_a_lost_or_damaged_chunk_is_seen(copied, units, array):
+    chunk = copied / "connectivity" / "by_post" / array / "c" / "0"
     content = chunk.read_bytes()
     chunk.unlink()
     with pytest.raises(mx.errors.StoreFormatError, match=r"no chunk|chunks, expected"):
-        mx.input_currents(own, units.rate_ori)
+        mx.input_currents(copied, units.rate_ori)
     # blosc would read on behind the end, where the rest still is or something else
     for length in (len(content) - 1, len(content) // 2, 9):
         chunk.write_bytes(content[:length])
         for function in (
-            lambda: mx.input_currents(own, units.rate_ori),
-            lambda: mx.open_store(own),
+            lambda: mx.input_currents(copied, units.rate_ori),
+            lambda: mx.open_store(copied),
         ):
             with pytest.raises(
                 mx.errors.StoreFormatError,
@@ -192,9 +192,9 @@ def test_a_lost_or_damaged_chunk_is_seen(own, units, array):
 
 
 @pytest.mark.parametrize("rows", [slice(None), slice(1, 3)])
-def test_a_damaged_chunk_of_a_dense_variable_is_seen(own, rows):
-    lazy = mx.open_store(own, lazy=True)["units"].to_dataset()
-    chunk = own / "units" / "cell_type" / "c" / "0"
+def test_a_damaged_chunk_of_a_dense_variable_is_seen(copied, rows):
+    lazy = mx.open_store(copied, lazy=True)["units"].to_dataset()
+    chunk = copied / "units" / "cell_type" / "c" / "0"
     chunk.write_bytes(chunk.read_bytes()[:40])
     with pytest.raises(mx.errors.StoreFormatError, match="cell_type cannot be decoded"):
         lazy.cell_type[rows].values
@@ -203,21 +203,21 @@ def test_a_damaged_chunk_of_a_dense_variable_is_seen(own, rows):
         lazy.cell_type[rows].values
 
 
-def test_pairs_out_of_order_are_seen(own):
-    indices = zarr.open_array(own / "connectivity/by_post/indices")
+def test_pairs_out_of_order_are_seen(copied):
+    indices = zarr.open_array(copied / "connectivity/by_post/indices")
     indices[10:400] = indices[10:400][::-1].copy()
     with pytest.raises(mx.errors.SchemaError, match="out of order"):
-        mx.degrees(own)
+        mx.degrees(copied)
 
 
-def test_copies_that_differ_are_seen(own, memory, units, tmp_path, few_units):
+def test_copies_that_differ_are_seen(copied, memory, units, tmp_path, few_units):
     part = mx.select_connections(
         memory, pre=memory.pre_nucleus_id[:700], post=memory.post_nucleus_id[:800]
     )
     mx.write_store(tmp_path / "t.zarr", units=few_units, connectivity=part)
-    shutil.rmtree(own / "connectivity" / "by_pre")
-    shutil.copytree(tmp_path / "t.zarr/connectivity/by_pre", own / "connectivity/by_pre")
-    connectivity = lz.connectivity_in(own)
+    shutil.rmtree(copied / "connectivity" / "by_pre")
+    shutil.copytree(tmp_path / "t.zarr/connectivity/by_pre", copied / "connectivity/by_pre")
+    connectivity = lz.connectivity_in(copied)
     mx.inputs_to(connectivity, int(units.nucleus_id[7]))
     for function in (
         lambda: mx.outputs_from(connectivity, int(units.nucleus_id[7])),
@@ -253,7 +253,7 @@ def _without_pairs(store):
 # --- not on this disk --------------------------------------------------------------------------------
 
 
-def test_what_lies_elsewhere_is_told_apart(memory, units, few_units):
+def test_two_stores_at_one_address_are_told_apart(memory, units, few_units):
     """An address, even of the same store object, may stand for other pairs by now."""
     store = MemoryStore()
     parts = {"units": few_units, "connectivity": memory}
@@ -387,18 +387,18 @@ def test_sizes_that_need_64_bits_get_them(slim, few_units, tmp_path):
     np.testing.assert_array_equal(total, mx.degrees(slim).in_size * 10**7)
 
 
-def test_sizes_that_are_no_whole_numbers_are_not_written(slim, few_units, tmp_path):
+def test_sizes_that_are_not_integers_are_refused(slim, few_units, tmp_path):
     halves = lz.with_scaled_sizes(lz.connectivity_in(slim), 0.5)
     with pytest.raises(mx.errors.SchemaError, match="synapse_size is float64, expected integers"):
         mx.write_store(tmp_path / "a.zarr", units=few_units, connectivity=halves)
     assert not (tmp_path / "a.zarr").exists()
 
 
-def test_a_store_is_not_written_onto_itself(own, few_units):
-    connectivity = lz.connectivity_in(own)
+def test_a_store_is_not_written_onto_itself(copied, few_units):
+    connectivity = lz.connectivity_in(copied)
     for part in (connectivity, mx.drop_autapses(connectivity)):
         with pytest.raises(mx.errors.StoreFormatError, match="lazily read from"):
-            mx.write_store(own, units=few_units, connectivity=part)
+            mx.write_store(copied, units=few_units, connectivity=part)
 
 
 def test_a_failing_block_leaves_nothing(slim, few_units, tmp_path, monkeypatch):

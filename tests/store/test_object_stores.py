@@ -85,7 +85,7 @@ def test_what_is_written_comes_back(written: Any) -> None:
     assert tree.attrs["microns_xr_format"] == 1
 
 
-def test_the_engine_takes_the_same(written: Any) -> None:
+def test_engine_opens_the_same_places(written: Any) -> None:
     where, options = written
     units = xr.open_dataset(where, engine="microns_xr", group="units", **options)
     xr.testing.assert_identical(units, ex.units())
@@ -103,7 +103,7 @@ def test_a_place_that_is_taken_is_refused(written: Any, overwrite: bool) -> None
 
 
 @pytest.mark.parametrize(("kind", "consolidated"), [("address", False), ("obstore", True)])
-def test_the_root_comes_last_and_nothing_is_asked_for(
+def test_the_root_is_written_last_and_nothing_is_read(
     bucket: Any, kind: str, consolidated: bool
 ) -> None:
     where, options = places(bucket, f"last-{kind}-{consolidated}")[kind]
@@ -140,7 +140,7 @@ def test_a_place_that_another_process_takes_meanwhile(bucket: Any) -> None:
     ("kind", "written"),
     [("address", 5), ("address", -1), *(("obstore", n) for n in (0, 1, 10, -1))],
 )
-def test_an_upload_that_broke_off(bucket: Any, kind: str, written: int) -> None:
+def test_an_interrupted_upload_is_not_a_store(bucket: Any, kind: str, written: int) -> None:
     """Refused from some object on, the very last one included."""
     name = f"broken-{kind}-{written}"
     where, options = places(bucket, name)[kind]
@@ -224,7 +224,7 @@ def test_errors_of_the_network(bucket: Any) -> None:
     assert bucket.options["secret"] not in str(caught.value)
 
 
-def test_places_that_are_none(bucket: Any, tmp_path: Path) -> None:
+def test_wrong_places_are_refused(bucket: Any, tmp_path: Path) -> None:
     obstore = bucket.obstore("x").store
     for wrong in (3, None, obstore, {}):
         with pytest.raises(
@@ -531,7 +531,7 @@ def _objects(bucket: Any, prefix: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("kind", ["address", "obstore"])
-def test_what_is_open_travels_to_other_processes(bucket: Any, big: str, kind: str) -> None:
+def test_an_open_store_can_be_pickled(bucket: Any, big: str, kind: str) -> None:
     where, options = places(bucket, big)[kind]
     tree = pickle.loads(pickle.dumps(mx.open_store(where, lazy=True, **options)))
     assert_inputs(mx.inputs_to(tree, int(ms.POST[9])), 9)

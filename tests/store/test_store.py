@@ -40,7 +40,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(path: str, written: Path) -> str:
-    """A store of all parts, to be spoiled."""
+    """A store of all parts that a test may damage."""
     shutil.copytree(written, path)
     return path
 
@@ -102,13 +102,13 @@ def test_inputs_are_not_modified(path: str) -> None:
     ex.assert_same_connectivity(connectivity, ex.connectivity())
 
 
-def test_root_says_where_it_comes_from(path: str) -> None:
-    said = "2023-06-22T08:10:00+00:00"
-    mx.write_store(path, units=ex.units().assign_attrs(timestamp=said))
+def test_root_attributes_state_the_provenance(path: str) -> None:
+    timestamp = "2023-06-22T08:10:00+00:00"
+    mx.write_store(path, units=ex.units().assign_attrs(timestamp=timestamp))
     attrs = json.loads(Path(path, "zarr.json").read_text(encoding="utf-8"))["attributes"]
     assert attrs["microns_xr_format"] == 1
     assert (attrs["datastack"], attrs["materialization_version"]) == ("minnie65_public", 661)
-    assert attrs["timestamp"] == "2023-06-22T08:10:00+00:00"
+    assert attrs["timestamp"] == timestamp
     assert attrs["created_by"].startswith("microns_xr ")
     assert attrs["source_tables"] == [
         {"name": "functional_properties_v3_bcm", "rows": 6, "sha256": "ab"}
@@ -125,7 +125,7 @@ def test_root_says_where_it_comes_from(path: str) -> None:
     assert mx.open_store(path).attrs["timestamp"] is None
 
 
-def test_what_is_not_given_is_not_there(path: str) -> None:
+def test_parts_that_are_not_passed_are_absent(path: str) -> None:
     mx.write_store(path, units=ex.units())
     assert sorted(name for name in os.listdir(path) if name != "zarr.json") == ["units"]
     assert list(mx.open_store(path).children) == ["units"]
@@ -205,7 +205,7 @@ def test_attributes_become_plain_json_values(path: str) -> None:
 
 
 def test_a_plainly_opened_dataset_can_be_written_again(path: str, tmp_path: Path) -> None:
-    """What the format adds to the attributes of a group is no obstacle and does not pile up."""
+    """Attributes that the format adds to a group are neither refused nor added twice."""
     mx.write_store(path, units=ex.units())
     plain = xr.open_zarr(path, group="units", consolidated=False).load()
     assert plain.attrs["datastack"] == "minnie65_public"
@@ -394,7 +394,7 @@ def test_an_error_while_writing_leaves_the_old_store(
 
 
 @pytest.mark.parametrize("chunks", [{}, None])
-def test_writing_onto_the_store_one_lazily_reads_from(path: str, chunks: Any) -> None:
+def test_writing_onto_the_store_that_is_lazily_read_is_refused(path: str, chunks: Any) -> None:
     mx.write_store(path, units=ex.units())
     lazy = xr.open_zarr(path, group="units", chunks=chunks, consolidated=False)
     lazy.attrs = {}

@@ -101,7 +101,7 @@ def test_engine_opens_a_group(path: str) -> None:
     xr.testing.assert_identical(groups["/layers"], ex.layers())
 
 
-def test_engine_says_what_to_do(path: str, tmp_path: Path) -> None:
+def test_errors_of_the_engine(path: str, tmp_path: Path) -> None:
     with pytest.raises(mx.errors.UnknownLabelError, match=r"expected one of \['units', 'layers'"):
         xr.open_dataset(path, engine="microns_xr")
     with pytest.raises(mx.errors.UnknownLabelError, match="nearest: connectivity"):
@@ -169,7 +169,7 @@ def test_every_array_names_its_dimensions(path: str) -> None:
     assert own["pre_index"]["dimension_names"] == ["connection"]
 
 
-def test_every_group_says_its_release(path: str) -> None:
+def test_every_group_states_its_release(path: str) -> None:
     groups = [json.loads(f.read_text()) for f in Path(path).rglob("zarr.json")]
     groups = [meta["attributes"] for meta in groups if meta["node_type"] == "group"]
     assert (

@@ -22,11 +22,11 @@ from microns_xr.store.swap import MARK, is_store, recover, replacing
 
 
 class PowerCut(BaseException):
-    """What the simulated end of the process is told by; nothing in the package may catch it."""
+    """Stands for the end of the process; nothing in the package may catch it."""
 
 
 def put(folder: str, word: str) -> None:
-    """Write a folder that passes for a store, and says which one it is."""
+    """Write a folder that is taken for a store, with a word to recognize it."""
     Path(folder).mkdir(exist_ok=True)
     Path(folder, "units").mkdir()
     Path(folder, "units", "word").write_text(word, encoding="utf-8")
@@ -47,7 +47,7 @@ def path(tmp_path: Path) -> str:
 
 
 def cut_before(monkeypatch: pytest.MonkeyPatch, step: int) -> list[str]:
-    """End everything before the given one of the steps that change the disk; list them."""
+    """Raise before one of the steps that change the disk; list those that were done."""
     done: list[str] = []
 
     def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -167,7 +167,7 @@ def test_an_exception_while_writing_leaves_nothing(path: str) -> None:
     assert word_of(path) == "old"
 
 
-def test_a_rename_that_is_refused_is_told_and_finished_later(
+def test_a_refused_rename_is_an_error_and_finished_later(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(path, "old")
@@ -197,7 +197,7 @@ def test_an_old_store_put_aside_comes_back_when_there_is_no_new_one(path: str) -
 
 
 @pytest.mark.parametrize("suffix", [".old", ".tmp"])
-def test_folders_somebody_made_are_never_touched(path: str, suffix: str) -> None:
+def test_folders_that_somebody_made_are_never_changed(path: str, suffix: str) -> None:
     put(path, "mine")
     put(path + suffix, "my backup")
     recover(path)
@@ -277,7 +277,7 @@ def test_a_reader_waits_for_the_renames_of_a_live_writer(
         assert word_of(path) == "new"
 
 
-def test_two_looks_at_a_lock_do_not_take_each_other_for_a_writer(
+def test_a_reader_that_checks_the_lock_is_not_taken_for_a_writer(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(path + ".tmp", "new")
@@ -287,7 +287,7 @@ def test_two_looks_at_a_lock_do_not_take_each_other_for_a_writer(
     monkeypatch.setattr(swap.time, "sleep", lambda _: os.close(other))
     recover(path, writing=True)
     assert word_of(path) == "new"
-    # nor does a writer give up its lock for one that looks
+    # nor does a writer give up because a reader holds the lock for an instant
     held = [True]
     monkeypatch.setattr(swap.time, "sleep", lambda _: held.clear())
     monkeypatch.setattr(swap, "try_lock", lambda _: not held)
@@ -344,7 +344,7 @@ LEFT = [
 
 
 def test_a_killed_process(tmp_path: Path) -> None:
-    """The same with processes that really end: among the arrays, and between the renames."""
+    """Processes that really end: while arrays are written, and between the renames."""
     running = []
     for step in range(len(LEFT)):
         folder = tmp_path / str(step)

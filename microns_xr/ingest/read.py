@@ -489,7 +489,8 @@ def _parquet_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, SourceError):
             raise
-        raise SourceError(f"{file.name} cannot be read ({error}): fetch it again") from error
+        reason = str(error).splitlines()[0]
+        raise SourceError(f"{file.name} cannot be read ({reason}): fetch it again") from error
 
 
 def _require_type(field: pa.Field, layout: Layout, file: InputFile) -> None:

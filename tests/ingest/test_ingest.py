@@ -358,18 +358,36 @@ def test_line_and_byte_far_into_the_second_file(tmp_path, out):
     assert f"b.csv.gz line 1235 (at byte {byte} of the unpacked file)" in str(error.value)
 
 
-@pytest.mark.parametrize("column", ["pre_pt_root_id", "size"])
-def test_bad_values_in_parquet(tmp_path, out, column):
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        (-3.0, "expected 0 or more"),
+        (1.5, "expected a whole number"),
+        (2.0**63, "expected a number below"),
+        (np.nan, "expected a"),
+    ],
+)
+def test_bad_values_in_parquet(tmp_path, out, size, says):
     frame = FRAME.dropna().reset_index(drop=True)
-    frame[column] = frame[column].astype(float)
-    frame.loc[900, column] = -3.0
+    frame["size"] = frame["size"].astype(float)
+    frame.loc[900, "size"] = size
     frame.to_parquet(tmp_path / "s.parquet")
-    says = {"pre_pt_root_id": "pre_pt_root_id is double", "size": "row 901: .*'size' is -3.0, exp"}
-    with pytest.raises(mx.errors.SchemaError, match=says[column]):
+    with pytest.raises(mx.errors.SchemaError, match=f"row 901: column 'size' is .*, {says}"):
         run(tmp_path / "s.parquet", out)
-    if column == "size":
-        run(tmp_path / "s.parquet", out, on_bad_lines="count")
-        assert mx.open_store(out)["connectivity"].attrs["bad_lines"] == 1
+    run(tmp_path / "s.parquet", out, on_bad_lines="count")
+    ex.in_memory(frame.drop(900), UNITS, tmp_path / "expected.zarr")
+    found, expected = (mx.open_store(p)["connectivity"] for p in (out, tmp_path / "expected.zarr"))
+    assert found.attrs["bad_lines"] == 1
+    assert (found.synapse_size.data != expected.synapse_size.data).nnz == 0
+    frame.astype({"pre_pt_root_id": float}).to_parquet(tmp_path / "s.parquet")
+    with pytest.raises(mx.errors.SchemaError, match="pre_pt_root_id is double, expected integers"):
+        run(tmp_path / "s.parquet", out)
+
+
+def test_all_lines_are_bad(tmp_path, out):
+    (tmp_path / "s.csv").write_text("id,pre_pt_root_id,post_pt_root_id,size\n1;2;3;4\n")
+    with pytest.raises(mx.errors.SchemaError, match=r"all 1 lines of .*s.csv are bad"):
+        run(tmp_path / "s.csv", out, on_bad_lines="count")
 
 
 @pytest.mark.parametrize("count", ["error", "count"])
@@ -407,6 +425,7 @@ def test_repeated_synapses_and_files(tmp_path, out):
         (dict(on_bad_lines="skip"), "on_bad_lines is 'skip'"),
         (dict(scope="some"), "scope is 'some'"),
         (dict(rows="line"), "rows is 'line'"),
+        (dict(header=["id", "size", "id"]), "header names the column 'id' twice"),
     ],
 )
 def test_arguments(tmp_path, out, options, says):
@@ -419,6 +438,13 @@ def test_arguments(tmp_path, out, options, says):
         mx.ingest_synapses([], UNITS, out)
     with pytest.raises(mx.errors.SourceError, match="cannot be read"):
         mx.ingest_synapses(tmp_path / "none.csv", UNITS, out)
+    with pytest.raises(mx.errors.SourceError, match=r"the header file .* cannot be read"):
+        mx.ingest_synapses(path, UNITS, out, header=tmp_path / "none.csv")
+    (tmp_path / "ids.csv").write_text("id,pre_nucleus_id,post_nucleus_id,size\n")
+    with pytest.raises(mx.errors.SchemaError, match="names its partners by nucleus id"):
+        mx.ingest_synapses(tmp_path / "ids.csv", UNITS, out, keep="pre")
+    with pytest.raises(mx.errors.SchemaError, match=r"ids.csv has .*: ingest tables one by one"):
+        mx.ingest_synapses([path, tmp_path / "ids.csv"], UNITS, out)
     with pytest.raises(mx.errors.StoreFormatError, match="is not a store"):
         mx.ingest_synapses(path, UNITS, tmp_path, progress=False)
 

@@ -113,6 +113,18 @@ def test_damaged_files(tmp_path, content, name, error, says):
     assert name in str(found.value)
 
 
+def test_damaged_parquet(tmp_path):
+    table = pa.table({name: pa.array(np.random.default_rng(0).permutation(9999)) for name in NAMES})
+    pq.write_table(table, tmp_path / "s.parquet", compression="zstd")
+    content = (tmp_path / "s.parquet").read_bytes()
+    (tmp_path / "s.parquet").write_bytes(content[:9] + bytes(5000) + content[5009:])
+    with pytest.raises(mx.errors.SourceError, match=r"s.parquet cannot be read .*: fetch it again"):
+        values(tmp_path / "s.parquet")
+    pq.write_table(pa.table([[1]] * 2, names=["id", "id"]), tmp_path / "s.parquet")
+    with pytest.raises(mx.errors.SchemaError, match=r"s.parquet names the column 'id' twice"):
+        values(tmp_path / "s.parquet")
+
+
 def test_all_members_of_a_packed_file_are_read(tmp_path):
     parts = (HEAD + LINE[:5], LINE[5:] + LINE, b"")
     (tmp_path / "s.csv.gz").write_bytes(b"".join(map(gzip.compress, parts)) + b"\0" * 99)

@@ -58,6 +58,11 @@ def wrap(values: Any, period: float) -> Any:
     return np.where(values >= period, 0.0, values)
 
 
+def rounded(degrees: np.ndarray, period: float) -> np.ndarray:
+    """Bring degrees into ``[0, period)``, those that differ in the last digits to the same."""
+    return np.mod(np.round(np.mod(degrees, period), 6), period)
+
+
 def is_angle(variable: xr.DataArray | xr.Variable) -> bool:
     """Whether a variable states that it is an angle."""
     return "angle_convention" in variable.attrs

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from microns_xr.angles import ANGLE_CONVENTIONS, AngleConvention, angle_attrs
+from microns_xr.angles import ANGLE_CONVENTIONS, AngleConvention, angle_attrs, rounded
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.recordings.files import node_name, scan_nodes, select
@@ -42,23 +42,17 @@ def segment_responses(
     responses: np.ndarray, segment: np.ndarray, group: np.ndarray, n_groups: int
 ) -> np.ndarray:
     """Average the frames of each segment, then the segments of each group."""
-    values = np.asarray(responses, dtype=np.float64)
-    member = (segment[:, None] == np.arange(len(group))).astype(np.float64)
+    by_segment = _group_means(np.asarray(responses, dtype=np.float64), segment, len(group))
+    return _group_means(by_segment, group, n_groups)
+
+
+def _group_means(values: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray:
+    """Average columns by their group, leaving out missing values; NaN for an empty group."""
+    member = (group[:, None] == np.arange(n_groups)).astype(np.float64)
     present = np.isfinite(values)
     counts = present.astype(np.float64) @ member
-    means = np.where(present, values, 0.0) @ member
-    np.divide(means, counts, out=means, where=counts > 0)
-    belongs = (group[:, None] == np.arange(n_groups)).astype(np.float64)
-    n_segments = (counts > 0).astype(np.float64) @ belongs
-    result = means @ belongs
-    result[n_segments == 0] = np.nan
-    np.divide(result, n_segments, out=result, where=n_segments > 0)
-    return result
-
-
-def _degrees(directions: np.ndarray) -> np.ndarray:
-    # Multiples of 22.5 are exact; others may differ in the last digit between videos.
-    return np.round(np.mod(directions, 360.0), 6) % 360.0
+    sums = np.where(present, values, 0.0) @ member
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 
 def _trials_of(name: str, node: xr.Dataset, stimulus: str) -> tuple[np.ndarray, np.ndarray]:
@@ -66,16 +60,15 @@ def _trials_of(name: str, node: xr.Dataset, stimulus: str) -> tuple[np.ndarray, 
     rows = np.flatnonzero(node["stimulus"].values == stimulus)
     if not len(rows):
         return rows, np.empty(0)
-    shown = (
-        node["direction"].values[rows] if "direction" in node.variables else rows[:, None] * np.nan
-    )
-    known = np.isfinite(shown)
-    if not known.any(axis=1).all():
+    if "direction" in node.variables:
+        shown = node["direction"].values[rows]
+        known = np.isfinite(shown)
+    if "direction" not in node.variables or not known.any(axis=1).all():
         raise SchemaError(
             f"{name}: trials of {stimulus!r} have no directions and onsets, so there is no tuning "
             "by direction: only videos with both, such as Monet2, can be used"
         )
-    return rows, np.unique(_degrees(shown[known]))
+    return rows, np.unique(rounded(shown[known], 360.0))
 
 
 def _each_trial(
@@ -106,7 +99,7 @@ def _each_trial(
                 "it out with select(..., trial=) if it was cut short"
             )
         segment = segment_of_frames(time, onsets, offsets, latency)
-        group = np.searchsorted(directions, _degrees(angles))
+        group = np.searchsorted(directions, rounded(angles, 360.0))
         yield segment_responses(responses[:, frames].values, segment, group, len(directions))
 
 

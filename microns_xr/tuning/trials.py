@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import false_discovery_control, mannwhitneyu, rankdata
 
-from microns_xr.angles import PERIODS, difference, full_turn, require_likely_units
+from microns_xr.angles import PERIODS, difference, full_turn, require_likely_units, rounded
 from microns_xr.errors import SchemaError, require_one_of, whole_number
 from microns_xr.provenance import add_history
 from microns_xr.schema import FUNCTIONAL, describe
@@ -112,9 +112,8 @@ def read_trials(responses: xr.DataArray) -> Trials:
     values = np.array(ordered.values, dtype=np.float64).reshape(like.size, n_samples)
     values[~np.isfinite(values)] = np.nan
 
-    period = 360.0 * PERIODS[name]
-    shown = np.mod(np.asarray(coord.values, dtype=np.float64) * (360.0 / turn), period)
-    shown = np.mod(np.round(shown, 6), period)
+    shown = np.asarray(coord.values, dtype=np.float64) * (360.0 / turn)
+    shown = rounded(shown, 360.0 * PERIODS[name])
     # An angle that was shown stays, even if there is no response to it.
     degrees = np.unique(shown[np.isfinite(shown)])
     if not len(degrees):
@@ -200,8 +199,7 @@ def make_contrast(trials: Trials, against: Against, pool_directions: bool) -> Co
 
 def _fold(degrees: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the distinct angles of a shorter circle, and which of them each angle is."""
-    folded = np.mod(np.round(np.mod(degrees, period), 6), period)
-    distinct, index = np.unique(folded, return_inverse=True)
+    distinct, index = np.unique(rounded(degrees, period), return_inverse=True)
     return distinct, index.ravel()
 
 

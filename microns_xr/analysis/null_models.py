@@ -155,10 +155,8 @@ class NullConnectivity(Sequence[xr.Dataset]):
 
     def __getitem__(self, replicate: Any) -> Any:
         if isinstance(replicate, slice):
-            return [self[i] for i in range(*replicate.indices(self._n))]
-        i = int(replicate) + (self._n if replicate < 0 else 0)
-        if not 0 <= i < self._n:
-            raise IndexError(f"replicate {replicate} of {self._n}")
+            return [self[i] for i in range(self._n)[replicate]]
+        i = range(self._n)[replicate]
         observed, dataset = self.observed, self.observed.dataset
         post, source = self.draw(i)
         order = np.lexsort((post, observed.pre))

@@ -175,7 +175,7 @@ def read_edges(distance: Any) -> dict[str, np.ndarray]:
             values = np.asarray(edges, dtype=float)
         except (TypeError, ValueError) as error:
             raise SchemaError(f"edges of {name} are not numbers: {error}") from error
-        ascending = values.ndim == 1 and values.size > 1 and (np.diff(values) >= _NARROWEST).all()
+        ascending = values.ndim == 1 and values.size > 1 and (np.diff(values) > 0).all()
         if not (ascending and np.isfinite(values).all()):
             raise SchemaError(
                 f"edges of {name} are {edges!r}, expected at least two finite ascending numbers "
@@ -323,33 +323,7 @@ def _estimate(
 
 
 _KINDS = {name: i for i, name in enumerate(DIRECTIONS)}
-_NONE = -1
-_NARROWEST = 1e-9  # µm
-_MAX_CELLS = 4096  # of four bytes: half of a fast cache
-
-
-class Bins(NamedTuple):
-    """Bins of one direction, as the kernel takes them."""
-
-    kind: int  # place among `DIRECTIONS`, -1 for one bin that holds every pair
-    edges: np.ndarray  # ascending, µm
-    # A fine even grid over the edges finds a bin without a search: `first` is, for each of its
-    # cells, a bin that is not after any distance of the cell, and no bin is more than `steps` on.
-    first: np.ndarray
-    scale: float  # cells per µm
-    steps: int
-
-
-def _bins(name: str, edges: np.ndarray) -> Bins:
-    length = edges[-1] - edges[0]
-    n_cells = int(2 * length / max(np.diff(edges).min(), 2 * length / _MAX_CELLS))
-    scale = n_cells / length
-    # From one cell before to one after: rounding may put a distance into a cell beside its own.
-    cells = np.arange(-1, n_cells + 2) / scale
-    bins = np.searchsorted(edges - edges[0], cells, side="right") - 1
-    bins = np.clip(bins, 0, edges.size - 2)
-    first, last = bins[:-3], bins[3:]
-    return Bins(_KINDS[name], edges, first.astype(np.int32), scale, int((last - first).max()))
+_NONE = -1  # no direction
 
 
 def count_pairs(
@@ -363,9 +337,8 @@ def count_pairs(
     threads: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Count pairs and connected pairs of each presynaptic neuron by postsynaptic group and bin."""
-    everything = Bins(_NONE, np.array([0.0, 1.0]), np.zeros(1, dtype=np.int32), 0.0, 0)
-    bins = [_bins(name, e) for name, e in edges.items()]
-    first, second, *_ = [*bins, everything, everything]
+    none = (_NONE, np.empty(0))
+    first, second, *_ = [*((_KINDS[name], e) for name, e in edges.items()), none, none]
     n_groups = group_starts.size - 1
     n_bins = [e.size - 1 for e in edges.values()]
     shape = (same.size, n_groups, int(np.prod(n_bins)))
@@ -395,18 +368,20 @@ def _count(  # type: ignore[no-untyped-def]
     # The bin of every postsynaptic neuron, seen from one presynaptic neuron; the last is none.
     none = n_pairs.shape[2]
     bin_of = np.zeros(post_at.shape[1], np.int32)
+    bin_of_one = np.empty(post_at.shape[1], np.int32)
     distance = np.empty(post_at.shape[1])
     counts = np.zeros(none + 1, np.int32)
+    by_distance = first[0] != _NONE
     for i in range(lo, hi):
-        if first.kind != _NONE:
+        if by_distance:
             bin_of[:] = 0
-            for bins in (first, second):
-                if bins.kind != _NONE:
-                    _find_distances(bins.kind, pre_at[:, i], post_at, distance)
-                    _find_bins(bins, none, distance, bin_of)
+            for kind, edges in (first, second):
+                if kind != _NONE:
+                    _find_distances(kind, pre_at[:, i], post_at, distance)
+                    _find_bins(edges, none, distance, bin_of_one, bin_of)
         if same[i] >= 0:
             bin_of[same[i]] = none
-        if first.kind != _NONE:
+        if by_distance:
             for group in range(group_starts.size - 1):
                 counts[:] = 0
                 for j in range(np.uintp(group_starts[group]), np.uintp(group_starts[group + 1])):
@@ -440,15 +415,14 @@ def _find_distances(kind, pre, post, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _find_bins(bins, none, distance, out):  # type: ignore[no-untyped-def]
-    edges, first, scale, steps = bins.edges, bins.first, bins.scale, bins.steps
+def _find_bins(edges, none, distance, k, out):  # type: ignore[no-untyped-def]
+    # One pass per edge is compiled to vector instructions, which a search for the bin of each
+    # distance is not: for 20 bins it is four times as fast.
+    k[:] = -1
+    for edge in edges:
+        for j in range(out.size):
+            k[j] += np.int32(distance[j] >= edge)
     n = np.int32(edges.size - 1)
-    lowest, end, last = edges[0], edges[n], first.size - 1
     for j in range(out.size):
-        d = distance[j]
-        inside = d >= lowest and d < end
-        cell = (d - lowest) * scale if inside else 0.0
-        k = first[min(np.uint32(cell), np.uint32(last))]
-        for _ in range(steps):
-            k += np.int32(d >= edges[np.uintp(k + 1)])
-        out[j] = out[j] * n + k if inside and out[j] != none else none
+        inside = k[j] >= 0 and k[j] < n and out[j] != none
+        out[j] = out[j] * n + k[j] if inside else none

@@ -36,6 +36,7 @@ from microns_xr.sources.postgres_csv import (
     columns_of,
     parse_header,
     points_of,
+    reason_of,
     unreadable,
     whole_lines,
 )
@@ -489,8 +490,9 @@ def _parquet_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, SourceError):
             raise
-        reason = str(error).splitlines()[0]
-        raise SourceError(f"{file.name} cannot be read ({reason}): fetch it again") from error
+        raise SourceError(
+            f"{file.name} cannot be read ({reason_of(error)}): fetch it again"
+        ) from error
 
 
 def _require_type(field: pa.Field, layout: Layout, file: InputFile) -> None:

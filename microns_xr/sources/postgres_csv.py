@@ -227,9 +227,14 @@ _AHEAD = 3  # blocks that are unpacked before they are asked for
 DAMAGED: Any = (EOFError, OSError, zlib.error, IsalError)
 
 
+def reason_of(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def unreadable(name: str, error: Exception, where: str = "") -> SourceError:
     """Return the error that says why a file cannot be read, and where if that is known."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = reason_of(error)
     if isinstance(error, EOFError):
         return IncompleteDownloadError(
             f"{name} ends too early{where} ({reason}): it was cut short, fetch it again"
@@ -297,7 +302,7 @@ def _parse(
 
 def _describe(error: Exception, header: Header, where: str, first_line: int) -> str:
     """Say where a data file does not fit its header, and what to do."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = reason_of(error)
     row = re.search(r"Row #(\d+):? ?", text)
     line = f" line {int(row[1]) + first_line - 1}" if row else ""
     column = re.search(r"In CSV column #(\d+):? ?", text)

@@ -364,16 +364,16 @@ def _release_attrs(dataset: xr.Dataset) -> dict[str, Any]:
 def _node_attributes(
     units: xr.Dataset, nodes: np.ndarray, names: Iterable[str] | None
 ) -> dict[str, np.ndarray]:
-    found = Lookup(units["nucleus_id"].values, "nucleus_id of the units").find(nodes)
+    rows = Lookup(units["nucleus_id"].values, "nucleus_id of the units").find(nodes)
     hint = "take the connections of the units first, with mx.select_connections"
-    require_known(nodes, found, "the connectivity", "the units", hint)
+    require_known(nodes, rows, "the connectivity", "the units", hint)
     scalars = {str(n) for n, v in units.variables.items() if v.dims == ("nucleus_id",)}
     known = [*sorted(scalars - {"nucleus_id"}), "position"]
     attributes: dict[str, np.ndarray] = {}
     for name in known if names is None else names:
         if name not in known:
             raise unknown_label("units have no attribute", name, known, error=SchemaError)
-        values = units[name].values[found]
+        values = units[name].values[rows]
         # networkx writes no arrays as attributes of nodes.
         attributes |= dict(zip(AXES, values.T, strict=True)) if values.ndim > 1 else {name: values}
     return attributes
@@ -388,18 +388,18 @@ def _square(
     ends = []
     for side, positions in zip(("pre", "post"), pattern.ends(), strict=True):
         labels = connectivity[f"{side}_nucleus_id"].values
-        found = lookup.find(labels)
+        rows = lookup.find(labels)
         connected = np.bincount(positions, minlength=labels.size) > 0
         if outside == "raise":
             require_known(
                 labels[connected],
-                found[connected],
+                rows[connected],
                 f"the connected {side}synaptic neurons",
                 "the units",
                 "take the connections of the units first, with mx.select_connections, or pass "
                 "outside='drop'",
             )
-        ends.append(found[positions])
+        ends.append(rows[positions])
     pre, post = ends
     inside = (pre >= 0) & (post >= 0)
     at = (pre[inside], post[inside])

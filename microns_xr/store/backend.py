@@ -16,7 +16,7 @@ from microns_xr.store.open import groups_of, open_root, open_store, read_group
 
 
 class MicronsXrBackendEntrypoint(BackendEntrypoint):
-    """Engine that gives sparse-backed connectivity; found by xarray under its name only.
+    """Engine that gives sparse connectivity; xarray uses it only where its name is passed.
 
     `xarray.open_datatree` and `open_groups` give all groups, `open_dataset` one: ``group`` is
     ``"units"``, ``"layers"``, ``"functional"``, ``"connectivity"`` or ``"synapses"``. The other
@@ -77,12 +77,10 @@ class MicronsXrBackendEntrypoint(BackendEntrypoint):
 
 
 class _DaskVariable(xr.Variable):
-    """A variable whose dask array stays as it is.
+    """A variable whose dask array stays as it is."""
 
-    xarray wraps what an engine returns for its own lazy loading; around a dask array the wrapper
-    hides the chunks, and loading it gives the dask array back.
-    """
-
+    # xarray wraps what an engine returns for its own lazy loading. Around a dask array the wrapper
+    # hides the chunks, and loading it gives the dask array back.
     __slots__ = ()
 
     @property
@@ -95,9 +93,9 @@ class _DaskVariable(xr.Variable):
             xr.Variable.data.fset(self, data)  # type: ignore[attr-defined]
 
 
-def _prepared(dataset: xr.Dataset, dropped: str | Iterable[str] | None) -> xr.Dataset:
-    """Return a Dataset without some variables, with dask arrays as xarray is to leave them."""
-    names = [dropped] if isinstance(dropped, str) else list(dropped or ())
+def _prepared(dataset: xr.Dataset, drop: str | Iterable[str] | None) -> xr.Dataset:
+    """Return a Dataset without some variables, and with dask arrays that xarray does not wrap."""
+    names = [drop] if isinstance(drop, str) else list(drop or ())
     dataset = dataset.drop_vars(names, errors="ignore")
     return dataset.assign(
         {

@@ -303,9 +303,9 @@ def _with_pieces(array: zarr.Array, start: int, stop: int) -> zarr.Array:
     if array.shards is None or start >= stop:
         return array
     store: Any = array.store
-    known = CompleteStore(store._store, store.address, store.state)
-    known._pieces = sync(_fetch(store, array, start, stop))
-    return zarr.Array(zarr.AsyncArray(array.metadata, StorePath(known, array.path)))
+    fetched = CompleteStore(store._store, store.address, store.state)
+    fetched._pieces = sync(_fetch(store, array, start, stop))
+    return zarr.Array(zarr.AsyncArray(array.metadata, StorePath(fetched, array.path)))
 
 
 async def _fetch(
@@ -354,12 +354,12 @@ async def _part_of_shard(
     if index is None or len(index) != size:
         return None
     places = np.frombuffer(index.to_bytes()[:-_CRC], dtype="<u8").reshape(n_chunks, 2)
-    wanted = places[first : last + 1]
+    spans = places[first : last + 1]
     # Other writers may leave out chunks, or store them in another order.
-    if (wanted == _ABSENT).any():
+    if (spans == _ABSENT).any():
         return None
-    start, stop = int(wanted[:, 0].min()), int(wanted.sum(axis=1).max())
-    if stop - start != wanted[:, 1].sum():
+    start, stop = int(spans[:, 0].min()), int(spans.sum(axis=1).max())
+    if stop - start != spans[:, 1].sum():
         return None
     content = await store.get(key, prototype, RangeByteRequest(start, stop))
     return None if content is None else _Piece(index, start, content)

@@ -213,16 +213,16 @@ def _read_connectivity(root: zarr.Group, compressed: Compressed, lazy: bool) -> 
 def _matrix_shape(
     group: zarr.Group, arrays: dict[str, zarr.Array], compressed: Compressed
 ) -> tuple[int, int]:
-    """Check dtypes, dims, lengths and attributes of one copy; return (number of pre, of post)."""
+    """Check one copy by its metadata, before it is read; return the numbers of pre and of post."""
     specs = matrix_arrays(compressed)
     missing = [key for key in specs if key not in arrays]
     if missing:
         raise _damaged(group, f"the arrays {missing} are missing, expected {list(specs)}")
     for key, (dtypes, dims) in specs.items():
-        dtype, found = str(arrays[key].dtype), _dims(group, key, arrays[key])
-        if dtype not in dtypes.split() or found != dims:
+        dtype, over = str(arrays[key].dtype), _dims(group, key, arrays[key])
+        if dtype not in dtypes.split() or over != dims:
             expected = dtypes.replace(" ", " or ")
-            raise _damaged(group, f"{key} is {dtype} over {found}, expected {expected} over {dims}")
+            raise _damaged(group, f"{key} is {dtype} over {over}, expected {expected} over {dims}")
     n_pre, n_post = (arrays[axis].shape[0] for axis in PAIR_DIMS)
     n_pairs = arrays["indices"].shape[0]
     lengths = dict.fromkeys(("data", "synapse_count", INDEX_NAMES[compressed]), n_pairs)

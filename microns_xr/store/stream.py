@@ -53,7 +53,7 @@ class PlannedArray:
 
     name: str
     dims: tuple[str, ...]
-    shape: tuple[int, ...]  # begins with 0 where the length is not known yet
+    shape: tuple[int, ...]  # begins with 0 for an unknown length
     dtype: str  # on disk; "string" for text
     attrs: dict[str, Any]
     values: np.ndarray | None = None  # None for an array that is appended to
@@ -130,6 +130,7 @@ def _dense_array(name: str, variable: xr.Variable, where: str) -> PlannedArray:
     label = f"{name} of {where}"
     if isinstance(variable, xr.IndexVariable) and isinstance(variable.to_index(), pd.MultiIndex):
         raise SchemaError(f"{label} is a MultiIndex: use .reset_index({name!r}) before writing")
+    # Not .values of both, which fails for a sparse array and does not say which it is.
     data = variable.values if isinstance(variable, xr.IndexVariable) else variable.compute().data
     if isinstance(data, sparse.SparseArray):
         raise SchemaError(
@@ -140,10 +141,10 @@ def _dense_array(name: str, variable: xr.Variable, where: str) -> PlannedArray:
     if values.dtype.kind in "OUT":
         values = values.astype(object)
         dtype = "string"
-        found = pd.api.types.infer_dtype(values.ravel(), skipna=False)
-        if found not in ("string", "empty"):
+        kind = pd.api.types.infer_dtype(values.ravel(), skipna=False)
+        if kind not in ("string", "empty"):
             raise SchemaError(
-                f"{label} holds {found} objects, expected text in every place: use words such as "
+                f"{label} holds {kind} objects, expected text in every place: use words such as "
                 "'none' or 'unknown' where there is no value, and plain dtypes for numbers"
             )
     elif values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
@@ -193,7 +194,7 @@ class ChunkPool(AbstractContextManager["ChunkPool"]):
     def __init__(self, threads: int = _THREADS) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="chunks")
         self._waiting: deque[Future[None]] = deque()
-        self._most = 2 * threads
+        self._most = 2 * threads  # those being written, and as many that wait
 
     def submit(self, work: Callable[..., None], *arguments: Any) -> None:
         """Call ``work(*arguments)`` in a thread; raises the error of an earlier call."""
@@ -221,14 +222,14 @@ class ArrayWriter:
     def __init__(
         self,
         node: zarr.Group,
-        planned: PlannedArray,
+        plan: PlannedArray,
         pool: ChunkPool,
         shards: bool = False,
     ) -> None:
-        self._node, self._planned, self._pool, self._shards = node, planned, pool, shards
-        _, sharded = grid_of(planned.shape, planned.dims, shards)
+        self._node, self._plan, self._pool, self._shards = node, plan, pool, shards
+        _, shard = grid_of(plan.shape, plan.dims, shards)
         # Each piece is whole chunks or shards, so that no two threads write the same one.
-        self._step = sharded[0] if sharded else chunk_of(planned.dims)
+        self._step = shard[0] if shard else chunk_of(plan.dims)
         self._pieces: list[np.ndarray] = []
         self._held = self._written = 0
         self._array: zarr.Array | None = None
@@ -243,24 +244,25 @@ class ArrayWriter:
     def finish(self, attrs: dict[str, Any] | None = None) -> None:
         """Write what is left, and the attributes if they have changed since the plan."""
         if self._array is None:
-            planned = self._planned if attrs is None else replace(self._planned, attrs=attrs)
-            planned = replace(planned, shape=(self._held, *planned.shape[1:]))
+            # Short arrays are created in the threads, too: an object store takes a request for it.
+            plan = self._plan if attrs is None else replace(self._plan, attrs=attrs)
+            plan = replace(plan, shape=(self._held, *plan.shape[1:]))
             values = np.concatenate(self._pieces) if self._held else None
-            self._pool.submit(_write_whole, self._node, planned, self._shards, values)
+            self._pool.submit(_write_whole, self._node, plan, self._shards, values)
             return
         if self._held:
             self._write(self._held)
-        if attrs is not None and attrs != self._planned.attrs:
+        if attrs is not None and attrs != self._plan.attrs:
             self._array.update_attributes(attrs)
 
     def _write(self, n: int) -> None:
         """Write the next `n` positions: whole chunks or shards, unless they are the last."""
         first = self._pieces[0]
         values = first if len(self._pieces) == 1 else np.concatenate(self._pieces)
-        known, *rest = self._planned.shape
-        shape = (max(known, self._written + n), *rest)
+        length, *rest = self._plan.shape
+        shape = (max(length, self._written + n), *rest)
         if self._array is None:
-            self._array = _create(self._node, replace(self._planned, shape=shape), self._shards)
+            self._array = _create(self._node, replace(self._plan, shape=shape), self._shards)
         elif self._array.shape != shape:
             self._array.resize(shape)
         for start in range(0, n, self._step):
@@ -273,11 +275,12 @@ class ArrayWriter:
 
     def widen(self) -> None:
         """Continue in int64, and copy what was written before; on a local disk only."""
-        narrow, self._planned = self._array, replace(self._planned, dtype="int64")
+        narrow, self._plan = self._array, replace(self._plan, dtype="int64")
         if narrow is None:
             return
         self._pool.wait()
-        aside = replace(self._planned, name=f"{self._planned.name}.int64", shape=narrow.shape)
+        # Beside the old array, whose place it then takes; object stores cannot rename.
+        aside = replace(self._plan, name=f"{self._plan.name}.int64", shape=narrow.shape)
         wide = _create(self._node, aside, False)
         for start in range(0, self._written, self._step):
             wide[start : start + self._step] = narrow[start : start + self._step]
@@ -288,34 +291,34 @@ class ArrayWriter:
 
     @property
     def dtype(self) -> str:
-        """Dtype on disk, as far as it is known now."""
-        return self._planned.dtype
+        """Dtype on disk, which may become int64."""
+        return self._plan.dtype
 
 
-def _create(node: zarr.Group, planned: PlannedArray, shards: bool) -> zarr.Array:
-    chunks, sharded = grid_of(planned.shape, planned.dims, shards)
-    text = planned.dtype == "string"
+def _create(node: zarr.Group, plan: PlannedArray, shards: bool) -> zarr.Array:
+    chunks, shard = grid_of(plan.shape, plan.dims, shards)
+    text = plan.dtype == "string"
     return node.create_array(
-        planned.name,
-        shape=planned.shape,
-        dtype=planned.dtype,
+        plan.name,
+        shape=plan.shape,
+        dtype=plan.dtype,
         chunks=chunks,
-        shards=sharded,
+        shards=shard,
         filters=None,
         # Text is compressed as a stream of bytes.
-        compressors=[compressor(1 if text else np.dtype(planned.dtype).itemsize)],
+        compressors=[compressor(1 if text else np.dtype(plan.dtype).itemsize)],
         # Never read: every chunk is written (rule 7).
-        fill_value="" if text else np.dtype(planned.dtype).type(0),
-        attributes=planned.attrs,
-        dimension_names=planned.dims,
+        fill_value="" if text else np.dtype(plan.dtype).type(0),
+        attributes=plan.attrs,
+        dimension_names=plan.dims,
         config={"write_empty_chunks": True},
     )
 
 
 def _write_whole(
-    node: zarr.Group, planned: PlannedArray, shards: bool, values: np.ndarray | None
+    node: zarr.Group, plan: PlannedArray, shards: bool, values: np.ndarray | None
 ) -> None:
-    array = _create(node, planned, shards)
+    array = _create(node, plan, shards)
     if values is not None and values.size:
         _write_slice(array, 0, values)
 
@@ -336,6 +339,7 @@ class GroupWriter:
         self._node.update_attributes(plan.attrs)
         self.appended: dict[str, ArrayWriter] = {}
         for array in plan.arrays:
+            # A scalar has no first dimension to append along.
             if array.values is not None and not array.dims:
                 pool.submit(_write_whole, self._node, array, False, array.values)
                 continue
@@ -379,9 +383,9 @@ class CopyWriter:
         # `dtypes` are those of size and count on disk. Where they are not known, both begin as
         # int32 and are widened when a value needs it.
         self._widens = dtypes is None
-        known = {} if dtypes is None else dict(zip(("data", "synapse_count"), dtypes, strict=True))
+        of_values = dict(zip(("data", "synapse_count"), dtypes or ("int32",) * 2, strict=True))
         arrays = [
-            replace(array, shape=(n_pairs,), dtype=known.get(array.name, array.dtype))
+            replace(array, shape=(n_pairs,), dtype=of_values.get(array.name, array.dtype))
             if array.dims == ("connection",)
             else array
             for array in plan.arrays
@@ -398,6 +402,7 @@ class CopyWriter:
         n, first = len(lengths), self.n_done
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         shape = (self._n_pre, n) if self.compressed == "post" else (n, self._n_post)
+        # Whoever reads the store relies on the order of the pairs.
         problem = pattern_problem(indices, indptr, shape, self.compressed)
         if first + n > self._n_major:
             problem = f"{first + n} neurons, expected {self._n_major}"

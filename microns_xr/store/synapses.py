@@ -188,6 +188,7 @@ def require_synapses(synapses: xr.Dataset, connectivity: xr.Dataset | None) -> N
                 f"{name!r} of synapses is the name of an array of the format: rename it with "
                 ".rename before writing"
             )
+    # Synapses of units with any partner name both ends by root ids instead.
     indexes = [name for name in INDEX_NAMES.values() if name in synapses.variables]
     if not indexes:
         return
@@ -232,8 +233,8 @@ def plan_synapses(synapses: xr.Dataset, connectivity: xr.Dataset | None) -> list
         counts = np.bincount(index, minlength=connectivity.sizes[f"{axis}_nucleus_id"])
         if axis == "pre":  # a stable sort leaves the rows of a neuron by post, then by id
             rows = rows.isel(synapse=np.argsort(index, kind="stable"))
-        pointed = _with_pointer(rows, axis, np.concatenate([[0], np.cumsum(counts)]))
-        plans.append(plan_dataset(SYNAPSE_GROUP[axis], pointed))
+        copy = _with_pointer(rows, axis, np.concatenate([[0], np.cumsum(counts)]))
+        plans.append(plan_dataset(SYNAPSE_GROUP[axis], copy))
     return plans
 
 

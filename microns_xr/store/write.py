@@ -202,6 +202,7 @@ def _check(parts: Mapping[str, xr.Dataset], address: str) -> None:
             validate(part, kind)  # type: ignore[arg-type]
     require_same_release(*parts.items())
     release_of(parts["units"], "units")
+    # A lazy part that reads from the store could not be used any more once the store is replaced.
     for kind, part in parts.items():
         for name, variable in part.variables.items():
             if _reads_from(variable, part, address):
@@ -309,14 +310,15 @@ def _copies_of(pattern: Pattern, values: Mapping[str, np.ndarray]) -> _Copies:
     columns = {"indices": pattern.indices, **values}
     blocks = _blocks(pattern.indptr, lambda name, start, stop: columns[name][start:stop])
     yield pattern.compressed, pattern.nnz, (size, count), blocks
-    turned = transpose_pattern(pattern.indices, pattern.indptr, pattern.n_minor)
+    other = transpose_pattern(pattern.indices, pattern.indptr, pattern.n_minor)
 
     def read(name: str, start: int, stop: int) -> np.ndarray:
+        # Values are brought into the other order block by block, never all at once.
         if name == "indices":
-            return turned.indices[start:stop]
-        return take_values(values[name], turned.source[start:stop])
+            return other.indices[start:stop]
+        return take_values(values[name], other.source[start:stop])
 
-    yield OTHER[pattern.compressed], pattern.nnz, (size, count), _blocks(turned.indptr, read)
+    yield OTHER[pattern.compressed], pattern.nnz, (size, count), _blocks(other.indptr, read)
 
 
 def _copies(connectivity: xr.Dataset, folder: str | None) -> _Copies:
@@ -329,6 +331,7 @@ def _copies(connectivity: xr.Dataset, folder: str | None) -> _Copies:
             n_pairs = int(copy.indptr[-1])
             yield copy.compressed, n_pairs, (size, count), _blocks(copy.indptr, copy.read)
         return
+    # As large as the pairs: inside the new store, where there has to be room for them anyway.
     with tempfile.TemporaryDirectory(prefix=".pairs-", dir=folder) as work:
         yield from _computed(blocks, work)
 
@@ -352,6 +355,7 @@ def _computed(blocks: Blocks, folder: str) -> _Copies:
             for side, n in lengths.items()
         ]
         for i, (first, _) in enumerate(blocks.spans):
+            # Number of pairs and dtypes have to be known before the first array is created.
             pattern, size, count = _computed_pairs(blocks, i)
             size_dtype = max(size_dtype, narrowest(size))
             count_dtype = max(count_dtype, narrowest(count))

@@ -11,12 +11,12 @@ import xarray as xr
 
 from microns_xr.angles import ANGLE_CONVENTIONS, AngleConvention, angle_attrs, rounded
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
-from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
+from microns_xr.provenance import add_history, require_same_release
 from microns_xr.recordings.files import node_name, scan_nodes, select
 from microns_xr.releases import table_spec
-from microns_xr.schema import FUNCTIONAL, describe
+from microns_xr.schema import FUNCTIONAL, describe, validate
 from microns_xr.tables import SCAN_KEYS
-from microns_xr.tuning.functional import nuclei_of_units
+from microns_xr.tuning.functional import match_units
 
 logger = logging.getLogger(__name__)
 
@@ -306,6 +306,9 @@ def tuning(
                 "rates of different stimuli cannot share a dimension; name scans= that agree"
             )
     direction = _direction_coord(directions, stimulus, angle_convention)
+    if coregistration is not None:
+        validate(coregistration, "functional")
+        require_same_release(("coregistration", coregistration), *nodes.items())
     parts = []
     for name, (rows, _) in trials.items():
         responses = _each_trial(name, nodes[name], rows, directions, latency)
@@ -335,7 +338,7 @@ def tuning(
     }
     sources = [recordings.to_dataset(inherit=False)]
     if coregistration is not None:
-        curves = _with_nuclei(curves, coregistration)
+        curves = match_units(curves, coregistration)
         sources.append(coregistration)
     entry = f"recordings.tuning({stimulus!r}, latency={latency:g}) of {len(trials)} scans"
     return add_history(curves, entry, source=sources)
@@ -363,21 +366,3 @@ def _curves(node: xr.Dataset, trials: Iterable[np.ndarray], direction: Any) -> x
         },
         coords={**_unit_coords(node), "direction": direction},
     )
-
-
-def _with_nuclei(curves: xr.Dataset, coregistration: xr.Dataset) -> xr.Dataset:
-    """Match units to neurons; a unit matched to several nuclei gets a row for each of them."""
-    needed = (*SCAN_KEYS, "nucleus_id", *RELEASE_COORDS)
-    if absent := [k for k in needed if k not in coregistration.coords]:
-        raise SchemaError(
-            f"coregistration has no coordinates {absent}: give what Release.functional() returns"
-        )
-    require_same_release(("recordings", curves), ("coregistration", coregistration))
-    rows = nuclei_of_units({k: curves[k].values for k in SCAN_KEYS}, coregistration)
-    ids = ("scan_unit", rows["nucleus_id"].to_numpy(), describe(FUNCTIONAL["nucleus_id"]))
-    release = {c: coregistration.coords[c] for c in RELEASE_COORDS}
-    result = curves.isel(scan_unit=rows["row"].to_numpy())
-    result = result.assign_coords({"nucleus_id": ids, **release})
-    result.attrs["coregistration_table"] = coregistration.attrs.get("functional_table", "unknown")
-    result.attrs["n_unmatched"] = int((rows["nucleus_id"] < 0).sum())
-    return result

@@ -7,7 +7,6 @@ A neuron may be recorded in up to five scans, or twice within one. These are sev
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -211,17 +210,22 @@ def _require_agreement(rate_dir: np.ndarray, rate_ori: np.ndarray, name: str) ->
         )
 
 
-def nuclei_of_units(units: Mapping[str, np.ndarray], coregistration: xr.Dataset) -> pd.DataFrame:
-    """Match units to neurons: one row per unit and nucleus, with the ``row`` of the unit."""
+def match_units(curves: xr.Dataset, coregistration: xr.Dataset) -> xr.Dataset:
+    """Match units to neurons, sorted; a unit of several nuclei gets a row for each of them."""
     keys = list(SCAN_KEYS)
     match = pd.DataFrame({k: coregistration[k].values for k in [*keys, "nucleus_id"]})
     match = match[match["nucleus_id"] >= 0].drop_duplicates()
     # Nullable, so that units without a match do not turn the ids into floats.
     match["nucleus_id"] = match["nucleus_id"].astype("Int64")
-    rows = pd.DataFrame({k: units[k] for k in keys})
+    rows = pd.DataFrame({k: curves[k].values for k in keys})
     rows = rows.assign(row=np.arange(len(rows))).merge(match, on=keys, how="left")
     rows["nucleus_id"] = rows["nucleus_id"].fillna(-1).astype(np.int64)
-    return rows.sort_values([*keys, "nucleus_id"])
+    rows = rows.sort_values([*keys, "nucleus_id"])
+    ids = ("scan_unit", rows["nucleus_id"].to_numpy(), describe(FUNCTIONAL["nucleus_id"]))
+    result = curves.isel(scan_unit=rows["row"].to_numpy()).assign_coords(nucleus_id=ids)
+    result.attrs["coregistration_table"] = coregistration.attrs.get("functional_table", "unknown")
+    result.attrs["n_unmatched"] = int((rows["nucleus_id"] < 0).sum())
+    return stamp_release(result, *release_of(coregistration, "coregistration"))
 
 
 def build_tuning_curves(
@@ -229,31 +233,18 @@ def build_tuning_curves(
 ) -> xr.Dataset:
     """Turn a table of tuning curves into a Dataset over ``scan_unit``."""
     typed = typed_table(table, "tuning_curves", spec, unique=SCAN_KEYS)
-    rows = nuclei_of_units({k: typed[k].to_numpy() for k in SCAN_KEYS}, coregistration)
     variables, coords = rate_variables(typed, spec)
-    keys: dict[str, Any] = {
-        k: ("scan_unit", rows[k].to_numpy(), describe(FUNCTIONAL[k]))
-        for k in ("nucleus_id", *SCAN_KEYS)
-    }
-    dataset = xr.Dataset(
-        {n: (dims, v[rows["row"]], attrs) for n, (dims, v, attrs) in variables.items()},
-        coords={**keys, **coords},
-        attrs={
-            "tuning_table": spec.name,
-            "coregistration_table": coregistration.attrs.get("functional_table", "unknown"),
-            "n_unmatched": int((rows["nucleus_id"] < 0).sum()),
-        },
-    )
-    datastack, version = release_of(coregistration, "coregistration")
-    dataset = stamp_release(dataset, datastack, version)
+    for key in SCAN_KEYS:
+        coords[key] = (("scan_unit",), typed[key].to_numpy(), describe(FUNCTIONAL[key]))
+    curves = xr.Dataset(variables, coords=coords, attrs={"tuning_table": spec.name})
+    curves = match_units(curves, coregistration)
     logger.info(
         "tuning curves of %s v%d: %d units, %d matched to no neuron",
-        datastack,
-        version,
+        *release_of(curves),
         len(typed),
-        dataset.attrs["n_unmatched"],
+        curves.attrs["n_unmatched"],
     )
-    return add_history(dataset, f"tuning curves from {spec.name}", source=coregistration)
+    return add_history(curves, f"tuning curves from {spec.name}", source=coregistration)
 
 
 # From one row per recorded unit to one row per neuron.

@@ -313,7 +313,9 @@ def test_with_a_coregistration_the_curves_are_those_of_a_release(source, recordi
     )
     collapsed = mx.tuning.collapse_scans(curves[["rate_dir"]], "mean")
     assert collapsed.rate_dir.dims == ("nucleus_id", "direction")
-    with pytest.raises(mx.errors.SchemaError, match="coregistration has no coordinates"):
+    with pytest.raises(
+        mx.errors.SchemaError, match="not a functional Dataset: nucleus_id is absent"
+    ):
         mx.recordings.tuning(recordings, coregistration=functional.drop_vars("nucleus_id"))
 
 
@@ -408,7 +410,7 @@ def test_recordings_of_another_datastack_are_not_matched(source, path):
     datastack = str(coregistration.datastack.item())
     with pytest.raises(
         mx.errors.ReleaseMismatchError,
-        match=f"recordings is of another but coregistration is of {datastack}",
+        match=f"coregistration is of {datastack} v1718 but scan_9_3 is of another",
     ):
         mx.recordings.tuning(
             mx.recordings.open(path, ["9_3"], datastack="another"), coregistration=coregistration

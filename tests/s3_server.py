@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+serving = pytest.importorskip("werkzeug.serving")
 werkzeug_app = pytest.importorskip(
     "moto.moto_server.werkzeug_app", reason="moto is not installed: pip install 'moto[server]'"
 )
@@ -39,7 +40,8 @@ class Asked:
         return "list-type" in self.query or "prefix=" in self.query
 
 
-class _Quiet(werkzeug_app.MotoRequestHandler):
+# Moto has a handler of its own since 5.2.5.
+class _Quiet(getattr(werkzeug_app, "MotoRequestHandler", serving.WSGIRequestHandler)):  # type: ignore[misc]
     def log_request(self, *args: Any) -> None:
         """Print nothing."""
 
@@ -48,14 +50,13 @@ class Bucket:
     """The bucket ``data`` behind a log."""
 
     def __init__(self) -> None:
-        from werkzeug.serving import make_server
 
         self.log: list[Asked] = []
         self.seconds_a_request = 0.0
         # How many objects may still be written before each is refused; None: all.
         self.puts_left: int | None = None
         self.app = werkzeug_app.DomainDispatcherApplication(werkzeug_app.create_backend_app)
-        self._server = make_server(
+        self._server = serving.make_server(
             "127.0.0.1",
             0,
             self._logged,

@@ -18,7 +18,7 @@ from microns_xr.provenance import add_history, require_same_release, stamp_relea
 from microns_xr.releases import ReleaseSpec, release_spec
 from microns_xr.schema import AXES, UNITS, describe
 from microns_xr.tables import SCAN_KEYS, by_role, latest_by, typed_table
-from microns_xr.tuning.functional import build_functional, collapse_scans
+from microns_xr.tuning.functional import build_functional, collapse_scans, missing_value
 
 logger = logging.getLogger(__name__)
 
@@ -405,11 +405,8 @@ def _add_functional(
 
 def _by_unit(collapsed: xr.Dataset, names: list[str], ids: np.ndarray) -> dict[str, Any]:
     """Variables of the units from rows by nucleus, with missing values where there is none."""
-    fill = {
-        n: np.nan if v.dtype.kind == "f" else -1 if n in SCAN_KEYS else 0
-        for n, v in collapsed.data_vars.items()
-    }
-    rows = collapsed.reindex(nucleus_id=ids, fill_value=fill)
+    fill = {n: missing_value(n, collapsed[n].dtype) for n in names}
+    rows = collapsed[names].reindex(nucleus_id=ids, fill_value=fill)
     return {
         n: (rows[n].dims, rows[n].values, {**rows[n].attrs, **describe(UNITS[n])}) for n in names
     }

@@ -79,7 +79,7 @@ def get(
         url=server.archive_url,
         folder=folder / "archive",
         retry=Retry(attempts=attempts, sleep=sleep),
-        timeout=0.15,
+        timeout=0.3,  # what a busy machine keeps
         progress=False,
     )
     if what == "synapses":

@@ -76,7 +76,7 @@ def clean(tmp_path_factory):
 
 
 def download(server, folder):
-    options = {"retry": Retry(attempts=4, sleep=lambda seconds: None), "timeout": (1.0, 0.15)}
+    options = {"retry": Retry(attempts=4, sleep=lambda seconds: None), "timeout": (1.0, 0.3)}
     with mx.sources.CaveSource(
         1718, server_address=server.url, auth_token=TOKEN, **options
     ) as source:

@@ -51,7 +51,7 @@ from microns_xr.sources.synapses import SynapseSet, download_synapses, resolve_i
 from microns_xr.sources.tables import TableSource, read_table_file
 from microns_xr.store.write import write_store
 from microns_xr.tables import SCAN_KEYS
-from microns_xr.tuning.fits import evaluate
+from microns_xr.tuning.fits import MODELS, evaluate
 from microns_xr.tuning.functional import (
     KIND_ROLES,
     FunctionalKind,
@@ -953,11 +953,6 @@ _FIT_COLUMNS = {
 }
 # Their words for our models; theirs are functions of radians, in a column phi.
 _MODELS = {"single": "single_von_mises", "double": "von_mises"}
-_PREFERRED = {
-    "von_mises": "pref_ori",
-    "single_von_mises": "pref_dir",
-    "double_von_mises": "pref_dir",
-}
 
 
 def _rename(fits: pd.DataFrame) -> pd.DataFrame:
@@ -973,8 +968,8 @@ def rates_of_fits(table: pd.DataFrame, name: str = "fits") -> pd.DataFrame:
     fits = fits.sort_values("r2", ascending=False, kind="stable", na_position="last")
     fits = fits.drop_duplicates(list(SCAN_KEYS))
     model = fits["model"].map(lambda word: _MODELS.get(word, word))
-    if unknown := sorted(set(model) - set(_PREFERRED), key=str):
-        raise SchemaError(f"{name} has the models {unknown}, expected some of {[*_PREFERRED]}")
+    if unknown := sorted(set(model) - set(MODELS), key=str):
+        raise SchemaError(f"{name} has the models {unknown}, expected some of {[*MODELS]}")
     parts = [_rates_of_model(fits[model == word], word, name) for word in sorted(set(model))]
     rates = pd.concat(parts).sort_index()
     half = _N_DIRECTIONS // 2
@@ -989,7 +984,7 @@ def _rates_of_model(fits: pd.DataFrame, model: str, name: str) -> pd.DataFrame:
             require_likely_units(values[np.isfinite(values)], units, f"{name}.{column}")
         return values
 
-    preferred = _PREFERRED[model]
+    preferred = MODELS[model].preferred
     if preferred not in fits.columns and "phi" in fits.columns:
         fits = fits.assign(**{preferred: np.rad2deg(numbers("phi", "radian"))})
     further = ["amplitude_opposite"] if model == "double_von_mises" else []

@@ -567,7 +567,7 @@ class Shape(NamedTuple):
     formula: str
 
 
-_MODELS = {
+MODELS = {
     "von_mises": Shape(2, False, "pref_ori", "A exp(k (cos 2(x - phi) - 1))"),
     "single_von_mises": Shape(1, False, "pref_dir", "A exp(k (cos(x - phi) - 1))"),
     "double_von_mises": Shape(
@@ -668,8 +668,8 @@ def fit(
     >>> round(fitted.width.item(), 3), fitted.status.item()
     (24.6, 'ok')
     """
-    require_one_of("model", model, _MODELS)
-    shape = _MODELS[model]
+    require_one_of("model", model, MODELS)
+    shape = MODELS[model]
     axis = angle_axis(rates, dim)
     if dim == "orientation" and shape.harmonic == 1:
         raise SchemaError(
@@ -781,12 +781,12 @@ def evaluate(fit: xr.Dataset, angles: xr.DataArray | np.ndarray | list[float]) -
     array([4.   , 1.055])
     """
     model = fit.attrs.get("model") if isinstance(fit, xr.Dataset) else None
-    if model not in _MODELS or "tuning_dim" not in fit.attrs:
+    if model not in MODELS or "tuning_dim" not in fit.attrs:
         raise SchemaError(
             f"fit is a {type(fit).__name__} with model {model!r}, expected the Dataset that "
             "mx.tuning.fit returns, with its attributes"
         )
-    shape = _MODELS[model]
+    shape = MODELS[model]
     dim = fit.attrs["tuning_dim"]
     preferred = fit[shape.preferred]
     if isinstance(angles, xr.DataArray):

@@ -58,6 +58,8 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
             f"synapses has the columns {columns}, expected pre_pt_root_id and post_pt_root_id, or "
             "pre_nucleus_id and post_nucleus_id: rename them"
         )
+    used = {f"pre_{labels}", f"post_{labels}", "id", *_SIZES, *_COUNTS} & set(columns)
+    require_columns(table, _NAME, used)  # each of them once
     ids, null = {}, {}
     for side in ("pre", "post"):
         column = table[f"{side}_{labels}"]

@@ -227,6 +227,7 @@ BAD = {
     "no partner": (table(THREE).drop(columns="post_pt_root_id"), "expected pre_pt_root_id and post_pt_root_id"),
     "mixed partners": (table(THREE).rename(columns={"pre_pt_root_id": "pre_nucleus_id"}), "expected pre_pt_root_id"),
     "two sizes": (table(THREE, sum_size=1), r"\['size', 'sum_size'\] for one thing"),
+    "one size twice": (pd.concat([table(THREE), table(THREE)["size"]], axis=1), r"several columns \['size'\]"),
     "negative": (table([*THREE, (ROOT[11], ROOT[12], -7)]), "size holds -7, 1 such rows, expected 0 or more"),
     "fraction": (table([*THREE, (ROOT[11], ROOT[12], 1.5)]), "size holds 1.5, 1 such rows, expected whole numbers"),
     "infinite": (table([*THREE, (ROOT[11], ROOT[12], np.inf)]), "size holds inf"),

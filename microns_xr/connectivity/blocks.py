@@ -7,6 +7,7 @@ array of each variable. Nothing here computes. Threads belong to dask, so every 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -258,13 +259,17 @@ def _mapped(blocks: Blocks, function: Callable[..., Any], shared: Any = None) ->
     """
     if not isinstance(shared, Delayed):
         shared = delayed(shared, pure=True, traverse=False)
-    parts = [array.to_delayed(optimize_graph=False).ravel() for array in blocks.arrays.values()]
-    call = delayed(_on_block, pure=True)
-    # Each part as an argument of its own: dask would copy the graph of parts in a list.
-    return [
-        call(function, list(blocks.arrays), blocks.compressed, shared, lo, hi, *arrays)
-        for *arrays, (lo, hi) in zip(*parts, blocks.spans, strict=True)
-    ]
+    arrays, axis = blocks.arrays, AXIS[blocks.compressed]
+    name = f"blocks-{tokenize(function, [a.name for a in arrays.values()], shared.key)}"
+    # One layer for all blocks: with one for each, long chains of selections are slow to make.
+    layer: dict[Any, Any] = {}
+    for i, (lo, hi) in enumerate(blocks.spans):
+        parts = [(array.name, *block_key(axis, i)) for array in arrays.values()]
+        call = (_on_block, function, list(arrays), blocks.compressed, shared.key, lo, hi)
+        layer[f"{name}-{i}"] = (*call, *parts)
+    needs: list[Any] = [*arrays.values(), shared]
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=needs)
+    return [Delayed(key, graph, layer=name) for key in layer]
 
 
 def _on_block(
@@ -309,11 +314,14 @@ def _along(
     parts: list[Any], item: int, spans: list[Span], shape: tuple[int, ...], dtype: Any
 ) -> da.Array:
     """Put one item of the results of all blocks together along the compressed axis."""
-    arrays = [
-        da.from_delayed(part[item], (hi - lo, *shape), dtype)
-        for part, (lo, hi) in zip(parts, spans, strict=True)
-    ]
-    return da.concatenate(arrays)
+    name = f"item-{tokenize([part.key for part in parts], item)}"
+    layer: dict[Any, Any] = {
+        (name, i, *(0 for _ in shape)): (operator.getitem, part.key, item)
+        for i, part in enumerate(parts)
+    }
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=parts)
+    widths = tuple(hi - lo for lo, hi in spans)
+    return da.Array(graph, name, (widths, *((n,) for n in shape)), dtype=dtype)
 
 
 # Parts of a connectivity Dataset by position: what the functions by label are made of.

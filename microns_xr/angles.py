@@ -25,6 +25,11 @@ from microns_xr.provenance import add_history
 
 __all__ = ["ANGLE_CONVENTIONS", "AngleConvention", "convert", "difference"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 AngleConvention = Literal["up_clockwise", "right_counterclockwise"]
 AngleUnits = Literal["degree", "radian"]
 

@@ -26,6 +26,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class MicronsXrError(Exception):
     """Base of every error that microns_xr raises on purpose."""
 

@@ -22,6 +22,11 @@ from microns_xr.provenance import stamp_release
 
 __all__ = ["ReleaseSpec", "TableSpec", "references", "release_spec", "stamp_release"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 ROLES: dict[str, str] = {
     "nucleus": "one row per nucleus: id, pt_root_id, pt_position",
     "celltype": "classification by target_id: classes, and types unless there is celltype_fine",

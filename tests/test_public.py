@@ -119,6 +119,18 @@ def test_a_public_name_is_documented(name):
 
 def test_names_of_the_package_are_those_of_its_stub():
     assert set(dir(mx)) == set(mx.__all__)
+    for name in (
+        "analysis",
+        "angles",
+        "errors",
+        "plot",
+        "recordings",
+        "releases",
+        "sources",
+        "tuning",
+    ):
+        module = getattr(mx, name)
+        assert set(dir(module)) == set(module.__all__)
     with pytest.raises(AttributeError, match="attribute nothing"):
         mx.nothing
 

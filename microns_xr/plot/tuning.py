@@ -311,7 +311,7 @@ def _group_words(groups: Any, currents: xr.DataArray) -> np.ndarray:
         return np.full(currents.shape[0], "all", dtype=object)
     if not isinstance(groups, xr.DataArray) or groups.ndim != 1 or not groups.indexes:
         raise SchemaError(
-            f"groups has dims {getattr(groups, 'dims', None)}, expected one word per neuron with "
+            f"groups has dims {getattr(groups, 'dims', ())}, expected one word per neuron with "
             "the label nucleus_id, such as units.layer"
         )
     ids = currents["post_nucleus_id"].values

@@ -33,9 +33,8 @@ from microns_xr.store.open import Connectivity, connectivity_of
 Words = str | Iterable[str] | None
 
 _CONDITIONS = (
-    *("layer", "brain_area", "cell_type", "classification_system"),
-    *("tuning", "axon", "dendrite"),
-)
+    "layer", "brain_area", "cell_type", "classification_system", "tuning", "axon", "dendrite",
+)  # fmt: skip
 _EXTENDED_STRATEGIES = {
     # Before release 1078 the table says "extended" and not how far.
     "axon": ("extended",),

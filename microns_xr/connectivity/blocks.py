@@ -260,16 +260,17 @@ def _mapped(blocks: Blocks, function: Callable[..., Any], shared: Any = None) ->
     if not isinstance(shared, Delayed):
         shared = delayed(shared, pure=True, traverse=False)
     arrays, axis = blocks.arrays, AXIS[blocks.compressed]
-    name = f"blocks-{tokenize(function, [a.name for a in arrays.values()], shared.key)}"
+    keys = {name: array.name for name, array in arrays.items()}
+    token = f"blocks-{tokenize(function, keys, shared.key)}"
     # One layer for all blocks: with one for each, long chains of selections are slow to make.
     layer: dict[Any, Any] = {}
     for i, (lo, hi) in enumerate(blocks.spans):
         parts = [(array.name, *block_key(axis, i)) for array in arrays.values()]
         call = (_on_block, function, list(arrays), blocks.compressed, shared.key, lo, hi)
-        layer[f"{name}-{i}"] = (*call, *parts)
+        layer[f"{token}-{i}"] = (*call, *parts)
     needs: list[Any] = [*arrays.values(), shared]
-    graph = HighLevelGraph.from_collections(name, layer, dependencies=needs)
-    return [Delayed(key, graph, layer=name) for key in layer]
+    graph = HighLevelGraph.from_collections(token, layer, dependencies=needs)
+    return [Delayed(key, graph, layer=token) for key in layer]
 
 
 def _on_block(

@@ -218,8 +218,8 @@ def test_pictures_go_by_label(source):
     labels = currents_by_angle(currents, units.layer).get_legend_handles_labels()[1]
     turned = currents_by_angle(currents, units.layer[::-1]).get_legend_handles_labels()[1]
     assert labels == turned
-    with pytest.raises(mx.errors.SchemaError, match="expected one word for each of"):
-        currents_by_angle(currents, units.layer.values[:-1])
+    with pytest.raises(mx.errors.SchemaError, match="expected one word per neuron"):
+        currents_by_angle(currents, units.layer.values)
     annotated = mx.annotate(connectivity, units, ["layer"])
     grouped = mx.group_connectivity(annotated, "layer", "layer")
     for table in (grouped, grouped.transpose()):

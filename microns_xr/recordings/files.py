@@ -170,7 +170,7 @@ def _positions(key: Any, size: int) -> np.ndarray:
 def read_rows(dataset: Any, rows: np.ndarray, first: int, end: int) -> np.ndarray:
     """Read rows of a two-dimensional dataset, from column `first` up to `end`."""
     wanted, back = np.unique(rows, return_inverse=True)
-    max_gap = max(1, _MAX_GAP_BYTES // max(1, dataset.dtype.itemsize * dataset.shape[1]))
+    max_gap = max(1, _MAX_GAP_BYTES // (dataset.dtype.itemsize * dataset.shape[1]))
     parts = []
     for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > max_gap) + 1):
         block = dataset[run[0] : run[-1] + 1, first:end]
@@ -192,7 +192,7 @@ class _LazyArray(BackendArray):
 
 
 class TrialArray(_LazyArray):
-    """One stream of a scan, its trials joined along time, the last axis."""
+    """One stream of a scan over (row, time), its trials joined along time."""
 
     def __init__(
         self,
@@ -201,40 +201,34 @@ class TrialArray(_LazyArray):
         trials: list[str],
         n_frames: np.ndarray,
         stream: str,
-        n_rows: int | None,
+        n_rows: int,
         dtype: Any,
     ) -> None:
         self.file, self.scan, self.trials, self.stream = file, scan, trials, stream
         self.n_frames, self.ends = n_frames, np.cumsum(n_frames)
-        total = int(n_frames.sum())
-        self.n_rows = n_rows
-        self.shape = (total,) if n_rows is None else (n_rows, total)
-        self.dtype = np.dtype(dtype)
+        self.shape, self.dtype = (n_rows, int(n_frames.sum())), np.dtype(dtype)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-        frames = _positions(key[-1], self.shape[-1])
-        rows = None if self.n_rows is None else _positions(key[0], self.n_rows)
-        lead = () if rows is None else (len(rows),)
-        result = np.empty((*lead, len(frames)), dtype=self.dtype)
+        rows, frames = (_positions(k, n) for k, n in zip(key, self.shape, strict=True))
+        result = np.empty((len(rows), len(frames)), dtype=self.dtype)
         trial_of = np.searchsorted(self.ends, frames, side="right")
         for trial in np.unique(trial_of) if result.size else []:
             at = np.flatnonzero(trial_of == trial)
             local = frames[at] - (self.ends[trial] - self.n_frames[trial])
             first = int(local.min())
             block = self._read_trial(trial, rows, first, int(local.max()) + 1)
-            result[..., at] = block[..., local - first]
+            result[:, at] = block[:, local - first]
         return result[tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in key)]
 
-    def _read_trial(self, trial: int, rows: np.ndarray | None, first: int, end: int) -> np.ndarray:
+    def _read_trial(self, trial: int, rows: np.ndarray, first: int, end: int) -> np.ndarray:
         where = f"scan {self.scan}, trial {self.trials[trial]}: {self.stream}"
-        n_frames = int(self.n_frames[trial])
+        expected = (self.shape[0], int(self.n_frames[trial]))
         with self.file.reading(where) as h5:
             dataset = h5[f"sessions/{self.scan}/trials/{self.trials[trial]}/{self.stream}"]
-            # Some files store one value per frame as one row or as one column.
-            if rows is None and dataset.size == n_frames:
-                return np.ravel(dataset[()])[first:end]
-            expected = (n_frames,) if rows is None else (self.shape[0], n_frames)
-            if rows is None or dataset.shape != expected:
+            # One value per frame may be stored without an axis of rows, as one row or one column.
+            if self.shape[0] == 1 and dataset.size == expected[1]:
+                return np.reshape(dataset[()], (1, -1))[:, first:end]
+            if dataset.shape != expected:
                 raise SchemaError(
                     f"{self.file.name}: {where} has shape {dataset.shape}, expected {expected}: "
                     "the streams of a trial share one time axis; the file is damaged or of another "
@@ -244,7 +238,7 @@ class TrialArray(_LazyArray):
 
 
 class StartArray(_LazyArray):
-    """The first value of a stream in each trial; NaN for a trial without frames."""
+    """The first value of a stream of one row in each trial; NaN for a trial without frames."""
 
     def __init__(self, stream: TrialArray) -> None:
         self.stream, self.shape, self.dtype = stream, stream.n_frames.shape, stream.dtype
@@ -254,7 +248,7 @@ class StartArray(_LazyArray):
         n_frames = self.stream.n_frames[trials]
         first = (self.stream.ends[trials] - n_frames)[n_frames > 0]
         result = np.full(len(trials), np.nan, dtype=self.dtype)
-        result[n_frames > 0] = self.stream[indexing.OuterIndexer((first,))]
+        result[n_frames > 0] = self.stream[indexing.OuterIndexer((0, first))]
         return result[0] if isinstance(key[0], int | np.integer) else result
 
 
@@ -353,7 +347,7 @@ def _trials(group: Any, where: str) -> tuple[list[str], list[str]]:
                 f"{where} has no {part!r}, found {sorted(group)}: the file is incomplete or of "
                 "another layout, fetch it again"
             )
-    trials = sorted(group["trials"], key=lambda t: (not t.isdigit(), int(t) if t.isdigit() else t))
+    trials = list(group["trials"])
     hashes = [_decode_hash(h) for h in group["meta/condition_hashes"][()]]
     if not trials:
         raise SchemaError(f"{where} has no trials: open the other scans, naming them with scans=")
@@ -362,7 +356,7 @@ def _trials(group: Any, where: str) -> tuple[list[str], list[str]]:
             f"{where} has {len(trials)} trials ({', '.join(trials[:3])} ...) and {len(hashes)} "
             "condition_hashes, expected a hash for each of its numbered trials"
         )
-    return trials, hashes
+    return sorted(trials, key=int), hashes
 
 
 def _responses_of(trial: Any, condition_hash: str, where: str) -> Any:
@@ -406,20 +400,21 @@ def _scan(
 
     n_units, n_frames = shapes[0][0], np.array([n for _, n in shapes], dtype=np.int64)
     stream = partial(TrialArray, file, key, trials, n_frames)
-    lazy = indexing.LazilyIndexedArray
-    times = stream("stim_times", None, np.float64)
+    lazy, first_row = indexing.LazilyIndexedArray, indexing.BasicIndexer((0, slice(None)))
+    times, treadmill = (stream(name, 1, np.float64) for name in ("stim_times", "treadmill"))
     session, scan_idx = (np.int64(part) for part in key.split("_"))
     numbers = np.array([int(t) for t in trials], dtype=np.int64)
     names = np.array(hashes, dtype=object)
     kinds = np.array([stimuli[h][0] for h in hashes], dtype=object)
-    first, start = np.cumsum(n_frames) - n_frames, lazy(StartArray(times))
+    time, start = lazy(times)[first_row], lazy(StartArray(times))
+    first = np.cumsum(n_frames) - n_frames
     coords: dict[str, Any] = {
         "session": ((), session, describe(FUNCTIONAL["session"])),
         "scan_idx": ((), scan_idx, describe(FUNCTIONAL["scan_idx"])),
         **_units(group["meta"], where, n_units),
         "pupil_row": ("pupil_row", np.array(PUPIL_ROWS, dtype=object)),
         "trial": ("trial", numbers, {"long_name": "number of the trial in its scan"}),
-        "stim_time": ("time", lazy(times), {"long_name": "time of the frame", "units": "s"}),
+        "stim_time": ("time", time, {"long_name": "time of the frame", "units": "s"}),
         "trial_number": ("time", np.repeat(numbers, n_frames), {"long_name": "its trial"}),
         "first_frame": ("trial", first, {"long_name": "position of its first frame along time"}),
         "n_frames": ("trial", n_frames, {"long_name": "number of its frames"}),
@@ -433,7 +428,7 @@ def _scan(
     of_pupil = {"long_name": "centre and radii of the pupil", "units": "pixel"}
     streams = {
         "responses": (("unit", "time"), lazy(stream("responses", n_units, dtype)), of_responses),
-        "treadmill": ("time", lazy(stream("treadmill", None, np.float64)), of_treadmill),
+        "treadmill": ("time", lazy(treadmill)[first_row], of_treadmill),
         "pupil": (("pupil_row", "time"), lazy(stream("pupil", 4, np.float64)), of_pupil),
     }
     attrs = {"scan": key, "frames_per_second": FRAMES_PER_SECOND, "alignment": _ALIGNMENT}

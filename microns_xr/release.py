@@ -546,6 +546,7 @@ class Release:
         UnknownLabelError
             If the tuning curves have no variable `by`.
         """
+        # Only the functional table that is needed, so that a release may lack the others.
         roles = [role for role in MINIMUM_ROLES if role not in FUNCTIONAL_ROLES.values()]
         if functional in FUNCTIONAL_ROLES:
             roles.append(FUNCTIONAL_ROLES[functional])
@@ -567,9 +568,11 @@ class Release:
             (nuclei,) = self._provenance_of([self.spec.name_of("nucleus")])
             if nuclei.get("timestamp") is not None:
                 units.attrs["timestamp"] = str(nuclei["timestamp"])
+        # Other modes bring no angles onto the units.
         if angle_convention is not None and functional == "best_only":
             units = convert(units, angle_convention, "degree")
         if isinstance(rates, str | Path):
+            # The registry knows what the angles of its files mean, and refuses to be told.
             stated = self._file_spec(rates).angle_convention is not None
             rates = self.tuning_curves(rates, angle_convention=None if stated else angle_convention)
         elif rates is True:
@@ -812,6 +815,7 @@ class Release:
         """Read a set of synapses; return also its name and the root ids that it asked for."""
         key = request.key if isinstance(request, SynapseSet) else request
         source = self.source
+        # Only a download knows what was asked for.
         if isinstance(source, CachedSource):
             chosen = source.synapse_set(key)
             self._provenance["synapses"] = chosen.provenance()
@@ -864,6 +868,7 @@ class Release:
                 f"units is of {datastack} v{version}, but this release is {self.datastack} "
                 f"v{self.version}: build them with this release's units()"
             )
+        # A selection keeps the attributes of all units, and so how many there were.
         attrs = units.attrs
         if attrs.get("selection", {}).get("units") == units.sizes["nucleus_id"]:
             return units

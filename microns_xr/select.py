@@ -168,6 +168,7 @@ def _tuning(units: xr.Dataset, conditions: list[str]) -> np.ndarray:
 
 
 def _proofread(units: xr.Dataset, part: str, conditions: list[str]) -> np.ndarray:
+    # A condition may name the strategy or the completeness: a unit that fits either is taken.
     codes, words = _column(units, f"strategy_{part}")
     has_degrees = part == "axon" and "axon_completeness" in units
     degree_codes, degrees = _column(units, "axon_completeness") if has_degrees else (codes, [])

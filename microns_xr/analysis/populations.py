@@ -145,6 +145,7 @@ def group_connectivity(
             f"the labels make {n[0]} x {n[1]} groups, expected at most {_MAX_CELLS} pairs of "
             "groups: group by something coarser, or work on the sparse matrix itself"
         )
+    # Sums in one pass over the pairs; neurons without a pair are members of a population as well.
     sums = _sums(pairs, codes, n)
     units_of = {"synapse_size": VOXEL_UNITS, "synapse_count": "synapses", "n_connections": "pairs"}
     table = xr.Dataset(coords=coords)
@@ -250,6 +251,7 @@ def _column(dataset: xr.Dataset, name: str, dim: str, hint: str) -> xr.DataArray
 
 def _words(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype.kind in "OUT":
+        # Empty words would make neurons vanish from every group. A copy, for they are the user's.
         values = values.astype(object)
         values[np.asarray(pd.isna(values))] = "unknown"
     elif values.dtype.kind not in "ib":

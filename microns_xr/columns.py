@@ -91,8 +91,10 @@ def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
             f"{what} has {n_null} empty values among {len(column)}, expected an id in every row: "
             "drop those rows, or download the table again"
         )
+    if n_null:
+        column = column.astype("Int64").fillna(missing)  # an unsigned column cannot hold -1
     # A copy, because pandas may hand out a read-only view, or the memory of the caller.
-    return (column.fillna(missing) if n_null else column).to_numpy(dtype=np.int64, copy=True)
+    return column.to_numpy(dtype=np.int64, copy=True)
 
 
 def text_column(column: pd.Series, table: str) -> pd.Series:

@@ -105,6 +105,8 @@ ROOT = 864691135639235593
         ([ROOT], np.uint64, [ROOT]),
         ([2**63 - 1, -(2**63), -5], object, [2**63 - 1, -(2**63), -5]),
         ([ROOT, None], "Int64", [ROOT, None]),
+        ([ROOT, None], "UInt64", [ROOT, None]),
+        ([ROOT, None, ROOT + 1], "uint64[pyarrow]", [ROOT, None, ROOT + 1]),
         ([None], "UInt64", [None]),
         ([None, np.nan], object, [None, None]),
         ([np.nan], float, [None]),

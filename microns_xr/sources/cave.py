@@ -391,16 +391,17 @@ class CaveSource(TableSource):
             "pool_maxsize": self.connections,
         }
         info_client = _checked(InfoServiceClient, self.timeout)
-        info = info_client(server_address=address, api_version=2, **options)
-        self._record = dict(info.get_datastack_info())
+        try:
+            info = info_client(server_address=address, api_version=2, **options)
+            self._record = dict(info.get_datastack_info())
+            server = self._record["local_server"].rstrip("/")
+        except (KeyError, AttributeError, TypeError) as error:
+            raise BadAnswer(f"the record of the datastack is not whole ({error!r})") from None
         info.session.close()
-        server = self._record.get("local_server")
-        if not isinstance(server, str):
-            raise BadAnswer("the record of the datastack names no server")
         # The version of the interface by number: asked for the latest, caveclient takes an old
         # one for good, without a word, whenever that question fails.
         return _checked(MaterializationClient, self.timeout)(
-            server_address=server.rstrip("/"), version=self.version, api_version=3, **options
+            server_address=server, version=self.version, api_version=3, **options
         )
 
     def status(self) -> Literal["served", "expired", "unknown"]:

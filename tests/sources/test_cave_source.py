@@ -333,6 +333,20 @@ def test_a_slash_at_the_end_of_the_address(cave):
         assert len(source.available_tables()) == 4
 
 
+@pytest.mark.parametrize("record", [{"local_server": "http://127.0.0.1"}, {"x": 1}, [], None])
+def test_a_record_that_is_not_whole_is_asked_for_again(cave, source, record):
+    if record and "x" in record:  # what caveclient needs, and no server
+        record = {"aligned_volume": {"name": "minnie65_phase3", "id": 1}, "local_server": None}
+    cave.faults.add("status", match="/info/api", status=200, body=json.dumps(record))
+    assert source.count(NUCLEI) == 4
+    cave.faults.add("status", match="/info/api", status=200, body=json.dumps(record), times=99)
+    with (
+        source_of(cave) as other,
+        pytest.raises(mx.errors.IncompleteDownloadError, match="not whole"),
+    ):
+        other.count(NUCLEI)
+
+
 def test_closed_connections_open_again(cave, source):
     assert source.count(NUCLEI) == 4
     source.close()

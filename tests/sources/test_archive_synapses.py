@@ -111,23 +111,19 @@ def test_it_keeps_what_a_plain_filter_keeps(path, frame, tmp_path, pre, post, po
 @pytest.mark.parametrize("positions", [False, True])
 def test_it_is_to_the_bit_what_the_service_gives(tmp_path, frame, positions):
     pre, post = ROOT + np.arange(11), ROOT + np.arange(5, 30)
+    options = {"pre": pre, "post": post, "positions": positions, "progress": False}
     with CaveServer({"synapses_pni_2": frame}, row_limit=300) as server:
         with mx.sources.CaveSource(1718, server_address=server.url, auth_token="none") as source:
-            served = download_synapses(
-                source, tmp_path / "cave", pre=pre, post=post, positions=positions, progress=False
-            )
+            served = download_synapses(source, tmp_path / "cave", **options)
         archive = mx.sources.ArchiveSource(
             1718, url=server.archive_url, folder=tmp_path / "files", progress=False
         )
-        found = archive.download_synapses(
-            tmp_path / "archive", pre=pre, post=post, positions=positions, progress=False
-        )
+        found = archive.download_synapses(tmp_path / "archive", **options)
         asked = len(server.requests)
         # Another request needs the file only where it is, and the same one not at all.
         archive.discard("synapses_pni_2")
-        assert archive.download_synapses(
-            tmp_path / "archive", pre=pre, post=post, positions=positions, progress=False
-        ).is_complete
+        again = archive.download_synapses(tmp_path / "archive", **options)
+        assert again.is_complete
         with pytest.raises(mx.errors.SchemaError, match="pre"):
             archive.download_synapses(tmp_path / "archive", pre=[0], progress=False)
         assert len(server.requests) == asked
@@ -191,13 +187,17 @@ def small_blocks(monkeypatch, stop_after: int | None = None) -> list[int]:
     return begun
 
 
+def interrupt(path, folder, **options):
+    with pytest.MonkeyPatch.context() as patch:
+        small_blocks(patch, stop_after=14)
+        with pytest.raises(Stop):
+            keep(path, folder, **options)
+
+
 def test_an_interrupted_filter_continues_where_it_was(path, frame, tmp_path, monkeypatch):
     options = {"post": ROOT + np.arange(20), "batch_bytes": 30_000, "positions": True}
     whole = keep(path, tmp_path / "whole", **options)
-    with monkeypatch.context() as patch:
-        small_blocks(patch, stop_after=14)
-        with pytest.raises(Stop):
-            keep(path, tmp_path / "parts", **options)
+    interrupt(path, tmp_path / "parts", **options)
     (folder,) = (p for p in (tmp_path / "parts").iterdir() if p.is_dir())
     manifest = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     assert len(manifest) >= 3
@@ -218,10 +218,7 @@ def open_requests_complete(folder: Path) -> bool:
 def test_a_batch_that_is_damaged_is_made_again(path, tmp_path, monkeypatch, lost):
     options = {"post": ROOT + np.arange(20), "batch_bytes": 30_000}
     whole = keep(path, tmp_path / "whole", **options)
-    with monkeypatch.context() as patch:
-        small_blocks(patch, stop_after=14)
-        with pytest.raises(Stop):
-            keep(path, tmp_path / "parts", **options)
+    interrupt(path, tmp_path / "parts", **options)
     (folder,) = (p for p in (tmp_path / "parts").iterdir() if p.is_dir())
     files = sorted(folder.glob("[0-9]*.parquet"), key=lambda p: int(p.name.split("-")[0]))
     files[lost].write_bytes(files[lost].read_bytes()[:-10])
@@ -255,10 +252,7 @@ def test_a_batch_that_vanishes_meanwhile_is_missed(path, tmp_path, monkeypatch):
 
 def test_batches_of_another_file_are_never_mixed_in(path, tmp_path, monkeypatch):
     options = {"post": ROOT + np.arange(20), "batch_bytes": 30_000}
-    with monkeypatch.context() as patch:
-        small_blocks(patch, stop_after=14)
-        with pytest.raises(Stop):
-            keep(path, tmp_path / "parts", **options)
+    interrupt(path, tmp_path / "parts", **options)
     other = write_synapses(tmp_path / "other.csv.gz", make_synapses(seed=5))
     with pytest.raises(mx.errors.ReleaseMismatchError, match="remove that folder"):
         keep(other, tmp_path / "parts", **options)

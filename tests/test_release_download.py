@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from cave_server import CaveServer
+from command import run
 
 import microns_xr as mx
 from microns_xr.files import locked
@@ -275,3 +276,44 @@ def test_neurons_asked_for_that_are_no_units_are_counted(cave, tmp_path):
         connectivity = release.connectivity(found)
     assert connectivity.sizes["post_nucleus_id"] == 5
     assert connectivity.attrs["asked_for_but_no_unit"]["post"] > 0
+
+
+def test_command_download_then_build(cave, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("secret0token\n")
+
+    download = ["download", "--version", 1718, "--server", cave.url, "--token-file", token]
+    first = run(*download, "--post", "layer=L4", "--pre", "all", "--positions", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "nucleus_detection_v0: 600 rows" in first.stdout
+    assert "in request" in first.stdout
+    asked = len(cave.requests)
+    second = run(*download, "--post", "layer=L4", "--pre", "all", "--positions", cwd=tmp_path)
+    assert second.stdout == first.stdout
+    assert len(cave.requests) == asked
+    folder = tmp_path / "data" / "minnie65_public" / "v1718"
+    built = run("build", folder, "--version", 1718, "--out", "s.zarr", cwd=tmp_path)
+    assert built.returncode == 0, built.stderr
+    tree = mx.open_store(tmp_path / "s.zarr")
+    assert tree["connectivity"].to_dataset().scope.item() == "requested"
+    assert "secret0token" not in first.stdout + first.stderr + built.stdout
+    for path in (tmp_path / "data").rglob("*"):
+        if path.is_file():
+            assert b"secret0token" not in path.read_bytes()
+    bad = run(*download, "--post", "layers=L4", cwd=tmp_path)
+    assert bad.returncode == 1
+    assert "'layers' is not one of" in bad.stderr
+
+
+def test_command_contradictory_options_are_refused_before_anything_is_fetched(cave, tmp_path):
+    for options, message in (
+        (["--server", cave.url, "--source", "archive"], "give those of one source"),
+        (["--server", cave.url, "--post", "typo.txt"], "expected a file of ids"),
+        (["--token-file", "nowhere"], "there is no file nowhere"),
+        (["--source", "elsewhere"], "expected auto, cave or archive"),
+    ):
+        result = run("download", "--version", 1718, *options, cwd=tmp_path)
+        assert result.returncode == 1
+        assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert not cave.requests

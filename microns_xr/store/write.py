@@ -62,7 +62,7 @@ from microns_xr.store.synapses import plan_synapses, require_synapses
 
 # Two cores are busy with four threads: one waits for the disk or hands a block to the next step.
 _THREADS = max(4, min(16, 2 * (os.cpu_count() or 1)))
-_RUN = 1 << 20  # computed pairs that are sorted at a time
+_RUN = 1 << 20  # pairs that are sorted or reordered at a time
 _TABLES = ("units", "layers", "functional")
 
 # Both copies as they are written. Of each its compressed axis, number of pairs, dtypes of size and
@@ -305,20 +305,21 @@ def _require(problem: str | None) -> None:
 
 
 def _copies_of(pattern: Pattern, values: Mapping[str, np.ndarray]) -> _Copies:
-    """Yield both copies of pairs in memory."""
-    size, count = (narrowest(values[name]) for name in PAIR_VALUES)
-    columns = {"indices": pattern.indices, **values}
-    blocks = _blocks(pattern.indptr, lambda name, start, stop: columns[name][start:stop])
-    yield pattern.compressed, pattern.nnz, (size, count), blocks
+    """Yield both copies of pairs in memory: the one that is there as one block, then the other."""
+    columns = [values[name] for name in PAIR_VALUES]
+    dtypes = narrowest(columns[0]), narrowest(columns[1])
+    block = (np.diff(pattern.indptr), pattern.indices, *columns)
+    yield pattern.compressed, pattern.nnz, dtypes, [block]
     other = transpose_pattern(pattern.indices, pattern.indptr, pattern.n_minor)
 
     def read(name: str, start: int, stop: int) -> np.ndarray:
-        # Values are brought into the other order block by block, never all at once.
+        # Block by block, so that the values are never in memory twice; on one thread, because the
+        # others are busy with writing.
         if name == "indices":
             return other.indices[start:stop]
-        return take_values(values[name], other.source[start:stop])
+        return take_values(values[name], other.source[start:stop], threads=1)
 
-    yield OTHER[pattern.compressed], pattern.nnz, (size, count), _blocks(other.indptr, read)
+    yield OTHER[pattern.compressed], pattern.nnz, dtypes, _blocks(other.indptr, read, _RUN)
 
 
 def _copies(connectivity: xr.Dataset, folder: str | None) -> _Copies:
@@ -336,9 +337,11 @@ def _copies(connectivity: xr.Dataset, folder: str | None) -> _Copies:
         yield from _computed(blocks, work)
 
 
-def _blocks(indptr: np.ndarray, read: Callable[[str, int, int], np.ndarray]) -> Iterator[_Block]:
-    """Yield the pairs of neighbouring neurons, some million at a time."""
-    for lo, hi in block_spans(indptr):
+def _blocks(
+    indptr: np.ndarray, read: Callable[[str, int, int], np.ndarray], pairs: int | None = None
+) -> Iterator[_Block]:
+    """Yield the pairs of neighbouring neurons, about `pairs` at a time."""
+    for lo, hi in block_spans(indptr, pairs):
         span = int(indptr[lo]), int(indptr[hi])
         columns = (read(name, *span) for name in ("indices", *PAIR_VALUES))
         yield np.diff(indptr[lo : hi + 1]), *columns

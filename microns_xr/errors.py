@@ -1,4 +1,4 @@
-"""Exceptions of microns_xr: few classes, each also one of Python's own.
+"""Exceptions of microns_xr, each of which is also a subclass of a built-in exception.
 
 Every message names the variable, what was found, what was expected and what to do.
 """
@@ -39,42 +39,42 @@ class SchemaError(MicronsXrError, ValueError):
 
 
 class ReleaseMismatchError(MicronsXrError, ValueError):
-    """Two objects come from different releases, or one does not say which it is from."""
+    """Two objects come from different releases, or one does not state its release."""
 
 
 class UnknownLabelError(MicronsXrError, KeyError):
-    """A word or an id was asked for that the data do not hold."""
+    """A requested name or id is not in the data."""
 
     def __str__(self) -> str:
-        # KeyError prints the repr of its argument, which makes a sentence unreadable.
+        # KeyError prints the repr of its argument, which makes the message hard to read.
         return str(self.args[0]) if self.args else ""
 
 
 class SourceError(MicronsXrError, OSError):
-    """A source of raw tables does not hold, or does not give, what was asked for."""
+    """A source of raw tables does not have the requested data, or cannot return them."""
 
 
 class IncompleteDownloadError(SourceError):
-    """A download ended before everything that was asked for had arrived."""
+    """A download ended before all requested data had arrived."""
 
 
 class StoreFormatError(MicronsXrError, ValueError):
-    """A store on disk does not follow the format, or would be written against its rules."""
+    """A store on disk does not follow the format, or writing it would violate the format."""
 
 
 class DroppedRowsWarning(UserWarning):
-    """Rows of a table were left out because they name no neuron of the units; they are counted."""
+    """Rows of a table were dropped because their neurons are not in the units."""
 
 
 def nearest(name: object, known: Iterable[object]) -> str:
-    """Return the words of a message that name similar known names; empty if there are none."""
+    """Return the part of a message that lists similar known names; empty if there are none."""
     by_lower = {str(word).lower(): str(word) for word in known}
     near = difflib.get_close_matches(str(name).lower(), list(by_lower), cutoff=0.5)
     return f"; nearest: {', '.join(by_lower[word] for word in near)}" if near else ""
 
 
 def warn_of_dropped_rows(message: str) -> None:
-    """Warn at the user's line, however deep in the package the rows were dropped."""
+    """Issue the warning for the user's line, however deep in the package rows were dropped."""
     level, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         level, frame = level + 1, frame.f_back
@@ -90,7 +90,7 @@ def unknown_label(
 ) -> MicronsXrError:
     """Return the error to raise for a name that is not among the known ones.
 
-    `what` begins the sentence ("units has no variable"), `hint` ends it with the call to make.
+    `what` begins the message ("units has no variable"), `hint` ends it with the call to make.
     """
     ordered = sorted(known, key=str) if isinstance(known, set | frozenset) else known
     words = [str(word) for word in ordered]

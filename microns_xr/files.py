@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: write beside and rename, lock, checksum."""
+"""Atomic writing of files and folders (to a temporary name, then renamed), locks, checksums."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """Give ``NAME.tmp`` to write to, which replaces the file `path` when the block ends well."""
+    """Yield ``NAME.tmp`` to write to; it replaces the file `path` if the block succeeds."""
     path = Path(path)
     part = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        # On disk before it gets its name, in case the power fails.
+        # Flush to disk before renaming, in case of a power failure.
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
@@ -42,13 +42,13 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_file(path: str | Path, content: bytes | str) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file atomically."""
     with new_file(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; empty where it is not there, or damaged."""
+    """Return the JSON object in a file; empty if the file is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -58,17 +58,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Give ``NAME.tmp`` to write into, which replaces the folder `path` when the block ends well.
-
-    The caller makes the folder.
-    """
+    """Yield ``NAME.tmp``, a folder that the caller creates; it replaces `path` on success."""
     path = Path(path)
     part = path.with_name(path.name + ".tmp")
     shutil.rmtree(part, ignore_errors=True)
     try:
         yield part
         if path.exists():
-            # Not removed before the new folder is there.
+            # Remove the old folder only after the new one is in place.
             aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}.old"))
             path.rename(aside / path.name)
             part.rename(path)
@@ -80,35 +77,35 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file until it is closed; False where another process holds it.
+    """Lock an open file until it is closed; return False if another process holds the lock.
 
-    The lock ends with the process, however that ends.
+    The operating system releases the lock when the process ends, even if it is killed.
     """
     try:
         return filelock.lock_descriptor(descriptor, blocking=False)
     except OSError as error:
-        # Some network file systems have no locks. Work goes on there, without this protection.
-        logger.debug("the file system has no locks: %s", error)
+        # Some network file systems do not support locks: continue without this protection.
+        logger.debug("the file system does not support locks: %s", error)
         return True
 
 
 @contextlib.contextmanager
 def locked(folder: str | Path, what: str) -> Iterator[None]:
-    """Hold the file ``lock`` of a folder while `what` is downloaded into it."""
+    """Hold the lock file of a folder while `what` is downloaded into it."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise SourceError(
-            f"{folder} cannot be written ({error}): choose another folder, or make room"
+            f"{folder} cannot be written ({error}): choose another folder, or free disk space"
         ) from error
     try:
         if not try_lock(descriptor):
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise SourceError(
                 f"another download of {what} into {folder} is running (process {holder}): wait "
-                "for it, then run this again; it fetches only what is missing"
+                "for it, then run this again; only missing data is fetched"
             )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)

@@ -1,4 +1,4 @@
-"""Where raw tables come from: a folder, the CAVE service, its archive, a synthetic release."""
+"""Sources of raw tables: a folder, the CAVE service, its archive, or a synthetic release."""
 
 from microns_xr.sources.archive import ArchiveSource
 from microns_xr.sources.cave import CaveSource

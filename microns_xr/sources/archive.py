@@ -75,10 +75,10 @@ _BATCH_BYTES = 1 << 30  # unpacked bytes per batch, where few of the synapses ar
 class ArchiveSource(TableSource):
     """Tables of one materialization version, from the files it is archived as.
 
-    No request is made before its answer is needed. A file is fetched once, continued where it was
-    interrupted, and checked before it is read; files in a folder of this machine are read there.
-    `TableSource` describes `read` and `provenance`; tables are sorted by id and have positions as
-    three columns, the provenance names the ``url`` of the data file and what was ``checked``.
+    Requests are made only when needed. A file is fetched once, resumed after interruptions, and
+    checked before it is read; local files are read in place. `TableSource` describes `read` and
+    `provenance`; tables are sorted by id and have positions as three columns, the provenance
+    includes the ``url`` of the data file and the names of the checks in ``checked``.
 
     Parameters
     ----------
@@ -95,8 +95,8 @@ class ArchiveSource(TableSource):
         Where fetched files are kept; by default a temporary folder, which is removed when the
         process ends.
     storage_options : mapping, optional
-        A login, for an archive that is not public: for a bucket what fsspec hands to its file
-        system, for https what `requests.request` takes, such as ``headers``.
+        Login for an archive that is not public: for a bucket the options of its fsspec file
+        system, for https arguments of `requests.request`, such as ``headers``.
     retry : Retry, optional
         How often to repeat a request, and how long to wait before that.
     timeout : float, optional
@@ -109,17 +109,17 @@ class ArchiveSource(TableSource):
     folder : pathlib.Path
         Where fetched files are kept.
     scope : str
-        ``"requested"``: of synapses it gives those between the neurons that are asked for.
+        ``"requested"``: only synapses between requested neurons are returned.
 
     Raises
     ------
     SchemaError
         If the version is not an integer, or ids of synapses are not root ids.
     SourceError
-        If there is no public archive of the datastack and no `url`, nothing of the version or no
-        such table, or if files are damaged or do not belong together, naming the line.
+        If there is neither a public archive of the datastack nor a `url`, if the version or table
+        does not exist, or if files are damaged or do not belong together (with the line).
     IncompleteDownloadError
-        If requests keep failing; what has arrived is kept.
+        If requests keep failing; data that has arrived is kept.
 
     Examples
     --------
@@ -164,7 +164,7 @@ class ArchiveSource(TableSource):
         self._spec = version
         address = f"{self.url}/v{self.version}"
         self._shown = shown_url(address)
-        # Google's public buckets are read over https, which looks for no login of the user.
+        # Google's public buckets are read over https, which does not look for a login.
         if not storage_options:
             address = re.sub("^gc?s://", _GOOGLE, address)
         self._address = address
@@ -183,7 +183,7 @@ class ArchiveSource(TableSource):
 
     @property
     def folder(self) -> Path:
-        """Where files are kept; a temporary folder is made when it is first needed."""
+        """Where files are kept; a temporary folder is created when it is first needed."""
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="microns_xr-archive-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -211,7 +211,7 @@ class ArchiveSource(TableSource):
                 raise SourceError(
                     f"there is no table {name!r} in the archive {self._shown}, or access to it is "
                     f"refused{nearest(name, self._registered() - {name})}"
-                    ": available_tables() lists what is there; a version that is still served "
+                    ": available_tables() lists its tables; a version that is still served "
                     "is read with source='cave'"
                 )
             self._stems[name] = stem
@@ -224,12 +224,12 @@ class ArchiveSource(TableSource):
         return self._fetched(file) is not None or exists(f"{self._address}/{file}", **self._access)
 
     def _fetched(self, file: str) -> FetchedFile | None:
-        """Return what is known of a file that was fetched from here."""
-        known = find_file(self.folder / file) if self._local is None else None
-        return known if known and known.url == shown_url(f"{self._address}/{file}") else None
+        """Return the record of a file that was fetched from this archive."""
+        record = find_file(self.folder / file) if self._local is None else None
+        return record if record and record.url == shown_url(f"{self._address}/{file}") else None
 
     def _fetch(self, name: str, *, refresh: bool = False, progress: bool) -> tuple[Path, Header]:
-        """Fetch the two files of a table, unless they are here."""
+        """Fetch the two files of a table, unless they exist already."""
         stem = self._stem_of(name)
         paths = []
         for ending in (_HEADER, _DATA):
@@ -261,8 +261,8 @@ class ArchiveSource(TableSource):
     def available_tables(self) -> list[str]:
         """Names of the tables that are archived.
 
-        A bucket and a folder are listed. There are no lists over http, so that only tables that
-        the registry knows are looked for; `read` finds others by their names all the same.
+        A bucket or a folder is listed. This is not possible over http, where only the tables in
+        the registry are looked for; `read` finds others by their names.
 
         Returns
         -------
@@ -272,7 +272,7 @@ class ArchiveSource(TableSource):
         Raises
         ------
         SourceError
-            If there is nothing of the version.
+            If the archive has no tables of the version.
         """
         files = list_names(self._address, **self._access)
         if files is None:
@@ -303,9 +303,9 @@ class ArchiveSource(TableSource):
         name : str
             Table name.
         refresh : bool, optional
-            Fetch its files although they are here.
+            Fetch its files again.
         progress : bool, optional
-            Show a progress bar; by default as the source was told.
+            Show a progress bar; by default the `progress` of the source.
 
         Returns
         -------
@@ -319,22 +319,22 @@ class ArchiveSource(TableSource):
         """
         if name in (SYNAPSE_TABLE, self._spec.tables.get("synapses")):
             raise SourceError(
-                f"{name} is the table of all synapses, which is not read whole: use "
+                f"{name} is the table of all synapses, which is not read as a whole: use "
                 "download_synapses(pre, post)"
             )
         progress = self.progress if progress is None else progress
         path, header = self._fetch(name, refresh=refresh, progress=progress)
         table = read_archived(path, header)
-        # In the order in which the service's tables are downloaded, so that they are comparable.
+        # The order of tables from the service, so that the two are comparable.
         if "id" in table.column_names and not table["id"].null_count:
             table = table.take(pc.sort_indices(table["id"]))
-        known = self._fetched(path.name)
+        record = self._fetched(path.name)
         self._read[name] = {
             "name": name,
             "rows": table.num_rows,
             "url": f"{self._shown}/{path.name}",
-            "sha256": known.sha256 if known else file_sha256(path),
-            "checked": known.checked if known else [],
+            "sha256": record.sha256 if record else file_sha256(path),
+            "checked": record.checked if record else [],
         }
         return table
 
@@ -359,8 +359,8 @@ class ArchiveSource(TableSource):
     ) -> SynapseSet:
         """Download the synapses from some roots onto some roots.
 
-        The file of all synapses, of some 20 GB, is fetched first; it stays in `folder` of the
-        source, so that another request does not fetch it again.
+        The file of all synapses (about 20 GB) is fetched first and kept in the source's `folder`
+        for later requests.
 
         Parameters
         ----------
@@ -375,12 +375,12 @@ class ArchiveSource(TableSource):
         progress : bool, optional
             Show a progress bar.
         cancel : threading.Event, optional
-            Set it to end the download soon; what was done is kept.
+            Set it to stop the download; finished batches are kept.
 
         Returns
         -------
         SynapseSet
-            A complete one, the same as a download from the service gives.
+            The complete set, the same as from a download from the service.
 
         Raises
         ------
@@ -389,16 +389,16 @@ class ArchiveSource(TableSource):
         IncompleteDownloadError
             If the file cannot be fetched, or the download is cancelled.
         """
-        # Before 20 GB are fetched: are these ids, and is the answer here?
+        # Before 20 GB are fetched, check the ids and look for an earlier result.
         request = make_request(self.datastack, self.version, table, pre, post, positions)
-        there = SynapseSet(folder, request.key)
-        if there.is_complete:
+        existing = SynapseSet(folder, request.key)
+        if existing.is_complete:
             logger.info("synapses of %s are already in %s", request.key, folder)
-            return there
+            return existing
         path, header = self._fetch(table, progress=progress)
-        known, stat = self._fetched(path.name), path.stat()
-        # Tells the file from another of its name, without reading it whole.
-        identity = known.sha256 if known else f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
+        record, stat = self._fetched(path.name), path.stat()
+        # Distinguishes the file from another of its name, without reading all of it.
+        identity = record.sha256 if record else f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
         return filter_synapses(
             path, header, folder, request, identity=identity, progress=progress, cancel=cancel
         )
@@ -419,11 +419,11 @@ def filter_synapses(
     progress: bool = True,
     cancel: threading.Event | None = None,
 ) -> SynapseSet:
-    """Select the synapses of a request from the archived file of all synapses, as it is unpacked.
+    """Select the synapses of a request while the archived file of all synapses is unpacked.
 
-    The result has the folder, the form and the key of a download from the service. A batch is the
-    lines between two places in the unpacked file; after an interruption the file is unpacked again,
-    and parsed from where the last finished batch ends. Memory does not grow with the file.
+    The result has the folder, the format and the key of a download from the service. A batch is a
+    range of lines of the unpacked file; after an interruption the file is unpacked again, but
+    parsed only from the end of the last finished batch. Memory does not grow with the file.
     """
     path, result = Path(path), SynapseSet(folder, request.key)
     columns = _columns(header, request)
@@ -454,7 +454,7 @@ def filter_synapses(
                 yield block
                 if cancel is not None and cancel.is_set():
                     raise IncompleteDownloadError(
-                        f"the filter of {target.key} was cancelled: run the same again to continue"
+                        f"filtering {target.key} was cancelled: run the same again to continue"
                     )
 
         with bar:
@@ -468,8 +468,8 @@ def filter_synapses(
         batches = target.batches()
         if sum(len(batch.piece) for batch in batches) != stop:
             raise IncompleteDownloadError(
-                f"some batches of {target.key} are not in {target.directory} any more, or not as "
-                "they were written: check the disk, and run the same again"
+                f"some batches of {target.key} in {target.directory} are missing or have changed "
+                "since they were written: check the disk, and run the same again"
             )
         target.finish(request, stamp, batches)
     return result
@@ -494,7 +494,7 @@ def _columns(header: Header, request: SynapseRequest) -> list[str]:
 def _join(
     blocks: Iterator[Block], request: SynapseRequest, batch_rows: int, batch_bytes: int
 ) -> Iterator[tuple[Piece, pa.Table, int]]:
-    """Select the synapses of a request, and join them to batches; return also their lines."""
+    """Join the synapses of a request to batches; yield also their numbers of lines."""
     tables: list[pa.Table] = []
     start = n_rows = n_lines = 0
     for block in blocks:
@@ -514,7 +514,7 @@ def _join(
 
 
 def _leading_batches(folder: RequestFolder) -> list[Batch]:
-    """Return the batches of an earlier run up to the first gap; remove those behind it."""
+    """Return the batches of an earlier run up to the first gap; remove those after it."""
     leading: list[Batch] = []
     stop = 0
     for batch in sorted(folder.batches(), key=lambda b: b.piece.start):
@@ -523,5 +523,5 @@ def _leading_batches(folder: RequestFolder) -> list[Batch]:
             stop = batch.piece.stop
         else:
             (folder.directory / batch.file).unlink(missing_ok=True)
-    folder.batches()  # takes what was removed out of the manifest
+    folder.batches()  # also drops removed batches from the manifest
     return leading

@@ -1,8 +1,8 @@
-"""The folder of a downloaded release: which tables are there and whole, which are to be fetched.
+"""The folder of a downloaded release: which tables are complete, which have to be fetched.
 
-A table is two files, ``NAME.parquet`` and ``NAME.json``. Both are written beside their place and
-renamed, the record last, and the record holds the sha256 of the parquet: a table whose two files
-do not fit each other, for whatever reason, does not count as there.
+A table is two files, ``NAME.parquet`` and ``NAME.json``. Both are written to a temporary name and
+renamed, the record last. The record holds the sha256 of the parquet file: a table whose two files
+do not match is treated as missing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def table_names(
     policy: Policy = "minimum",
     extra: Iterable[str] = (),
 ) -> list[str]:
-    """Return the tables that a policy means."""
+    """Return the names of the tables that a policy selects."""
     extra = [extra] if isinstance(extra, str) else list(extra)
     if policy not in get_args(Policy):
         raise SchemaError(f"policy is {policy!r}, expected one of {list(get_args(Policy))}")
@@ -75,7 +75,7 @@ def table_names(
     names = {spec.tables.get(word) or word for word in extra}
     if synapses in names & set(available):
         raise SourceError(
-            f"{synapses} is the table of all synapses, which is not fetched whole: use "
+            f"{synapses} is the table of all synapses, which is not fetched as a whole: use "
             "download_synapses(pre, post), or the archive"
         )
     for name in names - set(available):
@@ -87,10 +87,10 @@ def table_names(
             names.add(name)
             continue
         error = unknown_label(
-            f"v{spec.version} has, in the role {role}, no table",
+            f"v{spec.version} has no {role} table",
             name,
             set(available),
-            f"pass tables={{{role!r}: ...}} if it goes by another name",
+            f"pass tables={{{role!r}: ...}} if it has another name",
             SourceError,
         )
         if role in _NEEDED_ROLES:
@@ -102,8 +102,8 @@ def table_names(
 class CachedSource(TableSource):
     """Tables of the service or the archive, downloaded into a folder and read from there.
 
-    What is in the folder and whole is not asked for again. Without a remote source, or while it
-    cannot be reached, the folder alone is read.
+    Tables that are complete in the folder are not requested again. Without a remote source, or
+    while it cannot be reached, only the folder is read.
     """
 
     scope = "requested"
@@ -122,7 +122,7 @@ class CachedSource(TableSource):
         self.table_folder = self.folder / "raw"
         self.synapse_folder = self.table_folder / "synapses"
         self._listing = self.folder / "tables.json"
-        # By name: time and size of a file, and the sha256 that it had then.
+        # By name: modification time and size of a file, and its sha256 at that time.
         self._digests: dict[str, tuple[tuple[int, int], str]] = {}
 
     def __repr__(self) -> str:
@@ -131,16 +131,16 @@ class CachedSource(TableSource):
     # -------------------------------------------------------------- tables in the folder
 
     def path(self, name: str) -> Path:
-        """Return where a table's parquet file is, or will be."""
+        """Return the path of a table's parquet file, which may not exist yet."""
         return self.table_folder / f"{require_table_name(name)}.parquet"
 
     def names(self) -> list[str]:
-        """Return the names of the downloaded tables that are there and whole."""
+        """Return the names of the downloaded tables that are complete."""
         stems = [path.stem for path in self.table_folder.glob("*.json")]
         return sorted(name for name in stems if TABLE_NAME.fullmatch(name) and self.has(name))
 
     def has(self, name: str) -> bool:
-        """Whether a table is there and whole, by its record and the sha256 in it."""
+        """Whether a table is complete: its file has the sha256 in its record."""
         return self._record(name) is not None
 
     def _record(self, name: str) -> dict[str, Any] | None:
@@ -149,25 +149,24 @@ class CachedSource(TableSource):
         if "sha256" not in record or not path.is_file():
             return None
         stat = path.stat()
-        # Hashed once for as long as time and size stay the same.
+        # Hashed again only if time or size has changed.
         state = (stat.st_mtime_ns, stat.st_size)
         if self._digests.get(name, (None, ""))[0] != state:
             self._digests[name] = (state, file_sha256(path))
         if self._digests[name][1] != record["sha256"]:
-            logger.warning("%s is not what its record says: it does not count as there", path)
+            logger.warning("%s does not match its record: it is treated as missing", path)
             return None
         if (record.get("datastack"), record.get("version")) != (self.datastack, self.version):
             raise ReleaseMismatchError(
                 f"{path} is of {record.get('datastack')} v{record.get('version')}, expected "
-                f"{self.datastack} v{self.version}: it was put into the folder of another release; "
-                "move it away"
+                f"{self.datastack} v{self.version}: move it to the folder of its own release"
             )
         return record
 
     def write(self, name: str, table: pa.Table, provenance: Mapping[str, Any]) -> dict[str, Any]:
-        """Write a table and its record, whole or not at all; an old one is replaced."""
+        """Write a table and its record atomically, replacing an old one."""
         path = self.path(name)
-        # Renamed in the order of their ends: the record, which is of both, is the last.
+        # The outer context ends last, so the record is renamed after the table.
         with new_file(path.with_suffix(".json")) as record_part, new_file(path) as part:
             pa.parquet.write_table(plain_types(table), part, compression="zstd")
             record = {
@@ -187,9 +186,9 @@ class CachedSource(TableSource):
         return record
 
     def _added_by_hand(self) -> dict[str, Path]:
-        """Return the files of tables that were put beside the downloaded ones, by name.
+        """Return the files of tables that were added beside the downloaded ones, by name.
 
-        A parquet file in ``raw`` without a record is not one: it is a download that was cut.
+        A parquet file in ``raw`` without a record is excluded: it is an interrupted download.
         """
         files, synapses = table_files(self.folder)
         for name in synapses:
@@ -203,7 +202,7 @@ class CachedSource(TableSource):
     # ----------------------------------------------------------------- the table source
 
     def available_tables(self) -> list[str]:
-        """Names of the tables here and there, sorted."""
+        """Names of the local and remote tables, sorted."""
         names = {*self.names(), *self._added_by_hand()}
         if self.remote is not None:
             try:
@@ -215,7 +214,7 @@ class CachedSource(TableSource):
         return sorted(names)
 
     def _remote_tables(self, remote: CaveSource | ArchiveSource) -> list[str]:
-        """Names the remote source lists, from the listing that a download has written."""
+        """Names of the remote tables, from the listing that a download has written if any."""
         if isinstance(remote, ArchiveSource) or not self._listing.is_file():
             return remote.available_tables()
         try:
@@ -224,7 +223,7 @@ class CachedSource(TableSource):
             raise SourceError(f"{self._listing} is damaged ({error}): remove it") from error
 
     def read(self, name: str) -> pd.DataFrame:
-        """Return one table; what is not in the folder is fetched into it."""
+        """Return one table, which is downloaded into the folder if it is not there."""
         if not self.has(name):
             if (path := self._added_by_hand().get(name)) is not None:
                 return read_table_file(path)
@@ -232,7 +231,7 @@ class CachedSource(TableSource):
                 raise self._not_here(name)
             if name == SYNAPSE_TABLE:
                 raise SourceError(
-                    f"{name} is not downloaded whole: fetch the synapses of some neurons with "
+                    f"{name} is not downloaded as a whole: fetch the synapses of some neurons with "
                     "Release.download_synapses(pre, post)"
                 )
             self.download([name], progress=False)
@@ -240,7 +239,7 @@ class CachedSource(TableSource):
             return to_frame(file.read())
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """Return the record of a table: name, rows, sha256, timestamp, where it came from."""
+        """Return the record of a table: name, rows, sha256, timestamp and origin."""
         if (record := self._record(name)) is not None:
             return record
         if (path := self._added_by_hand().get(name)) is not None:
@@ -248,13 +247,13 @@ class CachedSource(TableSource):
         raise self._not_here(name)
 
     def _not_here(self, name: str) -> Exception:
-        what, known = f"{self.table_folder} holds no whole table", self.names()
+        what, known = f"{self.table_folder} holds no complete table", self.names()
         return unknown_label(what, name, known, "download it", SourceError)
 
     # --------------------------------------------------------------------------- downloads
 
     def require_remote(self, what: str) -> CaveSource | ArchiveSource:
-        """Return the remote source; a folder that was downloaded may be read without one."""
+        """Return the remote source, or raise if the folder is read without one."""
         if self.remote is None:
             raise SourceError(
                 f"{self.folder} is read without a service, so it cannot {what}: use "
@@ -270,23 +269,23 @@ class CachedSource(TableSource):
         progress: bool = True,
         max_rows: int | None = None,
     ) -> dict[str, dict[str, Any]]:
-        """Download tables into the folder; those that are here and whole are not fetched."""
+        """Download tables into the folder, except for those that are already complete."""
         remote = self.require_remote("download tables")
         records: dict[str, dict[str, Any]] = {}
         with locked(self.table_folder, "tables"):
             write_identity(self.folder, self.datastack, self.version)
-            # What a version of the service holds does not change, so its listing is kept; an
-            # archive that cannot be listed says only what it was asked for.
+            # The tables of a version never change, so their listing is saved. An archive is not
+            # always listed completely.
             if isinstance(remote, CaveSource) and (refresh or not self._listing.is_file()):
                 write_file(self._listing, json.dumps(remote.available_tables()) + "\n")
-            # The halves of an interrupted download; no other process writes here now.
+            # Remains of an interrupted download; the lock keeps other processes from writing here.
             for path in self.table_folder.glob("*.tmp"):
                 path.unlink(missing_ok=True)
             bar = tqdm(
                 list(dict.fromkeys(names)),
                 desc="tables",
                 unit="table",
-                # The archive has a bar of its own for each file.
+                # The archive shows a separate bar for each file.
                 disable=isinstance(remote, ArchiveSource) or not progress,
             )
             for name in bar:
@@ -304,24 +303,24 @@ class CachedSource(TableSource):
                     table, record = _from_service(remote, name)
                 records[name] = self.write(name, table, record)
                 if isinstance(remote, ArchiveSource):
-                    remote.discard(name)  # not twice on the disk
+                    remote.discard(name)  # the table would be on disk twice
                 logger.info("%s: %d rows", name, table.num_rows)
         return records
 
     def synapse_files(self) -> dict[str, Path]:
-        """Return the sets of synapses that are here and complete, by the key of their request."""
+        """Return the complete sets of synapses by the key of their request."""
         return {s.key: s.path for s in list_requests(self.synapse_folder) if s.is_complete}
 
     def synapse_set(self, request: str | None = None) -> SynapseSet:
         """Return one complete set of synapses."""
-        chosen = open_request(self.synapse_folder, request)
-        asked = chosen.request
-        if (asked["datastack"], asked["version"]) != (self.datastack, self.version):
+        synapses = open_request(self.synapse_folder, request)
+        datastack, version = synapses.request["datastack"], synapses.request["version"]
+        if (datastack, version) != (self.datastack, self.version):
             raise ReleaseMismatchError(
-                f"{chosen.path} holds synapses of {asked['datastack']} v{asked['version']}, not of "
+                f"{synapses.path} holds synapses of {datastack} v{version}, not of "
                 f"{self.datastack} v{self.version}: move it to the folder of its own release"
             )
-        return chosen
+        return synapses
 
 
 def _from_service(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -335,7 +334,7 @@ def _from_archive(
     table = source.read_arrow(name, refresh=refresh, progress=progress)
     file = source.provenance(name)
     record = {
-        "timestamp": None,  # the archive does not say
+        "timestamp": None,  # not known from the archive
         "source": "archive",
         "url": file["url"],
         "archive_sha256": file["sha256"],
@@ -347,7 +346,7 @@ def _from_archive(
 def make_source(
     source: str | Path | TableSource, spec: ReleaseSpec, datastack: str, datadir: Path
 ) -> TableSource:
-    """Return the source that a word, a path or an object means."""
+    """Return the source for a name, a path or an object."""
     if source == "demo":
         return DemoSource(spec.version)
     if source == "auto":
@@ -374,7 +373,7 @@ def make_source(
         path = directory.path
         folder = path.parent if path.resolve().name == "raw" else path
         if list_requests(folder / "raw" / "synapses"):
-            # Downloaded by this package: its sets of synapses say what was asked for.
+            # Downloaded by this package: its sets of synapses record their requests.
             return CachedSource(None, folder, directory.datastack, spec.version)
         return directory
     if not isinstance(source, TableSource):

@@ -1,9 +1,9 @@
 """Tables of a release from the CAVE service, through caveclient.
 
-The service cuts an answer at its row limit, in no defined order and with no more than a header to
-say so, and an answer may hold too few rows without any sign at all. So a table that meets the limit
-is queried again in ranges of its ids until no answer is cut, and no table is taken before it has
-as many rows as the service counts, each id once.
+The service truncates answers at its row limit, in no defined order and indicated only by a header,
+and an answer may lack rows without any indication at all. So a table that reaches the limit is
+queried again in ranges of its ids until no answer is truncated, and a table is accepted only if it
+has as many rows as the service counts, each id once.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Result = TypeVar("Result")
 Filters = Mapping[str, Sequence[Any]]
 Ranges = Mapping[str, tuple[int | None, int | None]]
 
-_CONNECT_ATTEMPTS = 5  # a wrong address is not worth the patience of a night's download
-_TABLE_ATTEMPTS = 5  # for a table whose rows are not those that the service counts
-# How full the answers to ranges of ids are to be: the ids of a cut answer are a sample of the
-# table's, so that the ranges made of them come out somewhat uneven.
+_CONNECT_ATTEMPTS = 5  # fewer than for other requests: a wrong address should fail early
+_TABLE_ATTEMPTS = 5  # for a table whose number of rows is not the service's count
+# Target size of the answers to ranges of ids, as a share of the row limit: the ranges are estimated
+# from the ids in a truncated answer, so that their sizes are somewhat uneven.
 _FILLING = 0.7
-# The end of an Arrow stream. The format allows a stream without it, and then nothing tells a whole
-# one from one that broke off between two messages; the service always writes it.
+# The end of an Arrow stream. The format makes it optional, but without it a stream that breaks off
+# between two messages looks complete; the service always writes it.
 _STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 # The service opens a quotation mark before this and never closes it.
 _LIMITED = re.compile(r"Limited query to (\d+) rows")
@@ -46,13 +46,13 @@ _LOGIN = re.compile(r"/(?:sticky_)?auth(?:orize)?(?:/|$)|/login(?:/|$)")
 
 TOKEN_HELP = (
     "get a token at https://global.daf-apis.com/auth/api/v1/create_token and pass it as "
-    "auth_token=..., or keep it where caveclient looks for it, once, with "
+    "auth_token=..., or save it once for caveclient with "
     "caveclient.CAVEclient().auth.save_token(token=...)"
 )
 
 
 def _advice(datastack: str, version: int) -> dict[int, str]:
-    """Return what to do about each status that the service refuses with."""
+    """Return what to do about each status with which the service refuses requests."""
     return {
         400: "check the names of tables and columns",
         401: TOKEN_HELP,
@@ -66,7 +66,7 @@ def _advice(datastack: str, version: int) -> dict[int, str]:
 
 
 class Secret:
-    """A token, or none, that no repr, no traceback and no pickle shows."""
+    """A token, or None, that is not shown in a repr, a traceback or a pickle."""
 
     __slots__ = ("value",)
 
@@ -74,7 +74,9 @@ class Secret:
         if value is not None:
             value = str(value).strip()
             if not re.fullmatch(r"[!-~]+", value):
-                raise SchemaError(f"auth_token is empty or holds spaces or signs: {TOKEN_HELP}")
+                raise SchemaError(
+                    f"auth_token is empty or contains spaces or non-ASCII characters: {TOKEN_HELP}"
+                )
         self.value = value
 
     def __repr__(self) -> str:
@@ -90,7 +92,7 @@ class Secret:
         return self
 
     def clean(self, text: str) -> str:
-        """Take the token out of a text, however it is written there."""
+        """Remove the token from a text, whether plain, escaped or quoted."""
         if self.value:
             for form in {self.value, repr(self.value)[1:-1], quote(self.value, safe="")}:
                 text = text.replace(form, "<token>")
@@ -103,9 +105,9 @@ class Secret:
 class CheckedSession(requests.Session):
     """A session with the checks that caveclient lacks.
 
-    It sets time limits, refuses error statuses before caveclient sees them (which opens a web
-    browser on one of them), takes a login page for the refusal it is, and keeps the last answer
-    of each thread, because caveclient drops the header that says that an answer was cut.
+    It sets time limits, raises on error statuses before caveclient sees them (which opens a web
+    browser on one of them), treats a redirect to a login page as a refusal, and keeps the last
+    answer of each thread, because caveclient drops the header that marks a truncated answer.
     """
 
     def __init__(self, timeout: tuple[float, float]) -> None:
@@ -123,7 +125,7 @@ class CheckedSession(requests.Session):
         return response
 
     def take_answer(self) -> requests.Response:
-        """Return the last answer to a request of this thread, and forget it."""
+        """Return the last answer to a request of this thread, and discard it."""
         response, self._local.answer = getattr(self._local, "answer", None), None
         if response is None:
             raise BadAnswer("there was no answer")
@@ -139,7 +141,7 @@ def _check(response: requests.Response) -> None:
     if status < 400:
         return
     if status == 404 and urlsplit(response.url).path.endswith("/version"):
-        return  # a server too old to have this endpoint, which caveclient knows of
+        return  # an old server without this endpoint, which caveclient handles
     reason = _reason(response)
     if status == 500 and (inner := re.match(r"(4\d\d)\b", reason)):
         status = int(inner[1])
@@ -147,7 +149,7 @@ def _check(response: requests.Response) -> None:
 
 
 def _reason(response: requests.Response) -> str:
-    """Return what the service says of an error, in a JSON document or a page."""
+    """Return the error message of the service, from a JSON document or a web page."""
     text, document = response.text[:10_000], None
     with contextlib.suppress(ValueError):
         document = json.loads(text)
@@ -161,25 +163,25 @@ def _reason(response: requests.Response) -> str:
 
 
 def _checked(client: type, timeout: tuple[float, float]) -> Any:
-    """Return a class of caveclient whose every request goes through a `CheckedSession`."""
+    """Return a caveclient class that makes all of its requests through a `CheckedSession`."""
 
-    def put_session(self: Any, plain: object) -> None:
+    def set_session(self: Any, session: object) -> None:
         self.checked_session = CheckedSession(timeout)
 
-    session = property(lambda self: self.checked_session, put_session)
+    session = property(lambda self: self.checked_session, set_session)
     return type(client.__name__, (client,), {"session": session})
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The rows that a query brought, in no order."""
+    """The rows returned by a query, in no particular order."""
 
-    # integers as int64, other numbers as double, text as string, truth as bool, times as
+    # integers as int64, other numbers as double, text as string, booleans as bool, times as
     # microseconds, positions as three columns ``X_position_x``, ``_y``, ``_z``
     table: pa.Table
-    # the row limit, when the answer has as many rows as that: it may be cut. None: it is whole.
+    # the row limit if the answer has that many rows and may be truncated; None if it is complete
     limited_to: int | None = None
-    # voxel size of the positions, where the service says so
+    # voxel size of the positions, if the service states it
     resolution_nm: tuple[float, ...] | None = None
 
 
@@ -214,7 +216,7 @@ def _as_number(document: Any) -> int:
 
 
 def _filter_values(column: str, values: Any) -> list[Any]:
-    """Return the values of a filter as JSON holds them."""
+    """Return the values of a filter as plain Python values, for JSON."""
     values = np.asarray(values if isinstance(values, np.ndarray) else list(values))
     if values.dtype.kind == "f" and values.size:
         raise SchemaError(
@@ -230,10 +232,10 @@ def _filter_values(column: str, values: Any) -> list[Any]:
 class CaveSource(TableSource):
     """Tables of one materialization version from the CAVE service.
 
-    No request is made before its answer is needed. One that fails for a moment is repeated with
-    growing waits; one that the service refuses raises at once. Threads may share a source.
-    `TableSource` describes `available_tables`, `read` and `provenance`; tables are sorted by id,
-    have positions as three columns, and are not kept on disk.
+    Requests are made only when needed. Transient failures are retried with increasing waits;
+    refusals of the service raise at once. Threads may share a source. `TableSource` describes
+    `available_tables`, `read` and `provenance`; tables are sorted by id, have positions as three
+    columns, and are not kept on disk.
 
     Parameters
     ----------
@@ -244,8 +246,8 @@ class CaveSource(TableSource):
     server_address : str, optional
         Address of the service; by default the one that caveclient knows for the datastack.
     auth_token : str, optional
-        Token; by default the one in caveclient's own file. It is kept in memory only, shown
-        nowhere, and not pickled: an unpickled source looks into that file.
+        Token; by default the one in caveclient's token file. It is only kept in memory, never
+        shown and not pickled: an unpickled source reads that file.
     timeout : tuple of float, optional
         Seconds to wait for a connection, and for the next bytes of an answer.
     retry : Retry, optional
@@ -256,19 +258,19 @@ class CaveSource(TableSource):
     Attributes
     ----------
     scope : str
-        ``"requested"``: of synapses it gives those between the neurons that are asked for.
+        ``"requested"``: only synapses between requested neurons are returned.
     row_limit : int or None
-        The most rows of an answer, once an answer has met that limit.
+        Maximum number of rows of an answer, once an answer has reached it.
 
     Raises
     ------
     SchemaError
-        If the version is not an integer, the token holds characters that no token has, or a filter
-        holds floats.
+        If the version is not an integer, the token contains invalid characters, or a filter holds
+        floats.
     SourceError
         If the service refuses a request, or has no such version, table or column.
     IncompleteDownloadError
-        If requests keep failing, or other rows arrive than the service counts.
+        If requests keep failing, or the number of rows is not the service's count.
 
     Examples
     --------
@@ -341,7 +343,7 @@ class CaveSource(TableSource):
             ask,
             f"{what} of {self.datastack} v{self.version}",
             advice=_advice(self.datastack, self.version),
-            # Looked up at the call: connecting may find a token in caveclient's file.
+            # Looked up at each call: connecting may read a token from caveclient's file.
             clean=lambda text: self._secret.clean(text),
             at_most=at_most,
         )
@@ -371,10 +373,9 @@ class CaveSource(TableSource):
             auth = AuthClient(token=self._secret.value, server_address=address)
         except (ValueError, OSError) as error:
             problem = type(error).__name__
-        if auth is None:  # raised out here: the error of the JSON reader holds the whole file
+        if auth is None:  # raised outside of except: the error of the JSON reader holds the file
             raise SourceError(
-                f"caveclient's file of the token cannot be read ({problem}): write it again; "
-                f"{TOKEN_HELP}"
+                f"caveclient's token file cannot be read ({problem}): write it again; {TOKEN_HELP}"
             )
         self._secret = Secret(auth.token)
         return address, auth
@@ -383,7 +384,7 @@ class CaveSource(TableSource):
         from caveclient.infoservice import InfoServiceClient
         from caveclient.materializationengine import MaterializationClient
 
-        # No retries of its own: they would multiply with ours, and wait without bound.
+        # Disable caveclient's retries: they would multiply with ours, and wait without limit.
         options = {
             "datastack_name": self.datastack,
             "auth_client": auth,
@@ -396,16 +397,16 @@ class CaveSource(TableSource):
             self._record = dict(info.get_datastack_info())
             server = self._record["local_server"].rstrip("/")
         except (KeyError, AttributeError, TypeError) as error:
-            raise BadAnswer(f"the record of the datastack is not whole ({error!r})") from None
+            raise BadAnswer(f"the record of the datastack is incomplete ({error!r})") from None
         info.session.close()
-        # The version of the interface by number: asked for the latest, caveclient takes an old
-        # one for good, without a word, whenever that question fails.
+        # A fixed API version: to find the latest one caveclient makes a request and, if that
+        # fails, silently and permanently uses an old version.
         return _checked(MaterializationClient, self.timeout)(
             server_address=server, version=self.version, api_version=3, **options
         )
 
     def status(self) -> Literal["served", "expired", "unknown"]:
-        """Say whether the service answers for the version.
+        """Return whether the service serves the version.
 
         Returns
         -------
@@ -430,7 +431,7 @@ class CaveSource(TableSource):
             client = self._client()
 
             def ask() -> str:
-                # caveclient cannot read a time without a fraction of a second: read it here.
+                # caveclient cannot parse a time without a fraction of a second: parse it here.
                 with contextlib.suppress(ValueError):
                     client.get_version_metadata(version=self.version)
                 time = pd.Timestamp(client.session.take_answer().json()["time_stamp"])
@@ -446,7 +447,7 @@ class CaveSource(TableSource):
         Returns
         -------
         str or None
-            None when the datastack has none.
+            None if the datastack has none.
         """
         self._client()
         return self._record.get("synapse_table")
@@ -474,16 +475,16 @@ class CaveSource(TableSource):
         table : str
             Table name.
         filter_in : mapping of str to sequence, optional
-            Column to the values it may have. With one, also an empty one, the rows are counted
-            that `query` would bring without a row limit; without, it is the service's own number
-            of rows, which may include some that are no longer valid.
+            Allowed values by column. With a filter, even an empty one, the result is the number of
+            rows that `query` would return without a row limit; without a filter, it is the
+            service's own number, which may include rows that are no longer valid.
         filter_range : mapping of str to (int or None, int or None), optional
             As for `query`.
 
         Returns
         -------
         int
-            Rows.
+            Number of rows.
         """
         client = self._client()
 
@@ -505,23 +506,23 @@ class CaveSource(TableSource):
         filter_range: Ranges | None = None,
         select_columns: Sequence[str] | None = None,
     ) -> Answer:
-        """Return rows of one table, not joined with any other, in no order.
+        """Return rows of one table, not joined with any other, in no particular order.
 
         Parameters
         ----------
         table : str
             Table name.
         filter_in : mapping of str to sequence, optional
-            Column to the values it may have.
+            Allowed values by column.
         filter_range : mapping of str to (int or None, int or None), optional
-            Column to its least value, and to the first value beyond its greatest.
+            Lower bound (inclusive) and upper bound (exclusive) by column.
         select_columns : sequence of str, optional
-            Columns; positions by their base name. A root id brings its supervoxel id.
+            Columns; positions by their base name. Root ids come with their supervoxel ids.
 
         Returns
         -------
         Answer
-            The rows, and whether the service's row limit may have cut them.
+            The rows, and whether they may be truncated at the service's row limit.
         """
         client = self._client()
         columns = list(select_columns) if select_columns is not None else None
@@ -555,7 +556,7 @@ class CaveSource(TableSource):
             log_warning=False,
             **options,
         )
-        # From the bytes: the frame that caveclient makes of them does not say whether it was cut.
+        # Parsed from the bytes: caveclient's DataFrame does not show whether it is truncated.
         response = client.session.take_answer()
         return read_answer(response.content, response.headers)
 
@@ -574,20 +575,20 @@ class CaveSource(TableSource):
 
 
 def fetch_table(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]]:
-    """Fetch every row of a table, sorted by id; return also how it was answered."""
+    """Fetch all rows of a table, sorted by id; return also its resolution and number of queries."""
 
     def ask() -> tuple[pa.Table, dict[str, Any]]:
         expected = source.count(name)
         answers = _query_whole(source, name, expected)
-        # Types may differ where an answer has no value at all in a column.
+        # Types may differ if a column has only nulls in one of the answers.
         table = pa.concat_tables([a.table for a in answers], promote_options="permissive")
         table = table.sort_by("id").combine_chunks()
         n_ids = pc.count_distinct(table["id"]).as_py()
         if n_ids != table.num_rows:
-            raise BadAnswer(f"{table.num_rows} rows with {n_ids} ids arrived, expected each once")
+            raise BadAnswer(f"{table.num_rows} rows with {n_ids} ids arrived, expected unique ids")
         if table.num_rows != expected:
-            # That number counts rows that are no longer valid and that no query brings; and a
-            # number that is cut on its way is still a number.
+            # That number includes rows that are no longer valid, which queries do not return;
+            # besides, a number that was truncated in transit is still a number.
             valid = source.count(name, {})
             if table.num_rows != valid:
                 raise BadAnswer(
@@ -601,7 +602,7 @@ def fetch_table(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]
 
 
 def _query_whole(source: CaveSource, name: str, expected: int) -> list[Answer]:
-    """Query a table, in ranges of ids where the row limit would cut it."""
+    """Query a table, in ranges of ids if the row limit would truncate it."""
     too_long = source.row_limit is not None and expected > source.row_limit
     first = source.query(name, select_columns=["id"]) if too_long else None
     if first is None or first.limited_to is None:
@@ -613,8 +614,8 @@ def _query_whole(source: CaveSource, name: str, expected: int) -> list[Answer]:
         )
     if first.limited_to is None:
         return [first]
-    # At the limit by chance, with exactly as many rows as an answer may have; by two numbers,
-    # because the first one may have been cut to that of the limit.
+    # The table may have exactly as many rows as the limit. Two counts must agree, because digits
+    # may be missing in the first one.
     n_rows = first.table.num_rows
     if not too_long and n_rows == expected == source.count(name, {}):
         return [first]
@@ -635,15 +636,15 @@ def _query_whole(source: CaveSource, name: str, expected: int) -> list[Answer]:
 def _split(
     answer: Answer, low: int | None, high: int | None, n_parts: int
 ) -> list[tuple[int | None, int | None]]:
-    """Split a range of ids whose answer was cut."""
-    seen = answer.table["id"].to_numpy()
-    if not len(seen):
-        raise BadAnswer("an answer that was cut at the row limit holds no rows")
-    first, last = seen.min(), seen.max()
+    """Split a range of ids whose answer was truncated."""
+    ids = answer.table["id"].to_numpy()
+    if not len(ids):
+        raise BadAnswer("an answer that was truncated at the row limit has no rows")
+    first, last = ids.min(), ids.max()
     if (low is not None and first < low) or (high is not None and last >= high):
         raise SourceError(
-            f"ids from {low} to {high} were asked for, {first} to {last} came: the service does "
-            "not filter by ranges, so that tables above its row limit cannot be fetched from it; "
+            f"ids from {low} to {high} were requested, but {first} to {last} arrived: the service "
+            "does not filter by ranges, so tables above its row limit cannot be fetched from it; "
             "use source='archive'"
         )
-    return split_range(seen, low, high, n_parts)
+    return split_range(ids, low, high, n_parts)

@@ -1,8 +1,8 @@
-"""A synthetic release: the tables of minnie65 with invented cells and the troubles of real ones.
+"""A synthetic release: the tables of minnie65 with invented cells and the defects of real ones.
 
-Real are the names of tables and columns, the number of cells of each type, their depths and nucleus
-volumes, the shares of matched, rated and proofread neurons, and the conventions of angles. Invented
-is everything else, above all the connections. Nothing can be learnt from it about the brain.
+The names of tables and columns, the number of cells of each type, their depths and nucleus volumes,
+the shares of matched, rated and proofread neurons, and the conventions of angles are real.
+Everything else is invented, above all the connections, and says nothing about the brain.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ CLASSES = ("excitatory_neuron", "inhibitory_neuron", "nonneuron")
 _EXC, _INH, _NON = range(3)
 
 # Class, cells in v1300, nucleus volume in µm³ (mean, sd), relative chance to be matched to a
-# recorded unit (from coregistration_manual_v3), the type that the metamodel takes it for where it
-# errs, the name in the multi-feature model, cells per thousand in each zone of depth.
+# recorded unit (from coregistration_manual_v3), the type with which the metamodel confuses it,
+# the name in the multi-feature model, cells per thousand in each zone of depth.
 _TYPES = """
 23P        0 19673 301 55  0.42   4P         L3IT   0 440 545  13   2   0   0   0   0   0
 4P         0 14737 258 39  0.24   5P-IT      L4IT   0   0  15 480 470  35   0   0   0   0
@@ -82,8 +82,8 @@ AREAS = ("V1", "RL", "AL", "LM")
 _BOX_X = (200.0, 1550.0)
 _BOX_Z = (604.0, 1105.0)
 
-# The cells at the very top and bottom are the ends of the depth profile and have no troubles.
-_TROUBLED_DEPTH = (15.0, 715.0)
+# The cells at the very top and bottom are the ends of the depth profile and have no defects.
+_DEFECT_DEPTHS = (15.0, 715.0)
 
 # Shares of all nuclei. The v661 tables lack the zero roots, so the first two are set by hand.
 _ROOT_ZERO = 0.02
@@ -105,8 +105,8 @@ _STRATEGIES = {
 STRATEGIES = tuple(_STRATEGIES)
 _NEURONS_OF_STRATEGY, _OUTPUT_OF_STRATEGY, _STATUS_661 = zip(*_STRATEGIES.values(), strict=True)
 
-# Root ids of minnie65 lie in this span. Ids come in groups of four that are 37 apart: float64
-# numbers are 128 apart there, so that a root that has been a float names another cell.
+# Root ids of minnie65 are in this span. Ids come in groups of four that are 37 apart: float64
+# numbers are 128 apart there, so that a root id converted to float refers to another cell.
 _ROOT_BASE = 864_691_134_884_000_000
 _ROOT_SPAN = 2_300_000_000
 _ROOT_GROUP, _ROOT_STEP, _FLOAT_STEP = 4, 37, 128
@@ -137,7 +137,7 @@ def _draw_depths(type_code: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     depth = np.empty(len(type_code))
     for code, in_zone in enumerate(_DEPTH_PROFILES):
         cells = np.flatnonzero(type_code == code)
-        # Every type lives in one run of zones, along which its profile rises.
+        # Every type occupies one run of zones, in which its cumulative profile increases.
         first, last = np.flatnonzero(in_zone)[[0, -1]]
         in_zone = in_zone[first : last + 1]
         profile = np.concatenate([[0], np.cumsum(in_zone)]) / in_zone.sum()
@@ -175,44 +175,44 @@ class Cells:
         self.volume = np.maximum(mean + sd * rng.standard_normal(n), 0.4 * mean)
         ids = rng.choice(max(900_000, 9 * n), n, replace=False)
         self.nucleus_id = 100_000 + ids.astype(np.int64)  # not sorted
-        may_have_trouble = (depth > _TROUBLED_DEPTH[0]) & (depth < _TROUBLED_DEPTH[1])
-        self._draw_troubles(np.flatnonzero(may_have_trouble), rng)
+        may_have_defects = (depth > _DEFECT_DEPTHS[0]) & (depth < _DEFECT_DEPTHS[1])
+        self._draw_defects(np.flatnonzero(may_have_defects), rng)
 
         self.strategy_code = np.zeros(n, dtype=np.int8)  # index into `STRATEGIES`
-        chosen = rng.permutation(np.flatnonzero(self.is_neuron & ~self.in_trouble))
-        chosen = chosen[: max(60, round(_PROOFREAD * n))]
-        counts = _split_by_weight(len(chosen), _NEURONS_OF_STRATEGY)
-        self.strategy_code[chosen] = np.repeat(np.arange(len(STRATEGIES)), counts)
+        neurons = rng.permutation(np.flatnonzero(self.is_neuron & ~self.has_defect))
+        neurons = neurons[: max(60, round(_PROOFREAD * n))]
+        counts = _split_by_weight(len(neurons), _NEURONS_OF_STRATEGY)
+        self.strategy_code[neurons] = np.repeat(np.arange(len(STRATEGIES)), counts)
         self.pref_dir = rng.uniform(0, 360, n)  # degrees, 0 = horizontal bar moving up, clockwise
-        # Roots of three generations of cells, of fragments without a nucleus, outdated roots.
+        # Roots of three generations of cells, of fragments without a nucleus, and outdated roots.
         pool = _draw_roots(5 * n, rng).reshape(5, n)
         self._generations, self.fragments, self.outdated = pool[:3], pool[3], pool[4]
         # 17,533 of 42,124 v661 connections have both roots in v1300: 0.65 of roots are unchanged.
         # Changed between 661 and 1507, and up to 1718.
         self._changed = rng.random((2, n)) < np.array([[0.35], [0.08]])
 
-    def _draw_troubles(self, rows: np.ndarray, rng: np.random.Generator) -> None:
-        """Draw what nuclei lack, and the roots that they share."""
+    def _draw_defects(self, rows: np.ndarray, rng: np.random.Generator) -> None:
+        """Draw missing values of nuclei, and roots that several nuclei share."""
         n = self.n
         candidates = rng.permutation(rows)
-        # Neurons first, because the first nucleus of a shared root is the one that is surely typed.
+        # Neurons first, because the first nucleus of a shared root always has a type.
         candidates = candidates[np.argsort(~self.is_neuron[candidates], kind="stable")]
         # Shared roots: one large, some of three nuclei, the rest pairs.
         sizes = [max(5, n // 300)] + [3] * max(2, n // 2000) + [2] * max(6, n // 200)
         firsts, others = candidates[: len(sizes)], rng.permutation(candidates[len(sizes) :])
-        self.group = np.full(n, -1)  # number of the shared root, -1 for a root of its own
+        self.group = np.full(n, -1)  # number of the shared root, -1 if it is not shared
         self.untyped, self.root_zero, self.no_area, self.no_fine_type = np.zeros((4, n), dtype=bool)
         for i, size in enumerate(sizes):
             members, others = others[: size - 1], others[size - 1 :]
             self.group[firsts[i]] = self.group[members] = i
-            self.untyped[members] = i % 2 == 1  # in every second one only the first is typed
+            self.untyped[members] = i % 2 == 1  # in every second one only the first has a type
         n_zero = round(_ROOT_ZERO * n)
         self.root_zero[others[:n_zero]] = True
         self.untyped[others[n_zero:][: round(_UNTYPED * n)]] = True
         self.no_area[rng.permutation(rows)[: round(_NO_AREA * n)]] = True
         neurons = rng.permutation(rows[self.is_neuron[rows] & ~self.untyped[rows]])
         self.no_fine_type[neurons[: round(_NO_FINE_TYPE * len(neurons))]] = True
-        self.in_trouble = self.root_zero | self.untyped | (self.group >= 0)
+        self.has_defect = self.root_zero | self.untyped | (self.group >= 0)
 
     def roots(self, version: int) -> np.ndarray:
         """Root ids of all nuclei in a version."""
@@ -231,11 +231,11 @@ class Cells:
 # -------------------------------------------------------------------------------------- function
 #
 # Every neuron has one preferred direction. Its curves in all scans, the properties table and the
-# likelihood of its connections come from it, so that tables can be checked against each other: the
-# preferred orientation in the properties table is the phase of the second harmonic of the very
-# curve in the tuning table, in the convention of the properties table.
+# likelihood of its connections follow from it, so that tables can be checked against each other:
+# the preferred orientation in the properties table is the phase of the second harmonic of the curve
+# in the tuning table, in the convention of the properties table.
 
-# The scans with coregistered units in coregistration_manual_v3 (three stray rows apart).
+# The scans with coregistered units in coregistration_manual_v3 (except for three stray rows).
 SCANS = np.array(
     [
         *((4, 7), (5, 3), (5, 6), (5, 7), (6, 2), (6, 4), (6, 6), (6, 7)),
@@ -294,9 +294,9 @@ class Units:
         with np.errstate(divide="ignore"):
             wait = rng.exponential(size=cells.n) / _MATCH_WEIGHT[cells.type_code]
         neurons = np.argsort(wait, kind="stable")[: max(40, round(_MATCHED * cells.n))]
-        # The first neurons without trouble show what every release must have: five scans, two
-        # units in one scan.
-        five_scans, twice_in_scan = np.flatnonzero(~cells.in_trouble[neurons])[:4].reshape(2, 2)
+        # The first neurons without defects are cases that every release must have: units in five
+        # scans, and two units in one scan.
+        five_scans, twice_in_scan = np.flatnonzero(~cells.has_defect[neurons])[:4].reshape(2, 2)
         bounds = np.cumsum(_UNITS_PER_NEURON)[:-1]
         n_units = np.searchsorted(bounds, rng.random(len(neurons)), side="right") + 1
         n_units[five_scans], n_units[twice_in_scan] = 5, 2
@@ -331,7 +331,7 @@ class Units:
         self.target_id = np.full(n, -1)  # nucleus id of the manual match, -1 where there is none
         self.target_id[manual] = cells.nucleus_id[self.cell[manual]]
         self.target_id[outside] = int(cells.nucleus_id.max()) + 1 + np.arange(n_outside)
-        # Root of a nucleus that is not in the table; a third have none.
+        # Root of a nucleus that is not in the table; a third of them have none.
         self.outside_root = np.zeros(n, dtype=np.int64)
         some = np.arange(n_outside) % 3 > 0
         self.outside_root[outside] = np.where(some, cells.fragments[-n_outside:], 0)
@@ -367,9 +367,9 @@ class Units:
 #
 # Partners are chosen by the types of both cells, by their distance in the plane of the cortex and,
 # between excitatory neurons, by how similar their preferred orientations are. The affinities are
-# invented: they have the well-known main routes (L4 to L2/3, L2/3 to L5, bipolar cells to
-# interneurons) and nothing else of the real circuit. Sizes lie where those of single minnie65
-# synapses lie (log size 7.6 ± 1.2 voxels).
+# invented: they have the well-known main pathways (L4 to L2/3, L2/3 to L5, bipolar cells to
+# interneurons) and nothing else of the real circuit. Sizes are in the range of those of single
+# minnie65 synapses (log size 7.6 ± 1.2 voxels).
 
 # Groups of types, and how readily a cell of a row's group contacts a cell of a column's group.
 _GROUPS = ("23P", "4P", "5P", "6P", "BC", "BPC", "MC", "NGC")
@@ -490,7 +490,7 @@ def _draw_synapses(
     pre = neurons[np.minimum(drawn, len(neurons) - 1)]
     post = _draw_posts(cells, pre, like_to_like, rng)
     times = np.searchsorted(_SYNAPSES_PER_PAIR, rng.random(n_pairs), side="right") + 1
-    # What is missing goes to the last pair; what is too much is cut off.
+    # Missing synapses are added to the last pair, surplus ones are dropped.
     times[-1] += max(0, n - int(times.sum()))
     autapses = rng.permutation(n_pairs)[: max(5, round(_AUTAPSES * n_pairs))]
     post[autapses] = pre[autapses]
@@ -524,7 +524,7 @@ def _draw_synapses(
 # ---------------------------------------------------------------------------------------- tables
 #
 # Column names are those of the CAVE tables. Each function returns the columns of one table in
-# their order; what it draws comes from a generator of that table alone.
+# their order, and draws from a random generator that is used for that table only.
 
 Columns = dict[str, Any]
 
@@ -681,7 +681,7 @@ def _proofreading(demo: DemoSource, rng: np.random.Generator) -> Columns:
     row = np.concatenate([neurons, neurons[twice], neurons[:n_some]])
     valid_id = root.copy()
     valid_id[changed] = cells.outdated[:n_some]
-    valid_id[null] = 1  # what a masked integer holds
+    valid_id[null] = 1  # the value under the mask
     order = rng.permutation(len(root))
     annotation = _annotation(len(root), rng, 1500)
     if demo.version < 1078:
@@ -768,7 +768,7 @@ def _properties(demo: DemoSource, rng: np.random.Generator) -> Columns:
     """Properties of units: angles in degrees, 0 = vertical bar moving right, counterclockwise.
 
     gOSI and gDSI are the resultant lengths of the curve over orientation and direction; a preferred
-    angle ``a`` of the curve's own convention is written as ``90 - a``.
+    angle ``a`` in the convention of the curve is written as ``90 - a``.
     """
     units = demo.recorded_units
     rows = rng.permutation(np.flatnonzero((units.target_id >= 0) & units.has_properties))
@@ -868,27 +868,27 @@ _TABLES: dict[str, Callable[[DemoSource, np.random.Generator], Columns]] = {
 class DemoSource(TableSource):
     """A synthetic release of any size, drawn from a seed.
 
-    Tables are made when they are first read; each comes from a random generator of its own, so that
+    Tables are generated when they are first read, each with a separate random generator, so that
     the order of reading does not matter. Cells, units and synapses are the same in the three
     versions of a seed and size: nucleus ids stay, some root ids change, and the tables are those of
-    the version. The tables have the troubles of real ones: nuclei without a segment, shared roots,
-    missing and wrong types, contradicting entries of proofreading, units without rates.
+    the version. The tables have the defects of real ones: nuclei without a segment, shared roots,
+    missing and wrong types, contradictory proofreading entries, units without rates.
     `TableSource` describes `available_tables`, `read` and `provenance`.
 
     Parameters
     ----------
     version : {661, 1507, 1718}
-        Materialization version that it imitates.
+        Materialization version to imitate.
     n_nuclei : int, optional
         Rows of the nucleus table, at least 500. With 4,000 or more, `microns_xr.segment_layers`
         finds the layer borders within 10 µm.
     seed : int, optional
-        Seed, not negative.
+        Non-negative seed.
     n_synapses : int, optional
         Rows of the synapse table, at least 1,000; 20 per nucleus by default.
     like_to_like : float, optional
-        How often, between excitatory neurons, the more similarly oriented of two candidates is
-        taken as the partner, from 0 to 1.
+        Probability that, between excitatory neurons, the more similarly oriented of two candidates
+        is taken as the partner.
     datastack : str, optional
         Name of the datastack; not that of the real data, so that the two are never mixed.
 
@@ -950,7 +950,7 @@ class DemoSource(TableSource):
 
     @property
     def layer_borders(self) -> dict[str, tuple[float, float]]:
-        """Borders in µm; 661 has no types of white matter, so that L6 is its last layer."""
+        """Borders in µm; v661 has no cell types of the white matter, so L6 is its last layer."""
         return {k: v for k, v in LAYER_BORDERS.items() if self.version != 661 or k != "WM"}
 
     def _rng(self, name: str) -> np.random.Generator:
@@ -1015,8 +1015,8 @@ class DemoSource(TableSource):
         Parameters
         ----------
         path : str or pathlib.Path
-            The folder; made if it is not there. Files of the same names are replaced, each whole
-            or not at all.
+            The folder, created if it does not exist. Files of the same names are replaced, each
+            atomically.
         format : {"csv", "parquet"}, optional
             Format of the files.
 
@@ -1028,7 +1028,7 @@ class DemoSource(TableSource):
         Raises
         ------
         SchemaError
-            If `format` is another word.
+            If `format` is not one of these.
         SourceError
             If a file cannot be written.
 

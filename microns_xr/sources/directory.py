@@ -1,4 +1,4 @@
-"""Tables as files in a folder, which may say what release they are of."""
+"""Tables as files in a folder, which may state its release."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from microns_xr.errors import ReleaseMismatchError, SourceError, nearest, unknow
 from microns_xr.files import file_sha256, write_file
 from microns_xr.sources.tables import TABLE_SUFFIXES, TableSource, read_table_file, table_stem
 
-# A whole synapse table may lie beside the other tables instead of in the synapse folder.
+# A complete synapse table may be beside the other tables instead of in the synapse folder.
 _SYNAPSE_TABLE = "synapses_pni_2"
 
 IDENTITY_FILE = "release.json"
 
 
 def write_identity(folder: Path, datastack: str, version: int) -> None:
-    """Write the release of a folder, unless it is there; refuse a folder of another release."""
-    there = read_identity(folder)
-    if there is None:
+    """Record the release of a folder, or raise if the folder is of another release."""
+    existing = read_identity(folder)
+    if existing is None:
         identity = {"datastack": datastack, "version": version}
         write_file(folder / IDENTITY_FILE, json.dumps(identity) + "\n")
-    elif there != (datastack, version):
+    elif existing != (datastack, version):
         raise ReleaseMismatchError(
-            f"{folder} holds tables of {there[0]} v{there[1]}, not of {datastack} v{version}: "
-            "use another folder, releases must not be mixed"
+            f"{folder} holds tables of {existing[0]} v{existing[1]}, not of {datastack} "
+            f"v{version}: use another folder, releases must not be mixed"
         )
 
 
 def read_identity(folder: Path) -> tuple[str, int] | None:
-    """Return datastack and version of a folder of tables, None where it does not say."""
-    # The file lies in the release's folder, which may be the parent of a raw folder.
+    """Return datastack and version of a folder of tables, or None if it does not state them."""
+    # The file is in the release's folder, which may be the parent of a raw folder.
     for place in (folder, folder.parent) if folder.name == "raw" else (folder,):
         file = place / IDENTITY_FILE
         if not file.is_file():
@@ -43,7 +43,7 @@ def read_identity(folder: Path) -> tuple[str, int] | None:
             return str(identity["datastack"]), int(identity["version"])
         except (ValueError, KeyError, TypeError) as error:
             raise SourceError(
-                f"{file} does not say a datastack and a version ({error}): correct or remove it"
+                f"{file} does not state a datastack and a version ({error}): correct or remove it"
             ) from error
     return None
 
@@ -51,7 +51,7 @@ def read_identity(folder: Path) -> tuple[str, int] | None:
 def table_files(path: Path) -> tuple[dict[str, list[Path]], set[str]]:
     """Return the files of every table in a folder, and the names of the tables of synapses."""
     folders = [path, path / "raw", path / "functional"]
-    # Tables that were computed from the raw ones lie beside them.
+    # Tables that were computed from the raw ones are beside them.
     if path.resolve().name == "raw":
         folders.append(path.resolve().parent / "functional")
     files: dict[str, list[Path]] = {}
@@ -69,44 +69,44 @@ def table_files(path: Path) -> tuple[dict[str, list[Path]], set[str]]:
 
 
 def the_only(name: str, paths: list[Path]) -> Path:
-    """Return the file of a table, of which there must not be two."""
+    """Return the only file of a table, or raise if there are several."""
     if len(paths) > 1:
         raise SourceError(
-            f"table {name} is there {len(paths)} times: {', '.join(map(str, paths))}; "
+            f"table {name} exists {len(paths)} times: {', '.join(map(str, paths))}; "
             "keep one of them"
         )
     return paths[0]
 
 
 class DirectorySource(TableSource):
-    r"""Raw tables that lie as files in a folder.
+    r"""Raw tables that are files in a folder.
 
-    A table is the file of its name: ``NAME.csv``, ``.csv.gz``, ``.parquet`` or ``.feather``, in the
-    folder itself, in its ``raw/`` or in its ``functional/``; given the ``raw`` folder, the
-    ``functional`` folder beside it is looked through as well. Synapse files have any name and lie
-    in a folder ``synapses/`` under one of those. `TableSource` describes `available_tables`, `read`
-    and `provenance`; the sha256 is that of the file.
+    A table is a file ``NAME.csv``, ``NAME.csv.gz``, ``NAME.parquet`` or ``NAME.feather`` in the
+    folder itself, in its ``raw/`` or in its ``functional/``; if the folder is a ``raw`` folder, the
+    ``functional`` folder beside it is searched as well. Synapse files may have any name and are in
+    a folder ``synapses/`` in one of those. `TableSource` describes `available_tables`, `read` and
+    `provenance`; the sha256 is that of the file.
 
     Parameters
     ----------
     path : str or pathlib.Path
         The folder.
     version : int, optional
-        Materialization version of the tables, unless a file ``release.json`` in the folder says it.
+        Materialization version of the tables, unless ``release.json`` in the folder states it.
     datastack : str, optional
-        Name of the datastack, unless ``release.json`` says it.
+        Name of the datastack, unless ``release.json`` states it.
 
     Attributes
     ----------
     scope : str
-        ``"unknown"``: a bare file of synapses does not say which pairs were asked for.
+        ``"unknown"``: a synapse file alone does not state which pairs were requested.
 
     Raises
     ------
     SourceError
-        If there is no such folder, no such table or two files of it, or a file cannot be read.
+        If there is no such folder or table, a table has two files, or a file cannot be read.
     ReleaseMismatchError
-        If the folder says that it holds another version.
+        If the folder states another version.
 
     Examples
     --------
@@ -149,13 +149,13 @@ class DirectorySource(TableSource):
                 f"{self.path} is a file, expected the folder that holds the tables: "
                 f"give {self.path.parent}"
             )
-        # A folder that a download has made knows better than a default.
+        # The release recorded by a download overrides the default datastack.
         identity = read_identity(self.path.resolve())
         if identity is not None:
             if version not in (None, identity[1]):
                 raise ReleaseMismatchError(
                     f"{self.path} holds tables of {identity[0]} v{identity[1]}, but version "
-                    f"{version} was asked for: give version {identity[1]}, or the folder of "
+                    f"{version} was requested: give version {identity[1]}, or the folder of "
                     f"version {version}"
                 )
             self.datastack, self.version = identity
@@ -187,7 +187,7 @@ class DirectorySource(TableSource):
         return {"name": name, "rows": self._rows[name], "sha256": sha256}
 
     def synapse_files(self) -> dict[str, Path]:
-        """Return the files of synapses: those in ``synapses/``, and a whole synapse table.
+        """Return the synapse files: those in ``synapses/``, and a complete synapse table.
 
         Returns
         -------
@@ -197,7 +197,7 @@ class DirectorySource(TableSource):
         Raises
         ------
         SourceError
-            If there are two files of one name.
+            If two files have the same name.
         """
         files, synapses = table_files(self.path)
         return {name: the_only(name, files[name]) for name in sorted(synapses)}
@@ -224,7 +224,7 @@ class DirectorySource(TableSource):
         if not names:
             raise SourceError(
                 f"{self.path} has no file of synapses, expected one in synapses/ or raw/synapses/: "
-                "put it there, or go without connectivity"
+                "put it there, or work without connectivity"
             )
         if request is None and len(names) > 1:
             raise SourceError(

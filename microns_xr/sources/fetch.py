@@ -1,8 +1,8 @@
-"""One large file over http or from a bucket: resumed where it stopped, checked before it counts.
+"""Download of one large file over http or from a bucket, with resuming and checks.
 
-While a file NAME is being fetched, its bytes are in NAME.part, and NAME.part.json says which file
-they belong to, so that a part is never continued with the bytes of a file that has changed since.
-A whole file has NAME.json beside it. A process that is killed loses only the last few bytes.
+While a file NAME is being fetched, its bytes are in NAME.part, and NAME.part.json identifies the
+remote file, so that a part is never continued with bytes of a file that has changed since then.
+A complete file has NAME.json beside it. A process that is killed loses only the last few bytes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from microns_xr.errors import SourceError
 from microns_xr.files import read_json, try_lock, write_file
 from microns_xr.sources.net import BadAnswer, Refused, Retry, classify, describe, status_of
 
-_READ_BYTES = 64 << 10  # what is lost at most when a connection breaks off
+_READ_BYTES = 64 << 10  # the most that is lost when a connection breaks off
 _RANGE_BYTES = 8 << 20  # per request, where a protocol reads ranges
-# An attempt that brought this much does not count as failed: a connection may break off many times
-# before a file of 20 GB is here.
+# An attempt that fetched this much does not count as failed: a connection may break off many times
+# during the download of 20 GB.
 _PROGRESS_BYTES = 256 << 10
 _WHOLE_FETCHES = 3  # of a file whose checksum is wrong, or that changes while it is fetched
 _SERVER_CHECKSUMS = ("md5", "crc32c")
@@ -54,7 +54,7 @@ RECORDING_SUFFIXES = (".h5", ".hdf5")
 
 
 def shown_url(url: str) -> str:
-    """Return an address as messages may show it: without a password, and without a query."""
+    """Return an address for messages: without password and query."""
     parts = urlsplit(url)
     if not parts.scheme or not parts.netloc:
         return url
@@ -62,9 +62,9 @@ def shown_url(url: str) -> str:
 
 
 def clean_urls(text: str) -> str:
-    """Take passwords and queries out of all addresses in a text."""
+    """Remove passwords and queries from all addresses in a text."""
     text = re.sub(r"\w+://[^\s'\"]+", lambda match: shown_url(match[0]), text)
-    return re.sub(r"(with url: [^\s?]*)\?\S*", r"\1", text)  # as requests writes a path alone
+    return re.sub(r"(with url: [^\s?]*)\?\S*", r"\1", text)  # a path alone, as requests writes it
 
 
 def file_name(url: str) -> str:
@@ -72,7 +72,7 @@ def file_name(url: str) -> str:
     path = urlsplit(url).path if "://" in url else Path(url).as_posix()
     name = unquote(path).rpartition("/")[2]
     if not name or name in (".", ".."):
-        raise SourceError(f"{url} ends with no name of a file: give the address of one file")
+        raise SourceError(f"{url} does not end with a file name: give the address of one file")
     return name
 
 
@@ -80,20 +80,20 @@ def file_name(url: str) -> str:
 
 
 class Changed(BadAnswer):
-    """The file is not the one that the part was fetched from. Never leaves the package."""
+    """The remote file has changed since the part was fetched. Never leaves the package."""
 
 
 @dataclass(frozen=True)
 class RemoteInfo:
-    """What a server says about a file."""
+    """Information of a server on a file."""
 
-    size: int | None  # bytes; None when the server does not say
-    validator: str = ""  # ETag, generation or time of the last change; empty when there is none
+    size: int | None  # bytes; None if unknown
+    validator: str = ""  # ETag, generation or time of the last change; empty if there is none
     md5: str | None = None
     crc32c: str | None = None
 
     def updated(self, now: RemoteInfo) -> RemoteInfo:
-        """Return what a later answer about the same file says, and what only this one says."""
+        """Return the information of a later answer, completed with that of this one."""
         return RemoteInfo(
             self.size if now.size is None else now.size,
             now.validator or self.validator,
@@ -102,19 +102,19 @@ class RemoteInfo:
         )
 
 
-# Where the bytes begin, what the answer says about the whole file, and a function that reads.
+# Offset of the first byte, information on the whole file, and a function that reads.
 Stream = tuple[int, RemoteInfo, Callable[[int], bytes]]
 
 
 class HttpFile:
-    """A file behind http or https."""
+    """A file at an http or https address."""
 
     def __init__(self, url: str, timeout: float, options: Mapping[str, Any]) -> None:
         self._url = url
         self._options = {"timeout": timeout, "stream": True, "allow_redirects": True, **options}
 
     def _request(self, method: str, suffix: str = "", **headers: str) -> requests.Response:
-        # Bytes as they are stored: those of a recoded answer have no place in the file.
+        # Ask for the stored bytes: offsets into a compressed answer are not those in the file.
         headers = {"Accept-Encoding": "identity", **self._options.get("headers", {}), **headers}
         options = {**self._options, "headers": headers}
         answer = requests.request(method, self._url + suffix, **options)
@@ -124,21 +124,21 @@ class HttpFile:
         return answer
 
     def info(self) -> RemoteInfo:
-        """Ask about the file, without its bytes."""
+        """Request information on the file, without its bytes."""
         try:
             answer = self._request("HEAD")
         except Refused:
-            # Some servers refuse the method, and not the file.
+            # Some servers only refuse the method.
             answer = self._request("GET")
         with answer:
             _, info = _read_headers(answer, 0)
         if info.size == 0:
-            raise BadAnswer("the server says that the file is empty")
+            raise BadAnswer("the server states that the file is empty")
         return info
 
     @contextlib.contextmanager
     def open(self, offset: int, known: RemoteInfo) -> Iterator[Stream]:
-        """Open the file at `offset`, or at 0 where the server has no ranges."""
+        """Open the file at `offset`, or at 0 if the server does not support ranges."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         # The server compares strong validators only; a weak one is compared below.
         if offset and known.validator and not known.validator.startswith("W/"):
@@ -147,37 +147,37 @@ class HttpFile:
             answer = self._request("GET", **headers)
         except Refused as error:
             if error.status == 416:
-                raise Changed("the server has fewer bytes than the part that is here") from None
+                raise Changed("the file on the server is shorter than the local part") from None
             raise
         with answer:
             start, now = _read_headers(answer, offset)
-            # A server may state a checksum, or the length, in one of the two answers only.
+            # A server may state a checksum or the length in only one of the two answers.
             now = known.updated(now)
             if known.validator and now.validator != known.validator:
-                raise Changed("the file has changed since it was begun")
+                raise Changed("the file has changed since the download began")
             if known.size is not None and known.size != now.size:
-                raise BadAnswer(f"the server says {known.size} bytes, then {now.size}")
+                raise BadAnswer(f"the server states {known.size} bytes, then {now.size}")
             yield start, now, partial(answer.raw.read, decode_content=False)
 
     def read_beside(self, suffix: str) -> bytes:
-        """Return the file of the same name with a suffix."""
+        """Return the content of the file whose name has an additional suffix."""
         with self._request("GET", suffix) as answer:
             return answer.content
 
 
 def _read_headers(answer: requests.Response, offset: int) -> tuple[int, RemoteInfo]:
-    """Return where the bytes of an answer begin, and what its headers say of the whole file."""
+    """Return the offset of an answer, and the information on the whole file in its headers."""
     headers, status = answer.headers, answer.status_code
     if headers.get("Content-Type", "").partition(";")[0].strip().lower() in _WEB_PAGES:
-        raise BadAnswer("the server sent a web page instead of the file")  # to log in, mostly
+        raise BadAnswer("the server sent a web page instead of the file")  # usually a login page
     if headers.get("Content-Encoding", "identity") not in ("", "identity"):
-        raise BadAnswer(f"the server recodes the file as {headers['Content-Encoding']}")
+        raise BadAnswer(f"the server encodes the file as {headers['Content-Encoding']}")
     start, size = 0, headers.get("Content-Length")
     sums = re.findall(r"(md5|crc32c)=([\w+/]+=*)", headers.get("x-goog-hash", ""))
     if status == 206:
         span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())
         if not span or int(span[1]) != offset:
-            raise BadAnswer(f"asked for bytes from {offset}, got {headers.get('Content-Range')}")
+            raise BadAnswer(f"requested bytes from {offset}, got {headers.get('Content-Range')}")
         start, size = offset, None if span[2] == "*" else span[2]
     elif status != 200:
         raise BadAnswer(f"HTTP {status}, expected 200 or 206")
@@ -189,18 +189,18 @@ def _read_headers(answer: requests.Response, offset: int) -> tuple[int, RemoteIn
 
 
 class BucketFile:
-    """A file behind any other protocol of fsspec: a bucket, this machine, memory."""
+    """A file of any other protocol of fsspec: in a bucket, on this machine, in memory."""
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
-        if not options:  # a public bucket: no login of the user's is looked for
+        if not options:  # a public bucket: do not look for a login
             public: dict[str, dict[str, Any]] = {"s3": {"anon": True}, "gs": {"token": "anon"}}
             options = public.get(url.partition("://")[0], {})
         self._files, self._path = fsspec.core.url_to_fs(url, **options)
 
     def info(self) -> RemoteInfo:
-        """Ask about the file, without its bytes."""
+        """Request information on the file, without its bytes."""
         with _cloud_errors():
-            # fsspec remembers listings, and the file may have changed since.
+            # fsspec caches listings, and the file may have changed since then.
             self._files.invalidate_cache()
             info = self._files.info(self._path)
         if info.get("type") == "directory":
@@ -219,16 +219,16 @@ class BucketFile:
     @contextlib.contextmanager
     def open(self, offset: int, known: RemoteInfo) -> Iterator[Stream]:
         """Open the file at `offset`."""
-        # These protocols read ranges on their own, so check that it is still the same file.
+        # fsspec does not compare validators, so check that it is still the same file.
         now = self.info()
         if (now.validator, now.size) != (known.validator, known.size):
-            raise Changed("the file has changed since it was begun")
+            raise Changed("the file has changed since the download began")
         with _cloud_errors():
             file = self._files.open(self._path, "rb", block_size=_RANGE_BYTES, cache_type="none")
             file.seek(offset)
 
         def read(count: int) -> bytes:
-            # Each read is a request of its own.
+            # Each read is a separate request.
             with _cloud_errors():
                 data: bytes = file.read(max(count, _RANGE_BYTES))
             if not data and self.info() != now:
@@ -239,7 +239,7 @@ class BucketFile:
             yield offset, known.updated(now), read
 
     def read_beside(self, suffix: str) -> bytes:
-        """Return the file of the same name with a suffix."""
+        """Return the content of the file whose name has an additional suffix."""
         with _cloud_errors():
             content: bytes = self._files.cat_file(self._path + suffix)
             return content
@@ -259,7 +259,7 @@ class BucketFile:
 
 @contextlib.contextmanager
 def _cloud_errors() -> Iterator[None]:
-    """Turn the errors of the packages for buckets into those of `microns_xr.sources.net`."""
+    """Convert errors of packages for buckets to those of `microns_xr.sources.net`."""
     try:
         yield
     except FileNotFoundError as error:
@@ -290,7 +290,7 @@ def _sidecar_md5(remote: HttpFile | BucketFile) -> str | None:
 def open_remote(
     url: str, *, timeout: float = 60.0, storage_options: Mapping[str, Any] | None = None
 ) -> HttpFile | BucketFile:
-    """Return a file behind an address, without asking for it yet."""
+    """Return the file at an address, without a request."""
     options = dict(storage_options or {})
     if url.startswith(("http://", "https://")):
         if not urlsplit(url).hostname:
@@ -311,7 +311,7 @@ def open_remote(
 
 
 def local_path(url: str) -> Path | None:
-    """Return where a file of this machine lies; None for one elsewhere."""
+    """Return the path of a local file; None for a remote one."""
     if "://" in url and not url.startswith(("file://", "local://")):
         return None
     return Path(fsspec.core.url_to_fs(url)[1])
@@ -334,7 +334,7 @@ def exists(url: str, *, retry: Retry, **options: Any) -> bool:
 
 
 def list_names(url: str, *, retry: Retry, **options: Any) -> list[str] | None:
-    """Return the names of the files in a folder; None over http, which has no lists."""
+    """Return the names of the files in a folder; None over http, which cannot list them."""
     remote = open_remote(url, **options)
     if isinstance(remote, HttpFile):
         return None
@@ -345,23 +345,23 @@ def list_names(url: str, *, retry: Retry, **options: Any) -> list[str] | None:
 
 
 def beside(path: Path, ending: str) -> Path:
-    """Return the path of the same name with something at its end."""
+    """Return the path with `ending` appended to its name."""
     return path.with_name(path.name + ending)
 
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """A file that is here, whole and checked."""
+    """A file that was fetched completely and checked."""
 
     path: Path
     url: str  # where it came from
     size: int
     sha256: str
-    checked: list[str]  # what was compared: "length", "md5", "crc32c", "sha256"
+    checked: list[str]  # some of "length", "md5", "crc32c", "sha256"
 
 
 def find_file(path: Path) -> FetchedFile | None:
-    """Return the record of a file that `fetch_file` has brought, and that is still whole."""
+    """Return the record of a file from `fetch_file`, if the file is still complete."""
     record = read_json(beside(path, ".json"))
     if not record or not path.is_file() or path.stat().st_size != record.get("size"):
         return None
@@ -374,7 +374,7 @@ def _write_note(path: Path, content: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _open_part(path: Path) -> Iterator[IO[bytes]]:
-    """Open the part of a file for appending, for this process alone; an empty one is removed."""
+    """Open and lock the part of a file for appending; remove it if it is empty in the end."""
     part = beside(path, ".part")
     with open(part, "ab") as file:
         if not try_lock(file.fileno()):
@@ -405,9 +405,9 @@ def fetch_file(
 ) -> FetchedFile:
     """Fetch a file, or the rest of it; `options` as for `open_remote`."""
     path = Path(path)
-    there = None if refresh else find_file(path)
-    if there and there.url == shown_url(url) and sha256 in (None, there.sha256):
-        return there
+    existing = None if refresh else find_file(path)
+    if existing and existing.url == shown_url(url) and sha256 in (None, existing.sha256):
+        return existing
     bar: Any = tqdm(
         desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress
     )
@@ -420,14 +420,14 @@ def fetch_file(
                 fetch.url,
                 advice=_ADVICE,
                 clean=clean_urls,
-                progressed=lambda: size_of(part) - fetch.began >= _PROGRESS_BYTES,
+                progressed=lambda: size_of(part) - fetch.size_before >= _PROGRESS_BYTES,
             )
     except SourceError:
         raise
     except OSError as error:
         raise SourceError(
             f"{path} cannot be written ({describe(error)}): make room or choose another folder, "
-            "and run the same again; what has arrived is kept"
+            "and run the same again; data that has arrived is kept"
         ) from error
 
 
@@ -442,16 +442,16 @@ class _Fetch:
     sha256: str | None
     bar: Any
     known: RemoteInfo | None = None
-    began: int = 0  # size of the part when the last attempt began
-    wasted: int = 0  # how often the part had to be discarded
+    size_before: int = 0  # size of the part when the last attempt began
+    n_discarded: int = 0  # how often the part had to be discarded
 
     @property
     def note(self) -> Path:
         return beside(self.path, ".part.json")
 
     def attempt(self) -> FetchedFile:
-        """Read on from where the part ends, and check the file when it is whole."""
-        self.began = size_of(self.part)
+        """Continue from the end of the part, and check the file when it is complete."""
+        self.size_before = size_of(self.part)
         try:
             known = self.known or self._begin()
             if size_of(self.part) != known.size:
@@ -460,49 +460,49 @@ class _Fetch:
         except Changed as error:
             raise self._start_over(str(error)) from None
         except BadAnswer:
-            self.known = None  # one of two answers was wrong: ask for both again
+            self.known = None  # one of two answers was wrong: request both again
             raise
 
     def _begin(self) -> RemoteInfo:
-        """Ask about the file, and keep the part only if it is of the same file."""
+        """Request information on the file, and discard the part if it is of another file."""
         now = self.remote.info()
         note = read_json(self.note)
-        # Without a validator nothing tells whether it is the same file.
+        # Without a validator it is unknown whether it is the same file.
         same = (note.get("url"), note.get("validator")) == (self.url, now.validator or None)
         if same and size_of(self.part) <= (now.size or size_of(self.part)):
             now = RemoteInfo(None, "", note.get("md5"), note.get("crc32c")).updated(now)
         else:
             self.part.truncate(0)
-            self.began = 0
-        return self._learn(now)
+            self.size_before = 0
+        return self._save_info(now)
 
-    def _learn(self, info: RemoteInfo) -> RemoteInfo:
+    def _save_info(self, info: RemoteInfo) -> RemoteInfo:
         if info != self.known:
             self.known = info
             _write_note(self.note, {"url": self.url, **asdict(info)})
         return info
 
-    def _start_over(self, why: str) -> Exception:
+    def _start_over(self, reason: str) -> Exception:
         """Discard the part and return the error to raise."""
         self.known = None
         self.part.truncate(0)
         self.note.unlink(missing_ok=True)
-        self.wasted += 1
-        if self.wasted < _WHOLE_FETCHES:
-            return BadAnswer(why)
+        self.n_discarded += 1
+        if self.n_discarded < _WHOLE_FETCHES:
+            return BadAnswer(reason)
         return SourceError(
-            f"{self.url}: {why}, {self.wasted} times: it is not the file that was expected, or "
-            "something on the way changes it; check the address and the checksum"
+            f"{self.url}: {reason}, {self.n_discarded} times: it is not the expected file, or it "
+            "is changed in transit; check the address and the checksum"
         )
 
     def _read(self, known: RemoteInfo) -> RemoteInfo:
         part = self.part
         if not known.validator:
-            part.truncate(0)  # nothing tells whether the rest would be of the same file
+            part.truncate(0)  # the rest might be of another file
         with self.remote.open(size_of(part), known) as (start, now, read):
             if start == 0:
-                part.truncate(0)  # the server has no ranges
-            known = self._learn(now)
+                part.truncate(0)  # the server does not support ranges
+            known = self._save_info(now)
             self._require_room(0 if known.size is None else known.size - start)
             self.bar.reset(known.size)
             self.bar.n = self.bar.initial = start
@@ -510,7 +510,7 @@ class _Fetch:
                 part.write(data)
                 self.bar.update(len(data))
         if known.size is not None and size_of(part) < known.size:
-            raise BadAnswer(f"it breaks off after {size_of(part)} of {known.size} bytes")
+            raise BadAnswer(f"it broke off after {size_of(part)} of {known.size} bytes")
         return known
 
     def _require_room(self, size: int) -> None:
@@ -522,8 +522,8 @@ class _Fetch:
             )
 
     def _finish(self, known: RemoteInfo) -> FetchedFile:
-        """Check the part, and give it the name of the file."""
-        # On the disk before the file gets its name, in case the power fails.
+        """Check the part, and rename it to the file."""
+        # Flush to disk before renaming, in case of a power failure.
         os.fsync(self.part.fileno())
         stated = {"md5": known.md5, "crc32c": known.crc32c, "sha256": self.sha256}
         if not any(stated.values()):
@@ -532,18 +532,18 @@ class _Fetch:
         part = Path(self.part.name)
         digests = _checksums(part)
         if problem := self._problem(known, expected, digests):
-            wrong = self._start_over(problem)
-            # The same bytes would come again.
+            error = self._start_over(problem)
+            # Another download would return the same bytes.
             if any(expected.get(name) == digests[name] for name in _SERVER_CHECKSUMS):
                 raise SourceError(
-                    f"{self.url}: {problem}, although the server's own checksum fits: it is not "
-                    "the file that you expect; check the address and the checksum"
+                    f"{self.url}: {problem}, although the server's own checksum matches: it is not "
+                    "the expected file; check the address and the checksum"
                 )
-            raise wrong
+            raise error
         checked = ["length"] * (known.size is not None) + list(expected)
         fetched = FetchedFile(self.path, self.url, size_of(self.part), digests["sha256"], checked)
         record = {name: value for name, value in asdict(fetched).items() if name != "path"}
-        # Ended between any two of these, the next run finds the whole part and does them again.
+        # If this is interrupted, the next run finds the complete part and repeats these steps.
         self.path.unlink(missing_ok=True)
         _write_note(beside(self.path, ".json"), record)
         part.replace(self.path)
@@ -553,7 +553,7 @@ class _Fetch:
     def _problem(
         self, known: RemoteInfo, expected: Mapping[str, str], digests: Mapping[str, str]
     ) -> str | None:
-        """Say what is wrong with the bytes that have arrived."""
+        """Return what is wrong with the fetched bytes, or None."""
         size = size_of(self.part)
         if known.size not in (None, size):
             return f"{size} bytes arrived, expected {known.size}"
@@ -595,28 +595,29 @@ def download(
 ) -> Path:
     """Download the file of recordings into a folder.
 
-    Interrupted at any moment, it continues where it ended when this is run again.
+    An interrupted download continues when the function is called again.
 
     Parameters
     ----------
     folder : str or Path
-        Made if it is not there.
+        Created if it does not exist.
     url : str, optional
-        Where the file is: ``https://``, ``s3://``, ``gs://``, ``file://`` or a path; by default
+        Address of the file: ``https://``, ``s3://``, ``gs://``, ``file://`` or a path; by default
         the published file of 20.6 GB.
     sha256 : str, optional
-        What its checksum must be. The server's own checksum is compared where it states one.
+        Expected checksum. The server's own checksum is always compared if it states one.
     refresh : bool, optional
-        Fetch the file although it is there.
+        Fetch the file even if it exists.
     retry : Retry, optional
-        How often and how patiently to ask again; attempts that bring bytes do not count.
+        How often to repeat a request, and how long to wait before that; attempts that make
+        progress do not count.
     timeout : float, optional
         Seconds without a byte after which a connection has failed.
     storage_options : mapping, optional
-        A login: for a bucket what fsspec hands to its file system, for https what
-        `requests.request` takes, such as ``headers``.
+        Login: for a bucket the options of its fsspec file system, for https arguments of
+        `requests.request`, such as ``headers``.
     progress : bool, optional
-        Show a bar, in bytes.
+        Show a progress bar, in bytes.
 
     Returns
     -------
@@ -626,10 +627,10 @@ def download(
     Raises
     ------
     SourceError
-        If there is no such file, access is refused, the disk is full, the checksum is another, or
-        what came is not an HDF5 file.
+        If there is no such file, access is refused, the disk is full, the checksum differs, or
+        the file is not an HDF5 file.
     IncompleteDownloadError
-        If the connection fails too often; what has arrived is kept.
+        If the connection fails too often; data that has arrived is kept.
 
     Examples
     --------
@@ -657,7 +658,7 @@ def download(
         path.unlink()
         beside(path, ".json").unlink(missing_ok=True)
         raise SourceError(
-            f"{shown_url(url)} begins with {start!r} and is not an HDF5 file (a pointer to a large "
-            "file, or a page?), so it is not kept: check the address"
+            f"{shown_url(url)} begins with {start!r} and is not an HDF5 file (a Git LFS pointer or "
+            "a web page?), so it was removed: check the address"
         )
     return path

@@ -1,4 +1,4 @@
-"""Which failures of a request pass by themselves, how long to wait, what to report in the end."""
+"""Which failed requests to repeat, how long to wait, and which error to raise in the end."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# Statuses below 500 that pass by themselves: timeout, too early, too many requests.
+# Statuses below 500 that are transient: timeout, too early, too many requests.
 _TRANSIENT_STATUSES = (408, 425, 429)
-# Trouble on this machine, which another request does not help: no space, no right to write.
+# Local errors, which repeating a request does not fix: no space, no write permission.
 _LOCAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _LOCAL_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _NETWORK_ERRORS = (OSError, EOFError, http.client.HTTPException, zlib.error, pa.ArrowInvalid)
-# Packages all of whose exceptions are failures of a connection or an answer.
+# Packages whose exceptions are all failures of a connection or an answer.
 _NETWORK_PACKAGES = ("aiohttp", "urllib3")
-_MAX_LENGTH = 300  # characters of an error in a message
+_MAX_LENGTH = 300  # of an error in a message, in characters
 
 
 class BadAnswer(Exception):
-    """An answer came and cannot be right, so the request is repeated. Never leaves the package."""
+    """An answer is invalid, so the request is repeated. Never leaves the package."""
 
 
 class Refused(Exception):
@@ -59,7 +59,7 @@ def status_of(error: BaseException) -> int | None:
 
 
 def classify(error: BaseException) -> Literal["transient", "refused", "local"]:
-    """Tell what may pass by itself from refusals of the service and from trouble on this side."""
+    """Return whether an error is transient, a refusal of the service, or a local problem."""
     status = status_of(error)
     if status is not None:
         transient = status >= 500 or status in _TRANSIENT_STATUSES
@@ -72,12 +72,12 @@ def classify(error: BaseException) -> Literal["transient", "refused", "local"]:
     if isinstance(error, OSError):
         if error.errno in _LOCAL_ERRNOS:
             return "local"
-        # A ValueError is how requests marks an address that makes no sense.
+        # requests raises errors that are also ValueErrors for invalid addresses.
         if isinstance(error, ValueError) or "certificate verify failed" in str(error).lower():
             return "refused"
     if isinstance(error, (BadAnswer, *_NETWORK_ERRORS)) or package in _NETWORK_PACKAGES:
         return "transient"
-    # caveclient's words for a web page where a table should be
+    # caveclient raises this when it gets a web page instead of a table.
     if isinstance(error, ValueError) and "Unknown response type" in str(error):
         return "transient"
     return "refused" if package in ("caveclient", "requests") else "local"
@@ -94,7 +94,7 @@ def describe(error: BaseException) -> str:
 
 def _retry_after(error: BaseException) -> float:
     """Return the seconds that a Retry-After header asks for; 0 without one."""
-    response = getattr(error, "response", None)  # one with an error status is falsy
+    response = getattr(error, "response", None)  # falsy if it has an error status
     headers = getattr(error if response is None else response, "headers", None) or {}
     with contextlib.suppress(urllib3.exceptions.InvalidHeader):
         return urllib3.util.Retry().parse_retry_after(str(headers.get("Retry-After")))
@@ -103,7 +103,7 @@ def _retry_after(error: BaseException) -> float:
 
 @dataclass(frozen=True)
 class Retry:
-    """How often a request is made, and the seconds to wait: from `base` up, at most `cap`."""
+    """How often to try a request, and how many seconds to wait: from `base` up to `cap`."""
 
     attempts: int = 10
     base: float = 1.0
@@ -112,10 +112,10 @@ class Retry:
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         assert state.outcome is not None
-        grown = tenacity.wait_exponential(multiplier=self.base, max=self.cap)(state)
-        asked = _retry_after(state.outcome.exception() or BadAnswer())
-        # At random, so that not all clients come back at the same moment.
-        return max(grown * random.uniform(0.5, 1.0), min(asked, self.cap))
+        backoff = tenacity.wait_exponential(multiplier=self.base, max=self.cap)(state)
+        retry_after = _retry_after(state.outcome.exception() or BadAnswer())
+        # Jitter, so that clients do not all come back at the same moment.
+        return max(backoff * random.uniform(0.5, 1.0), min(retry_after, self.cap))
 
     def call(
         self,
@@ -129,8 +129,8 @@ class Retry:
     ) -> Result:
         """Make a request until it succeeds, is refused, or has failed too often.
 
-        `advice` says what to do about a status, `clean` takes secrets out of a text. An attempt
-        after which `progressed` is true, as one that brought a piece of a file, does not count.
+        `advice` maps a status to a hint, `clean` removes secrets from a text. An attempt after
+        which `progressed` is true, such as one that fetched part of a file, does not count.
         """
         limit = max(1, min(self.attempts, at_most or self.attempts))
 
@@ -145,7 +145,7 @@ class Retry:
         def log(state: tenacity.RetryCallState) -> None:
             assert state.outcome is not None
             logger.warning(
-                "%s: %s; asking again in %.1f s (attempt %d of %d)",
+                "%s: %s; retrying in %.1f s (attempt %d of %d)",
                 what, clean(describe(state.outcome.exception() or BadAnswer())),
                 state.upcoming_sleep, state.attempt_number + 1, limit,
             )  # fmt: skip
@@ -165,10 +165,10 @@ class Retry:
             if kind == "local":
                 raise
             hint = (advice or {}).get(status_of(error) or 0)
-        # Raised out here, so that no traceback leads to the frames that hold a token.
+        # Raised outside of the except block: its traceback refers to frames that hold a token.
         if kind == "refused":
             raise SourceError(f"{what}: {text}" + (f": {hint}" if hint else ""))
         raise IncompleteDownloadError(
-            f"{what}: {text} ({limit} attempts): the service or the network fails at the moment; "
-            "run the same again later, what has arrived is kept"
+            f"{what}: {text} ({limit} attempts): the service or the network is failing; "
+            "run the same again later, data that has arrived is kept"
         )

@@ -1,7 +1,7 @@
-"""Data files that Postgres has copied out as CSV: whole tables, and blocks of larger ones.
+"""Data files that Postgres has exported as CSV: whole tables, and blocks of larger ones.
 
-They say t and f for truth and nothing for what is missing, and have quotes around text that needs
-them. Names and types of the columns are in a header file beside the data file.
+Booleans are t and f, missing values are empty, and text is quoted only if necessary. Names and
+types of the columns are in a header file beside the data file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Header:
     names: tuple[str, ...]
     # their Postgres types, in lower case and without length, such as ``"character varying"``
     types: tuple[str, ...]
-    where: str = "the header"  # the header file, as messages call it
+    where: str = "the header"  # name of the header file in messages
 
     def type_of(self, name: str) -> str:
         """Return the Postgres type of a column."""
@@ -52,7 +52,7 @@ class Header:
 
 
 def _arrow_type(name: str, sql: str) -> pa.DataType:
-    # Ids never pass through a float, whatever the header says of them.
+    # Ids never pass through a float, whatever type the header states.
     if sql in _INTEGERS or (sql in ("numeric", "decimal") and (name + "_").endswith("id_")):
         return pa.int64()
     if sql in _FLOATS:
@@ -106,12 +106,12 @@ def columns_of(header: Header, position: str) -> list[str]:
     return [position] if position in header.names else []
 
 
-# Exponents of two digits only: what they give is never beyond float64, where a cast fails.
+# Exponents of two digits only, so that values are within the range of float64 and casts succeed.
 _NUMBER = r"[-+]?(?:\d{1,99}\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2})?"
 _ROUND = r"[^-+.\d]*"  # brackets, or words such as POINT
 _XYZ = rf"^{_ROUND}(?P<x>{_NUMBER})[\s,]+(?P<y>{_NUMBER})[\s,]+(?P<z>{_NUMBER}){_ROUND}$"
 # A little-endian point with three coordinates in the hexadecimal form of PostGIS. The second form
-# has the number of a reference system before them.
+# has the number of a reference system before the coordinates.
 _WKB = "^01(?:[0-9a-fA-F]{56}|[0-9a-fA-F]{64})$"
 
 
@@ -153,13 +153,13 @@ def points_of(columns: list[pa.Array]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _trimmed(column: pa.Array) -> pa.Array:
-    """Return text without blanks around it, and null where nothing or a word for it is left."""
+    """Return text without surrounding whitespace, with null for empty text and null markers."""
     texts = pc.ascii_trim_whitespace(column)
     return pc.if_else(pc.is_in(texts, value_set=pa.array(["", r"\N"])), None, texts)
 
 
 def finish_columns(table: pa.Table, header: Header, where: str) -> pa.Table:
-    """Turn what CSV cannot say into what it means: positions, arrays, time zones."""
+    """Convert columns that CSV has no types for: positions, arrays, times with time zone."""
     names: list[str] = []
     columns: list[pa.ChunkedArray] = []
     for name, column in zip(table.column_names, table.columns, strict=True):
@@ -188,7 +188,7 @@ def finish_columns(table: pa.Table, header: Header, where: str) -> pa.Table:
 
 
 def _voxels(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return numbers of voxels as integers, as the service gives them, if all are whole."""
+    """Return voxel coordinates as integers, as the service does, if all are whole numbers."""
     if not pa.types.is_floating(column.type):
         return column
     try:
@@ -219,21 +219,21 @@ def _number(word: str) -> int | float:
         return float("nan") if word == "NULL" else float(word)
 
 
-_CSV_BYTES = 4 << 20  # that one thread parses at a time; a row must fit in it
+_CSV_BYTES = 4 << 20  # parsed at a time by one thread; a row must fit in it
 _BLOCK_BYTES = 8 << 20  # unpacked; larger ones cost more system time (measured)
 _LONGEST_LINE = 64 << 20
-_AHEAD = 3  # blocks that are unpacked before they are asked for
-# What unpacking raises.
+_AHEAD = 3  # blocks that are unpacked in advance
+# Errors that unpacking may raise.
 DAMAGED: Any = (EOFError, OSError, zlib.error, IsalError)
 
 
 def reason_of(error: Exception) -> str:
-    """Return the first line of what an error says."""
+    """Return the first line of an error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def unreadable(name: str, error: Exception, where: str = "") -> SourceError:
-    """Return the error that says why a file cannot be read, and where if that is known."""
+    """Return the error to raise for a file that cannot be read, with the place if known."""
     reason = reason_of(error)
     if isinstance(error, EOFError):
         return IncompleteDownloadError(
@@ -242,12 +242,12 @@ def unreadable(name: str, error: Exception, where: str = "") -> SourceError:
     if isinstance(error, zlib.error | IsalError | gzip.BadGzipFile):
         hint = "it is damaged, remove it and fetch it again"
     else:
-        hint = "check the disk or the network" if where else "check path, rights and network"
+        hint = "check the disk or the network" if where else "check path, permissions and network"
     return SourceError(f"{name} cannot be read{where} ({reason}): {hint}")
 
 
 def read_archived(path: str | Path, header: Header) -> pa.Table:
-    """Read a data file whole."""
+    """Read a whole data file."""
     path = Path(path)
     try:
         with igzip.open(path, "rb") as file:
@@ -264,17 +264,17 @@ def read_archived(path: str | Path, header: Header) -> pa.Table:
 
 
 def _parse(
-    what: Path | bytes, header: Header, columns: list[str] | None, first_line: int, where: str
+    data: Path | bytes, header: Header, columns: list[str] | None, first_line: int, where: str
 ) -> pa.Table:
-    """Read a file, or some of its whole lines; `columns` are the only ones that are wanted."""
+    """Parse a file, or some of its lines; only `columns` are returned, None for all."""
     # An empty line is one null, or a row that has lost its values: never skip it.
     parse_options = pa.csv.ParseOptions(
-        newlines_in_values=isinstance(what, Path), ignore_empty_lines=False
+        newlines_in_values=isinstance(data, Path), ignore_empty_lines=False
     )
     convert_options = pa.csv.ConvertOptions(
         column_types=header.arrow_types(),
         include_columns=columns,
-        # Nothing is a null and "" an empty text; no other word stands for a null.
+        # An empty field is a null and "" is an empty text; the only other null is \N.
         null_values=["", r"\N"],
         strings_can_be_null=True,
         quoted_strings_can_be_null=False,
@@ -286,7 +286,7 @@ def _parse(
         read_options = pa.csv.ReadOptions(
             column_names=list(header.names), block_size=_CSV_BYTES, use_threads=threads
         )
-        with igzip.open(what) if isinstance(what, Path) else pa.BufferReader(what) as source:
+        with igzip.open(data) if isinstance(data, Path) else pa.BufferReader(data) as source:
             table = pa.csv.read_csv(source, read_options, parse_options, convert_options)
         return _without_empty_lines(table, header)
 
@@ -294,14 +294,14 @@ def _parse(
         return parse(threads=True)
     except pa.ArrowInvalid:
         pass
-    try:  # only one thread knows the number of a line
+    try:  # line numbers are reported only without threads
         return parse(threads=False)
     except pa.ArrowInvalid as error:
         raise SourceError(_describe(error, header, where, first_line)) from error
 
 
 def _describe(error: Exception, header: Header, where: str, first_line: int) -> str:
-    """Say where a data file does not fit its header, and what to do."""
+    """Return the message for a data file that does not fit its header."""
     text = reason_of(error)
     row = re.search(r"Row #(\d+):? ?", text)
     line = f" line {int(row[1]) + first_line - 1}" if row else ""
@@ -312,13 +312,13 @@ def _describe(error: Exception, header: Header, where: str, first_line: int) -> 
         text = text.replace(match[0], "") if match else text
     return (
         f"{where}{line} does not fit {header.where}, which has {len(header.names)} columns "
-        f"({text[:200]}): remove both files and fetch them again; if it stays so, the archived "
-        "files do not belong together"
+        f"({text[:200]}): remove both files and fetch them again; if the error persists, the "
+        "archived files do not belong together"
     )
 
 
 def _without_empty_lines(table: pa.Table, header: Header) -> pa.Table:
-    """Return a table, or raise where a line has no values at all; pyarrow makes nulls of it."""
+    """Return a table, or raise if a line has no values at all, which pyarrow reads as nulls."""
     if len(header.names) > 1 and all(column.null_count for column in table.columns):
         nulls = [column.is_null().to_numpy() for column in table.columns]
         empty = np.flatnonzero(np.logical_and.reduce(nulls))
@@ -330,7 +330,7 @@ def _without_empty_lines(table: pa.Table, header: Header) -> pa.Table:
 class Block(NamedTuple):
     """Some lines of a data file."""
 
-    table: pa.Table  # the columns that are wanted, before `finish_columns`
+    table: pa.Table  # the requested columns, before `finish_columns`
     start: int  # first of their bytes in the unpacked file
     stop: int
     packed: int  # about how many bytes of the packed file have been read
@@ -344,7 +344,7 @@ def read_blocks(
     start: int = 0,
     first_line: int = 1,
 ) -> Iterator[Block]:
-    """Read some columns of a data file, block by block, from some line on."""
+    """Read some columns of a data file in blocks, starting at a line."""
     line = first_line
     try:
         with open(path, "rb") as packed, igzip.open(packed, "rb") as file:
@@ -373,13 +373,13 @@ def whole_lines(
     Another thread unpacks some blocks ahead. The last line may lack its line break.
     """
     rest = b""
-    coming: deque[Future[tuple[bytes, int]]] = deque()
+    pending: deque[Future[tuple[bytes, int]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="unpack") as pool:
         try:
             while True:
-                while len(coming) < _AHEAD:
-                    coming.append(pool.submit(lambda: (file.read(_BLOCK_BYTES), packed.tell())))
-                data, at = coming.popleft().result()
+                while len(pending) < _AHEAD:
+                    pending.append(pool.submit(lambda: (file.read(_BLOCK_BYTES), packed.tell())))
+                data, at = pending.popleft().result()
                 if not data:
                     break
                 end = data.rfind(b"\n") + 1
@@ -388,7 +388,7 @@ def whole_lines(
                     rest = data[end:]
                 else:
                     rest += data
-                    # One that is not a table would fill the memory.
+                    # A file that is not a table would fill the memory.
                     if len(rest) > _LONGEST_LINE:
                         raise SourceError(
                             f"{name} has no line break in {len(rest)} bytes: it is not a table of "

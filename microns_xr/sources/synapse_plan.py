@@ -1,9 +1,9 @@
-"""How a request of synapses is cut into queries, so that no answer comes near the row limit.
+"""Division of a request for synapses into queries whose answers stay below the row limit.
 
 A `Piece` is a run of the sorted root ids on one side of the request or, where one root alone has
-more synapses than an answer may hold, a range of the synapse ids of that root. The pieces that are
-done and those that are open never overlap and together are the whole request. So nothing depends on
-the size of the pieces, their order, or interruptions.
+more synapses than an answer may hold, a range of the synapse ids of that root. Finished and open
+pieces never overlap and together cover the request, so the result does not depend on the size of
+the pieces, their order, or interruptions.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 Side = Literal["pre", "post"]
 Count = Callable[[Mapping[Side, np.ndarray]], int]
 
-# What the service allows by default; a server that allows less says so with its first cut answer.
+# Default of the service; a server with a lower limit states it in its first truncated answer.
 ROW_LIMIT = 200_000
-_MAX_IDS = 20_000  # of a query: 400 KB of JSON
+_MAX_IDS = 20_000  # per query: 400 KB of JSON
 
-# A list of ids up to this length may go along with every query; a longer one is applied here.
+# Lists of ids up to this length may be sent with every query; longer ones are applied locally.
 SHORT_LIST = 5_000
 _ID_BYTES = 20  # of an id in JSON
 _ROW_BYTES = 32  # of a synapse in an answer: three ids, two supervoxels, a size, compressed
@@ -33,19 +33,19 @@ _SAMPLE = 64
 
 @dataclass(frozen=True)
 class Strategy:
-    """By which side a request is asked, and who applies the ids of the other side."""
+    """Which side is divided into pieces, and whether the ids of the other side are sent."""
 
-    side: Side | None  # the side whose ids are cut into pieces; None where neither is restricted
-    send_other: bool  # whether queries may hold the ids of the other side
+    side: Side | None  # the side whose ids are divided; None if neither is restricted
+    send_other: bool  # whether queries may include the ids of the other side
     # How many rows were counted for how many ids.
     rows: int
     ids: int
-    # The ids of the other side go along only with queries of at least so many rows: smaller ones
-    # are so many that the ids weigh more than the rows they spare.
+    # The ids of the other side are sent only with queries of at least this many rows: there are
+    # more of the smaller ones, and the ids would have more bytes than the rows they save.
     pays_from: int = 0
 
     def sends_other(self, limit: int) -> bool:
-        """Whether queries hold the ids of the other side, under a row limit."""
+        """Whether queries include the ids of the other side, given the row limit."""
         return self.send_other and limit // 2 >= self.pays_from
 
 
@@ -53,11 +53,11 @@ def choose_strategy(pre: np.ndarray | None, post: np.ndarray | None, count: Coun
     """Choose the side with fewer rows, by the rows of a few evenly spaced ids of each side.
 
     The ids of the other side are sent only if they are few (`SHORT_LIST`) and have fewer bytes than
-    the rows that they spare.
+    the rows that they save.
     """
-    # Where both sides have equally many rows, the first is taken.
-    asked: dict[Side, np.ndarray | None] = {"post": post, "pre": pre}
-    ids = {side: i for side, i in asked.items() if i is not None}
+    # The first is chosen if both sides have equally many rows.
+    roots: dict[Side, np.ndarray | None] = {"post": post, "pre": pre}
+    ids = {side: i for side, i in roots.items() if i is not None}
     if not ids:
         return Strategy(None, False, count({}), 1)
     samples = {
@@ -67,30 +67,30 @@ def choose_strategy(pre: np.ndarray | None, post: np.ndarray | None, count: Coun
     share = {side: len(samples[side]) / len(i) for side, i in ids.items()}
     side = min(ids, key=lambda s: rows[s] / share[s])
     n_sample = len(samples[side])
-    plain = Strategy(side, False, rows[side], n_sample)
+    one_sided = Strategy(side, False, rows[side], n_sample)
     other = next((s for s in ids if s != side), None)
     if other is None or len(ids[other]) > SHORT_LIST or not rows[side]:
-        return plain
-    wanted = count({side: samples[side], other: ids[other]})
-    spared = rows[side] - wanted
+        return one_sided
+    n_rows = count({side: samples[side], other: ids[other]})
+    n_saved = rows[side] - n_rows
     list_bytes = 2 * len(ids[other]) * _ID_BYTES  # once to count, once to query
-    if list_bytes >= spared * _ROW_BYTES / share[side]:
-        return plain
-    # For each row that comes, so many others are spared.
-    pays_from = math.ceil(list_bytes / _ROW_BYTES * wanted / spared)
+    if list_bytes >= n_saved * _ROW_BYTES / share[side]:
+        return one_sided
+    # At this many rows the rows that are saved have as many bytes as the list.
+    pays_from = math.ceil(list_bytes / _ROW_BYTES * n_rows / n_saved)
     if pays_from > ROW_LIMIT // 2:
-        return plain
-    return Strategy(side, True, wanted, n_sample, pays_from)
+        return one_sided
+    return Strategy(side, True, n_rows, n_sample, pays_from)
 
 
 @dataclass(frozen=True, order=True)
 class Piece:
-    """A part of a request: root ids `start` to `stop`, perhaps with a range of synapse ids."""
+    """A part of a request: root ids `start` to `stop`, optionally a range of synapse ids."""
 
-    # Slice of the sorted root ids of the side that is asked by; 0 to 1 where there is none.
+    # Slice of the sorted root ids of the strategy's side; 0 to 1 if there is none.
     start: int
     stop: int
-    # First synapse id, and the first one beyond; only for one root.
+    # Range of synapse ids, half-open; only for one root.
     id_from: int | None = None
     id_below: int | None = None
 
@@ -111,26 +111,26 @@ def split_ids(piece: Piece, parts: int) -> list[Piece]:
 
 
 def split_range(
-    seen: np.ndarray, low: int | None, high: int | None, parts: int
+    ids: np.ndarray, low: int | None, high: int | None, parts: int
 ) -> list[tuple[int | None, int | None]]:
-    """Split a range of ids at quantiles of those that a cut answer happened to hold.
+    """Split a range of ids at quantiles of the ids in a truncated answer.
 
-    Whichever these are, the first and the last part hold some of them each, so that every split
-    makes progress. Empty where the range cannot be split.
+    The first and the last part hold some of these ids each, so that every split makes progress.
+    The result is empty if the range cannot be split.
     """
-    seen, parts = np.unique(seen), max(parts, 2)
-    cuts = seen[np.arange(1, parts) * len(seen) // parts] if len(seen) else seen
-    if len(seen) == 1:
-        cuts = np.array([seen[0], seen[0] + 1])
+    ids, parts = np.unique(ids), max(parts, 2)
+    cuts = ids[np.arange(1, parts) * len(ids) // parts] if len(ids) else ids
+    if len(ids) == 1:
+        cuts = np.array([ids[0], ids[0] + 1])
     inside = sorted(
         {c for c in cuts.tolist() if (low is None or c > low) and (high is None or c < high)}
     )
     return list(itertools.pairwise([low, *inside, high])) if inside else []
 
 
-def split_synapses(piece: Piece, seen: np.ndarray, parts: int) -> list[Piece]:
-    """Split the synapses of one root by their ids; empty where they cannot be split."""
-    ranges = split_range(seen, piece.id_from, piece.id_below, parts)
+def split_synapses(piece: Piece, ids: np.ndarray, parts: int) -> list[Piece]:
+    """Split the synapses of one root by their ids; empty if they cannot be split."""
+    ranges = split_range(ids, piece.id_from, piece.id_below, parts)
     return [replace(piece, id_from=low, id_below=high) for low, high in ranges]
 
 
@@ -138,7 +138,7 @@ _FIRST_ID = -1  # below all synapse ids
 
 
 def open_pieces(n_ids: int, done: Iterable[Piece]) -> list[Piece]:
-    """Return what is left of a request, in its order."""
+    """Return the unfinished pieces of a request, in order."""
     # Pieces as intervals of (root, synapse id); the gaps between them are open.
     spans = []
     for piece in done:
@@ -165,7 +165,7 @@ def open_pieces(n_ids: int, done: Iterable[Piece]) -> list[Piece]:
 class SynapsePlan:
     """The open pieces of a request, handed out to several threads.
 
-    Queries aim at half of the row limit; how many ids that is, is learned from earlier counts.
+    Queries aim at half of the row limit; their numbers of ids are estimated from earlier counts.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class SynapsePlan:
         self.rows_done = 0
         self._max_ids = min(batch or _MAX_IDS, _MAX_IDS)
         self._rows, self._ids = rows, ids
-        # Taken from the end: what was split comes before what was never asked.
+        # Taken from the end: parts of split pieces come before pieces that were not queried yet.
         self._open = open_pieces(n_ids, done)[::-1]
         self._in_flight: set[Piece] = set()
         self._stopped = False
@@ -190,10 +190,10 @@ class SynapsePlan:
 
     @property
     def ids_done(self) -> int:
-        """How many roots are done with all of their synapses."""
+        """Number of roots whose synapses are all done."""
         with self._changed:
             left = [*self._open, *self._in_flight]
-        # The ranges of one root are one root.
+        # Several ranges of one root count once.
         whole = sum(len(piece) for piece in left if not piece.is_range)
         return self.n_ids - whole - len({piece.start for piece in left if piece.is_range})
 
@@ -210,7 +210,7 @@ class SynapsePlan:
             piece = self._open.pop()
             size = int(max(1, self.limit // 2) * self._ids / max(self._rows, 1))
             size = min(self._max_ids, max(1, size))
-            # A little more is taken whole, rather than leave a few ids for a query of their own.
+            # A slightly larger piece is taken whole, to avoid a separate query for a few ids.
             if len(piece) > min(1.3 * size, self._max_ids):
                 self._open.append(Piece(piece.start + size, piece.stop))
                 piece = Piece(piece.start, piece.start + size)
@@ -218,7 +218,7 @@ class SynapsePlan:
             return piece
 
     def split(self, piece: Piece, parts: list[Piece], limit: int | None = None) -> None:
-        """Put the parts of a taken piece in its place; `limit` is what its answer was cut at."""
+        """Replace a taken piece by its parts; `limit` is the row limit of a truncated answer."""
         with self._changed:
             self.limit = min(self.limit, max(1, limit or self.limit))
             self._in_flight.remove(piece)
@@ -226,7 +226,7 @@ class SynapsePlan:
             self._changed.notify_all()
 
     def finish(self, piece: Piece, rows: int, answered: int) -> None:
-        """Count a taken piece as done: its synapses, and the rows of its answer."""
+        """Mark a taken piece as done, with its number of synapses and of rows in its answer."""
         with self._changed:
             self._in_flight.remove(piece)
             self.rows_done += rows
@@ -236,7 +236,7 @@ class SynapsePlan:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Hand out nothing more."""
+        """Hand out no more pieces."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

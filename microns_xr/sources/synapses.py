@@ -1,21 +1,21 @@
-"""Synapses from the service: downloaded in batches, several at a time, none of them lost.
+"""Download of synapses from the service in batches, several at a time, without losing any.
 
 A request has a folder named by its key, beside which its result is written::
 
     pre20-post300-6c1a09f2b3d4/
-        request.json             what was asked, of which release, and how
-        pre.parquet post.parquet the root ids, where they were given
+        request.json             the request, its release and its strategy
+        pre.parquet post.parquet the root ids, unless all are requested
         manifest.jsonl           one line for each finished batch
         0000000-0000128.parquet  its synapses
-        complete.json            rows and sha256 of the result; the batches are gone then
+        complete.json            rows and sha256 of the result; the batches are removed then
     pre20-post300-6c1a09f2b3d4.parquet   the result
 
-Files are written beside their place and renamed, and a batch counts from the moment that its line
-in the manifest is whole, so that the process may be killed at any moment.
+Files are written to a temporary name and renamed, and a batch counts once its line in the manifest
+is complete, so that the process may be killed at any moment.
 
-Nothing in an answer tells that rows are missing: a stream may end after its schema, a service may
-lose some. So the service counts the rows of every batch first, and an answer is taken only if it
-holds exactly that many synapses, each of which belongs to what was asked.
+An answer does not show that rows are missing: a stream may end after its schema, a service may
+lose some. So the service counts the rows of every batch first, and an answer is accepted only if
+it holds exactly that many synapses, each of which matches the request.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ POSITION = "ctr_pt_position"
 _PRE, _POST = "pre_pt_root_id", "post_pt_root_id"
 _ROOT_COLUMN: dict[Side, str] = {"pre": _PRE, "post": _POST}
 
-# ------------------------------------------------------------------------------- what is asked for
+# ---------------------------------------------------------------------------------------- requests
 
 
 @dataclass(frozen=True, eq=False)
 class SynapseRequest:
-    """Which synapses are asked for."""
+    """A request for synapses."""
 
     datastack: str
     version: int
@@ -91,7 +91,7 @@ class SynapseRequest:
     # Root ids, int64, sorted, unique; None for all.
     pre: np.ndarray | None
     post: np.ndarray | None
-    positions: bool = False  # whether with the positions, in voxels
+    positions: bool = False  # whether to include the positions, in voxels
 
     @property
     def columns(self) -> list[str]:
@@ -100,7 +100,7 @@ class SynapseRequest:
         return ["id", _PRE, _POST, "size", *places]
 
     def record(self) -> dict[str, Any]:
-        """Return what tells it from other requests."""
+        """Return the fields that distinguish it from other requests."""
         ids = {"pre": self.pre, "post": self.post}
         return {
             "format": 1,
@@ -116,7 +116,7 @@ class SynapseRequest:
 
     @property
     def key(self) -> str:
-        """Name of the request: how many ids it has, and a hash of all of it."""
+        """Name of the request: its numbers of ids, and a hash of its record."""
         record = json.dumps(self.record(), sort_keys=True)
         digest = hashlib.sha256(record.encode()).hexdigest()[:12]
         pre, post = ("all" if i is None else str(len(i)) for i in (self.pre, self.post))
@@ -135,7 +135,7 @@ def make_request(
             unique = roots[side] = np.unique(as_ids(ids, side))
             if not len(unique) or unique[0] < 1:
                 what = f"root id {unique[0]}, which is not a segment" if len(unique) else "no id"
-                raise SchemaError(f"{side} holds {what}: give root ids above 0; None asks for all")
+                raise SchemaError(f"{side} holds {what}: give root ids above 0, or None for all")
     return SynapseRequest(datastack, version, table, **roots, positions=bool(positions))
 
 
@@ -152,9 +152,9 @@ def resolve_ids(
     version: int | None = None,
     allow_unknown: bool = False,
 ) -> np.ndarray:
-    """Resolve units, nucleus ids or root ids to root ids of one release: sorted, each once.
+    """Resolve units, nucleus ids or root ids to root ids of one release: sorted and unique.
 
-    Ids whose root is 0 (no segment) are left out, and those of nuclei that share a root are one.
+    Ids whose root is 0 (no segment) are left out, and nuclei that share a root give one id.
     """
     if isinstance(ids, xr.Dataset | xr.DataArray):
         ids = _labelled_roots(ids, name, datastack, version)
@@ -169,18 +169,18 @@ def resolve_ids(
     n_nucleus, n_root = int((is_nucleus & (unique > 0)).sum()), int(is_root.sum())
     if n_nucleus and n_root and (is_nucleus != is_root)[unique > 0].any():
         raise SchemaError(
-            f"{name} hold {n_nucleus} nucleus ids and {n_root} root ids of {release}, expected one "
-            "kind: give the nucleus ids, they are the same in every release"
+            f"{name}: {n_nucleus} nucleus ids and {n_root} root ids of {release}, expected one "
+            "kind: give the nucleus ids, which are the same in every release"
         )
     by_nucleus = n_nucleus > n_root or (n_nucleus == n_root and not (unique >= _ROOTS_FROM).any())
     known = is_nucleus if by_nucleus else is_root | (unique == 0)
     n_unknown = int((~known).sum())
     if n_unknown and not allow_unknown:
         hint = (
-            "nucleus ids are the same in every release, so these are none of its"
+            "nucleus ids are the same in every release, so these are not nuclei of it"
             if by_nucleus
-            else "root ids change between releases, so these are probably of another one, or no "
-            "neurons"
+            else "root ids change between releases, so these are probably from another one, or "
+            "not neurons"
         )
         raise ReleaseMismatchError(
             f"{name}: {n_unknown} of {len(unique)} {'nucleus' if by_nucleus else 'root'} ids "
@@ -197,11 +197,11 @@ def resolve_ids(
     counts = (
         f"{len(roots)} roots of {len(values)} ids, {len(values) - len(unique)} of them repeated, "
         f"{n_unknown} not in the nucleus table, {n_zero} with root 0, "
-        f"{len(candidates) - n_zero - len(roots)} with the root of another one"
+        f"{len(candidates) - n_zero - len(roots)} with the root of another id"
     )
     if not len(roots):
         raise SchemaError(
-            f"{name} hold no root id to ask for ({counts}): None asks for all, "
+            f"{name}: there is no root id to request ({counts}): pass None for all, "
             "ids whose root is 0 have no segment in this release"
         )
     logger.info("%s: %s", name, counts)
@@ -217,7 +217,7 @@ def _labelled_roots(
         if version not in (None, of_version) or datastack not in (None, of_stack):
             raise ReleaseMismatchError(
                 f"{name} is of {of_stack} v{of_version}, but synapses of {datastack} v{version} "
-                "were asked for: use units of that release, or their nucleus ids, which are the "
+                "were requested: use units of that release, or their nucleus ids, which are the "
                 "same in every release"
             )
     if isinstance(ids, xr.Dataset):
@@ -246,57 +246,57 @@ class SynapseSet:
         return f"<SynapseSet {self.key}: {state}>"
 
     def document(self, name: str) -> dict[str, Any]:
-        """Return ``request.json`` or ``complete.json``; empty where it is not there, or damaged."""
+        """Return ``request.json`` or ``complete.json``; empty if it is missing or damaged."""
         return read_json(self.directory / f"{name}.json")
 
     @property
     def is_complete(self) -> bool:
-        """Whether all synapses of the request are here."""
+        """Whether all synapses of the request have been downloaded."""
         try:
             return self.path.stat().st_size == self.document("complete").get("bytes")
         except OSError:
             return False
 
     def require_complete(self) -> dict[str, Any]:
-        """Return ``complete.json``, or raise where synapses are missing."""
+        """Return ``complete.json``, or raise if synapses are missing."""
         if not self.is_complete:
             raise IncompleteDownloadError(
-                f"the synapses of request {self.key} are not all here: run the same "
-                "download_synapses again, it continues where it was"
+                f"the download of request {self.key} is incomplete: run the same "
+                "download_synapses again to continue"
             )
         return self.document("complete")
 
     @cached_property
     def request(self) -> dict[str, Any]:
-        """What was asked: ``datastack``, ``version``, ``table``, ``timestamp``, ``positions``.
+        """The request: ``datastack``, ``version``, ``table``, ``timestamp``, ``positions``.
 
-        And ``pre`` and ``post``: root ids, int64, sorted, unique, or None for all.
+        Also ``pre`` and ``post``: root ids, int64, sorted, unique, or None for all.
         """
         document = self.document("request")
         record = document.get("request", {})
         try:
-            asked: dict[str, Any] = {n: record[n] for n in ("datastack", "version", "table")}
+            fields: dict[str, Any] = {n: record[n] for n in ("datastack", "version", "table")}
             for side in ("pre", "post"):
-                asked[side] = None
+                fields[side] = None
                 if record[side]:
                     with pq.ParquetFile(self.directory / f"{side}.parquet") as file:
-                        asked[side] = file.read()["root_id"].to_numpy()
-            asked["positions"] = len(record["columns"]) > 4
+                        fields[side] = file.read()["root_id"].to_numpy()
+            fields["positions"] = len(record["columns"]) > 4
         except (KeyError, TypeError, OSError, pa.ArrowException) as error:
             raise SourceError(
                 f"{self.directory} cannot be read ({error!r}): remove it, and download again"
             ) from error
-        key = SynapseRequest(**asked).key
+        key = SynapseRequest(**fields).key
         if key != self.key:
             raise SourceError(
                 f"{self.directory} holds the request {key}: it was renamed or changed; "
                 "remove it, and download again"
             )
-        return {**asked, "timestamp": document.get("timestamp")}
+        return {**fields, "timestamp": document.get("timestamp")}
 
     @property
     def rows(self) -> int:
-        """How many synapses it holds."""
+        """Number of synapses."""
         return int(self.require_complete()["rows"])
 
     def read(self) -> pd.DataFrame:
@@ -304,11 +304,11 @@ class SynapseSet:
         complete = self.require_complete()
         if file_sha256(self.path) != complete["sha256"]:
             raise SourceError(
-                f"{self.path} is not as it was written: remove it, and download again"
+                f"{self.path} has changed since it was written: remove it, and download again"
             )
         with pq.ParquetFile(self.path) as file:
-            # Column by column, so that they are not in memory twice; copied, because Arrow's own
-            # memory cannot be written.
+            # Column by column, so that they are not in memory twice; copied, because Arrow's
+            # memory is read-only.
             columns = {
                 name: np.array(file.read([name])[name].to_numpy())
                 for name in file.schema_arrow.names
@@ -318,8 +318,8 @@ class SynapseSet:
     def provenance(self) -> dict[str, Any]:
         """Return ``name``, ``rows`` and ``sha256`` of the set, and its release."""
         complete = self.require_complete()
-        asked = self.document("request").get("request", {})
-        release = {name: asked.get(name) for name in ("datastack", "version", "table")}
+        record = self.document("request").get("request", {})
+        release = {name: record.get(name) for name in ("datastack", "version", "table")}
         return {"name": self.key, **complete, **release}
 
 
@@ -350,17 +350,17 @@ def open_request(folder: str | Path, key: str | None = None) -> SynapseSet:
 
 @dataclass(frozen=True)
 class Batch:
-    """A finished batch, as its line in the manifest has it."""
+    """A finished batch, as recorded in the manifest."""
 
     piece: Piece
     file: str
     sha256: str
     rows: int  # synapses of the request in it
-    answered: int  # rows of the answer that it was taken from
+    answered: int  # rows of the answer that they were selected from
 
 
 class RequestFolder(SynapseSet):
-    """The folder of one request, to write into."""
+    """The folder of one request, for writing."""
 
     def __init__(self, folder: str | Path, key: str) -> None:
         super().__init__(folder, key)
@@ -369,14 +369,14 @@ class RequestFolder(SynapseSet):
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the request: no other process writes into it, and this one does only in here."""
+        """Lock the folder against other processes; this one writes only while it is locked."""
         try:
             with locked(self.directory, f"request {self.key}"):
                 self._is_open = True
                 try:
                     yield
                 finally:
-                    # A thread may come late with an answer, when the lock is no longer held.
+                    # A thread may receive its answer after the lock has been released.
                     with self._writing:
                         self._is_open = False
         except OSError as error:
@@ -387,25 +387,25 @@ class RequestFolder(SynapseSet):
             ) from error
 
     def strategy(self, request: SynapseRequest, timestamp: str) -> Strategy | None:
-        """Return how an earlier run asked for the same, if there was one."""
-        before = self.document("request")
-        if before.get("request") != request.record():
+        """Return the strategy of an earlier run of the same request, if there was one."""
+        earlier = self.document("request")
+        if earlier.get("request") != request.record():
             return None
-        if before.get("timestamp") != timestamp:
+        if earlier.get("timestamp") != timestamp:
             archived = [
-                str(t).startswith("archived file ") for t in (before["timestamp"], timestamp)
+                str(t).startswith("archived file ") for t in (earlier["timestamp"], timestamp)
             ]
             if archived[0] != archived[1]:
-                return None  # begun at the archive or at the service: the batches differ
+                return None  # batches from the archive do not fit those from the service
             raise ReleaseMismatchError(
-                f"{request.datastack} v{request.version} was made {timestamp}, but the synapses "
-                f"in {self.directory} are of {before.get('timestamp')}: the version was made "
-                "again, so remove that folder and download anew"
+                f"{request.datastack} v{request.version} is of {timestamp}, but the synapses in "
+                f"{self.directory} are of {earlier.get('timestamp')}: the version was materialized "
+                "again, so remove that folder and download again"
             )
-        return Strategy(**before["strategy"])
+        return Strategy(**earlier["strategy"])
 
     def begin(self, request: SynapseRequest, timestamp: str, strategy: Strategy) -> None:
-        """Write what is asked, and how; whatever was there is of no use then."""
+        """Write the request and its strategy, after removing the records of earlier runs."""
         for name in ("request.json", "complete.json", "manifest.jsonl"):
             (self.directory / name).unlink(missing_ok=True)
         for side, ids in (("pre", request.pre), ("post", request.post)):
@@ -435,7 +435,7 @@ class RequestFolder(SynapseSet):
         return batches
 
     def _read_batch(self, line: bytes) -> Batch | None:
-        """Return the batch of a line; None where the line was cut, or the file is another."""
+        """Return the batch of a line; None if the line is truncated or the file has changed."""
         try:
             fields = json.loads(line)
             piece = Piece(**fields["piece"])
@@ -445,7 +445,7 @@ class RequestFolder(SynapseSet):
             return None
 
     def commit(self, piece: Piece, rows: pa.Table, answered: int) -> Batch | None:
-        """Write one finished batch; None where the request is no longer held."""
+        """Write one finished batch; None if the folder is no longer locked."""
         content = _parquet_bytes(rows)
         ends = ["" if i is None else f"-{i}" for i in (piece.id_from, piece.id_below)]
         ids = f"-ids{ends[0]}-to{ends[1]}" if piece.is_range else ""
@@ -462,7 +462,7 @@ class RequestFolder(SynapseSet):
         return batch
 
     def finish(self, request: SynapseRequest, timestamp: str, batches: Sequence[Batch]) -> None:
-        """Write the result from the batches, which are removed then."""
+        """Write the result from the batches, then remove the batches."""
         with new_file(self.path) as part:
             rows = merge_batches(self.directory, batches, request.columns, part)
             complete = {
@@ -487,7 +487,7 @@ def _line(batch: Batch) -> bytes:
 def _parquet_bytes(table: pa.Table) -> bytes:
     """Return a table as the bytes of a parquet file, which are equal for equal tables."""
     sink = pa.BufferOutputStream()
-    # What is soon read again and removed need not be small.
+    # Light compression: these files are soon read again and removed.
     pq.write_table(table, sink, compression="lz4", use_dictionary=False)
     return sink.getvalue().to_pybytes()
 
@@ -524,12 +524,12 @@ def integer_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
                 f"numbers ({error})"
             ) from error
         if is_float and (pc.max(columns[name]).as_py() or 0) > 2**24:
-            logger.warning("%s above 2^24 travels as float32, rounded to 8 digits", name)
+            logger.warning("%s above 2^24 is transferred as float32, rounded to 8 digits", name)
     return pa.table(columns)
 
 
 def sorted_synapses(rows: pa.Table) -> pa.Table:
-    """Sort synapses by post, pre and id, and drop those that are there twice."""
+    """Sort synapses by post, pre and id, and drop duplicates."""
     rows = rows.sort_by(_ORDER)
     columns = {name: rows[name].to_numpy() for name in rows.column_names}
     repeated = np.logical_and.reduce([columns[n][1:] == columns[n][:-1] for n, _ in _ORDER])
@@ -540,8 +540,8 @@ def sorted_synapses(rows: pa.Table) -> pa.Table:
         if len(differ):
             one, other = column[differ[0]], column[differ[0] + 1]
             raise SourceError(
-                f"synapse {columns['id'][differ[0]]} came twice, with {name} {one} and {other}: "
-                "one of the two answers is of another release; remove the request's folder, and "
+                f"synapse {columns['id'][differ[0]]} arrived twice, with {name} {one} and {other}: "
+                "one of the two answers is from another release; remove the request's folder, and "
                 "download again"
             )
     return rows.filter(pa.array(np.append(True, ~repeated)))
@@ -550,7 +550,7 @@ def sorted_synapses(rows: pa.Table) -> pa.Table:
 # --------------------------------------------------------------------- finished batches to one file
 
 _BLOCK_ROWS = 4_000_000  # sorted at once
-_GROUP_ROWS = 1 << 20  # of a row group in the result
+_GROUP_ROWS = 1 << 20  # per row group of the result
 _IDS_AT_ONCE = 32_000_000  # compared at once
 
 
@@ -562,7 +562,7 @@ def merge_batches(folder: Path, batches: Sequence[Batch], names: Sequence[str], 
     post = pads.field(_POST)
     total, rest = 0, schema.empty_table()
     with pq.ParquetWriter(out, schema, compression="zstd", use_dictionary=False) as writer:
-        # One range of postsynaptic roots after the other; row groups of one size, so that the file
+        # One range of postsynaptic roots at a time; row groups of equal size, so that the file
         # does not depend on the ranges.
         for low, high in itertools.pairwise(_block_edges(data, sum(b.rows for b in batches))):
             inside = data.to_table(filter=(post >= low) & (post < high), fragment_readahead=1)
@@ -585,13 +585,13 @@ def _block_edges(data: pads.Dataset, rows: int) -> list[int]:
     if n_blocks < 2:
         return ends
     step = max(1, _BLOCK_ROWS // 1000)
-    seen = [b[_POST].to_numpy()[::step] for b in data.to_batches(columns=[_POST])]
-    posts = np.sort(np.concatenate(seen))
+    samples = [b[_POST].to_numpy()[::step] for b in data.to_batches(columns=[_POST])]
+    posts = np.sort(np.concatenate(samples))
     return sorted({*ends, *posts[np.arange(1, n_blocks) * len(posts) // n_blocks].tolist()})
 
 
 def _require_unique(path: Path, rows: int) -> None:
-    """Raise if a synapse came twice between different roots, which are far apart in the file."""
+    """Raise if a synapse arrived twice between different roots, far apart in the file."""
     passes = -(-rows // _IDS_AT_ONCE)
     with pq.ParquetFile(path) as file:
         for remainder in range(passes):
@@ -600,17 +600,17 @@ def _require_unique(path: Path, rows: int) -> None:
             twice = some[1:][some[1:] == some[:-1]]
             if len(twice):
                 raise SourceError(
-                    f"{len(twice)} synapses came twice between different roots, such as "
-                    f"{twice[0]}: some answers are of another release; remove the request's "
+                    f"{len(twice)} synapses arrived twice between different roots, such as "
+                    f"{twice[0]}: some answers are from another release; remove the request's "
                     "folder, and download again"
                 )
 
 
 # ------------------------------------------------------------------------------------- the download
 
-_TICK = 0.1  # seconds between two looks at the progress
-_GRACE = 2.0  # seconds that answers on their way have to arrive, when the download has to stop
-_ATTEMPTS = 5  # of an answer that does not fit its count
+_TICK = 0.1  # seconds between updates of the progress
+_GRACE = 2.0  # seconds to wait for outstanding answers when the download has to stop
+_ATTEMPTS = 5  # for an answer that does not match its count
 
 
 def download_synapses(
@@ -626,10 +626,10 @@ def download_synapses(
     progress: bool = True,
     cancel: threading.Event | None = None,
 ) -> SynapseSet:
-    """Download all synapses from some roots onto some roots.
+    """Download all synapses from the roots `pre` onto the roots `post`.
 
-    A request that is complete is not asked for again, and one that was interrupted continues. The
-    result does not depend on batches, workers, interruptions, or the order of rows in an answer.
+    A complete request is not downloaded again, and an interrupted one is continued. The result
+    does not depend on batches, workers, interruptions, or the order of rows in an answer.
     """
     for name, value in (("batch", batch), ("workers", workers)):
         if value is not None:
@@ -641,7 +641,7 @@ def download_synapses(
         return result
     target = RequestFolder(folder, request.key)
     with target.locked():
-        if result.is_complete:  # meanwhile, by another process
+        if result.is_complete:  # completed by another process while this one waited
             return result
         timestamp = service.timestamp()
         strategy = target.strategy(request, timestamp)
@@ -664,8 +664,8 @@ def download_synapses(
         batches = target.batches()
         if left := open_pieces(plan.n_ids, [finished.piece for finished in batches]):
             raise IncompleteDownloadError(
-                f"{len(left)} batches of {request.key} are not in {target.directory} any "
-                "more, or not as they were written: check the disk, and run the same again"
+                f"{len(left)} batches of {request.key} in {target.directory} are missing or have "
+                "changed since they were written: check the disk, and run the same again"
             )
         target.finish(request, timestamp, batches)
     return result
@@ -673,7 +673,7 @@ def download_synapses(
 
 @dataclass
 class _Download:
-    """What the threads of one download share."""
+    """State shared by the threads of one download."""
 
     service: CaveSource
     request: SynapseRequest
@@ -688,12 +688,12 @@ class _Download:
     def run(self, workers: int, progress: bool, cancel: threading.Event | None) -> None:
         """Fetch every open piece into the folder, several at a time.
 
-        When one thread fails, when the caller is interrupted or `cancel` is set, the others end
-        with the answer they wait for, and no later than after two seconds.
+        If one thread fails, the caller is interrupted or `cancel` is set, the others finish their
+        current query, for which this waits at most two seconds.
         """
         plan = self.plan
         logger.info(
-            "synapses of %s: %d of %d roots are here; asking by %s",
+            "synapses of %s: %d of %d roots are done; querying by %s",
             self.request.key,
             plan.ids_done,
             plan.n_ids,
@@ -718,7 +718,7 @@ class _Download:
                     "roots: run the same again to continue"
                 )
 
-        # Daemons, not a pool, whose threads would keep the interpreter until their last answer.
+        # Daemons: the threads of a pool would keep the interpreter alive until their last answer.
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
         with bar:
             try:
@@ -738,19 +738,19 @@ class _Download:
                 show()
         if self.error is not None:
             self.error.add_note(
-                f"{plan.ids_done} of {plan.n_ids} roots are kept in {self.folder.directory}; the "
-                "same download_synapses continues there"
+                f"{plan.ids_done} of {plan.n_ids} roots are kept in {self.folder.directory}; run "
+                "the same download_synapses again to continue"
             )
             raise self.error
 
     def _work(self) -> None:
-        """Fetch pieces until there is none, or something fails."""
+        """Fetch pieces until none is left, or something fails."""
         try:
             while (piece := self.plan.next()) is not None:
                 self._fetch(piece)
         except BaseException as error:
             with self.lock:
-                # What fails because of the stop is not the reason for it.
+                # Failures after the stop are not the reason for it.
                 if not self.stopped.is_set():
                     self.error = error
                     self.stopped.set()
@@ -760,7 +760,7 @@ class _Download:
     def _fetch(self, piece: Piece) -> None:
         """Query one piece until the row count matches, and commit it; or split it."""
         request, side, limit = self.request, self.strategy.side, self.plan.limit
-        # The ids that the query sends; those of the other side are applied to its rows in any case.
+        # The ids sent with the query; those of the other side are always applied to its rows too.
         within: dict[str, np.ndarray] = {}
         other_ids = None
         if side is not None:
@@ -785,10 +785,10 @@ class _Download:
             answer = self.service.query(request.table, select_columns=selected, **filters)
             rows = sorted_synapses(integer_columns(answer.table, request.columns))
             n = rows.num_rows
-            asked = _are_within(rows, within, piece)
-            if not asked.all():
-                wrong = int((~asked).sum())
-                raise BadAnswer(f"{wrong} of {n} synapses are none of those asked for")
+            matches = _are_within(rows, within, piece)
+            if not matches.all():
+                n_wrong = int((~matches).sum())
+                raise BadAnswer(f"{n_wrong} of {n} synapses do not match the query")
             if n == counted:
                 return rows
             if answer.limited_to is not None and n < counted:
@@ -801,7 +801,7 @@ class _Download:
                 if split:
                     self.plan.split(piece, split, answer.limited_to)
                     return None
-            raise BadAnswer(f"{n} synapses arrived where the service counts {counted}")
+            raise BadAnswer(f"{n} synapses arrived, but the service counts {counted}")
 
         what = f"{request.table}, " + (f"{len(piece)} {side} roots" if side else "all")
         what += f", synapses {piece.id_from} to {piece.id_below}" if piece.is_range else ""
@@ -823,13 +823,13 @@ def _among(column: pa.ChunkedArray, ids: np.ndarray) -> pa.ChunkedArray:
 
 
 def _are_within(rows: pa.Table, within: Mapping[str, np.ndarray], piece: Piece) -> np.ndarray:
-    """Whether each synapse is one that was asked for."""
+    """Whether each synapse matches the query."""
     ids = rows["id"].to_numpy()
-    asked = np.ones(len(ids), dtype=bool)
+    matches = np.ones(len(ids), dtype=bool)
     for name, values in within.items():
-        asked &= _among(rows[name], values).to_numpy()
+        matches &= _among(rows[name], values).to_numpy()
     if piece.id_from is not None:
-        asked &= ids >= piece.id_from
+        matches &= ids >= piece.id_from
     if piece.id_below is not None:
-        asked &= ids < piece.id_below
-    return asked
+        matches &= ids < piece.id_below
+    return matches

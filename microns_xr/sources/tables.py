@@ -1,8 +1,8 @@
-"""Raw tables: what a source of them is, and one table read from a file or written to one.
+"""Raw tables: the interface of their sources, and reading and writing single table files.
 
-csv, csv.gz, parquet and feather go through pyarrow, never through pickle. Whatever the format, the
-same table comes out the same: integers as int64 (Int64 where a row has none), text as object, so
-that an 18-digit id never passes through a float.
+csv, csv.gz, parquet and feather are read with pyarrow, never with pickle. A table is the same in
+every format: integers are int64 (Int64 if there are missing values), text is object, and an
+18-digit id never passes through a float.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".feather")
 
 TABLE_NAME = re.compile(r"\w[\w.-]*")
 
-# Words that stand for nothing in a column of numbers; a column of text keeps them as they are.
+# Words that are nulls in a column of numbers; text columns keep them as they are.
 _NULLS = ["", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL", "None"]
 _BLOCK_BYTES = 8 << 20  # a row must fit in a block
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
@@ -35,16 +35,16 @@ _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 @runtime_checkable
 class TableSource(Protocol):
-    """What `Release` needs of a source: names of tables, and each table as it is.
+    """Interface of a source of raw tables, as `Release` needs it.
 
     Attributes
     ----------
     datastack : str
         Name of the datastack, such as ``"minnie65_public"``.
     version : int or None
-        Materialization version the tables are of; None when the source cannot know.
+        Materialization version of the tables; None if unknown.
     scope : str
-        What a table of synapses of this source holds: ``"complete"``, ``"requested"`` or
+        Which synapses a synapse table of this source holds: ``"complete"``, ``"requested"`` or
         ``"unknown"``.
 
     Examples
@@ -85,8 +85,8 @@ class TableSource(Protocol):
         Returns
         -------
         pandas.DataFrame
-            A copy: ids as int64 (Int64 where a row has none), never through float; text as object,
-            times in UTC.
+            A copy: ids as int64 (Int64 if there are missing values), never converted to float;
+            text as object, times in UTC.
 
         Raises
         ------
@@ -95,7 +95,7 @@ class TableSource(Protocol):
         """
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """Return what is known of a table, which is read if it was not.
+        """Return what is known about a table, reading it first if necessary.
 
         Parameters
         ----------
@@ -105,17 +105,17 @@ class TableSource(Protocol):
         Returns
         -------
         dict
-            ``name``, ``rows`` and ``sha256``, and what else the source knows.
+            ``name``, ``rows``, ``sha256`` and anything else that the source knows.
 
         Raises
         ------
         SourceError
-            As `read`.
+            As for `read`.
         """
 
 
 def require_table_name(name: str) -> str:
-    """Return the name of a table, of which the name of a file is made."""
+    """Return a table name after checking that it can be part of a file name."""
     if not TABLE_NAME.fullmatch(name):
         raise SourceError(f"{name!r} is not a table name: expected letters, digits, '_', '-', '.'")
     return name
@@ -125,7 +125,7 @@ def require_table_name(name: str) -> str:
 
 
 def plain_types(table: pa.Table) -> pa.Table:
-    """Widen every column to one type per kind, so that equal values are equal to the bit."""
+    """Widen every column to one type per kind, so that equal values are bit-identical."""
     columns = zip(table.column_names, table.columns, strict=True)
     return pa.Table.from_arrays(
         [_plain(column, name) for name, column in columns], names=table.column_names
@@ -141,8 +141,8 @@ def _plain(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
             return column.cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise SourceError(
-                f"column {name!r} holds integers beyond int64 ({error}): they are not ids, and "
-                "nothing else of a table is so large; check where the table is from"
+                f"column {name!r} holds integers beyond int64 ({error}): no ids or other values of "
+                "a table are that large; check where the table is from"
             ) from error
     if types.is_floating(kind) or types.is_decimal(kind):
         return column.cast(pa.float64())
@@ -154,7 +154,7 @@ def _plain(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
-    """Return a table of Arrow as a DataFrame, typed as `read_table_file` types it."""
+    """Return an Arrow table as a DataFrame, with the dtypes of `read_table_file`."""
     # By position: names may repeat.
     columns = {
         i: _to_series(column, name)
@@ -167,7 +167,7 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
 
 def _to_series(column: pa.ChunkedArray, name: str) -> pd.Series:
     types = pa.types
-    if not types.is_floating(column.type):  # single precision stays what it is
+    if not types.is_floating(column.type):  # keep single precision
         column = _plain(column, name)
     kind = column.type
     if kind in _NULLABLE and column.null_count:
@@ -175,7 +175,7 @@ def _to_series(column: pa.ChunkedArray, name: str) -> pd.Series:
     if types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind):
         return pd.Series(np.array(column.to_numpy()))  # copied: Arrow's memory is read-only
     if types.is_string(kind) or types.is_null(kind):
-        # Object by name: newer pandas would infer its own text dtype.
+        # Explicitly object: newer pandas would infer its own text dtype.
         return pd.Series(column.to_numpy(), dtype=object)
     if types.is_timestamp(kind):
         return column.to_pandas()
@@ -203,7 +203,7 @@ def table_stem(path: Path) -> str | None:
 def read_table_file(path: str | Path) -> pd.DataFrame:
     """Read one csv, csv.gz, parquet or feather file.
 
-    A csv has no types: a column is integers only if all of its values are, in the whole file.
+    A csv file has no types: a column is integer only if all of its values are integers.
     """
     path = Path(path)
     if not path.is_file():
@@ -215,7 +215,7 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
         )
     try:
         if path.suffix == ".parquet":
-            # ParquetFile, because read_table makes columns of folders that are named a=b.
+            # ParquetFile, because read_table turns folders that are named a=b into columns.
             with pa.parquet.ParquetFile(path) as file:
                 table = file.read()
         elif path.suffix == ".feather":
@@ -238,7 +238,7 @@ def _read_csv(path: Path) -> pa.Table:
         return pa.csv.read_csv(
             path,
             read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
-            # Arrays as numpy prints them break over lines.
+            # Arrays printed by numpy may span several lines.
             parse_options=pa.csv.ParseOptions(newlines_in_values=True),
             convert_options=pa.csv.ConvertOptions(
                 null_values=_NULLS, column_types={name: pa.string() for name in text_columns}
@@ -246,13 +246,13 @@ def _read_csv(path: Path) -> pa.Table:
         )
 
     table = read([])
-    # Words that look like a time of day stay words.
+    # Keep text that looks like a time of day as text.
     times = [field.name for field in table.schema if pa.types.is_time(field.type)]
     return read(times) if times else table
 
 
 def write_table_file(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write a table as csv or parquet, whole or not at all."""
+    """Write a table as csv or parquet, atomically."""
     path = Path(path)
     if path.suffix not in (".csv", ".parquet"):
         raise SourceError(f"{path} ends in {path.suffix!r}, expected '.csv' or '.parquet'")
@@ -269,7 +269,7 @@ def write_table_file(frame: pd.DataFrame, path: str | Path) -> Path:
 
 
 def frame_sha256(frame: pd.DataFrame) -> str:
-    """Return a sha256 of a table's names, dtypes and values, for tables that come from no file."""
+    """Return a sha256 of a table's names, dtypes and values, for tables that are not files."""
     digest = hashlib.sha256()
     for name, column in frame.items():
         digest.update(f"{name}:{column.dtype};".encode())

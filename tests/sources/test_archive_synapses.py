@@ -376,7 +376,7 @@ def test_a_line_that_does_not_fit_is_named(frame, tmp_path, monkeypatch):
 def test_one_synapse_in_two_places_is_an_error(frame, tmp_path):
     twice = pd.concat([frame, frame.iloc[[7]].assign(size=77_777)])
     file = write_synapses(tmp_path / "s.csv.gz", twice)
-    with pytest.raises(mx.errors.SourceError, match=r"came twice"):
+    with pytest.raises(mx.errors.SourceError, match=r"arrived twice"):
         keep(file, tmp_path / "s")
     assert not open_requests_complete(tmp_path / "s")
 

@@ -50,7 +50,7 @@ def test_nothing_is_there_and_nothing_is_made(cache):
     assert cache.names() == []
     assert not cache.has("nuclei")
     with pytest.raises(
-        mx.errors.SourceError, match=r"holds no whole table 'nuclei'.*: download it"
+        mx.errors.SourceError, match=r"holds no complete table 'nuclei'.*: download it"
     ):
         cache.read("nuclei")
     assert not cache.folder.exists()
@@ -113,7 +113,7 @@ def test_tables_put_beside_the_downloaded_ones(cache):
     (cache.table_folder / "nuclei.json").unlink()
     assert cache.available_tables() == ["mine", "yours"]
     (cache.table_folder / "mine.csv").write_text("id\n8\n")
-    with pytest.raises(mx.errors.SourceError, match="table mine is there 2 times"):
+    with pytest.raises(mx.errors.SourceError, match="table mine exists 2 times"):
         cache.read("mine")
 
 

@@ -404,7 +404,7 @@ def test_a_broken_file_of_the_token(cave, home):
     with (
         source_of(cave, auth_token=None) as source,
         pytest.raises(
-            mx.errors.SourceError, match=r"file of the token cannot be read \(JSONDecodeError\)"
+            mx.errors.SourceError, match=r"token file cannot be read \(JSONDecodeError\)"
         ) as caught,
     ):
         source.count(NUCLEI)
@@ -415,7 +415,7 @@ def test_a_broken_file_of_the_token(cave, home):
 @pytest.mark.parametrize("token", ["", "  ", "two words", "line\nbreak", "naïve"])
 def test_what_is_no_token_is_refused_and_not_repeated(token):
     with pytest.raises(
-        mx.errors.SchemaError, match="auth_token is empty or holds spaces or signs"
+        mx.errors.SchemaError, match="auth_token is empty or contains spaces"
     ) as caught:
         mx.sources.CaveSource(1718, auth_token=token)
     assert not token.strip() or token not in str(caught.value)

@@ -325,7 +325,7 @@ def test_synapse_files(folder):
     text_file(folder / "raw" / "synapses_pni_2.csv", "pre_pt_root_id\n5\n")
     assert list(source.synapse_files()) == ["mine", "synapses_pni_2", "yours"]
     text_file(folder / "synapses" / "mine.csv", "pre_pt_root_id\n5\n")
-    with pytest.raises(mx.errors.SourceError, match="table mine is there 2 times"):
+    with pytest.raises(mx.errors.SourceError, match="table mine exists 2 times"):
         source.synapse_files()
 
 

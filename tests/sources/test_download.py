@@ -372,7 +372,7 @@ def test_without_its_main_tables_there_is_nothing_to_download(role):
     there = [name for name in AVAILABLE if name != SPEC.tables[role]] + [f"{SPEC.tables[role]}_new"]
     with pytest.raises(
         mx.errors.SourceError,
-        match=f"in the role {role}, no table '{SPEC.tables[role]}'.*nearest: {SPEC.tables[role]}_new.*tables=",
+        match=f"has no {role} table '{SPEC.tables[role]}'.*nearest: {SPEC.tables[role]}_new.*tables=",
     ):
         table_names(SPEC, there)
 
@@ -382,4 +382,4 @@ def test_another_table_that_the_service_lacks_is_told(caplog):
     names = table_names(SPEC, there)
     assert SPEC.tables["brain_area"] not in names
     assert len(names) == len(table_names(SPEC, AVAILABLE)) - 1
-    assert f"in the role brain_area, no table {SPEC.tables['brain_area']!r}" in caplog.text
+    assert f"has no brain_area table {SPEC.tables['brain_area']!r}" in caplog.text

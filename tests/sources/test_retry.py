@@ -248,7 +248,7 @@ def test_every_new_attempt_is_logged_with_its_wait(caplog):
         Service(Refused(503, "busy"), Refused(503, "busy")), "the table x"
     )
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-    assert "the table x: HTTP 503: busy; asking again in" in caplog.text
+    assert "the table x: HTTP 503: busy; retrying in" in caplog.text
     assert "(attempt 3 of 5)" in caplog.text
 
 

@@ -20,9 +20,9 @@ NUCLEI = pd.DataFrame({
 
 @pytest.mark.parametrize(("ids", "counts"), [
     ([9, 5, 7, 11, 5, 9], "2 roots of 6 ids, 2 of them repeated, 0 not in the nucleus table, "
-     "1 with root 0, 1 with the root of another one"),
+     "1 with root 0, 1 with the root of another id"),
     (np.array([ROOT + 2, 0, ROOT, ROOT, 0]), "2 roots of 5 ids, 2 of them repeated, "
-     "0 not in the nucleus table, 1 with root 0, 0 with the root of another one"),
+     "0 not in the nucleus table, 1 with root 0, 0 with the root of another id"),
 ])  # fmt: skip
 def test_by_hand(caplog, ids, counts):
     caplog.set_level("INFO")
@@ -104,7 +104,7 @@ def test_a_mixture_is_refused():
 
 @pytest.mark.parametrize("ids", [[], [0], [7], [0, 0]])
 def test_nothing_left_is_refused(ids):
-    with pytest.raises(mx.errors.SchemaError, match="hold no root id to ask for"):
+    with pytest.raises(mx.errors.SchemaError, match="no root id to request"):
         resolve_ids(ids, NUCLEI)
 
 
@@ -133,7 +133,7 @@ def test_nucleus_ids_give_what_a_dict_gives(ids):
     if roots:
         assert resolve_ids(ids, NUCLEI).tolist() == roots
     else:
-        with pytest.raises(mx.errors.SchemaError, match="hold no root id"):
+        with pytest.raises(mx.errors.SchemaError, match="no root id to request"):
             resolve_ids(ids, NUCLEI)
 
 

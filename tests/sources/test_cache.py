@@ -141,7 +141,7 @@ def test_a_damaged_table_does_not_count_as_there(cache, harm, suffix):
         path.write_text(json.dumps({**record, "sha256": "0" * 64}))
     assert not cache.has("nuclei")
     assert cache.names() == []
-    with pytest.raises(mx.errors.SourceError, match="no whole table"):
+    with pytest.raises(mx.errors.SourceError, match="no complete table"):
         cache.read("nuclei")
     write(cache)
     assert cache.has("nuclei")

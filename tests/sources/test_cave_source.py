@@ -342,7 +342,7 @@ def test_a_record_that_is_not_whole_is_asked_for_again(cave, source, record):
     cave.faults.add("status", match="/info/api", status=200, body=json.dumps(record), times=99)
     with (
         source_of(cave) as other,
-        pytest.raises(mx.errors.IncompleteDownloadError, match="not whole"),
+        pytest.raises(mx.errors.IncompleteDownloadError, match="incomplete"),
     ):
         other.count(NUCLEI)
 

@@ -143,7 +143,7 @@ def test_the_demo_release():
     found = resolve_ids(nuclei["id"], nuclei, version=1718)
     assert found.tolist() == sorted(set(nuclei["pt_root_id"]) - {0})
     old = mx.sources.DemoSource(661, n_nuclei=600).read("nucleus_detection_v0")["pt_root_id"]
-    with pytest.raises(mx.errors.ReleaseMismatchError, match="probably of another one"):
+    with pytest.raises(mx.errors.ReleaseMismatchError, match="probably from another one"):
         resolve_ids(old[old > 0], nuclei, version=1718)
     ours = mx.Release(1718, source=demo).units()
     there = resolve_ids(ours, nuclei, version=1718)

@@ -72,7 +72,7 @@ def file_name(url: str) -> str:
     path = urlsplit(url).path if "://" in url else Path(url).as_posix()
     name = unquote(path).rpartition("/")[2]
     if not name or name in (".", ".."):
-        raise SourceError(f"{url} does not end with a file name: give the address of one file")
+        raise SourceError(f"{url!r} does not end with a file name: give the address of one file")
     return name
 
 

@@ -279,7 +279,7 @@ def test_fits_are_downloaded_into_the_release(server, source, folder, tmp_path):
 
 @pytest.mark.parametrize("url", ["https://host/", "https://host/a/", "", "."])
 def test_an_address_without_a_name(url):
-    with pytest.raises(mx.errors.SourceError, match="ends with no name"):
+    with pytest.raises(mx.errors.SourceError, match="does not end with a file name"):
         file_name(url)
 
 

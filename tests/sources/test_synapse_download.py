@@ -381,7 +381,7 @@ def test_a_batch_that_vanishes_meanwhile_is_missed(tmp_path):
             path.unlink()
 
     service = MemoryService(FRAME, trouble=remove)
-    with pytest.raises(mx.errors.IncompleteDownloadError, match=r"1 batches of .* are not in"):
+    with pytest.raises(mx.errors.IncompleteDownloadError, match=r"1 batches of .* are missing"):
         download(service, tmp_path, post=ROOTS, batch=20, workers=1)
     check(download(MemoryService(FRAME), tmp_path, post=ROOTS), expected(FRAME, None, ROOTS))
 

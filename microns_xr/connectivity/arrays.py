@@ -1,8 +1,8 @@
 """Connectivity Datasets, and the raw buffers inside them.
 
 A connectivity Dataset holds ``synapse_size`` and ``synapse_count`` as two `sparse.GCXS` arrays on
-one sparsity pattern: they share ``indices`` and ``indptr``. Everything that is fast works on those
-buffers; this module is the only place that takes GCXS apart or puts it together.
+one sparsity pattern: they share ``indices`` and ``indptr``. The fast kernels work on those buffers;
+this module is the only place that converts between them and GCXS.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ _INT32_MAX = np.iinfo(np.int32).max
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which pairs are stored, compressed over one axis."""
+    """Sparsity pattern: the stored pairs, compressed over one axis."""
 
     # int32, positions on the other axis; ascending and unique within a span
     indices: np.ndarray
-    # spans of the compressed axis, one longer than it; int32 where the number of pairs fits
+    # span boundaries, one more than there are compressed neurons; int32 where the pair count fits
     indptr: np.ndarray
     shape: tuple[int, int]  # (number of pre, number of post)
     compressed: Compressed  # the axis whose neurons are contiguous spans
 
     def same_pairs(self, other: Pattern) -> bool:
         """Whether another pattern stores the same pairs in the same order."""
-        mine = (self.compressed, self.shape, self.nnz)
-        if mine != (other.compressed, other.shape, other.nnz):
+        layout = (self.compressed, self.shape, self.nnz)
+        if layout != (other.compressed, other.shape, other.nnz):
             return False
         buffers = ((self.indptr, other.indptr), (self.indices, other.indices))
-        # Arrays of one build are the same objects, and need not be read.
+        # Arrays that were built together share their buffers, which need no comparison.
         return all(x is y or np.array_equal(x, y) for x, y in buffers)
 
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return where both neurons of every stored pair are on their axes: pre, post."""
+        """Return the pre and the post position of every stored pair."""
         major = np.repeat(np.arange(self.n_major, dtype=np.int32), np.diff(self.indptr))
         return (self.indices, major) if self.compressed == "post" else (major, self.indices)
 
@@ -75,7 +75,7 @@ def _index_dtype(nnz: int) -> type[np.signedinteger[Any]]:
 def make_pattern(
     indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int], compressed: Compressed
 ) -> Pattern:
-    """Make a `Pattern` of buffers, casting them to the narrowest common index dtype."""
+    """Make a `Pattern` from buffers, cast to the narrowest index dtypes that hold them."""
     dtype = _index_dtype(int(indices.size))
     return Pattern(
         np.asarray(indices, dtype=np.int32),
@@ -86,7 +86,7 @@ def make_pattern(
 
 
 def gcxs(values: np.ndarray, pattern: Pattern) -> sparse.GCXS:
-    """Return a GCXS of dims (pre, post) with `values` on `pattern`; nothing is copied."""
+    """Return a GCXS over (pre, post) with `values` on `pattern`, without copying."""
     return sparse.GCXS(
         (values, pattern.indices, pattern.indptr),
         shape=pattern.shape,
@@ -107,7 +107,7 @@ def connectivity_dataset(
     scope: str,
     attrs: dict[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Put buffers and labels together as a connectivity Dataset."""
+    """Make a connectivity Dataset from buffers and labels."""
     dims = PAIR_DIMS
     # int32 sums overflow silently in plain xarray.
     size = np.asarray(size, dtype=np.int64)
@@ -133,8 +133,8 @@ def pattern_of_array(
     """Return the sparsity pattern of a sparse array over (pre, post), and its stored values."""
     if is_dask_collection(data):
         raise SchemaError(
-            f"{name} is lazy, expected it in memory: load it with .compute(), or the part you need "
-            "after mx.select_connections"
+            f"{name} is lazy, expected an array in memory: call .compute(), after "
+            "mx.select_connections if you need only a part"
         )
     if not isinstance(data, sparse.GCXS | sparse.COO):
         raise SchemaError(
@@ -146,7 +146,7 @@ def pattern_of_array(
             f"{name} has fill value {data.fill_value}, expected 0: adding a number to a "
             "sparse array changes every pair without a synapse; work on the stored values instead"
         )
-    # What plain xarray and sparse make of connectivity may be COO, or compressed otherwise.
+    # Operations of plain xarray and sparse may return COO, or GCXS compressed over the other axis.
     if isinstance(data, sparse.COO):
         data = sparse.GCXS.from_coo(data, compressed_axes=(_AXIS[compressed or "post"],))
     elif compressed is not None and tuple(data.compressed_axes) != (_AXIS[compressed],):
@@ -178,7 +178,7 @@ def values_of(
 
 
 def pair_names(connectivity: xr.Dataset) -> list[str]:
-    """Return the names of the variables that are sparse, in memory or lazy."""
+    """Return the names of the sparse variables, in memory or lazy."""
     return [
         str(name)
         for name, variable in connectivity.data_vars.items()
@@ -190,7 +190,7 @@ def pair_names(connectivity: xr.Dataset) -> list[str]:
 def pair_buffers(
     connectivity: xr.Dataset, names: Iterable[str] | None = None
 ) -> tuple[Pattern, dict[str, np.ndarray]]:
-    """Return the one sparsity pattern of a connectivity Dataset and the values on it."""
+    """Return the shared sparsity pattern of a connectivity Dataset and the values on it."""
     values: dict[str, np.ndarray] = {}
     first: Pattern | None = None
     for name in pair_names(connectivity) if names is None else names:
@@ -198,17 +198,19 @@ def pair_buffers(
         first = first or pattern
         if not first.same_pairs(pattern):
             raise SchemaError(
-                f"{name} stores other pairs than {next(iter(values))}, expected both on one "
-                "sparsity pattern: take both from mx.build_connectivity or mx.open_store, and do "
-                "not filter one of them alone"
+                f"{name} and {next(iter(values))} store different pairs, expected one sparsity "
+                "pattern: take both from mx.build_connectivity or mx.open_store, and do not filter "
+                "only one of them"
             )
     if first is None:
-        raise SchemaError("the connectivity holds no sparse array: build it again")
+        raise SchemaError(
+            "the connectivity has no sparse variable: build it with mx.build_connectivity"
+        )
     return first, values
 
 
 def two_neurons() -> xr.Dataset:
-    """Return the connectivity of neurons 11 and 12, which is connected with itself."""
+    """Return connectivity of neurons 11 and 12, the latter with an autapse, for the examples."""
     pattern = make_pattern(np.array([1, 0, 1]), np.array([0, 1, 3]), (2, 2), "post")
     ids = np.array([11, 12])
     return connectivity_dataset(

@@ -1,7 +1,7 @@
 """Lazy connectivity: dask arrays whose chunks hold whole neurons, and functions over them.
 
 A block holds all stored pairs of some neighbouring neurons of the compressed axis, as one GCXS
-array of each variable. Nothing here computes. Threads belong to dask, so every kernel runs on one.
+array per variable. Dask provides the threads, so kernels on blocks are single-threaded.
 """
 
 from __future__ import annotations
@@ -48,26 +48,26 @@ from microns_xr.connectivity.sort import (
 from microns_xr.errors import SchemaError
 from microns_xr.threads import Span, balanced_spans, run_spans, usable_threads
 
-BLOCK_PAIRS = 4_000_000  # stored pairs of a block: 48 MB in memory with one variable
+BLOCK_PAIRS = 4_000_000  # stored pairs per block: 48 MB in memory with one variable
 AXIS = {"pre": 0, "post": 1}
 OTHER_SIDE: dict[Side, Side] = {"pre": "post", "post": "pre"}
 
 Side = Literal["pre", "post"]
 Values = dict[str, np.ndarray]
 # One copy of the pairs on disk, `microns_xr.store.open.StoredPairs`. It is pickled into every
-# task, so it holds an address and no data.
+# task, so it holds the address of the data only.
 PairSource = Any
 
 
 def is_lazy(connectivity: xr.Dataset | xr.DataArray) -> bool:
-    """Whether the pairs of a connectivity Dataset, or of one array, are dask arrays."""
+    """Whether connectivity, or one of its arrays, is backed by dask."""
     if isinstance(connectivity, xr.DataArray):
         return connectivity.chunks is not None
     return any(v.chunks is not None and v.dims == PAIR_DIMS for v in connectivity.values())
 
 
 def block_spans(indptr: np.ndarray, pairs: int | None = None) -> list[Span]:
-    """Cut the compressed axis into spans of neighbouring neurons of about as many stored pairs."""
+    """Cut the compressed axis into spans of neighbouring neurons with about `pairs` pairs each."""
     most = BLOCK_PAIRS if pairs is None else pairs
     spans, start, n = [], 0, indptr.size - 1
     while start < n:
@@ -78,12 +78,12 @@ def block_spans(indptr: np.ndarray, pairs: int | None = None) -> list[Span]:
     return spans or [(0, 0)]
 
 
-# Making the arrays. One layer of the graph reads the pattern of each block and one the values of
-# each variable, so that variables share the read of the pattern and none reads another's values.
+# Making the arrays. One layer of the graph reads the pattern of each block, and one layer per
+# variable its values: the pattern is read once, and only the values of the variables in use.
 
 
 def lazy_pairs(source: PairSource, names: Sequence[str]) -> dict[str, da.Array]:
-    """Make dask arrays over (pre, post) of what a source holds; reads its indptr only."""
+    """Make dask arrays over (pre, post) from a source, reading only its indptr."""
     indptr, compressed = source.indptr, source.compressed
     spans = block_spans(indptr)
     pairs = [(int(indptr[lo]), int(indptr[hi])) for lo, hi in spans]
@@ -111,7 +111,7 @@ def lazy_pairs(source: PairSource, names: Sequence[str]) -> dict[str, da.Array]:
 
 
 def _read_pattern(source: PairSource, start: int, stop: int, indptr: np.ndarray) -> Pattern:
-    """Read which pairs a block holds, and check that partners ascend: kernels rely on it."""
+    """Read the pattern of a block, and check that partners ascend, as the kernels require."""
     n_pre, n_post = source.shape
     shape = (n_pre, indptr.size - 1) if source.compressed == "post" else (indptr.size - 1, n_post)
     pattern = make_pattern(source.read("indices", start, stop), indptr, shape, source.compressed)
@@ -131,9 +131,9 @@ def _no_pairs(shape: tuple[int, int], compressed: Compressed, dtype: Any) -> spa
 
 
 def source_of(array: Any, name: str) -> PairSource | None:
-    """Return the source of a dask array that is still as `lazy_pairs` made it of `name`, else None.
+    """Return the source of a dask array that `lazy_pairs` made for `name`, else None.
 
-    An array that goes by another name by now is no longer what the source has under that name.
+    None also for an array that was modified, or assigned to another variable.
     """
     if not isinstance(array, da.Array):
         return None
@@ -144,20 +144,20 @@ def source_of(array: Any, name: str) -> PairSource | None:
 
 
 def stored_source(arrays: Mapping[str, da.Array]) -> PairSource | None:
-    """Return the one source of arrays that are still as they were opened, else None."""
+    """Return the common source of arrays that are unmodified since opening, else None."""
     sources = [source_of(array, name) for name, array in arrays.items()]
     same = all(source == sources[0] for source in sources)
     return sources[0] if sources and same else None
 
 
 def block_key(axis: int, i: int) -> tuple[int, int]:
-    """Return where block `i` is among the chunks of an array that is cut along `axis`."""
+    """Return the chunk index of block `i` in an array that is cut along `axis`."""
     return (0, i) if axis == 1 else (i, 0)
 
 
 @concatenate_lookup.register(sparse.GCXS)
 def _concatenate(arrays: Sequence[sparse.GCXS], axis: int = 0, **_: Any) -> Any:
-    """Put blocks together for dask, which knows only COO: buffers are joined, nothing is sorted."""
+    """Concatenate blocks for dask, which supports only COO; buffers are joined without sorting."""
     if len(arrays) == 1:
         return arrays[0]
     compressed: Compressed = "pre" if axis in (0, -2) else "post"
@@ -181,7 +181,7 @@ def _concatenate(arrays: Sequence[sparse.GCXS], axis: int = 0, **_: Any) -> Any:
     return gcxs(np.concatenate([a.data for a in arrays]), pattern)
 
 
-# Taking lazy connectivity apart into blocks, and calling functions on them.
+# Splitting lazy connectivity into blocks, and calling functions on them.
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Blocks:
     """Variables of a lazy connectivity Dataset, block by block."""
 
     compressed: Compressed  # the axis that is cut
-    shape: tuple[int, int]  # numbers of pre and of post
+    shape: tuple[int, int]  # (number of pre, number of post)
     spans: list[Span]  # neurons of each block
     arrays: dict[str, da.Array]
 
@@ -209,9 +209,9 @@ def blocks_of(
     names: Sequence[str] | None = None,
     prefer: Compressed | None = None,
 ) -> Blocks:
-    """Take the dask arrays out of a lazy connectivity Dataset.
+    """Return the dask arrays of a lazy connectivity Dataset as blocks.
 
-    Where the store has both copies and the arrays are as they were opened, that of `prefer`.
+    If the arrays are unmodified since opening and the store has the copy `prefer`, that is used.
     """
     names = pair_names(connectivity) if names is None else names
     arrays: dict[str, da.Array] = {}
@@ -224,16 +224,16 @@ def blocks_of(
             )
         if variable.chunks is None:
             raise SchemaError(
-                f"{name} is in memory while others are lazy: load all with .compute(), or "
-                "open the store again with lazy=True"
+                f"{name} is in memory while other variables are lazy: load all with .compute(), "
+                "or open the store again with lazy=True"
             )
         arrays[name] = variable.data
     first = next(iter(arrays.values()))
     if any(array.chunks != first.chunks for array in arrays.values()):
         raise SchemaError(
-            f"the variables {names} have different chunks: do not rechunk one of them alone"
+            f"the variables {names} have different chunks: do not rechunk only one of them"
         )
-    # A single chunk does not say along which axis it was cut.
+    # A single chunk does not show along which axis the arrays are cut.
     compressed: Compressed = "pre" if len(first.chunks[0]) > len(first.chunks[1]) else "post"
     if len(first.chunks[0]) == len(first.chunks[1]):
         axes = getattr(first._meta, "compressed_axes", (1,))
@@ -244,8 +244,8 @@ def blocks_of(
             "of whole neurons: open the store again with lazy=True and do not rechunk it"
         )
     source = stored_source(arrays)
-    if prefer not in (None, compressed) and source is not None and (turned := source.other()):
-        arrays, compressed = lazy_pairs(turned, names), turned.compressed
+    if prefer not in (None, compressed) and source is not None and (other_copy := source.other()):
+        arrays, compressed = lazy_pairs(other_copy, names), other_copy.compressed
         first = next(iter(arrays.values()))
     edges = np.concatenate([[0], np.cumsum(first.chunks[AXIS[compressed]])]).tolist()
     return Blocks(compressed, first.shape, list(pairwise(edges)), arrays)
@@ -254,15 +254,14 @@ def blocks_of(
 def _mapped(blocks: Blocks, function: Callable[..., Any], shared: Any = None) -> list[Any]:
     """Call ``function(pattern, values, shared, lo, hi)`` for every block, lazily.
 
-    `shared` is one object of the graph, however many blocks there are; `lo` and `hi` are the
-    neurons of the block.
+    `shared` is stored once in the graph; `lo` and `hi` delimit the neurons of the block.
     """
     if not isinstance(shared, Delayed):
         shared = delayed(shared, pure=True, traverse=False)
     arrays, axis = blocks.arrays, AXIS[blocks.compressed]
     keys = {name: array.name for name, array in arrays.items()}
     token = f"blocks-{tokenize(function, keys, shared.key)}"
-    # One layer for all blocks: with one for each, long chains of selections are slow to make.
+    # One layer for all blocks: with a layer per block, long chains of selections are slow to build.
     layer: dict[Any, Any] = {}
     for i, (lo, hi) in enumerate(blocks.spans):
         parts = [(array.name, *block_key(axis, i)) for array in arrays.values()]
@@ -287,19 +286,19 @@ def _on_block(
     for name, (other, _) in zip(names[1:], pairs[1:], strict=True):
         if not pattern.same_pairs(other):
             raise SchemaError(
-                f"{name} stores other pairs than {names[0]}, expected both on one sparsity "
-                "pattern: do not filter one of them alone"
+                f"{name} and {names[0]} store different pairs, expected one sparsity pattern: "
+                "do not filter only one of them"
             )
     values = {name: stored for name, (_, stored) in zip(names, pairs, strict=True)}
     return function(pattern, values, shared, lo, hi)
 
 
-_FAN = 8  # results that are added up at once; they are all held then
-_LARGE = 1 << 25  # bytes of a result from which on only two are
+_FAN = 8  # results that are held in memory and added up together
+_LARGE = 1 << 25  # bytes of a result from which on only two are added up together
 
 
 def _added(parts: list[Any], combine: Callable[..., Any], nbytes: int = 0) -> Any:
-    """Add up results along a tree of fixed shape, so that every scheduler gives the same bits."""
+    """Add up results in a tree of fixed shape, so that sums are bit-identical on any scheduler."""
     fan = _FAN if nbytes < _LARGE else 2
     while len(parts) > 1:
         groups = [parts[i : i + fan] for i in range(0, len(parts), fan)]
@@ -314,7 +313,7 @@ def _add(*parts: Any) -> Any:
 def _along(
     parts: list[Any], item: int, spans: list[Span], shape: tuple[int, ...], dtype: Any
 ) -> da.Array:
-    """Put one item of the results of all blocks together along the compressed axis."""
+    """Concatenate one item of the results of all blocks along the compressed axis."""
     name = f"item-{tokenize([part.key for part in parts], item)}"
     layer: dict[Any, Any] = {
         (name, i, *(0 for _ in shape)): (operator.getitem, part.key, item)
@@ -325,16 +324,16 @@ def _along(
     return da.Array(graph, name, (widths, *((n,) for n in shape)), dtype=dtype)
 
 
-# Parts of a connectivity Dataset by position: what the functions by label are made of.
+# Selecting by position, on which the functions that select by label are built.
 
 
 def positions_of(connectivity: xr.Dataset, side: Side, ids: Any) -> np.ndarray:
-    """Return where ids are on an axis, or raise `UnknownLabelError`."""
-    wanted = as_ids(ids, f"{side}_ids")
+    """Return the positions of ids on an axis, or raise `UnknownLabelError`."""
+    labels = as_ids(ids, f"{side}_ids")
     axis = f"{side}_nucleus_id"
-    at = Lookup(connectivity[axis].values, axis).find(wanted)
-    hint = "its axes are the neurons that were asked for, by nucleus id and not by root id"
-    require_known(wanted, at, f"{side}_ids", f"{axis} of the connectivity", hint)
+    at = Lookup(connectivity[axis].values, axis).find(labels)
+    hint = "pass nucleus ids, not root ids; the axes hold only the neurons that were requested"
+    require_known(labels, at, f"{side}_ids", f"{axis} of the connectivity", hint)
     return at
 
 
@@ -344,15 +343,15 @@ def take_positions(
     """Select ascending positions of either axis; None selects all."""
     (n_pre, n_post), compressed = layout_of(connectivity)
     chosen = {"pre": pre, "post": post}
-    everybody = {"pre": np.arange(n_pre), "post": np.arange(n_post)}
+    everything = {"pre": np.arange(n_pre), "post": np.arange(n_post)}
     rest = connectivity.drop_vars(pair_names(connectivity)).isel(
         {f"{side}_nucleus_id": at for side, at in chosen.items() if at is not None}
     )
     majors, minors = (
-        everybody[side] if (at := chosen[side]) is None else at
+        everything[side] if (at := chosen[side]) is None else at
         for side in (compressed, OTHER_SIDE[compressed])
     )
-    new_minor = np.full(everybody[OTHER_SIDE[compressed]].size, -1, dtype=np.int32)
+    new_minor = np.full(everything[OTHER_SIDE[compressed]].size, -1, dtype=np.int32)
     new_minor[minors] = np.arange(minors.size)
     return keep_pairs(connectivity, rest, Rule(majors, new_minor, minors.size))
 
@@ -373,7 +372,7 @@ def load_neurons(connectivity: xr.Dataset, side: Side, positions: np.ndarray) ->
 def read_neurons(
     source: PairSource, majors: np.ndarray, names: Sequence[str]
 ) -> tuple[Pattern, Values]:
-    """Read all pairs of some neurons of the compressed axis, in as few reads as make sense."""
+    """Read all pairs of some neurons of the compressed axis, neighbouring neurons together."""
     indptr = source.indptr
     starts, stops = (indptr[majors + k].astype(np.int64) for k in (0, 1))
     new_indptr = np.concatenate([[0], np.cumsum(stops - starts)])
@@ -382,7 +381,7 @@ def read_neurons(
     for lo, hi in _runs(starts, stops, source.chunk):
         first, last = int(starts[lo]), int(stops[hi - 1])
         target = slice(int(new_indptr[lo]), int(new_indptr[hi]))
-        # Where the pairs of these neurons are among those that are read.
+        # Positions of the pairs of these neurons among the pairs that are read.
         shift = starts[lo:hi] - first - (new_indptr[lo:hi] - target.start)
         at = np.repeat(shift, stops[lo:hi] - starts[lo:hi]) + np.arange(target.stop - target.start)
         for name, values in out.items():
@@ -398,8 +397,8 @@ def _runs(starts: np.ndarray, stops: np.ndarray, chunk: int) -> Iterator[Span]:
     """Group neurons whose spans are read at once."""
     lo = 0
     for hi in range(1, starts.size + 1):
-        # Two neurons in one chunk would have it decoded twice, so a gap of less than a chunk is
-        # read and thrown away; a run is bounded by what a block of dask holds.
+        # A gap shorter than a chunk is read and discarded, since separate reads would decode the
+        # chunk twice. A run is at most as long as a block, to bound memory.
         far = hi < starts.size and (
             starts[hi] - stops[hi - 1] >= chunk or stops[hi] - starts[lo] > BLOCK_PAIRS
         )
@@ -417,7 +416,7 @@ def layout_of(connectivity: xr.Dataset) -> tuple[tuple[int, int], Side]:
 
 
 def keep_pairs(connectivity: xr.Dataset, rest: xr.Dataset, rule: Rule) -> xr.Dataset:
-    """Select neurons and pairs by a rule, put on the axes of `rest`; lazily where they are lazy."""
+    """Select neurons and pairs by a rule, on the axes of `rest`; lazy connectivity stays lazy."""
     if is_lazy(connectivity):
         return _with_arrays(connectivity, rest, _filtered(blocks_of(connectivity), rule))
     pattern, values = pair_buffers(connectivity)
@@ -434,7 +433,7 @@ def with_pairs(
     selection: Selection,
     shape: tuple[int, int],
 ) -> xr.Dataset:
-    """Put selected pairs on the axes of `rest`, in the order of variables of `connectivity`."""
+    """Return selected pairs on the axes of `rest`, variables in the order of `connectivity`."""
     new = make_pattern(selection.indices, selection.indptr, shape, pattern.compressed)
     arrays = {name: gcxs(take_values(v, selection.source), new) for name, v in values.items()}
     return _with_arrays(connectivity, rest, arrays)
@@ -450,7 +449,7 @@ def _with_arrays(
 
 
 def _filtered(blocks: Blocks, rule: Rule) -> dict[str, da.Array]:
-    """Select neurons and pairs; blocks of which no neuron is left are never read."""
+    """Select neurons and pairs; blocks without a selected neuron are not read."""
     shared = delayed(rule, pure=True, traverse=False)
     compressed, result = blocks.compressed, {}
     for name, array in blocks.arrays.items():
@@ -485,9 +484,8 @@ def _filter_block(pattern: Pattern, values: Values, rule: Rule, lo: int, hi: int
     )
 
 
-# Sums of sizes and counts by neuron and by pairs of groups. Every result has the three columns
-# ``PARTS``. They are integers, whose sums do not depend on their order, so each thread adds up for
-# itself.
+# Sums of sizes and counts per neuron and per pair of groups. Every result has the three columns
+# ``PARTS``. Sums of integers do not depend on their order, so each thread has a separate table.
 
 
 PARTS = ("n_connections", "synapse_size", "synapse_count")
@@ -501,7 +499,7 @@ def neuron_sums(
     n_minor: int,
     threads: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Count the pairs, and sum sizes and counts, of every neuron of both axes in one pass."""
+    """Return pairs, summed sizes and summed counts of every neuron of both axes, in one pass."""
     n_threads = usable_threads(threads, indices.size)
     major = np.zeros((indptr.size - 1, 3), dtype=np.int64)
     minors = run_spans(
@@ -544,8 +542,8 @@ def group_sums(
     n_groups: tuple[int, int],
     threads: int | None = None,
 ) -> np.ndarray:
-    """Count the pairs, and sum sizes and counts, between groups of neurons."""
-    # A table for each thread has to stay small beside the pairs.
+    """Return pairs, summed sizes and summed counts between groups of neurons."""
+    # Large tables, one per thread, would take much memory beside the pairs.
     n_cells = n_groups[0] * n_groups[1]
     n_threads = usable_threads(threads, indices.size if n_cells < 1_000_000 else 0)
     major_codes = np.ascontiguousarray(major_codes, dtype=np.int32)
@@ -572,7 +570,7 @@ def _group_sums(  # type: ignore[no-untyped-def]
     return table
 
 
-# The same of lazy connectivity, and its contraction.
+# The same sums of lazy connectivity, and its contraction.
 
 
 def lazy_contract(
@@ -582,13 +580,13 @@ def lazy_contract(
     over: Literal["minor", "major"],
     want_rated: bool,
 ) -> tuple[da.Array, da.Array | None]:
-    """Contract one variable with rows of values; return the sums and the share that is rated."""
+    """Contract one variable with rows of values; return the sums and the share with a value."""
     block = partial(_contract_block, over=over, want_rated=want_rated)
     parts = _mapped(blocks, block, aligned)
     if over == "minor":
         sums = _along(parts, 0, blocks.spans, (n_columns,), np.float64)
         return sums, _along(parts, 1, blocks.spans, (), np.float64) if want_rated else None
-    # Each block has a part of every sum.
+    # Each block contributes to every sum.
     total = _added(parts, _add_contractions, 8 * blocks.n_minor * n_columns)
     result: Any = delayed(_result, pure=True)(total)
     sums = da.from_delayed(result[0], (blocks.n_minor, n_columns), np.float64)
@@ -622,7 +620,7 @@ def _add_contractions(*parts: Any) -> Contraction:
 
 
 def _result(contraction: Contraction) -> tuple[np.ndarray, np.ndarray | None]:
-    # A copy, because the sums of a single block are also that block's own result.
+    # A copy, because the sums of a single block are also the cached result of that block.
     return contraction._replace(sums=contraction.sums.copy()).result()
 
 
@@ -645,12 +643,12 @@ def _neurons_block(
 
 
 def _whole_numbers(values: Values) -> list[np.ndarray]:
-    """Return sizes and counts; what a block holds need not be what its array promised."""
+    """Return sizes and counts; the dtype of a block may differ from that of its dask array."""
     for name in PARTS[1:]:
         if values[name].dtype.kind not in "iu":
             raise SchemaError(
-                f"{name} is {values[name].dtype}, expected integers: keep other weights in a "
-                "variable of their own"
+                f"{name} is {values[name].dtype}, expected integers: keep other weights in "
+                "another variable"
             )
     return [values[name] for name in PARTS[1:]]
 

@@ -1,4 +1,4 @@
-"""From a table of synapses or of pairs to connectivity, and to labelled single synapses."""
+"""Build connectivity and labelled single synapses from tables of synapses or of pairs."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ _COUNTED_ROWS = "rows of a table with one row per pair"
 
 @dataclass(frozen=True)
 class SynapseTable:
-    """A table of synapses or of pairs as arrays of one value per row."""
+    """A table of synapses or of pairs as arrays with one value per row."""
 
-    ids: dict[str, np.ndarray]  # int64 ids of "pre" and "post"; 0 where there is none
-    null: dict[str, np.ndarray]  # bool, rows that name no partner
+    ids: dict[str, np.ndarray]  # int64 ids of "pre" and "post"; 0 where missing
+    null: dict[str, np.ndarray]  # bool, rows without a partner
     labels: str  # what the ids are: "nucleus_id" or "pt_root_id"
     size: np.ndarray  # int64, voxels of 4x4x40 nm
-    count: np.ndarray | None  # int64, synapses of a row; None is one
-    rows: Rows  # what a row is; "auto" where the table alone does not tell
+    count: np.ndarray | None  # int64, synapses per row; None if each row counts as one
+    rows: Rows  # what a row is; "auto" if the columns do not determine it
 
 
 def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable:
-    """Check a table of synapses or of pairs and take it apart."""
+    """Check a table of synapses or of pairs and return its columns as arrays."""
     if not isinstance(table, pd.DataFrame):
         raise SchemaError(f"synapses is a {type(table).__name__}, expected a pandas DataFrame")
     if rows not in ("auto", "synapse", "pair"):
         raise SchemaError(f"rows is {rows!r}, expected one of ('auto', 'synapse', 'pair')")
     columns = list(map(str, table.columns))
-    # Nucleus ids first: they name a neuron even where its segment was edited since.
+    # Prefer nucleus ids: they stay valid when the segment of a neuron is edited.
     for labels in ("nucleus_id", "pt_root_id"):
         if {f"pre_{labels}", f"post_{labels}"} <= set(columns):
             break
@@ -59,17 +59,17 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
             "pre_nucleus_id and post_nucleus_id: rename them"
         )
     used = {f"pre_{labels}", f"post_{labels}", "id", *_SIZES, *_COUNTS} & set(columns)
-    require_columns(table, _NAME, used)  # each of them once
+    require_columns(table, _NAME, used)  # exactly once each
     ids, null = {}, {}
     for side in ("pre", "post"):
         column = table[f"{side}_{labels}"]
         null[side] = column.isna().to_numpy(dtype=bool)
         ids[side] = as_ids(column, f"{_NAME}.{column.name}", missing=0)
-    # The names that the package, its exports and tables of pairs in circulation use.
+    # The column names of CAVE, of exports of this package and of published tables of pairs.
     size_name, count_name = _one_of(columns, _SIZES), _one_of(columns, _COUNTS)
     if size_name is None:
         raise SchemaError(
-            f"synapses has none of the columns {_SIZES}, found {columns}: rename the one that "
+            f"synapses has the columns {columns}, expected one of {_SIZES}: rename the column that "
             "holds the size"
         )
     size = _whole_numbers(table[size_name], at_least=0)
@@ -79,7 +79,7 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
             f"rows is 'synapse' but synapses has the column {count_name}, which counts the "
             "synapses of a pair: drop the column, or pass rows='pair'"
         )
-    # Only single synapses have ids of their own.
+    # Only single synapses have ids.
     if "id" in columns and rows != "pair" and count is None:
         _unique_ids(table["id"])
         rows = "synapse"
@@ -89,24 +89,24 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
 def _one_of(columns: list[str], names: tuple[str, ...]) -> str | None:
     present = [name for name in names if name in columns]
     if len(present) > 1:
-        raise SchemaError(f"synapses has the columns {present} for one thing: drop all but one")
+        raise SchemaError(f"synapses has the synonymous columns {present}: drop all but one")
     return present[0] if present else None
 
 
 def _whole_numbers(column: pd.Series, at_least: int) -> np.ndarray:
-    """Return a column of sizes or counts as int64; `SchemaError` for anything but whole numbers."""
+    """Return a column of sizes or counts as int64, or raise `SchemaError`."""
     where = f"{_NAME}.{column.name}"
-    if column.empty:  # a header alone has no dtypes
+    if column.empty:  # an empty table has no meaningful dtypes
         return np.zeros(0, dtype=np.int64)
     if pd.api.types.is_bool_dtype(column.dtype) or not pd.api.types.is_numeric_dtype(column.dtype):
         raise SchemaError(f"{where} has dtype {column.dtype}, expected integers: convert it")
     if n_null := int(column.isna().sum()):
         raise SchemaError(
-            f"{where} is empty in {n_null} of {len(column)} rows, expected a number in each: drop "
-            "those rows if they are not synapses"
+            f"{where} is null in {n_null} of {len(column)} rows, expected a number in every row: "
+            "drop those rows if they are not synapses"
         )
     if pd.api.types.is_float_dtype(column.dtype):
-        numbers = column.to_numpy(dtype=np.float64)  # float32, as CAVE sends it, is exact in it
+        numbers = column.to_numpy(dtype=np.float64)  # exact for float32, as CAVE sends it
         odd = ~((numbers == np.floor(numbers)) & (np.abs(numbers) < 2.0**63))
     else:
         numbers = column.to_numpy()
@@ -115,20 +115,20 @@ def _whole_numbers(column: pd.Series, at_least: int) -> np.ndarray:
         odd = numbers > np.uint64(2**63 - 1) if numbers.dtype == np.uint64 else np.zeros(0, bool)
     if odd.any():
         raise SchemaError(
-            f"{where} holds {numbers[odd][0]}, {int(odd.sum())} such rows, expected whole numbers "
+            f"{where} holds {numbers[odd][0]} ({int(odd.sum())} such rows), expected whole numbers "
             "below 2**63: sizes count voxels, so undo any scaling"
         )
-    # A size of 0 is a synapse that was seen; a pair of 0 synapses is a mistake.
+    # A synapse of size 0 is valid data; a pair of 0 synapses is a mistake.
     if (low := numbers < at_least).any():
         raise SchemaError(
-            f"{where} holds {numbers[low][0]}, {int(low.sum())} such rows, expected {at_least} or "
+            f"{where} holds {numbers[low][0]} ({int(low.sum())} such rows), expected {at_least} or "
             "more: drop rows that are not synapses"
         )
-    # If the sum of all fits into int64, that of any pair, neuron or group does.
+    # If the total fits int64, the sum of any pair, neuron or group does too.
     total = float(numbers.sum(dtype=np.float64))
     if total > 9.2e18:
         raise SchemaError(
-            f"{where} sums to {total:.3g}, expected less than 9.2e18, which int64 holds: "
+            f"{where} sums to {total:.3g}, expected less than 9.2e18, the limit of int64: "
             "check the column; real sizes are below 1e7"
         )
     return numbers.astype(np.int64)
@@ -162,34 +162,33 @@ def build_connectivity(
     Parameters
     ----------
     synapses : pandas.DataFrame
-        One row per synapse, or one per pair. Partners are ``pre_pt_root_id`` and
-        ``post_pt_root_id``, or ``pre_nucleus_id`` and ``post_nucleus_id``, which are taken where
-        there are both; integers, with nulls where a partner is not known. ``size`` (or
-        ``sum_size``) is in voxels
-        of 4x4x40 nm. A table of pairs has ``n_syn`` (or ``synapse_count``), one of synapses an
-        ``id``. A table without a row is legal: nobody is connected.
+        One row per synapse, or one per pair. Partners are ``pre_nucleus_id`` and
+        ``post_nucleus_id`` if present, else ``pre_pt_root_id`` and ``post_pt_root_id``; integers,
+        null where a partner is not known. ``size`` (or ``sum_size``) is in voxels of 4x4x40 nm. A
+        table of pairs has ``n_syn`` (or ``synapse_count``), a table of synapses an ``id``. The
+        table may be empty.
     units : xarray.Dataset
         Units of the same release: ``pt_root_id(nucleus_id)``.
     pre, post : collection of int, or units Dataset, optional
-        Nucleus ids of the axes; by default all units. Rows of other units are left out.
+        Nucleus ids of the axes; by default all units. Rows of other units are dropped.
     scope : {"complete", "requested", "unknown"}, optional
-        Whether pairs that are not in the table were asked for, so that their zero says that no
-        synapse was seen.
+        Whether all pairs of the axes were queried, so that pairs that are not in the table are
+        known to have no synapse.
     rows : {"auto", "synapse", "pair"}, optional
-        What a row is. With neither a count nor an ``id``, "auto" takes a table in which some pair
-        is repeated for synapses; otherwise that cannot be known, each row counts as one synapse,
-        and ``synapse_count.attrs["counts"]`` says so.
+        What a row is. Without a count or an ``id``, "auto" treats a table with repeated pairs as
+        synapses. If no pair is repeated, the table is ambiguous: each row counts as one synapse,
+        as ``synapse_count.attrs["counts"]`` then records.
     shared_roots : collection of int, optional
-        Root ids that hold several nuclei, to tell them from unknown ones in the counts; by default
-        ``units.attrs["shared_roots"]`` where there is one.
+        Root ids with several nuclei, which are counted apart from unknown ones; by default
+        ``units.attrs["shared_roots"]`` if present.
 
     Returns
     -------
     xarray.Dataset
         ``synapse_size`` and ``synapse_count`` over (``pre_nucleus_id``, ``post_nucleus_id``),
         int64 `sparse.GCXS` on one pattern, compressed over post; coordinates ``pre_pt_root_id``
-        and ``post_pt_root_id``. The axes are exactly the neurons asked for, sorted. A pair whose
-        sizes sum to 0 stays. ``attrs["dropped_synapses"]`` counts the rows left out:
+        and ``post_pt_root_id``. The axes are exactly the neurons requested, sorted. A pair whose
+        sizes sum to 0 is stored. ``attrs["dropped_synapses"]`` counts the dropped rows:
         ``pre_null``, ``pre_zero``, ``pre_shared``, ``pre_unknown``, the same for post,
         ``any_reason`` (each row once) and ``not_asked_for``; ``attrs["n_synapse_rows"]`` counts
         all rows.
@@ -198,12 +197,12 @@ def build_connectivity(
     ------
     SchemaError
         If the table lacks columns, ids are not integers, sizes are negative, not whole numbers or
-        sum to more than int64 holds, a synapse ``id`` is repeated, ``rows="pair"`` but a pair
-        without a count is repeated, or `scope` is none of the three.
+        sum to more than int64 holds, a synapse ``id`` is repeated, a pair without a count is
+        repeated although ``rows="pair"``, or `scope` is not one of the three.
     UnknownLabelError
-        If `pre` or `post` name neurons that are not among the units.
+        If `pre` or `post` contain neurons that are not among the units.
     ReleaseMismatchError
-        If `units` does not say its release, or `pre` or `post` is of another.
+        If `units` does not record its release, or `pre` or `post` are of another one.
 
     Warns
     -----
@@ -230,8 +229,8 @@ def build_connectivity(
     axes = {"pre": np.sort(unit_ids), "post": np.sort(unit_ids)}
     for side, ids in (("pre", pre), ("post", post)):
         if ids is not None:
-            axes[side] = _asked_for(ids, units, by_nucleus, side)
-    # The lookup of the ids that the synapses name, and the nucleus behind each of its labels.
+            axes[side] = _axis_ids(ids, units, by_nucleus, side)
+    # The lookup of partner ids, and the nucleus id of each of its labels.
     lookup, nuclei = by_nucleus, unit_ids
     if table.labels == "pt_root_id":
         roots, have_root = unit_roots(units)
@@ -242,21 +241,21 @@ def build_connectivity(
     codes: dict[str, np.ndarray] = {}
     dropped: dict[str, int] = {}
     n_rows = table.size.size
-    lost = np.zeros(n_rows, dtype=bool)
+    without_unit = np.zeros(n_rows, dtype=bool)
     for side in ("pre", "post"):
         partner = lookup.find(table.ids[side])
-        lost |= partner < 0
+        without_unit |= partner < 0
         dropped |= _reasons(table, side, partner < 0, shared)
-        # From the lookup to the axis; one more entry, so that -1 stays -1.
+        # From positions in the lookup to positions on the axis; the extra entry maps -1 to -1.
         on_axis = np.append(Lookup(axes[side], side).find(nuclei), np.int32(-1))
         codes[side] = on_axis[partner]
-    # What was not asked for is known and simply not wanted: it is counted apart from what is lost.
+    # Rows of known units that were not requested are counted apart from rows without a unit.
     left_out = (codes["pre"] < 0) | (codes["post"] < 0)
-    dropped["any_reason"] = int(lost.sum())
+    dropped["any_reason"] = int(without_unit.sum())
     dropped["not_asked_for"] = int(left_out.sum()) - dropped["any_reason"]
 
     matrix = sum_pairs(codes["post"], codes["pre"], table.size, table.count, axes["post"].size)
-    counts = _what_is_counted(synapses, table, matrix.indices.size, int((~left_out).sum()))
+    counts = _count_semantics(synapses, table, matrix.indices.size, int((~left_out).sum()))
     shape = (axes["pre"].size, axes["post"].size)
     dataset = connectivity_dataset(
         matrix.sizes,
@@ -270,7 +269,7 @@ def build_connectivity(
         attrs={"n_synapse_rows": n_rows, "dropped_synapses": dropped},
     )
     dataset["synapse_count"].attrs["counts"] = counts
-    # Roots as well, so that exported tables and single synapses can be matched by them.
+    # Root ids, too, by which exported tables and single synapses can be matched.
     if "pt_root_id" in units:
         for side, ids in axes.items():
             roots = units["pt_root_id"].values[by_nucleus.find(ids)]
@@ -294,39 +293,39 @@ def build_connectivity(
     return add_history(dataset, f"build_connectivity(scope={scope!r}, rows={rows!r})")
 
 
-def _asked_for(ids: Any, units: xr.Dataset, by_nucleus: Lookup, side: str) -> np.ndarray:
-    """Return the sorted ids of an axis, all of them units."""
+def _axis_ids(ids: Any, units: xr.Dataset, by_nucleus: Lookup, side: str) -> np.ndarray:
+    """Return the sorted ids of an axis, after checking that all of them are units."""
     if isinstance(ids, xr.Dataset | xr.DataArray):
         require_same_release(("units", units), (side, ids))
-    wanted = np.unique(as_ids(ids, side))
+    labels = np.unique(as_ids(ids, side))
     where = "nucleus_id of the units"
     hint = "take the ids from units.nucleus_id, not from pt_root_id"
-    require_known(wanted, by_nucleus.find(wanted), side, where, hint)
-    return wanted
+    require_known(labels, by_nucleus.find(labels), side, where, hint)
+    return labels
 
 
 def _reasons(
     table: SynapseTable, side: str, absent: np.ndarray, shared: np.ndarray
 ) -> dict[str, int]:
     """Count why rows have no unit on one side."""
-    # Nulls were read as 0, but a null is "not known" and a 0 is "no segment".
-    strangers = table.ids[side][absent & ~table.null[side]]
-    n_zero = int((strangers == 0).sum())
-    n_shared = int(np.isin(strangers, shared).sum()) if table.labels == "pt_root_id" else 0
+    # Nulls were read as 0, but null means "not known" and 0 means "no segment".
+    no_unit = table.ids[side][absent & ~table.null[side]]
+    n_zero = int((no_unit == 0).sum())
+    n_shared = int(np.isin(no_unit, shared).sum()) if table.labels == "pt_root_id" else 0
     return {
         f"{side}_null": int(table.null[side].sum()),
         f"{side}_zero": n_zero,
         f"{side}_shared": n_shared,
-        f"{side}_unknown": strangers.size - n_zero - n_shared,
+        f"{side}_unknown": no_unit.size - n_zero - n_shared,
     }
 
 
-def _what_is_counted(
+def _count_semantics(
     synapses: pd.DataFrame, table: SynapseTable, n_pairs: int, n_summed: int
 ) -> str:
     if table.rows == "synapse" or table.count is not None:
         return _COUNTED_SYNAPSES
-    # Two synapses of a pair are two rows, so a pair that is repeated tells what the rows are.
+    # A repeated pair shows that rows are synapses.
     repeated = n_summed > n_pairs
     if table.rows == "pair":
         if repeated:
@@ -336,7 +335,7 @@ def _what_is_counted(
             )
         return _COUNTED_ROWS
     if not repeated and n_summed < table.size.size:
-        # A pair may be repeated among the rows that were left out.
+        # Repeated pairs among the dropped rows show it, too.
         partners = [f"pre_{table.labels}", f"post_{table.labels}"]
         repeated = bool(synapses.duplicated(partners).any())
     return _COUNTED_SYNAPSES if repeated else _COUNTED_ROWS
@@ -353,7 +352,7 @@ def build_synapses(
     ----------
     synapses : pandas.DataFrame
         One row per synapse: ``id``, ``pre_pt_root_id``, ``post_pt_root_id``, ``size``,
-        ``ctr_pt_position`` (text such as ``[x y z]``, or split in three columns).
+        ``ctr_pt_position`` (text such as ``[x y z]``, or split into three columns).
     connectivity : xarray.Dataset
         Connectivity of the same release, with the root ids of both axes.
     resolution_nm : tuple of float, optional
@@ -364,15 +363,15 @@ def build_synapses(
     xarray.Dataset
         Dim ``synapse``, sorted by post, then pre, then id: ``synapse_id``, ``pre_index`` and
         ``post_index`` (positions on the axes of `connectivity`), ``size`` (voxels of 4x4x40 nm),
-        ``position(synapse, axis)`` in µm, depth from the pia along y. Both axes of `connectivity`
-        come with them, as ``pre_nucleus_id`` and ``post_nucleus_id``. Synapses of other neurons
-        are left out.
+        ``position(synapse, axis)`` in µm, depth from the pia along y; and the axes of
+        `connectivity`, ``pre_nucleus_id`` and ``post_nucleus_id``. Synapses of other neurons are
+        dropped.
 
     Raises
     ------
     SchemaError
-        If columns are missing, ids are not integers, an id is repeated, or `connectivity` does
-        not name its roots.
+        If columns are missing, ids are not integers, an id is repeated, or `connectivity` has no
+        root ids.
 
     Examples
     --------
@@ -389,8 +388,8 @@ def build_synapses(
         name = f"{side}_pt_root_id"
         if name not in connectivity.coords:
             raise SchemaError(
-                f"connectivity has no {name}, which synapses are labelled by: build it with "
-                "mx.build_connectivity, or mx.annotate(connectivity, units, 'pt_root_id')"
+                f"connectivity has no {name}, by which synapses are labelled: build it with "
+                "mx.build_connectivity, or call mx.annotate(connectivity, units, 'pt_root_id')"
             )
         ids = as_ids(synapses[name], f"synapses.{name}", missing=0)
         index[side] = Lookup(connectivity[name].values, name).find(ids)
@@ -398,7 +397,7 @@ def build_synapses(
     rows = np.flatnonzero((index["pre"] >= 0) & (index["post"] >= 0))
     # The order of a store: by post, then pre, then id.
     rows = rows[np.lexsort([synapse_ids[rows], index["pre"][rows], index["post"][rows]])]
-    where = positions(synapses, "synapses", "ctr_pt_position")[rows]
+    centres = positions(synapses, "synapses", "ctr_pt_position")[rows]
     dataset = xr.Dataset(
         {
             "synapse_id": ("synapse", synapse_ids[rows]),
@@ -411,7 +410,7 @@ def build_synapses(
             ),
             "position": (
                 ("synapse", "axis"),
-                to_pia_um(where, resolution_nm),
+                to_pia_um(centres, resolution_nm),
                 {"units": "µm", "long_name": "centre of the synapse, y is depth from the pia"},
             ),
         },

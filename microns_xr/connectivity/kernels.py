@@ -1,14 +1,14 @@
 """Contraction of a compressed matrix with dense columns, on raw buffers.
 
 A matrix is compressed over its *major* axis: the stored pairs of one major neuron are contiguous,
-``indices`` gives their position on the *minor* axis. A sum over the minor axis is a gather (each
-major neuron reads the rows of its partners), a sum over the major axis a scatter.
+and ``indices`` gives their positions on the *minor* axis. A sum over the minor axis is a gather
+(each major neuron reads the rows of its partners), a sum over the major axis is a scatter.
 
-Both work on 8 columns at a time, held in one vector register: the rows of 8 float64 are one
-cache line, and going through the pairs twice for 16 columns is cheaper than reading rows that no
-longer fit in the cache. Products and sums are rounded one by one, in the order of the stored
-pairs, as scipy does, so that a float64 result is bit-identical to ``csc.T @ dense`` on processors
-where scipy uses no fused multiply-add.
+Both work on 8 columns at a time, held in one vector register: a row of 8 float64 is one cache
+line, and going through the pairs twice for 16 columns is cheaper than reading rows that no longer
+fit in the cache. Each product and each sum is rounded, in the order of the stored pairs, as in
+scipy, so that a float64 result is bit-identical to ``csc.T @ dense`` on processors where scipy
+does not use fused multiply-add.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from numba.extending import intrinsic, models, register_model
 from microns_xr.errors import SchemaError
 from microns_xr.threads import Span, balanced_spans, run_spans, usable_threads
 
-# One vector register of float64 as a type of numba, to add scaled rows of a matrix.
+# One vector register of float64 as a numba type, to add scaled rows of a matrix.
 #
-# numba leaves a fixed inner loop over 8 columns as 8 scalar products, because it cannot know that
-# the arrays do not overlap. With the register as a type the loop over partners is one product and
-# one sum, 2.5 times faster on one thread. The width is the length of a tuple of floats, so that
-# numba makes one version of a kernel for each.
+# numba compiles a fixed inner loop over 8 columns to 8 scalar products, because it cannot rule out
+# that the arrays overlap. With the register as a type each partner takes one product and one sum,
+# 2.5 times faster on one thread. The width is passed as the length of a tuple of floats, so that
+# numba compiles one version of a kernel per width.
 
 
-_intrinsic: Any = intrinsic  # its types do not know that the first argument is not passed
+_intrinsic: Any = intrinsic  # its annotations ignore that callers do not pass the first argument
 
 
 class _Register(types.Type):  # type: ignore[misc]
@@ -58,7 +58,7 @@ def _row_pointer(context: Any, builder: Any, ty: Any, array: Any, row: Any, widt
 
 @_intrinsic
 def load_row(_typing: Any, tag: Any, array: Any, row: Any) -> Any:
-    """Row `row` of a C-contiguous (n, width) array of float32 or float64, as float64."""
+    """Load row `row` of a C-contiguous (n, width) array of float32 or float64, as float64."""
     width = tag.count
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -74,7 +74,7 @@ def load_row(_typing: Any, tag: Any, array: Any, row: Any) -> Any:
 
 @_intrinsic
 def zero_row(_typing: Any, tag: Any) -> Any:
-    """Make a register of zeros; `tag` is a tuple of as many floats."""
+    """Make a register of zeros, as wide as the tuple of floats `tag`."""
     width = tag.count
 
     def codegen(_context: Any, _builder: Any, _signature: Any, _args: Any) -> Any:
@@ -116,7 +116,7 @@ _CACHE_LINE = 64
 
 
 class Contraction(NamedTuple):
-    """Weighted sums, and which share of the weight they rest on."""
+    """Weighted sums, and the share of the weight whose partners have a value."""
 
     sums: np.ndarray
     # (neurons, 2): weight of all stored pairs, and of those whose partner has a value
@@ -181,7 +181,7 @@ def _gather_rated(  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _partners(indices, has, start, stop):  # type: ignore[no-untyped-def]
-    # Apart from the sums, because the first pair or two nearly always settle it.
+    # A separate loop, because the first one or two pairs nearly always decide.
     for p in range(start, stop):
         if has[np.uintp(indices[p])]:
             return np.uint8(3)
@@ -190,8 +190,8 @@ def _partners(indices, has, start, stop):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _all_rated(weights, indptr, sums, tally, partners):  # type: ignore[no-untyped-def]
-    # Where every neuron has a value the share is 1, unless a neuron's weights are all 0. Looking
-    # only where its sum is 0 spares an access to far memory for each neuron.
+    # If every neuron has a value the share is 1, unless all weights of a neuron are 0. Weights are
+    # read only where the sum is 0, which saves one random memory access per neuron.
     for j in range(indptr.size - 1):
         start, stop = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
         partners[j] = np.uint8(3 * (stop > start))
@@ -207,8 +207,8 @@ def _all_rated(weights, indptr, sums, tally, partners):  # type: ignore[no-untyp
 def _scatter(  # type: ignore[no-untyped-def]
     weights, indices, indptr, rhs, out, has, tally, partners, lo, hi, tag
 ):
-    # Every span of minor neurons walks all major neurons in order, so that a sum has the same
-    # order, and the same bits, whatever the number of threads.
+    # Every span of minor neurons goes through all major neurons in order, so that sums are
+    # bit-identical for any number of threads.
     done = np.intp(0)
     want_rated = partners.size > 0
     for j in range(indptr.size - 1):
@@ -236,7 +236,7 @@ def _scatter(  # type: ignore[no-untyped-def]
 
 
 def _aligned(shape: tuple[int, int], dtype: Any) -> np.ndarray:
-    # Rows of 8 float64 that start on a cache line are read with one access and not two.
+    # Rows of 8 float64 that start on a cache line are read with one access instead of two.
     n_bytes = shape[0] * shape[1] * np.dtype(dtype).itemsize
     buffer = np.empty(n_bytes + _CACHE_LINE, dtype=np.uint8)
     offset = -buffer.ctypes.data % _CACHE_LINE
@@ -244,7 +244,7 @@ def _aligned(shape: tuple[int, int], dtype: Any) -> np.ndarray:
 
 
 def _minor_spans(indices: np.ndarray, n_minor: int, n_spans: int) -> list[Span]:
-    """Cut the minor axis into spans with about as many pairs, judged by a sample of them."""
+    """Cut the minor axis into spans of about equal numbers of pairs, estimated from a sample."""
     if n_spans == 1:
         return [(0, n_minor)]
     sample = np.sort(indices[:: max(1, indices.size // 20_000)])
@@ -299,7 +299,7 @@ def contract_buffers(
 def _column_blocks(
     values: np.ndarray, rows: np.ndarray, sums: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[float, ...]]]:
-    """Give the rows of a few columns at a time, and where their sums go; fills `sums`."""
+    """Yield the rows of a few columns at a time and a buffer for their sums; fills `sums`."""
     n_columns = values.shape[1]
     for first in range(0, max(n_columns, 1), COLUMNS):
         width = next(w for w in (1, 2, 4, COLUMNS) if w >= min(n_columns - first, COLUMNS))
@@ -318,8 +318,8 @@ def _run(kernel: Any, args: Any, tag: Any, spans: list[Span], threads: int) -> l
 def _require_all(done: list[int], n_pairs: int) -> None:
     if min(done, default=0) < 0 or sum(done) != n_pairs:
         raise SchemaError(
-            "the stored pairs of a neuron are not in ascending order, which sums over the "
-            "compressed axis need: build the connectivity again with mx.build_connectivity"
+            "the stored pairs of a neuron are not in ascending order, as sums over the compressed "
+            "axis require: build the connectivity again with mx.build_connectivity"
         )
 
 

@@ -1,4 +1,4 @@
-"""Ids to positions on an axis."""
+"""Look up positions of ids on an axis."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def require_known(ids: np.ndarray, positions: np.ndarray, what: str, where: str,
 class Lookup:
     """Positions of ids on an axis, through a table of hashes.
 
-    For millions of ids among 94,000 it is fifteen times faster than a binary search, because most
-    ids take one access to memory.
+    For millions of ids among 94,000 labels it is fifteen times faster than a binary search,
+    because most lookups take one memory access.
     """
 
     def __init__(self, labels: np.ndarray, what: str) -> None:
         self._what = what
         self._labels = self._as_int64(labels)
-        # At least twice as many slots as labels, a power of two: few ids meet in a slot, and the
-        # upper bits of the product are its number.
+        # At least twice as many slots as labels, so that few ids collide; a power of two, so that
+        # the upper bits of the product are the number of the slot.
         bits = max(3, int(2 * self._labels.size).bit_length())
         self._shift = np.uint64(64 - bits)
         self._keys = np.zeros(1 << bits, dtype=np.int64)
@@ -58,8 +58,8 @@ class Lookup:
     def _as_int64(self, ids: np.ndarray) -> np.ndarray:
         if ids.dtype.kind not in "iu":
             raise SchemaError(
-                f"{self._what} is matched with ids of dtype {ids.dtype}, expected int64: ids that "
-                "have passed through float are rounded, read them again"
+                f"{self._what} is matched with ids of dtype {ids.dtype}, expected int64: float "
+                "rounds ids, so read them again as integers"
             )
         return np.ascontiguousarray(ids, dtype=np.int64)
 
@@ -70,7 +70,7 @@ def _fill(labels, keys, slots, shift):  # type: ignore[no-untyped-def]
     n_repeated = 0
     for i in range(labels.size):
         slot = (np.uint64(labels[i]) * _GOLDEN) >> shift
-        # Another label has the slot: take the next one, as `_find` does.
+        # The slot is taken by another label: try the next one, as `_find` does.
         while slots[slot] >= 0 and keys[slot] != labels[i]:
             slot = (slot + np.uint64(1)) & mask
         if slots[slot] >= 0:
@@ -105,6 +105,6 @@ def unit_roots(units: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
                 "expected ('nucleus_id',) and int64"
             )
     roots = units["pt_root_id"].values
-    # 0 is not a segment, and would be repeated.
+    # 0 means "no segment" and occurs repeatedly.
     positions = np.flatnonzero(roots > 0)
     return roots[positions], positions

@@ -16,7 +16,7 @@ from microns_xr.threads import balanced_spans, equal_spans, run_spans, usable_th
 
 
 class Selection(NamedTuple):
-    """New buffers, and where each new pair was among the old ones, for any number of variables."""
+    """New index buffers, and the old position of each new pair, to reorder values with."""
 
     indices: np.ndarray
     indptr: np.ndarray
@@ -26,7 +26,7 @@ class Selection(NamedTuple):
 def check_sorted(
     indices: np.ndarray, indptr: np.ndarray, n_minor: int, threads: int | None = None
 ) -> None:
-    """Raise unless a pattern is as the functions of this module expect it."""
+    """Raise unless the pairs of every neuron are ascending and unique, and within the axis."""
     descends = (indptr[1:] < indptr[:-1]).any()
     if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != indices.size or descends:
         raise SchemaError(
@@ -60,20 +60,20 @@ def _first_unsorted(indices, indptr, n_minor, lo, hi):  # type: ignore[no-untype
 
 
 class Rule(NamedTuple):
-    """Which neurons and which of their pairs stay."""
+    """The neurons to select, and which of their pairs."""
 
-    majors: np.ndarray  # positions of the major neurons that stay, in their new order
-    # (minor neurons,), int32: the new position of each, -1 where it is left out
+    majors: np.ndarray  # positions of the selected major neurons, in their new order
+    # (minor neurons,), int32: the new position of each, -1 if it is not selected
     new_minor: np.ndarray
-    n_minor: int  # number of minor neurons that stay
-    # (minor neurons,), bool: whose pairs stay; by default those with a new position
+    n_minor: int  # number of selected minor neurons
+    # (minor neurons,), bool: whether their pairs are selected; by default if they are
     partners: np.ndarray | None = None
-    # of each of `majors`: whether all its pairs stay, and one partner whose pair goes (or -1)
+    # per neuron of `majors`: whether to select all its pairs, and a partner to exclude (or -1)
     whole: np.ndarray | None = None
     without: np.ndarray | None = None
 
     def shape(self, compressed: Literal["pre", "post"]) -> tuple[int, int]:
-        """Numbers of pre and of post that stay."""
+        """Return the numbers of selected pre and post neurons."""
         n_major = int(self.majors.size)
         return (self.n_minor, n_major) if compressed == "post" else (n_major, self.n_minor)
 
@@ -88,7 +88,7 @@ def select_pairs(
     if partners.all():
         whole = np.ones(n_new, dtype=bool)
     without = np.full(n_new, -1, dtype=np.int64) if rule.without is None else rule.without
-    # Spans are balanced by what is read; how much of it stays is known only afterwards.
+    # Spans are balanced by the pairs to read; the number selected is known only afterwards.
     read = np.concatenate([[0], np.cumsum(np.diff(indptr)[majors], dtype=np.int64)])
     n_threads = usable_threads(threads, int(read[-1]))
     spans = balanced_spans(read, 8 * n_threads)
@@ -113,7 +113,7 @@ def select_pairs(
 def _keep(  # type: ignore[no-untyped-def]
     indices, indptr, majors, partners, whole, without, new_minor, counts, n_read, lo, hi
 ):
-    # Room for everything that is read; memory that stays untouched costs nothing.
+    # Large enough for all pairs that are read; untouched memory is never allocated.
     minor = np.empty(n_read, dtype=np.int32)
     source = np.empty(n_read, dtype=indptr.dtype)
     n = np.uintp(0)
@@ -134,19 +134,21 @@ def _keep(  # type: ignore[no-untyped-def]
 
 
 def take_values(values: np.ndarray, source: np.ndarray, threads: int | None = None) -> np.ndarray:
-    """Return ``values[source]``, on threads."""
+    """Return ``values[source]``, computed on several threads."""
     out = np.empty(source.size, dtype=values.dtype)
     n_threads = usable_threads(threads, source.size)
 
     def take(lo: int, hi: int) -> None:
-        np.take(values, source[lo:hi], out=out[lo:hi], mode="clip")  # "raise" copies out first
+        np.take(
+            values, source[lo:hi], out=out[lo:hi], mode="clip"
+        )  # mode="raise" copies `out` first
 
     run_spans(take, equal_spans(source.size, 4 * n_threads), n_threads)
     return out
 
 
-# Sorting by counting: rows are counted by neuron, which says where those of each neuron begin, and
-# then placed in their order. Every thread goes through all rows and places those of its own span
+# Counting sort: the number of rows per neuron gives the start of each neuron's rows, and the rows
+# are then placed there in order. Every thread goes through all rows and places those of one span
 # of neurons, so that the order of equal rows does not depend on the number of threads.
 
 
@@ -173,7 +175,7 @@ def transpose_pattern(
 
 
 def _starts(major: np.ndarray, minor: np.ndarray, n_major: int, n_threads: int) -> np.ndarray:
-    """Where the rows of each major neuron begin, and where they end."""
+    """Return the start of the rows of each major neuron, and the total number of rows."""
     counts = run_spans(
         lambda lo, hi: _count(major, minor, n_major, lo, hi),
         equal_spans(major.size, n_threads),
@@ -204,7 +206,7 @@ def _place(indices, indptr, free, majors, source, lo, hi):  # type: ignore[no-un
 
 
 class SummedPairs(NamedTuple):
-    """Sorted pairs, their summed sizes and numbers of synapses."""
+    """Sorted pairs with their summed sizes and numbers of synapses."""
 
     indices: np.ndarray
     indptr: np.ndarray
@@ -220,7 +222,7 @@ def sum_pairs(
     n_major: int,
     threads: int | None = None,
 ) -> SummedPairs:
-    """Sort rows by pair and add up those of a pair; rows of a negative position are left out."""
+    """Sort rows by pair and add up the rows of each pair; rows with a position < 0 are dropped."""
     n_threads = usable_threads(threads, major.size)
     starts = _starts(major, minor, n_major, n_threads)
     n = int(starts[-1])
@@ -230,19 +232,19 @@ def sum_pairs(
     free, lengths = starts[:-1].copy(), np.zeros(n_major, dtype=np.int64)
 
     def work(lo: int, hi: int) -> None:
-        _deal(major, minor, size, counts, free, *rows, lo, hi)
+        _group_rows(major, minor, size, counts, free, *rows, lo, hi)
         _merge(starts, *rows, count is not None, lengths, lo, hi)
 
     run_spans(work, balanced_spans(starts, n_threads), n_threads)
     indptr = np.concatenate([[0], np.cumsum(lengths)])
-    # The pairs of a neuron are at the beginning of its rows: close the gaps.
+    # `_merge` left the pairs of each neuron at the start of its rows: close the gaps.
     source = np.repeat(starts[:-1] - indptr[:-1], lengths) + np.arange(indptr[-1])
     indices, sizes, counts = (take_values(values, source, threads) for values in rows)
     return SummedPairs(indices, indptr, sizes, counts)
 
 
 @numba.njit(nogil=True, cache=True)
-def _deal(  # type: ignore[no-untyped-def]
+def _group_rows(  # type: ignore[no-untyped-def]
     major, minor, size, count, free, to_minor, to_size, to_count, lo, hi
 ):
     for r in range(major.size):
@@ -260,7 +262,7 @@ def _deal(  # type: ignore[no-untyped-def]
 def _merge(starts, minor, size, count, has_count, lengths, lo, hi):  # type: ignore[no-untyped-def]
     for m in range(lo, hi):
         start, stop = starts[m], starts[m + 1]
-        # Partner and number of the row in one integer, which sorts faster than an argsort.
+        # Partner and row number in one integer: sorting these is faster than an argsort.
         keys = np.empty(stop - start, dtype=np.int64)
         for k in range(keys.size):
             keys[k] = np.int64(minor[start + k]) << 32 | k

@@ -1,7 +1,7 @@
-"""Parts of a connectivity Dataset by label, and unit variables on its axes.
+"""Select parts of a connectivity Dataset by label, and add unit variables to its axes.
 
-All of it works on the raw buffers, for either compressed axis, and carries every coordinate and
-every variable of the Dataset along. Axes stay sorted.
+All functions work on the raw buffers, for either compressed axis, and keep all coordinates and
+variables of the Dataset. Axes stay sorted.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def n_connections(connectivity: xr.Dataset) -> int:
     Returns
     -------
     int
-        Pairs with at least one synapse, including autapses and those of summed size 0. Lazy
-        connectivity is computed for it, unless it is as it was opened.
+        Pairs with at least one synapse, including autapses and pairs of summed size 0. Lazy
+        connectivity is computed for it, unless it is unmodified since opening.
 
     Examples
     --------
@@ -63,12 +63,12 @@ def n_connections(connectivity: xr.Dataset) -> int:
         return pattern_of(connectivity).nnz
     blocks = blocks_of(connectivity, pair_names(connectivity)[:1])
     if (source := stored_source(blocks.arrays)) is not None:
-        return int(source.indptr[-1])  # without reading a pair
+        return int(source.indptr[-1])  # without reading the pairs
     return int(count_pairs(blocks).compute())
 
 
 def take(connectivity: xr.Dataset, pre_ids: Any = None, post_ids: Any = None) -> xr.Dataset:
-    """Select neurons of either axis, all of which must be there."""
+    """Select neurons of either axis by id; all ids must be on the axis."""
     validate(connectivity, "connectivity")
     pre = None if pre_ids is None else np.unique(positions_of(connectivity, "pre", pre_ids))
     post = None if post_ids is None else np.unique(positions_of(connectivity, "post", post_ids))
@@ -80,22 +80,22 @@ def take(connectivity: xr.Dataset, pre_ids: Any = None, post_ids: Any = None) ->
 def keep_touching(
     connectivity: xr.Dataset, pre: np.ndarray | None, post: np.ndarray | None
 ) -> xr.Dataset:
-    """Select the pairs with a neuron at one of the positions, on the same axes."""
-    rule, compressed = _everybody(connectivity)
+    """Select the pairs that involve a neuron at one of the positions; the axes are unchanged."""
+    rule, compressed = _select_all(connectivity)
     n_pre, n_post = rule.shape(compressed)
     touched = {"pre": np.zeros(n_pre, dtype=bool), "post": np.zeros(n_post, dtype=bool)}
     for side, at in (("pre", pre), ("post", post)):
         if at is not None:
             touched[side][at] = True
-    # All pairs of a neuron that was chosen, and of the others those with a chosen partner.
+    # All pairs of selected neurons, and for the others the pairs with a selected partner.
     rule = rule._replace(partners=touched[OTHER_SIDE[compressed]], whole=touched[compressed])
     result = keep_pairs(connectivity, connectivity, rule)
-    # Pairs of two other neurons look unconnected now, though they may not be.
+    # Pairs of two other neurons now look unconnected, though they may be connected.
     return result.assign_coords(scope=xr.Variable((), np.array("unknown", dtype=object)))
 
 
-def _everybody(connectivity: xr.Dataset) -> tuple[Rule, Side]:
-    """Return the rule that leaves everything as it is, and the compressed axis."""
+def _select_all(connectivity: xr.Dataset) -> tuple[Rule, Side]:
+    """Return the rule that selects all pairs, and the compressed axis."""
     (n_pre, n_post), compressed = layout_of(connectivity)
     n_major, n_minor = (n_post, n_pre) if compressed == "post" else (n_pre, n_post)
     return Rule(np.arange(n_major), np.arange(n_minor, dtype=np.int32), n_minor), compressed
@@ -112,7 +112,7 @@ def drop_autapses(connectivity: xr.Dataset) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        The same axes without such pairs.
+        Connectivity on the same axes, without autapses.
 
     Raises
     ------
@@ -126,27 +126,27 @@ def drop_autapses(connectivity: xr.Dataset) -> xr.Dataset:
     2
     """
     validate(connectivity, "connectivity")
-    rule, compressed = _everybody(connectivity)
+    rule, compressed = _select_all(connectivity)
     majors = connectivity[f"{compressed}_nucleus_id"].values
     minors = connectivity[f"{OTHER_SIDE[compressed]}_nucleus_id"].values
-    # The axes need not hold the same neurons: -1, where the neuron is not on the other one.
+    # The axes may hold different neurons: -1 where the neuron is not on the other axis.
     rule = rule._replace(without=Lookup(minors, "nucleus_id").find(majors).astype(np.int64))
     result = keep_pairs(connectivity, connectivity, rule)
-    if is_lazy(connectivity):  # counting would compute
+    if is_lazy(connectivity):  # counting would compute the pairs
         return add_history(result, "drop_autapses()")
     n_dropped = n_connections(connectivity) - n_connections(result)
     return add_history(result, f"drop_autapses(): {n_dropped} dropped")
 
 
 def recompress(connectivity: xr.Dataset, compressed: Compressed) -> xr.Dataset:
-    """Store the same pairs with the neurons of the other axis as contiguous spans."""
+    """Return the same pairs, compressed over the given axis."""
     validate(connectivity, "connectivity")
     pattern, values = pair_buffers(connectivity)
     if pattern.compressed == compressed:
         return connectivity.copy()
-    turned = transpose_pattern(pattern.indices, pattern.indptr, pattern.n_minor)
+    other_order = transpose_pattern(pattern.indices, pattern.indptr, pattern.n_minor)
     other = Pattern(pattern.indices, pattern.indptr, pattern.shape, compressed)
-    return with_pairs(connectivity, connectivity, other, values, turned, pattern.shape)
+    return with_pairs(connectivity, connectivity, other, values, other_order, pattern.shape)
 
 
 _FIXED = ("nucleus_id", "datastack", "materialization_version", "scope")
@@ -165,7 +165,7 @@ def annotate(
     connectivity : xarray.Dataset
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``).
     units : xarray.Dataset
-        Units over ``nucleus_id``, in any order; they need not hold every neuron of the matrix.
+        Units over ``nucleus_id``, in any order; they need not hold every neuron of the axes.
     variables : str or iterable of str
         Names of variables with one value per neuron, or ``"position"``.
     overwrite : bool, optional
@@ -177,15 +177,15 @@ def annotate(
         With ``pre_cell_type(pre_nucleus_id)`` and ``post_cell_type(post_nucleus_id)`` for
         ``"cell_type"``, and so on; ``pre_x``, ``pre_y``, ``pre_z`` ... (µm) for ``"position"``.
         They keep the attributes of the unit variable. A neuron that is not among the units has
-        "unknown", NaN, -1 or False; the attribute ``unmatched`` counts them, since a False of a
-        neuron that is among the units looks the same.
+        "unknown", NaN, -1 or False; the attribute ``unmatched`` counts these neurons, since their
+        False looks like any other.
 
     Raises
     ------
     UnknownLabelError
         If units has no such variable, or no neuron of an axis is among the units.
     SchemaError
-        If a variable has several values per neuron, a coordinate of that name is there already and
+        If a variable has several values per neuron, a coordinate of that name already exists and
         `overwrite` is False, or the Dataset is not connectivity.
     ReleaseMismatchError
         If the two are of different releases.
@@ -208,7 +208,7 @@ def annotate(
     present = [name for name in new if name in connectivity.variables]
     if present and not overwrite:
         raise SchemaError(
-            f"the connectivity has {present} already: pass overwrite=True to replace them"
+            f"the connectivity already has {present}: pass overwrite=True to replace them"
         )
     by_nucleus = Lookup(units["nucleus_id"].values, "nucleus_id of the units")
     coords = {}
@@ -218,9 +218,8 @@ def annotate(
         if rows.size and (rows < 0).all():
             raise UnknownLabelError(
                 f"none of the {rows.size} neurons of {dim} is among the units: "
-                "annotate with the units the connectivity was built from"
+                "pass the units from which the connectivity was built"
             )
-        # Counted in the attributes, since a False of no unit looks like any other.
         n_unmatched = int((rows < 0).sum())
         for column, variable in columns.items():
             attrs = {**variable.attrs, "unmatched": n_unmatched}
@@ -234,7 +233,7 @@ def _columns(units: xr.Dataset, name: str) -> list[tuple[str, xr.DataArray]]:
         raise unknown_label("units has no variable", name, set(units.variables))
     variable = units[name]
     if name == "position":
-        # By the labels of the axis, whatever their order.
+        # The axis may have its labels in any order.
         order = units["axis"].values.tolist() if "axis" in units.coords else list(AXES)
         return [(axis, variable.isel(axis=order.index(axis), drop=True)) for axis in AXES]
     if variable.dims != ("nucleus_id",) or name in _FIXED:
@@ -251,7 +250,7 @@ def _look_up(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     missing = {"O": "unknown", "f": np.nan, "i": -1, "b": False}.get(values.dtype.kind)
     if missing is None:
         raise SchemaError(
-            f"a unit variable has dtype {values.dtype}, expected text, numbers or truth values"
+            f"a unit variable has dtype {values.dtype}, expected text, numbers or booleans"
         )
     of_neurons = values[rows]
     of_neurons[rows < 0] = missing

@@ -389,6 +389,6 @@ def _computed_pairs(blocks: Blocks, i: int) -> tuple[Pattern, np.ndarray, np.nda
         if not np.can_cast(values.dtype, np.int64):
             _require(f"{name} is {values.dtype}, expected integers")
     if not pattern.same_pairs(other):
-        _require("synapse_count stores other pairs than synapse_size")
+        _require("synapse_count and synapse_size store different pairs")
     _require(pattern_problem(pattern.indices, pattern.indptr, pattern.shape, pattern.compressed))
     return pattern, size.astype(np.int64, copy=False), count.astype(np.int64, copy=False)

@@ -297,7 +297,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     ),
     "two patterns": (
         lambda: _pairs(_other_pattern),
-        "synapse_count stores other pairs than synapse_size",
+        "synapse_count and synapse_size store different pairs",
     ),
     "a third matrix": (
         lambda: _pairs(lambda c: c.assign(weight=c["synapse_size"] * 2)),

@@ -1,4 +1,4 @@
-"""The xarray engine ``microns_xr``: stores through `xarray.open_datatree` and `open_dataset`."""
+"""The xarray engine ``microns_xr``, for `xarray.open_datatree` and `xarray.open_dataset`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from microns_xr.store.open import groups_of, open_root, open_store, read_group
 
 
 class MicronsXrBackendEntrypoint(BackendEntrypoint):
-    """Engine that gives sparse connectivity; xarray uses it only where its name is passed.
+    """xarray engine that opens connectivity as sparse arrays; it must be selected by name.
 
-    `xarray.open_datatree` and `open_groups` give all groups, `open_dataset` one: ``group`` is
+    `xarray.open_datatree` and `open_groups` open all groups, `open_dataset` one: ``group`` is
     ``"units"``, ``"layers"``, ``"functional"``, ``"connectivity"`` or ``"synapses"``. The other
-    arguments are those of `microns_xr.open_store`, and ``drop_variables``.
+    arguments are ``drop_variables`` and those of `microns_xr.open_store`.
 
-    Do not pass ``chunks=``: xarray wraps every array for dask as a dense one, so that the first
-    computation makes the whole matrix dense.
+    Do not pass ``chunks=``: xarray treats every array as dense when it wraps it for dask, so that
+    the first computation makes the whole matrix dense.
 
     Examples
     --------
@@ -50,8 +50,8 @@ class MicronsXrBackendEntrypoint(BackendEntrypoint):
         root = open_root(filename_or_obj, storage_options)
         if group is None:
             raise UnknownLabelError(
-                f"group is not given, expected one of {groups_of(root)}: pass "
-                'group="units", or use xr.open_datatree for all'
+                f"group is missing, expected one of {groups_of(root)}: pass "
+                'group="units", or open all groups with xr.open_datatree'
             )
         return _prepared(read_group(root, group, lazy=lazy, compressed=compressed), drop_variables)
 
@@ -71,16 +71,16 @@ class MicronsXrBackendEntrypoint(BackendEntrypoint):
     def open_groups_as_dict(  # type: ignore[override]
         self, filename_or_obj: Address, **kwargs: Any
     ) -> dict[str, xr.Dataset]:
-        """Open all groups as Datasets by path."""
+        """Open all groups as a dict from path to Dataset."""
         tree = self.open_datatree(filename_or_obj, **kwargs)
         return {node.path: node.to_dataset() for node in tree.subtree}
 
 
 class _DaskVariable(xr.Variable):
-    """A variable whose dask array stays as it is."""
+    """A variable whose dask array xarray does not wrap."""
 
-    # xarray wraps what an engine returns for its own lazy loading. Around a dask array the wrapper
-    # hides the chunks, and loading it gives the dask array back.
+    # xarray wraps the arrays that an engine returns, for lazy loading. Around a dask array the
+    # wrapper hides the chunks, and loading it returns the dask array.
     __slots__ = ()
 
     @property
@@ -94,7 +94,7 @@ class _DaskVariable(xr.Variable):
 
 
 def _prepared(dataset: xr.Dataset, drop: str | Iterable[str] | None) -> xr.Dataset:
-    """Return a Dataset without some variables, and with dask arrays that xarray does not wrap."""
+    """Drop variables, and protect dask arrays from being wrapped."""
     names = [drop] if isinstance(drop, str) else list(drop or ())
     dataset = dataset.drop_vars(names, errors="ignore")
     return dataset.assign(

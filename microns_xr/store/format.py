@@ -1,35 +1,35 @@
-"""Format 1 of the store: the rules, their constants and the checks that reading and writing share.
+"""Format 1 of the store: its rules, constants, and the checks shared by reading and writing.
 
 A store is one zarr v3 hierarchy. MUST and MAY are meant as in RFC 2119.
 
 Root
     1. The root attributes MUST hold ``microns_xr_format`` (the integer 1), ``datastack``,
        ``materialization_version``, ``timestamp`` (ISO 8601 or null), ``created_by``
-       (``"microns_xr <version>"``), ``source_tables`` (list of objects, with ``name``, ``rows`` and
-       ``sha256`` of the parquet file where they are known) and ``references`` (list of texts).
+       (``"microns_xr <version>"``), ``source_tables`` (list of objects with ``name`` and, where
+       known, ``rows`` and ``sha256`` of the parquet file) and ``references`` (list of strings).
     2. They MUST be written last: a root without ``microns_xr_format`` is an unfinished store.
-    3. The groups are ``units``, which MUST be there, and ``layers``, ``functional``,
+    3. The groups are ``units``, which MUST be present, and ``layers``, ``functional``,
        ``connectivity/by_post``, ``connectivity/by_pre`` and ``synapses``, each of which MUST be
-       absent when there is no such data. Metadata MAY be consolidated.
+       absent if the store has no such data. Metadata MAY be consolidated.
 
 Every group of data (``units``, ``connectivity/by_post``, ...)
     4. MUST repeat ``datastack`` and ``materialization_version`` as attributes, and MUST list its
        variables, in order, in the attribute ``microns_xr_variables``. The attribute ``coordinates``
-       MUST name those that are coordinates, separated by blanks. All other attributes belong to the
+       MUST name those that are coordinates, separated by spaces. All other attributes belong to the
        data, as do all attributes of the arrays.
-    5. Every array MUST carry ``dimension_names`` (a scalar has none). A name MUST be free of
-       blanks and slashes. An array named as its only dimension is the index of that dimension.
-    6. Text MUST be of the zarr data type ``string``. Numbers and booleans keep their width. No
-       array MUST need pickle, or a codec outside the core list in ``CODECS``.
+    5. Every array MUST have ``dimension_names`` (except scalars). A name MUST NOT contain
+       whitespace or slashes. An array named like its only dimension is the index of that dimension.
+    6. Text MUST be of the zarr data type ``string``. Numbers and booleans keep their width. An
+       array MUST NOT need pickle, or a codec outside the core list in ``CODECS``.
     7. Chunks MUST hold at most 2^20 positions along the first dimension and all of the others.
        Codecs are ``bytes`` (``vlen-utf8`` for text) and blosc: zstd level 1, byte shuffle. Every
-       chunk MUST be stored, also one of zeros, so that a lost chunk is noticed. On request, arrays
-       over ``connection`` or ``synapse`` that are longer than 2^16 MAY instead be in shards: codec
-       ``sharding_indexed``, chunks of 2^16 positions coded as above, as many of them in a shard as
-       the writer likes, and the index, coded by ``bytes`` and ``crc32c``, at its end.
+       chunk MUST be stored, even if all zeros, so that a lost chunk is noticed. On request, arrays
+       over ``connection`` or ``synapse`` that are longer than 2^16 MAY instead be sharded: codec
+       ``sharding_indexed``, chunks of 2^16 positions coded as above, any number of them per shard,
+       and the index, coded by ``bytes`` and ``crc32c``, at the end of the shard.
 
 ``connectivity/by_post`` and ``connectivity/by_pre``
-    8. MUST hold the same pairs, compressed over the neuron that names the group:
+    8. MUST hold the same pairs, compressed over the axis that names the group:
 
        =================== =================== ============== ==================================
        array               dimension           type           content
@@ -45,14 +45,14 @@ Every group of data (``units``, ``connectivity/by_post``, ...)
        ``post_nucleus_id`` the same            int64          labels, ascending and unique
        =================== =================== ============== ==================================
 
-       int64 MUST be used for ``data`` and ``synapse_count`` only where a value does not fit int32.
+       ``data`` and ``synapse_count`` MUST be int64 only if a value does not fit int32.
     9. ``indptr`` MUST start at 0, never descend and end at the number of connections; ``indices``
        MUST be strictly ascending within a span.
     10. The attributes ``encoding-type`` (``csc_matrix`` for ``by_post``, ``csr_matrix`` for
         ``by_pre``), ``encoding-version`` (``0.1.0``) and ``shape`` (number of pre, of post) MUST
-        be those of anndata's sparse matrices, so that anndata reads either group.
+        be those of anndata's sparse matrices, so that anndata can read either group.
     11. Further variables over one of the axes, and scalars such as ``scope``, are stored in both
-        groups. A group MAY be absent; what is there MUST be complete by itself.
+        groups. One of the groups MAY be absent; the other MUST then be complete.
 
 ``synapses``
     12. Single synapses over the dimension ``synapse``; ``pre_index`` and ``post_index`` count along
@@ -72,13 +72,13 @@ Every group of data (``units``, ``connectivity/by_post``, ...)
         ``post_nucleus_id`` the same              int64          the axis of ``connectivity``
         =================== ===================== ============== ===============================
 
-        of which each MAY be absent, and others MAY be there.
+        Each of them MAY be absent, and further variables MAY be present.
     13. The group MAY hold ``post_indptr`` (``post_pointer``, int64), the spans of the rows of each
         postsynaptic neuron, as ``indptr`` of rule 9; and the group ``synapses/by_pre``, which MUST
         hold the same rows and variables in ascending order of pre, then of post (and SHOULD then
         ascend by ``synapse_id``), with ``pre_indptr`` (``pre_pointer``) in place of
-        ``post_indptr``. Readers MUST do without either, and a Dataset of synapses has neither.
-    14. Arrays over ``synapse`` SHOULD be in chunks of 2^17 rows: a neuron has a few thousand.
+        ``post_indptr``. Readers MUST NOT require either, and a Dataset of synapses has neither.
+    14. Arrays over ``synapse`` SHOULD have chunks of 2^17 rows: a neuron has a few thousand.
 
 A local store is replaced by renaming (see `microns_xr.store.swap`); an object store is written to
 a new prefix. Readers MUST refuse a store of a newer format, and keep reading older ones.
@@ -102,13 +102,13 @@ FORMAT_ATTR = "microns_xr_format"
 VARIABLES_ATTR = "microns_xr_variables"
 COORDS_ATTR = "coordinates"
 CHUNK = 2**20
-# 3,500 synapses of one neuron, out of 3 million: 6 ms in chunks of 2^17, 24 ms in chunks of 2^20;
-# smaller chunks gain nothing more.
+# Reading 3,500 synapses of one neuron, out of 3 million, takes 6 ms with chunks of 2^17 and 24 ms
+# with chunks of 2^20; smaller chunks are not faster.
 SYNAPSE_CHUNK = 2**17
-# Left to itself blosc takes blocks of 32 KiB for this level; blocks of 512 KiB are written and
-# read in half the time and take 10 % less space (30 million connections).
+# By default blosc uses blocks of 32 KiB at this level; blocks of 512 KiB are written and read in
+# half the time and take 10 % less space (30 million connections).
 BLOCKSIZE = 2**19
-# Inside shards: one neuron takes few bytes, and many neurons take few requests.
+# Small chunks in large shards: one neuron needs few bytes, and many neurons need few requests.
 INNER_CHUNK = 2**16
 SHARD = 2**22
 CODECS = ("bytes", "vlen-utf8", "blosc", "sharding_indexed", "crc32c")
@@ -121,21 +121,21 @@ INDEX_NAMES: dict[Compressed, str] = {"post": "post_index", "pre": "pre_index"}
 
 
 def compressor(itemsize: int) -> BloscCodec:
-    """Return the one compressor of format 1, for elements of `itemsize` bytes."""
+    """Return the compressor of format 1 for elements of `itemsize` bytes."""
     return BloscCodec(
         typesize=itemsize, cname="zstd", clevel=1, shuffle="shuffle", blocksize=BLOCKSIZE
     )
 
 
 def chunk_of(dims: tuple[str, ...]) -> int:
-    """Return the positions of a chunk along the first dimension of a long array."""
+    """Return the chunk length along the first dimension of a long array."""
     return SYNAPSE_CHUNK if dims[0] == "synapse" else CHUNK
 
 
 def grid_of(
     shape: tuple[int, ...], dims: tuple[str, ...], shards: bool = False
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Return the chunks of an array, and its shards where it has any (rules 7 and 14)."""
+    """Return the chunk shape of an array, and its shard shape or None (rules 7 and 14)."""
     if not shape:
         return (), None
     rest = tuple(max(1, n) for n in shape[1:])
@@ -146,7 +146,7 @@ def grid_of(
 
 
 def matrix_arrays(compressed: Compressed) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Return the arrays of one copy: name to allowed dtypes (a blank between) and dimensions."""
+    """Return allowed dtypes (separated by spaces) and dimensions of each array of one copy."""
     return {
         "data": ("int32 int64", ("connection",)),
         "indices": ("int32", ("connection",)),
@@ -159,7 +159,7 @@ def matrix_arrays(compressed: Compressed) -> dict[str, tuple[str, tuple[str, ...
 
 
 def matrix_attrs(compressed: Compressed, shape: tuple[int, int]) -> dict[str, Any]:
-    """Return the attributes from which anndata reads one copy as a sparse matrix (rule 10)."""
+    """Return the attributes by which anndata recognizes a sparse matrix (rule 10)."""
     return {
         "encoding-type": {"post": "csc_matrix", "pre": "csr_matrix"}[compressed],
         "encoding-version": "0.1.0",
@@ -174,12 +174,12 @@ def reserved_attrs(group: str) -> tuple[str, ...]:
 
 
 def check_name(name: object, where: str) -> str:
-    """Return a variable or dimension name that a store can hold."""
+    """Return a variable or dimension name, or raise if a store cannot hold it."""
     if isinstance(name, str) and re.fullmatch(r"(?!__|\.+$|zarr\.json$)[^\s/]+", name):
         return name
     raise SchemaError(
-        f"{where} has the name {name!r}, expected text without blanks and slashes, not "
-        "'zarr.json' nor with '__' at its start: rename it with .rename before writing"
+        f"{where} has the name {name!r}, expected text without whitespace or slashes that is not "
+        "'zarr.json' and does not start with '__': rename it with .rename before writing"
     )
 
 
@@ -205,7 +205,7 @@ def _json_value(value: Any, where: str) -> Any:
         if math.isfinite(value):
             return value
         raise SchemaError(
-            f"attribute {where} holds {value}, which JSON does not have: use None or remove it"
+            f"attribute {where} holds {value}, which JSON does not support: use None or remove it"
         )
     if isinstance(value, list | tuple):
         return [_json_value(item, where) for item in value]
@@ -218,7 +218,7 @@ def _json_value(value: Any, where: str) -> Any:
 
 
 def pointer_problem(indptr: np.ndarray, n_major: int, n: int) -> str | None:
-    """Return what is wrong with the pointers to the spans of `n_major` neurons in `n` rows."""
+    """Return a message if `indptr` does not cut `n` rows into `n_major` spans, else None."""
     if indptr.shape != (n_major + 1,):
         return f"has shape {indptr.shape}, expected {(n_major + 1,)}"
     if indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
@@ -231,7 +231,7 @@ def pointer_problem(indptr: np.ndarray, n_major: int, n: int) -> str | None:
 def pattern_problem(
     indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int], compressed: Compressed
 ) -> str | None:
-    """Return what is wrong with the buffers of a compressed matrix (rules 8 and 9)."""
+    """Return a message if the buffers of a compressed matrix break rules 8 and 9, else None."""
     n_pre, n_post = shape
     n_major, n_minor = (n_post, n_pre) if compressed == "post" else (n_pre, n_post)
     if problem := pointer_problem(indptr, n_major, indices.size):
@@ -244,7 +244,7 @@ def pattern_problem(
             f"indices runs from {low} to {high}, expected 0 to {n_minor - 1} "
             f"({n_minor} {OTHER[compressed]}synaptic neurons)"
         )
-    # Block by block, so that the comparison takes little memory; blocks overlap by one connection.
+    # In blocks that overlap by one connection, so that the comparison takes little memory.
     for start in range(0, indices.size, CHUNK):
         block = indices[start : start + CHUNK + 1]
         falls = start + 1 + np.flatnonzero(block[1:] <= block[:-1])

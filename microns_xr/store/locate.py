@@ -1,6 +1,6 @@
-"""Where a store is, and how its arrays are read.
+"""Locate a store and read its arrays.
 
-A store is a local folder, an address of fsspec such as ``s3://bucket/name``, or a store of zarr.
+A store is a local folder, an fsspec URL such as ``s3://bucket/name``, or a zarr store object.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ Address = str | os.PathLike[str] | Store
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_READERS = 16  # threads, which mostly wait for answers
-_CRC = 4  # bytes of the checksum behind the index of a shard
+_READERS = 16  # threads, which mostly wait for responses
+_CRC = 4  # bytes of the checksum that follows the index of a shard
 _ABSENT = np.uint64(2**64 - 1)
 
 
 def locate(
     path: Address, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[str, Store | None]:
-    """Return the address of a store and, unless it is a local folder, the store object there."""
+    """Return the address of a store and, unless it is a local folder, its zarr store object."""
     if not isinstance(path, str | os.PathLike | Store):
         raise SchemaError(
-            f"path is a {type(path).__module__}.{type(path).__name__}, expected a path, an address "
-            "or a store of zarr: wrap a store of obstore as zarr.storage.ObjectStore(store)"
+            f"path is a {type(path).__module__}.{type(path).__name__}, expected a path, a URL or a "
+            "zarr store: wrap an obstore store as zarr.storage.ObjectStore(store)"
         )
     if isinstance(path, LocalStore):
         path = path.root
@@ -50,8 +50,8 @@ def locate(
     remote = not isinstance(path, Store) and "://" in address
     if storage_options and not remote:
         raise SchemaError(
-            f"storage_options are given for {address}, expected them with an address such as "
-            "s3://bucket/name only: leave them out"
+            f"storage_options were passed for {address}, expected them only for a URL such as "
+            "s3://bucket/name: leave them out"
         )
     if isinstance(path, Store):
         return address, path
@@ -61,11 +61,11 @@ def locate(
 def _fsspec_store(address: str, storage_options: Mapping[str, Any] | None) -> FsspecStore:
     options = dict(storage_options or {})
     if address.startswith(("s3://", "s3a://")):
-        # s3fs asks for the size of each object first, to read large ones in parts: ours are small.
+        # s3fs queries object sizes, to read large objects in parts; objects of a store are small.
         options = {"max_concurrency": 1} | options
     try:
         store = FsspecStore.from_url(address, storage_options=options)
-        store.fs.invalidate_cache()  # file systems are shared, and their listings may be old
+        store.fs.invalidate_cache()  # fsspec shares file systems, and cached listings may be stale
         return store
     except ImportError as error:
         raise SourceError(
@@ -75,7 +75,7 @@ def _fsspec_store(address: str, storage_options: Mapping[str, Any] | None) -> Fs
     except (ValueError, TypeError) as error:
         raise SourceError(
             f"{address} cannot be opened ({describe(error)}): use a protocol of fsspec, such as "
-            "s3://, gs:// or https://, and its own storage_options"
+            "s3://, gs:// or https://, with the storage_options of that protocol"
         ) from error
 
 
@@ -91,21 +91,20 @@ def readable(path: Address, storage_options: Mapping[str, Any] | None = None) ->
 def writable(
     path: Address, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[str, NewStore | None]:
-    """Return the address of a store to write and, unless it is a local folder, the store there."""
+    """Return the address of a store to write and, unless it is a local folder, its zarr store."""
     address, store = locate(path, storage_options)
     if store is None:
         return address, None
     if store.read_only or address.startswith(("http://", "https://")):
         raise StoreFormatError(
-            f"{address} can only be read: write to a folder or to a bucket, such as "
-            "s3://bucket/name"
+            f"{address} is read-only: write to a folder or to a bucket, such as s3://bucket/name"
         )
     return address, NewStore(store, address)
 
 
 @contextmanager
-def _named(store: CompleteStore | NewStore, verb: str, key: str) -> Iterator[None]:
-    """Turn any error of a file system or a cloud package into one that says where it happened."""
+def _naming_errors(store: CompleteStore | NewStore, verb: str, key: str) -> Iterator[None]:
+    """Turn any error of a file system or a cloud package into one that names the object."""
     try:
         yield
     except MicronsXrError:
@@ -113,20 +112,20 @@ def _named(store: CompleteStore | NewStore, verb: str, key: str) -> Iterator[Non
     except Exception as error:
         place = f"{store.address.rstrip('/')}/{key}".rstrip("/")
         raise SourceError(
-            f"{place} cannot be {verb} ({describe(error)}): check the address, the rights and the "
-            "network; pass the login, or storage_options={'anon': True} for a public bucket of S3 "
-            "and {'token': 'anon'} for one of Google"
+            f"{place} cannot be {verb} ({describe(error)}): check the address, the permissions and "
+            "the network; pass credentials, or storage_options={'anon': True} for a public bucket "
+            "of S3 and {'token': 'anon'} for one of Google"
         ) from error
 
 
 class CompleteStore(WrapperStore[Store]):
-    """A finished store as it was when it was opened, also after pickling."""
+    """A finished store that was not replaced since it was opened, even after pickling."""
 
     def __init__(self, store: Store, address: str, state: Any = None) -> None:
         super().__init__(store)
         self.address = address
-        # A local store is identified by its root, which a replacement writes anew. Elsewhere one
-        # address may mean different buckets on different machines, so each opening counts as new.
+        # A local store is identified by its root metadata, which a replacement rewrites. A URL may
+        # mean different buckets on different machines, so each opening gets a new identity.
         self.state = state or self._state_now() or uuid.uuid4().hex
         self._pieces: dict[str, _Piece] = {}  # parts of shards fetched before, see `read_span`
 
@@ -156,15 +155,15 @@ class CompleteStore(WrapperStore[Store]):
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Read an object."""
-        # Every chunk was written, so a missing one was lost; zarr alone would take it for zeros.
-        # Checking each chunk as it is read needs no listing, which is slow in buckets and
-        # impossible on web servers.
+        # Every chunk was written, so a missing one was lost; zarr would read it as zeros. Checking
+        # each chunk as it is read needs no listing, which is slow in buckets and impossible on web
+        # servers.
         piece = self._pieces.get(key)
         if piece is not None and isinstance(byte_range, SuffixByteRequest):
             return piece.end
         if piece is not None and isinstance(byte_range, RangeByteRequest):
             return piece.content[byte_range.start - piece.start : byte_range.end - piece.start]
-        with _named(self, "read", key):
+        with _naming_errors(self, "read", key):
             content = await self._store.get(key, prototype, byte_range)
         if not _is_chunk(key):
             return content
@@ -172,7 +171,7 @@ class CompleteStore(WrapperStore[Store]):
             raise StoreFormatError(
                 f"{self.address} has no chunk {key!r}: the store is damaged, write or copy it again"
             )
-        # Blosc reads on behind the end of a truncated chunk, and gives numbers never written.
+        # Blosc reads beyond the end of a truncated chunk, and returns wrong numbers.
         expected = _blosc_bytes(content) if byte_range is None else 1
         if len(content) < expected:
             array = key.rpartition("/c/")[0] or key
@@ -184,10 +183,10 @@ class CompleteStore(WrapperStore[Store]):
 
 
 class NewStore(MemoryStore):
-    """A store that only this process writes, each chunk once and whole."""
+    """A new store that only this process writes, each chunk once and complete."""
 
-    # Its metadata stay in memory as well: zarr looks things up ten times for each array and once
-    # for each shard, and only the first look, whether the place is taken, has to be a request.
+    # Metadata are also held in memory: zarr looks them up ten times per array and once per shard,
+    # and only the first lookup, whether the address is free, has to be a request.
     def __init__(self, target: Store, address: str) -> None:
         super().__init__()
         self._target = target
@@ -197,31 +196,31 @@ class NewStore(MemoryStore):
         return self.address
 
     async def is_empty(self, prefix: str) -> bool:
-        """Whether the place is free."""
-        with _named(self, "listed", prefix):
+        """Whether there are no objects with a prefix."""
+        with _naming_errors(self, "listed", prefix):
             return await self._target.is_empty(prefix)
 
     async def set(self, key: str, value: Buffer, *_: Any) -> None:
         """Write an object."""
-        with _named(self, "written", key):
+        with _naming_errors(self, "written", key):
             await self._target.set(key, value)
         if not _is_chunk(key):
             await super().set(key, value)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write an object unless this process has."""
+        """Write an object unless this process has already written it."""
         if not await self.exists(key):
             await self.set(key, value)
 
 
 def _is_chunk(key: str) -> bool:
     name = key.rpartition("/")[2]
-    return name != "zarr.json" and not name.startswith(".z")  # the latter are of older zarr
+    return name != "zarr.json" and not name.startswith(".z")  # `.z*` is metadata of zarr v2
 
 
 def _blosc_bytes(chunk: Buffer) -> int:
-    """Return the length that the header of a chunk states; 1 if blosc did not write the chunk."""
-    # 16 bytes: first the versions of the format and of the codec, last the length, little-endian
+    """Return the length in the blosc header of a chunk; 1 if the chunk is not of blosc."""
+    # The header has 16 bytes: two versions come first, the length, little-endian, last
     # (README_CHUNK_FORMAT of c-blosc). A shard begins with its first chunk.
     header = chunk[:16].to_bytes()
     if header[:2] != b"\x02\x01":
@@ -229,11 +228,11 @@ def _blosc_bytes(chunk: Buffer) -> int:
     return max(16, int.from_bytes(header[12:], "little"))
 
 
-def at_once(
+def map_reads(
     group: zarr.Group, call: Callable[[Item], Result], items: Iterable[Item]
 ) -> list[Result]:
-    """Call a function that reads on each item, in threads unless the store is local."""
-    # A bucket answers a request in 20 to 100 ms; a disk answers faster than a thread starts.
+    """Call a function that reads for each item, in threads unless the store is local."""
+    # A bucket responds in 20 to 100 ms, a disk faster than a thread starts.
     if isinstance(getattr(group.store, "_store", None), LocalStore):
         return [call(item) for item in items]
     with ThreadPoolExecutor(_READERS) as pool:
@@ -242,12 +241,12 @@ def at_once(
 
 @contextmanager
 def decoding(array: zarr.Array) -> Iterator[None]:
-    """Name an array that cannot be decoded; refuse one whose store has been replaced."""
+    """Raise an error that names the array if it cannot be decoded or its store was replaced."""
     store: Any = array.store
     try:
         yield
     except (StoreFormatError, RuntimeError, ValueError, TypeError) as err:
-        store.require_unchanged()  # otherwise this is the reason
+        store.require_unchanged()  # a replaced store is the more likely cause
         if isinstance(err, StoreFormatError):
             raise
         raise StoreFormatError(
@@ -274,32 +273,32 @@ def _text(array: zarr.Array) -> np.ndarray:
     text: Any = array[...]
     if not array.ndim:
         return np.array(text, dtype=object)
-    # One object for each word, not for each row: 94,000 rows take a tenth of the memory.
+    # Rows with the same text share one object: 94,000 rows take a tenth of the memory.
     codes, words = pd.factorize(np.asarray(text).astype(object).ravel())
     return np.asarray(words, dtype=object)[codes].reshape(array.shape)
 
 
 def read_span(array: zarr.Array, start: int, stop: int) -> np.ndarray:
-    """Read the positions from `start` to `stop` along the first dimension."""
+    """Read positions `start` to `stop` along the first dimension."""
     with decoding(array):
         return np.asarray(_with_pieces(array, start, stop)[start:stop])
 
 
 class _Piece(NamedTuple):
-    """The index of a shard, and its bytes from `start` on, as far as they are needed."""
+    """The index of a shard, and the bytes of the chunks that are needed."""
 
-    end: Buffer  # the index, which lies there
-    start: int
+    end: Buffer  # the index, stored at the end of the shard
+    start: int  # offset of `content` in the shard
     content: Buffer
 
 
-# zarr reads the chunks inside a shard one after the other, each with its own request: 1,000 neurons
-# of 3,200 inputs take 2.7 s where a request takes 30 ms. Neighbouring chunks are neighbours in the
-# shard, too, so the bytes of all of them are fetched at once, and zarr decodes those.
+# zarr reads the chunks inside a shard one after the other, with one request each: 1,000 neurons of
+# 3,200 inputs take 2.7 s at 30 ms per request. Neighbouring chunks are adjacent in the shard, so
+# their bytes are fetched with one request, and decoded by zarr.
 
 
 def _with_pieces(array: zarr.Array, start: int, stop: int) -> zarr.Array:
-    """Return an array whose shards hold what is needed from `start` to `stop`, fetched already."""
+    """Return an array whose chunks from `start` to `stop` are fetched already, if in shards."""
     if array.shards is None or start >= stop:
         return array
     store: Any = array.store
@@ -311,7 +310,7 @@ def _with_pieces(array: zarr.Array, start: int, stop: int) -> zarr.Array:
 async def _fetch(
     store: CompleteStore, array: zarr.Array, start: int, stop: int
 ) -> dict[str, _Piece]:
-    """Fetch the chunks that are needed of each shard, unless they are all of its chunks."""
+    """Fetch the needed chunks of each shard, unless all of its chunks are needed."""
     assert array.shards is not None
     chunk, shard = array.chunks[0], array.shards[0]
     slots = asyncio.Semaphore(zarr.config.get("async.concurrency"))
@@ -326,8 +325,8 @@ async def _fetch(
         if (first, last) == (0, shard // chunk - 1):
             return key, None
         async with slots:
-            # The last shard holds fewer chunks. Wanted whole it is read in one request, as zarr
-            # reads the others: there are web servers that know no ranges.
+            # The last shard holds fewer chunks. If all are needed, read it in one request without
+            # a range, as zarr reads complete shards: some web servers do not support ranges.
             if (first, last) == (0, end):
                 return key, await _whole_shard(store, key, shard // chunk)
             return key, await _part_of_shard(store, key, shard // chunk, first, last)
@@ -339,7 +338,7 @@ async def _fetch(
 
 async def _whole_shard(store: CompleteStore, key: str, n_chunks: int) -> _Piece | None:
     content = await store.get(key, default_buffer_prototype())
-    assert content is not None  # or `get` had raised
+    assert content is not None  # `get` raises for a missing chunk
     index = len(content) - 16 * n_chunks - _CRC
     return None if index < 0 else _Piece(content[index : len(content)], 0, content)
 
@@ -347,7 +346,7 @@ async def _whole_shard(store: CompleteStore, key: str, n_chunks: int) -> _Piece 
 async def _part_of_shard(
     store: CompleteStore, key: str, n_chunks: int, first: int, last: int
 ) -> _Piece | None:
-    """Fetch some neighbouring chunks at once; None where zarr has to read them one by one."""
+    """Fetch neighbouring chunks at once; return None if zarr has to read them one by one."""
     prototype = default_buffer_prototype()
     size = 16 * n_chunks + _CRC
     index = await store.get(key, prototype, SuffixByteRequest(size))
@@ -355,7 +354,7 @@ async def _part_of_shard(
         return None
     places = np.frombuffer(index.to_bytes()[:-_CRC], dtype="<u8").reshape(n_chunks, 2)
     spans = places[first : last + 1]
-    # Other writers may leave out chunks, or store them in another order.
+    # Other writers may omit chunks, or store them in another order.
     if (spans == _ABSENT).any():
         return None
     start, stop = int(spans[:, 0].min()), int(spans.sum(axis=1).max())

@@ -1,4 +1,4 @@
-"""Opening a store of format 1: all of it or one group, in memory or lazily."""
+"""Open a store of format 1: all groups or one, in memory or lazily."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ from microns_xr.store.format import (
 )
 from microns_xr.store.locate import (
     Address,
-    at_once,
     decoding,
+    map_reads,
     read_span,
     read_values,
     readable,
@@ -64,34 +64,34 @@ def open_store(
     Parameters
     ----------
     path : str, path-like or zarr.abc.store.Store
-        Folder, address of fsspec, or store of zarr, see `write_store`. An
-        interrupted replacement of a local store is finished.
+        Local folder, fsspec URL or zarr store, see `write_store`. An interrupted replacement of a
+        local store is finished.
     lazy : bool, optional
-        True reads metadata, labels and pointers only. ``synapse_size`` and ``synapse_count`` are
-        then dask arrays whose chunks are `sparse.GCXS` of whole neurons, about 4 million stored
-        pairs and one contiguous read each; every other variable is read when it is first used.
+        If True, only metadata, labels and pointers are read. ``synapse_size`` and
+        ``synapse_count`` are dask arrays whose chunks are `sparse.GCXS` of whole neurons, about 4
+        million stored pairs and one contiguous read each; all other variables are read when they
+        are first used.
     compressed : {"post", "pre"}, optional
-        Which copy of the connectivity to read: the neurons whose partners are contiguous.
+        Which copy of the connectivity to read: the axis whose neurons have contiguous partners.
     storage_options : mapping, optional
-        For an address: login, endpoint and the like, as fsspec takes them.
+        Options for fsspec if `path` is a URL, such as credentials or an endpoint.
 
     Returns
     -------
     xarray.DataTree
-        With the children ``units``, ``layers``, ``functional``, ``connectivity`` and ``synapses``,
-        as far as the store has them; each a Dataset as it was written. Text is of dtype object;
-        ``synapse_size`` and ``synapse_count`` are int64 `sparse.GCXS`. The attributes of the root
-        say where it all comes from.
+        With those of the children ``units``, ``layers``, ``functional``, ``connectivity`` and
+        ``synapses`` that were written. Text is of dtype object; ``synapse_size`` and
+        ``synapse_count`` are int64 `sparse.GCXS`. The attributes of the root record the provenance.
 
     Raises
     ------
     StoreFormatError
         If there is no store at `path`, its format is newer than this package, an array is missing
-        or damaged, or the copy that is asked for was not stored.
+        or damaged, or the requested copy was not stored.
     SourceError
-        If an address cannot be reached, or refuses.
+        If a URL cannot be reached, or access is denied.
     SchemaError
-        If `compressed` is another word, or `path` is not a place for a store.
+        If `compressed` is not one of the two, or `path` has another type.
 
     Examples
     --------
@@ -118,8 +118,8 @@ def open_root(path: Address, storage_options: Mapping[str, Any] | None = None) -
         raise
     except (zarr.errors.NodeTypeValidationError, FileNotFoundError, OSError, ValueError) as err:
         raise StoreFormatError(
-            f"there is no store at {store.address}: expected a folder or address that "
-            f"mx.write_store made ({type(err).__name__}: {err})"
+            f"there is no store at {store.address}: expected a folder or URL written by "
+            f"mx.write_store ({type(err).__name__}: {err})"
         ) from err
     version = root.attrs.get(FORMAT_ATTR)
     if isinstance(version, bool) or not isinstance(version, int):
@@ -130,14 +130,14 @@ def open_root(path: Address, storage_options: Mapping[str, Any] | None = None) -
         )
     if not 1 <= version <= FORMAT:
         raise StoreFormatError(
-            f"{store.address} is of format {version}, expected 1 to {FORMAT}: a newer microns_xr "
+            f"{store.address} has format {version}, expected 1 to {FORMAT}: a newer microns_xr "
             "wrote it, update the package"
         )
     return root
 
 
 def groups_of(root: zarr.Group) -> list[str]:
-    """Return the names of the groups of data a store has."""
+    """Return the names of the groups of data in a store."""
     return [name for name in DATA_GROUPS if _node(root, name) is not None]
 
 
@@ -160,9 +160,9 @@ def read_group(
         names = [n for n in _variables(group) if n not in SYNAPSE_POINTER.values()]
         return _dataset(group, _arrays(group, names), {}, lazy)
     finally:
-        # What was read is of one store, not in part of the one that has replaced it since. Lazy
-        # variables check it again whenever they are read: new pairs would be taken for those of
-        # the old neurons.
+        # Everything must come from one store, not partly from one that replaced it meanwhile. Lazy
+        # variables check again whenever they are read, since new pairs would be assigned to the old
+        # neurons.
         require_unchanged(root)
 
 
@@ -190,7 +190,7 @@ def _read_connectivity(root: zarr.Group, compressed: Compressed, lazy: bool) -> 
         if problem := pattern_problem(indices, indptr, shape, compressed):
             raise _damaged(group, problem)
         pattern = make_pattern(indices, indptr, shape, compressed)
-        # int32 on disk, int64 in memory, where sums must not overflow.
+        # int64 in memory, even if int32 on disk, so that sums do not overflow.
         pairs = {
             name: gcxs(read_values(arrays[key], np.dtype(np.int64)), pattern)
             for name, key in PAIR_ARRAYS.items()
@@ -199,8 +199,8 @@ def _read_connectivity(root: zarr.Group, compressed: Compressed, lazy: bool) -> 
         name: xr.Variable(PAIR_DIMS, pairs[name], arrays[key].attrs.asdict())
         for name, key in PAIR_ARRAYS.items()
     }
-    of_matrix = set(matrix_arrays(compressed)) - set(PAIR_DIMS)
-    rest = {key: array for key, array in arrays.items() if key not in of_matrix}
+    matrix_names = set(matrix_arrays(compressed)) - set(PAIR_DIMS)
+    rest = {key: array for key, array in arrays.items() if key not in matrix_names}
     dataset = _dataset(group, rest, sparse_variables, lazy)
     for key in PAIR_DIMS:
         try:
@@ -213,7 +213,7 @@ def _read_connectivity(root: zarr.Group, compressed: Compressed, lazy: bool) -> 
 def _matrix_shape(
     group: zarr.Group, arrays: dict[str, zarr.Array], compressed: Compressed
 ) -> tuple[int, int]:
-    """Check one copy by its metadata, before it is read; return the numbers of pre and of post."""
+    """Check the metadata of one copy before reading; return the numbers of pre and of post."""
     specs = matrix_arrays(compressed)
     missing = [key for key in specs if key not in arrays]
     if missing:
@@ -245,13 +245,13 @@ def _dataset(
     variables: dict[str, xr.Variable],
     lazy: bool,
 ) -> xr.Dataset:
-    """Return the Dataset of a group: its dense arrays, beside variables that exist already."""
+    """Return the Dataset of a group: its dense arrays, and variables that are made already."""
     dims = {name: _dims(group, name, array) for name, array in arrays.items()}
-    # Labels and scalars are small, and opening needs them.
+    # Labels and scalars are small, and needed for opening.
     now = [name for name in arrays if not lazy or dims[name] in ((), (name,))]
-    values = at_once(group, lambda name: read_values(arrays[name]), now)
+    values = map_reads(group, lambda name: read_values(arrays[name]), now)
     data = dict(zip(now, values, strict=True))
-    everything = variables | {
+    all_variables = variables | {
         name: xr.Variable(dims[name], data[name], array.attrs.asdict())
         if name in data
         else lazy_variable(group, name, dims[name])
@@ -261,11 +261,11 @@ def _dataset(
     coords = set(str(attrs.get(COORDS_ATTR, "")).split())
     try:
         return xr.Dataset(
-            {name: variable for name, variable in everything.items() if name not in coords},
-            {name: variable for name, variable in everything.items() if name in coords},
+            {name: variable for name, variable in all_variables.items() if name not in coords},
+            {name: variable for name, variable in all_variables.items() if name in coords},
             {key: value for key, value in attrs.items() if key not in reserved_attrs(group.path)},
         )
-    except ValueError as err:  # lengths that differ along a dimension
+    except ValueError as err:  # different lengths along a dimension
         raise _damaged(group, str(err)) from err
 
 
@@ -277,7 +277,7 @@ def _group(root: zarr.Group, name: str) -> zarr.Group:
 
 
 def _arrays(group: zarr.Group, names: list[str]) -> dict[str, zarr.Array]:
-    arrays = at_once(group, lambda name: _array(group, name), names)
+    arrays = map_reads(group, lambda name: _array(group, name), names)
     return dict(zip(names, arrays, strict=True))
 
 
@@ -332,7 +332,7 @@ class StoredPairs:
 
     @property
     def indptr(self) -> np.ndarray:
-        """Spans of the compressed axis, int64; read once."""
+        """Span boundaries on the compressed axis, int64; read once."""
         if self._indptr is None:
             indptr = read_values(self._array("indptr"))
             n_major, n_pairs = self.shape[AXIS[self.compressed]], self._array("indices").shape[0]
@@ -343,7 +343,7 @@ class StoredPairs:
 
     @property
     def chunk(self) -> int:
-        """Stored pairs that are decoded at once."""
+        """Number of stored pairs per chunk."""
         return int(self._array("indices").chunks[0])
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -369,20 +369,20 @@ class StoredPairs:
             return None
         require_unchanged(group)
         other = StoredPairs(sibling, axis, self.shape)
-        expected, found = (
+        expected, actual = (
             [copy._group.attrs.get("shape"), copy._array("indices").shape[0]]
             for copy in (self, other)
         )
-        if expected != found:
+        if expected != actual:
             raise StoreFormatError(
-                f"{sibling.store_path} has shape and pairs {found}, expected {expected} as the "
+                f"{sibling.store_path} has shape and pairs {actual}, expected {expected} as in the "
                 "other copy: the store is damaged, write it again"
             )
         return other
 
     @property
     def address(self) -> str:
-        """Where the pairs are."""
+        """Address of the group that holds the pairs."""
         return str(self._group.store_path)
 
     def __eq__(self, other: object) -> bool:
@@ -398,7 +398,7 @@ class StoredPairs:
         return (type(self).__name__, str(store), store.state, self._group.path)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without the pointers, some hundred KB: every task holds what it needs of them.
+        # Without the pointers, some hundred KB: each task carries the part of them that it needs.
         return {**self.__dict__, "_indptr": None, "_other": None}
 
     def _array(self, name: str) -> zarr.Array:
@@ -408,14 +408,14 @@ class StoredPairs:
 
 
 def lazy_variable(group: zarr.Group, name: str, dims: tuple[Hashable, ...]) -> xr.Variable:
-    """Return an array of a group as a variable that is read when it is used."""
+    """Return an array of a group as a variable that is read on first use."""
     array = _array(group, name)
     lazy = indexing.LazilyIndexedArray(_Dense(group, array))
     return xr.Variable(dims, indexing.MemoryCachedArray(lazy), array.attrs.asdict())
 
 
 def read_from(variable: xr.Variable) -> zarr.Group | None:
-    """Return the group that a lazy variable reads, if it is all of an array and not yet read."""
+    """Return the group of a lazy variable, if it is a whole array that is not yet read."""
     data: Any = variable._data
     while not isinstance(data, indexing.LazilyIndexedArray) and hasattr(data, "array"):
         data = data.array
@@ -450,7 +450,7 @@ class _Dense(BackendArray):
             return part.astype(self.dtype, copy=False)
 
 
-# A connectivity Dataset, a tree that has one, or the place of a store.
+# A connectivity Dataset, a tree that has one, or the address of a store.
 Connectivity = xr.Dataset | xr.DataTree | Address
 
 
@@ -472,7 +472,7 @@ def connectivity_of(
     if not isinstance(connectivity, str | os.PathLike | Store):
         raise SchemaError(
             f"connectivity is a {type(connectivity).__name__}, expected a Dataset, a tree, or the "
-            "place of a store: use mx.Release(...).connectivity() or mx.open_store"
+            "address of a store: use mx.Release(...).connectivity() or mx.open_store"
         )
     root = open_root(connectivity)
     if MATRIX_GROUP[compressed] not in root and MATRIX_GROUP[OTHER[compressed]] in root:

@@ -1,4 +1,4 @@
-"""Rows that do not fit in memory, sorted by a neuron: in runs on disk, then neuron by neuron."""
+"""External sort, by neuron, of rows that do not fit in memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _INT32 = np.iinfo(np.int32)
 
 
 class Stretch(NamedTuple):
-    """Rows of some neurons that follow each other."""
+    """Rows of some neighbouring neurons."""
 
-    # the neurons, from the first to one before the last
+    # the neurons are range(first, last)
     first: int
     last: int
-    # (neurons + 1,), int64: where the rows of each neuron begin
+    # (neurons + 1,), int64: start of the rows of each neuron, and the number of rows
     starts: np.ndarray
-    # values of the rows, by neuron; those of one neuron in the order they were added
+    # values of the rows, by neuron; rows of one neuron are in the order they were added
     columns: dict[str, np.ndarray]
 
     @property
@@ -38,10 +38,10 @@ class Stretch(NamedTuple):
 
 
 class Spill:
-    """Rows that are added in any order and read back neuron by neuron: an external counting sort.
+    """External counting sort: rows are added in any order and read back neuron by neuron.
 
-    A run of `run_rows` is sorted in memory and written behind the last one, with the places where
-    its neurons begin. Reading takes the rows of a range of neurons out of every run. `columns`
+    Runs of `run_rows` rows are sorted in memory and appended to a file, each with the start of the
+    rows of each neuron. Reading collects the rows of a range of neurons from every run. `columns`
     gives the dtype of each column, or its dtype and width.
     """
 
@@ -59,11 +59,11 @@ class Spill:
         }
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115  # closed by __exit__
         self._pieces: list[tuple[np.ndarray, Mapping[str, np.ndarray]]] = []
-        self._held = 0
-        # offset of the starts, then offset and dtype of each column, of every run
+        self._n_waiting = 0
+        # per run: offset of the starts, then offset and dtype of each column
         self._runs: list[tuple[int, dict[str, tuple[int, np.dtype]]]] = []
         self.nbytes = 0  # on disk
-        self.per_major = np.zeros(n_major, dtype=np.int64)  # rows on disk of each neuron
+        self.per_major = np.zeros(n_major, dtype=np.int64)  # rows on disk per neuron
 
     def __enter__(self) -> Self:
         return self
@@ -75,40 +75,40 @@ class Spill:
 
     @property
     def rows(self) -> int:
-        """Rows that were added."""
-        return int(self.per_major.sum()) + self._held
+        """Number of rows that were added."""
+        return int(self.per_major.sum()) + self._n_waiting
 
     def append(self, major: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
-        """Add rows; the arrays are kept for a while and must not be changed."""
+        """Add rows; the arrays are written later and must not be modified."""
         if not len(major):
             return
         self._pieces.append((major, columns))
-        self._held += len(major)
-        if self._held >= self._run_rows:
+        self._n_waiting += len(major)
+        if self._n_waiting >= self._run_rows:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is still in memory; `per_major` then counts all rows."""
-        if not self._held:
+        """Write the rows still in memory; `per_major` then counts all rows."""
+        if not self._n_waiting:
             return
         major = np.concatenate([piece for piece, _ in self._pieces])
         starts, order = _counting_sort(major, self.n_major)
-        at, places = self._put(starts), {}
+        start_offset, places = self._put(starts), {}
         for name in self._columns:
             values = np.concatenate([columns[name] for _, columns in self._pieces])
             values = _narrow(values[order])
             places[name] = (self._put(values), values.dtype)
-        self._runs.append((at, places))
+        self._runs.append((start_offset, places))
         self.per_major += np.diff(starts)
-        self._pieces, self._held = [], 0
+        self._pieces, self._n_waiting = [], 0
 
     def _put(self, values: np.ndarray) -> int:
-        """Write an array behind the others and return where it begins."""
+        """Append an array to the file and return its offset."""
         begin = self.nbytes
         self._file.seek(begin)
         rest = memoryview(np.ascontiguousarray(values)).cast("B")
         self.nbytes += len(rest)
-        # Not ndarray.tofile, whose error on a full disk has no errno.
+        # Not with ndarray.tofile, whose error on a full disk lacks the errno.
         while len(rest):
             rest = rest[self._file.write(rest) :]
         return begin
@@ -118,11 +118,11 @@ class Spill:
         self._file.seek(offset)
         values = np.fromfile(self._file, dtype, n)
         if len(values) < n:
-            raise OSError(f"{self.path} ends early: another process has changed it")
+            raise OSError(f"{self.path} is truncated: another process has changed it")
         return values.reshape(shape)
 
     def stretches(self, max_rows: int) -> Iterator[Stretch]:
-        """Read everything back, all neurons in order, at most `max_rows` or one neuron at once."""
+        """Yield all rows, neurons in order, at most `max_rows` or one neuron at a time."""
         self.flush()
         ends = np.cumsum(self.per_major)
         first = 0
@@ -140,12 +140,12 @@ class Spill:
             name: np.empty((int(starts[-1]), *width), dtype=dtype)
             for name, (dtype, width) in self._columns.items()
         }
-        for at, places in self._runs:
-            run = self._get(at + 4 * first, np.dtype(np.int32), (last - first + 1,))
+        for start_offset, places in self._runs:
+            run = self._get(start_offset + 4 * first, np.dtype(np.int32), (last - first + 1,))
             lengths, begin, n = np.diff(run), int(run[0]), int(run[-1] - run[0])
             if not n:
                 continue
-            # The rows of a neuron go behind those of earlier runs.
+            # The rows of a neuron follow those of earlier runs.
             to = np.repeat(free - (run[:-1] - begin), lengths) + np.arange(n)
             free += lengths
             for name, (offset, dtype) in places.items():
@@ -156,7 +156,7 @@ class Spill:
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
-    """Return values in int32 where that holds them all, as it does most sizes and positions."""
+    """Return values as int32 if that is exact, as for most sizes and positions."""
     if values.dtype == np.int32 or not values.size:
         return values
     low, high = values.min(), values.max()  # NaN compares as False
@@ -189,22 +189,22 @@ def collate(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sort the rows of each neuron by partner, and those of a pair by synapse id.
 
-    Returns the order of the rows, where in it each pair begins, and the number of pairs of each
-    neuron. A repeated id is an error; it is found because the same synapse has the same partners.
+    Returns the order of the rows, the start of each pair in it, and the number of pairs per neuron.
+    Raises if a synapse id is repeated, which shows within a pair since the partners are the same.
     """
     n_threads = usable_threads(None, partner.size)
-    known = np.zeros(0, dtype=np.int64) if ids is None else ids
+    all_ids = np.zeros(0, dtype=np.int64) if ids is None else ids
     order = np.empty(partner.size, dtype=np.int32)
     begins = np.empty(partner.size, dtype=np.bool_)  # whether a row is the first of its pair
     repeated = run_spans(
-        lambda lo, hi: int(_sort_rows(starts, partner, known, order, begins, lo, hi)),
+        lambda lo, hi: int(_sort_rows(starts, partner, all_ids, order, begins, lo, hi)),
         balanced_spans(starts, 4 * n_threads),
         n_threads,
     )
     if max(repeated, default=-1) >= 0:
         raise SchemaError(
-            f"synapse id {known[order[max(repeated)]]} is repeated, expected each synapse once: "
-            "the files overlap, or one of them was joined from several; give each part once"
+            f"synapse id {all_ids[order[max(repeated)]]} is repeated, expected each synapse once: "
+            "the files overlap, or one of them was joined from several; pass each part once"
         )
     first = np.flatnonzero(begins)
     return order, first, np.diff(np.searchsorted(first, starts))
@@ -212,11 +212,11 @@ def collate(
 
 @numba.njit(nogil=True, cache=True)
 def _sort_rows(starts, partner, ids, order, begins, lo, hi):  # type: ignore[no-untyped-def]
-    # Returns a place in the order whose id is that of the row before it; -1 for none.
+    # Returns a position in the order where the id equals the one before it, or -1.
     repeated = -1
     for m in range(lo, hi):
         start, stop = starts[m], starts[m + 1]
-        # One sort of integers: the partner above, the row below it.
+        # Sort integers with the partner in the upper and the row in the lower bits.
         keys = np.empty(stop - start, dtype=np.int64)
         for k in range(keys.size):
             keys[k] = np.int64(partner[start + k]) << 32 | k

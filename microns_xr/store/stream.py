@@ -1,8 +1,8 @@
-"""The writer of stores: a group is planned, and its arrays are then appended to.
+"""Write groups of a store: a group is planned first, then values are appended to its arrays.
 
 Planning checks everything before the first byte is written. An array in memory is appended in one
-piece. Rows and pairs that do not fit in memory arrive in blocks, and only a few chunks of each
-array are in memory. Their number may be unknown, on a local disk their width, too.
+piece. Rows and pairs that do not fit in memory are appended in blocks, of which only a few chunks
+per array are held. Their number may be unknown; on a local disk, so may the width of integers.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class PlannedArray:
 
     name: str
     dims: tuple[str, ...]
-    shape: tuple[int, ...]  # begins with 0 for an unknown length
+    shape: tuple[int, ...]  # the first length is 0 if unknown
     dtype: str  # on disk; "string" for text
     attrs: dict[str, Any]
-    values: np.ndarray | None = None  # None for an array that is appended to
+    values: np.ndarray | None = None  # None if they are appended later
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class PlannedGroup:
 
 
 def plan_dataset(path: str, dataset: xr.Dataset, appended: str | None = None) -> PlannedGroup:
-    """Plan a group of dense variables; those over the dimension `appended` come without values."""
+    """Plan a group of dense variables; values over the dimension `appended` are added later."""
     arrays = _dense(dataset, dataset.variables, path)
     arrays = [replace(a, values=None) if a.dims[:1] == (appended,) else a for a in arrays]
     return PlannedGroup(path, _group_attrs(dataset, path, arrays), arrays)
@@ -86,8 +86,8 @@ def plan_copy(connectivity: xr.Dataset, compressed: Compressed) -> PlannedGroup:
     for name in extra:
         if set(PAIR_DIMS) <= set(connectivity[name].dims):
             raise SchemaError(
-                f"{name!r} of connectivity spans both axes, expected only synapse_size and "
-                "synapse_count to: take it out with .drop_vars before writing"
+                f"{name!r} of connectivity spans both axes, expected this only of synapse_size and "
+                "synapse_count: remove it with .drop_vars before writing"
             )
         if any(name in matrix_arrays(axis) for axis in OTHER):
             raise SchemaError(
@@ -130,11 +130,11 @@ def _dense_array(name: str, variable: xr.Variable, where: str) -> PlannedArray:
     label = f"{name} of {where}"
     if isinstance(variable, xr.IndexVariable) and isinstance(variable.to_index(), pd.MultiIndex):
         raise SchemaError(f"{label} is a MultiIndex: use .reset_index({name!r}) before writing")
-    # Not .values of both, which fails for a sparse array and does not say which it is.
+    # `.values` of a sparse array would raise an error that does not name the variable.
     data = variable.values if isinstance(variable, xr.IndexVariable) else variable.compute().data
     if isinstance(data, sparse.SparseArray):
         raise SchemaError(
-            f"{label} is sparse, expected a dense array: take it out with .drop_vars before writing"
+            f"{label} is sparse, expected a dense array: remove it with .drop_vars before writing"
         )
     values = np.asarray(data)
     dtype = values.dtype.name
@@ -144,8 +144,8 @@ def _dense_array(name: str, variable: xr.Variable, where: str) -> PlannedArray:
         kind = pd.api.types.infer_dtype(values.ravel(), skipna=False)
         if kind not in ("string", "empty"):
             raise SchemaError(
-                f"{label} holds {kind} objects, expected text in every place: use words such as "
-                "'none' or 'unknown' where there is no value, and plain dtypes for numbers"
+                f"{label} holds {kind} objects, expected only text: use words such as 'none' or "
+                "'unknown' for missing values, and plain dtypes for numbers"
             )
     elif values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
         raise SchemaError(
@@ -160,8 +160,9 @@ def _dense_array(name: str, variable: xr.Variable, where: str) -> PlannedArray:
 def _group_attrs(dataset: xr.Dataset, path: str, arrays: list[PlannedArray]) -> dict[str, Any]:
     release = _release(dataset)
     attrs = dict(dataset.attrs)
-    # Readers such as xr.open_zarr keep attributes of the format among those of the data. The list
-    # of variables is made anew, and copies of the release are dropped; another value would be lost.
+    # Readers such as xr.open_zarr return attributes of the format among those of the data. The list
+    # of variables is rebuilt, and an equal copy of the release is dropped; other values would be
+    # lost.
     attrs.pop(VARIABLES_ATTR, None)
     for name in reserved_attrs(path):
         if name in attrs and attrs.pop(name) != release.get(name):
@@ -189,21 +190,21 @@ def narrowest(values: np.ndarray) -> str:
 
 
 class ChunkPool(AbstractContextManager["ChunkPool"]):
-    """A few threads that write chunks, and a limit on how many chunks wait for them."""
+    """Threads that write chunks, with a limit on the number of waiting chunks."""
 
     def __init__(self, threads: int = _THREADS) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="chunks")
         self._waiting: deque[Future[None]] = deque()
-        self._most = 2 * threads  # those being written, and as many that wait
+        self._most = 2 * threads  # those being written, and as many waiting
 
     def submit(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Call ``work(*arguments)`` in a thread; raises the error of an earlier call."""
+        """Call ``work(*arguments)`` in a thread; may raise the error of an earlier call."""
         while len(self._waiting) >= self._most:
             self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(work, *arguments))
 
     def wait(self) -> None:
-        """Return when everything is written; raises the first error."""
+        """Wait until everything is written; raises the first error."""
         while self._waiting:
             self._waiting.popleft().result()
 
@@ -212,7 +213,7 @@ class ChunkPool(AbstractContextManager["ChunkPool"]):
             if kind is None:
                 self.wait()
         finally:
-            # After an error, what has not begun is given up.
+            # After an error, work that has not started is cancelled.
             self._pool.shutdown(cancel_futures=True)
 
 
@@ -228,35 +229,35 @@ class ArrayWriter:
     ) -> None:
         self._node, self._plan, self._pool, self._shards = node, plan, pool, shards
         _, shard = grid_of(plan.shape, plan.dims, shards)
-        # Each piece is whole chunks or shards, so that no two threads write the same one.
+        # Each piece consists of whole chunks or shards, so that no two threads write the same one.
         self._step = shard[0] if shard else chunk_of(plan.dims)
         self._pieces: list[np.ndarray] = []
-        self._held = self._written = 0
+        self._n_waiting = self._written = 0
         self._array: zarr.Array | None = None
 
     def append(self, values: np.ndarray) -> None:
-        """Add the next positions; `values` is written later and must not be changed."""
+        """Append values; they are written later and must not be modified."""
         self._pieces.append(values)
-        self._held += len(values)
-        if self._held >= self._step:
-            self._write(self._held - self._held % self._step)
+        self._n_waiting += len(values)
+        if self._n_waiting >= self._step:
+            self._write(self._n_waiting - self._n_waiting % self._step)
 
     def finish(self, attrs: dict[str, Any] | None = None) -> None:
-        """Write what is left, and the attributes if they have changed since the plan."""
+        """Write the remaining values, and the attributes if they differ from the plan."""
         if self._array is None:
-            # Short arrays are created in the threads, too: an object store takes a request for it.
+            # Short arrays are created in the threads, since this is a request to an object store.
             plan = self._plan if attrs is None else replace(self._plan, attrs=attrs)
-            plan = replace(plan, shape=(self._held, *plan.shape[1:]))
-            values = np.concatenate(self._pieces) if self._held else None
+            plan = replace(plan, shape=(self._n_waiting, *plan.shape[1:]))
+            values = np.concatenate(self._pieces) if self._n_waiting else None
             self._pool.submit(_write_whole, self._node, plan, self._shards, values)
             return
-        if self._held:
-            self._write(self._held)
+        if self._n_waiting:
+            self._write(self._n_waiting)
         if attrs is not None and attrs != self._plan.attrs:
             self._array.update_attributes(attrs)
 
     def _write(self, n: int) -> None:
-        """Write the next `n` positions: whole chunks or shards, unless they are the last."""
+        """Write the next `n` positions: whole chunks or shards, except at the end."""
         first = self._pieces[0]
         values = first if len(self._pieces) == 1 else np.concatenate(self._pieces)
         length, *rest = self._plan.shape
@@ -269,19 +270,19 @@ class ArrayWriter:
             piece = values[start : min(start + self._step, n)]
             self._pool.submit(_write_slice, self._array, self._written + start, piece)
         self._written += n
-        self._held -= n
-        # A copy, so that the rest does not keep all of it in memory.
-        self._pieces = [values[n:].copy()] if self._held else []
+        self._n_waiting -= n
+        # A copy, so that the rest does not keep the whole array in memory.
+        self._pieces = [values[n:].copy()] if self._n_waiting else []
 
     def widen(self) -> None:
-        """Continue in int64, and copy what was written before; on a local disk only."""
+        """Continue as int64 and convert the values written so far; on a local disk only."""
         narrow, self._plan = self._array, replace(self._plan, dtype="int64")
         if narrow is None:
             return
         self._pool.wait()
-        # Beside the old array, whose place it then takes; object stores cannot rename.
-        aside = replace(self._plan, name=f"{self._plan.name}.int64", shape=narrow.shape)
-        wide = _create(self._node, aside, False)
+        # Written beside the old array, then renamed to replace it; object stores cannot rename.
+        beside = replace(self._plan, name=f"{self._plan.name}.int64", shape=narrow.shape)
+        wide = _create(self._node, beside, False)
         for start in range(0, self._written, self._step):
             wide[start : start + self._step] = narrow[start : start + self._step]
         store: Any = narrow.store
@@ -307,7 +308,7 @@ def _create(node: zarr.Group, plan: PlannedArray, shards: bool) -> zarr.Array:
         filters=None,
         # Text is compressed as a stream of bytes.
         compressors=[compressor(1 if text else np.dtype(plan.dtype).itemsize)],
-        # Never read: every chunk is written (rule 7).
+        # Required by zarr but unused: every chunk is written (rule 7).
         fill_value="" if text else np.dtype(plan.dtype).type(0),
         attributes=plan.attrs,
         dimension_names=plan.dims,
@@ -330,7 +331,7 @@ def _write_slice(array: zarr.Array, start: int, values: np.ndarray) -> None:
 
 
 class GroupWriter:
-    """One group of a store: arrays that are planned with values, and those that are appended to."""
+    """Write one group of a store: arrays planned with values, and arrays that are appended to."""
 
     def __init__(
         self, root: zarr.Group, plan: PlannedGroup, pool: ChunkPool, shards: bool = False
@@ -351,12 +352,12 @@ class GroupWriter:
                 writer.finish()
 
     def append(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Add the next values of some arrays."""
+        """Append values to some of the arrays."""
         for name, values in columns.items():
             self.appended[name].append(values)
 
     def finish(self, plan: PlannedGroup | None = None) -> None:
-        """Write what is left, and the attributes of a later plan."""
+        """Write the remaining values, and the attributes of an updated plan."""
         attrs: dict[str, Any] = {}
         if plan is not None:
             self._node.attrs.put(plan.attrs)
@@ -366,7 +367,7 @@ class GroupWriter:
 
 
 class CopyWriter:
-    """One copy of the connectivity, written neuron by neuron."""
+    """Write one copy of the connectivity neuron by neuron."""
 
     def __init__(
         self,
@@ -380,12 +381,12 @@ class CopyWriter:
         self.compressed: Compressed = "post" if plan.path == MATRIX_GROUP["post"] else "pre"
         self._n_pre, self._n_post = plan.attrs["shape"]
         self._n_major = self._n_post if self.compressed == "post" else self._n_pre
-        # `dtypes` are those of size and count on disk. Where they are not known, both begin as
-        # int32 and are widened when a value needs it.
+        # `dtypes` are those of size and count on disk. If unknown, both start as int32 and are
+        # widened when a value needs it.
         self._widens = dtypes is None
-        of_values = dict(zip(("data", "synapse_count"), dtypes or ("int32",) * 2, strict=True))
+        value_dtypes = dict(zip(("data", "synapse_count"), dtypes or ("int32",) * 2, strict=True))
         arrays = [
-            replace(array, shape=(n_pairs,), dtype=of_values.get(array.name, array.dtype))
+            replace(array, shape=(n_pairs,), dtype=value_dtypes.get(array.name, array.dtype))
             if array.dims == ("connection",)
             else array
             for array in plan.arrays
@@ -398,11 +399,11 @@ class CopyWriter:
     def append(
         self, lengths: np.ndarray, indices: np.ndarray, size: np.ndarray, count: np.ndarray
     ) -> None:
-        """Add the pairs of the next neurons."""
+        """Append the pairs of the next neurons."""
         n, first = len(lengths), self.n_done
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         shape = (self._n_pre, n) if self.compressed == "post" else (n, self._n_post)
-        # Whoever reads the store relies on the order of the pairs.
+        # Readers rely on the order of the pairs.
         problem = pattern_problem(indices, indptr, shape, self.compressed)
         if first + n > self._n_major:
             problem = f"{first + n} neurons, expected {self._n_major}"
@@ -425,7 +426,7 @@ class CopyWriter:
         self.n_connections += len(indices)
 
     def finish(self, plan: PlannedGroup | None = None) -> None:
-        """Write what is left, the pointers, and the attributes of a later plan."""
+        """Write the remaining values, the pointers, and the attributes of an updated plan."""
         if self.n_done != self._n_major:
             raise SchemaError(
                 f"{self.n_done} of {self._n_major} neurons were written, expected all of them"

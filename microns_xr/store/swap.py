@@ -1,10 +1,10 @@
-"""Replacing a local store in one step, and finishing a replacement that was interrupted.
+"""Replace a local store atomically, and finish an interrupted replacement.
 
 A store ``NAME`` is written as ``NAME.tmp``; then the old one is renamed to ``NAME.old``, the new
-one to ``NAME``, and ``NAME.old`` is removed. At every point in between one complete store is on
-disk, and `recover`, which opening and writing call first, continues from there. A folder belongs
-to a replacement only if it holds the file ``.microns_xr_swap`` or nothing: a ``NAME.old`` that
-somebody made is never removed. The file is locked while the process that writes is alive.
+one to ``NAME``, and ``NAME.old`` is removed. At every point one complete store is on disk, and
+`recover`, which opening and writing call first, continues from there. A folder belongs to a
+replacement only if it is empty or holds the file ``.microns_xr_swap``: a ``NAME.old`` of the user
+is never removed. The file is locked while the writing process is alive.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _PATIENCE = 2.0  # seconds a reader waits for a writer between its two renames
 
 
 def address_of(path: str | os.PathLike[str]) -> str:
-    """Return a local path without links, or the address of an object store as it is."""
+    """Return a local path with links resolved, or the URL of an object store unchanged."""
     text = os.fspath(path).removeprefix("file://")
     return text if "://" in text else os.path.realpath(os.path.expanduser(text))
 
 
 def is_store(path: str) -> bool:
-    """Whether a folder is a finished store: its root attributes, written last, are there."""
+    """Whether a folder is a finished store, with the root attributes that are written last."""
     try:
         with open(os.path.join(path, "zarr.json"), encoding="utf-8") as file:
             metadata = json.load(file)
@@ -41,7 +41,7 @@ def is_store(path: str) -> bool:
 
 
 def recover(path: str, *, writing: bool = False) -> None:
-    """Finish the replacement of a local store that was interrupted, if there is one."""
+    """Finish an interrupted replacement of a local store, if there is one."""
     tmp, old = path + ".tmp", path + ".old"
     if not any(map(os.path.lexists, (tmp, old, os.path.join(path, MARK)))):
         return
@@ -49,7 +49,7 @@ def recover(path: str, *, writing: bool = False) -> None:
         if writing:
             raise _busy(path)
         deadline = time.monotonic() + _PATIENCE
-        # The old store is aside, the new one not in its place: that takes a moment.
+        # Between the two renames there is no store at `path` for a moment.
         while not is_store(path) and is_store(tmp) and time.monotonic() < deadline:
             time.sleep(0.02)
         return
@@ -57,34 +57,34 @@ def recover(path: str, *, writing: bool = False) -> None:
         for folder in (tmp, old):
             if os.path.lexists(folder) and not _is_ours(folder):
                 raise StoreFormatError(
-                    f"{folder} is in the way: it was not left by an interrupted write, and {path} "
-                    "needs the name while it is written; move it"
+                    f"{folder} was not left by an interrupted write, but {path} needs that name "
+                    "while it is written: move it"
                 )
         if os.path.lexists(tmp) and not is_store(tmp):
             _remove(tmp)
     try:
         _finish(path)
     except OSError:
-        # A reader may lack the rights, or another process was faster: what matters is that there
-        # is a store to read.
+        # A reader may lack permissions, or another process was faster. Reading needs only a
+        # complete store.
         if writing or not is_store(path):
             raise
 
 
 @contextmanager
 def replacing(path: str, *, overwrite: bool = True) -> Iterator[str]:
-    """Give a new folder to write to, which becomes the store when the block ends well."""
+    """Yield a new folder to write to, which replaces the store if the block succeeds."""
     recover(path, writing=True)
     _require_replaceable(path, overwrite)
     tmp = path + ".tmp"
     try:
         os.makedirs(tmp)
-    except FileExistsError as error:  # made since `recover` looked
+    except FileExistsError as error:  # created after `recover` checked
         raise _busy(path) from error
     _mark(tmp)
     lock = os.open(os.path.join(tmp, MARK), os.O_RDWR)
     try:
-        while not try_lock(lock):  # held for an instant by a reader in `_is_locked`
+        while not try_lock(lock):  # a reader in `_is_locked` may briefly hold it
             time.sleep(0.001)
         try:
             yield tmp
@@ -108,8 +108,8 @@ def _require_replaceable(path: str, overwrite: bool) -> None:
     if not is_store(path):
         what = "a folder that is not a store" if os.path.isdir(path) else "a file"
         raise StoreFormatError(
-            f"{path} is {what}, expected a store of this package or a new name: nothing else is "
-            "ever replaced; write elsewhere"
+            f"{path} is {what}, expected a store of this package or a new name: only stores are "
+            "replaced; write elsewhere"
         )
     if not overwrite:
         raise StoreFormatError(
@@ -118,17 +118,17 @@ def _require_replaceable(path: str, overwrite: bool) -> None:
 
 
 def _finish(path: str) -> None:
-    """Continue a replacement from where it was interrupted, which may be before any step."""
+    """Continue a replacement, which may have been interrupted before any step."""
     tmp, old = path + ".tmp", path + ".old"
     if is_store(path):
         _remove(old)
     if _is_ours(tmp) and is_store(tmp):
         if is_store(path):
-            # The mark goes with the old store, which may then be removed under its new name.
+            # The mark moves with the old store, which may then be removed under its new name.
             _mark(path)
             os.rename(path, old)
         elif os.path.lexists(path):
-            os.rmdir(path)  # fails, as it should, on anything but an empty folder
+            os.rmdir(path)  # fails, as intended, unless the folder is empty
         os.rename(tmp, path)
     elif not os.path.lexists(path) and _is_ours(old) and is_store(old):
         os.rename(old, path)
@@ -150,7 +150,7 @@ def _mark(folder: str) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Remove a folder of a replacement; its mark last, so that an interruption can be finished."""
+    """Remove a folder of a replacement, its mark last, so that removal can be continued."""
     if not _is_ours(folder):
         return
     for name in os.listdir(folder):
@@ -165,13 +165,13 @@ def _remove(folder: str) -> None:
 
 
 def _is_locked(folder: str) -> bool:
-    """Whether the process that writes a folder is alive."""
+    """Whether the process that writes to a folder is alive."""
     try:
         mark = os.open(os.path.join(folder, MARK), os.O_RDONLY)
     except OSError:
         return False
     try:
-        for _ in range(3):  # another reader holds the lock for an instant
+        for _ in range(3):  # another reader may briefly hold the lock
             if try_lock(mark):
                 return False
             time.sleep(0.002)

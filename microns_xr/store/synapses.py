@@ -1,4 +1,4 @@
-"""Single synapses: rows of a Dataset or of a store, and how a store holds them."""
+"""Single synapses: read rows of a Dataset or of a store, and plan how a store holds them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POSITION_ATTRS = {"units": "µm", "long_name": "centre of the synapse, y is dept
 
 
 class SynapseRows:
-    """Rows of single synapses; those of a store or of lazy variables are read piece by piece."""
+    """Rows of single synapses, which are read in pieces from a store or from lazy variables."""
 
     def __init__(
         self, dataset: xr.Dataset, matrix: xr.Dataset | None = None, root: zarr.Group | None = None
@@ -39,11 +39,11 @@ class SynapseRows:
         if "synapse" not in dataset.dims:
             raise SchemaError(
                 f"synapses has the dims {tuple(dataset.dims)}, expected 'synapse': one row per "
-                "synapse, as mx.build_synapses makes it"
+                "synapse, as returned by mx.build_synapses"
             )
         self.n = dataset.sizes["synapse"]
         self.chunk = SYNAPSE_CHUNK  # rows to read together
-        # The store that holds all of the rows, None for those of a Dataset.
+        # The store that holds the rows, None for rows of a Dataset.
         self._root = root
         if root is not None:
             index = root.get(f"{SYNAPSE_GROUP['post']}/{INDEX_NAMES['post']}")
@@ -54,7 +54,7 @@ class SynapseRows:
                 )
             self.chunk = max(SYNAPSE_CHUNK, index.chunks[0])
         self._matrix = None if matrix is None else without_pairs(matrix)
-        # what ``pre_index`` and ``post_index`` count along
+        # nucleus ids of the axes along which ``pre_index`` and ``post_index`` count
         self.labels: dict[Compressed, np.ndarray] = {}
         self.columns = {
             str(name): variable.transpose("synapse", ...)
@@ -70,7 +70,7 @@ class SynapseRows:
                 self.labels[side], positions = np.unique(of_rows.values, return_inverse=True)
                 self.columns[index_name] = xr.Variable("synapse", positions.astype(np.int32))
                 continue
-            # The first stores have no axes among the synapses.
+            # Early stores have no axes in the group of synapses.
             holder = frame if axis in frame.variables else self.matrix()
             if index_name not in self.columns or holder is None:
                 raise SchemaError(
@@ -82,7 +82,7 @@ class SynapseRows:
         self.frame = frame.drop_vars(PAIR_DIMS, errors="ignore")
 
     def read(self, name: str, start: int, stop: int, by: Compressed = "post") -> np.ndarray:
-        """Return rows of one variable, in the order of one of the copies of a store."""
+        """Return rows of one variable, ordered by post or by pre."""
         columns = self.columns if by == "post" else self._by_pre
         return np.asarray(columns[name][start:stop].values)
 
@@ -98,7 +98,7 @@ class SynapseRows:
         return positions
 
     def matrix(self) -> xr.Dataset | None:
-        """Return the connectivity that labelled them, without its pairs, where it is known."""
+        """Return the connectivity that labels the synapses, without pairs; None if not known."""
         if self._matrix is None and self._root is not None:
             for group in MATRIX_GROUP.values():
                 if group in self._root:
@@ -106,7 +106,7 @@ class SynapseRows:
         return self._matrix
 
     def spans(self, by: Compressed, positions: np.ndarray) -> list[Span] | None:
-        """Return where the rows of some neurons are; None where all rows must be read."""
+        """Return the spans of the rows of some neurons; None if all rows must be read."""
         name = f"{SYNAPSE_GROUP[by]}/{SYNAPSE_POINTER[by]}"
         array = None if self._root is None else self._root.get(name)
         if not isinstance(array, zarr.Array):
@@ -118,7 +118,7 @@ class SynapseRows:
         return [span for span in zip(starts, stops, strict=True) if span[0] < span[1]]
 
     def broken(self, what: str) -> MicronsXrError:
-        """Return the error to raise for rows that contradict themselves."""
+        """Return the error to raise for inconsistent rows."""
         if self._root is None:
             return SchemaError(f"synapses: {what}; build them with mx.build_synapses")
         return StoreFormatError(
@@ -127,7 +127,7 @@ class SynapseRows:
 
     @cached_property
     def _by_pre(self) -> dict[str, xr.Variable]:
-        """The variables in the order by pre."""
+        """Variables with their rows ordered by pre."""
         group: Any = self._root[SYNAPSE_GROUP["pre"]]  # type: ignore[index]
         variables = {n: lazy_variable(group, n, v.dims) for n, v in self.columns.items()}
         for name, variable in variables.items():
@@ -151,8 +151,8 @@ def rows_of(synapses: xr.Dataset | xr.DataTree | Address) -> SynapseRows:
             "mx.write_store(..., synapses=...)"
         )
     dataset = synapses["synapses"].to_dataset()
-    # Where nothing was read, selected or replaced since the store was opened lazily, its pointers
-    # and its rows by pre can be used.
+    # If nothing was read, selected or replaced since the store was opened lazily, its pointers and
+    # its rows by pre can be used.
     groups = [read_from(v) for v in dataset.variables.values() if "synapse" in v.dims]
     if groups[0] is not None and all(group is groups[0] for group in groups):
         path = groups[0].path.removesuffix(SYNAPSE_GROUP["post"]).rstrip("/")
@@ -188,22 +188,22 @@ def require_synapses(synapses: xr.Dataset, connectivity: xr.Dataset | None) -> N
                 f"{name!r} of synapses is the name of an array of the format: rename it with "
                 ".rename before writing"
             )
-    # Synapses of units with any partner name both ends by root ids instead.
+    # Synapses between units and any other partners have root ids instead.
     indexes = [name for name in INDEX_NAMES.values() if name in synapses.variables]
     if not indexes:
         return
     if connectivity is None or len(indexes) < 2:
         raise SchemaError(
-            "synapses has pre_index or post_index, expected both, and the connectivity along whose "
-            "axes they count: write the two together"
+            "synapses has pre_index or post_index, expected both, and the connectivity whose axes "
+            "they refer to: write synapses and connectivity together"
         )
     for axis in PAIR_DIMS:
         labels = synapses.variables.get(axis)
         if labels is not None and not np.array_equal(labels.values, connectivity[axis].values):
             raise SchemaError(
                 f"{axis} of synapses differs from that of connectivity ({labels.size} and "
-                f"{connectivity.sizes[axis]} neurons), expected the axes the synapses were "
-                "labelled by: build both of the same units"
+                f"{connectivity.sizes[axis]} neurons), expected the axes by which synapses "
+                "were labelled: build both from the same units"
             )
     for name in indexes:
         index = synapses[name].values
@@ -223,7 +223,7 @@ def require_synapses(synapses: xr.Dataset, connectivity: xr.Dataset | None) -> N
 
 
 def plan_synapses(synapses: xr.Dataset, connectivity: xr.Dataset | None) -> list[PlannedGroup]:
-    """Plan the rows by post and, where they name their neurons, the same rows by pre."""
+    """Plan the rows by post and, if they have pre_index, the same rows by pre."""
     if connectivity is None or "pre_index" not in synapses.variables:
         return [plan_dataset(SYNAPSE_GROUP["post"], synapses)]
     rows = synapses.compute()
@@ -231,7 +231,7 @@ def plan_synapses(synapses: xr.Dataset, connectivity: xr.Dataset | None) -> list
     for axis, name in INDEX_NAMES.items():
         index = rows[name].values
         counts = np.bincount(index, minlength=connectivity.sizes[f"{axis}_nucleus_id"])
-        if axis == "pre":  # a stable sort leaves the rows of a neuron by post, then by id
+        if axis == "pre":  # a stable sort keeps the rows of a neuron ordered by post, then by id
             rows = rows.isel(synapse=np.argsort(index, kind="stable"))
         copy = _with_pointer(rows, axis, np.concatenate([[0], np.cumsum(counts)]))
         plans.append(plan_dataset(SYNAPSE_GROUP[axis], copy))
@@ -250,8 +250,8 @@ def plan_rows(
     long_names: Mapping[str, str] | None = None,
     pointer: tuple[Compressed, np.ndarray] | None = None,
 ) -> PlannedGroup:
-    """Plan `n` rows of single synapses that are appended: `columns` are names and dtypes."""
-    # Of the right shapes, for planning only; broadcasting takes no memory.
+    """Plan `n` rows of single synapses to append; `columns` maps names to dtypes."""
+    # Only shapes matter for planning; broadcasting takes no memory.
     template = xr.Dataset(
         {
             name: ("synapse", np.broadcast_to(np.dtype(dtype).type(), n))
@@ -281,7 +281,7 @@ def plan_copy_rows(
     positions: bool,
     attrs: Mapping[str, Any],
 ) -> PlannedGroup:
-    """Plan rows by post or by pre that are appended, with pointers to the rows of each neuron."""
+    """Plan rows by post or by pre to append, with pointers to the rows of each neuron."""
     dtypes = {"synapse_id": "int64", "pre_index": "int32", "post_index": "int32", "size": "int64"}
     return plan_rows(
         SYNAPSE_GROUP[compressed],

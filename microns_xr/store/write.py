@@ -1,4 +1,4 @@
-"""Writing Datasets as one store of format 1."""
+"""Write Datasets as one store of format 1."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ from microns_xr.store.stream import (
 )
 from microns_xr.store.synapses import plan_synapses, require_synapses
 
-# Two cores are busy with four threads: one waits for the disk or hands a block to the next step.
+# Two threads per core: while one waits for the disk or hands over a block, the other computes.
 _THREADS = max(4, min(16, 2 * (os.cpu_count() or 1)))
 _RUN = 1 << 20  # pairs that are sorted or reordered at a time
 _TABLES = ("units", "layers", "functional")
 
-# Both copies as they are written. Of each its compressed axis, number of pairs, dtypes of size and
-# count on disk, and its pairs as `CopyWriter.append` takes them, block by block.
+# Both copies to write. Per copy: compressed axis, number of pairs, dtypes of size and count on
+# disk, and blocks of pairs as arguments of `CopyWriter.append`.
 _Block = tuple[np.ndarray, ...]
 _Copies = Generator[tuple[Compressed, int, tuple[str, str], Iterable[_Block]], None, None]
 
@@ -87,19 +87,19 @@ def write_store(
     """Write a release, or part of one, as a zarr store.
 
     The format is described in `microns_xr.store.format`. Everything is checked before anything is
-    written. A local store is written beside `path` and renamed, so that `path` is always a whole
-    store, the old one or the new one; an address such as ``gs://bucket/name`` must be new, and is
-    a store once the last object is there.
+    written. A local store is written beside `path` and renamed, so that `path` is always a complete
+    store, the old or the new one. A URL such as ``gs://bucket/name`` must be new; it becomes a
+    store when the last object is written.
 
-    The attributes of the root name the tables it was all made of, as the attributes
-    ``source_tables`` of the Datasets do (``name``, ``rows`` and ``sha256`` of each), the papers to
-    cite for them, and the time of the materialization, the attribute ``timestamp`` of `units`.
+    The attributes of the root list the source tables, taken from the attributes ``source_tables``
+    of the Datasets (``name``, ``rows`` and ``sha256`` of each), the papers to cite for them, and
+    the time of the materialization, the attribute ``timestamp`` of `units`.
 
     Parameters
     ----------
     path : str, path-like or zarr.abc.store.Store
-        A local folder; an address of fsspec (``s3://``, ``gs://``, ``memory://``); or a store of
-        zarr. A folder may hold a store, which is replaced; nothing else is ever replaced.
+        A local folder, an fsspec URL (``s3://``, ``gs://``, ``memory://``) or a zarr store. A store
+        in the folder is replaced; a folder with anything else is an error.
     units : xarray.Dataset
         Neurons, dim ``nucleus_id``.
     layers : xarray.Dataset, optional
@@ -110,32 +110,33 @@ def write_store(
         ``synapse_size`` and ``synapse_count`` over (``pre_nucleus_id``, ``post_nucleus_id``),
         sparse, on one pattern, in memory or lazy, and any dense variables over one of the axes.
     synapses : xarray.Dataset, optional
-        Single synapses, dims ``synapse`` and ``axis``; rows ascend by ``post_index``, then
-        ``pre_index``, where it has them, and are then also stored in the order of the two.
+        Single synapses, dims ``synapse`` and ``axis``. If they have ``post_index`` and
+        ``pre_index``, rows must ascend by the two, and are also stored sorted by ``pre_index``.
     shards : bool, optional
         Store arrays of connections and of synapses as shards of 4 million, so that there are fewer
-        objects, of which a neuron's part can be read alone. For object stores; a local store is
-        read faster without.
+        objects and single neurons can still be read. For object stores; a local store is faster
+        to read without.
     consolidated : bool, optional
         Also write the metadata of all arrays in one place, so that opening an object store takes
-        one request. Buckets that others may read but not list need it.
+        one request. Required for buckets that can be read but not listed.
     overwrite : bool, optional
-        False refuses to replace a store.
+        If False, an existing store raises an error.
     storage_options : mapping, optional
-        For an address: login, endpoint and the like, as fsspec takes them.
+        Options for fsspec if `path` is a URL, such as credentials or an endpoint.
 
     Raises
     ------
     SchemaError
-        If a Dataset does not follow the data model, or holds what a store cannot: attributes
-        without a JSON form, dtypes other than numbers, booleans and text.
+        If a Dataset does not follow the data model, or has attributes that JSON cannot represent
+        or dtypes other than numbers, booleans and text.
     ReleaseMismatchError
         If the parts come from different releases.
     StoreFormatError
-        If `path` is something else than a store, is being written by another process, is an
-        address that is taken or can only be read, or is the store that a part is lazily read from.
+        If `path` is something other than a store, is being written by another process, is a URL
+        that is taken or read-only, or is the store from which a part is lazily read.
     SourceError
-        If an address cannot be reached, or refuses; what was written is left, but is not a store.
+        If a URL cannot be reached, or access is denied. Objects that were written remain, but are
+        not a store.
 
     Examples
     --------
@@ -167,7 +168,7 @@ def write_store(
 
     def write(root: zarr.Group, folder: str | None) -> None:
         with ChunkPool(_THREADS) as pool:
-            # The copies first, so that the many small arrays fill the gaps behind them.
+            # The copies come first, so that the many small arrays fill idle threads at the end.
             if connectivity is not None:
                 copies = _copies(connectivity, folder) if pairs is None else _copies_of(*pairs)
                 with closing(copies):
@@ -189,7 +190,7 @@ def write_store(
     except FileExistsError as err:
         raise StoreFormatError(
             f"{address} is taken, expected a new address: object stores cannot rename, so a store "
-            "there is never replaced; remove what an interrupted write has left"
+            "there is never replaced; remove objects that an interrupted write has left"
         ) from err
     write(root, None)
 
@@ -202,7 +203,7 @@ def _check(parts: Mapping[str, xr.Dataset], address: str) -> None:
             validate(part, kind)  # type: ignore[arg-type]
     require_same_release(*parts.items())
     release_of(parts["units"], "units")
-    # A lazy part that reads from the store could not be used any more once the store is replaced.
+    # A lazy part that reads from the store would be unusable once the store is replaced.
     for kind, part in parts.items():
         for name, variable in part.variables.items():
             if _reads_from(variable, part, address):
@@ -213,23 +214,23 @@ def _check(parts: Mapping[str, xr.Dataset], address: str) -> None:
 
 
 def _reads_from(variable: xr.Variable, dataset: xr.Dataset, address: str) -> bool:
-    """Whether a variable is still to be read, lazily, from the store at an address."""
-    places = list(_places(variable))
+    """Whether a variable is lazy and reads from the store at an address."""
+    places = list(_addresses_of(variable))
     if places or variable.chunks is not None:
         places += [obj.encoding.get("source") for obj in (dataset, variable)]
-    return any(_within(str(place), address) for place in places if place is not None)
+    return any(_is_within(str(place), address) for place in places if place is not None)
 
 
-def _places(variable: xr.Variable) -> Iterator[Any]:
-    """Yield where the arrays below xarray's wrappers, or below a graph of dask, are on disk."""
+def _addresses_of(variable: xr.Variable) -> Iterator[Any]:
+    """Yield addresses of the arrays on disk below xarray's wrappers or a dask graph."""
     below: list[Any] = [variable._data]
     if variable.chunks is not None:
-        # One task of each layer, for there may be millions: all tasks of a layer are alike.
+        # Check one task per layer: there may be millions, and all tasks of a layer are alike.
         layers = variable.data.__dask_graph__().layers.values()
         tasks = [next(iter(layer.values()), None) for layer in layers]
         below = [part for task in tasks for part in (task if isinstance(task, tuple) else [task])]
     for array in below:
-        # A pandas index has an attribute of that name, too, but nothing of the disk below it.
+        # A pandas index has an attribute `array`, too, but no array on disk below it.
         while not isinstance(array, BackendArray | pd.Index) and hasattr(array, "array"):
             array = array.array
         if isinstance(array, StoredPairs):
@@ -238,7 +239,7 @@ def _places(variable: xr.Variable) -> Iterator[Any]:
             yield getattr(getattr(array, "_array", None), "store_path", None)
 
 
-def _within(place: str, address: str) -> bool:
+def _is_within(place: str, address: str) -> bool:
     place = place.removeprefix("file://")
     if "://" not in place and "://" not in address:
         place = os.path.realpath(place)
@@ -248,7 +249,7 @@ def _within(place: str, address: str) -> bool:
 def root_attrs(
     parts: Iterable[xr.Dataset], tables: Iterable[Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Return the attributes of the root of a store; by default of the tables the parts name."""
+    """Return the attributes of the root of a store, by default with the tables of the parts."""
     units, *_ = parts = list(parts)
     datastack, version = release_of(units, "units")
     tables = _tables_of(parts) if tables is None else list(tables)
@@ -270,28 +271,28 @@ def root_attrs(
 
 
 def _tables_of(parts: Iterable[xr.Dataset]) -> list[Mapping[str, Any]]:
-    """Collect the tables that the attributes of Datasets name, each table once."""
+    """Collect the source tables in the attributes of Datasets, each table once."""
     tables: dict[str, Mapping[str, Any]] = {}
     for part in parts:
-        named = part.attrs.get("source_tables", ())
-        for table in named if isinstance(named, list | tuple) else [named]:
+        listed = part.attrs.get("source_tables", ())
+        for table in listed if isinstance(listed, list | tuple) else [listed]:
             entry = table if isinstance(table, Mapping) else {"name": str(table)}
             tables.setdefault(str(entry.get("name")), entry)
     return list(tables.values())
 
 
 def finish_store(root: zarr.Group, attrs: Mapping[str, Any], consolidated: bool) -> None:
-    """Write what makes it a store: the attributes of the root, last of all."""
+    """Write the attributes of the root, which mark the store as finished."""
     if consolidated:
         with warnings.catch_warnings():
-            # zarr warns that other implementations may not know consolidated metadata
+            # zarr warns that other implementations may not support consolidated metadata
             warnings.simplefilter("ignore")
             root = zarr.consolidate_metadata(root.store, path=root.path)
     root.update_attributes(dict(attrs))
 
 
 def _pairs_of(connectivity: xr.Dataset) -> tuple[Pattern, dict[str, np.ndarray]]:
-    """Return the pairs of connectivity in memory, checked: pattern and values."""
+    """Check the pairs of connectivity in memory, and return pattern and values."""
     pattern, values = pair_buffers(connectivity, PAIR_VALUES)
     _require(pattern_problem(pattern.indices, pattern.indptr, pattern.shape, pattern.compressed))
     return pattern, values
@@ -305,7 +306,7 @@ def _require(problem: str | None) -> None:
 
 
 def _copies_of(pattern: Pattern, values: Mapping[str, np.ndarray]) -> _Copies:
-    """Yield both copies of pairs in memory: the one that is there as one block, then the other."""
+    """Yield both copies of pairs in memory: the given one as a single block, then the other."""
     columns = [values[name] for name in PAIR_VALUES]
     dtypes = narrowest(columns[0]), narrowest(columns[1])
     block = (np.diff(pattern.indptr), pattern.indices, *columns)
@@ -313,8 +314,8 @@ def _copies_of(pattern: Pattern, values: Mapping[str, np.ndarray]) -> _Copies:
     other = transpose_pattern(pattern.indices, pattern.indptr, pattern.n_minor)
 
     def read(name: str, start: int, stop: int) -> np.ndarray:
-        # Block by block, so that the values are never in memory twice; on one thread, because the
-        # others are busy with writing.
+        # In blocks, so that the values are never in memory twice; on one thread, because the others
+        # are busy writing.
         if name == "indices":
             return other.indices[start:stop]
         return take_values(values[name], other.source[start:stop], threads=1)
@@ -323,7 +324,7 @@ def _copies_of(pattern: Pattern, values: Mapping[str, np.ndarray]) -> _Copies:
 
 
 def _copies(connectivity: xr.Dataset, folder: str | None) -> _Copies:
-    """Yield both copies of lazy pairs: from the store they are in, or as they are computed."""
+    """Yield both copies of lazy pairs, copied from their store or else computed."""
     blocks = blocks_of(connectivity, PAIR_VALUES)
     source = stored_source(blocks.arrays)
     if source is not None and (other := source.other()) is not None:
@@ -332,7 +333,7 @@ def _copies(connectivity: xr.Dataset, folder: str | None) -> _Copies:
             n_pairs = int(copy.indptr[-1])
             yield copy.compressed, n_pairs, (size, count), _blocks(copy.indptr, copy.read)
         return
-    # As large as the pairs: inside the new store, where there has to be room for them anyway.
+    # Temporary files are as large as the pairs: put them where the store needs that space anyway.
     with tempfile.TemporaryDirectory(prefix=".pairs-", dir=folder) as work:
         yield from _computed(blocks, work)
 
@@ -348,7 +349,7 @@ def _blocks(
 
 
 def _computed(blocks: Blocks, folder: str) -> _Copies:
-    """Compute all pairs once, block by block, and sort them on disk for either copy."""
+    """Compute all pairs once, block by block, and sort them on disk for each copy."""
     lengths = {blocks.compressed: blocks.n_major, OTHER[blocks.compressed]: blocks.n_minor}
     columns = {"indices": "int32", "size": "int64", "count": "int64"}
     size_dtype = count_dtype = "int32"
@@ -358,11 +359,11 @@ def _computed(blocks: Blocks, folder: str) -> _Copies:
             for side, n in lengths.items()
         ]
         for i, (first, _) in enumerate(blocks.spans):
-            # Number of pairs and dtypes have to be known before the first array is created.
+            # The number of pairs and the dtypes must be known before the first array is created.
             pattern, size, count = _computed_pairs(blocks, i)
             size_dtype = max(size_dtype, narrowest(size))
             count_dtype = max(count_dtype, narrowest(count))
-            # In pieces of a run, so that sorting one takes little beside the block.
+            # In pieces as long as a run, so that sorting takes little memory beside the block.
             for lo, hi in block_spans(pattern.indptr, _RUN):
                 span = slice(int(pattern.indptr[lo]), int(pattern.indptr[hi]))
                 neurons = np.arange(first + lo, first + hi, dtype=np.int32)
@@ -372,7 +373,7 @@ def _computed(blocks: Blocks, folder: str) -> _Copies:
                 for spill, major, minor in zip(spills, ends, ends[::-1], strict=True):
                     spill.append(major, {"indices": minor, **values})
             for spill in spills:
-                spill.flush()  # what waits there are views of this block
+                spill.flush()  # pending rows are views of this block
         for side, spill in zip(lengths, spills, strict=True):
             parts = ((part.lengths, *part.columns.values()) for part in spill.stretches(_RUN))
             yield side, spill.rows, (size_dtype, count_dtype), parts

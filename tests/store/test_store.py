@@ -275,7 +275,7 @@ BAD: dict[str, tuple[Any, ...]] = {
         "'shape' of connectivity",
         "reserved",
     ),
-    "name with a blank": (lambda: _named("cell size"), "'cell size'", "blanks"),
+    "name with a blank": (lambda: _named("cell size"), "'cell size'", "whitespace"),
     "name with a slash": (lambda: _named("a/b"), "'a/b'"),
     "name of the metadata": (lambda: _named("zarr.json"), "'zarr.json'"),
     "multi-index": (_functional_by_session, "scan_unit"),

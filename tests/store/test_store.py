@@ -334,7 +334,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     ),
     "synapses alone": (
         lambda: {"units": ex.units(), "synapses": ex.synapses()},
-        "write the two together",
+        "write synapses and connectivity together",
     ),
     "synapses of another dim": (
         lambda: {"units": ex.units(), "synapses": ex.synapses().rename(synapse="row")},

@@ -156,6 +156,37 @@ def transpose_pattern(
     indices: np.ndarray, indptr: np.ndarray, n_minor: int, threads: int | None = None
 ) -> Selection:
     """Compress a pattern over its other axis."""
+    source = np.empty(indices.size, dtype=indptr.dtype)
+    none = source[:0]
+    majors, starts = _transpose(indices, indptr, n_minor, (source, none, none, none, none), threads)
+    return Selection(majors, starts.astype(indptr.dtype), source)
+
+
+def transpose_pairs(
+    indices: np.ndarray,
+    indptr: np.ndarray,
+    n_minor: int,
+    size: np.ndarray,
+    count: np.ndarray,
+    dtypes: tuple[str, str],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Compress pairs over the other axis: indices, indptr, size and count.
+
+    To carry two values along takes a third of the processor time of taking them out afterwards.
+    """
+    new_size, new_count = (np.empty(indices.size, dtype=dtype) for dtype in dtypes)
+    carried = (np.empty(0, dtype=indptr.dtype), size, count, new_size, new_count)
+    majors, starts = _transpose(indices, indptr, n_minor, carried, None)
+    return majors, starts, new_size, new_count
+
+
+def _transpose(
+    indices: np.ndarray,
+    indptr: np.ndarray,
+    n_minor: int,
+    carried: tuple[np.ndarray, ...],
+    threads: int | None,
+) -> tuple[np.ndarray, np.ndarray]:
     n_threads = usable_threads(threads, indices.size)
     starts = _starts(indices, indices, n_minor, n_threads)
     if starts[-1] != indices.size:
@@ -165,13 +196,12 @@ def transpose_pattern(
         )
     free = starts[:-1].copy()
     majors = np.empty(indices.size, dtype=np.int32)
-    source = np.empty(indices.size, dtype=indptr.dtype)
     run_spans(
-        lambda lo, hi: _place(indices, indptr, free, majors, source, lo, hi),
+        lambda lo, hi: _place(indices, indptr, free, majors, *carried, lo, hi),
         balanced_spans(starts, n_threads),
         n_threads,
     )
-    return Selection(majors, starts.astype(indptr.dtype), source)
+    return majors, starts
 
 
 def _starts(major: np.ndarray, minor: np.ndarray, n_major: int, n_threads: int) -> np.ndarray:
@@ -194,7 +224,9 @@ def _count(major, minor, n_major, lo, hi):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _place(indices, indptr, free, majors, source, lo, hi):  # type: ignore[no-untyped-def]
+def _place(  # type: ignore[no-untyped-def]
+    indices, indptr, free, majors, source, size, count, to_size, to_count, lo, hi
+):
     for major in range(indptr.size - 1):
         for p in range(np.uintp(indptr[major]), np.uintp(indptr[major + 1])):
             minor = indices[p]
@@ -202,7 +234,11 @@ def _place(indices, indptr, free, majors, source, lo, hi):  # type: ignore[no-un
                 to = free[minor]
                 free[minor] = to + 1
                 majors[to] = major
-                source[to] = p
+                if source.size:
+                    source[to] = p
+                else:
+                    to_size[to] = size[p]
+                    to_count[to] = count[p]
 
 
 class SummedPairs(NamedTuple):
@@ -237,10 +273,15 @@ def sum_pairs(
 
     run_spans(work, balanced_spans(starts, n_threads), n_threads)
     indptr = np.concatenate([[0], np.cumsum(lengths)])
-    # `_merge` left the pairs of each neuron at the start of its rows: close the gaps.
-    source = np.repeat(starts[:-1] - indptr[:-1], lengths) + np.arange(indptr[-1])
-    indices, sizes, counts = (take_values(values, source, threads) for values in rows)
-    return SummedPairs(indices, indptr, sizes, counts)
+    # The pairs of a neuron are at the beginning of its rows: close the gaps.
+    n = int(indptr[-1])
+    pairs = SummedPairs(np.empty(n, np.int32), indptr, np.empty(n, np.int64), np.empty(n, np.int64))
+    run_spans(
+        lambda lo, hi: _close(starts, *rows, *pairs, lo, hi),
+        balanced_spans(indptr, n_threads),
+        n_threads,
+    )
+    return pairs
 
 
 @numba.njit(nogil=True, cache=True)
@@ -283,3 +324,14 @@ def _merge(starts, minor, size, count, has_count, lengths, lo, hi):  # type: ign
                 count[n] = synapses
                 n += 1
         lengths[m] = n - start
+
+
+@numba.njit(nogil=True, cache=True)
+def _close(  # type: ignore[no-untyped-def]
+    starts, minor, size, count, to_minor, indptr, to_size, to_count, lo, hi
+):
+    for m in range(lo, hi):
+        for k in range(indptr[m + 1] - indptr[m]):
+            to_minor[indptr[m] + k] = minor[starts[m] + k]
+            to_size[indptr[m] + k] = size[starts[m] + k]
+            to_count[indptr[m] + k] = count[starts[m] + k]

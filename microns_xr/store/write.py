@@ -32,7 +32,7 @@ from microns_xr.connectivity.blocks import (
     is_lazy,
     stored_source,
 )
-from microns_xr.connectivity.sort import take_values, transpose_pattern
+from microns_xr.connectivity.sort import transpose_pairs
 from microns_xr.errors import SchemaError, StoreFormatError
 from microns_xr.provenance import release_of, require_same_release
 from microns_xr.releases import table_spec
@@ -306,21 +306,16 @@ def _require(problem: str | None) -> None:
 
 
 def _copies_of(pattern: Pattern, values: Mapping[str, np.ndarray]) -> _Copies:
-    """Yield both copies of pairs in memory: the given one as a single block, then the other."""
-    columns = [values[name] for name in PAIR_VALUES]
-    dtypes = narrowest(columns[0]), narrowest(columns[1])
-    block = (np.diff(pattern.indptr), pattern.indices, *columns)
+    """Yield both copies of pairs in memory: the given one, then the other, each as one block."""
+    size, count = (values[name] for name in PAIR_VALUES)
+    dtypes = narrowest(size), narrowest(count)
+    block = (np.diff(pattern.indptr), pattern.indices, size, count)
     yield pattern.compressed, pattern.nnz, dtypes, [block]
-    other = transpose_pattern(pattern.indices, pattern.indptr, pattern.n_minor)
-
-    def read(name: str, start: int, stop: int) -> np.ndarray:
-        # In blocks, so that the values are never in memory twice; on one thread, because the others
-        # are busy writing.
-        if name == "indices":
-            return other.indices[start:stop]
-        return take_values(values[name], other.source[start:stop], threads=1)
-
-    yield OTHER[pattern.compressed], pattern.nnz, dtypes, _blocks(other.indptr, read, _RUN)
+    indices, indptr, size, count = transpose_pairs(
+        pattern.indices, pattern.indptr, pattern.n_minor, size, count, dtypes
+    )
+    block = (np.diff(indptr), indices, size, count)
+    yield OTHER[pattern.compressed], pattern.nnz, dtypes, [block]
 
 
 def _copies(connectivity: xr.Dataset, folder: str | None) -> _Copies:

@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from roots import ROOTS
 
 REAL_DATA = "MICRONS_XR_REAL_DATA"
-
-# 18-digit ids that a float64 cannot tell apart: neighbours of 8.6e17 are 128 apart.
-ROOTS = {11: 864691135639235593, 12: 864691135639235594, 13: 864691135639235595}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

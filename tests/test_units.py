@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOTS
+from roots import ROOTS
 
 import microns_xr as mx
 from microns_xr.schema import UNITS, validate

@@ -6,7 +6,7 @@ As in `kernels`, a pattern is compressed over its *major* axis; ``indices`` are 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -184,7 +184,7 @@ def _transpose(
     indices: np.ndarray,
     indptr: np.ndarray,
     n_minor: int,
-    carried: tuple[np.ndarray, ...],
+    carried: Any,  # source, or sizes and counts and where they go
     threads: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     n_threads = usable_threads(threads, indices.size)
@@ -274,14 +274,13 @@ def sum_pairs(
     run_spans(work, balanced_spans(starts, n_threads), n_threads)
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     # The pairs of a neuron are at the beginning of its rows: close the gaps.
-    n = int(indptr[-1])
-    pairs = SummedPairs(np.empty(n, np.int32), indptr, np.empty(n, np.int64), np.empty(n, np.int64))
+    to: Any = tuple(np.empty(int(indptr[-1]), dtype=values.dtype) for values in rows)
     run_spans(
-        lambda lo, hi: _close(starts, *rows, *pairs, lo, hi),
+        lambda lo, hi: _close(starts, indptr, *rows, *to, lo, hi),
         balanced_spans(indptr, n_threads),
         n_threads,
     )
-    return pairs
+    return SummedPairs(to[0], indptr, *to[1:])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -328,7 +327,7 @@ def _merge(starts, minor, size, count, has_count, lengths, lo, hi):  # type: ign
 
 @numba.njit(nogil=True, cache=True)
 def _close(  # type: ignore[no-untyped-def]
-    starts, minor, size, count, to_minor, indptr, to_size, to_count, lo, hi
+    starts, indptr, minor, size, count, to_minor, to_size, to_count, lo, hi
 ):
     for m in range(lo, hi):
         for k in range(indptr[m + 1] - indptr[m]):

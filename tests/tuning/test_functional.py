@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from conftest import ROOTS
+from roots import ROOTS
 
 import microns_xr as mx
 from microns_xr.releases import TableSpec, table_spec

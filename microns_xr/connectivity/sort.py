@@ -6,7 +6,7 @@ As in `kernels`, a pattern is compressed over its *major* axis; ``indices`` are 
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -152,6 +152,10 @@ def take_values(values: np.ndarray, source: np.ndarray, threads: int | None = No
 # of neurons, so that the order of equal rows does not depend on the number of threads.
 
 
+# Source, or sizes and counts and where they go; the others are empty.
+_Carried = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
 def transpose_pattern(
     indices: np.ndarray, indptr: np.ndarray, n_minor: int, threads: int | None = None
 ) -> Selection:
@@ -183,7 +187,7 @@ def _transpose(
     indices: np.ndarray,
     indptr: np.ndarray,
     n_minor: int,
-    carried: Any,  # source, or sizes and counts and where they go; the others are empty
+    carried: _Carried,
     threads: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     n_threads = usable_threads(threads, indices.size)
@@ -273,7 +277,8 @@ def sum_pairs(
     run_spans(work, balanced_spans(starts, n_threads), n_threads)
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     # The pairs of a neuron are at the beginning of its rows: close the gaps.
-    to = [np.empty(int(indptr[-1]), dtype=values.dtype) for values in rows]
+    n = int(indptr[-1])
+    to = (np.empty(n, np.int32), np.empty(n, np.int64), np.empty(n, np.int64))
     buffers = (starts, indptr, *rows, *to)
     run_spans(
         lambda lo, hi: _close(*buffers, lo, hi),

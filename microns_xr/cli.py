@@ -1,7 +1,7 @@
 """The command ``microns-xr``: from raw tables to a store, and from a store to currents."""
 
 # The package resolves its names lazily, so that ``--help`` and a mistyped option do not wait for
-# xarray, numba and matplotlib; for the same reason modules of those are imported in functions.
+# xarray, numba and matplotlib; modules that need these are imported in functions.
 from __future__ import annotations
 
 import logging
@@ -40,7 +40,7 @@ app = typer.Typer(
     ),
 )
 
-EXIT_ERROR = 1  # an error that says what to do; 2 is a wrong call
+EXIT_ERROR = 1  # an expected error; 2 is a usage error
 EXIT_UNEXPECTED = 3
 
 _state = {"debug": False}
@@ -50,8 +50,8 @@ Store = Annotated[Path, typer.Argument(help="A store written by microns-xr.")]
 NewStore = Annotated[Path, typer.Option(help="The store to write, such as v1718.zarr.")]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(value: bool) -> None:
+    if value:
         typer.echo(f"microns-xr {mx.__version__}")
         raise typer.Exit
 
@@ -89,7 +89,7 @@ def _steps(*names: str) -> Iterator[Callable[[], None]]:
 
 def _require_parent(out: Path) -> None:
     if not out.parent.is_dir():
-        raise SchemaError(f"there is no folder {out.parent} to write {out.name} to: make it first")
+        raise SchemaError(f"{out.name} cannot be written: create the folder {out.parent} first")
 
 
 def _require_groups(tree: xr.DataTree, *names: str) -> None:
@@ -97,7 +97,7 @@ def _require_groups(tree: xr.DataTree, *names: str) -> None:
         if name not in tree.children:
             raise SchemaError(
                 f"the store has no {name}, found {list(tree.children)}: build it from a folder "
-                "that has those tables"
+                "with those tables"
             )
 
 
@@ -124,7 +124,7 @@ def demo(
     version: Annotated[int, typer.Option(help="661, 1507 or 1718.")] = 1718,
     seed: Annotated[int, typer.Option(help="Seed of the synthetic release.", min=0)] = 0,
 ) -> None:
-    """Make a synthetic release and go all the way: units, layers, connectivity, currents, store.
+    """Make a synthetic release and run every step: units, layers, connectivity, currents, store.
 
     The release has the tables, columns and pathologies of the real ones. Needs no network.
     """
@@ -211,8 +211,8 @@ def build(
     """Build a store from the raw tables of a release.
 
     Tables are found by name in RAW_DIR, RAW_DIR/raw and RAW_DIR/functional, synapses in a folder
-    synapses/ below one of them. Tables that are missing (coregistration, tuning curves, synapses)
-    are named, and what needs them is left out of the store.
+    synapses/ below one of them. Missing tables (coregistration, tuning curves, synapses) are
+    listed, and the parts that need them are left out of the store.
     """
     release = mx.Release(version, source=raw_dir)
     has = release.has_tables()
@@ -244,10 +244,10 @@ def build(
 def download(
     version: Version,
     datadir: Annotated[
-        Path, typer.Option(help="Folder of downloads; each release has a folder of its own in it.")
+        Path, typer.Option(help="Folder of downloads, with one folder per release.")
     ] = Path("data"),
     source: Annotated[
-        str, typer.Option(help="auto, cave (versions that are served) or archive.")
+        str, typer.Option(help="auto, cave (versions that are still served) or archive.")
     ] = "auto",
     policy: Annotated[str, typer.Option(help="minimum, extra or all.")] = "minimum",
     pre: Annotated[
@@ -260,17 +260,17 @@ def download(
         str | None,
         typer.Option(help="Also synapses onto: a file of ids, conditions like layer=L4, or all."),
     ] = None,
-    positions: Annotated[bool, typer.Option(help="With the positions of the synapses.")] = False,
+    positions: Annotated[bool, typer.Option(help="Include positions of synapses.")] = False,
     datastack: Annotated[str, typer.Option(help="Name of the datastack.")] = "minnie65_public",
     server: Annotated[str | None, typer.Option(help="Address of another CAVE service.")] = None,
     archive_url: Annotated[str | None, typer.Option(help="Folder of another archive.")] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with the token; that of caveclient by default.")
+        Path | None, typer.Option(help="File with the token; caveclient's file by default.")
     ] = None,
 ) -> None:
     """Download the tables of a release and, on request, synapses; run it again to continue.
 
-    Nothing that is complete is fetched again. With --pre or --post, the synapses from or onto those
+    Complete tables are not fetched again. With --pre or --post, the synapses from or onto those
     neurons are fetched too; conditions are joined by commas, as in
     --pre axon=extended,cell_type=23P.
     """
@@ -284,26 +284,26 @@ def download(
             "give those of one source"
         )
     mx.releases.release_spec(version)
-    chosen: Any = source
+    table_source: Any = source
     if of_cave:
         if token_file is not None and not token_file.is_file():
             raise SchemaError(f"--token-file: there is no file {token_file}")
         token = token_file.read_text(encoding="utf-8").strip() if token_file else None
-        chosen = mx.sources.CaveSource(
+        table_source = mx.sources.CaveSource(
             version, datastack=datastack, server_address=server, auth_token=token
         )
     elif of_archive:
         folder = datadir / datastack / f"v{version}" / "archive"
-        chosen = mx.sources.ArchiveSource(
+        table_source = mx.sources.ArchiveSource(
             version, url=archive_url, datastack=datastack, folder=folder
         )
     sides = {"--pre": _parse_side(pre, "--pre"), "--post": _parse_side(post, "--post")}
-    release = mx.Release(version, datadir=datadir, datastack=datastack, source=chosen)
+    release = mx.Release(version, datadir=datadir, datastack=datastack, source=table_source)
     typer.echo(f"source        {release.source}")
     for name, record in release.download(policy).items():  # type: ignore[arg-type]
         typer.echo(f"table         {name}: {record['rows']} rows")
     folder = datadir / release.datastack / f"v{version}"
-    which = ""
+    synapse_option = ""
     if pre is not None or post is not None:
         conditions = [side for side in sides.values() if isinstance(side, dict)]
         if conditions:
@@ -314,13 +314,15 @@ def download(
                     sides[option] = mx.select_units(units, **side)
         synapses = release.download_synapses(sides["--pre"], sides["--post"], positions=positions)
         typer.echo(f"synapses      {synapses.rows} in request {synapses.key}")
-        which = f" --synapses {synapses.key}"
-    line = f"microns-xr build {folder} --version {version}{which} --out v{version}.zarr"
-    typer.echo(f"next          {line}")
+        synapse_option = f" --synapses {synapses.key}"
+    typer.echo(
+        f"next          microns-xr build {folder} --version {version}{synapse_option} "
+        f"--out v{version}.zarr"
+    )
 
 
 def _parse_side(value: str | None, option: str) -> Any:
-    """Turn ``all`` into None, a file into ids, and ``axon=extended,layer=L4`` into conditions."""
+    """Parse ``all`` to None, a file to ids, and ``axon=extended,layer=L4`` to conditions."""
     if value is None or value == "all":
         return None
     if Path(value).is_file():
@@ -348,7 +350,7 @@ def _parse_side(value: str | None, option: str) -> Any:
 
 
 class Keep(StrEnum):
-    """Which rows are kept."""
+    """Which rows to keep."""
 
     both = "both"
     pre = "pre"
@@ -356,7 +358,7 @@ class Keep(StrEnum):
 
 
 class Scope(StrEnum):
-    """Which pairs the files would show."""
+    """Which pairs the files cover."""
 
     unknown = "unknown"
     requested = "requested"
@@ -376,12 +378,12 @@ def ingest(
     header: Annotated[
         Path | None, typer.Option(help="Header file of csv files without a header line.")
     ] = None,
-    memory: Annotated[str, typer.Option(help="The most memory to use.")] = "2 GB",
+    memory: Annotated[str, typer.Option(help="Maximum memory to use.")] = "2 GB",
     keep: Annotated[
-        Keep, typer.Option(help="pre, post: also synapses with a unit at that end only.")
+        Keep, typer.Option(help="pre, post: also synapses with a unit only at that end.")
     ] = Keep.both,
     positions: Annotated[
-        bool, typer.Option(help="With the single synapses and their positions.")
+        bool, typer.Option(help="Include single synapses and their positions.")
     ] = False,
     scope: Annotated[
         Scope, typer.Option(help="complete: the files are the whole table of the release.")
@@ -404,7 +406,7 @@ def ingest(
         parts = {name: read_group(root, name) for name in names}
     elif version is None:
         raise SchemaError(
-            f"--units {units} is not a store: expected one, or --version with a folder"
+            f"--units {units} is not a store: give a store, or a folder and --version"
         )
     else:
         release = mx.Release(version, source=units)
@@ -437,7 +439,7 @@ def ingest(
 
 @app.command()
 def info(store: Store) -> None:
-    """Show what a store holds: release, units, layers, connections, what was dropped."""
+    """Show the contents of a store: release, units, layers, connections, dropped rows."""
     tree = mx.open_store(store)
     typer.echo("\n".join([*_release_lines(tree), *_store_lines(tree)]))
 
@@ -456,7 +458,7 @@ def _release_lines(tree: xr.DataTree) -> list[str]:
 
 
 def _store_lines(tree: xr.DataTree) -> list[str]:
-    """Describe the groups of a store and what was dropped on the way, one fact per line."""
+    """Describe the groups of a store and the dropped rows, one fact per line."""
     lines = []
     if "units" in tree.children:
         lines += _unit_lines(tree["units"].to_dataset())
@@ -505,7 +507,7 @@ def _unit_lines(units: xr.Dataset) -> list[str]:
 
 
 class Weight(StrEnum):
-    """What a connection is weighted by."""
+    """Weight of a connection."""
 
     synapse_size = "synapse_size"
     synapse_count = "synapse_count"
@@ -518,9 +520,7 @@ def currents(
     rates: Annotated[
         str, typer.Option(help="Rates of the units: rate_ori or rate_dir.")
     ] = "rate_ori",
-    weight: Annotated[
-        Weight, typer.Option(help="What connections are weighted by.")
-    ] = Weight.synapse_size,
+    weight: Annotated[Weight, typer.Option(help="Weight of a connection.")] = Weight.synapse_size,
 ) -> None:
     """Compute the input current of every neuron: the sum over presynaptic partners of size x rate.
 
@@ -530,7 +530,7 @@ def currents(
     if out.suffix not in (".csv", ".zarr") and not out.name.endswith(".csv.gz"):
         raise SchemaError(f"--out is {out.name!r}, expected FILE.csv, FILE.csv.gz or FILE.zarr")
     if out.resolve() == store.resolve():
-        raise SchemaError(f"--out is the store that is read, {store}: give another name")
+        raise SchemaError(f"--out is the store to read, {store}: give another name")
     _require_parent(out)
     if out.suffix != ".zarr" and out.is_dir():
         raise SchemaError(f"{out} is a folder, expected the name of a file")
@@ -539,7 +539,7 @@ def currents(
         is_currents = (out / "input_current" / "zarr.json").is_file()
         if not is_currents or (out / "units").exists():
             raise SchemaError(
-                f"{out} exists and is not a file of currents: remove it, or give another name"
+                f"{out} exists and does not hold currents: remove it, or give another name"
             )
     with _steps("open", "contract", "write") as advance:
         tree = mx.open_store(store)
@@ -607,23 +607,23 @@ def plot(
     ] = None,
     variable: Annotated[
         str | None,
-        typer.Option(help="What is drawn: mean_size, probability, pref_dir, rate_dir, ..."),
+        typer.Option(help="Variable to draw: mean_size, probability, pref_dir, rate_dir, ..."),
     ] = None,
-    axes: Annotated[str, typer.Option(help="cells: which axes, right and up.")] = "xy",
+    axes: Annotated[str, typer.Option(help="cells: horizontal and vertical axis.")] = "xy",
     distance: Annotated[
         str, typer.Option(help="probability: START:STOP:STEP in µm, lateral distance.")
     ] = "0:400:50",
     presynaptic: Annotated[
         str, typer.Option(help="Which axons are complete enough: extended, full, clean, all.")
     ] = "extended",
-    nucleus_id: Annotated[int | None, typer.Option(help="tuning: of which neuron.")] = None,
+    nucleus_id: Annotated[int | None, typer.Option(help="tuning: the neuron.")] = None,
     null: Annotated[
         int, typer.Option(help="like-to-like: number of permutations of the angles.", min=0)
     ] = 0,
 ) -> None:
-    """Draw a picture of what a store holds.
+    """Draw a picture of a store.
 
-    depth, cells: where cells are. connectivity, probability, degrees: who is connected.
+    depth, cells: positions of cells. connectivity, probability, degrees: connections.
     tuning, orientations, currents, like-to-like: function.
     """
     suffixes = (".png", ".pdf", ".svg")
@@ -699,7 +699,7 @@ def _parse_distance(text: str) -> Any:
 
 def _read(tree: xr.DataTree, name: str) -> xr.Dataset:
     _require_groups(tree, name)
-    return tree[name].to_dataset().compute()  # of a lazy store only what is drawn is read
+    return tree[name].to_dataset().compute()  # the store is lazy: only this group is read
 
 
 def _layers(tree: xr.DataTree) -> xr.Dataset | None:
@@ -707,13 +707,13 @@ def _layers(tree: xr.DataTree) -> xr.Dataset | None:
 
 
 def _neurons(tree: xr.DataTree) -> xr.Dataset:
-    """Units without glia and other cells that are not neurons: they have no place in a matrix."""
+    """Return the units that are neurons, without glia and other cells."""
     units = _read(tree, "units")
     return units.isel(nucleus_id=(units["classification_system"] != "nonneuron").values)
 
 
 def _with_angle(units: xr.Dataset, name: str) -> xr.Dataset:
-    """Units with an angle: their own, or that of a curve fitted to their rates."""
+    """Return units with an angle, from their table or from a curve fitted to their rates."""
     dims = {"pref_ori": "orientation", "pref_dir": "direction"}
     dim = dims.get(name, "")
     rates = f"rate_{dim[:3]}"
@@ -776,13 +776,13 @@ def _draw_like_to_like(
     units = _with_angle(_read(tree, "units"), "pref_ori")
     estimate = mx.analysis.like_to_like
     result = estimate(connectivity, units, presynaptic=presynaptic)
-    compared = None
+    comparison = None
     if null:
         permuted = null_models.permute_angles(units, within=by or "cell_type", n=null)
-        compared = null_models.compare(
+        comparison = null_models.compare(
             estimate, connectivity, units, permuted, variable=variable, presynaptic=presynaptic
         )
-    return mx.plot.like_to_like(result, compared, variable=variable)
+    return mx.plot.like_to_like(result, comparison, variable=variable)
 
 
 # Errors
@@ -793,7 +793,7 @@ def _one_line(message: object) -> str:
 
 
 def main() -> None:
-    """Run the command; errors are one readable line and an exit code."""
+    """Run the command; print errors as one readable line and set an exit code."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         tqdm.write(f"microns-xr: note: {_one_line(message)}", file=sys.stderr)

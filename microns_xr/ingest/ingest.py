@@ -1,4 +1,4 @@
-"""`ingest_synapses`: the table of all synapses of a release to a store, in bounded memory."""
+"""`ingest_synapses`: write the table of all synapses of a release to a store, in bounded memory."""
 
 from __future__ import annotations
 
@@ -45,12 +45,13 @@ logger = logging.getLogger(__name__)
 
 _PARTS = ("units", "layers", "functional")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# The interpreter with all that is imported, the blocks that are under way, chunks to be written.
+# The interpreter with all imports, the blocks being parsed, chunks to be written.
 _BASE = 550_000_000
 _LEAST = 600_000_000
 # Fewest and most rows that are sorted at a time.
 _ROWS = (1 << 14, 1 << 21)
-# Bytes of a pair on its way to the other copy, and in the two copies (3 to 10 each, measured).
+# Bytes of a pair while it is sorted for the other copy, and in the two copies (3 to 10 each,
+# measured).
 _PAIR_BYTES = 16 + 2 * 10
 
 
@@ -72,7 +73,7 @@ def ingest_synapses(
 ) -> None:
     r"""Stream a table of synapses, however large, into a store.
 
-    The store is the same, array for array, as the one that `build_connectivity` and `write_store`
+    The store is identical, array for array, to the one that `build_connectivity` and `write_store`
     make of these rows in memory.
 
     Parameters
@@ -80,14 +81,14 @@ def ingest_synapses(
     files : str, path-like or iterable of them
         The table, in one file or several: csv, csv.gz or parquet, recognised by their first bytes;
         local paths or addresses of fsspec. The columns are those of `build_connectivity`, by root
-        id (``pre_pt_root_id`` ...) or nucleus id (``pre_nucleus_id`` ..., preferred where there
-        are both); a table of pairs has ``n_syn`` and ``sum_size``. No value holds a line break.
+        id (``pre_pt_root_id`` ...) or nucleus id (``pre_nucleus_id`` ..., preferred if there are
+        both); a table of pairs has ``n_syn`` and ``sum_size``. Values must not hold line breaks.
     units : xarray.Dataset, xarray.DataTree or mapping of str to xarray.Dataset
         Units of the same release, dim ``nucleus_id``; all of them are on the axes. Or a mapping
         with ``units`` and, to be written with them, ``layers`` and ``functional``; or a tree with
         these groups, as `open_store` returns it, whose other groups are not copied. If
-        ``units.attrs["shared_roots"]`` lists the root ids that hold several nuclei (see
-        ``Release.shared_roots``), they are counted apart from unknown ones.
+        ``units.attrs["shared_roots"]`` lists the root ids that contain several nuclei (see
+        ``Release.shared_roots``), they are counted separately from unknown ones.
     out : str or path-like
         Local folder of the store. An existing store is replaced when the new one is complete;
         an interrupted run leaves the old one, and the next run starts again from the beginning.
@@ -96,22 +97,22 @@ def ingest_synapses(
         default the file ``<name>_header.csv`` beside the data file, as in the archive; without
         one, the first line names the columns.
     memory : str or int, optional
-        The most memory that the process may take, including about 0.5 GB for the interpreter and
-        its libraries, but not `units` and other data of the caller. At least 600 MB; the rows of
-        one neuron are always held at once.
+        Maximum memory of the process, including about 0.5 GB for the interpreter and its
+        libraries, but not `units` and other data of the caller. At least 600 MB; the rows of one
+        neuron are always held at once.
     keep : {"both", "pre", "post"}, optional
         The connectivity is always made of rows with a unit at both ends, since only units have a
         nucleus id. "pre" and "post" also keep each row with a unit at that end and any neuron, or
-        none, at the other, as single synapses named by root ids (see Notes).
+        none, at the other end, as single synapses with root ids (see Notes).
     positions : bool, optional
         Keep the position of each synapse, and with "both" the synapses themselves.
     resolution_nm : tuple of float, optional
         Voxel size of the positions.
     on_bad_lines : {"error", "count"}, optional
         "count" leaves out lines that cannot be read, and counts them in ``attrs["bad_lines"]`` of
-        the connectivity. A file that is cut short is an error in any case.
+        the connectivity. A truncated file is always an error.
     scope : {"complete", "requested", "unknown"}, optional
-        Which pairs the files would show. "complete" if they are the whole table of the release,
+        Which pairs the files cover. "complete" if they are the whole table of the release,
         so that a zero means that no synapse was seen. Independent of `keep`.
     rows : {"auto", "synapse", "pair"}, optional
         What a row is, see `build_connectivity`; "auto" looks for repeated pairs among the kept
@@ -119,21 +120,21 @@ def ingest_synapses(
     storage_options : mapping, optional
         Passed to fsspec.
     progress : bool, optional
-        Whether to show a bar, in bytes of the files; never where there is no terminal.
+        Show a progress bar, in bytes of the files, if there is a terminal.
 
     Raises
     ------
     SchemaError
         If columns are absent, a line cannot be read (with file, line and byte), a synapse ``id`` is
-        repeated among the kept rows, a file is named twice, sizes sum to more than int64 holds, or
-        an argument is not one of its words.
+        repeated among the kept rows, a file is given twice, sizes sum to more than int64 holds, or
+        an argument does not have one of its allowed values.
     IncompleteDownloadError
-        If a packed file is cut short.
+        If a compressed file is truncated.
     SourceError
-        If a file is absent or damaged, or the disk has too little room, which is estimated from
+        If a file is absent or damaged, or the disk has too little space, which is estimated from
         the first block on.
     ReleaseMismatchError
-        If `units` does not say its release, or a part is of another.
+        If `units` does not state its release, or a part is of another release.
     StoreFormatError
         If `out` exists and is not a store, or is being written.
 
@@ -144,16 +145,16 @@ def ingest_synapses(
 
     Notes
     -----
-    Files are unpacked in one thread and parsed block by block in others. Rows that are kept are
+    Files are decompressed in one thread and parsed block by block in others. The kept rows are
     sorted in ``out + ".tmp"``: 12 bytes of disk per row, 8 more with an ``id`` and up to 24 more
     with a position.
 
     With ``keep="pre"`` or ``"post"``, ``synapses/`` has a row for each synapse of a unit:
     ``synapse_id``, ``nucleus_id`` of that unit, ``pre_pt_root_id`` and ``post_pt_root_id`` (0 for
-    none), ``size``, and ``position`` if asked for; ascending by nucleus id, then by the root of
+    none), ``size``, and ``position`` if requested; ascending by nucleus id, then by the root of
     the other end, then by id.
 
-    Repeated ids are found among the rows of a pair, where the same synapse always falls.
+    Repeated ids are looked for among the rows of each pair, since a synapse has only one pair.
 
     Examples
     --------
@@ -189,10 +190,10 @@ def ingest_synapses(
     if keep != "both" and layout.labels != "pt_root_id":
         raise SchemaError(
             f"keep is {keep!r} but the table names its partners by nucleus id, expected root ids: "
-            "neurons that are not units have no other"
+            "neurons that are not units have only those"
         )
     shared = as_ids(neurons.attrs.get("shared_roots", ()), "units.attrs['shared_roots']")
-    # Made before hours of reading, so that what it refuses is refused now.
+    # Made before hours of reading, so that invalid input raises at once.
     template = _template(layout, neurons, scope, repeated=False)
     mapper = Mapper(neurons, layout, keep, shared)
     max_rows = _max_rows(memory, mapper, singles)
@@ -202,9 +203,9 @@ def ingest_synapses(
         with swap.replacing(address) as folder, ExitStack() as stack:
             work = os.path.join(folder, ".work")
             os.makedirs(work)
-            small = os.path.join(work, "parts")
-            # First, so that parts that cannot be written are refused before the files are read.
-            write_store(small, **parts)
+            parts_path = os.path.join(work, "parts")
+            # First, so that parts that cannot be written raise before the files are read.
+            write_store(parts_path, **parts)
             root = zarr.open_group(folder, mode="a", zarr_format=3)
             spills = [
                 stack.enter_context(Spill(os.path.join(work, f"rows{i}"), n, columns, max_rows))
@@ -223,7 +224,7 @@ def ingest_synapses(
                 if keep != "both":
                     ids = neurons["nucleus_id"].values
                     writer.write_unit_synapses(spills[1], keep, ids, mapper.units_by_position)
-                # Only now is it known whether a pair has several rows, and what counts count.
+                # Only now is it known whether a pair has several rows, and what the counts mean.
                 n_rows, n_pairs = spills[0].rows, copies[0].n_connections
                 repeated = n_pairs < n_rows
                 if repeated and layout.rows == "pair" and "count" not in layout.columns:
@@ -246,15 +247,15 @@ def ingest_synapses(
             parent = plan_parent(template)
             root.require_group(parent.path).update_attributes(parent.attrs)
             stack.close()
-            _take_over(root, folder, small, parts, tables)
+            _take_over(root, folder, parts_path, parts, tables)
     except OSError as error:
         if error.errno not in _DISK_FULL or isinstance(error, SourceError):
             raise
         free = shutil.disk_usage(os.path.dirname(address)).free
         raise SourceError(
-            f"{address} cannot be written: the disk is full, or your share of it ({error.strerror}"
-            f"; {free / 1e9:.2f} GB are free now that what was begun is removed); free some space "
-            "or write elsewhere"
+            f"{address} cannot be written: the disk or your quota is full ({error.strerror}; "
+            f"{free / 1e9:.2f} GB are free after removing the partial store); free some space or "
+            "write elsewhere"
         ) from error
     _report(counts, dropped, n_pairs)
 
@@ -265,17 +266,17 @@ def _parts(units: Any) -> dict[str, xr.Dataset]:
     if isinstance(units, xr.DataTree):
         parts = {name: units[name].to_dataset() for name in _PARTS if name in units.children}
     if not isinstance(parts, Mapping) or "units" not in parts or not set(parts) <= set(_PARTS):
-        found = list(parts) if isinstance(parts, Mapping) else type(parts).__name__
+        names = list(parts) if isinstance(parts, Mapping) else type(parts).__name__
         raise SchemaError(
-            f"units is {found}, expected the units Dataset, or a tree or mapping of 'units' and "
-            "perhaps 'layers' and 'functional'"
+            f"units is {names}, expected the units Dataset, or a tree or mapping of 'units' and, "
+            "optionally, 'layers' and 'functional'"
         )
     validate(parts["units"], "units")
     return {name: parts[name].compute() for name in _PARTS if parts.get(name) is not None}
 
 
 def _template(layout: Layout, units: xr.Dataset, scope: str, repeated: bool) -> xr.Dataset:
-    """Return the connectivity without a pair, with all coordinates and attributes of variables."""
+    """Return connectivity without pairs, with all coordinates and attributes of variables."""
     rows: Rows = "synapse" if layout.rows == "auto" and repeated else layout.rows
     names = [name for role, name in layout.columns.items() if role != "id"]
     no_rows = pd.DataFrame({name: np.zeros(0, dtype=np.int64) for name in names})
@@ -283,25 +284,25 @@ def _template(layout: Layout, units: xr.Dataset, scope: str, repeated: bool) -> 
 
 
 def _bytes_of(columns: Columns) -> int:
-    """Return the bytes of a row, its neuron included."""
+    """Return the bytes of a row, including its neuron."""
     sizes = ((s, 1) if isinstance(s, str) else s for s in columns.values())
     return 4 + sum(np.dtype(dtype).itemsize * width for dtype, width in sizes)
 
 
 def _max_rows(memory: str | int, mapper: Mapper, singles: bool) -> int:
-    """Return how many rows fit in memory, in all the copies that are held of them."""
+    """Return how many rows fit in memory, with all copies that are made of them."""
     try:
-        most = int(parse_bytes(memory))
-    except (ValueError, AttributeError, OverflowError) as error:  # so dask says no to None
+        max_bytes = int(parse_bytes(memory))
+    except (ValueError, AttributeError, OverflowError) as error:  # AttributeError for None
         raise SchemaError(f"memory is {memory!r}, expected bytes, as in '2 GB'") from error
-    if most < _LEAST:
+    if max_bytes < _LEAST:
         raise SchemaError(
-            f"memory is {most / 1e6:.0f} MB, expected at least {_LEAST / 1e6:.0f} MB: the "
+            f"memory is {max_bytes / 1e6:.0f} MB, expected at least {_LEAST / 1e6:.0f} MB: the "
             "interpreter and its libraries take most of that"
         )
     widest = sum(map(_bytes_of, mapper.columns))
     copies = 8 if singles else 5  # read, sorted, as pairs, as positions
-    return int(np.clip((most - _BASE) // (copies * (widest + 24)), *_ROWS))
+    return int(np.clip((max_bytes - _BASE) // (copies * (widest + 24)), *_ROWS))
 
 
 class _Writer:
@@ -328,7 +329,7 @@ class _Writer:
         }
 
     def write_pairs(self, rows: Spill, singles: bool) -> tuple[CopyWriter, CopyWriter]:
-        """Write both copies of the connectivity and perhaps the synapses they are made of."""
+        """Write both copies of the connectivity and, if `singles`, the synapses themselves."""
         template, max_rows = self._template, self._max_rows
         by_post = CopyWriter(self._root, plan_copy(template, "post"), self._pool)
         by_pre = CopyWriter(self._root, plan_copy(template, "pre"), self._pool)
@@ -338,7 +339,7 @@ class _Writer:
             pairs = stack.enter_context(
                 Spill(os.path.join(self._work, "pairs"), n_pre, columns, max_rows)
             )
-            shown = stack.enter_context(bar(rows.rows, "sorting", " rows", self._progress))
+            progress_bar = stack.enter_context(bar(rows.rows, "sorting", " rows", self._progress))
             table = None
             if singles:
                 columns = {"synapse_id": "int64", "post_index": "int32", "size": "int64"}
@@ -353,13 +354,13 @@ class _Writer:
                 order, first, lengths = collate(
                     part.starts, part.columns["indices"], part.columns.get("id")
                 )
-                # Ids have done their work unless the synapses themselves are written.
+                # Ids are needed further only if the synapses themselves are written.
                 names = [name for name in part.columns if singles or name != "id"]
                 values = {name: part.columns[name][order] for name in names}
                 pre = values["indices"][first]
                 post = np.repeat(np.arange(part.first, part.last, dtype=np.int32), lengths)
                 size = _sums(values["size"], first)
-                # One synapse a row, unless the table counts them.
+                # One synapse per row, unless the table counts them.
                 count = np.diff(first, append=len(order))
                 if "count" in values:
                     count = _sums(values["count"], first)
@@ -370,7 +371,7 @@ class _Writer:
                     row |= {name: values[name] for name in ("size", "point") if name in values}
                     synapses.append(values["indices"], row)
                     self._append(table, row | {"pre_index": values["indices"]})
-                shown.update(len(order))
+                progress_bar.update(len(order))
             if table is not None:
                 table.finish()
                 synapses.flush()  # the pointers to the rows of each neuron are written first
@@ -378,7 +379,7 @@ class _Writer:
                 for part in synapses.stretches(max_rows):
                     self._append(table, part.columns | {"pre_index": part.majors})
                 table.finish()
-            # A stretch of neurons by post holds pairs of any neuron by pre: hence the second sort.
+            # Pairs sorted by post are in no order by pre: hence the second sort.
             for part in pairs.stretches(max_rows):
                 by_pre.append(part.lengths, *part.columns.values())
         return by_post, by_pre
@@ -427,12 +428,12 @@ class _Writer:
 
 
 def _sums(values: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Add up the rows of each pair."""
+    """Sum the rows of each pair."""
     return np.add.reduceat(values, first) if len(first) else values
 
 
 def _tables(parts: Iterable[xr.Dataset], files: list[str]) -> list[dict[str, Any]]:
-    """List the tables behind the parts, each once, and those in the files, by their names."""
+    """List the source tables of the parts and those of the files, without duplicates."""
     tables = [dict(table) for part in parts for table in part.attrs.get("source_tables", ())]
     tables += [{"name": table_of_file(file)} for file in files]
     return [table for i, table in enumerate(tables) if table not in tables[:i]]
@@ -441,15 +442,15 @@ def _tables(parts: Iterable[xr.Dataset], files: list[str]) -> list[dict[str, Any
 def _take_over(
     root: zarr.Group,
     folder: str,
-    small: str,
+    parts_path: str,
     parts: Mapping[str, xr.Dataset],
     tables: Iterable[Mapping[str, Any]],
 ) -> None:
-    """Put the small parts in place and make the folder a store."""
+    """Move the parts into place and make the folder a store."""
     for name in parts:
-        os.rename(os.path.join(small, name), os.path.join(folder, name))
+        os.rename(os.path.join(parts_path, name), os.path.join(folder, name))
     shutil.rmtree(os.path.join(folder, ".work"))
-    # Last of all: without the attributes of its root the folder is not a store.
+    # The last step: without the attributes of its root the folder is not a store.
     finish_store(root, root_attrs(parts.values(), tables), consolidated=False)
 
 

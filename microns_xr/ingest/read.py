@@ -1,4 +1,4 @@
-"""Files of synapses to rows on disk: unpacked, parsed and mapped in blocks, on threads."""
+"""Files of synapses to rows on disk: decompressed, parsed and mapped in blocks, on threads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from microns_xr.sources.postgres_csv import (
 from microns_xr.store.spill import Spill
 from microns_xr.threads import usable_threads
 
-# The files of a table: where they lie, how they are written, which column is which.
+# The files of a table: their paths, formats and columns.
 
 Keep = Literal["both", "pre", "post"]
 HeaderLike = str | os.PathLike[str] | Header | Sequence[str]
@@ -58,22 +58,22 @@ _FIRST_LINE = 1 << 20
 class InputFile:
     """One file of the table."""
 
-    name: str  # as messages call it
+    name: str  # for messages
     size: int
     kind: str  # "csv", "csv.gz" or "parquet", from its first bytes
-    # names of its columns; of a file that says them itself, without their types
+    # names of its columns; without their types if they are from the file itself
     header: Header
-    skip: int  # bytes, unpacked, of the line that says them
+    skip: int  # unpacked bytes of the header line
     options: Mapping[str, Any]  # of fsspec
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns are needed, and what they are."""
+    """Which columns are needed, and their roles."""
 
-    labels: str  # what the partners are named by
-    rows: Rows  # what a row is; "auto" when the columns do not tell
-    # role to column, of "pre", "post", "size", and "count" and "id" where there are such
+    labels: str  # kind of the ids of the partners
+    rows: Rows  # what a row is; "auto" if unknown from the columns
+    # role to column: "pre", "post", "size", and "count" and "id" if there are such
     columns: dict[str, str]
     points: tuple[str, ...]  # columns of the position: none, one or three
 
@@ -81,7 +81,7 @@ class Layout:
 def find_files(
     files: Any, header: HeaderLike | None, options: Mapping[str, Any]
 ) -> list[InputFile]:
-    """Look at the files of a table: all there, each once, and what their columns are."""
+    """Return the files of a table with their columns, after checking that each is given once."""
     several = isinstance(files, Iterable) and not isinstance(files, str)
     names = [_name_of(file) for file in (list(files) if several else [files])]
     if not names:
@@ -90,10 +90,10 @@ def find_files(
     if repeated:
         raise SchemaError(
             f"files names {sorted(repeated)[0]} twice, expected each file once: its synapses "
-            "would count double"
+            "would be counted twice"
         )
-    stated = None if header is None else _stated(header, options)
-    return [_look_at(name, stated, options) for name in names]
+    common = None if header is None else _read_header(header, options)
+    return [_inspect(name, common, options) for name in names]
 
 
 def _name_of(file: str | os.PathLike[str]) -> str:
@@ -109,7 +109,7 @@ def _open(name: str, options: Mapping[str, Any]) -> IO[bytes]:
     return open(name, "rb")
 
 
-def _stated(header: HeaderLike, options: Mapping[str, Any]) -> Header:
+def _read_header(header: HeaderLike, options: Mapping[str, Any]) -> Header:
     if isinstance(header, Header):
         return header
     if not isinstance(header, str | os.PathLike):
@@ -131,7 +131,7 @@ def _untyped(names: Sequence[str], where: str) -> Header:
     return Header(tuple(names), ("",) * len(names), where)
 
 
-def _look_at(name: str, stated: Header | None, options: Mapping[str, Any]) -> InputFile:
+def _inspect(name: str, header: Header | None, options: Mapping[str, Any]) -> InputFile:
     remote = "://" in name
     try:
         if remote:
@@ -142,7 +142,7 @@ def _look_at(name: str, stated: Header | None, options: Mapping[str, Any]) -> In
         with _open(name, options) as file:
             magic = file.read(4)
             if not magic and name.split("?")[0].endswith((".gz", ".parquet")):
-                # Taken for a csv file it would be a table without a row.
+                # As a csv file it would be a table without rows.
                 raise EOFError("it is empty")
             if magic == b"PAR1":
                 header = _untyped(_names_in_parquet(file), name)
@@ -155,8 +155,8 @@ def _look_at(name: str, stated: Header | None, options: Mapping[str, Any]) -> In
         if isinstance(error, SchemaError) or not (remote or isinstance(error, DAMAGED)):
             raise
         raise unreadable(name, error) from error
-    header = stated or _beside(name, options) or _first_line(line, name)
-    # Some say their columns although a header is given.
+    header = header or _beside(name, options) or _first_line(line, name)
+    # Some files have a header line although a header was given.
     skip = len(line) if tuple(_cells(line)) == header.names else 0
     return InputFile(name, size, kind, header, skip, options)
 
@@ -203,13 +203,13 @@ def _first_line(line: bytes, name: str) -> Header:
 
 
 def layout_of(files: Sequence[InputFile], rows: Rows, positions: bool, singles: bool) -> Layout:
-    """Find which columns are needed, from their names."""
+    """Return which columns are needed, from their names."""
     layouts = [_layout(file, rows, positions, singles) for file in files]
     for file, layout in zip(files, layouts, strict=True):
         if layout != layouts[0]:
             raise SchemaError(
                 f"{file.name} has the columns {list(file.header.names)}, expected those of "
-                f"{files[0].name}, {list(files[0].header.names)}: ingest tables one by one"
+                f"{files[0].name}, {list(files[0].header.names)}: ingest tables one at a time"
             )
     return layouts[0]
 
@@ -227,7 +227,7 @@ def _layout(file: InputFile, rows: Rows, positions: bool, singles: bool) -> Layo
         columns["count"] = counts[0]
     if "id" in names and table.rows == "synapse":
         columns["id"] = "id"
-    # In the order of the file, so that the first bad column of a line is the one that is named.
+    # In the order of the file, so that messages name the first bad column of a line.
     columns = dict(sorted(columns.items(), key=lambda column: names.index(column[1])))
     points = tuple(columns_of(file.header, POSITION)) if positions else ()
     if singles and ("id" not in columns or (positions and not points)):
@@ -252,7 +252,7 @@ class Block(NamedTuple):
     """The rows of a block, in the order of the file."""
 
     numbers: dict[str, np.ndarray]  # role to int64 values
-    null: dict[str, np.ndarray]  # of "pre" and "post": bool, where there is none
+    null: dict[str, np.ndarray]  # of "pre" and "post": bool, True where the id is missing
     bad: dict[int, str]  # rows that cannot be read: what is wrong, for a message
     points: Callable[[np.ndarray], list[pa.Array]]  # columns of the positions of some rows
     begins: np.ndarray | None  # first byte of each row in the block; None for parquet
@@ -279,11 +279,11 @@ def _csv_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
             for block, at in blocks:
                 done += len(block)
                 lines = held + block
-                # Blank lines are bad, but say nothing at the end of a file.
+                # Blank lines are bad, except at the end of a file.
                 stop = _end_of_text(lines)
                 held = lines[stop:]
                 if stop:
-                    # Parsed where it is called, so that several blocks are parsed at a time.
+                    # Parsed in the thread that calls it, so that blocks are parsed in parallel.
                     yield partial(_csv_block, lines[:stop], file, layout), at
         if held.strip(b"\r\n"):
             yield partial(_csv_block, held + b"\n", file, layout), file.size
@@ -300,7 +300,7 @@ def _csv_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
 
 
 def _end_of_text(lines: bytes) -> int:
-    """Return where the last whole line ends that is not blank; 0 if there is none."""
+    """Return the end of the last complete line that is not blank; 0 if there is none."""
     end = len(lines)
     while end and lines[end - 1] in b"\r\n":
         end -= 1
@@ -338,8 +338,8 @@ def _csv_block(lines: bytes, file: InputFile, layout: Layout) -> Block:
     bad = _read_again(np.flatnonzero(state == _UNCLEAR), cells_of, layout, numbers, null)
     for row in np.flatnonzero(state >= _BROKEN).tolist():
         line = lines[begins[row] : lines.index(b"\n", begins[row])].rstrip(b"\r")
-        shown = line[:100].decode("utf-8", "replace")
-        bad[row] = f"is {shown!r}, expected {len(names)} columns ({file.header.where})"
+        text = line[:100].decode("utf-8", "replace")
+        bad[row] = f"is {text!r}, expected {len(names)} columns ({file.header.where})"
     return Block(
         {role: numbers[role] for role in layout.columns},
         {side: null[side] for side in ("pre", "post")},
@@ -351,7 +351,7 @@ def _csv_block(lines: bytes, file: InputFile, layout: Layout) -> Block:
 
 
 def _texts(data: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> pa.Array:
-    """Cut fields out of a block, as text."""
+    """Return fields of a block as text."""
     ends = np.concatenate([[0], np.cumsum(stops - starts)]).astype(np.int32)
     places = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], stops - starts)
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(data[places])]
@@ -365,7 +365,7 @@ def _read_again(
     numbers: dict[str, np.ndarray],
     null: dict[str, np.ndarray],
 ) -> dict[int, str]:
-    """Read some rows cell by cell; return what is wrong with the bad ones."""
+    """Read some rows cell by cell; return the errors of the bad ones."""
     bad: dict[int, str] = {}
     for row in rows.tolist():
         for role, cell in cells_of(row).items():
@@ -381,7 +381,7 @@ def _read_again(
 
 
 def _exact(cell: Any, role: str) -> int | None:
-    """Read an id or a whole number in any form; None where there is none and none is needed."""
+    """Read an id or a whole number in any form; None if it is missing and may be."""
     text = "" if cell is None else str(cell).strip()
     if text in ("", r"\N"):
         if role in ("pre", "post"):
@@ -404,15 +404,15 @@ def _exact(cell: Any, role: str) -> int | None:
     return int(number)
 
 
-# Lines to integers, byte by byte, only the columns that are needed. pyarrow.csv, which reads the
-# tables of the archive, cuts and copies every column of a block: on 10 million rows it took 25 %
-# more processor time and 100 MB more memory than this. What is not plain digits is left to
-# `_read_again`.
+# Parse lines to integers, byte by byte, only in the columns that are needed. pyarrow.csv, which
+# reads the tables of the archive, copies every column of a block: on 10 million rows it took 25 %
+# more processor time and 100 MB more memory than this. Fields that are not plain digits are left
+# to `_read_again`.
 
 _SKIP, _ID, _WHOLE, _POINT = 0, 1, 2, 3
 _UNCLEAR, _BROKEN = 1, 2
 _COMMA, _NEWLINE, _RETURN, _QUOTE, _BLANK, _DOT, _ZERO = 44, 10, 13, 34, 32, 46, 48
-_ONE = np.uintp(1)  # places are unsigned: signed ones are checked for counting from the end
+_ONE = np.uintp(1)  # unsigned: for signed indices numba checks whether they are negative
 
 
 @numba.njit(nogil=True, cache=True)
@@ -465,7 +465,7 @@ def _parse(data, kinds, values, empty, fields, begins, states):  # type: ignore[
                 if kind != _POINT and read != stop:
                     status |= _UNCLEAR
                 k += 1
-            while data[p] != _COMMA and data[p] != _NEWLINE:  # more behind a quote
+            while data[p] != _COMMA and data[p] != _NEWLINE:  # characters after the closing quote
                 status = _BROKEN
                 p += _ONE
             column += 1
@@ -544,22 +544,22 @@ def _parquet_block(batch: pa.RecordBatch, layout: Layout) -> Block:
     )
 
 
-# Rows to positions on the axes: what is kept, and why the rest is not.
+# Map rows to positions on the axes, and count dropped rows by reason.
 
 
 Columns = dict[str, str | tuple[str, int]]
 
 
 class Mapped(NamedTuple):
-    """What is kept of a block."""
+    """The kept rows of a block."""
 
     # position of a unit and columns of the rows, as `Mapper.columns`
     rows: list[tuple[np.ndarray, dict[str, np.ndarray]]]
-    # rows read and bad, rows by reason to be dropped, and sums of sizes and counts
+    # numbers of rows and bad rows, of rows dropped by reason, and sums of sizes and counts
     counts: dict[str, float]
     lines: int
     size: int  # unpacked bytes
-    bad: tuple[int, int | None, str] | None  # the first bad row, its byte, and what is wrong
+    bad: tuple[int, int | None, str] | None  # the first bad row, its byte, and the error
 
 
 class Mapper:
@@ -574,7 +574,7 @@ class Mapper:
         else:
             labels, where = unit_roots(units)
         self._n_labels, self._where = labels.size, where.astype(np.int32)
-        # Shared roots behind the others: one look tells both what is known and why it is not.
+        # Shared roots after the others: one lookup finds units and tells shared from unknown roots.
         shared = np.setdiff1d(shared[shared > 0], labels)
         self._lookup = Lookup(np.concatenate([labels, shared]), f"{layout.labels} of the units")
         self.units_by_position = np.zeros(units.sizes["nucleus_id"], dtype=np.int64)
@@ -585,14 +585,14 @@ class Mapper:
         pair: Columns = {"indices": "int32", "size": "int64"}
         if "count" in layout.columns:
             pair["count"] = "int64"
-        # As `Spill` takes them: of the rows with two units, by post; and, unless only those are
-        # kept, of the rows with a unit at one end, by that unit.
+        # For `Spill`: columns of the rows with two units, sorted by post; and, unless only those
+        # are kept, of the rows with a unit at one end, sorted by that unit.
         self.columns: list[Columns] = [pair | single]
         if keep != "both":
             self.columns = [pair, {"root": "int64", "size": "int64", **single}]
 
     def map(self, parse: Callable[[], Block]) -> Mapped:
-        """Parse a block and keep the rows that are wanted."""
+        """Parse a block and select the rows to keep."""
         block = parse()
         numbers, bad = dict(block.numbers), dict(block.bad)
         codes = {side: self._lookup.find(numbers[side], 1) for side in ("pre", "post")}
@@ -604,10 +604,10 @@ class Mapper:
         good = np.ones(n, dtype=bool)
         good[list(bad)] = False
         both = known["pre"] & known["post"] & good
-        wanted = both if self._keep == "both" else known[self._keep] & good
+        keep = both if self._keep == "both" else known[self._keep] & good
         if self._layout.points:
-            # Positions of other rows are not read, so that their form does not matter.
-            rows = np.flatnonzero(wanted)
+            # Positions of other rows are not read, so that their format does not matter.
+            rows = np.flatnonzero(keep)
             texts = block.points(rows)
             numbers["point"] = np.full((n, 3), np.nan)
             numbers["point"][rows], wrong = points_of(texts)
@@ -616,7 +616,7 @@ class Mapper:
                 cell = cells[0] if len(cells) == 1 else ",".join(map(str, cells))
                 bad[int(rows[k])] = f"column {POSITION!r} is {cell!r}, expected x, y and z"
             good[rows[wrong]] = False
-            both, wanted = both & good, wanted & good
+            both, keep = both & good, keep & good
         counts: dict[str, float] = {"rows": int(np.count_nonzero(good)), "bad_lines": len(bad)}
         for side, code in codes.items():
             lost = good & ~known[side]
@@ -625,8 +625,8 @@ class Mapper:
             shared = lost & ~null & ~zero & (code >= 0)
             unknown = lost & ~null & ~zero & ~shared
             masks = {"null": null, "zero": zero, "shared": shared, "unknown": unknown}
-            # The words of `build_connectivity`.
-            counts |= {f"{side}_{why}": int(np.count_nonzero(m)) for why, m in masks.items()}
+            # The same reasons as in `build_connectivity`.
+            counts |= {f"{side}_{reason}": int(np.count_nonzero(m)) for reason, m in masks.items()}
         counts["any_reason"] = counts["rows"] - int(np.count_nonzero(both))
         for role in ("size", "count"):
             if role in numbers:
@@ -634,7 +634,7 @@ class Mapper:
         result = []
         ends = [(both, "post", "pre")]
         if self._keep != "both":
-            ends.append((wanted, self._keep, "post" if self._keep == "pre" else "pre"))
+            ends.append((keep, self._keep, "post" if self._keep == "pre" else "pre"))
         for names, (mask, side, other) in zip(self.columns, ends, strict=True):
             rows = np.flatnonzero(mask)
             columns = {name: numbers[name][rows] for name in names if name in numbers}
@@ -651,7 +651,7 @@ class Mapper:
         return Mapped(result, counts, n, block.size, first)
 
 
-# All files through the threads, in order, to rows on disk.
+# Read all files on threads, in order, to rows on disk.
 
 
 _LARGEST_SUM = 9.2e18
@@ -659,7 +659,7 @@ _MARGIN = 1.1
 
 
 def bar(total: int, text: str, unit: str, progress: bool) -> Any:
-    """Return a progress bar, which is not shown where there is no terminal."""
+    """Return a progress bar, which is shown only on a terminal."""
     from tqdm.auto import tqdm
 
     return tqdm(
@@ -681,17 +681,17 @@ def read_files(
     count_bad: bool,
     progress: bool,
 ) -> Counter[str]:
-    """Read all files, spill the rows that are kept, and return the counts over all rows."""
+    """Read all files, spill the kept rows, and return the counts over all rows."""
     counts: Counter[str] = Counter()
-    # Only who takes the blocks in order knows the number of a line, and so which bad one is first.
+    # Line numbers, and which bad line is first, are only known when blocks are taken in order.
     threads = usable_threads(None, 1 << 30)
     before, total = 0, sum(file.size for file in files)
     with ExitStack() as stack:
-        shown = stack.enter_context(bar(total, "reading", "B", progress))
+        progress_bar = stack.enter_context(bar(total, "reading", "B", progress))
         pool = stack.enter_context(ThreadPoolExecutor(threads))
         for file in files:
             line, byte = int(file.skip > 0), file.skip
-            # Closed at once, whatever happens: a traceback would keep their threads alive.
+            # Closed explicitly: a traceback would keep their threads alive.
             jobs = stack.enter_context(closing(read_jobs(file, layout)))
             results = stack.enter_context(closing(_in_order(pool, mapper, jobs, threads + 1)))
             for mapped, packed in results:
@@ -701,7 +701,7 @@ def read_files(
                 _spill(mapped, spills)
                 line += mapped.lines
                 byte += mapped.size
-                shown.update(before + packed - shown.n)
+                progress_bar.update(before + packed - progress_bar.n)
                 _require_space(spills, before + packed, total, row_bytes)
             before += file.size
     for role in ("size", "count"):
@@ -724,7 +724,7 @@ def _spill(mapped: Mapped, spills: list[Spill]) -> None:
 
 
 def _require_space(spills: list[Spill], read: int, total: int, row_bytes: int) -> None:
-    """Raise if what is left of the files will not fit on the disk, judged by what has come."""
+    """Raise if the rest of the files will not fit on the disk, estimated from the rows so far."""
     rows = max(spill.rows for spill in spills) * max(total, read) / max(read, 1)
     needed = int(rows * row_bytes * _MARGIN) - sum(spill.nbytes for spill in spills)
     folder = os.path.dirname(spills[0].path)
@@ -740,7 +740,7 @@ def _require_space(spills: list[Spill], read: int, total: int, row_bytes: int) -
 def _in_order(
     pool: ThreadPoolExecutor, mapper: Mapper, jobs: Iterable[Job], ahead: int
 ) -> Generator[tuple[Mapped, int], None, None]:
-    """Yield the mapped blocks in their order, of which `ahead` are under way at the most."""
+    """Yield the mapped blocks in order, with at most `ahead` of them in progress."""
     waiting: deque[tuple[Future[Mapped], int]] = deque()
     try:
         for parse, packed in jobs:
@@ -757,13 +757,13 @@ def _in_order(
 
 
 def _bad_line(file: InputFile, bad: tuple[int, int | None, str], line: int, byte: int) -> str:
-    row, begin, what = bad
+    row, begin, problem = bad
     if begin is None:
         where = f"row {line + row + 1}"
     else:
-        of = "unpacked file" if file.kind == "csv.gz" else "file"
-        where = f"line {line + row + 1} (at byte {byte + begin} of the {of})"
+        stream = "unpacked file" if file.kind == "csv.gz" else "file"
+        where = f"line {line + row + 1} (at byte {byte + begin} of the {stream})"
     return (
-        f"{file.name} {where}: {what}; repair the file or fetch it again, or pass "
+        f"{file.name} {where}: {problem}; repair the file or fetch it again, or pass "
         "on_bad_lines='count' to leave such lines out"
     )

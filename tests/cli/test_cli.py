@@ -163,7 +163,7 @@ def test_currents_never_replace_what_is_no_currents(demo_folder, tmp_path):
     for out, message in (
         (store, "is the store that is read"),
         (other, "is not a file of currents"),
-        (tmp_path / "no" / "c.csv", "make it first"),
+        (tmp_path / "no" / "c.csv", "create the folder"),
     ):
         result = run("currents", store, "--out", out)
         assert result.returncode == 1

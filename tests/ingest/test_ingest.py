@@ -443,7 +443,7 @@ def test_arguments(tmp_path, out, options, says):
     (tmp_path / "ids.csv").write_text("id,pre_nucleus_id,post_nucleus_id,size\n")
     with pytest.raises(mx.errors.SchemaError, match="names its partners by nucleus id"):
         mx.ingest_synapses(tmp_path / "ids.csv", UNITS, out, keep="pre")
-    with pytest.raises(mx.errors.SchemaError, match=r"ids.csv has .*: ingest tables one by one"):
+    with pytest.raises(mx.errors.SchemaError, match=r"ids.csv has .*: ingest tables one at a time"):
         mx.ingest_synapses([path, tmp_path / "ids.csv"], UNITS, out)
     with pytest.raises(mx.errors.StoreFormatError, match="is not a store"):
         mx.ingest_synapses(path, UNITS, tmp_path, progress=False)

@@ -28,7 +28,7 @@ _GRAPHENE = (
 _DATASTACKS = ("minnie65_public", "minnie65_phase3_v1")
 SITE = "https://spelunker.cave-explorer.org/"
 
-_MAX_LENGTH = 1_750_000  # characters of a link that browsers still open
+_MAX_LENGTH = 1_750_000  # of a link that browsers accept, in characters
 
 
 def neuroglancer_link(
@@ -172,7 +172,7 @@ def _segmentation(datastack: str, version: int, allow_demo: bool) -> str:
 
 
 def _cells_to_show(cells: Any, colour: str | None) -> xr.Dataset:
-    """Return the cells that have a segment, as units with what the link shows of them."""
+    """Return the cells that have a segment, with the variables that the link shows."""
     if not isinstance(cells, xr.Dataset):
         raise SchemaError(
             f"cells is a {type(cells).__name__}, expected units or a connectivity Dataset"
@@ -258,7 +258,7 @@ def _partner_ids(synapses: xr.Dataset, side: str) -> np.ndarray:
         return np.asarray(synapses[dim].values)
     if dim not in synapses.variables or index not in synapses.variables:
         raise SchemaError(
-            f"synapses does not say which {side}synaptic neuron each has ({dim!r} or {index!r}): "
+            f"synapses does not have its {side}synaptic neurons ({dim!r} or {index!r}): "
             "use mx.build_synapses or mx.select_synapses"
         )
     return np.asarray(synapses[dim].values[synapses[index].values])

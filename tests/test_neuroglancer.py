@@ -156,7 +156,7 @@ def test_synapses_of_the_cells_are_points(units, synapses):
         mx.neuroglancer_link(units.isel(nucleus_id=[2]), synapses=synapses)
     with pytest.raises(mx.errors.SchemaError, match="has no 'position'"):
         mx.neuroglancer_link(units, synapses=synapses.drop_vars("position"))
-    with pytest.raises(mx.errors.SchemaError, match="does not say which presynaptic"):
+    with pytest.raises(mx.errors.SchemaError, match="does not have its presynaptic"):
         mx.neuroglancer_link(units, synapses=synapses.drop_vars("pre_nucleus_id"))
     other = mx.releases.stamp_release(synapses, "minnie65_public", 1300)
     with pytest.raises(mx.errors.ReleaseMismatchError):

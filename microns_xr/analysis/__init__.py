@@ -1,4 +1,4 @@
-"""Questions about populations: probabilities, likeness, null models, releases side by side."""
+"""Analysis of populations: probabilities, like-to-like, null models, comparison of releases."""
 
 from microns_xr.analysis import null_models
 from microns_xr.analysis.align import align_to_preferred

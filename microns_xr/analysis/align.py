@@ -117,32 +117,32 @@ def align_to_preferred(
         flat = np.abs(harmonic) <= 1e-12 * np.abs(table).sum(axis=1)
         of_input = np.where(flat, np.nan, np.mod(np.angle(harmonic) / turn, period))
         selectivity = np.abs(harmonic) / table.sum(axis=1)
-    known = np.isfinite(preferred) & np.isfinite(table).all(axis=1)
+    valid = np.isfinite(preferred) & np.isfinite(table).all(axis=1)
     relative = (np.arange(n) - n // 2) * period / n
     aligned = np.full(table.shape, np.nan)
-    aligned[known] = _turn(table[known], preferred[known] - angles[0], relative, period, method)
+    aligned[valid] = _rotate(table[valid], preferred[valid] - angles[0], relative, period, method)
 
-    about, to = units[angle].attrs, f"relative_{dim}"
+    attrs, to = units[angle].attrs, f"relative_{dim}"
     unit = "1" if normalise else str(currents.attrs.get("units", "units of the currents"))
-    text = f"{dim} relative to the neuron's own {angle}"
+    text = f"{dim} relative to the {angle} of the neuron"
     coords = {name: c for name, c in currents.coords.items() if dim not in c.dims}
-    result = xr.Dataset(coords=coords | {to: labelled(to, relative, text, about["units"])})
-    text = "input current turned to the neuron's own angle"
+    result = xr.Dataset(coords=coords | {to: labelled(to, relative, text, attrs["units"])})
+    text = "input current relative to the angle of the neuron"
     result["aligned_current"] = labelled((neurons, to), aligned, text, unit)
-    result[angle] = (neurons, preferred, about)
+    result[angle] = (neurons, preferred, attrs)
     text = "preferred angle of the input"
-    result[f"input_{angle}"] = (neurons, of_input, about | {"long_name": text})
-    text = "preferred angle of the input minus the neuron's own"
+    result[f"input_{angle}"] = (neurons, of_input, attrs | {"long_name": text})
+    text = "preferred angle of the input minus that of the neuron"
     offset = difference(of_input, preferred, period)
-    result["difference"] = labelled(neurons, offset, text, about["units"])
+    result["difference"] = labelled(neurons, offset, text, attrs["units"])
     text = "first harmonic of the input over its mean"
     selectivity = np.where(np.isfinite(selectivity), selectivity, np.nan)
     result["input_selectivity"] = labelled(neurons, selectivity, text, "1")
-    averaged, n_neurons = aligned[known], int(known.sum())
-    mean = ratio(averaged.sum(axis=0), np.array(n_neurons))
+    curves, n_neurons = aligned[valid], int(valid.sum())
+    mean = ratio(curves.sum(axis=0), np.array(n_neurons))
     result["mean_current"] = labelled(to, mean, "mean aligned current", unit)
     if interval is not None:
-        ends = bootstrap_ratio(averaged, np.ones_like(averaged), interval)
+        ends = bootstrap_ratio(curves, np.ones_like(curves), interval)
         for end, which, values in zip(("low", "high"), ("lower", "upper"), ends, strict=True):
             text = f"{which} end of the mean, neurons resampled"
             result[f"mean_current_{end}"] = labelled(to, values, text, unit)
@@ -169,7 +169,7 @@ def _dims(currents: xr.DataArray) -> tuple[str, str]:
 def _preferred(
     currents: xr.DataArray, units: xr.Dataset, angle: str, neurons: str, dim: str
 ) -> tuple[np.ndarray, float]:
-    """Return the angle of every neuron of the currents, NaN where it has none, and the period."""
+    """Return the angle of every neuron of the currents, NaN if it has none, and the period."""
     if angle not in units:
         raise unknown_label(
             "units has no variable",
@@ -189,11 +189,11 @@ def _preferred(
     rows = lookup.find(currents[neurons].values)
     if rows.size and (rows < 0).all():
         raise UnknownLabelError(f"none of the {rows.size} neurons of {neurons} is among the units")
-    # The row -1 of a neuron that is not among the units takes the NaN at the end.
+    # Row -1, of a neuron that is not among the units, selects the NaN at the end.
     return np.append(units[angle].values.astype(float), np.nan)[rows], period
 
 
-def _turn(
+def _rotate(
     table: np.ndarray, shift: np.ndarray, relative: np.ndarray, period: float, method: str
 ) -> np.ndarray:
     """Return values at preferred + `relative`; `shift` is preferred minus first measured angle."""
@@ -202,6 +202,6 @@ def _turn(
         steps = np.floor(shift / period * n + 0.5).astype(np.int64)
         columns = (np.arange(n) - n // 2 + steps[:, None]) % n
         return np.take_along_axis(table, columns, axis=1)
-    # irfft keeps the cosine only of the highest harmonic of an even number of angles, as it must.
+    # For an even number of angles irfft keeps only the cosine of the highest harmonic, as it must.
     phase = np.exp(2j * np.pi / period * np.outer(shift + relative[0], np.arange(n // 2 + 1)))
     return np.asarray(np.fft.irfft(np.fft.rfft(table, axis=1) * phase, n=n, axis=1))

@@ -1,4 +1,4 @@
-"""Null models: how a result compares with what chance would give, with some features held fixed.
+"""Null models: comparison of a result with chance, with some features of the data held fixed.
 
 Each null model keeps some features of the data (``attrs["keeps"]``) and randomises the rest, so a
 difference from it cannot be explained by the features that it keeps:
@@ -21,8 +21,8 @@ difference from it cannot be explained by the features that it keeps:
 ============================  ===================================================================
 
 Rewired connections stay on the axes of the connectivity. Build null models from exactly the
-connections that are analysed (`mx.analysis.tuned_connections`): one of the whole release exchanges
-partners with neurons that never enter the statistic.
+connections that are analysed (`mx.analysis.tuned_connections`): a null model of the whole release
+exchanges partners with neurons that never enter the statistic.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class _Observed:
 
 
 # From the number of a replicate to the postsynaptic neuron of each observed connection, and to the
-# observed connection whose values it takes (None: its own).
+# observed connection whose values it takes (None: values do not move).
 _Draw = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
 
 
@@ -455,7 +455,7 @@ def _like_to_like_values(
 
     totals = []
     drawn = da.asarray(null.transpose("replicate", "nucleus_id").data).rechunk({1: -1})
-    # One dask block of replicates after the other, so that not all are in memory at once.
+    # One dask block of replicates at a time, so that not all are in memory at once.
     for number in range(drawn.numblocks[0]):
         block = drawn.blocks[number].compute()
         if not (np.isfinite(block) == has_angle).all():
@@ -696,7 +696,7 @@ def rewire(
     attrs = {
         "null": f"rewire(seed={seed}, swaps={swaps:g})",
         "keeps": "in- and out-degree of every neuron, connections of a neuron with itself, sizes "
-        "and counts of every presynaptic neuron, the pairs that were asked for",
+        "and counts of every presynaptic neuron, the requested pairs",
         "seed": seed,
         **n_tried,
     }
@@ -774,7 +774,7 @@ def rewire_by_distance(
         f"keep_in_degree={keep_in_degree}, seed={seed})",
         "keeps": f"partners of every presynaptic neuron in each bin of {distance} distance{also}, "
         "connections of a neuron with itself, sizes and counts of every presynaptic neuron in "
-        "each bin, the pairs that were asked for",
+        "each bin, the requested pairs",
         "seed": seed,
     }
     if keep_in_degree:
@@ -860,7 +860,7 @@ def _candidates(observed: _Observed, places: _Places) -> tuple[np.ndarray, np.nd
 def _positions(
     connectivity: xr.Dataset, units: xr.Dataset, of_units: np.ndarray, dim: str
 ) -> np.ndarray:
-    """Return the positions of the neurons of an axis, all of which must have one."""
+    """Return the positions of all neurons of an axis; raise if one is missing."""
     ids = connectivity[dim].values
     rows = Lookup(units["nucleus_id"].values, "nucleus_id of the units").find(ids)
     require_known(ids, rows, dim, "the units", "select others with mx.select_connections")

@@ -27,7 +27,7 @@ SIDES: tuple[Side, Side] = ("pre", "post")
 def labelled(
     dims: str | tuple[Any, ...], values: Any, long_name: str, units: str | None = None
 ) -> tuple[Any, Any, dict[str, str]]:
-    """Return a variable as xarray takes it, with its attributes."""
+    """Return a variable for the constructor of xarray, with its attributes."""
     return dims, values, {"long_name": long_name} | ({"units": units} if units else {})
 
 
@@ -39,7 +39,7 @@ class ChosenNeurons(NamedTuple):
     # left_out by side and reason, axons_on_axis and axons_used by class of completeness, and
     # completeness, a sentence on what the latter mean for a probability
     attrs: dict[str, Any]
-    text: str  # the choice in the words of the history
+    text: str  # the choice, for the history
 
     def positions(self, side: Side) -> np.ndarray:
         """Return where the chosen neurons are on the axis."""
@@ -54,15 +54,15 @@ def choose_neurons(
     presynaptic: str | Iterable[str],
     needed: Mapping[str, np.ndarray],
 ) -> ChosenNeurons:
-    """Choose neurons of both axes; `needed` maps a reason to whether each unit may take part."""
+    """Choose neurons of both axes; `needed` maps a reason to whether each unit fulfils it."""
     validate(connectivity, "connectivity")
     choices: dict[Side, Any] = {"pre": pre, "post": post}
     require_same_release(("connectivity", connectivity), ("units", units))
     hint = "all of whose synapses are in the table, or state scope= when building the connectivity"
-    require_asked_for(connectivity, pre, post, hint)
+    require_requested(connectivity, pre, post, hint)
     if "axon_completeness" not in units:
         raise SchemaError(
-            "units has no axon_completeness, which says which axons to count: build them with "
+            "units has no axon_completeness, which decides which axons count: build them with "
             "mx.Release(...).units()"
         )
     if not units.sizes["nucleus_id"]:
@@ -74,31 +74,31 @@ def choose_neurons(
     axons: dict[str, int] = {}
     text = ""
     for side, choice in choices.items():
-        found = lookup.find(connectivity[f"{side}_nucleus_id"].values)
+        of_axis = lookup.find(connectivity[f"{side}_nucleus_id"].values)
         # An id that is not on the axis is an error: it would be missing from the denominator.
         positions, words = on_axis(connectivity, units, side, choice, all_of_them=True)
-        chosen = np.zeros(found.size, dtype=bool)
+        chosen = np.zeros(of_axis.size, dtype=bool)
         chosen[slice(None) if positions is None else positions] = True
         text += f"{side}={words}, "
-        conditions = {"not_chosen": chosen, "not_among_units": found >= 0}
+        conditions = {"not_chosen": chosen, "not_among_units": of_axis >= 0}
         if side == "pre":
-            axons = count_axons(units, found[chosen & (found >= 0)])
-            conditions["axon_not_complete_enough"] = _is_complete(units, presynaptic)[found]
-        conditions |= {reason: of_units[found] for reason, of_units in needed.items()}
-        keep = np.ones(found.size, dtype=bool)
+            axons = count_axons(units, of_axis[chosen & (of_axis >= 0)])
+            conditions["axon_not_complete_enough"] = _is_complete(units, presynaptic)[of_axis]
+        conditions |= {reason: of_units[of_axis] for reason, of_units in needed.items()}
+        keep = np.ones(of_axis.size, dtype=bool)
         left_out[side] = {}
         for reason, condition in conditions.items():
             left_out[side][reason] = int((keep & ~condition).sum())
             keep &= condition
         if not keep.any():
             raise SchemaError(
-                f"no neuron of {side}_nucleus_id is left of {found.size}, left out: "
+                f"none of the {of_axis.size} neurons of {side}_nucleus_id remains; left out: "
                 f"{left_out[side]}"
                 + (f"; axons on the axis: {axons}" if side == "pre" else "")
                 + ": choose other neurons, or allow less complete axons (presynaptic='clean' or "
                 "'all', which give lower bounds)"
             )
-        rows[side] = np.where(keep, found, -1)
+        rows[side] = np.where(keep, of_axis, -1)
     used = count_axons(units, rows["pre"][rows["pre"] >= 0])
     attrs = {
         "left_out": left_out,
@@ -109,7 +109,7 @@ def choose_neurons(
     return ChosenNeurons(rows, attrs, f"{text}presynaptic={presynaptic!r}")
 
 
-def require_asked_for(
+def require_requested(
     connectivity: xr.Dataset, pre: Any, post: Any, hint: str, of: str = ""
 ) -> None:
     """Raise if it is unknown which pairs were requested."""
@@ -123,8 +123,8 @@ def require_asked_for(
 def _is_complete(units: xr.Dataset, presynaptic: str | list[str]) -> np.ndarray:
     if presynaptic == "all":
         return np.ones(units.sizes["nucleus_id"], dtype=bool)
-    fitting = select_units(units, axon=presynaptic)["nucleus_id"].values
-    return np.isin(units["nucleus_id"].values, fitting)
+    complete = select_units(units, axon=presynaptic)["nucleus_id"].values
+    return np.isin(units["nucleus_id"].values, complete)
 
 
 def count_axons(units: xr.Dataset, rows: np.ndarray) -> dict[str, int]:

@@ -56,9 +56,10 @@ def population_labels(units: xr.Dataset, by: By) -> xr.DataArray:
     UnknownLabelError
         If units has no such variable, or no unit has a label.
     SchemaError
-        If a variable is not one word, integer or truth value per unit, or two products read alike.
+        If a variable is not one word, integer or truth value per unit, or different products make
+        the same label.
     ReleaseMismatchError
-        If labels are of another release.
+        If labels are from another release.
 
     Examples
     --------
@@ -95,9 +96,9 @@ def group_connectivity(
         Population of each neuron of either side: a variable of `units`, or without units the name
         of an annotation (``"cell_type"`` for ``pre_cell_type`` and ``post_cell_type``); several of
         them for their product (``["cell_type", "layer"]``); or labels over ``nucleus_id`` (or
-        ``pre_nucleus_id``, ``post_nucleus_id``), aligned by label. `post` is as `pre` by default.
+        ``pre_nucleus_id``, ``post_nucleus_id``), aligned by label. `post` is `pre` by default.
     units : xarray.Dataset, optional
-        Where the variables are taken from; neurons that are not among them are "unknown".
+        Units with the variables; neurons that are not among them are "unknown".
 
     Returns
     -------
@@ -115,10 +116,10 @@ def group_connectivity(
     UnknownLabelError
         If there is no such variable or annotation, or no neuron of an axis has a label.
     SchemaError
-        If there is not one label per neuron, labels are repeated, absent for some neurons though
-        not text, or make too many groups.
+        If there is not one label per neuron, ids of labels are repeated, labels other than text
+        are missing for some neurons, or there are too many groups.
     ReleaseMismatchError
-        If units or labels are of another release.
+        If units or labels are from another release.
 
     Examples
     --------
@@ -143,7 +144,7 @@ def group_connectivity(
     if n[0] * n[1] > _MAX_CELLS:
         raise SchemaError(
             f"the labels make {n[0]} x {n[1]} groups, expected at most {_MAX_CELLS} pairs of "
-            "groups: group by something coarser, or work on the sparse matrix itself"
+            "groups: group by a coarser variable, or work on the sparse matrix itself"
         )
     # Sums in one pass over the pairs; neurons without a pair are members of a population as well.
     sums = _sums(pairs, codes, n)
@@ -158,7 +159,7 @@ def group_connectivity(
     # NaN and not 0 where no pair is connected: there is nothing to average.
     connected = table["n_connections"].where(table["n_connections"] > 0)
     for name, part in (("mean_size", "synapse_size"), ("mean_synapses", "synapse_count")):
-        counts = pairs[part].attrs.get("counts")  # whether synapses were counted, or rows
+        counts = pairs[part].attrs.get("counts")  # whether synapses or rows were counted
         table[name] = (table[part] / connected).assign_attrs(
             long_name=f"mean {part} of a connected pair",
             units=units_of[part],
@@ -174,7 +175,7 @@ def label_parts(
 ) -> dict[str, tuple[str, np.ndarray]]:
     """Return the parts of product labels as coordinates of the axis of populations."""
     rows = np.flatnonzero(~pd.Index(labels.values).duplicated())
-    # "unknown" stands for neurons without a unit, which have no part either.
+    # "unknown" stands for neurons without a unit, whose parts are unknown as well.
     of_group = pd.Index(labels.values[rows]).get_indexer(pd.Index(groups))
     coords = {}
     for part in labels.attrs.get("parts", ()):
@@ -222,8 +223,8 @@ def _names(by: Any) -> list[str]:
     names = [by] if isinstance(by, str) else list(by) if isinstance(by, Iterable) else [by]
     if not names or not all(isinstance(name, str) for name in names):
         raise SchemaError(
-            f"populations are to be made by {by!r}, expected the name of a variable, several "
-            "names, or a DataArray of labels over nucleus_id"
+            f"populations are given by {by!r}, expected the name of a variable, several names, or "
+            "a DataArray of labels over nucleus_id"
         )
     return names
 
@@ -251,13 +252,13 @@ def _column(dataset: xr.Dataset, name: str, dim: str, hint: str) -> xr.DataArray
 
 def _words(values: np.ndarray, name: str) -> np.ndarray:
     if values.dtype.kind in "OUT":
-        # Empty words would make neurons vanish from every group. A copy, for they are the user's.
+        # Neurons without a word would vanish from every group. Copied, not to change the input.
         values = values.astype(object)
         values[np.asarray(pd.isna(values))] = "unknown"
     elif values.dtype.kind not in "ib":
         raise SchemaError(
-            f"{name} has dtype {values.dtype}, expected text, integers or truth values: cut "
-            "numbers into classes first, such as with np.digitize"
+            f"{name} has dtype {values.dtype}, expected text, integers or truth values: bin "
+            "numbers first, such as with np.digitize"
         )
     return values
 
@@ -271,9 +272,9 @@ def _align(labels: xr.DataArray, dataset: xr.Dataset, dim: str) -> xr.DataArray:
             f"{list(map(str, labels.coords))}, expected one label per neuron over 'nucleus_id' or "
             f"{dim!r} with its ids"
         )
-    own = str(labels.dims[0])
-    rows = Lookup(labels[own].values, own).find(dataset[dim].values)
-    # A few neurons without a label are "unknown"; when none has one, the ids are of another kind.
+    label_dim = str(labels.dims[0])
+    rows = Lookup(labels[label_dim].values, label_dim).find(dataset[dim].values)
+    # A few neurons without a label are "unknown"; if none has one, the ids are of another kind.
     absent = rows < 0
     if rows.size and absent.all():
         raise UnknownLabelError(f"none of the {rows.size} neurons of {dim} has a label {name!r}")
@@ -305,8 +306,8 @@ def _product(columns: list[xr.DataArray]) -> xr.DataArray:
     labels = pd.Series(label_of.values())
     if labels.duplicated().any():
         raise SchemaError(
-            f"different products read alike, such as {labels[labels.duplicated()].iloc[0]!r}: "
-            f"words of {names} hold {_SEPARATOR!r}; rename them first"
+            f"different products make the same label {labels[labels.duplicated()].iloc[0]!r}: "
+            f"words of {names} contain {_SEPARATOR!r}; rename them first"
         )
     dim = columns[0].dims[0]
     result = xr.DataArray(

@@ -1,4 +1,4 @@
-"""Connection probability between populations, by distance, among the pairs that were tested."""
+"""Connection probability between populations, and by distance, among tested pairs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DIRECTIONS = {
     "depth_change": ("y", "depth of the postsynaptic neuron minus that of the presynaptic one"),
     "euclidean": ("xyz", "distance in space"),
 }
-# Pairs of each presynaptic neuron, int32: 200 million are 1.6 GB with the connected ones.
+# Numbers of pairs, int32: 200 million are 1.6 GB together with those of connected pairs.
 _MAX_COUNTS = 200_000_000
 
 
@@ -186,7 +186,7 @@ def read_edges(distance: Any) -> dict[str, np.ndarray]:
 
 
 class _Side(NamedTuple):
-    """Chosen neurons of one axis, and the populations they belong to."""
+    """The chosen neurons of one axis and their populations."""
 
     labels: xr.DataArray  # of all units
     dim: str
@@ -199,8 +199,8 @@ class _Side(NamedTuple):
 def _labels(units: xr.Dataset, by: By | Mapping[str, By] | None) -> dict[Side, xr.DataArray]:
     if by is None:
         ids = units["nucleus_id"]
-        everybody = np.full(ids.size, "all", dtype=object)
-        labels = xr.DataArray(everybody, {"nucleus_id": ids}, ("nucleus_id",), "population")
+        words = np.full(ids.size, "all", dtype=object)
+        labels = xr.DataArray(words, {"nucleus_id": ids}, ("nucleus_id",), "population")
         return {"pre": labels, "post": labels}
     if isinstance(by, Mapping):
         if set(by) != {"pre", "post"}:
@@ -232,10 +232,10 @@ def _axes(
         coords |= label_parts(side.labels, side.dim, name, side.groups)
     for direction, e in edges.items():
         dim = f"{direction}_distance"
-        about = {"units": "µm", "long_name": DIRECTIONS[direction][1]}
-        coords[dim] = (dim, (e[:-1] + e[1:]) / 2, {**about, "what": "middle of the bin"})
-        coords[f"{dim}_start"] = (dim, e[:-1], {**about, "what": "lower edge, in the bin"})
-        coords[f"{dim}_end"] = (dim, e[1:], {**about, "what": "upper edge, not in the bin"})
+        attrs = {"units": "µm", "long_name": DIRECTIONS[direction][1]}
+        coords[dim] = (dim, (e[:-1] + e[1:]) / 2, {**attrs, "what": "middle of the bin"})
+        coords[f"{dim}_start"] = (dim, e[:-1], {**attrs, "what": "lower edge, in the bin"})
+        coords[f"{dim}_end"] = (dim, e[1:], {**attrs, "what": "upper edge, not in the bin"})
     pre, post = sides.values()
     words = list(count_axons(units, pre.rows))
     coords["axon_completeness"] = np.array(words, dtype=object)
@@ -319,7 +319,7 @@ def _estimate(
     result.attrs["interval"] = text
 
 
-# Pairs by distance, without a matrix of distances. A distance on an edge is in the bin above it.
+# Count pairs by distance without a matrix of distances. A distance on an edge is in the bin above.
 
 
 _KINDS = {name: i for i, name in enumerate(DIRECTIONS)}
@@ -365,7 +365,7 @@ def _count(  # type: ignore[no-untyped-def]
     pre_at, post_at, same, group_starts, group_of, partners, spans, first, second,
     n_pairs, n_connected, lo, hi,
 ):  # fmt: skip
-    # The bin of every postsynaptic neuron, seen from one presynaptic neuron; the last is none.
+    # The bin of every postsynaptic neuron for one presynaptic neuron; `none` is outside all bins.
     none = n_pairs.shape[2]
     bin_of = np.zeros(post_at.shape[1], np.int32)
     bin_of_one = np.empty(post_at.shape[1], np.int32)

@@ -1,4 +1,4 @@
-"""Two releases side by side: which neurons and which connections changed, by nucleus id."""
+"""Comparison of two releases: which neurons and connections changed, by nucleus id."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from zarr.abc.store import Store
 
-from microns_xr.analysis.pairs import SIDES, require_asked_for
+from microns_xr.analysis.pairs import SIDES, require_requested
 from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.blocks import positions_of
 from microns_xr.connectivity.labels import Lookup
@@ -58,7 +58,7 @@ def compare_releases(
     -------
     xarray.DataTree
         Four nodes, each with the dim ``release`` ("a", "b") and along it the coordinates
-        ``datastack`` and ``materialization_version``, which functions of one release refuse:
+        ``datastack`` and ``materialization_version``, which functions for a single release reject:
 
         ``/``
             The two releases.
@@ -105,8 +105,8 @@ def compare_releases(
     datastacks, versions = zip(*identity.values(), strict=True)
     if datastacks[0] != datastacks[1]:
         raise ReleaseMismatchError(
-            f"a is of {datastacks[0]} and b of {datastacks[1]}, expected the same datastack: only "
-            "within one do nucleus ids name the same neurons"
+            f"a is of {datastacks[0]} and b of {datastacks[1]}, expected the same datastack: "
+            "nucleus ids identify neurons only within one"
         )
     summary = xr.Dataset()
     nodes = {"": xr.Dataset(), "summary": summary}
@@ -207,7 +207,7 @@ def _match(ids: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], np.ndar
 def _of_both(values: list[np.ndarray], rows: list[np.ndarray]) -> np.ndarray:
     """Return (release, ..., id): "absent" for a missing word, 0 for a missing number."""
     if any(v.dtype.kind in "OUTb" for v in values):
-        # Truth values become objects too, so that "absent" can stand among them.
+        # Truth values become objects too, so that "absent" can be one of them.
         values = [v.astype(object) for v in values]
     missing = "absent" if values[0].dtype.kind == "O" else 0
     shape = (2, *values[0].shape[:-1], rows[0].size)
@@ -221,7 +221,7 @@ def _ids_of_both(pairs: Mapping[str, xr.Dataset], pre: Any, post: Any) -> dict[s
     """Return the neurons of each axis whose pairs were requested in both releases."""
     hint = "all of whose pairs were requested in both releases, or connections=False"
     for name, connectivity in pairs.items():
-        require_asked_for(connectivity, pre, post, hint, f" of {name}")
+        require_requested(connectivity, pre, post, hint, f" of {name}")
     ids: dict[str, np.ndarray] = {}
     for side, choice in zip(SIDES, (pre, post), strict=True):
         axes = [c[f"{side}_nucleus_id"].values for c in pairs.values()]

@@ -1,7 +1,7 @@
 """Intervals of ratios of sums over neurons: bootstrap over neurons, and Wilson's interval.
 
-Pairs of one neuron are not independent: a more complete axon, or a cell in a denser place, has more
-connections of all kinds. So whole neurons are resampled, each with all of its pairs.
+Pairs of one neuron are not independent: a more complete axon, or a cell in a denser region, has
+more connections of all kinds. So whole neurons are resampled, each with all of its pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BLOCK = 1 << 22
 
 
 def require_interval(interval: Any, *kinds: type) -> None:
-    """Raise unless `interval` is of one of the kinds."""
+    """Raise unless `interval` is an instance of one of the classes."""
     if not isinstance(interval, kinds):
         names = " or ".join(
             "None" if k is type(None) else f"mx.analysis.{k.__name__}()" for k in kinds
@@ -122,7 +122,7 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 
 def describe_bootstrap(interval: Bootstrap) -> dict[str, Any]:
-    """Return the attributes of a result that say how its intervals were made."""
+    """Return the attributes that describe how the intervals of a result were computed."""
     return {"n_bootstrap": interval.n, "confidence": interval.confidence, "seed": interval.seed}
 
 
@@ -167,14 +167,14 @@ def bootstrap_ratio(
 def percentile_interval(replicates: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the percentiles that exclude equal shares on both sides; NaN are left out."""
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    absent = np.isnan(replicates)
-    if not absent.any():
+    is_nan = np.isnan(replicates)
+    if not is_nan.any():
         low, high = np.quantile(replicates, tails, axis=0)
         return low, high
-    some = ~absent.all(axis=0)
+    has_value = ~is_nan.all(axis=0)
     ends = np.full((2, *replicates.shape[1:]), np.nan)
-    if some.any():
-        ends[:, some] = np.nanquantile(replicates[:, some], tails, axis=0)
+    if has_value.any():
+        ends[:, has_value] = np.nanquantile(replicates[:, has_value], tails, axis=0)
     return ends[0], ends[1]
 
 

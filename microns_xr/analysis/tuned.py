@@ -1,4 +1,4 @@
-"""Connections against the difference of the preferred angles of both ends."""
+"""Connections by the difference between the preferred angles of the two neurons."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ TURN = 360_000_000_000
 
 
 class AnglePairs(NamedTuple):
-    """Connections, and the angles of the neurons of both axes, as the kernel takes them."""
+    """Connections, and the angles of the neurons of both axes, for the kernel."""
 
     pre: np.ndarray  # (connections,), positions on the axes
     post: np.ndarray
@@ -266,7 +266,7 @@ def prepare(
     presynaptic: Presynaptic,
     weight: str,
 ) -> tuple[ChosenNeurons, AnglePairs, dict[str, Any]]:
-    """Return the neurons that take part, what is counted, and the coordinates of the bins."""
+    """Return the neurons and pairs to count, and the coordinates of the bins."""
     neurons = _choose_tuned(connectivity, units, angle, pre, post, presynaptic)
     angle_units, _, period = describe_angle(units[angle], f"units.{angle}")
     centres, edges = _bins(bins, period, angle_units)
@@ -285,11 +285,11 @@ def prepare(
 
 
 def to_ticks(angles: np.ndarray, period: float) -> np.ndarray:
-    """Put angles on the grid of ticks; -1 where there is none."""
+    """Round angles to the grid of ticks; NaN becomes -1."""
     angles = angles.astype(float)
-    known = np.isfinite(angles)
-    ticks = np.rint(np.where(known, angles, 0) / period * TURN).astype(np.int64) % TURN
-    ticks[~known] = -1
+    has_angle = np.isfinite(angles)
+    ticks = np.rint(np.where(has_angle, angles, 0) / period * TURN).astype(np.int64) % TURN
+    ticks[~has_angle] = -1
     return ticks
 
 
@@ -391,7 +391,7 @@ def _count(  # type: ignore[no-untyped-def]
 
 
 def statistics(totals: np.ndarray, bin_coords: dict[str, Any], normalise: bool) -> xr.Dataset:
-    """Turn totals (..., 3, bins) into the statistics, with a dim ``replicate`` if there is one."""
+    """Compute the statistics of totals (..., 3, bins), with a dim ``replicate`` if there is one."""
     pairs, connected, sizes = (totals[..., i, :] for i in range(3))
     centres = bin_coords["difference"][1]
     overall = ratio(connected.sum(-1), pairs.sum(-1))
@@ -427,7 +427,7 @@ def _draw(
     pre_weights = neuron_weights(pre.size, interval.n, interval.seed)
     if not interval.both_sides:
         return np.tensordot(pre_weights, counts[pre], axes=1)
-    # The presynaptic draws are the same with one side or both; the others need another stream.
+    # Presynaptic draws are the same with one side or both; postsynaptic ones need another seed.
     seed = int(np.random.SeedSequence([interval.seed, 1]).generate_state(1)[0])
     post_weights = neuron_weights(post.size, interval.n, seed)
 

@@ -204,7 +204,7 @@ def _draw_numbers(ax: Axes, xy: np.ndarray, values: xr.DataArray, dots: dict[str
         label += f"\ngrey: no value ({(~known).sum()})"
     x, y = xy[known].T
     drawn = ax.scatter(x, y, c=numbers[known], cmap=cmap, norm=norm, zorder=2, **dots)
-    # Axes with equal scales rarely fill their space; a usual colour bar would be higher than they.
+    # Axes with equal scales rarely fill their space; a usual colour bar would be taller than them.
     beside = ax.inset_axes((1.03, 0.0, 0.03, 1.0))
     bar = ax.figure.colorbar(drawn, cax=beside, label=label)
     if is_angle(values):
@@ -223,12 +223,12 @@ def _require_layers(layers: xr.Dataset | None) -> None:
 
 
 def _draw_downwards(ax: Axes, layers: xr.Dataset | None) -> None:
-    """Let depth run downwards, and draw layer borders with the names at the right."""
+    """Let depth increase downwards, and draw layer borders with their names at the right."""
     if not ax.yaxis_inverted():
         ax.invert_yaxis()
     if layers is None:
         return
-    # Room for the names.
+    # Leave space for the names.
     left, right = ax.get_xlim()
     ax.set_xlim(left, right + 0.09 * (right - left))
     columns = (layers[name].values for name in ("layer_name", "y_start", "y_end"))

@@ -24,7 +24,7 @@ from microns_xr.plot.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# With more populations the numbers in the cells are not legible, with more lines the colours alike.
+# With more populations the numbers in the cells are illegible; with more lines the colours repeat.
 _MAX_NUMBERS, _MAX_LINES = 9, 9
 
 

@@ -1,4 +1,4 @@
-"""What all pictures share: colours for every kind of colour vision, axes, labels of axes."""
+"""Shared parts of pictures: colours for every kind of colour vision, axes, labels of axes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _VOCABULARIES = (
 
 
 class Style(NamedTuple):
-    """How a word is drawn: colour (hex), marker, hatch of bars, and line style."""
+    """Style of a word: colour (hex), marker, hatch of bars, and line style."""
 
     colour: str
     marker: str
@@ -110,7 +110,7 @@ def scaled(values: xr.DataArray) -> tuple[np.ndarray, Colormap, Normalize]:
 
 
 def words_of(values: xr.DataArray) -> np.ndarray | None:
-    """Return text and truth values as words, "unknown" where there is none; None for numbers."""
+    """Return text and truth values as words, with "unknown" if missing; None for numbers."""
     kind = values.dtype.kind
     if kind in "OUTb":
         words = np.asarray(values.values).astype(object)
@@ -140,12 +140,11 @@ def colours_of(values: xr.DataArray) -> np.ndarray:
 
 
 def floats(values: xr.DataArray) -> np.ndarray:
-    """Return the values as float64, lazy ones computed."""
+    """Return the values as float64, computing lazy ones."""
     return np.asarray(values.values, dtype=float)
 
 
 def axes_or_new(ax: Axes | None, **kwargs: Any) -> Axes:
-    """Return `ax`, or new axes."""
     if ax is not None:
         if not hasattr(ax, "plot") or not hasattr(ax, "figure"):
             raise SchemaError(f"ax is a {type(ax).__name__}, expected matplotlib axes, or None")
@@ -179,7 +178,6 @@ def require(dataset: Any, names: tuple[str, ...], what: str, how: str) -> None:
 
 
 def one_word_each(dataset: xr.Dataset, name: str, dims: tuple[Any, ...]) -> np.ndarray:
-    """Return one word per cell, or raise."""
     words = words_of(dataset[name]) if dataset[name].dims == dims else None
     if words is None:
         raise SchemaError(
@@ -200,7 +198,7 @@ def label_of(variable: xr.DataArray, name: str | None = None, width: int = 48) -
 
 
 def draw_band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> None:
-    """Shade an interval, with gaps where it is NaN."""
+    """Shade an interval; NaN leaves a gap."""
     ax.fill_between(x, low, high, color=colour, alpha=0.22, lw=0, zorder=1)
 
 

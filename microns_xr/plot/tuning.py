@@ -209,7 +209,7 @@ def preferred_orientations(
         if state == "degree":
             ax.set_xticks(np.arange(0, period + 1, period / 4))
     if by is not None:
-        # Polar axes are round: the legend stands beside them.
+        # Polar axes are round, so the legend is placed beside them.
         where: Any = {"loc": "upper left", "bbox_to_anchor": (1.08, 1.0)} if polar else {}
         ax.legend(fontsize="small", title=by.replace("_", " "), **where)
     return ax

@@ -42,7 +42,7 @@ def test_every_picture_of_a_store(demo_store, tmp_path):
         (["currents", "--variable", "rate_x"], "no rates 'rate_x'"),
         (["depth", "--by", "colour"], "colour"),
         (["depth", "--out", "{folder}/a.txt"], "ends in one of"),
-        (["depth", "--out", "{folder}/none/a.png"], "there is no folder"),
+        (["depth", "--out", "{folder}/none/a.png"], "create the folder"),
     ],
 )
 def test_what_cannot_be_drawn_leaves_no_file(demo_store, tmp_path, words, match):

@@ -134,7 +134,7 @@ def test_all_members_of_a_packed_file_are_read(tmp_path):
 @pytest.mark.parametrize("address", ["no-such-protocol://s.csv", "memory://none.csv"])
 def test_addresses_without_a_file(address):
     with pytest.raises(
-        mx.errors.SourceError, match=f"{address} cannot be read .*: check path, rights and"
+        mx.errors.SourceError, match=f"{address} cannot be read .*: check path, permissions and"
     ):
         find_files(address, None, {})
     with pytest.raises(mx.errors.SchemaError, match="files has 3, expected paths"):

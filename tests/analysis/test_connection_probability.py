@@ -328,7 +328,7 @@ def test_like_plain_loops(seed, direction, edges, second, compressed):
     pre = axon.reindex(connectivity.pre_nucleus_id).isin(["full", "partial"])
     if not pre.any() or not np.isin(connectivity.post_nucleus_id, units.nucleus_id).any():
         with pytest.raises(
-            (mx.errors.SchemaError, mx.errors.UnknownLabelError), match=r"is left|nowhere"
+            (mx.errors.SchemaError, mx.errors.UnknownLabelError), match=r"remains|nowhere"
         ):
             mx.analysis.connection_probability(connectivity, units, distance=asked)
         return

@@ -103,9 +103,9 @@ def _require_groups(tree: xr.DataTree, *names: str) -> None:
 
 def _require_rates(units: xr.Dataset, name: str) -> None:
     if name not in units or not name.startswith("rate_"):
-        found = [str(n) for n in units.data_vars if str(n).startswith("rate_")]
+        names = [str(n) for n in units.data_vars if str(n).startswith("rate_")]
         raise SchemaError(
-            f"the units have no rates {name!r}, found {found}: rates come from the table "
+            f"the units have no rates {name!r}, found {names}: rates come from the table "
             "tuning_curves_fitted_v1 and the coregistration"
         )
 
@@ -135,7 +135,7 @@ def demo(
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    started = time.perf_counter()
+    start = time.perf_counter()
     size: dict[str, Any] = {"n_nuclei": n_nuclei} if n_nuclei else {}
     source = mx.sources.DemoSource(version, seed=seed, **size)
     release = mx.Release(version, source=source)
@@ -163,12 +163,14 @@ def demo(
         advance()
         figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
         depth_profile(units, layers, ax=axes[0])
-        typed = mx.select_units(
+        neurons = mx.select_units(
             units, classification_system=["excitatory_neuron", "inhibitory_neuron"]
         )
-        among = mx.select_connections(connectivity, pre=typed.nucleus_id, post=typed.nucleus_id)
+        connections = mx.select_connections(
+            connectivity, pre=neurons.nucleus_id, post=neurons.nucleus_id
+        )
         by_type = mx.group_connectivity(
-            mx.annotate(among, typed, ["cell_type"]), "cell_type", "cell_type"
+            mx.annotate(connections, neurons, ["cell_type"]), "cell_type", "cell_type"
         )
         connectivity_matrix(by_type, ax=axes[1])
         currents_by_angle(currents, units.classification_system, ax=axes[2])
@@ -180,14 +182,14 @@ def demo(
         advance()
     tree = mx.open_store(store)
     typer.echo("\n".join([*_release_lines(tree)[:2], *_store_lines(tree)]))
-    driven = int(currents.notnull().all("orientation").sum())
+    n_with_current = int(currents.notnull().all("orientation").sum())
     typer.echo(
-        f"currents      {driven} of {currents.sizes['post_nucleus_id']} neurons have an input "
-        f"current over {currents.sizes['orientation']} orientations"
+        f"currents      {n_with_current} of {currents.sizes['post_nucleus_id']} neurons have an "
+        f"input current over {currents.sizes['orientation']} orientations"
     )
     typer.echo(f"store         {store}")
     typer.echo(f"figure        {out / 'demo.png'}")
-    typer.echo(f"time          {time.perf_counter() - started:.1f} s")
+    typer.echo(f"time          {time.perf_counter() - start:.1f} s")
     typer.echo(
         f'next          python -c "import microns_xr as mx; print(mx.open_store({str(store)!r}))"'
     )
@@ -205,7 +207,7 @@ def build(
         typer.Option(help="any: drop roots with several nuclei; typed: count typed nuclei only."),
     ] = "any",
     synapses: Annotated[
-        str | None, typer.Option(help="Which synapse file, where there are several.")
+        str | None, typer.Option(help="Which synapse file to use if there are several.")
     ] = None,
 ) -> None:
     """Build a store from the raw tables of a release.
@@ -392,9 +394,9 @@ def ingest(
         bool, typer.Option(help="Leave out lines that cannot be read, and count them.")
     ] = False,
 ) -> None:
-    """Stream files of synapses, however large, into a store.
+    """Stream files of synapses of any size into a store.
 
-    The files of the archive have no header line; their header files are found beside them. Layers
+    Files of the archive have no header line; their header files are found beside them. Layers
     and functional units of the store given as --units are copied to the new store.
     """
     from microns_xr.store.open import groups_of, open_root, read_group
@@ -534,7 +536,7 @@ def currents(
     _require_parent(out)
     if out.suffix != ".zarr" and out.is_dir():
         raise SchemaError(f"{out} is a folder, expected the name of a file")
-    # Only earlier currents are replaced, never another store.
+    # Only currents may be replaced, never another store.
     if out.suffix == ".zarr" and out.exists():
         is_currents = (out / "input_current" / "zarr.json").is_file()
         if not is_currents or (out / "units").exists():
@@ -739,18 +741,18 @@ def _draw_connectivity(tree: xr.DataTree, by: str, variable: str, presynaptic: s
             connectivity, units, by, presynaptic=presynaptic, interval=interval
         )
     else:
-        among = mx.select_connections(connectivity, pre=units, post=units)
-        table = mx.group_connectivity(among, by, units=units)
+        connections = mx.select_connections(connectivity, pre=units, post=units)
+        table = mx.group_connectivity(connections, by, units=units)
     return mx.plot.connectivity_matrix(table, variable)
 
 
 def _draw_tuning(units: xr.Dataset, name: str, nucleus_id: int | None) -> Axes:
     _require_rates(units, name)
     if nucleus_id is None or nucleus_id not in units["nucleus_id"].values:
-        rated = units["nucleus_id"].values[units[name].notnull().values.all(axis=1)]
+        with_rates = units["nucleus_id"].values[units[name].notnull().values.all(axis=1)]
         raise SchemaError(
-            f"--nucleus-id is {nucleus_id}, expected a neuron of the store; {rated.size} have "
-            f"rates, such as {rated[:3].tolist()}"
+            f"--nucleus-id is {nucleus_id}, expected a neuron of the store; {with_rates.size} have "
+            f"rates, such as {with_rates[:3].tolist()}"
         )
     rates = units[name].sel(nucleus_id=nucleus_id)
     ax = mx.plot.tuning_curve(rates, _fit(rates, str(rates.dims[0])))

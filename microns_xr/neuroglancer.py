@@ -101,8 +101,8 @@ def neuroglancer_link(
     if synapses is not None:
         require_same_release(("cells", cells), ("synapses", synapses))
     source = segmentation or _segmentation(*release, allow_demo)
-    shown = _cells_to_show(cells, colour)
-    ids, roots = shown["nucleus_id"].values, shown["pt_root_id"].values
+    visible = _cells_to_show(cells, colour)
+    ids, roots = visible["nucleus_id"].values, visible["pt_root_id"].values
     if ids.size > max_cells:
         raise SchemaError(
             f"cells has {ids.size} cells, expected at most max_cells={max_cells}, since a browser "
@@ -111,13 +111,13 @@ def neuroglancer_link(
     colours: dict[int, str] | None = None  # leaves them to Neuroglancer
     texts = [str(i) for i in ids.tolist()]
     if colour:
-        values = shown[colour].compute()
+        values = visible[colour].compute()
         colours = dict(zip(roots.tolist(), colours_of(values).tolist(), strict=True))
         words = [f"{v:.4g}" if values.dtype.kind == "f" else str(v) for v in values.values]
         texts = [f"{text} {word}".strip() for text, word in zip(texts, words, strict=True)]
-    elif "side" in shown:
+    elif "side" in visible:
         of_side = {"pre": PALETTE[0], "post": PALETTE[1]}
-        sides = shown["side"].values
+        sides = visible["side"].values
         colours = {root: of_side[s] for root, s in zip(roots.tolist(), sides, strict=True)}
     layers: list[Any] = [
         builder.ImageLayer(name="images", source=image),
@@ -129,8 +129,8 @@ def neuroglancer_link(
         ),
     ]
     points = np.empty((0, 3))
-    if "position" in shown:
-        points = _voxels(shown["position"])
+    if "position" in visible:
+        points = _voxels(visible["position"])
         layers.append(_annotations(builder, "nuclei", ids, points, roots[:, None], texts))
     if synapses is not None:
         layer, synapse_points = _synapse_layer(builder, cells, synapses, ids, roots)
@@ -217,7 +217,7 @@ def _connected_neurons(connectivity: xr.Dataset, names: list[str]) -> xr.Dataset
 
 
 def _synapse_layer(
-    builder: Any, cells: xr.Dataset, synapses: xr.Dataset, shown: np.ndarray, roots: np.ndarray
+    builder: Any, cells: xr.Dataset, synapses: xr.Dataset, visible: np.ndarray, roots: np.ndarray
 ) -> tuple[Any, np.ndarray]:
     """Return the layer of the synapses of the cells, and their positions in voxels."""
     if not isinstance(synapses, xr.Dataset) or "position" not in synapses:
@@ -230,7 +230,7 @@ def _synapse_layer(
         keep = np.isin(pre, cells["pre_nucleus_id"].values)
         keep &= np.isin(post, cells["post_nucleus_id"].values)
     else:
-        keep = np.isin(pre, shown) | np.isin(post, shown)
+        keep = np.isin(pre, visible) | np.isin(post, visible)
     points = _voxels(synapses["position"])
     keep &= np.isfinite(points).all(axis=1)
     if not keep.any():
@@ -240,7 +240,7 @@ def _synapse_layer(
         )
     pre, post, points = pre[keep], post[keep], points[keep]
     # A synapse is linked to those of its two segments that are shown; 0 stands for the others.
-    lookup, roots = Lookup(shown, "cells"), np.append(roots, 0)
+    lookup, roots = Lookup(visible, "cells"), np.append(roots, 0)
     linked = np.stack([roots[lookup.find(ids)] for ids in (pre, post)], axis=1)
     names = np.flatnonzero(keep)
     if "synapse_id" in synapses:

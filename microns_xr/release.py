@@ -42,10 +42,10 @@ from microns_xr.sources.directory import DirectorySource, write_identity
 from microns_xr.sources.fetch import (
     RECORDING_SUFFIXES,
     RECORDINGS_URL,
+    display_url,
     download,
     fetch_file,
     file_name,
-    shown_url,
 )
 from microns_xr.sources.synapses import SynapseSet, download_synapses, resolve_ids
 from microns_xr.sources.tables import TableSource, read_table_file
@@ -491,7 +491,7 @@ class Release:
         if folder is None:
             raise SourceError(
                 f"{type(self.source).__name__} has no folder to put files into: fetch "
-                f"{shown_url(url)} by other means, and give its path to tuning_curves(path)"
+                f"{display_url(url)} by other means, and give its path to tuning_curves(path)"
             )
         return fetch_file(url, folder / "functional" / file_name(url), **options).path
 

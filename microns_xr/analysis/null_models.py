@@ -103,9 +103,9 @@ class NullConnectivity(Sequence[xr.Dataset]):
 
     Sparse matrices cannot be stacked along a third dim cheaply, so this is a sequence: ``null[3]``
     or ``null.isel(replicate=3)`` is a connectivity Dataset with the scalar coordinate
-    ``replicate``. It depends on the seed and its number only, not on the order of access or the
-    number of replicates. Made by `rewire`, `rewire_by_distance` and `permute_weights`; ``attrs``
-    say what it keeps.
+    ``replicate``. A replicate depends only on the seed and its number, not on the order of access
+    or the number of replicates. Made by `rewire`, `rewire_by_distance` and `permute_weights`;
+    ``attrs["keeps"]`` states what it keeps.
 
     Examples
     --------
@@ -299,22 +299,22 @@ def compare_values(
             f"the null has dims {null.dims}, expected 'replicate' and those of the observed "
             f"values, {observed.dims}"
         )
-    drawn = np.asarray(null.transpose("replicate", *observed.dims).values, dtype=float)
-    if drawn.shape[1:] != observed.shape:
+    draws = np.asarray(null.transpose("replicate", *observed.dims).values, dtype=float)
+    if draws.shape[1:] != observed.shape:
         raise SchemaError(
-            f"the null has shape {drawn.shape[1:]}, expected that of the observed values, "
+            f"the null has shape {draws.shape[1:]}, expected that of the observed values, "
             f"{observed.shape}: apply the same selection to both"
         )
     values = np.asarray(observed.values, dtype=float)
-    n = np.isfinite(drawn).sum(axis=0)
+    n = np.isfinite(draws).sum(axis=0)
     # Equal sums in another order may differ in their last bits; they are ties.
-    close = np.isclose(drawn, values, rtol=1e-9, atol=0)
-    as_large = ((drawn > values) | close).sum(axis=0)
-    as_small = ((drawn < values) | close).sum(axis=0)
+    close = np.isclose(draws, values, rtol=1e-9, atol=0)
+    as_large = ((draws > values) | close).sum(axis=0)
+    as_small = ((draws < values) | close).sum(axis=0)
     p = np.minimum(1, 2 * (1 + np.minimum(as_large, as_small)) / (n + 1))
     p = np.where(np.isfinite(values) & (n > 0), p, np.nan)
-    mean = ratio(np.nansum(drawn, axis=0), n)
-    low, high = percentile_interval(drawn, confidence)
+    mean = ratio(np.nansum(draws, axis=0), n)
+    low, high = percentile_interval(draws, confidence)
     result = xr.Dataset(
         coords=observed.coords,
         attrs={"statistic": str(observed.name or "statistic"), "confidence": confidence},
@@ -454,10 +454,10 @@ def _like_to_like_values(
         return count_pairs(pairs._replace(pre_ticks=pre, post_ticks=post))
 
     totals = []
-    drawn = da.asarray(null.transpose("replicate", "nucleus_id").data).rechunk({1: -1})
+    replicates = da.asarray(null.transpose("replicate", "nucleus_id").data).rechunk({1: -1})
     # One dask block of replicates at a time, so that not all are in memory at once.
-    for number in range(drawn.numblocks[0]):
-        block = drawn.blocks[number].compute()
+    for number in range(replicates.numblocks[0]):
+        block = replicates.blocks[number].compute()
         if not (np.isfinite(block) == has_angle).all():
             raise SchemaError(
                 f"the null gives {angle} to other neurons than those that have one, expected the "
@@ -825,16 +825,18 @@ def _exchanges(
 
     def exchange(replicate: int, n_attempts: int) -> tuple[np.ndarray, int]:
         post, state = observed.post.copy(), random_state(seed, replicate)
-        made = _swap(observed.pre, observed.indptr, post, observed.same, state, n_attempts, *places)
-        return post, int(made)
+        n_swaps = _swap(
+            observed.pre, observed.indptr, post, observed.same, state, n_attempts, *places
+        )
+        return post, int(n_swaps)
 
     n = observed.post.size
     n_pilot = _PILOT * n
-    n_made = exchange(_PILOT_NUMBER, n_pilot)[1]
+    n_accepted = exchange(_PILOT_NUMBER, n_pilot)[1]
     # Where almost no exchange is possible, more attempts would not help.
-    share = max(n_made, 1) / max(n_pilot, 1)
+    share = max(n_accepted, 1) / max(n_pilot, 1)
     n_attempts = int(np.ceil(n * min(swaps / share, _MOST_ATTEMPTS)))
-    attrs = {"attempted_swaps": n_attempts, "accepted_share": n_made / max(n_pilot, 1)}
+    attrs = {"attempted_swaps": n_attempts, "accepted_share": n_accepted / max(n_pilot, 1)}
     return lambda i: (exchange(i, n_attempts)[0], None), attrs
 
 
@@ -927,7 +929,7 @@ def _swap(  # type: ignore[no-untyped-def]
     pre, indptr, post, same, state, n_attempts, pre_at, post_at, squared_edges
 ):
     n = post.size
-    n_made = 0
+    n_accepted = 0
     for _ in range(n_attempts if n > 1 else 0):
         e, f = _below(state, n), _below(state, n)
         a, b, c, d = pre[e], post[e], pre[f], post[f]
@@ -947,8 +949,8 @@ def _swap(  # type: ignore[no-untyped-def]
             continue
         post[e] = d
         post[f] = b
-        n_made += 1
-    return n_made
+        n_accepted += 1
+    return n_accepted
 
 
 @numba.njit(nogil=True, cache=True)

@@ -51,7 +51,7 @@ def compare_releases(
         False compares only the units.
     pre, post : collection of int, or units Dataset, optional
         Compare only pairs of these neurons, which must be on the axes of both. If the scope of
-        either connectivity is "unknown", both are required: they say that these pairs were
+        either connectivity is "unknown", both are required, and assert that these pairs were
         requested in both releases.
 
     Returns
@@ -116,8 +116,8 @@ def compare_releases(
     if connections:
         ids = _ids_of_both(pairs, pre, post)
         nodes["connections"], n_changes = _compare_connections(pairs, ids)
-        about = {"units": "connected pairs"}
-        summary["n_connections"] = ("connection_change", list(n_changes.values()), about)
+        attrs = {"units": "connected pairs"}
+        summary["n_connections"] = ("connection_change", list(n_changes.values()), attrs)
         summary["connection_change"] = np.array(list(n_changes), dtype=object)
         n_pairs = ids["pre"].size * ids["post"].size
         summary["n_comparable_pairs"] = ((), n_pairs, {"units": "pairs"})
@@ -183,8 +183,8 @@ def _compare_units(
                     "expected one word, integer or truth value per unit"
                 )
     ids, rows, change = _match([dataset["nucleus_id"].values for dataset in units.values()])
-    about = {"long_name": "kept, gained or lost from a to b"}
-    result = xr.Dataset({"change": ("nucleus_id", change, about)}, {"nucleus_id": ids})
+    attrs = {"long_name": "kept, gained or lost from a to b"}
+    result = xr.Dataset({"change": ("nucleus_id", change, attrs)}, {"nucleus_id": ids})
     counts = {word: int((change == word).sum()) for word in ("kept", "gained", "lost")}
     for name in ("pt_root_id", *names):
         of_both = _of_both([u[name].values for u in units.values()], rows)

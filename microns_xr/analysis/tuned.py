@@ -80,7 +80,7 @@ def like_to_like(
     pre, post : mapping, collection of int, units Dataset, or None, optional
         Neurons of either side: conditions of `select_units` such as ``{"layer": "L4"}``, or
         nucleus ids on the axis; None takes all. If the scope of the connectivity is "unknown",
-        both are required: they say that these pairs were requested.
+        both are required, and assert that these pairs were requested.
     presynaptic : str or collection of str, optional
         Which axons are complete enough, as the condition `axon` of `select_units`:
         ``"extended"`` (partial or full; before release 1078 the status "extended"), ``"full"``,
@@ -357,20 +357,20 @@ def _count(  # type: ignore[no-untyped-def]
     by_angle = np.argsort(pre_ticks)
     for i in by_angle[np.searchsorted(pre_ticks[by_angle], 0) :]:
         a = pre_ticks[i]
-        closer = 0.0
+        previous = 0.0
         for b in range(n_bins + 1):
             e = edges[b] + (1 if b == n_bins else 0)
-            here = 0.0
+            within = 0.0
             if 2 * e > TURN:
-                here = below[n]
+                within = below[n]
             elif e > 0:
                 for side, x in enumerate((a - e + 1, a + e)):
                     while ends[side, b] < 3 * n and ticks[ends[side, b]] < x:
                         ends[side, b] += 1
-                here = below[ends[1, b]] - below[ends[0, b]]
+                within = below[ends[1, b]] - below[ends[0, b]]
             if b:
-                out[i, 0, b - 1] = here - closer
-            closer = here
+                out[i, 0, b - 1] = within - previous
+            previous = within
         j = same[i]
         if j >= 0 and post_ticks[j] >= 0 and edges[0] == 0:
             out[i, 0, 0] -= weight[j]
@@ -443,9 +443,9 @@ def _add_intervals(result: xr.Dataset, draws: xr.Dataset, confidence: float) -> 
     connected = result["n_connected"] > 0
     for name, text in (_OF_BINS | _OF_CURVE).items():
         # Without a connection all draws agree: the interval is unknown.
-        known = result[name].notnull() & (connected if name in _OF_BINS else connected.any())
+        valid = result[name].notnull() & (connected if name in _OF_BINS else connected.any())
         low, high = percentile_interval(draws[name].values, confidence)
         for end, values in ((f"{name}_low", low), (f"{name}_high", high)):
             which = "lower" if values is low else "upper"
-            result[end] = result[name].copy(data=values).where(known)
+            result[end] = result[name].copy(data=values).where(valid)
             result[end].attrs = result[name].attrs | {"long_name": f"{which} end of: {text}"}

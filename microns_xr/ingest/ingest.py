@@ -71,7 +71,7 @@ def ingest_synapses(
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> None:
-    r"""Stream a table of synapses, however large, into a store.
+    r"""Stream a table of synapses of any size into a store.
 
     The store is identical, array for array, to the one that `build_connectivity` and `write_store`
     make of these rows in memory.

@@ -155,7 +155,7 @@ def _inspect(name: str, header: Header | None, options: Mapping[str, Any]) -> In
         if isinstance(error, SchemaError) or not (remote or isinstance(error, DAMAGED)):
             raise
         raise unreadable(name, error) from error
-    header = header or _beside(name, options) or _first_line(line, name)
+    header = header or _sidecar_header(name, options) or _first_line(line, name)
     # Some files have a header line although a header was given.
     skip = len(line) if tuple(_cells(line)) == header.names else 0
     return InputFile(name, size, kind, header, skip, options)
@@ -172,7 +172,7 @@ def _stem(name: str) -> str:
     return name.removesuffix(".gz").removesuffix(".csv")
 
 
-def _beside(name: str, options: Mapping[str, Any]) -> Header | None:
+def _sidecar_header(name: str, options: Mapping[str, Any]) -> Header | None:
     """Return the header file that the archive puts beside a data file, if there is one."""
     other = f"{_stem(name)}_header.csv"
     try:
@@ -253,7 +253,7 @@ class Block(NamedTuple):
 
     numbers: dict[str, np.ndarray]  # role to int64 values
     null: dict[str, np.ndarray]  # of "pre" and "post": bool, True where the id is missing
-    bad: dict[int, str]  # rows that cannot be read: what is wrong, for a message
+    bad: dict[int, str]  # rows that cannot be read, and the reason for a message
     points: Callable[[np.ndarray], list[pa.Array]]  # columns of the positions of some rows
     begins: np.ndarray | None  # first byte of each row in the block; None for parquet
     size: int  # unpacked bytes; 0 for parquet
@@ -268,8 +268,8 @@ def read_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
 
 
 def _csv_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
-    done = file.skip
-    held = b""
+    n_unpacked = file.skip
+    rest = b""
     packed: IO[bytes] | None = None
     try:
         packed = _open(file.name, file.options)
@@ -277,22 +277,22 @@ def _csv_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
         stream.read(file.skip)
         with closing(whole_lines(stream, packed, file.name)) as blocks:
             for block, at in blocks:
-                done += len(block)
-                lines = held + block
+                n_unpacked += len(block)
+                lines = rest + block
                 # Blank lines are bad, except at the end of a file.
                 stop = _end_of_text(lines)
-                held = lines[stop:]
+                rest = lines[stop:]
                 if stop:
                     # Parsed in the thread that calls it, so that blocks are parsed in parallel.
                     yield partial(_csv_block, lines[:stop], file, layout), at
-        if held.strip(b"\r\n"):
-            yield partial(_csv_block, held + b"\n", file, layout), file.size
+        if rest.strip(b"\r\n"):
+            yield partial(_csv_block, rest + b"\n", file, layout), file.size
     except Exception as error:
         # Each protocol of fsspec has its own errors.
         if isinstance(error, SourceError) or not ("://" in file.name or isinstance(error, DAMAGED)):
             raise
         at = 0 if packed is None else packed.tell()
-        where = f" at byte {at} of {file.size}, {done} unpacked bytes after its beginning"
+        where = f" at byte {at} of {file.size}, {n_unpacked} unpacked bytes after its beginning"
         raise unreadable(file.name, error, where) from error
     finally:
         if packed is not None:
@@ -394,13 +394,13 @@ def _exact(cell: Any, role: str) -> int | None:
         raise ValueError(
             "expected an integer id: 18-digit ids are rounded by floats, export the table again"
         )
-    number, least = Decimal(text), int(role == "count")
+    number, minimum = Decimal(text), int(role == "count")
     if abs(number) >= 2**63:
         raise ValueError("expected a number below 2**63")
     if number != number.to_integral_value():
         raise ValueError("expected a whole number")
-    if role not in _IDS and number < least:
-        raise ValueError(f"expected {least} or more")
+    if role not in _IDS and number < minimum:
+        raise ValueError(f"expected {minimum} or more")
     return int(number)
 
 
@@ -482,10 +482,10 @@ def _parquet_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]
             table = pq.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
             for name in columns:
                 _require_type(table.schema_arrow.field(name), layout, file)
-            done = 0
+            n_rows = 0
             for batch in table.iter_batches(_BATCH_ROWS, columns=columns):
-                done += batch.num_rows
-                packed = int(file.size * done / max(1, table.metadata.num_rows))
+                n_rows += batch.num_rows
+                packed = int(file.size * n_rows / max(1, table.metadata.num_rows))
                 yield partial(_parquet_block, batch, layout), packed
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, SourceError):
@@ -741,18 +741,18 @@ def _in_order(
     pool: ThreadPoolExecutor, mapper: Mapper, jobs: Iterable[Job], ahead: int
 ) -> Generator[tuple[Mapped, int], None, None]:
     """Yield the mapped blocks in order, with at most `ahead` of them in progress."""
-    waiting: deque[tuple[Future[Mapped], int]] = deque()
+    pending: deque[tuple[Future[Mapped], int]] = deque()
     try:
         for parse, packed in jobs:
-            waiting.append((pool.submit(mapper.map, parse), packed))
-            while len(waiting) > ahead:
-                future, done = waiting.popleft()
-                yield future.result(), done
-        while waiting:
-            future, done = waiting.popleft()
-            yield future.result(), done
+            pending.append((pool.submit(mapper.map, parse), packed))
+            while len(pending) > ahead:
+                future, position = pending.popleft()
+                yield future.result(), position
+        while pending:
+            future, position = pending.popleft()
+            yield future.result(), position
     finally:
-        for future, _ in waiting:
+        for future, _ in pending:
             future.cancel()
 
 

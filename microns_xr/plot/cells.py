@@ -78,7 +78,7 @@ def depth_profile(
         raise SchemaError(f"bin_um is {bin_um}, expected a height in µm above 0")
     words = one_word_each(units, by, units["position"].transpose(..., "axis").dims[:-1])
     depth = np.asarray(depth_of(units))
-    _require_placed(np.isfinite(depth))
+    _require_positions(np.isfinite(depth))
     ax = axes_or_new(ax)
     edges = np.arange(np.floor(np.nanmin(depth)), np.nanmax(depth) + bin_um, bin_um)
     left = np.zeros(len(edges) - 1)
@@ -159,9 +159,9 @@ def cells_in_space(
     if values.dims != where.dims[:-1]:
         raise SchemaError(f"{colour} has dims {values.dims}, expected one value per cell")
     xy = floats(where)
-    placed = np.isfinite(xy).all(axis=1)
-    _require_placed(placed)
-    xy, values = xy[placed], values[placed]
+    has_position = np.isfinite(xy).all(axis=1)
+    _require_positions(has_position)
+    xy, values = xy[has_position], values[has_position]
     ax = axes_or_new(ax)
     area = size if size is not None else float(np.clip(15000 / len(xy), 2.0, 25.0))
     dots: dict[str, Any] = {"s": area, "lw": 0, "rasterized": len(xy) > 5000}
@@ -170,7 +170,7 @@ def cells_in_space(
         _draw_numbers(ax, xy, values, dots)
     else:
         _draw_words(ax, xy, words, dots)
-        # Markers of the legend have an area of 30, whatever the size of those of the cells.
+        # Markers of the legend have an area of 30, independent of the size of those of the cells.
         draw_legend(ax, colour.replace("_", " "), markerscale=(30 / area) ** 0.5, **BESIDE)
     for name, axis in zip(axes, (ax.xaxis, ax.yaxis), strict=True):
         axis.set_label_text("depth from the pia (µm)" if name == "y" else f"{name} (µm)")
@@ -182,7 +182,7 @@ def cells_in_space(
 
 def _draw_words(ax: Axes, xy: np.ndarray, words: np.ndarray, dots: dict[str, Any]) -> None:
     styles = styles_of(words)
-    # Cells without a word come first, and so lie below the others.
+    # Cells without a word are drawn first, below the others.
     for word in sorted(styles, key=lambda w: styles[w].colour != NO_VALUE):
         rows, style = words == word, styles[word]
         ax.scatter(
@@ -203,16 +203,16 @@ def _draw_numbers(ax: Axes, xy: np.ndarray, values: xr.DataArray, dots: dict[str
         ax.scatter(*xy[~known].T, color=NO_VALUE, zorder=1, **dots)
         label += f"\ngrey: no value ({(~known).sum()})"
     x, y = xy[known].T
-    drawn = ax.scatter(x, y, c=numbers[known], cmap=cmap, norm=norm, zorder=2, **dots)
+    points = ax.scatter(x, y, c=numbers[known], cmap=cmap, norm=norm, zorder=2, **dots)
     # Axes with equal scales rarely fill their space; a usual colour bar would be taller than them.
-    beside = ax.inset_axes((1.03, 0.0, 0.03, 1.0))
-    bar = ax.figure.colorbar(drawn, cax=beside, label=label)
+    bar_axes = ax.inset_axes((1.03, 0.0, 0.03, 1.0))
+    bar = ax.figure.colorbar(points, cax=bar_axes, label=label)
     if is_angle(values):
         bar.set_ticks(np.linspace(0, float(norm.vmax or 1.0), 5).tolist())
 
 
-def _require_placed(placed: np.ndarray) -> None:
-    if not placed.any():
+def _require_positions(has_position: np.ndarray) -> None:
+    if not has_position.any():
         raise SchemaError("units has no cell with a position: there is nothing to draw")
 
 

@@ -138,7 +138,7 @@ def preferred_orientations(
     Parameters
     ----------
     units : xarray.Dataset
-        Units or functional rows with the angle, NaN where there is none.
+        Units or functional rows with the angle, NaN if there is none.
     variable : str, optional
         An angle with units, convention and, for orientations, period as attributes.
     by : str, optional
@@ -198,14 +198,14 @@ def preferred_orientations(
             look["label"] = f"{word} ({(words == word).sum()})"
         ax.bar(x, counts, width * scale, bottom=base, edgecolor="white", lw=0.4, **look)
         base += counts
-    owners = "recorded units" if "scan_unit" in angle.dims else "neurons"
+    noun = "recorded units" if "scan_unit" in angle.dims else "neurons"
     label = f"{label_of(angle)}, {convention.replace('_', ' ')}"
     if polar:
-        counted = f"{known.sum()} {owners}" + (", each drawn at both ends" if laps > 1 else "")
-        _turn(ax, convention, period / full)
-        ax.set_xlabel(f"{label}\n{counted}; circles count them per bin")
+        caption = f"{known.sum()} {noun}" + (", each drawn at both ends" if laps > 1 else "")
+        _rotate_axes(ax, convention, period / full)
+        ax.set_xlabel(f"{label}\n{caption}; circles count them per bin")
     else:
-        ax.set(xlabel=label, ylabel=owners)
+        ax.set(xlabel=label, ylabel=noun)
         if state == "degree":
             ax.set_xticks(np.arange(0, period + 1, period / 4))
     if by is not None:
@@ -215,7 +215,7 @@ def preferred_orientations(
     return ax
 
 
-def _turn(ax: Any, convention: str, share: float) -> None:
+def _rotate_axes(ax: Any, convention: str, share: float) -> None:
     """Turn polar axes so that an angle points where the stimulus moved, and mark them."""
     from matplotlib.ticker import MaxNLocator
 
@@ -278,16 +278,16 @@ def currents_by_angle(
         raise SchemaError(f"currents has dims {currents.dims}, expected (post_nucleus_id, angle)")
     angle = currents[currents.dims[1]]
     values = np.asarray(currents.values)
-    driven = np.isfinite(values).all(axis=1) & (values.sum(axis=1) > 0)
-    if not driven.any():
+    has_current = np.isfinite(values).all(axis=1) & (values.sum(axis=1) > 0)
+    if not has_current.any():
         raise SchemaError(
             f"none of the {values.shape[0]} neurons has a current above 0: nothing to draw"
         )
     words = _group_words(groups, currents)
     ax = axes_or_new(ax)
     x = floats(angle)
-    for word, style in styles_of(words[driven]).items():
-        rows = values[driven & (words == word)]
+    for word, style in styles_of(words[has_current]).items():
+        rows = values[has_current & (words == word)]
         if normalise:
             rows = rows / rows.mean(axis=1, keepdims=True)
         mean, error = rows.mean(axis=0), rows.std(axis=0) / np.sqrt(len(rows))

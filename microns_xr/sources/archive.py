@@ -28,13 +28,13 @@ from microns_xr.files import file_sha256
 from microns_xr.releases import ReleaseSpec, release_spec, supported_versions, table_spec
 from microns_xr.sources.fetch import (
     FetchedFile,
-    beside,
+    append_suffix,
+    display_url,
     exists,
     fetch_file,
     find_file,
     list_names,
     local_path,
-    shown_url,
 )
 from microns_xr.sources.net import Retry
 from microns_xr.sources.postgres_csv import (
@@ -163,7 +163,7 @@ class ArchiveSource(TableSource):
         self.progress = progress
         self._spec = version
         address = f"{self.url}/v{self.version}"
-        self._shown = shown_url(address)
+        self._display_url = display_url(address)
         # Google's public buckets are read over https, which does not look for a login.
         if not storage_options:
             address = re.sub("^gc?s://", _GOOGLE, address)
@@ -179,7 +179,7 @@ class ArchiveSource(TableSource):
         self._read: dict[str, dict[str, Any]] = {}
 
     def __repr__(self) -> str:
-        return f"ArchiveSource({self.version}, url={shown_url(self.url)!r})"
+        return f"ArchiveSource({self.version}, url={display_url(self.url)!r})"
 
     @property
     def folder(self) -> Path:
@@ -209,8 +209,8 @@ class ArchiveSource(TableSource):
             stem = next((stem for stem in self._candidates(name) if self._has(stem)), None)
             if stem is None:
                 raise SourceError(
-                    f"there is no table {name!r} in the archive {self._shown}, or access to it is "
-                    f"refused{nearest(name, self._registered() - {name})}"
+                    f"there is no table {name!r} in the archive {self._display_url}, or access to "
+                    f"it is refused{nearest(name, self._registered() - {name})}"
                     ": available_tables() lists its tables; a version that is still served "
                     "is read with source='cave'"
                 )
@@ -226,7 +226,7 @@ class ArchiveSource(TableSource):
     def _fetched(self, file: str) -> FetchedFile | None:
         """Return the record of a file that was fetched from this archive."""
         record = find_file(self.folder / file) if self._local is None else None
-        return record if record and record.url == shown_url(f"{self._address}/{file}") else None
+        return record if record and record.url == display_url(f"{self._address}/{file}") else None
 
     def _fetch(self, name: str, *, refresh: bool = False, progress: bool) -> tuple[Path, Header]:
         """Fetch the two files of a table, unless they exist already."""
@@ -255,7 +255,7 @@ class ArchiveSource(TableSource):
             for stem in self._candidates(name):
                 for ending in (_HEADER, _DATA):
                     path = self.folder / f"{stem}{ending}"
-                    beside(path, ".json").unlink(missing_ok=True)
+                    append_suffix(path, ".json").unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
 
     def available_tables(self) -> list[str]:
@@ -288,7 +288,7 @@ class ArchiveSource(TableSource):
             names = {by_file.get(stem) or stem.removesuffix("_merged") for stem in stems}
         if not names:
             raise SourceError(
-                f"there is nothing in the archive {self._shown}: check the version and the "
+                f"there is nothing in the archive {self._display_url}: check the version and the "
                 "address; a version that is still served is read with source='cave'"
             )
         return sorted(names)
@@ -332,7 +332,7 @@ class ArchiveSource(TableSource):
         self._read[name] = {
             "name": name,
             "rows": table.num_rows,
-            "url": f"{self._shown}/{path.name}",
+            "url": f"{self._display_url}/{path.name}",
             "sha256": record.sha256 if record else file_sha256(path),
             "checked": record.checked if record else [],
         }

@@ -491,10 +491,10 @@ class CaveSource(TableSource):
         def ask() -> int:
             if filter_in is None and filter_range is None:
                 return _as_number(client.get_annotation_count(table, version=self.version))
-            counted = self._query(client, table, filter_in, filter_range, get_counts=True).table
-            if counted.column_names != ["count"] or counted.num_rows != 1:
-                raise BadAnswer(f"the answer has {counted.shape} rows and columns, expected 1, 1")
-            return _as_number(counted["count"][0].as_py())
+            counts = self._query(client, table, filter_in, filter_range, get_counts=True).table
+            if counts.column_names != ["count"] or counts.num_rows != 1:
+                raise BadAnswer(f"the answer has {counts.shape} rows and columns, expected 1, 1")
+            return _as_number(counts["count"][0].as_py())
 
         return self._call(ask, f"the number of rows of {table}")
 
@@ -587,8 +587,8 @@ def fetch_table(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]
         if n_ids != table.num_rows:
             raise BadAnswer(f"{table.num_rows} rows with {n_ids} ids arrived, expected unique ids")
         if table.num_rows != expected:
-            # That number includes rows that are no longer valid, which queries do not return;
-            # besides, a number that was truncated in transit is still a number.
+            # That number includes rows that are no longer valid, which queries do not return.
+            # Digits may also be missing from it, which leaves a number that looks correct.
             valid = source.count(name, {})
             if table.num_rows != valid:
                 raise BadAnswer(
@@ -620,16 +620,16 @@ def _query_whole(source: CaveSource, name: str, expected: int) -> list[Answer]:
     if not too_long and n_rows == expected == source.count(name, {}):
         return [first]
     n_parts = int(np.ceil(expected / (_FILLING * first.limited_to)))
-    waiting = _split(first, None, None, n_parts)
+    ranges = _split(first, None, None, n_parts)
     answers = []
-    while waiting:
-        low, high = waiting.pop()
+    while ranges:
+        low, high = ranges.pop()
         answer = source.query(name, filter_range={"id": (low, high)})
         one_id = low is not None and high is not None and high - low == 1
         if answer.limited_to is None or one_id:
             answers.append(answer)
         else:
-            waiting += _split(answer, low, high, 2)
+            ranges += _split(answer, low, high, 2)
     return answers
 
 

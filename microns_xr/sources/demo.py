@@ -432,7 +432,7 @@ _N_GRID_CELLS = int(_grid_cell(np.array(_BOX_X[1]), np.array(_BOX_Z[1]))) + 1
 
 
 def _member_in(starts: np.ndarray, place: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Choose one of the members in a grid cell, or the next along the grid where it is empty."""
+    """Choose one of the members in a grid cell, or the next along the grid if it is empty."""
     count = starts[place + 1] - starts[place]
     return np.minimum(starts[place] + (u * count).astype(np.int64), starts[-1] - 1)
 
@@ -890,7 +890,7 @@ class DemoSource(TableSource):
         Probability that, between excitatory neurons, the more similarly oriented of two candidates
         is taken as the partner.
     datastack : str, optional
-        Name of the datastack; not that of the real data, so that the two are never mixed.
+        Name of the datastack, which differs from that of the real data to keep the two apart.
 
     Attributes
     ----------
@@ -995,7 +995,7 @@ class DemoSource(TableSource):
             columns = _TABLES[name](self, self._rng(name))
             self._tables[name] = pd.DataFrame(
                 {
-                    # Text is object dtype, whatever pandas would infer.
+                    # Explicitly object: newer pandas would infer its own text dtype.
                     name: pd.Series(values, dtype=object) if values.dtype == object else values
                     for name, values in columns.items()
                 }

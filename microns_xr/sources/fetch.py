@@ -53,7 +53,7 @@ RECORDINGS_URL = "https://huggingface.co/datasets/NeuroBLab/MICrONS/resolve/main
 RECORDING_SUFFIXES = (".h5", ".hdf5")
 
 
-def shown_url(url: str) -> str:
+def display_url(url: str) -> str:
     """Return an address for messages: without password and query."""
     parts = urlsplit(url)
     if not parts.scheme or not parts.netloc:
@@ -63,7 +63,7 @@ def shown_url(url: str) -> str:
 
 def clean_urls(text: str) -> str:
     """Remove passwords and queries from all addresses in a text."""
-    text = re.sub(r"\w+://[^\s'\"]+", lambda match: shown_url(match[0]), text)
+    text = re.sub(r"\w+://[^\s'\"]+", lambda match: display_url(match[0]), text)
     return re.sub(r"(with url: [^\s?]*)\?\S*", r"\1", text)  # a path alone, as requests writes it
 
 
@@ -159,7 +159,7 @@ class HttpFile:
                 raise BadAnswer(f"the server states {known.size} bytes, then {now.size}")
             yield start, now, partial(answer.raw.read, decode_content=False)
 
-    def read_beside(self, suffix: str) -> bytes:
+    def read_sidecar(self, suffix: str) -> bytes:
         """Return the content of the file whose name has an additional suffix."""
         with self._request("GET", suffix) as answer:
             return answer.content
@@ -238,7 +238,7 @@ class BucketFile:
         with contextlib.closing(file):
             yield offset, known.updated(now), read
 
-    def read_beside(self, suffix: str) -> bytes:
+    def read_sidecar(self, suffix: str) -> bytes:
         """Return the content of the file whose name has an additional suffix."""
         with _cloud_errors():
             content: bytes = self._files.cat_file(self._path + suffix)
@@ -278,7 +278,7 @@ def _cloud_errors() -> Iterator[None]:
 def _sidecar_md5(remote: HttpFile | BucketFile) -> str | None:
     """Return the checksum in the file NAME.md5 beside a file NAME, if there is one."""
     try:
-        content = remote.read_beside(".md5")
+        content = remote.read_sidecar(".md5")
     except Refused as error:
         if classify(error) == "transient":
             raise
@@ -294,7 +294,7 @@ def open_remote(
     options = dict(storage_options or {})
     if url.startswith(("http://", "https://")):
         if not urlsplit(url).hostname:
-            raise SourceError(f"{shown_url(url)} names no server: check the address")
+            raise SourceError(f"{display_url(url)} names no server: check the address")
         return HttpFile(url, timeout, options)
     try:
         return BucketFile(url, options)
@@ -305,7 +305,7 @@ def open_remote(
         ) from error
     except ValueError as error:
         raise SourceError(
-            f"{shown_url(url)} cannot be opened ({error}): use http://, https://, s3://, gs://, "
+            f"{display_url(url)} cannot be opened ({error}): use http://, https://, s3://, gs://, "
             "file:// or a path"
         ) from error
 
@@ -330,7 +330,7 @@ def exists(url: str, *, retry: Retry, **options: Any) -> bool:
             raise
         return True
 
-    return retry.call(ask, shown_url(url), clean=clean_urls)
+    return retry.call(ask, display_url(url), clean=clean_urls)
 
 
 def list_names(url: str, *, retry: Retry, **options: Any) -> list[str] | None:
@@ -338,15 +338,15 @@ def list_names(url: str, *, retry: Retry, **options: Any) -> list[str] | None:
     remote = open_remote(url, **options)
     if isinstance(remote, HttpFile):
         return None
-    return retry.call(remote.names, shown_url(url), clean=clean_urls)
+    return retry.call(remote.names, display_url(url), clean=clean_urls)
 
 
 # ------------------------------------------------------------------------------------ files here
 
 
-def beside(path: Path, ending: str) -> Path:
-    """Return the path with `ending` appended to its name."""
-    return path.with_name(path.name + ending)
+def append_suffix(path: Path, suffix: str) -> Path:
+    """Return the path with `suffix` appended to its name."""
+    return path.with_name(path.name + suffix)
 
 
 @dataclass(frozen=True)
@@ -354,7 +354,7 @@ class FetchedFile:
     """A file that was fetched completely and checked."""
 
     path: Path
-    url: str  # where it came from
+    url: str  # address that it was fetched from
     size: int
     sha256: str
     checked: list[str]  # some of "length", "md5", "crc32c", "sha256"
@@ -362,7 +362,7 @@ class FetchedFile:
 
 def find_file(path: Path) -> FetchedFile | None:
     """Return the record of a file from `fetch_file`, if the file is still complete."""
-    record = read_json(beside(path, ".json"))
+    record = read_json(append_suffix(path, ".json"))
     if not record or not path.is_file() or path.stat().st_size != record.get("size"):
         return None
     return FetchedFile(path, record["url"], record["size"], record["sha256"], record["checked"])
@@ -375,7 +375,7 @@ def _write_note(path: Path, content: Mapping[str, Any]) -> None:
 @contextlib.contextmanager
 def _open_part(path: Path) -> Iterator[IO[bytes]]:
     """Open and lock the part of a file for appending; remove it if it is empty in the end."""
-    part = beside(path, ".part")
+    part = append_suffix(path, ".part")
     with open(part, "ab") as file:
         if not try_lock(file.fileno()):
             raise SourceError(f"another process is fetching {path}: wait until it has ended")
@@ -384,7 +384,7 @@ def _open_part(path: Path) -> Iterator[IO[bytes]]:
         finally:
             if size_of(file) == 0:
                 part.unlink(missing_ok=True)
-                beside(part, ".json").unlink(missing_ok=True)
+                append_suffix(part, ".json").unlink(missing_ok=True)
 
 
 def size_of(file: IO[bytes]) -> int:
@@ -406,7 +406,7 @@ def fetch_file(
     """Fetch a file, or the rest of it; `options` as for `open_remote`."""
     path = Path(path)
     existing = None if refresh else find_file(path)
-    if existing and existing.url == shown_url(url) and sha256 in (None, existing.sha256):
+    if existing and existing.url == display_url(url) and sha256 in (None, existing.sha256):
         return existing
     bar: Any = tqdm(
         desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress
@@ -414,7 +414,7 @@ def fetch_file(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with bar, _open_part(path) as part:
-            fetch = _Fetch(open_remote(url, **options), shown_url(url), path, part, sha256, bar)
+            fetch = _Fetch(open_remote(url, **options), display_url(url), path, part, sha256, bar)
             return (retry or Retry()).call(
                 fetch.attempt,
                 fetch.url,
@@ -447,7 +447,7 @@ class _Fetch:
 
     @property
     def note(self) -> Path:
-        return beside(self.path, ".part.json")
+        return append_suffix(self.path, ".part.json")
 
     def attempt(self) -> FetchedFile:
         """Continue from the end of the part, and check the file when it is complete."""
@@ -545,7 +545,7 @@ class _Fetch:
         record = {name: value for name, value in asdict(fetched).items() if name != "path"}
         # If this is interrupted, the next run finds the complete part and repeats these steps.
         self.path.unlink(missing_ok=True)
-        _write_note(beside(self.path, ".json"), record)
+        _write_note(append_suffix(self.path, ".json"), record)
         part.replace(self.path)
         self.note.unlink(missing_ok=True)
         return fetched
@@ -656,9 +656,9 @@ def download(
         start = file.read(len(_HDF5))
     if start != _HDF5:
         path.unlink()
-        beside(path, ".json").unlink(missing_ok=True)
+        append_suffix(path, ".json").unlink(missing_ok=True)
         raise SourceError(
-            f"{shown_url(url)} begins with {start!r} and is not an HDF5 file (a Git LFS pointer or "
-            "a web page?), so it was removed: check the address"
+            f"{display_url(url)} begins with {start!r} and is not an HDF5 file (a Git LFS pointer "
+            "or a web page?), so it was removed: check the address"
         )
     return path

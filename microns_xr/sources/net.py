@@ -93,7 +93,7 @@ def describe(error: BaseException) -> str:
 
 
 def _retry_after(error: BaseException) -> float:
-    """Return the seconds that a Retry-After header asks for; 0 without one."""
+    """Return the seconds in a Retry-After header; 0 without one."""
     response = getattr(error, "response", None)  # falsy if it has an error status
     headers = getattr(error if response is None else response, "headers", None) or {}
     with contextlib.suppress(urllib3.exceptions.InvalidHeader):

@@ -145,21 +145,21 @@ def open_pieces(n_ids: int, done: Iterable[Piece]) -> list[Piece]:
         begin = (piece.start, _FIRST_ID if piece.id_from is None else piece.id_from)
         end = (piece.stop, _FIRST_ID)
         spans.append((begin, end if piece.id_below is None else (piece.start, piece.id_below)))
-    left = []
-    at = (0, _FIRST_ID)
+    pieces = []
+    position = (0, _FIRST_ID)
     for begin, end in [*sorted(spans), ((n_ids, _FIRST_ID), (n_ids, _FIRST_ID))]:
-        if at < begin:
-            (first, id_from), (last, id_below) = at, begin
+        if position < begin:
+            (first, id_from), (last, id_below) = position, begin
             if id_from != _FIRST_ID:
                 ends_here = id_below if first == last else None
-                left.append(Piece(first, first + 1, id_from, ends_here))
+                pieces.append(Piece(first, first + 1, id_from, ends_here))
                 first += 1
             if first < last:
-                left.append(Piece(first, last))
+                pieces.append(Piece(first, last))
             if first <= last and id_below != _FIRST_ID:
-                left.append(Piece(last, last + 1, None, id_below))
-        at = max(at, end)
-    return left
+                pieces.append(Piece(last, last + 1, None, id_below))
+        position = max(position, end)
+    return pieces
 
 
 class SynapsePlan:
@@ -192,10 +192,10 @@ class SynapsePlan:
     def ids_done(self) -> int:
         """Number of roots whose synapses are all done."""
         with self._changed:
-            left = [*self._open, *self._in_flight]
+            unfinished = [*self._open, *self._in_flight]
         # Several ranges of one root count once.
-        whole = sum(len(piece) for piece in left if not piece.is_range)
-        return self.n_ids - whole - len({piece.start for piece in left if piece.is_range})
+        whole = sum(len(piece) for piece in unfinished if not piece.is_range)
+        return self.n_ids - whole - len({piece.start for piece in unfinished if piece.is_range})
 
     def next(self) -> Piece | None:
         """Take the next piece; None when all are done or the plan was stopped.

@@ -777,9 +777,9 @@ class _Download:
         def ask() -> pa.Table | None:
             if self.stopped.is_set():
                 raise IncompleteDownloadError("the download was stopped")
-            counted = self.service.count(request.table, **filters)
-            if counted > limit and len(piece) > 1:
-                parts = math.ceil(counted / max(1, limit // 2))
+            n_expected = self.service.count(request.table, **filters)
+            if n_expected > limit and len(piece) > 1:
+                parts = math.ceil(n_expected / max(1, limit // 2))
                 self.plan.split(piece, split_ids(piece, parts))
                 return None
             answer = self.service.query(request.table, select_columns=selected, **filters)
@@ -789,10 +789,10 @@ class _Download:
             if not matches.all():
                 n_wrong = int((~matches).sum())
                 raise BadAnswer(f"{n_wrong} of {n} synapses do not match the query")
-            if n == counted:
+            if n == n_expected:
                 return rows
-            if answer.limited_to is not None and n < counted:
-                n_parts = math.ceil(counted / max(1, answer.limited_to // 2))
+            if answer.limited_to is not None and n < n_expected:
+                n_parts = math.ceil(n_expected / max(1, answer.limited_to // 2))
                 split = (
                     split_ids(piece, n_parts)
                     if len(piece) > 1
@@ -801,7 +801,7 @@ class _Download:
                 if split:
                     self.plan.split(piece, split, answer.limited_to)
                     return None
-            raise BadAnswer(f"{n} synapses arrived, but the service counts {counted}")
+            raise BadAnswer(f"{n} synapses arrived, but the service counts {n_expected}")
 
         what = f"{request.table}, " + (f"{len(piece)} {side} roots" if side else "all")
         what += f", synapses {piece.id_from} to {piece.id_below}" if piece.is_range else ""

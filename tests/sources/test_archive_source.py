@@ -110,7 +110,7 @@ def test_a_source_follows_the_protocol_and_says_where_it_reads():
     assert isinstance(source, mx.sources.TableSource)
     assert (source.version, source.datastack, source.scope) == (943, "minnie65_public", "requested")
     assert source.url == ARCHIVES["minnie65_public"]
-    assert source._shown == "gs://mat_dbs/public/minnie65_phase3_v1/v943"
+    assert source._display_url == "gs://mat_dbs/public/minnie65_phase3_v1/v943"
     # Google's buckets are read over https, where no login is looked for.
     assert source._address == (
         "https://storage.googleapis.com/mat_dbs/public/minnie65_phase3_v1/v943"

@@ -31,7 +31,7 @@ def __dir__() -> list[str]:
 
 
 class MicronsXrError(Exception):
-    """Base of every error that microns_xr raises on purpose."""
+    """Base class of the errors that microns_xr raises."""
 
 
 class SchemaError(MicronsXrError, ValueError):
@@ -102,7 +102,7 @@ def unknown_label(
 
 
 def require_one_of(name: str, value: object, words: Collection[object]) -> None:
-    """Raise unless an argument is one of some words."""
+    """Raise unless an argument has one of the allowed values."""
     if value not in words:
         raise unknown_label(f"{name} is", value, words, error=SchemaError)
 

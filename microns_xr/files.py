@@ -115,7 +115,6 @@ def locked(folder: str | Path, what: str) -> Iterator[None]:
 
 
 def file_sha256(path: str | Path) -> str:
-    """Return the sha256 of a file's bytes."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -423,7 +423,7 @@ def _like_to_like_values(
     interval: None,
     **neurons: Any,
 ) -> xr.Dataset:
-    """All replicates at once, without a Dataset for each."""
+    """Compute all replicates at once, without a Dataset for each."""
     if isinstance(null, NullConnectivity):
         _, pairs, bin_coords = prepare(
             connectivity, units, angle=angle, bins=bins, weight=weight, **neurons

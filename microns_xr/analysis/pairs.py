@@ -42,7 +42,7 @@ class ChosenNeurons(NamedTuple):
     text: str  # the choice, for the history
 
     def positions(self, side: Side) -> np.ndarray:
-        """Return where the chosen neurons are on the axis."""
+        """Return the positions of the chosen neurons on the axis."""
         return np.flatnonzero(self.rows[side] >= 0)
 
 

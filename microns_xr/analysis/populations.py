@@ -186,7 +186,7 @@ def label_parts(
 
 
 def _sums(connectivity: xr.Dataset, codes: dict[str, np.ndarray], n_groups: tuple[int, int]) -> Any:
-    """Return (pre groups, post groups, parts), lazily where the pairs are lazy."""
+    """Return (pre groups, post groups, parts), lazy if the pairs are."""
     _, major = layout_of(connectivity)
     n_of_each = n_groups if major == "pre" else n_groups[::-1]
     of_each = (codes[major], codes[OTHER_SIDE[major]], n_of_each)
@@ -202,7 +202,7 @@ def _sums(connectivity: xr.Dataset, codes: dict[str, np.ndarray], n_groups: tupl
 def _side_labels(
     connectivity: xr.Dataset, units: xr.Dataset | None, by: By, side: str
 ) -> xr.DataArray:
-    """Return one label for each neuron of an axis, by a name without the side."""
+    """Return one label for each neuron of an axis, with a name without the side."""
     dim = f"{side}_nucleus_id"
     if isinstance(by, xr.DataArray):
         require_same_release(("connectivity", connectivity), (side, by))

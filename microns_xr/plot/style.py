@@ -125,7 +125,6 @@ def words_of(values: xr.DataArray) -> np.ndarray | None:
 
 
 def colours_of(values: xr.DataArray) -> np.ndarray:
-    """Return the colour of every value."""
     from matplotlib.colors import to_hex
 
     words = words_of(values)

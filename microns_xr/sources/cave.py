@@ -361,7 +361,7 @@ class CaveSource(TableSource):
             return self._materialize
 
     def _log_in(self) -> tuple[str, Any]:
-        """Return the address of the service, and caveclient's holder of the token."""
+        """Return the address of the service, and caveclient's authentication object."""
         from caveclient.auth import AuthClient
         from caveclient.datastack_lookup import handle_server_address
         from caveclient.endpoints import default_global_server_address

@@ -91,7 +91,7 @@ _UNTYPED = 0.08
 _NO_AREA = 0.01
 _NO_FINE_TYPE = 0.11  # v661: 49,050 fine types of 54,899 classified nuclei
 
-# Share of neurons that were proofread, and how (v1718; the last two by hand): neurons, relative
+# Share of proofread neurons, and by strategy (v1718; the last two by hand): neurons, relative
 # number of synapses that show on the axon, status in v661, when partly extended axons were clean.
 _PROOFREAD = 0.0265
 _STRATEGIES = {
@@ -410,7 +410,7 @@ _SPREAD_UM = 40.0
 def _draw_places(
     cells: Cells, pre: np.ndarray, is_exc: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Grid cell in which each presynaptic cell looks for a partner."""
+    """Draw the grid cell in which each presynaptic cell looks for a partner."""
     length = np.where(is_exc[pre], _LENGTH_EXC, _LENGTH_INH)
     distance = -length * np.log1p(-rng.random(len(pre)))
     angle = 2 * np.pi * rng.random(len(pre))

@@ -208,7 +208,7 @@ class DirectorySource(TableSource):
         Parameters
         ----------
         request : str, optional
-            One of the names in `synapse_files`; needed where there are several.
+            One of the names in `synapse_files`; required if there are several.
 
         Returns
         -------

@@ -85,7 +85,7 @@ class Changed(BadAnswer):
 
 @dataclass(frozen=True)
 class RemoteInfo:
-    """Information of a server on a file."""
+    """Properties of a remote file, as stated by its server."""
 
     size: int | None  # bytes; None if unknown
     validator: str = ""  # ETag, generation or time of the last change; empty if there is none
@@ -93,7 +93,7 @@ class RemoteInfo:
     crc32c: str | None = None
 
     def updated(self, now: RemoteInfo) -> RemoteInfo:
-        """Return the information of a later answer, completed with that of this one."""
+        """Return the properties in a later answer, or these where it does not state any."""
         return RemoteInfo(
             self.size if now.size is None else now.size,
             now.validator or self.validator,
@@ -218,7 +218,6 @@ class BucketFile:
 
     @contextlib.contextmanager
     def open(self, offset: int, known: RemoteInfo) -> Iterator[Stream]:
-        """Open the file at `offset`."""
         # fsspec does not compare validators, so check that it is still the same file.
         now = self.info()
         if (now.validator, now.size) != (known.validator, known.size):
@@ -245,7 +244,6 @@ class BucketFile:
             return content
 
     def names(self) -> list[str]:
-        """Return the names of the files in a folder."""
         try:
             with _cloud_errors():
                 self._files.invalidate_cache()
@@ -318,7 +316,7 @@ def local_path(url: str) -> Path | None:
 
 
 def exists(url: str, *, retry: Retry, **options: Any) -> bool:
-    """Whether there is a file; `options` as for `open_remote`."""
+    """Return whether a file exists; `options` as for `open_remote`."""
     remote = open_remote(url, **options)
 
     def ask() -> bool:

@@ -43,7 +43,6 @@ class Header:
     where: str = "the header"  # name of the header file in messages
 
     def type_of(self, name: str) -> str:
-        """Return the Postgres type of a column."""
         return self.types[self.names.index(name)]
 
     def arrow_types(self) -> dict[str, pa.DataType]:

@@ -104,7 +104,7 @@ class Piece:
 
 
 def split_ids(piece: Piece, parts: int) -> list[Piece]:
-    """Split a piece of several roots into pieces of about equally many."""
+    """Split a piece of several roots into pieces of about equal size."""
     parts = min(max(parts, 2), len(piece))
     edges = [piece.start + len(piece) * i // parts for i in range(parts + 1)]
     return [Piece(a, b) for a, b in itertools.pairwise(edges)]

@@ -192,7 +192,7 @@ def _to_series(column: pa.ChunkedArray, name: str) -> pd.Series:
 
 
 def table_stem(path: Path) -> str | None:
-    """Return the table name of a file, or None when the file is not a table."""
+    """Return the table name of a file, or None if the file is not a table."""
     for suffix in sorted(TABLE_SUFFIXES, key=len, reverse=True):
         stem = path.name.removesuffix(suffix)
         if stem != path.name and stem and not stem.startswith("."):

@@ -15,9 +15,9 @@ from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_rele
 from microns_xr.releases import table_spec
 from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS
 from microns_xr.tuning.functional import (
+    complete_spec,
     missing_value,
     rate_variables,
-    stated_spec,
     table_variable,
 )
 
@@ -192,7 +192,7 @@ def _from_frame(
     if not isinstance(table, pd.DataFrame):
         raise SchemaError(f"table is a {type(table).__name__}, expected a DataFrame or a Dataset")
     name = str(table.attrs.get("table", "table"))
-    spec = stated_spec(table_spec(name), angle_units, angle_convention)
+    spec = complete_spec(table_spec(name), angle_units, angle_convention)
     # Variables have names of text; the table of the caller stays as it is.
     table = table.copy(deep=False)
     table.columns = pd.Index([str(c) for c in table.columns], dtype=object)

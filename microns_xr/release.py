@@ -57,7 +57,7 @@ from microns_xr.tuning.functional import (
     FunctionalKind,
     build_functional,
     build_tuning_curves,
-    stated_spec,
+    complete_spec,
 )
 from microns_xr.units import FUNCTIONAL_ROLES, FunctionalMode, add_rates, build_units
 
@@ -734,7 +734,7 @@ class Release:
         if not {"rate_dir", "rate_ori"} & set(table.columns) and "kappa" in _rename(table).columns:
             table, origin, words = rates_of_fits(table, name), "fits", "drawn from the fits"
             spec = replace(spec, angle_units="degree")
-        spec = stated_spec(spec, angle_convention=angle_convention)
+        spec = complete_spec(spec, angle_convention=angle_convention)
         curves = build_tuning_curves(table, spec, self.functional("manual"))
         return self._with_sources(_with_origin(curves, origin, f"{words} {name}"), [name])
 

@@ -184,7 +184,7 @@ def test_what_the_registry_says_of_a_table_cannot_be_relabelled(units, stated):
     ((argument, value),) = stated.items()
     with pytest.raises(
         mx.errors.SchemaError,
-        match=rf"{argument} of .* by the registry, not '{value}'.*angles.convert",
+        match=rf"{argument} of .* in the registry, not '{value}'.*angles.convert",
     ):
         mx.merge_table(units, table, **stated)
     same = mx.merge_table(units, table, angle_units="radian", angle_convention="up_clockwise")

@@ -1,14 +1,14 @@
 """Fits of von Mises functions to tuning curves.
 
 All models are ``a0 exp(h - k) + a1 exp(-h - k) + b`` with ``h = k cos(x - phi)``: one or two peaks
-and a constant. Each curve is fitted by itself, in compiled code without the interpreter's lock:
+and a constant. Each curve is fitted separately, in compiled code that releases the GIL:
 
-1. the residual on a grid over ``(phi, k)``, and its lowest local minima;
-2. from each of them, Newton's method on the residual that the best amplitudes leave.
+1. compute the residual on a grid over ``(phi, k)``, and find its lowest local minima;
+2. from each of them, minimize the residual at the best amplitudes by Newton's method.
 
-The search runs in ``(u, v) = (k cos phi, k sin phi)``, where nothing is singular at ``k = 0``.
-Amplitudes and constant are linear, hence solved for at every point (variable projection, Golub &
-Pereyra 1973, doi:10.1137/0710036), under the condition that none is negative.
+The search runs in ``(u, v) = (k cos phi, k sin phi)``, which is not singular at ``k = 0``.
+Amplitudes and constant are linear, and solved for at every point (variable projection, Golub &
+Pereyra 1973, doi:10.1137/0710036), constrained to be non-negative.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from microns_xr.threads import equal_spans, run_spans, usable_threads
 TuningDim = Literal["direction", "orientation"]
 Model = Literal["von_mises", "double_von_mises", "single_von_mises"]
 
-_SAME = 1e-6  # turns: angles closer than this are one angle
+_SAME = 1e-6  # turns: angles closer than this are equal
 
 
 class AngleAxis(NamedTuple):
@@ -48,39 +48,39 @@ class AngleAxis(NamedTuple):
     values: np.ndarray  # in the units of the coordinate, in its order
     units: str
     convention: str
-    turn: float  # a whole one, in those units
+    turn: float  # a whole turn in those units
     period: float  # in turns: 1 for directions, 1/2 for orientations
 
     @property
     def radians(self) -> np.ndarray:
-        """The angles in radians."""
+        """Angles in radians."""
         return self.values * (2 * np.pi / self.turn)
 
     def attrs_of(self, name: str) -> dict[str, Any]:
-        """Return the attributes of an angle of some name on this axis."""
+        """Return the attributes of a variable `name` with angles in these units."""
         return angle_attrs(self.units, self.convention, name)
 
     def full_circle(self, even: bool = False) -> np.ndarray:
-        """Return the order of the angles, which must divide their circle evenly."""
+        """Return the sort order of the angles, which must be evenly spaced around their circle."""
         n, period = len(self.values), self.period
-        # A little is added so that rounding does not put a whole turn at the end.
+        # The offset keeps an angle just below a whole turn, due to rounding, from sorting last.
         phase = np.mod(self.radians / (2 * np.pi) + _SAME, period)
         order = np.argsort(phase, kind="stable")
         if n < 2 or np.abs(np.diff(phase[order]) - period / n).max() > _SAME:
             raise SchemaError(
-                f"{self.dim} is {self.values} {self.units}, expected angles evenly spaced round "
+                f"{self.dim} is {self.values} {self.units}, expected angles evenly spaced around "
                 f"{period * self.turn:.6g} {self.units}: sums over angles need all of them"
             )
         if even and n % 2:
             raise SchemaError(
-                f"{self.dim} has {n} angles, expected an even number, so that each has an "
-                "opposite one"
+                f"{self.dim} has {n} angles, expected an even number, so that each angle has an "
+                "opposite"
             )
         return order
 
 
 def angle_axis(rates: xr.DataArray, dim: str, name: str = "rates") -> AngleAxis:
-    """Read and check the angles of a dimension of tuning curves."""
+    """Return the angles along a dimension of tuning curves, after checking them."""
     require_one_of("dim", dim, ("direction", "orientation"))
     if not isinstance(rates, xr.DataArray):
         raise SchemaError(
@@ -93,7 +93,7 @@ def angle_axis(rates: xr.DataArray, dim: str, name: str = "rates") -> AngleAxis:
         )
     if dim not in rates.coords:
         raise SchemaError(
-            f"{name} has no coordinate {dim!r}: assign its angles, with the attributes 'units' and "
+            f"{name} has no coordinate {dim!r}: assign the angles, with the attributes 'units' and "
             "'angle_convention'"
         )
     units, convention, period = describe_angle(rates[dim], dim)
@@ -102,8 +102,8 @@ def angle_axis(rates: xr.DataArray, dim: str, name: str = "rates") -> AngleAxis:
     circle = axis.period * axis.turn
     if not np.isclose(period, circle):
         raise SchemaError(
-            f"{dim} has period {period} {units}, expected {circle}: its units, its name or its "
-            "period is wrong"
+            f"{dim} has period {period} {units}, expected {circle}: correct its units, its name or "
+            "its period"
         )
     if not axis.values.size or not np.isfinite(axis.values).all():
         raise SchemaError(f"{dim} is {axis.values}, expected at least one angle, all finite")
@@ -119,19 +119,19 @@ def angle_axis(rates: xr.DataArray, dim: str, name: str = "rates") -> AngleAxis:
 
 
 def require_free_names(obj: xr.DataArray, names: Iterable[str], what: str) -> None:
-    """Raise if coordinates of an input have names that a result needs for its variables."""
+    """Raise if coordinates of an input have the names of variables of the result."""
     taken = sorted(set(names) & {str(c) for c in obj.coords})
     if taken:
         raise SchemaError(
-            f"{what} has coordinates {taken}, which the result would name its own variables: "
-            f"drop or rename them first, such as with {what}.drop_vars({taken})"
+            f"{what} has coordinates {taken}, which are names of variables of the result: drop or "
+            f"rename them first, such as with {what}.drop_vars({taken})"
         )
 
 
 def apply_over_angles(
     function: Any, rates: xr.DataArray, dim: str, names: Sequence[str]
 ) -> dict[str, xr.DataArray]:
-    """Call a function that turns the last axis into columns; return the columns by name."""
+    """Apply a function that maps the last axis to columns; return the columns by name."""
     packed = xr.apply_ufunc(
         function,
         rates if rates.chunks is None else rates.chunk({dim: -1}),
@@ -148,19 +148,19 @@ def apply_over_angles(
 
 
 KAPPA_MAX = 50.0
-# Sets of columns as bits, those with more columns first.
+# Subsets of columns as bit masks, larger subsets first.
 _SUPPORTS = np.array([7, 3, 5, 6, 1, 2, 4])
-# Columns whose part outside the span of the others is smaller than this are dependent.
+# Columns are dependent if the fraction outside the span of the others is smaller than this.
 _DEPENDENT = 1e-12
-# The step that promises less than this part of the sum of squares is the last one.
+# Stop after a step with a predicted decrease below this fraction of the sum of squares.
 _LAST_STEP = 1e-11
 _MAX_STEPS = 300
-# The grid is so dense that no minimum is stepped over: the peak of k = 50 is 9.5 degrees wide at
-# half height to either side, and at small k the residual changes slowly.
+# The grid is dense enough not to miss a minimum: the peak of k = 50 has a half width of 9.5 degrees
+# at half height, and at small k the residual changes slowly.
 _N_PHI = 60
 _GRID_KAPPA = np.array([0.15, 0.4, 0.8, 1.4, 2.3, 3.6, 5.5, 8.5, 13.0, 20.0, 31.0, KAPPA_MAX])
-# How many minima of the grid are refined, and how much of the variance one may be above the best
-# residual found so far.
+# At most so many minima of the grid are refined, and only those whose residual exceeds the best one
+# so far by at most this fraction of the variance.
 _STARTS = 6
 _WORSE = 0.1
 
@@ -179,22 +179,22 @@ _COLUMNS: dict[str, dict[str, Any]] = {
     "width": {"long_name": "half width at half height of the peak"},
     "rss": {"long_name": "residual sum of squares"},
     "r2": {"long_name": "explained share of the variance over angles", "units": "1"},
-    "code": {"long_name": "ok, or what is wrong with the fit"},
+    "code": {"long_name": "ok, or the problem with the fit"},
 }
 
 
 class Work(NamedTuple):
-    """A curve, its model, and memory; columns are peak, opposite peak, constant."""
+    """A curve, its model and work arrays; columns are peak, opposite peak, constant."""
 
-    y: np.ndarray  # responses over the largest of them
+    y: np.ndarray  # responses divided by the largest response
     cosine: np.ndarray
     sine: np.ndarray
     double: bool
     n_columns: int
-    e: np.ndarray  # (3, angles), the columns at the last point that was projected
-    r: np.ndarray  # (angles,), the residual there
+    e: np.ndarray  # (3, angles), the columns at the last projected point
+    r: np.ndarray  # (angles,), the residual at that point
     gram: np.ndarray  # (3, 3), inner products of the columns
-    rhs: np.ndarray  # (3,), those with the curve
+    rhs: np.ndarray  # (3,), inner products with the curve
     a: np.ndarray  # (3,), amplitudes
     trial: np.ndarray  # (3,), amplitudes of one support
     support: np.ndarray  # (3,), the columns of a support
@@ -203,13 +203,13 @@ class Work(NamedTuple):
 
 
 def _jit(function: Any) -> Any:
-    """Compile, once for all processes, to code that releases the interpreter's lock."""
+    """Compile to cached code that releases the GIL."""
     return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
 
 
 @_jit
 def _solve(gram, rhs, columns, n, factor, out):  # type: ignore[no-untyped-def]
-    """Solve for the first `n` of `columns` by LDL'; False where they are dependent."""
+    """Solve for the first `n` of `columns` by LDL'; return False if they are dependent."""
     for i in range(n):
         diagonal, value = gram[columns[i], columns[i]], rhs[columns[i]]
         for j in range(i):
@@ -233,9 +233,9 @@ def _solve(gram, rhs, columns, n, factor, out):  # type: ignore[no-untyped-def]
 
 @_jit
 def _amplitudes(w):  # type: ignore[no-untyped-def]
-    """Non-negative least squares of `w.gram` and `w.rhs` into `w.a`."""
+    """Solve non-negative least squares of `w.gram` and `w.rhs` into `w.a`."""
     # The best non-negative solution is the unconstrained one on its support, so all supports are
-    # tried. Where the unconstrained one on all columns is not negative, none is better.
+    # tried. If the unconstrained solution on all columns is non-negative, it is the best.
     best = -1.0
     for mask in _SUPPORTS:
         if mask >= 1 << w.n_columns:
@@ -293,10 +293,10 @@ def _project(w, u, v):  # type: ignore[no-untyped-def]
 
 @_jit
 def _derivatives(w):  # type: ignore[no-untyped-def]
-    """Gradient (2) and Hessian (3) in (u, v) of half the residual at the projected point."""
-    # The amplitudes follow (u, v), so the Hessian is the Schur complement of theirs; those that
-    # are held at 0 stay there. The factor exp(-k) of the columns only rescales amplitudes, so it
-    # has no derivative.
+    """Return gradient (2) and Hessian (3) in (u, v) of half the rss at the projected point."""
+    # The amplitudes depend on (u, v), so the Hessian is a Schur complement; amplitudes held at 0
+    # are constant. The factor exp(-k) of the columns only rescales amplitudes, so its derivative
+    # is not needed.
     gu = gv = huu = huv = hvv = 0.0
     w.cross[:] = 0.0
     for i in range(w.y.size):
@@ -334,7 +334,7 @@ def _derivatives(w):  # type: ignore[no-untyped-def]
 
 @_jit
 def _step(derivatives, damping):  # type: ignore[no-untyped-def]
-    """Return a Newton step, the descent that the undamped one promises, and if all is convex."""
+    """Return a Newton step, the decrease predicted without damping, and whether it is convex."""
     gu, gv, huu, huv, hvv = derivatives
     middle, half = 0.5 * (huu + hvv), 0.5 * (huu - hvv)
     spread = np.hypot(half, huv)
@@ -342,25 +342,25 @@ def _step(derivatives, damping):  # type: ignore[no-untyped-def]
     angle = 0.5 * np.arctan2(huv, half)
     c, s = np.cos(angle), np.sin(angle)  # direction of the larger curvature
     along, across = gu * c + gv * s, gv * c - gu * s
-    # Over the absolute value of a curvature, a step leaves a saddle instead of approaching it.
+    # Dividing by the absolute curvature, a step moves away from a saddle instead of towards it.
     floor = 1e-10 * largest
     first, second = max(abs(middle + spread), floor), max(abs(middle - spread), floor)
-    promised = 0.5 * (along * along / first + across * across / second)
+    predicted = 0.5 * (along * along / first + across * across / second)
     convex = middle - spread >= -1e-7 * largest
-    if not convex and promised <= 1e-9 * largest:
-        across = -1e-2 * second  # at rest on a saddle
+    if not convex and predicted <= 1e-9 * largest:
+        across = -1e-2 * second  # exactly on a saddle
     step, side = -along / (first + damping * largest), -across / (second + damping * largest)
-    return step * c - side * s, step * s + side * c, promised, convex
+    return step * c - side * s, step * s + side * c, predicted, convex
 
 
 @_jit
 def _move(u, v, derivatives, damping):  # type: ignore[no-untyped-def]
-    """Return the next point, the promised descent, if all is convex, and if k is at its bound."""
+    """Return the next point, the predicted decrease, whether convex, and whether k is bounded."""
     gu, gv, huu, huv, hvv = derivatives
     kappa = np.hypot(u, v)
     outward = -(gu * u + gv * v)
     if kappa >= KAPPA_MAX * (1 - 1e-12) and outward > 0.0:
-        # The residual falls beyond the bound, so the search goes along its arc.
+        # The residual decreases beyond the bound, so the search follows the circle k = KAPPA_MAX.
         cu, cv = u / kappa, v / kappa
         g = (gv * cu - gu * cv) * kappa
         h = huu * v * v - 2 * huv * u * v + hvv * u * u + outward
@@ -369,24 +369,24 @@ def _move(u, v, derivatives, damping):  # type: ignore[no-untyped-def]
         c, s = np.cos(turn), np.sin(turn)
         u, v = KAPPA_MAX * (cu * c - cv * s), KAPPA_MAX * (cv * c + cu * s)
         return u, v, 0.5 * g * g / size, h > 0.0, True
-    du, dv, promised, convex = _step(derivatives, damping)
+    du, dv, predicted, convex = _step(derivatives, damping)
     shorter = min(1.0, 0.5 * (1 + kappa) / (np.hypot(du, dv) + 1e-300))
     u, v = u + du * shorter, v + dv * shorter
     shorter = min(1.0, KAPPA_MAX / (np.hypot(u, v) + 1e-300))
-    return u * shorter, v * shorter, promised, convex, False
+    return u * shorter, v * shorter, predicted, convex, False
 
 
 @_jit
 def _refine(w, u, v, scale):  # type: ignore[no-untyped-def]
-    """Newton's method from (u, v); returns (u, v, rss, came to rest, at the bound of k)."""
+    """Run Newton's method from (u, v); return (u, v, rss, converged, k at its bound)."""
     rss = _project(w, u, v)
     derivatives = _derivatives(w)
     damping = 0.0
     for _ in range(_MAX_STEPS):
-        nu, nv, promised, convex, at_bound = _move(u, v, derivatives, 0.0)
-        last = convex and promised <= _LAST_STEP * scale
+        nu, nv, predicted, convex, at_bound = _move(u, v, derivatives, 0.0)
+        last = convex and predicted <= _LAST_STEP * scale
         if damping > 0.0 and not last:
-            nu, nv, promised, convex, at_bound = _move(u, v, derivatives, damping)
+            nu, nv, predicted, convex, at_bound = _move(u, v, derivatives, damping)
         new = _project(w, nu, nv)
         better = new < rss
         if better:
@@ -404,18 +404,18 @@ def _refine(w, u, v, scale):  # type: ignore[no-untyped-def]
 
 
 class Grid(NamedTuple):
-    """Points (phi, k), k fastest, shared by all curves of the same angles and model."""
+    """Points (phi, k), k varying fastest, shared by all curves of the same angles and model."""
 
     u: np.ndarray  # (points,)
     v: np.ndarray
     columns: np.ndarray  # (columns, angles, points)
-    # (7, points): inner products 00, 11, 22, 01, 02, 12 of the columns, and the inverse of their
-    # determinant where there are three (0 where they are dependent)
+    # (7, points): inner products 00, 11, 22, 01, 02, 12 of the columns, and for three columns the
+    # inverse of their determinant (0 if they are dependent)
     gram: np.ndarray
 
 
 def _make_grid(x: np.ndarray, double: bool, baseline: bool) -> Grid:
-    # Two opposite peaks have changed places after half a turn.
+    # Two opposite peaks swap roles after half a turn.
     phi = np.arange(_N_PHI // 2 if double else _N_PHI) * (2 * np.pi / _N_PHI)
     kappa = np.tile(_GRID_KAPPA, len(phi))
     phi = np.repeat(phi, len(_GRID_KAPPA))
@@ -440,7 +440,7 @@ def _make_grid(x: np.ndarray, double: bool, baseline: bool) -> Grid:
 
 @_jit
 def _explained_by_pair(gii, gjj, gij, ri, rj):  # type: ignore[no-untyped-def]
-    """Sum of squares that two columns explain with amplitudes that are not negative."""
+    """Return the sum of squares that two columns explain with non-negative amplitudes."""
     det = gii * gjj - gij * gij
     ai, aj = gjj * ri - gij * rj, gii * rj - gij * ri
     alone = max(ri * ri / gii, rj * rj / gjj)
@@ -450,8 +450,8 @@ def _explained_by_pair(gii, gjj, gij, ri, rj):  # type: ignore[no-untyped-def]
 
 @_jit
 def _explained(gram, dots, out):  # type: ignore[no-untyped-def]
-    """Sum of squares that the columns explain at each point of the grid."""
-    # Written out for one to three columns, so that the compiler computes several points at once.
+    """Compute the sum of squares that the columns explain at each point of the grid."""
+    # Written out for one to three columns, so that the compiler can vectorize over points.
     g00, g11, g22, g01, g02, g12, inverse = gram
     for g in range(out.size):
         r0 = dots[0, g]
@@ -491,7 +491,7 @@ def _starts(y, square, grid, dots, residual):  # type: ignore[no-untyped-def]
     n = 0
     for g in range(n_points):
         k, here = g % n_kappa, residual[g]
-        # The first phase follows the last.
+        # Phases are periodic: a negative index wraps around.
         before, after = residual[g - n_kappa], residual[(g + n_kappa) % n_points]
         below = residual[g - 1] if k > 0 else np.inf
         above = residual[g + 1] if k + 1 < n_kappa else np.inf
@@ -504,12 +504,12 @@ def _starts(y, square, grid, dots, residual):  # type: ignore[no-untyped-def]
 
 @_jit
 def _fit(curves, cosine, sine, double, baseline, grid, out):  # type: ignore[no-untyped-def]
-    """Fit the curves whose code in `out` is ok, and fill its columns, preferred with the phase."""
+    """Fit the curves whose code in `out` is ok, and fill `out`, with the phase as preferred."""
     n_angles = curves.shape[1]
     n_columns, _, n_points = grid.columns.shape
     w = Work(
         np.empty(n_angles), cosine, sine, double, n_columns,
-        np.ones((3, n_angles)),  # of a constant the column stays 1
+        np.ones((3, n_angles)),  # the column of the constant stays 1
         np.empty(n_angles), np.zeros((3, 3)), np.zeros(3), np.zeros(3), np.zeros(3),
         np.zeros(3, np.int64), np.zeros((3, 3)), np.zeros((4, 3)),
     )  # fmt: skip
@@ -522,15 +522,15 @@ def _fit(curves, cosine, sine, double, baseline, grid, out):  # type: ignore[no-
         y[:] = curves[row] / highest
         square, mean = np.sum(y * y), np.sum(y) / n_angles
         tss = np.sum((y - mean) ** 2)
-        best, u, v, rested, at_bound = np.inf, 0.0, 0.0, False, False
+        best, u, v, converged, at_bound = np.inf, 0.0, 0.0, False, False
         for g in _starts(y, square, grid, dots, residual):
             if residual[g] > best + _WORSE * tss:
                 break
             refined = _refine(w, grid.u[g], grid.v[g], square)
             if refined[2] < best:
-                u, v, best, rested, at_bound = refined
+                u, v, best, converged, at_bound = refined
         rss = _project(w, u, v)
-        # The higher peak is the preferred one; of equal ones that in the first half turn.
+        # The higher peak is preferred; if equal, the one in the first half turn.
         behind = v < 0.0 or (v == 0.0 and u < 0.0)
         if double and (a[1] > a[0] or (a[1] == a[0] and behind)):
             a[0], a[1], u, v = a[1], a[0], -u, -v
@@ -541,7 +541,7 @@ def _fit(curves, cosine, sine, double, baseline, grid, out):  # type: ignore[no-
             kappa, phase, rss = 0.0, np.nan, tss
             a[:] = 0.0
             a[n_columns - 1 if baseline else 0] = mean
-        elif not rested:
+        elif not converged:
             out[row, 8] = _NOT_CONVERGED
         elif at_bound:
             out[row, 8] = _AT_BOUND
@@ -554,16 +554,16 @@ def _fit(curves, cosine, sine, double, baseline, grid, out):  # type: ignore[no-
 
 # Fits of many curves.
 
-# Curves that a thread takes at a time.
+# Number of curves per task of a thread.
 _CURVES = 512
 
 
 class Shape(NamedTuple):
     """A model of tuning."""
 
-    harmonic: int  # how often it repeats in a turn
+    harmonic: int  # periods per turn
     double: bool  # whether it has two peaks
-    preferred: str  # name of its angle
+    preferred: str  # name of its preferred angle
     formula: str
 
 
@@ -583,7 +583,7 @@ def fit(
     model: Model = "von_mises",
     baseline: bool = True,
 ) -> xr.Dataset:
-    """Fit a von Mises function to every tuning curve, by least squares.
+    """Fit a von Mises function to every tuning curve by least squares.
 
     ================  ================================================  ===========
     model             curve                                             preferred
@@ -598,16 +598,17 @@ def fit(
     ----------
     rates : xarray.DataArray
         Over `dim` and any other dims (``nucleus_id``, ``scan_unit``, ...), in memory or chunked
-        (dask): chunked curves are fitted when the result is computed. The coordinate `dim` states
-        ``units`` (degree or radian) and ``angle_convention``; angles need not be evenly spaced.
+        (dask): chunked curves are fitted when the result is computed. The coordinate `dim` must
+        have ``units`` (degree or radian) and ``angle_convention``; angles need not be evenly
+        spaced.
     dim : {"direction", "orientation"}
         The dimension of the angles. Orientations repeat after half a turn, so only ``von_mises``
-        fits them.
+        can be fitted to them.
     model : {"von_mises", "double_von_mises", "single_von_mises"}, optional
-        The curve.
+        The model, see above.
     baseline : bool, optional
-        Whether there is a constant b. It is not negative, as no response is; without this bound
-        weakly tuned curves would go to ``k = 0`` with an infinite amplitude.
+        Whether to fit a constant b, which is non-negative, as responses are; otherwise weakly
+        tuned curves would be fitted with ``k = 0`` and an infinite amplitude.
 
     Returns
     -------
@@ -615,46 +616,46 @@ def fit(
         Over the other dims, with their coordinates:
 
         ``amplitude``
-            A, or that of the higher peak, above the baseline, in the units of the rates; >= 0.
+            A >= 0, the height of the (higher) peak above the baseline, in the units of the rates.
         ``amplitude_opposite``
-            That of the lower peak (``double_von_mises`` only).
+            The height of the lower peak (``double_von_mises`` only).
         ``baseline``
             b >= 0; 0 without a baseline.
         ``kappa``
             k, from 0 to 50.
         ``pref_ori`` or ``pref_dir``
             phi of the (higher) peak in the units and convention of the coordinate, in
-            ``[0, period)``. Of two peaks of equal height, the one in the first half turn.
+            ``[0, period)``. For two peaks of equal height, the one in the first half turn.
         ``width``
-            Half width at half height of that peak above the baseline,
-            ``arccos(1 - ln 2 / k)``, over 2 for ``von_mises``, without the opposite peak. NaN
-            where ``k < ln(2) / 2``: such a curve does not fall to half its height.
+            Half width at half height of that peak, without baseline and opposite peak,
+            ``arccos(1 - ln 2 / k)``, divided by 2 for ``von_mises``. NaN where
+            ``k < ln(2) / 2``: such a curve does not fall to half its height.
         ``rss``, ``r2``
             Residual sum of squares, and ``1 - rss / sum((r - mean r)^2)``.
         ``converged``
-            Whether the search came to rest within the bounds: status is ok or narrow.
+            Whether the search converged within the bounds: status is ok or narrow.
         ``status``
             ok | narrow (the peak is narrower than the spacing of the angles: height and width
-            rest on one or two responses) | kappa_at_bound (the best curve is the sharpest
-            allowed: its angle may be of use, height and width are not) | untuned (no tuned curve
-            is better than the constant: no preferred angle) | not_converged (the best curve
-            found) | and, with NaN in all of the above: missing (a response is NaN or infinite) |
-            negative (a response is below 0) | flat (all are equal) | too_short (fewer different
-            angles than parameters).
+            depend on one or two responses) | kappa_at_bound (the best curve is the sharpest
+            allowed: its angle may be useful, height and width are not) | untuned (no tuned curve
+            is better than the constant: no preferred angle) | not_converged (the best curve so
+            far) | and, with NaN in all of the above: missing (a response is NaN or infinite) |
+            negative (a response is below 0) | flat (all responses are equal) | too_short (fewer
+            distinct angles than parameters).
 
     Raises
     ------
     SchemaError
-        If `rates` is not numeric over `dim`, if its angles do not state their units and
-        convention or contradict them, or if `model` is unknown or does not go with `dim`. A curve
-        that cannot be fitted gets a status instead.
+        If `rates` is not numeric over `dim`, if its angles do not state units and convention or
+        contradict them, or if `model` is unknown or does not apply to `dim`. A curve that cannot
+        be fitted gets a status instead.
 
     Notes
     -----
     Amplitudes and baseline follow from (phi, k) by non-negative linear least squares (variable
-    projection); (phi, k) are searched on a grid over all phases and the range of k, and by
-    Newton's method from its six lowest minima. Curves are independent of each other and shared
-    among as many threads as numba is set to use.
+    projection); (phi, k) are searched on a grid over all phases and the range of k, then by
+    Newton's method from its six lowest minima. Curves are fitted independently, on as many threads
+    as numba is set to use.
 
     Examples
     --------
@@ -673,8 +674,8 @@ def fit(
     axis = angle_axis(rates, dim)
     if dim == "orientation" and shape.harmonic == 1:
         raise SchemaError(
-            f"model={model!r} repeats after a whole turn, but orientations after half of one: use "
-            "model='von_mises', or fit the rates over 'direction'"
+            f"model={model!r} has a period of a whole turn, but orientations repeat after half a "
+            "turn: use model='von_mises', or fit the rates over 'direction'"
         )
     require_free_names(rates, [shape.preferred, *_COLUMNS, "converged", "status"], "rates")
     block = partial(
@@ -685,8 +686,10 @@ def fit(
         columns[name].attrs = dict(attrs)
     code = columns.pop("code")
     columns["converged"] = (code == _OK) | (code == _NARROW)
-    columns["converged"].attrs = {"long_name": "the search came to rest within the bounds"}
-    columns["status"] = xr.apply_ufunc(_words, code, dask="parallelized", output_dtypes=[object])
+    columns["converged"].attrs = {"long_name": "the search converged within the bounds"}
+    columns["status"] = xr.apply_ufunc(
+        _status_words, code, dask="parallelized", output_dtypes=[object]
+    )
     columns["status"].attrs = _COLUMNS["code"]
     for name in ("amplitude", "amplitude_opposite", "baseline"):
         if "units" in rates.attrs:
@@ -707,7 +710,7 @@ def fit(
     return add_history(fitted, entry, source=rates)
 
 
-def _words(codes: np.ndarray) -> np.ndarray:
+def _status(codes: np.ndarray) -> np.ndarray:
     return np.array(_STATUS, dtype=object)[codes.astype(np.int64)]
 
 
@@ -718,7 +721,7 @@ def _fit_block(
     curves = np.array(rates.reshape(-1, rates.shape[-1]), dtype=np.float64, order="C")
     result = np.full((len(curves), len(_COLUMNS)), np.nan)
     x = axis.radians * shape.harmonic
-    # Directions half a turn apart are one orientation.
+    # Directions half a turn apart are the same orientation.
     n_different = len(np.unique(np.round(np.mod(x + 1e-7, 2 * np.pi), 6)))
     if n_different < 3 + shape.double + baseline:
         result[:, 8] = _SHORT
@@ -730,7 +733,7 @@ def _fit_block(
     result[:, 8] = np.select(problems, [_MISSING, _NEGATIVE, _FLAT], _OK)
     grid = _make_grid(x, shape.double, baseline)
     cosine, sine = np.cos(x), np.sin(x)
-    # Threads are counted by stored pairs, and a fit takes as long as some hundred of them.
+    # The number of threads is chosen by stored pairs; one fit takes as long as about 200 of them.
     run_spans(
         lambda lo, hi: _fit(
             curves[lo:hi], cosine, sine, shape.double, baseline, grid, result[lo:hi]
@@ -757,20 +760,20 @@ def evaluate(fit: xr.Dataset, angles: xr.DataArray | np.ndarray | list[float]) -
     fit : xarray.Dataset
         From `microns_xr.tuning.fit`.
     angles : xarray.DataArray or array-like
-        One-dimensional: plain numbers in the units and convention of the fit, or a DataArray that
-        states the same units and convention.
+        One-dimensional: plain numbers in the units and convention of the fit, or a DataArray with
+        the same units and convention.
 
     Returns
     -------
     xarray.DataArray
-        ``rate(..., direction)`` or ``rate(..., orientation)``, over the dims of the fit and the
-        fitted one; NaN for curves that were not fitted.
+        ``rate(..., direction)`` or ``rate(..., orientation)``, over the dims of the fit and of the
+        angles; NaN for curves that were not fitted.
 
     Raises
     ------
     SchemaError
-        If `fit` is not such a Dataset, or the angles are not one-dimensional or are in other units
-        or another convention: `microns_xr.angles.convert` converts them.
+        If `fit` is not such a Dataset, or the angles are not one-dimensional or have other units or
+        another convention; convert them with `microns_xr.angles.convert`.
 
     Examples
     --------
@@ -797,7 +800,7 @@ def evaluate(fit: xr.Dataset, angles: xr.DataArray | np.ndarray | list[float]) -
     turn = full_turn(preferred.attrs["units"])
     x = xr.DataArray(values, dims=dim)
     height: Any = np.cos((x - preferred) * (2 * np.pi * shape.harmonic / turn))
-    # An untuned curve has no preferred angle, but its constant has a value everywhere.
+    # An untuned curve has no preferred angle, but its constant can be evaluated anywhere.
     height = height.where(fit["kappa"] > 0, 1.0).where(fit["kappa"].notnull())
     rate = fit["amplitude"] * np.exp(fit["kappa"] * (height - 1)) + fit["baseline"]
     if shape.double:

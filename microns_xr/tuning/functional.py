@@ -1,6 +1,6 @@
-"""Functional rows: which neuron a recorded unit is, and what was measured of it.
+"""Functional rows: the neuron of each recorded unit, and its measurements.
 
-A neuron may be recorded in up to five scans, or twice within one. These are several rows along
+A neuron may be recorded in up to five scans, or twice within one, which gives several rows along
 ``scan_unit``; `microns_xr.tuning.collapse_scans` makes one row per neuron along ``nucleus_id``.
 """
 
@@ -38,27 +38,27 @@ logger = logging.getLogger(__name__)
 
 FunctionalKind = Literal["manual", "auto", "digital_twin", "functional_properties"]
 
-# What `Release.functional` can be asked for, to the role of its table.
+# Role of the table for each kind that `Release.functional` accepts.
 KIND_ROLES: dict[str, str] = {
     "manual": "coregistration",
     "auto": "coregistration_auto",
-    "digital_twin": "functional_properties",  # in every release they are of a digital twin
+    "digital_twin": "functional_properties",  # from the digital twin in every release
     "functional_properties": "functional_properties",
 }
 
 Variable = tuple[tuple[str, ...], np.ndarray, dict[str, Any]]
 
 
-def stated_spec(
+def complete_spec(
     spec: TableSpec, angle_units: str | None = None, angle_convention: str | None = None
 ) -> TableSpec:
-    """Complete the registry's entry of a table by what a call states of its angles."""
+    """Complete the registry entry of a table with angle attributes passed by the caller."""
     for argument, value in (("angle_units", angle_units), ("angle_convention", angle_convention)):
         known = getattr(spec, argument)
         if value is not None and known not in (None, value):
             raise SchemaError(
-                f"{argument} of {spec.name} is {known!r} by the registry, not {value!r}: leave the "
-                "argument out and use mx.angles.convert on the result"
+                f"{argument} of {spec.name} is {known!r} in the registry, not {value!r}: omit the "
+                "argument and use mx.angles.convert on the result"
             )
     return replace(
         spec,
@@ -68,14 +68,14 @@ def stated_spec(
 
 
 def table_variable(column: pd.Series, spec: TableSpec) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return a column of a table, one value per row, with the attributes of the data model."""
+    """Return a column with one value per row, and its attributes in the data model."""
     name = str(column.name)
     declared = FUNCTIONAL.get(name) or UNITS.get(name)
     as_float = declared is not None and declared.dtype == "float" and len(declared.dims) == 1
     values = plain_values(column, spec.name, as_float=as_float)
     attrs = {} if declared is None else describe(declared)
     if name in PERIODS and values.dtype.kind in "if":
-        # Also whole numbers are floats here, because a missing -1 would be an angle.
+        # Integers become floats, too, because the missing value -1 would be a valid angle.
         values = plain_values(column, spec.name, as_float=True)
         attrs |= _angle_attrs(name, spec, values)
     return values, attrs
@@ -86,7 +86,7 @@ def _angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, An
         raise SchemaError(
             f"{spec.name}.{name} is an angle, but neither the registry nor the call states its "
             "units and convention: pass angle_units= ('degree' or 'radian') and angle_convention= "
-            "('up_clockwise' or 'right_counterclockwise'), or leave the column out"
+            "('up_clockwise' or 'right_counterclockwise'), or drop the column"
         )
     attrs = angle_attrs(spec.angle_units, spec.angle_convention, name)
     # Degrees in a table of radians exceed the period, as do directions among orientations.
@@ -94,7 +94,7 @@ def _angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, An
     if largest > attrs["period"] * (1 + 1e-6):
         raise SchemaError(
             f"{spec.name}.{name} holds {largest:g}, expected {spec.angle_units}s within "
-            f"{attrs['period']:g}: its units differ from those stated, or its name is wrong"
+            f"{attrs['period']:g}: correct the stated units, or the name of the column"
         )
     return attrs
 
@@ -120,7 +120,7 @@ def build_functional(
     angle_convention: str | None = None,
 ) -> xr.Dataset:
     """Turn a table of matched or measured units into a Dataset over ``scan_unit``."""
-    spec = stated_spec(spec, angle_units, angle_convention)
+    spec = complete_spec(spec, angle_units, angle_convention)
     typed = typed_table(table, role, spec)
     n_rows = len(typed)
     keys = [*SCAN_KEYS, "target_id"]
@@ -133,7 +133,7 @@ def build_functional(
             continue
         if column not in typed:
             raise SchemaError(
-                f"{spec.name} has no column {column!r} to choose by, found {list(typed.columns)}: "
+                f"{spec.name} has no column {column!r} to filter by, found {list(typed.columns)}: "
                 "only automatic coregistrations have one"
             )
         typed = typed[sign * table_variable(typed[column], spec)[0] >= sign * bound]
@@ -157,7 +157,7 @@ def build_functional(
 
 def _holds_arrays(column: str, values: pd.Series) -> bool:
     if column in FUNCTIONAL and len(FUNCTIONAL[column].dims) > 1:
-        return True  # rates, which some tables hold as text
+        return True  # rates, which some tables store as text
     return values.dtype == object and bool(values.map(pd.api.types.is_list_like).any())
 
 
@@ -169,21 +169,21 @@ _DIM = {"rate_dir": "direction", "rate_ori": "orientation"}
 def rate_variables(
     table: pd.DataFrame, spec: TableSpec
 ) -> tuple[dict[str, Variable], dict[str, Variable]]:
-    """Read ``rate_dir`` and ``rate_ori`` of a table, and their angles as coordinates."""
+    """Return ``rate_dir`` and ``rate_ori`` of a table, and their angles as coordinates."""
     names = [n for n in _DIM if n in table.columns]
     if not names:
         require_columns(table, spec.name, list(_DIM))
     if spec.angle_convention is None:
         raise SchemaError(
-            f"{spec.name} has rates by angle, but neither the registry nor the call says what 0 "
-            "degrees means: pass angle_convention='up_clockwise' or 'right_counterclockwise'"
+            f"{spec.name} has rates by angle, but neither the registry nor the call states the "
+            "convention: pass angle_convention='up_clockwise' or 'right_counterclockwise'"
         )
     variables: dict[str, Variable] = {}
     coords: dict[str, Variable] = {}
     for name in names:
         dim = _DIM[name]
         values = parse_arrays(table[name], spec.name)
-        values[~np.isfinite(values).all(axis=1)] = np.nan  # a unit is rated whole or not at all
+        values[~np.isfinite(values).all(axis=1)] = np.nan  # a unit has all of its rates or none
         variables[name] = (("scan_unit", dim), values, describe(FUNCTIONAL[name]))
         attrs = angle_attrs("degree", spec.angle_convention, dim)
         n = values.shape[1]
@@ -201,21 +201,21 @@ def _require_agreement(rate_dir: np.ndarray, rate_ori: np.ndarray, name: str) ->
             "expected twice as many directions"
         )
     folded = rate_dir.reshape(len(rate_dir), 2, -1).mean(axis=1)
-    # Tables hold eight digits of float32.
+    # Tables store float32 rates with eight digits.
     wrong = (np.abs(folded - rate_ori) > 1e-4 * np.maximum(1.0, np.abs(rate_ori))).any(axis=1)
     if wrong.any():
         raise SchemaError(
             f"{name} row {np.argmax(wrong)}: rate_ori is not the mean of rate_dir over opposite "
-            f"directions ({wrong.sum()} rows): the columns are shifted, or of two tables"
+            f"directions ({wrong.sum()} rows): the columns are shifted, or from different tables"
         )
 
 
 def match_units(curves: xr.Dataset, coregistration: xr.Dataset) -> xr.Dataset:
-    """Match units to neurons, sorted; a unit of several nuclei gets a row for each of them."""
+    """Match units to neurons, sorted; a unit with several nuclei gets one row per nucleus."""
     keys = list(SCAN_KEYS)
     match = pd.DataFrame({k: coregistration[k].values for k in [*keys, "nucleus_id"]})
     match = match[match["nucleus_id"] >= 0].drop_duplicates()
-    # Nullable, so that units without a match do not turn the ids into floats.
+    # Nullable integers, so that unmatched units do not convert the ids to float.
     match["nucleus_id"] = match["nucleus_id"].astype("Int64")
     rows = pd.DataFrame({k: curves[k].values for k in keys})
     rows = rows.assign(row=np.arange(len(rows))).merge(match, on=keys, how="left")
@@ -239,7 +239,7 @@ def build_tuning_curves(
     curves = xr.Dataset(variables, coords=coords, attrs={"tuning_table": spec.name})
     curves = match_units(curves, coregistration)
     logger.info(
-        "tuning curves of %s v%d: %d units, %d matched to no neuron",
+        "tuning curves of %s v%d: %d units, %d without a matching neuron",
         *release_of(curves),
         len(typed),
         curves.attrs["n_unmatched"],
@@ -257,19 +257,19 @@ def collapse_scans(
     *,
     lowest: bool | None = None,
 ) -> xr.Dataset:
-    """Turn rows of recorded units into one row per neuron.
+    """Combine rows of recorded units into one row per neuron.
 
     Parameters
     ----------
     functional : xarray.Dataset
         One row per recorded unit, dim ``scan_unit``.
     how : {"mean", "best", "first"}, optional
-        ``mean`` averages the rates of all rated units of a neuron and leaves out the rest;
-        ``best`` takes all variables from the unit with the best `by`, ``first`` from the first
-        unit by (session, scan_idx, unit_id).
+        ``mean`` averages the rates over all units of a neuron that have them, and drops other
+        variables; ``best`` takes all variables from the unit with the best `by`, ``first`` from the
+        first unit by (session, scan_idx, unit_id).
     by : str, optional
-        Variable or coordinate that ``best`` chooses by, such as ``"cc_abs"``, ``"score"``,
-        ``"residual"`` or ``"session"``: one number per unit that is not an angle.
+        Variable or coordinate for ``best``, such as ``"cc_abs"``, ``"score"``, ``"residual"`` or
+        ``"session"``: one number per unit, but not an angle.
     lowest : bool, optional
         Whether the lowest `by` is the best; by default only for ``residual``.
 
@@ -277,27 +277,27 @@ def collapse_scans(
     -------
     xarray.Dataset
         Dim ``nucleus_id``, sorted, unique: the variables (for ``best`` and ``first`` also
-        ``session``, ``scan_idx``, ``unit_id``), ``n_scans``, ``n_scan_units`` and, where there are
-        rates, ``n_rated``, the number of units the rates come from.
+        ``session``, ``scan_idx``, ``unit_id``), ``n_scans``, ``n_scan_units`` and, if there are
+        rates, ``n_rated``, the number of units that contribute rates.
 
     Raises
     ------
     SchemaError
-        If ``best`` has no `by` or one that is not one number per unit, if ``mean`` meets an
-        angle, which has no arithmetic mean, or if a row (a unit and its nucleus) is repeated.
+        If `by` is missing for ``best`` or is not one number per unit, if there are angles, which
+        have no arithmetic mean, for ``mean``, or if a row (a unit and its nucleus) is repeated.
     UnknownLabelError
         If `by` is not a variable of the Dataset.
     ReleaseMismatchError
-        If the rows are of several releases.
+        If the rows come from several releases.
 
     Notes
     -----
-    Only units that have the value are considered: for ``best`` those with a finite `by` (for
-    integers, other than the missing value -1), and where the Dataset has rates, those whose
-    ``rate`` or ``rate_*`` are finite at all stimuli. Neurons without such a unit get missing
-    values: NaN, -1 (0 for ``pt_root_id``), "unknown"; booleans then become the words "true",
-    "false" and "unknown". Ties go to the lowest (session, scan_idx, unit_id). Units matched to no
-    nucleus (``nucleus_id`` -1) are left out.
+    Only units with complete values are considered: for ``best`` those with a finite `by` (for
+    integers, other than the missing value -1), and if the Dataset has rates, those whose ``rate``
+    or ``rate_*`` are finite at all stimuli. Neurons without such a unit get missing values: NaN, -1
+    (0 for ``pt_root_id``), "unknown"; booleans then become the words "true", "false" and "unknown".
+    Ties go to the lowest (session, scan_idx, unit_id). Units without a nucleus (``nucleus_id`` -1)
+    are dropped.
 
     Examples
     --------
@@ -311,11 +311,11 @@ def collapse_scans(
     validate(functional, "functional")
     require_one_of("how", how, ("mean", "best", "first"))
     if how == "best" and by is None:
-        raise SchemaError("how='best' needs by=, the variable that says which unit is best")
+        raise SchemaError("how='best' requires by=, the variable to compare units by")
     if how != "best" and by is not None:
-        raise SchemaError(f"by={by!r} has a meaning with how='best' only, found how={how!r}")
+        raise SchemaError(f"by={by!r} requires how='best', found how={how!r}")
     if lowest is not None and by is None:
-        raise SchemaError(f"lowest={lowest} has a meaning with by= only")
+        raise SchemaError(f"lowest={lowest} requires by=")
     if isinstance(functional.indexes.get("scan_unit"), pd.MultiIndex):
         functional = functional.reset_index("scan_unit")
     require_same_release(("functional", functional))
@@ -324,8 +324,8 @@ def collapse_scans(
         first = tuple(rows.loc[repeated, [*SCAN_KEYS, "nucleus_id"]].iloc[0].tolist())
         raise SchemaError(
             f"functional repeats {int(repeated.sum())} of {len(rows)} rows (session, scan_idx, "
-            f"unit_id, nucleus_id), first: {first}: they would count twice; two tables were "
-            "joined along scan_unit, keep each row once"
+            f"unit_id, nucleus_id), first: {first}, expected each row once: they would count "
+            "twice; drop rows that were joined along scan_unit from two tables"
         )
     if by is not None:
         _require_orderable(functional, by)
@@ -333,7 +333,7 @@ def collapse_scans(
     angles = [str(n) for n in functional.data_vars if is_angle(functional[n])]
     if how == "mean" and angles:
         raise SchemaError(
-            f"how='mean' cannot average the angles {angles}: choose variables with "
+            f"how='mean' cannot average the angles {angles}: select other variables with "
             "functional[['rate_ori']], or use how='best', by=..."
         )
     rows = rows[rows["nucleus_id"] >= 0].sort_values(list(rows.columns))
@@ -342,7 +342,7 @@ def collapse_scans(
 
     rates = _rates(functional)
     functional = functional.assign({n: functional[n].astype(np.float64) for n in rates})
-    candidate = _rated(functional, rates)
+    candidate = _has_rates(functional, rates)
     if by is not None:
         values = functional[by].values
         missing = missing_value(by, values.dtype) if values.dtype.kind == "i" else np.nan
@@ -352,8 +352,8 @@ def collapse_scans(
         n_rated = np.bincount(owner, minlength=len(nuclei))
         result = _mean_rates(candidates, rates, nuclei, owner)
     else:
-        result = _chosen_units(candidates, nuclei, owner, by, bool(lowest))
-        n_rated = _rated(result, rates)
+        result = _select_units(candidates, nuclei, owner, by, bool(lowest))
+        n_rated = _has_rates(result, rates)
     scans = rows.drop_duplicates(["nucleus_id", "session", "scan_idx"])
     counts: dict[str, Any] = {
         "n_scans": scans.groupby("nucleus_id").size(),
@@ -377,14 +377,14 @@ def _require_orderable(functional: xr.Dataset, by: str) -> None:
     if values.dims != ("scan_unit",) or values.dtype.kind not in "biuf":
         raise SchemaError(
             f"by={by!r} has dims {values.dims} and dtype {values.dtype}, expected one number per "
-            "unit to choose by"
+            "unit"
         )
     if is_angle(values):
-        raise SchemaError(f"by={by!r} is an angle: on a circle none is the highest or lowest")
+        raise SchemaError(f"by={by!r} is an angle, expected numbers that have an order")
 
 
 def _rates(functional: xr.Dataset) -> list[str]:
-    """Return the variables that are rates by stimulus, and not one number per unit."""
+    """Return the variables that are rates by stimulus rather than one number per unit."""
     return [
         str(n)
         for n, v in functional.data_vars.items()
@@ -396,8 +396,8 @@ def _rates(functional: xr.Dataset) -> list[str]:
     ]
 
 
-def _rated(functional: xr.Dataset, rates: list[str]) -> np.ndarray:
-    """Which rows have all their rates."""
+def _has_rates(functional: xr.Dataset, rates: list[str]) -> np.ndarray:
+    """Return which rows have finite rates at all stimuli."""
     rated = np.ones(functional["nucleus_id"].shape, dtype=bool)
     for name in rates:
         rated &= np.isfinite(functional[name].values).all(axis=-1)
@@ -423,14 +423,14 @@ def _mean_rates(
     return result
 
 
-def _chosen_units(
+def _select_units(
     functional: xr.Dataset, nuclei: np.ndarray, owner: np.ndarray, by: str | None, lowest: bool
 ) -> xr.Dataset:
-    # The rows are in (nucleus, session, scan_idx, unit_id) order, and the sort is stable: among
-    # equals the first row of a neuron wins.
+    # The rows are in (nucleus, session, scan_idx, unit_id) order, and the sort is stable, so ties
+    # go to the first row of a neuron.
     rank = np.zeros(len(owner), dtype=np.int64)
     if by is not None:
-        # Ordinals, because unsigned numbers and booleans have no negative.
+        # Ordinal ranks, because unsigned numbers and booleans cannot be negated.
         rank = np.unique(functional[by].values, return_inverse=True)[1] * (1 if lowest else -1)
     rows = np.lexsort([rank, owner])
     _, first = np.unique(owner[rows], return_index=True)

@@ -25,7 +25,7 @@ _CONTRASTS = {
     "OSI": "orientation selectivity index, preferred against orthogonal",
     "DSI": "direction selectivity index, preferred against opposite",
 }
-# A sum of vectors shorter than this part of the sum of their lengths has no direction.
+# A vector sum shorter than this fraction of the summed lengths has no meaningful direction.
 _NO_DIRECTION = 1e-12
 
 
@@ -35,16 +35,16 @@ def orientation_from_direction(rate_dir: xr.DataArray) -> xr.DataArray:
     Parameters
     ----------
     rate_dir : xarray.DataArray
-        Over ``direction`` and any other dims, in memory or chunked. There is an even number of
-        directions, evenly spaced round the whole circle, in any order.
+        Over ``direction`` and any other dims, in memory or chunked. The directions must be even in
+        number and evenly spaced around the whole circle; their order does not matter.
 
     Returns
     -------
     xarray.DataArray
-        Over ``orientation`` in the place of ``direction``, ascending in ``[0, half a turn)``;
-        ``rate_ori`` where it was ``rate_dir``. Orientation is direction modulo half a turn:
-        response ``i`` is the mean of those to direction ``i`` and to the opposite one, NaN where
-        either is.
+        Over ``orientation`` instead of ``direction``, ascending in ``[0, half a turn)``;
+        ``rate_dir`` is renamed to ``rate_ori``. Orientation is direction modulo half a turn:
+        response ``i`` is the mean of the responses to direction ``i`` and to the opposite
+        direction, NaN if either is NaN.
 
     Raises
     ------
@@ -63,11 +63,11 @@ def orientation_from_direction(rate_dir: xr.DataArray) -> xr.DataArray:
     axis = angle_axis(rate_dir, "direction", "rate_dir")
     if "orientation" in rate_dir.dims or "orientation" in rate_dir.coords:
         raise SchemaError(
-            "rate_dir has an orientation as well as a direction, so its orientations cannot be "
-            "put in: drop the one it has"
+            "rate_dir already has an orientation, which the result needs as its dimension: drop it "
+            "with .drop_vars, or select one"
         )
     first, second = np.split(axis.full_circle(even=True), 2)
-    # Without the coordinates of the directions, which would be aligned.
+    # Drop the coordinates along direction, by which xarray would align the halves.
     bare = rate_dir.drop_vars([n for n, c in rate_dir.coords.items() if "direction" in c.dims])
     folded = (bare.isel(direction=first) + bare.isel(direction=second)) / 2
     attrs = {**axis.attrs_of("orientation"), "long_name": "orientation of the stimulus"}
@@ -81,16 +81,16 @@ def orientation_from_direction(rate_dir: xr.DataArray) -> xr.DataArray:
 
 
 def selectivity(rates: xr.DataArray, *, dim: TuningDim) -> xr.Dataset:
-    """Return indices of selectivity, and preferred angles by vector sum, of measured curves.
+    """Compute selectivity indices, and preferred angles by vector sum, of measured curves.
 
-    With responses r at angles theta (a whole circle, evenly spaced), ``R`` the responses to
-    orientations (those to opposite directions averaged), p the angle of the largest response:
+    With responses r at angles theta (evenly spaced around the circle), ``R`` the responses to
+    orientations (averages over opposite directions), and p the angle of the largest response:
 
     ============  =======================================================================
     ``gOSI``      ``|sum r exp(2i theta)| / sum r``
     ``gDSI``      ``|sum r exp(i theta)| / sum r``
-    ``OSI``       ``(R(p) - R(p + 90°)) / (R(p) + R(p + 90°))``, p by the largest ``R``
-    ``DSI``       ``(r(p) - r(p + 180°)) / (r(p) + r(p + 180°))``, p by the largest ``r``
+    ``OSI``       ``(R(p) - R(p + 90°)) / (R(p) + R(p + 90°))``, p of the largest ``R``
+    ``DSI``       ``(r(p) - r(p + 180°)) / (r(p) + r(p + 180°))``, p of the largest ``r``
     ``pref_ori``  ``arg(sum r exp(2i theta)) / 2``
     ``pref_dir``  ``arg(sum r exp(i theta))``
     ============  =======================================================================
@@ -100,7 +100,7 @@ def selectivity(rates: xr.DataArray, *, dim: TuningDim) -> xr.Dataset:
     rates : xarray.DataArray
         Over `dim` and any other dims, in memory or chunked (dask).
     dim : {"direction", "orientation"}
-        The dimension of the angles, which are its coordinate, in any order.
+        The dimension whose coordinate holds the angles, in any order.
 
     Returns
     -------
@@ -108,26 +108,26 @@ def selectivity(rates: xr.DataArray, *, dim: TuningDim) -> xr.Dataset:
         Over the other dims of `rates`: ``gOSI``, ``OSI``, ``pref_ori``, and over directions also
         ``gDSI``, ``DSI``, ``pref_dir``; preferred angles in the units and convention of the
         coordinate, in ``[0, period)``. All are NaN where a response is missing (NaN or infinite)
-        or the sum is not positive; an index whose own denominator is not positive is NaN, as is
-        ``OSI`` where the orthogonal angle was not measured and a preferred angle where the
-        vectors cancel.
+        or the sum is not positive. An index with a denominator that is not positive is NaN, as are
+        ``OSI`` where the orthogonal angle was not measured and a preferred angle where the vectors
+        cancel.
 
     Raises
     ------
     SchemaError
-        If the angles do not state units and convention, or are not evenly spaced round a whole
-        circle; if the number of directions is odd.
+        If the angles do not state units and convention, or are not evenly spaced around a whole
+        circle, or if the number of directions is odd.
 
     Notes
     -----
     gOSI is one minus the circular variance (Ringach, Shapley & Hawken 2002,
     doi:10.1523/JNEUROSCI.22-13-05639.2002); gOSI and gDSI are the lengths L_ori and L_dir of
     Mazurek, Kager & Van Hooser 2014 (doi:10.3389/fncir.2014.00092). OSI and DSI contrast the
-    preferred response with the orthogonal and the opposite one, as Niell & Stryker 2008
-    (doi:10.1523/JNEUROSCI.0623-08.2008); there they are read from fitted curves, here from the
-    measured angles. Where several angles share the largest response, p is the first of them by
-    ascending angle, which can decide the OSI and the DSI. Responses below 0 are taken as they
-    are, and can make an index larger than 1.
+    preferred response with the orthogonal and the opposite one, as in Niell & Stryker 2008
+    (doi:10.1523/JNEUROSCI.0623-08.2008), but use measured responses where that study uses fitted
+    curves. If several angles share the largest response, p is the smallest of them, which can
+    affect the OSI and the DSI. Negative responses are used unchanged, and can make an index larger
+    than 1.
 
     gOSI, OSI and pref_ori of directions are those of the folded curve of
     `orientation_from_direction`.
@@ -179,7 +179,7 @@ def _indices(rates: np.ndarray, *, axis: AngleAxis, order: np.ndarray) -> np.nda
 def _vector_sum(
     r: np.ndarray, theta: np.ndarray, harmonic: int, axis: AngleAxis
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Length of the mean vector, and its angle in the units of the axis."""
+    """Return the length of the mean vector, and its angle in the units of the axis."""
     vector = r @ np.exp(1j * harmonic * theta)
     length = np.abs(vector) / r.sum(axis=-1)
     period = axis.turn / harmonic
@@ -188,7 +188,7 @@ def _vector_sum(
 
 
 def _contrast(r: np.ndarray) -> np.ndarray:
-    """Contrast of the largest response with that half a circle on; NaN where there is none."""
+    """Contrast the largest response with the one half a circle away; NaN if there is none."""
     n = r.shape[-1]
     if n % 2:
         return np.full(r.shape[:-1], np.nan)

@@ -1,10 +1,10 @@
 """Statistics over trials: mean and error, and whether a neuron is tuned.
 
-The preferred angle is chosen from the data. Testing it on the trials it was chosen from rejects far
-too often, because the largest of several means is large by chance: `test` accounts for the choice,
-and `cross_validate` compares responses that had no part in it.
+The preferred angle is chosen from the data. Testing it on the same trials rejects far too often,
+because the largest of several means is large by chance: `test` accounts for the choice, and
+`cross_validate` compares responses that were not used for it.
 
-Both forms of responses that `trial_statistics` describes become one matrix of neurons and samples.
+Both forms of responses that `trial_statistics` accepts become one matrix of neurons and samples.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ class Trials(NamedTuple):
 
     values: np.ndarray  # (neurons, samples), float64; NaN where missing
     code: np.ndarray  # (samples,), position of the angle of each sample in `degrees`; ascending
-    place: np.ndarray  # (samples,), where each sample stood in the responses
-    n_trials: int | None  # number of trials, where a trial shows several directions
-    degrees: np.ndarray  # the angles that were shown
-    angle: xr.DataArray  # the same in the units they came in, with their attributes
+    place: np.ndarray  # (samples,), position of each sample in the responses
+    n_trials: int | None  # number of trials, if a trial shows several directions
+    degrees: np.ndarray  # angles that were shown, in degrees
+    angle: xr.DataArray  # the same angles in their original units, with attributes
     like: xr.DataArray  # zeros over the neurons, with all their coordinates
 
     @property
     def turn(self) -> float:
-        """A whole turn in the units of `angle`."""
+        """Whole turn in the units of `angle`."""
         return full_turn(self.angle.attrs["units"])
 
     def labelled(self, values: np.ndarray, *dims: str, **attrs: Any) -> xr.Variable:
-        """Replace the first axis, of neurons, by the dims that they came in."""
+        """Replace the first axis, of neurons, by their original dims."""
         shape = (*self.like.shape, *values.shape[1:])
         return xr.Variable((*self.like.dims, *dims), values.reshape(shape), attrs)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, Trials]]:
-        """Yield the rows of neurons that miss the same samples, and their trials without those."""
+        """Yield the rows of neurons that lack the same samples, and their trials without these."""
         present = np.isfinite(self.values)
         if not present.size:
             return
-        # Whatever is drawn at random for a block does not depend on the other blocks, so that a
-        # neuron's result does not depend on which other neurons there are.
+        # Random draws for a block do not depend on the other blocks, so that the result of a neuron
+        # does not depend on which other neurons are present.
         packed, owner = np.unique(np.packbits(present, axis=1), axis=0, return_inverse=True)
         patterns = np.unpackbits(packed, axis=1, count=present.shape[1]).astype(bool)
         for pattern, rows in zip(patterns, _members(owner.ravel()), strict=True):
             values = self.values[rows][:, pattern]
-            # Neurons whose responses are all equal prefer nothing.
+            # Neurons whose responses are all equal have no preferred angle.
             varied = np.ptp(values, axis=1) > 0 if pattern.any() else np.zeros(len(rows), bool)
             if varied.any():
                 complete = self._replace(
@@ -75,7 +75,7 @@ def _members(owner: np.ndarray) -> list[np.ndarray]:
 
 
 def read_trials(responses: xr.DataArray) -> Trials:
-    """Bring either form of responses into a matrix."""
+    """Convert either form of responses to a matrix."""
     if not isinstance(responses, xr.DataArray):
         raise SchemaError(f"responses is a {type(responses).__name__}, expected a DataArray")
     if responses.dtype.kind not in "biuf":
@@ -94,19 +94,19 @@ def read_trials(responses: xr.DataArray) -> Trials:
         )
     name = names[0]
     if name not in responses.coords:
-        raise SchemaError(f"responses has no coordinate {name!r} that says the angle shown")
+        raise SchemaError(f"responses has no coordinate {name!r}, expected the angles shown")
     coord = responses.coords[name]
     if coord.dims not in (("trial",), (name,)):
         raise SchemaError(
-            f"{name} has dims {coord.dims}, expected ({name!r},) or ('trial',): give the neurons "
-            "of one scan at a time, where scans have different trials"
+            f"{name} has dims {coord.dims}, expected ({name!r},) or ('trial',): if scans have "
+            "different trials, pass the neurons of one scan at a time"
         )
     turn = _turn(coord, name)
     samples = ["trial"] if coord.dims == ("trial",) else [name, "trial"]
     lead = [d for d in responses.dims if d not in samples]
     ordered = responses.transpose(*lead, *samples)
     like = xr.zeros_like(ordered.isel(dict.fromkeys(samples, 0), drop=True), dtype=np.float64)
-    # A coordinate that had several values per neuron is dropped.
+    # Drop coordinates with several values per neuron.
     like = like.drop_vars([n for n in like.coords if responses.coords[n].ndim > like[n].ndim])
     n_samples = int(np.prod([ordered.sizes[d] for d in samples]))
     values = np.array(ordered.values, dtype=np.float64).reshape(like.size, n_samples)
@@ -114,7 +114,7 @@ def read_trials(responses: xr.DataArray) -> Trials:
 
     shown = np.asarray(coord.values, dtype=np.float64) * (360.0 / turn)
     shown = rounded(shown, 360.0 * PERIODS[name])
-    # An angle that was shown stays, even if there is no response to it.
+    # Includes angles that were shown but have no response.
     degrees = np.unique(shown[np.isfinite(shown)])
     if not len(degrees):
         raise SchemaError(f"responses has no trial with a {name}")
@@ -136,7 +136,7 @@ def read_trials(responses: xr.DataArray) -> Trials:
 
 
 def _turn(coord: xr.DataArray, name: str) -> float:
-    """Return a whole turn in the units of an angle; degrees where it does not state them."""
+    """Return a whole turn in the units of an angle, by default degrees."""
     units = coord.attrs.get("units")
     require_one_of(f"the attribute units of {name}", units, (None, "degree", "radian"))
     values = np.asarray(coord.values, dtype=np.float64)
@@ -145,21 +145,21 @@ def _turn(coord: xr.DataArray, name: str) -> float:
         require_likely_units(values, units, name)
     elif 0 < largest <= 2 * np.pi + 1e-6:
         raise SchemaError(
-            f"{name} goes up to {largest:g} and does not state its units: set "
+            f"{name} has a maximum of {largest:g} and does not state its units: set "
             f"responses[{name!r}].attrs['units'] to 'degree' or 'radian'"
         )
     return full_turn(units or "degree")
 
 
 class Contrast(NamedTuple):
-    """Which angles are compared with which."""
+    """Pairs of angles to compare."""
 
     name: str  # of the preferred angle, pref_ori or pref_dir
-    group: np.ndarray  # (angles,), the group of each when the preferred one is chosen
+    group: np.ndarray  # (angles,), the group of each angle for choosing the preferred one
     degrees: np.ndarray  # (groups,)
-    reference: np.ndarray  # (angles,), the group of each as the other angle
-    other: np.ndarray  # (groups,), the reference 90 (180) degrees away; -1 where not shown
-    stratum: np.ndarray  # (groups,), those within which a permutation may exchange samples
+    reference: np.ndarray  # (angles,), the group of each angle for the comparison
+    other: np.ndarray  # (groups,), the reference 90 (180) degrees away; -1 if not shown
+    stratum: np.ndarray  # (groups,), a permutation exchanges samples only within a stratum
 
     def preferred(self, trials: Trials, chosen: np.ndarray, *dims: str) -> xr.Variable:
         """Return the angles of groups in the units of the trials; NaN for group -1."""
@@ -171,13 +171,13 @@ class Contrast(NamedTuple):
 
 
 def make_contrast(trials: Trials, against: Against, pool_directions: bool) -> Contrast:
-    """Pair the angles that are compared."""
+    """Pair the angles to compare."""
     name = str(trials.angle.name)
     require_one_of("against", against, ("orthogonal", "opposite"))
     if against == "opposite" and name == "orientation":
         raise SchemaError("against='opposite' needs directions, found orientations")
     if against == "opposite" and pool_directions:
-        raise SchemaError("pool_directions=True would pool what against='opposite' compares")
+        raise SchemaError("against='opposite' compares directions: pass pool_directions=False")
     circle, shift = (180.0, 90.0) if against == "orthogonal" else (360.0, 180.0)
     preferred = "pref_ori" if pool_directions or name == "orientation" else "pref_dir"
     degrees, group = _fold(trials.degrees, 360.0 * PERIODS[preferred])
@@ -186,37 +186,37 @@ def make_contrast(trials: Trials, against: Against, pool_directions: bool) -> Co
     other = np.where(away.min(axis=1) < 1e-3, away.argmin(axis=1), -1)
     if (other < 0).all():
         raise SchemaError(
-            f"no {name} of {trials.degrees.tolist()} degrees has one {shift:g} degrees away to "
-            f"be compared with (against={against!r})"
+            f"no {name} of {trials.degrees.tolist()} degrees has a counterpart {shift:g} degrees "
+            f"away, as against={against!r} requires"
         )
     stratum = np.zeros(len(degrees), dtype=np.int64)
     if against == "opposite":
-        # Only within an axis, because tuning to an axis is not direction selectivity.
+        # Exchange only within an axis, because tuning to an axis is not direction selectivity.
         groups = np.arange(len(degrees))
         stratum = np.where(other < 0, groups, np.minimum(groups, other))
     return Contrast(preferred, group, degrees, reference, other, stratum)
 
 
 def _fold(degrees: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct angles of a shorter circle, and which of them each angle is."""
+    """Return the distinct angles modulo `period`, and the index of each angle in them."""
     distinct, index = np.unique(rounded(degrees, period), return_inverse=True)
     return distinct, index.ravel()
 
 
 def _seed_number(seed: int | np.random.Generator) -> int:
-    """Return the number that all random draws of a call start from."""
+    """Return the seed of all random draws of a call."""
     if isinstance(seed, np.random.Generator):
         return int(seed.integers(2**62))
     return whole_number("seed", seed, 0)
 
 
-# Means of groups of angles: `index` is the group of each angle, `use` says which samples count.
+# Means of groups of angles: `index` is the group of each angle, `use` a mask of samples.
 
 
 def _weights(counts: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Return (angles,), the weight of a sample of each angle in the mean of its group."""
-    # The mean of an orientation is the mean of its two directions, as rate_ori is of rate_dir, also
-    # where one was shown more often.
+    # The mean of an orientation is the mean of its two directions, as in rate_ori, even if one
+    # direction was shown more often.
     shown = np.bincount(index[counts > 0], minlength=index.max() + 1)[index]
     return np.divide(1.0, counts * shown, where=counts > 0, out=np.zeros(len(counts)))
 
@@ -230,7 +230,7 @@ def _means(trials: Trials, index: np.ndarray, use: np.ndarray) -> np.ndarray:
 
 
 def _choose(trials: Trials, contrast: Contrast, use: np.ndarray, can: np.ndarray) -> np.ndarray:
-    """Return the group with the largest mean among those that `can`; of equal ones the lowest."""
+    """Return the group in the mask `can` with the largest mean; if tied, the lowest."""
     means = _means(trials, contrast.group, use)
     among = np.where(can, means, -np.inf)
     close = _rounding(trials.values)[:, None]
@@ -248,7 +248,7 @@ def _difference(
 
 
 def _rounding(values: np.ndarray) -> np.ndarray:
-    """Differences of means below this are rounding errors."""
+    """Return the threshold below which differences of means are rounding errors."""
     return 1e-12 * np.abs(values).max(axis=1, initial=0.0)
 
 
@@ -260,13 +260,13 @@ def _counts(trials: Trials, contrast: Contrast, use: np.ndarray) -> tuple[np.nda
     return counts, np.where(contrast.other >= 0, others[contrast.other], 0)
 
 
-def _least(trials: Trials, contrast: Contrast, use: np.ndarray) -> np.ndarray:
-    """Return (groups,), the number of samples of a group or its counterpart, the smaller one."""
+def _smaller_count(trials: Trials, contrast: Contrast, use: np.ndarray) -> np.ndarray:
+    """Return (groups,), the smaller number of samples of a group and its counterpart."""
     return np.minimum(*_counts(trials, contrast, use))
 
 
 def _folds(trials: Trials, n_folds: int, seed: int) -> np.ndarray:
-    """Return (samples,), the fold of each: the trials of each angle are dealt out at random."""
+    """Return (samples,), the fold of each; trials of each angle are assigned at random."""
     by_place = np.argsort(trials.place)
     draws = np.random.default_rng(seed).random(len(by_place))
     order = by_place[np.lexsort([draws, trials.code[by_place]])]
@@ -276,7 +276,7 @@ def _folds(trials: Trials, n_folds: int, seed: int) -> np.ndarray:
 
 
 def _effect(trials: Trials, use: np.ndarray, difference: np.ndarray) -> np.ndarray:
-    """Return a difference in standard deviations within angles, pooled; NaN without any."""
+    """Return a difference in units of the pooled standard deviation within angles, or NaN."""
     values, code = trials.values[:, use], trials.code[use]
     counts = np.bincount(code, minlength=len(trials.degrees))
     freedom = int(np.maximum(counts - 1, 0).sum())
@@ -289,18 +289,18 @@ def _effect(trials: Trials, use: np.ndarray, difference: np.ndarray) -> np.ndarr
 
 # The two methods of `test`, on neurons with the same samples.
 
-# Up to so many samples in both together, the distribution of the rank sum is counted out.
+# Up to this total number of samples, the distribution of the rank sum is enumerated.
 _EXACT = 40
-# Which samples were compared, and of each neuron its preferred group, p, statistic and difference.
+# Mask of the samples compared; per neuron preferred group, p, statistic and difference.
 Outcome = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def _permutation(
     trials: Trials, contrast: Contrast, n_permutations: int, within_trial: bool, seed: int
 ) -> Outcome | None:
-    """Count in how many permutations the preferred minus other mean is as large."""
-    everything = np.ones(len(trials.code), dtype=bool)
-    can = _least(trials, contrast, everything) >= 2
+    """Count the permutations in which the difference of means is as large as measured."""
+    all_samples = np.ones(len(trials.code), dtype=bool)
+    can = _smaller_count(trials, contrast, all_samples) >= 2
     if not can.any():
         return None
     counts = np.bincount(trials.code, minlength=len(trials.degrees))
@@ -317,13 +317,13 @@ def _permutation(
         can,
         _rounding(trials.values),
     )
-    return everything, chosen, (1 + as_large) / len(orders), difference, difference
+    return all_samples, chosen, (1 + as_large) / len(orders), difference, difference
 
 
 def _permuted_orders(
     trials: Trials, contrast: Contrast, n_permutations: int, within_trial: bool, seed: int
 ) -> np.ndarray:
-    """Orders of the samples that are equally likely without tuning; the first is as measured."""
+    """Return orders of the samples, equally likely without tuning; the first is as measured."""
     stratum = contrast.stratum[contrast.group[trials.code]]
     if within_trial and trials.n_trials is not None:
         stratum = stratum + trials.place % trials.n_trials * len(contrast.degrees)
@@ -355,8 +355,8 @@ def _permute(  # type: ignore[no-untyped-def]
                 start = ends[angle]
                 means[group[angle]] += total * group_weights[angle]
                 others[reference[angle]] += total * reference_weights[angle]
-            # In each permutation the preferred group is chosen anew: what choosing it from the
-            # same trials adds to the difference is then in all of them.
+            # The preferred group is chosen in each permutation, so that the bias from choosing on
+            # the same trials is the same in all of them.
             largest = -np.inf
             for g in range(other.size):
                 if can[g] and means[g] > largest:
@@ -364,18 +364,20 @@ def _permute(  # type: ignore[no-untyped-def]
             best = 0
             while not can[best] or means[best] < largest - close[i]:
                 best += 1
-            apart = means[best] - others[other[best]]
+            contrasts = means[best] - others[other[best]]
             if b == 0:
-                chosen[i], difference[i] = best, apart
-            elif apart >= difference[i] - close[i]:
+                chosen[i], difference[i] = best, contrasts
+            elif contrasts >= difference[i] - close[i]:
                 as_large[i] += 1
     return chosen, difference, as_large
 
 
 def _wilcoxon(trials: Trials, contrast: Contrast, seed: int) -> Outcome | None:
-    """Choose on one half of the trials, compare the ranks of the other half."""
+    """Choose on one half of the trials, and compare the ranks of the other half."""
     held_out = _folds(trials, 2, seed) == 0
-    can = (_least(trials, contrast, ~held_out) >= 1) & (_least(trials, contrast, held_out) >= 2)
+    can = (_smaller_count(trials, contrast, ~held_out) >= 1) & (
+        _smaller_count(trials, contrast, held_out) >= 2
+    )
     if not can.any():
         return None
     chosen = _choose(trials, contrast, ~held_out, can)
@@ -396,15 +398,15 @@ def rank_sum(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndar
     if n + second.shape[1] > _EXACT:
         test = mannwhitneyu(first, second, alternative="greater", axis=1, method="asymptotic")
         return test.statistic, test.pvalue
-    # Unlike scipy's, this distribution is exact with ties as well (Mann and Whitney, Annals of
-    # Mathematical Statistics 18, 1947). Twice the ranks are integers.
+    # Unlike that of scipy, this distribution is also exact with ties (Mann and Whitney, Annals of
+    # Mathematical Statistics 18, 1947). Doubled ranks are integers.
     doubled = rankdata(np.concatenate([first, second], axis=1), axis=1)
     doubled = np.rint(2 * doubled).astype(np.int64)
     observed = doubled[:, :n].sum(axis=1)
     patterns, owner = np.unique(np.sort(doubled, axis=1), axis=0, return_inverse=True)
     p = np.empty(len(doubled))
     for pattern, rows in zip(patterns, _members(owner.ravel()), strict=True):
-        # ways[k, s]: subsets of k of the ranks seen so far that sum to s
+        # ways[k, s]: number of subsets of k of the ranks so far that sum to s
         ways = np.zeros((n + 1, int(pattern[-n:].sum()) + 1))
         ways[0, 0] = 1
         for rank in pattern:
@@ -415,27 +417,27 @@ def rank_sum(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def trial_statistics(responses: xr.DataArray) -> xr.Dataset:
-    """Mean, standard error and number of trials by direction.
+    """Compute mean, standard error and number of trials by direction.
 
     Parameters
     ----------
     responses : xarray.DataArray
         One number per trial, over any dims of neurons and ``(..., trial, direction)``, or over
-        ``(..., trial)`` with a coordinate ``direction(trial)``; ``orientation`` may stand for
-        ``direction``. NaN and infinite values are missing, as are trials whose direction is NaN
-        (blanks).
+        ``(..., trial)`` with a coordinate ``direction(trial)``; ``orientation`` may replace
+        ``direction``. NaN and infinite values count as missing, as do trials whose direction is
+        NaN (blanks).
 
     Returns
     -------
     xarray.Dataset
-        ``rate(..., direction)``, NaN without a trial; ``rate_error(..., direction)``, its standard
-        error, NaN with fewer than two; ``n_trials(..., direction)``, int64. Directions ascend,
-        within one turn.
+        ``rate(..., direction)``, NaN without trials; ``rate_error(..., direction)``, its standard
+        error, NaN with fewer than two trials; ``n_trials(..., direction)``, int64. Directions are
+        sorted, within one turn.
 
     Raises
     ------
     SchemaError
-        If the dims differ from these, or the angles do not state their units and look like radians.
+        If the dims differ from these, or the angles lack units and look like radians.
 
     Notes
     -----
@@ -489,44 +491,44 @@ def cross_validate(
 ) -> xr.Dataset:
     """Choose the preferred angle on some trials and compare responses on the others.
 
-    The trials of each direction are dealt out at random into `n_folds` equal folds. For each fold
-    the preferred angle is that of the largest mean over the *other* folds; preferred and orthogonal
-    (opposite) responses are then compared within the fold, which had no part in the choice, so
-    that the effect of a neuron without tuning is 0 on average.
+    The trials of each direction are assigned at random to `n_folds` equal folds. For each fold the
+    preferred angle is the one with the largest mean over the *other* folds; preferred and
+    orthogonal (opposite) responses are then compared within the fold, which was not used for the
+    choice, so that the effect of a neuron without tuning is 0 on average.
 
     Parameters
     ----------
     responses : xarray.DataArray
         One number per trial, see `microns_xr.tuning.trial_statistics`.
     against, pool_directions : optional
-        What is compared, see `microns_xr.tuning.test`.
+        The responses to compare, see `microns_xr.tuning.test`.
     n_folds : int, optional
-        2 chooses on each half and tests on the other. With more, the choices share trials and agree
-        more, for that reason alone.
+        With 2, each half is used once to choose and once to compare. With more, the choices share
+        trials, which alone makes them agree more.
     seed : int or numpy.random.Generator, optional
-        Where the random numbers start.
+        Seed of the random numbers.
 
     Returns
     -------
     xarray.Dataset
-        ``pref_dir`` (``pref_ori`` of orientations), the angle of the largest mean over all trials;
-        ``pref_dir_fold(..., fold)``; ``agreement``, the length of the mean resultant of the angles
-        of the folds, 1 if all are equal; ``difference``, mean over folds of preferred minus other
-        response where they were not chosen; ``effect``, that in standard deviations within a
-        direction; ``testable``, False where too many trials are missing or all responses are
-        equal: the other variables are NaN there.
+        ``pref_dir`` (``pref_ori`` for orientations), the angle with the largest mean over all
+        trials; ``pref_dir_fold(..., fold)``; ``agreement``, the mean resultant length of the angles
+        of the folds, 1 if all are equal; ``difference``, preferred minus other response in the fold
+        that was not used for the choice, mean over folds; ``effect``, the difference in standard
+        deviations within a direction; ``testable``, False where too many trials are missing or all
+        responses are equal: the other variables are NaN there.
 
     Raises
     ------
     SchemaError
-        As `trial_statistics`; if no angle has a counterpart, or `n_folds` is less than 2.
+        As in `trial_statistics`; if no angle has a counterpart, or `n_folds` is less than 2.
 
     Notes
     -----
-    Only angles whose counterpart was shown can be preferred; among angles of equal means the lowest
-    is. The mean of an orientation is the mean over its two directions.
-    Mean resultant length ``|mean exp(2 pi i x / period)|``: Fisher, Statistical Analysis of
-    Circular Data, 1993, section 2.3.
+    Only angles whose counterpart was shown can be preferred; of angles with equal means, the lowest
+    is. The mean of an orientation is the mean over its two directions. For the mean resultant
+    length ``|mean exp(2 pi i x / period)|`` see Fisher, Statistical Analysis of Circular Data,
+    1993, section 2.3.
 
     Examples
     --------
@@ -545,21 +547,21 @@ def cross_validate(
     difference, effect = np.full(n, np.nan), np.full(n, np.nan)
     for rows, block in trials.blocks():
         fold = _folds(block, n_folds, start)
-        everything = np.ones(len(fold), dtype=bool)
-        can = _least(block, contrast, everything) >= n_folds
+        all_samples = np.ones(len(fold), dtype=bool)
+        can = _smaller_count(block, contrast, all_samples) >= n_folds
         for f in range(n_folds):
-            can &= _least(block, contrast, fold == f) >= 1
-            can &= _least(block, contrast, fold != f) >= 1
+            can &= _smaller_count(block, contrast, fold == f) >= 1
+            can &= _smaller_count(block, contrast, fold != f) >= 1
         if not can.any():
             continue
-        apart = np.empty((len(rows), n_folds))
+        contrasts = np.empty((len(rows), n_folds))
         for f in range(n_folds):
             choice = _choose(block, contrast, fold != f, can)
-            apart[:, f] = _difference(block, contrast, fold == f, choice)
+            contrasts[:, f] = _difference(block, contrast, fold == f, choice)
             chosen_fold[rows, f] = choice
-        chosen[rows] = _choose(block, contrast, everything, can)
-        difference[rows] = apart.mean(axis=1)
-        effect[rows] = _effect(block, everything, difference[rows])
+        chosen[rows] = _choose(block, contrast, all_samples, can)
+        difference[rows] = contrasts.mean(axis=1)
+        effect[rows] = _effect(block, all_samples, difference[rows])
     folds = contrast.preferred(trials, chosen_fold, "fold")
     with np.errstate(invalid="ignore"):
         turns = np.exp(2j * np.pi * folds.values / folds.attrs["period"])
@@ -597,32 +599,33 @@ def test(
         One number per trial, see `microns_xr.tuning.trial_statistics`. Frames are not samples:
         average them within a trial.
     against : {"orthogonal", "opposite"}, optional
-        ``orthogonal``: the preferred direction (orientation) against what is 90° away from it, both
-        directions of it together. ``opposite``, for direction selectivity: the preferred direction
-        against that 180° away.
+        ``orthogonal``: the preferred direction (orientation) against the orientation 90° away, with
+        both of its directions. ``opposite``, for direction selectivity: the preferred direction
+        against the one 180° away.
     method : {"permutation", "wilcoxon"}, optional
-        ``permutation``: the directions of the trials are permuted, and in each permutation the
-        preferred angle is chosen anew; p is the share of permutations, the data themselves
-        included, whose difference of means is as large. Uses all trials. Against ``opposite``
-        trials change places only within their axis, because tuning to an axis is not direction
+        ``permutation``: the directions of the trials are permuted, and the preferred angle is
+        chosen in each permutation; p is the share of permutations, including the data themselves,
+        in which the difference of means is as large. All trials are used. With ``opposite``, trials
+        are exchanged only within their axis, because tuning to an axis is not direction
         selectivity.
-        ``wilcoxon``: half of the trials of each direction, at random, choose the preferred angle,
-        and the other half is tested by the rank sum, one-sided. Trials of two directions are not
-        pairs, hence not the signed rank. It is robust to outliers, but uses half of the trials.
+        ``wilcoxon``: the preferred angle is chosen on a random half of the trials of each
+        direction, and the other half is tested by the one-sided rank sum (not the signed rank,
+        since trials of two directions are not pairs). Robust to outliers, but tests only half of
+        the trials.
     pool_directions : bool, optional
-        Whether, against ``orthogonal``, the two directions of an orientation are pooled on the
-        preferred side too. This is stronger for a neuron that responds equally to both, and weak
-        for one of a single direction, whose preferred orientation then is half silent.
+        Whether, with ``orthogonal``, the two directions of the preferred orientation are pooled,
+        too. This has more power for a neuron that responds equally to both, and less for one that
+        responds to one of them.
     n_permutations : int, optional
         p is at least ``1 / (n_permutations + 1)``.
     within_trial : bool, optional
-        Whether only responses of the same trial change places, for trials that show one direction
-        after the other (Monet2) and share a level: the state of the animal during the trial. Both
-        methods are conservative there otherwise. Only for ``permutation`` of responses over
+        Whether to exchange only responses of the same trial, for trials that show one direction
+        after the other (Monet2), whose responses share the state of the animal. Otherwise both
+        methods are conservative for them. Only for ``permutation`` of responses over
         ``(..., trial, direction)``.
     seed : int or numpy.random.Generator, optional
-        Where the random numbers start; the same seed gives the same result, whichever other neurons
-        there are.
+        Seed of the random numbers; the same seed gives the same result, independent of which other
+        neurons are present.
 
     Returns
     -------
@@ -630,27 +633,28 @@ def test(
         Over the neurons: ``p``; ``q``, p adjusted over all of them by Benjamini and Hochberg's
         procedure, for independent and positively dependent tests; ``statistic`` (permutation:
         difference of means; wilcoxon: pairs of trials in which the preferred response is larger);
-        ``pref_dir``, or ``pref_ori`` of orientations and of pooled directions, in the units they
-        came in; ``difference`` of the mean responses, and ``effect``, that in standard deviations
-        within a direction: for ``permutation`` from the trials that chose the angle, hence too
-        large without tuning (see `microns_xr.tuning.cross_validate`), for ``wilcoxon`` from the
-        tested half; ``n_preferred`` and ``n_other``, trials compared; ``testable``, False where
-        fewer than two trials of each are left or all responses are equal: NaN there.
+        ``pref_dir``, or ``pref_ori`` for orientations and for pooled directions, in the units of
+        the input; ``difference`` of the mean responses, and ``effect``, the difference in standard
+        deviations within a direction: for ``permutation`` from the trials on which the angle was
+        chosen, hence too large without tuning (see `microns_xr.tuning.cross_validate`), for
+        ``wilcoxon`` from the tested half; ``n_preferred`` and ``n_other``, the numbers of trials
+        compared; ``testable``, False where either is below two or all responses are equal: the
+        other variables are NaN there.
 
     Raises
     ------
     SchemaError
-        As `trial_statistics`; if no angle has a counterpart, or an argument is unknown.
+        As in `trial_statistics`; if no angle has a counterpart, or an argument is unknown.
 
     Notes
     -----
-    Under the null hypothesis that trials are exchangeable, both reject at most 5 % at 0.05. Both
-    assume that trials are independent of each other given the direction, in particular that
-    directions were shown in random order where responses drift. The permutation test is exact
-    (Phipson and Smyth, Statistical Applications in Genetics and Molecular Biology 9, 2010). The
-    rank sum is exact up to 40 trials; few trials make it conservative, because few values of p are
-    possible: 5.0 % for 5 against 10, 4.8 % for 5 against 5, 4.5 % for 10 against 10. Both reject
-    less where many responses are tied. Neurons with the same trials share their permutations.
+    Under the null hypothesis that trials are exchangeable, both methods reject at most 5 % at 0.05.
+    Both assume that trials are independent given the direction, in particular that directions were
+    shown in random order if responses drift. The permutation test is exact (Phipson and Smyth,
+    Statistical Applications in Genetics and Molecular Biology 9, 2010). The rank sum is exact up to
+    40 trials; with few trials it is conservative, because few values of p are possible: 5.0 % for 5
+    against 10, 4.8 % for 5 against 5, 4.5 % for 10 against 10. Both reject less often if many
+    responses are tied. Neurons with the same trials share their permutations.
 
     Examples
     --------

@@ -177,7 +177,7 @@ def test_what_is_refused():
             mx.tuning.selectivity(wrong, dim="direction")
     with pytest.raises(mx.errors.SchemaError, match="expected numbers over 'direction'"):
         mx.tuning.orientation_from_direction(labelled(np.ones(8), "orientation"))
-    with pytest.raises(mx.errors.SchemaError, match="as well as a direction"):
+    with pytest.raises(mx.errors.SchemaError, match="already has an orientation"):
         mx.tuning.orientation_from_direction(rates.assign_coords(orientation=0.0))
 
 

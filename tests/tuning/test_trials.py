@@ -404,7 +404,7 @@ def test_cross_validated_effect_is_zero_without_tuning(noise, tuned):
         (lambda r: r > 0, None),
         (lambda r: r.astype(str), "expected numbers"),
         (lambda r: r.expand_dims("frame"), r"average them first with responses\.mean\('frame'\)"),
-        (lambda r: r.isel(direction=[0, 1, 2]), r"has one 90 degrees away"),
+        (lambda r: r.isel(direction=[0, 1, 2]), r"has a counterpart 90 degrees away"),
         (
             lambda r: r[..., 0].assign_coords(direction=("trial", np.full(10, np.nan))),
             "responses has no trial with a direction",
@@ -427,7 +427,7 @@ def test_arguments_are_checked(tuned):
         ({"against": "best"}, "expected one of orthogonal, opposite"),
         ({"method": "t"}, "expected one of permutation, wilcoxon"),
         ({"n_permutations": 0}, "expected a whole number from 1"),
-        ({"against": "opposite", "pool_directions": True}, "would pool what"),
+        ({"against": "opposite", "pool_directions": True}, "pass pool_directions=False"),
         ({"seed": -1}, "expected a whole number from 0"),
     ):
         with pytest.raises(mx.errors.SchemaError, match=message):

@@ -687,9 +687,7 @@ def fit(
     code = columns.pop("code")
     columns["converged"] = (code == _OK) | (code == _NARROW)
     columns["converged"].attrs = {"long_name": "the search converged within the bounds"}
-    columns["status"] = xr.apply_ufunc(
-        _status_words, code, dask="parallelized", output_dtypes=[object]
-    )
+    columns["status"] = xr.apply_ufunc(_words, code, dask="parallelized", output_dtypes=[object])
     columns["status"].attrs = _COLUMNS["code"]
     for name in ("amplitude", "amplitude_opposite", "baseline"):
         if "units" in rates.attrs:
@@ -710,7 +708,7 @@ def fit(
     return add_history(fitted, entry, source=rates)
 
 
-def _status(codes: np.ndarray) -> np.ndarray:
+def _words(codes: np.ndarray) -> np.ndarray:
     return np.array(_STATUS, dtype=object)[codes.astype(np.int64)]
 
 

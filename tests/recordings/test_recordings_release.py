@@ -111,7 +111,7 @@ def test_curves_are_read_then_drawn_then_computed(source, folder, recorded, tmp_
     fits = fits_of(source)
     write_table_file(fits, folder / "functional" / "orientation_fits_v1.parquet")
     release = mx.Release(1718, source=folder, datadir=tmp_path / "data")
-    with pytest.raises(mx.errors.SchemaError, match="what 0 degrees means"):
+    with pytest.raises(mx.errors.SchemaError, match="call states the convention"):
         release.tuning_curves()
     drawn = release.tuning_curves(angle_convention="up_clockwise")
     assert drawn.attrs["tuning_from"] == "fits"

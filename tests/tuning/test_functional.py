@@ -645,5 +645,5 @@ def test_collapse_refuses_what_has_no_meaning(three_tables, tuning):
             mx.tuning.collapse_scans(dataset, "best", by=by)
     with pytest.raises(mx.errors.SchemaError, match="by='note' requires how='best'"):
         mx.tuning.collapse_scans(properties, "first", by="note")
-    with pytest.raises(mx.errors.SchemaError, match="lowest=.* requires by="):
+    with pytest.raises(mx.errors.SchemaError, match="lowest=True requires by="):
         mx.tuning.collapse_scans(tuning, "first", lowest=True)

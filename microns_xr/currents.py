@@ -1,4 +1,4 @@
-"""Contraction of connectivity with values of neurons: input currents and the other way round."""
+"""Contraction of connectivity with values of neurons, such as input currents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Over = Literal["pre_nucleus_id", "post_nucleus_id"]
 Missing = Literal["raise", "skip"]
 
 _NEURON_DIMS = ("nucleus_id", *PAIR_DIMS)
-_NAN, _NAN_IN_PART, _INFINITE = 1, 2, 3  # states of a row; 0 is finite
+_NAN, _PARTLY_NAN, _INFINITE = 1, 2, 3  # states of a row; 0 is finite
 
 
 def input_currents(
@@ -36,8 +36,8 @@ def input_currents(
 
     ``current[post, ...] = sum over pre of synapse_size[pre, post] * rate[pre, ...]``
 
-    Partners without a rate are left out, and ``rated_fraction`` says how much of a neuron's input
-    the current rests on.
+    Partners without a rate are ignored; ``rated_fraction`` is the fraction of a neuron's input
+    weight that contributes to the current.
 
     Parameters
     ----------
@@ -45,27 +45,27 @@ def input_currents(
         Connectivity, a tree that has one, or a store; see `contract`.
     rates : xarray.DataArray
         Over ``nucleus_id`` (or ``pre_nucleus_id``) and any other dims, such as ``units.rate_ori``;
-        a neuron is rated whole (finite) or not at all (NaN).
+        the rates of a neuron must be all finite or all NaN.
     weight : str, optional
         Variable of the connectivity: ``"synapse_size"`` (voxels of 4x4x40 nm),
-        ``"synapse_count"``, or a sparse variable of one's own.
+        ``"synapse_count"``, or another sparse variable.
 
     Returns
     -------
     xarray.DataArray
         ``input_current(post_nucleus_id, ...)``, float64, in weight times rate, with the other dims
-        of `rates` in their order. A neuron without synapses has current 0, one with synapses but
-        without a rated partner NaN. The coordinate ``rated_fraction(post_nucleus_id)`` is the
-        share of its input weight whose partner is rated, NaN where it has no input weight.
+        of `rates` in their order; 0 for a neuron without synapses, NaN for one with synapses whose
+        partners all lack rates. The coordinate ``rated_fraction(post_nucleus_id)`` is the fraction
+        of the input weight from partners with rates, NaN without input weight.
 
     Raises
     ------
     SchemaError, UnknownLabelError, ReleaseMismatchError
-        As `contract`.
+        As in `contract`.
 
     Examples
     --------
-    Neuron 12 gets 7 from 11 and 2 from itself; only 11 is rated:
+    Neuron 12 gets 7 from 11 and 2 from itself; only 11 has a rate:
 
     >>> from microns_xr.connectivity.arrays import two_neurons
     >>> rates = xr.DataArray([10.0, np.nan], {"nucleus_id": [11, 12]})
@@ -90,47 +90,45 @@ def contract(
     """Sum values of neurons over one axis of the connectivity, weighted by its pairs.
 
     ``over="pre_nucleus_id"`` sums over the inputs of each postsynaptic neuron, which is the input
-    current; ``over="post_nucleus_id"`` over the outputs of each presynaptic neuron, which is what
-    ``csr_matrix(pre, post) @ rates`` computes. Neurons are matched by label, never by position.
+    current; ``over="post_nucleus_id"`` sums over the outputs of each presynaptic neuron, like
+    ``csr_matrix(pre, post) @ rates``. Neurons are matched by label, not by position.
 
     Parameters
     ----------
     connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), a tree that has one, or a
-        store. A store is read a few blocks at a time, from the copy whose blocks give whole sums.
-        The result is lazy for lazy connectivity, and in memory for a path.
+        store. A store is read a few blocks at a time, from the copy whose blocks yield complete
+        sums. The result is lazy for lazy connectivity, and in memory for a path.
     values : xarray.DataArray
-        Over ``nucleus_id`` (or the axis that is summed over) and any other dims, with the ids as
-        coordinate, in any order. Neurons that are not in the matrix are left out and counted in
-        ``attrs["n_outside"]``. The values of a neuron are all finite or all NaN.
+        Over ``nucleus_id`` (or the axis to sum over) and any other dims, with the ids as
+        coordinate, in any order. Neurons that are not in the connectivity are ignored and counted
+        in ``attrs["n_outside"]``. The values of a neuron must be all finite or all NaN.
     over : {"pre_nucleus_id", "post_nucleus_id"}
-        The axis that is summed over.
+        The axis to sum over.
     weight : str, optional
         Variable of the connectivity: ``"synapse_size"`` (voxels of 4x4x40 nm),
-        ``"synapse_count"``, or a sparse variable of one's own.
+        ``"synapse_count"``, or another sparse variable.
     missing : {"raise", "skip"}, optional
-        What to do about neurons of the matrix with no value or NaN: raise, or leave them out and
-        say in the coordinate ``rated_fraction`` of the result which share of each neuron's weight
-        had a value.
+        What to do if neurons of the connectivity have no value or NaN: raise, or ignore them and
+        return the fraction of each neuron's weight with a value as coordinate ``rated_fraction``.
 
     Returns
     -------
     xarray.DataArray
         float64, over the other axis and the other dims of `values` in their order, with the
-        coordinates of both, and ``units`` where those of `values` are known. With
-        ``missing="skip"``, 0 for a neuron without synapses and NaN for one none of whose
-        partners has a value.
+        coordinates of both and the attribute ``units``. With ``missing="skip"``, 0 for a neuron
+        without synapses and NaN for a neuron whose partners all lack values.
 
     Raises
     ------
     SchemaError
-        If `values` has no dim of neurons or several, or that of the other axis; if its ids are
-        absent, not integers or repeated; if it is not numeric, infinite, or a neuron is NaN in
-        part; if values are missing and `missing` is "raise"; if it is over ``scan_unit``.
+        If `values` does not have exactly one dim of neurons, or has that of the other axis; if its
+        ids are missing, not integers or repeated; if it is not numeric, infinite, or partly NaN for
+        a neuron; if values are missing and `missing` is "raise"; if it is over ``scan_unit``.
     UnknownLabelError
-        If no neuron of the matrix is in `values`, or there is no such weight.
+        If no neuron of the connectivity is in `values`, or there is no such weight.
     ReleaseMismatchError
-        If the two are of different releases.
+        If the two come from different releases.
 
     Examples
     --------
@@ -144,7 +142,7 @@ def contract(
     for option, word, words in (("over", over, PAIR_DIMS), ("missing", missing, ("raise", "skip"))):
         if word not in words:
             raise SchemaError(f"{option} is {word!r}, expected one of {words}")
-    # Compressed over the axis that stays, every block gives the whole sums of its own neurons.
+    # Compressed over the remaining axis, every block yields the complete sums of its neurons.
     prefer: Literal["pre", "post"] = "post" if over == "pre_nucleus_id" else "pre"
     connectivity, compute = connectivity_of(connectivity, prefer)
     validate(connectivity, "connectivity")
@@ -154,14 +152,14 @@ def contract(
         raise unknown_label("the connectivity has no variable", weight, connectivity.data_vars)
     lazy, rated = is_lazy(connectivity), missing == "skip"
     labels = connectivity[over].values
-    counts = {}  # of lazy values they are known only when the result is computed
+    counts = {}  # not known for lazy values until the result is computed
     aligned: Any
     if lazy and values.chunks is not None:
         aligned = delayed(_align, pure=True)(values, dim, labels, over, missing)
     else:
         aligned = _align(values, dim, labels, over, missing)
         counts = {"n_missing": aligned.n_missing, "n_outside": aligned.n_outside}
-        # One opaque object, which the graph holds once, and not a tuple to look for keys in.
+        # Opaque to dask, which would otherwise search the tuple for keys; stored once in the graph.
         aligned = delayed(aligned, pure=True, traverse=False) if lazy else aligned
 
     axis: Literal["major", "minor"]
@@ -181,7 +179,7 @@ def contract(
 
     name, other = _name(values), f"{prefer}_nucleus_id"
     rest = [d for d in values.dims if d != dim]
-    # Those of the connectivity win: it says of which release the result is.
+    # Coordinates of the connectivity take precedence, since they include the release.
     coords = {c: v for c, v in values.coords.items() if dim not in v.dims}
     coords |= {c: v for c, v in connectivity.coords.items() if over not in v.dims}
     if rated:
@@ -211,27 +209,27 @@ def _name(values: xr.DataArray) -> str:
 
 
 def _units(weight: xr.DataArray, values: xr.DataArray) -> str:
-    of_weight = str(weight.attrs.get("units", "") or f"units of {weight.name}")
-    of_values = str(values.attrs.get("units", "") or f"units of {_name(values)}")
-    return of_weight if of_values == "1" else f"{of_weight} × {of_values}"
+    weight_units = str(weight.attrs.get("units", "") or f"units of {weight.name}")
+    value_units = str(values.attrs.get("units", "") or f"units of {_name(values)}")
+    return weight_units if value_units == "1" else f"{weight_units} × {value_units}"
 
 
 def _neuron_dim(values: Any, over: str) -> str:
-    """Return the dim of `values` that is summed over."""
+    """Return the dim of `values` to sum over."""
     if isinstance(values, xr.Dataset):
         usable = [str(n) for n, v in values.data_vars.items() if set(v.dims) & set(_NEURON_DIMS)]
         numeric = [n for n in usable if values[n].dtype.kind in "fiu"]
         raise SchemaError(
-            f"values is a Dataset, expected one variable of it: pass one of {numeric} by name, "
-            "such as units.rate_ori"
+            f"values is a Dataset, expected a DataArray: pass one of its variables {numeric}, such "
+            "as units.rate_ori"
         )
     if not isinstance(values, xr.DataArray):
         raise SchemaError(
-            f"values is a {type(values).__name__}, expected a DataArray over nucleus_id: without "
-            "labels neurons cannot be matched; wrap it with xr.DataArray(values, coords=...)"
+            f"values is a {type(values).__name__}, expected a DataArray over nucleus_id, since "
+            "neurons are matched by label: wrap it with xr.DataArray(values, coords=...)"
         )
     name = _name(values)
-    # A neuron in several scans would count several times.
+    # A neuron recorded in several scans would count several times.
     if "scan_unit" in values.dims:
         raise SchemaError(
             f"{name} has one row per recorded unit (dim 'scan_unit'), expected one per neuron: "
@@ -248,8 +246,8 @@ def _neuron_dim(values: Any, over: str) -> str:
         )
     if dim not in values.coords:
         raise SchemaError(
-            f"{name} has no coordinate {dim!r}, expected the nucleus id of every row: neurons are "
-            f"matched by label; add it with .assign_coords({dim}=ids)"
+            f"{name} has no coordinate {dim!r}, expected nucleus ids, since neurons are matched by "
+            f"label: add them with .assign_coords({dim}=ids)"
         )
     if values.dtype.kind not in "fiub":
         raise SchemaError(f"{name} has dtype {values.dtype}, expected numbers")
@@ -257,10 +255,10 @@ def _neuron_dim(values: Any, over: str) -> str:
 
 
 class Aligned(NamedTuple):
-    """Values as rows, and which row belongs to which neuron of the axis."""
+    """Values as rows, and the row of each neuron of the axis."""
 
     table: np.ndarray  # (rows, columns), float32 or float64, C-contiguous
-    rows: np.ndarray  # (neurons of the axis,), the row of each, -1 where it has no value
+    rows: np.ndarray  # (neurons of the axis,), the row of each, -1 without a value
     n_missing: int  # neurons of the axis without a value
     n_outside: int  # rows of neurons that are not on the axis
 
@@ -273,7 +271,7 @@ def _align(
     array = np.asarray(values.transpose(dim, ...).values)
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
-    # Not -1, which has no meaning where a dim is empty.
+    # Not reshape(n, -1), which fails if a dim is empty.
     table = np.ascontiguousarray(array.reshape(array.shape[0], math.prod(array.shape[1:])))
     if ids.dtype == labels.dtype and np.array_equal(ids, labels):
         rows = np.arange(labels.size)  # the common case: the axis holds the same neurons
@@ -285,28 +283,27 @@ def _align(
                 f"check that {dim} holds nucleus ids, not root ids"
             )
     n_outside = ids.size - int((rows >= 0).sum())
-    # Infinity and gaps within a neuron would spread over every sum that they enter.
+    # Infinity and partial NaN would propagate to every sum with that neuron.
     states = _row_states(table)
-    infinite, in_part = (np.flatnonzero(states == state) for state in (_INFINITE, _NAN_IN_PART))
+    infinite, partial = (np.flatnonzero(states == state) for state in (_INFINITE, _PARTLY_NAN))
     if infinite.size:
         raise SchemaError(
             f"{name} is infinite for {infinite.size} neurons, such as {ids[infinite[0]]}, expected "
-            "finite numbers or NaN: find out where it comes from"
+            "finite numbers or NaN: correct them, or set them to NaN"
         )
-    if in_part.size:
+    if partial.size:
         raise SchemaError(
-            f"{name} is NaN in part for {in_part.size} neurons, such as {ids[in_part[0]]}, "
-            "expected the values of a neuron all or none: fill the gaps, or set these neurons to "
-            "NaN as a whole"
+            f"{name} is partly NaN for {partial.size} neurons, such as {ids[partial[0]]}, expected "
+            "all or no values of a neuron to be NaN: fill the gaps, or set all of them to NaN"
         )
-    # One more entry, so that a neuron without a row, which is -1, stays so.
+    # The extra entry maps neurons without a row from -1 to -1.
     rows = np.where(np.append(states == _NAN, True)[rows], -1, rows)
     n_missing = int((rows < 0).sum())
     if missing == "raise" and n_missing:
         raise SchemaError(
             f"{n_missing} of {labels.size} neurons of {over} have no value in {name}, expected one "
-            "for each: pass missing='skip' to leave them out, or take the neurons that have one "
-            "with mx.select_connections"
+            "for each: pass missing='skip' to ignore them, or select the neurons with a value by "
+            "mx.select_connections"
         )
     return Aligned(table, rows, n_missing, n_outside)
 
@@ -323,5 +320,5 @@ def _row_states(table):  # type: ignore[no-untyped-def]
         if infinite:
             states[i] = _INFINITE
         elif n_nan:
-            states[i] = _NAN if n_nan == table.shape[1] else _NAN_IN_PART
+            states[i] = _NAN if n_nan == table.shape[1] else _PARTLY_NAN
     return states

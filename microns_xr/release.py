@@ -1,4 +1,4 @@
-"""One release: what is built from its raw tables."""
+"""Build the Datasets of a release from its raw tables."""
 
 from __future__ import annotations
 
@@ -65,32 +65,32 @@ logger = logging.getLogger(__name__)
 
 
 class Release:
-    """One materialization version: raw tables in, labelled Datasets out.
+    """One materialization version, which builds labelled Datasets from raw tables.
 
     Parameters
     ----------
     version : int or ReleaseSpec
-        A version of `microns_xr.supported_versions`, or a registry entry of your own.
+        A version of `microns_xr.supported_versions`, or a custom registry entry.
     datadir : str or Path, optional
         Folder of all downloads, with one folder per release.
     datastack : str, optional
-        Name of the datastack; that of the version by default.
+        Name of the datastack; by default that of the version.
     source : str, Path or TableSource, optional
-        ``"auto"`` (the CAVE service for a version that is served, the archive for one that is
-        archived), ``"cave"``, ``"archive"``, ``"demo"``, a folder with the raw tables of the
-        release, or any object that follows `microns_xr.sources.TableSource`.
+        ``"auto"`` (the CAVE service or the archive, depending on which has the version),
+        ``"cave"``, ``"archive"``, ``"demo"``, a folder with the raw tables of the release, or any
+        object that implements `microns_xr.sources.TableSource`.
     tables : mapping of str to str, optional
-        Other tables for some roles, such as ``{"celltype": "cell_type_multifeature_combo"}``;
-        None removes a role.
+        Replaces the tables of some roles, such as
+        ``{"celltype": "cell_type_multifeature_combo"}``; None removes a role.
 
     Raises
     ------
     UnknownLabelError
-        If the version or a role in `tables` is not known; nothing has been created then.
+        If the version or a role in `tables` is not known.
     SourceError
         If the source is a folder that does not exist.
     ReleaseMismatchError
-        If the source holds another version.
+        If the source has another version.
     SchemaError
         If `source` is none of the above.
 
@@ -131,18 +131,18 @@ class Release:
         self.version = spec.version
         self.datadir = Path(datadir)
         self.source = make_source(source, spec, datastack or spec.datastack, self.datadir)
-        # A synthetic release says so in its datastack, and never passes for the real one.
+        # A synthetic release has its own datastack, so that it cannot be mistaken for the real one.
         self.datastack = str(self.source.datastack)
         self.spec = replace(spec, datastack=self.datastack)
         of_source = getattr(self.source, "version", None)
         if of_source is not None and int(of_source) != self.version:
             raise ReleaseMismatchError(
-                f"the source holds version {of_source}, but version {self.version} was asked for: "
-                f"use Release({of_source}, ...) or a source of version {self.version}"
+                f"the source has version {of_source}, expected version {self.version}: use "
+                f"Release({of_source}, ...) or a source of version {self.version}"
             )
         self._tables: dict[str, pd.DataFrame] = {}
         self._provenance: dict[str, dict[str, Any]] = {}  # by table name; files and synapses too
-        self._named_roles = {role for role, name in (tables or {}).items() if name is not None}
+        self._explicit_roles = {role for role, name in (tables or {}).items() if name is not None}
 
     def __repr__(self) -> str:
         return f"<Release {self.datastack} v{self.version} from {type(self.source).__name__}>"
@@ -150,7 +150,7 @@ class Release:
     # ------------------------------------------------------------------------- raw tables
 
     def available_tables(self) -> list[str]:
-        """Names of the tables that the source holds.
+        """Return the names of the tables of the source.
 
         Returns
         -------
@@ -160,7 +160,7 @@ class Release:
         Raises
         ------
         SourceError
-            If the source cannot be reached and nothing of it has been downloaded.
+            If the source cannot be reached and no table has been downloaded.
         """
         return self.source.available_tables()
 
@@ -175,8 +175,8 @@ class Release:
         Returns
         -------
         pandas.DataFrame
-            Ids as int64 or Int64, text as object; ``attrs["table"]`` is the name. A copy: changing
-            it changes nothing else.
+            A copy of the table, with ids as int64 or Int64 and text as object;
+            ``attrs["table"]`` is the name.
 
         Raises
         ------
@@ -186,35 +186,35 @@ class Release:
         name = self.spec.tables.get(name, name)
         if name not in self._tables:
             self._tables[name] = self.source.read(name)
-        # A copy: the next Dataset is built of the same table.
+        # A copy, since later Datasets are built from the same table.
         table = self._tables[name].copy()
         table.attrs["table"] = name
         return table
 
     def has_tables(self) -> dict[str, bool]:
-        """For every role, whether the source has its table.
+        """Return for every role whether the source has its table.
 
         Returns
         -------
         dict of str to bool
-            By role; for ``synapses`` also True where the source has sets of synapses of its own.
+            By role; for ``synapses`` also True if the source has downloaded sets of synapses.
 
         Raises
         ------
         SourceError
-            As `available_tables`.
+            As in `available_tables`.
         """
         available = set(self.available_tables())
         has = {role: self.spec.tables.get(role) in available for role in ROLES}
         has_sets = bool(getattr(self.source, "synapse_files", dict)())
-        # The service has them all, this folder some.
+        # The service has the whole table, the local folder only downloaded sets.
         has["synapses"] = has_sets or (
             has["synapses"] and not isinstance(self.source, CachedSource)
         )
         return has
 
     def shared_roots(self) -> np.ndarray:
-        """Root ids that hold several nuclei, which `microns_xr.ingest_synapses` counts apart.
+        """Return root ids with several nuclei, which `microns_xr.ingest_synapses` counts apart.
 
         Returns
         -------
@@ -226,19 +226,19 @@ class Release:
         SourceError
             If the source has no nucleus table.
         SchemaError
-            If its root ids are not integers.
+            If the root ids are not integers.
         """
         roots = as_ids(self.table("nucleus")["pt_root_id"], "pt_root_id of the nuclei", missing=0)
         roots, n_nuclei = np.unique(roots, return_counts=True)
         return roots[(n_nuclei > 1) & (roots > 0)]
 
     def source_tables(self) -> list[dict[str, Any]]:
-        """Provenance of every table that has been read so far.
+        """Return the provenance of every table that has been read so far.
 
         Returns
         -------
         list of dict
-            ``name``, ``rows`` and ``sha256`` of each, and what else is known of a download.
+            ``name``, ``rows`` and ``sha256`` of each, and further fields for a download.
         """
         return self._provenance_of({*self._tables, *self._provenance})
 
@@ -251,23 +251,23 @@ class Release:
     def _with_sources(
         self, dataset: xr.Dataset, names: Iterable[str], further: Iterable[xr.Dataset] = ()
     ) -> xr.Dataset:
-        """Write into ``source_tables`` which tables, and which of other Datasets, were used."""
+        """Add the tables used, and those of other Datasets, to ``source_tables``."""
         tables = self._provenance_of(set(names))
         for other in (dataset, *further):
             tables += [t for t in other.attrs.get("source_tables", ()) if t not in tables]
         return dataset.assign_attrs(source_tables=sorted(tables, key=lambda t: str(t["name"])))
 
     def _read_roles(self, roles: Iterable[str]) -> tuple[dict[str, pd.DataFrame], list[str]]:
-        """Read the tables of some roles; also name those that the source does not have."""
+        """Read the tables of some roles; return also the names of missing tables."""
         available = set(self.source.available_tables())
         tables, absent = {}, []
         for role in filter(self.spec.has, roles):
             name = self.spec.tables[role]
             if name in available:
                 tables[role] = self.table(name)
-            elif role in self._named_roles:
+            elif role in self._explicit_roles:
                 raise unknown_label(
-                    f"tables puts into the role {role!r} what the source does not hold:",
+                    f"for the role {role!r} in tables, the source has no table",
                     name,
                     available,
                     error=SourceError,
@@ -277,7 +277,7 @@ class Release:
         return tables, absent
 
     def _file_spec(self, file: str | Path) -> TableSpec:
-        """Return what the columns of a table or a file mean, by its name."""
+        """Return the registry entry of a table or a file, by its name."""
         name = Path(file).name.split(".")[0]
         return self.spec.table_specs.get(name) or table_spec(name)
 
@@ -286,7 +286,7 @@ class Release:
     def _download_source(self, what: str) -> CachedSource:
         if not isinstance(self.source, CachedSource):
             raise SourceError(
-                f"{type(self.source).__name__} reads what is there and cannot {what}: use "
+                f"{type(self.source).__name__} cannot {what}: use "
                 f"mx.Release({self.version}, source='cave'), or source='archive'"
             )
         return self.source
@@ -301,32 +301,31 @@ class Release:
     ) -> dict[str, dict[str, Any]]:
         """Download raw tables into ``datadir``.
 
-        Every table is checked against the number of rows that the service counts, and kept as
-        typed parquet with its provenance. Complete tables are not fetched again, so an interrupted
-        download continues when this is called again.
+        Every table is checked against the row count of the service, and stored as typed parquet
+        with its provenance. Complete tables are not fetched again, so an interrupted download
+        resumes when this is called again.
 
         Parameters
         ----------
         policy : {"minimum", "all", "extra"}, optional
-            ``minimum``: what units and functional rows are made of; ``extra``: those and `extra`;
-            ``all``: every table except that of the synapses, see `download_synapses`.
+            ``minimum``: the tables needed for units and functional rows; ``extra``: these and
+            `extra`; ``all``: every table except that of synapses, see `download_synapses`.
         extra : iterable of str, optional
             Table names or roles.
         refresh : bool, optional
-            Fetch tables again that are there.
+            Whether to fetch existing tables again.
         progress : bool, optional
             Show a progress bar.
 
         Returns
         -------
         dict of str to dict
-            By table: rows, sha256, timestamp, when it was fetched and by which versions.
+            By table: rows, sha256, timestamp, time of the download and package versions.
 
         Raises
         ------
         SourceError
-            If the source cannot download, or refuses (no token, an expired version); the message
-            says what to do.
+            If the source cannot download, or denies access (no token, an expired version).
         IncompleteDownloadError
             If requests keep failing, or rows are missing at the end.
         UnknownLabelError
@@ -340,10 +339,10 @@ class Release:
         """
         source = self._download_source("download tables")
         names = table_names(self.spec, source.available_tables(), policy, extra)
-        # A table longer than this is one of synapses or points.
+        # Longer tables are those of synapses or points.
         most = 10_000_000 if policy == "all" else None
         records = source.download(names, refresh=refresh, progress=progress, max_rows=most)
-        # What was read before may have been replaced.
+        # Cached tables may have been replaced on disk.
         for name in records:
             self._tables.pop(name, None)
             self._provenance.pop(name, None)
@@ -360,42 +359,44 @@ class Release:
         batch: int | None = None,
         progress: bool = True,
     ) -> SynapseSet:
-        """Download the synapses from some neurons onto some neurons.
+        """Download the synapses between two sets of neurons.
 
-        Each finished batch is kept. A download that was interrupted at any moment continues when
-        this is called again with the same neurons, and its result is bit-identical to that of an
-        uninterrupted one. `connectivity` and `synapses` build on it.
+        Finished batches are stored, so an interrupted download resumes when this is called again
+        with the same neurons; the result is bit-identical to that of an uninterrupted one. Pass it
+        to `connectivity` and `synapses`.
 
         Parameters
         ----------
         pre, post : units Dataset, or array-like of int, optional
-            Units, nucleus ids or root ids; None means any neuron. Both None is the whole table.
+            Units, nucleus ids or root ids; None means any neuron. If both are None, the whole
+            table is downloaded.
         positions : bool, optional
-            Also fetch the positions of the synapses, which `synapses` needs.
+            Whether to fetch the positions of the synapses, too, as `synapses` requires.
         allow_unknown : bool, optional
-            Also ask for root ids that are in no nucleus of this release.
+            Whether to allow root ids without a nucleus in this release.
         workers : int, optional
             Number of simultaneous requests.
         batch : int, optional
-            Largest number of neurons per request; by default it adapts to the answers.
+            Largest number of neurons per request; by default it adapts to the responses.
         progress : bool, optional
             Show a progress bar.
 
         Returns
         -------
         SynapseSet
-            Its ``key`` names it for ``connectivity(request=key)``.
+            Its ``key`` identifies it in ``connectivity(request=key)``.
 
         Raises
         ------
         ReleaseMismatchError
-            If ids are not known to this release: they are of another one.
+            If ids are not in this release, but come from another one.
         SchemaError
-            If they are not ids.
+            If `pre` or `post` are not ids.
         SourceError
-            If the source cannot download or refuses, or another process downloads the same.
+            If the source cannot download or denies access, or another process downloads the same
+            synapses.
         IncompleteDownloadError
-            If requests keep failing; the batches that have arrived are kept.
+            If requests keep failing; finished batches remain stored.
 
         Examples
         --------
@@ -427,16 +428,16 @@ class Release:
         return remote.download_synapses(folder, **request)
 
     def download_recordings(self, url: str = RECORDINGS_URL, **options: Any) -> Path:
-        """Download the file of recordings into ``recordings/`` of ``datadir``.
+        """Download the recordings file into ``recordings/`` of ``datadir``.
 
-        All releases share it. An interrupted download continues when this is called again.
+        All releases share it. An interrupted download resumes when this is called again.
 
         Parameters
         ----------
         url : str, optional
-            Address of the file; the published one, of 20.6 GB, by default.
+            URL of the file; by default the published file of 20.6 GB.
         **options
-            ``sha256``, ``progress`` and the others of `microns_xr.recordings.download`.
+            ``sha256``, ``progress`` and other options of `microns_xr.recordings.download`.
 
         Returns
         -------
@@ -464,14 +465,14 @@ class Release:
         Parameters
         ----------
         url : str
-            Address of the file; its name is that of the table.
+            URL of the file, which must be named like the table.
         **options
-            ``sha256``, ``progress`` and the others of `microns_xr.recordings.download`.
+            ``sha256``, ``progress`` and other options of `microns_xr.recordings.download`.
 
         Returns
         -------
         pathlib.Path
-            The file; `tuning_curves` finds it.
+            The file, which `tuning_curves` then uses.
 
         Raises
         ------
@@ -490,8 +491,8 @@ class Release:
         folder = _folder_of(self.source)
         if folder is None:
             raise SourceError(
-                f"{type(self.source).__name__} has no folder to put files into: fetch "
-                f"{display_url(url)} by other means, and give its path to tuning_curves(path)"
+                f"{type(self.source).__name__} has no folder for files: fetch {display_url(url)} "
+                "by other means, and pass its path to tuning_curves(path)"
             )
         return fetch_file(url, folder / "functional" / file_name(url), **options).path
 
@@ -514,22 +515,22 @@ class Release:
         Parameters
         ----------
         functional : {"none", "match", "best_only"}, optional
-            What is joined from the functional tables; one row per neuron in every case.
+            Which functional tables to join; the result has one row per neuron in any case.
         multisoma : {"any", "typed"}, optional
-            ``any`` drops every root with more than one nucleus, ``typed`` counts typed nuclei only.
+            ``any`` drops every root with more than one nucleus; ``typed`` counts only typed nuclei.
         untyped : {"drop", "keep"}, optional
-            Whether nuclei without an entry in the classification table are units.
+            Whether to drop nuclei without an entry in the classification table.
         rates : bool, path or Dataset, optional
             True adds ``rate_ori`` and ``rate_dir`` of `tuning_curves`; a path reads them from that
-            file; a Dataset is one that `tuning_curves` returned.
+            file; a Dataset must come from `tuning_curves`.
         collapse, by : str, optional
-            How several recorded units of a neuron become one row; see
+            How to combine several recorded units of a neuron; see
             `microns_xr.tuning.collapse_scans`.
         white_matter : bool, optional
             See `microns_xr.segment_layers`.
         angle_convention : {"up_clockwise", "right_counterclockwise"}, optional
-            Express all angles in this convention, in degrees; needed when the functional
-            properties and the rates of a release do not state the same one.
+            Convert all angles to this convention, in degrees; required if the functional properties
+            and the rates of a release have different conventions.
 
         Returns
         -------
@@ -540,13 +541,13 @@ class Release:
         Raises
         ------
         SchemaError
-            See `microns_xr.build_units`; also if angles of two conventions would meet.
+            See `microns_xr.build_units`; also if angles have different conventions.
         SourceError
-            If a table that `tables` names does not exist, or there are no tuning curves.
+            If a table in `tables` does not exist, or there are no tuning curves.
         UnknownLabelError
             If the tuning curves have no variable `by`.
         """
-        # Only the functional table that is needed, so that a release may lack the others.
+        # Read only the required functional table, since a release may lack the others.
         roles = [role for role in MINIMUM_ROLES if role not in FUNCTIONAL_ROLES.values()]
         if functional in FUNCTIONAL_ROLES:
             roles.append(FUNCTIONAL_ROLES[functional])
@@ -560,19 +561,19 @@ class Release:
             white_matter=white_matter,
         )
         if absent:
-            logger.warning("%s is not there, the units are built without", ", ".join(absent))
+            logger.warning("table %s is missing, units are built without it", ", ".join(absent))
             units.attrs["absent_tables"] = absent
         used = [self.spec.tables[role] for role in tables]
         if isinstance(self.source, CachedSource):
-            # When the release was made, which only downloads from the service know.
+            # Time of the materialization, which only downloads from the service have.
             (nuclei,) = self._provenance_of([self.spec.name_of("nucleus")])
             if nuclei.get("timestamp") is not None:
                 units.attrs["timestamp"] = str(nuclei["timestamp"])
-        # Other modes bring no angles onto the units.
+        # Other modes do not add angles to the units.
         if angle_convention is not None and functional == "best_only":
             units = convert(units, angle_convention, "degree")
         if isinstance(rates, str | Path):
-            # The registry knows what the angles of its files mean, and refuses to be told.
+            # The convention of files in the registry is fixed, and passing one is an error.
             stated = self._file_spec(rates).angle_convention is not None
             rates = self.tuning_curves(rates, angle_convention=None if stated else angle_convention)
         elif rates is True:
@@ -612,15 +613,15 @@ class Release:
         angle_units: AngleUnits | None = None,
         angle_convention: AngleConvention | None = None,
     ) -> xr.Dataset:
-        """Return the recorded units of all scans: which neuron each is, and what was measured.
+        """Return the recorded units of all scans, with their neurons and measurements.
 
         Parameters
         ----------
         kind : {"manual", "auto", "digital_twin", "functional_properties"}, optional
-            Manual coregistration, automatic coregistration, or the release's table of functional
-            properties; the last two are the same table.
+            Manual coregistration, automatic coregistration, or the table of functional properties;
+            the last two names mean the same table.
         min_score, max_residual : float, optional
-            Keep automatic matches with at least this score, at most this residual (µm).
+            Select automatic matches with at least this score, at most this residual (µm).
         angle_units : {"degree", "radian"}, optional
             Units of the angles of a table that is not in the registry.
         angle_convention : {"up_clockwise", "right_counterclockwise"}, optional
@@ -634,9 +635,9 @@ class Release:
         Raises
         ------
         SchemaError
-            If the kind is unknown, or thresholds are given for a table without them.
+            If the kind is unknown, or a threshold is passed for a table without that column.
         UnknownLabelError
-            If the release has no table of the kind.
+            If the release has no table for the kind.
         SourceError
             If the source does not have the table.
         """
@@ -663,10 +664,10 @@ class Release:
         *,
         angle_convention: AngleConvention | None = None,
     ) -> xr.Dataset:
-        """Mean responses by direction and orientation of every recorded unit.
+        """Return mean responses by direction and orientation of every recorded unit.
 
-        They are found in the table of the role ``tuning_curves``, else drawn from a table of fits,
-        else computed from recordings; ``attrs["tuning_from"]`` and the log say which.
+        They are read from the table with the role ``tuning_curves``, else evaluated from a table of
+        fits, else computed from recordings, as ``attrs["tuning_from"]`` records.
 
         Parameters
         ----------
@@ -674,7 +675,7 @@ class Release:
             A file of rates (session, scan_idx, unit_id, rate_dir, rate_ori), of fits, or of
             recordings to use instead.
         angle_convention : {"up_clockwise", "right_counterclockwise"}, optional
-            What 0 degrees means in a file whose name is not in the registry.
+            Convention of the angles of a file that is not in the registry.
 
         Returns
         -------
@@ -685,9 +686,9 @@ class Release:
         Raises
         ------
         SourceError
-            If there is nothing of the kind, or there are several files and `path` names none.
+            If there are no tuning curves, or several files but no `path`.
         SchemaError
-            If a file holds no tuning curves, or what its angles mean is not stated.
+            If a file has no tuning curves, or the convention of its angles is not known.
         """
         if path is not None:
             path = Path(path)
@@ -706,7 +707,7 @@ class Release:
                 table = self.table(name)
                 return self._curves_of_table(table, self._file_spec(name), angle_convention)
             except SourceError as error:
-                # An archive that cannot be listed names tables that it may not have.
+                # An archive that cannot be listed may report tables that it does not have.
                 if not fits and not files:
                     raise
                 logger.warning("%s cannot be read: %s", name, error)
@@ -714,7 +715,7 @@ class Release:
         if len(several) > 1:
             raise SourceError(
                 f"there are several {'tables of fits' if fits else 'files of recordings'} "
-                f"({', '.join(map(str, several))}): name one with path="
+                f"({', '.join(map(str, several))}), expected one: select it with path="
             )
         if fits:
             table = self.table(fits[0])
@@ -722,9 +723,9 @@ class Release:
         if files:
             return self._curves_of_recordings(files[0], angle_convention)
         raise SourceError(
-            f"{self!r} has no tuning curves: no table {name or 'in the role tuning_curves'}, no "
-            "table of fits, and no recordings to compute them from; put a table into its folder "
-            "functional, give path=, or fetch the recordings with download_recordings()"
+            f"{self!r} has no tuning curves, expected a table "
+            f"{name or 'with the role tuning_curves'}, a table of fits, or recordings: put a table "
+            "into its folder functional, pass path=, or call download_recordings()"
         )
 
     def _curves_of_table(
@@ -751,28 +752,28 @@ class Release:
         *,
         units: xr.Dataset | None = None,
     ) -> xr.Dataset:
-        """Build the connectivity of the release's synapses.
+        """Build connectivity from the synapses of the release.
 
         Parameters
         ----------
         request : str or SynapseSet, optional
-            Which set of synapses, where the source holds several.
+            Which set of synapses to use, if the source has several.
         units : xarray.Dataset, optional
-            The neurons of both axes; all units of the release by default.
+            The neurons of both axes; by default all units of the release.
 
         Returns
         -------
         xarray.Dataset
             Dims ``pre_nucleus_id`` and ``post_nucleus_id``; see `microns_xr.build_connectivity`.
-            The axes of a download are the units among the neurons that it asked for;
-            ``attrs["asked_for_but_no_unit"]`` counts the others.
+            For a download, the axes are the units among the requested neurons;
+            ``attrs["asked_for_but_no_unit"]`` counts the other requested neurons.
 
         Raises
         ------
         SourceError
-            If there are no synapses, or several sets and none is named.
+            If there are no synapses, or several sets but no `request`.
         ReleaseMismatchError
-            If `units` or the synapses are of another release.
+            If `units` or the synapses come from another release.
         SchemaError
             If the table of synapses lacks columns, or its ids are floats.
         """
@@ -789,7 +790,7 @@ class Release:
         Parameters
         ----------
         request, units : optional
-            As for `connectivity`.
+            As in `connectivity`.
 
         Returns
         -------
@@ -800,9 +801,9 @@ class Release:
         Raises
         ------
         SchemaError
-            If the synapses were downloaded without positions, or as `connectivity`.
+            If the synapses were downloaded without positions, or as in `connectivity`.
         SourceError, ReleaseMismatchError
-            As `connectivity`.
+            As in `connectivity`.
         """
         connectivity, table, name = self._connect(request, units)
         resolution = self.spec.table_of("synapses").resolution_nm
@@ -812,10 +813,10 @@ class Release:
     def _synapse_table(
         self, request: str | SynapseSet | None
     ) -> tuple[pd.DataFrame, str, Mapping[str, Any]]:
-        """Read a set of synapses; return also its name and the root ids that it asked for."""
+        """Read a set of synapses; return also its name and the requested root ids."""
         key = request.key if isinstance(request, SynapseSet) else request
         source = self.source
-        # Only a download knows what was asked for.
+        # Only downloads record the requested neurons.
         if isinstance(source, CachedSource):
             chosen = source.synapse_set(key)
             self._provenance["synapses"] = chosen.provenance()
@@ -825,24 +826,27 @@ class Release:
             self._provenance["synapses"] = source.provenance(name)
             return table, "synapses", {}
         if key is not None:
-            raise SourceError(f"{type(source).__name__} holds one set of synapses, not {key!r}")
+            raise SourceError(
+                f"{type(source).__name__} has a single set of synapses, found request={key!r}: "
+                "omit it"
+            )
         name = self.spec.name_of("synapses")
         return self.table(name), name, {}
 
     def _connect(
         self, request: str | SynapseSet | None, units: xr.Dataset | None
     ) -> tuple[xr.Dataset, pd.DataFrame, str]:
-        """Build connectivity; return also the table of its synapses, and the name of it."""
-        # Synapses of units that were not selected are not asked for; they are not unknown.
+        """Build connectivity; return also the table of its synapses, and its name."""
+        # Build with all units, so that synapses of units outside the selection are not "unknown".
         whole = self.units() if units is None else self._all_units(units)
         units = whole if units is None else units
-        table, name, asked = self._synapse_table(request)
+        table, name, requested = self._synapse_table(request)
         ids, roots = units["nucleus_id"].values, units["pt_root_id"].values
         axes, no_unit = {"pre": ids, "post": ids}, {"pre": 0, "post": 0}
         for side in axes:
-            if asked.get(side) is not None:
-                axes[side] = ids[np.isin(roots, asked[side])]
-                no_unit[side] = int((~np.isin(asked[side], whole["pt_root_id"].values)).sum())
+            if requested.get(side) is not None:
+                axes[side] = ids[np.isin(roots, requested[side])]
+                no_unit[side] = int((~np.isin(requested[side], whole["pt_root_id"].values)).sum())
         connectivity = build_connectivity(
             table,
             whole,
@@ -853,43 +857,43 @@ class Release:
         )
         if any(no_unit.values()):
             warn_of_dropped_rows(
-                f"{no_unit['pre']} pre and {no_unit['post']} post neurons were asked for that are "
-                "not units, and are not on the axes: units(untyped='keep') has those without a type"
+                f"{no_unit['pre']} pre and {no_unit['post']} post neurons of the request are not "
+                "units, and are not on the axes: units(untyped='keep') has those without a type"
             )
             connectivity.attrs["asked_for_but_no_unit"] = no_unit
         tables = [name, self.spec.name_of("nucleus")]
         return self._with_sources(connectivity, tables, [whole]), table, name
 
     def _all_units(self, units: xr.Dataset) -> xr.Dataset:
-        """Return all units of the release, of which `units` may be a selection."""
+        """Return all units of the release, built with the options of `units`."""
         datastack, version = release_of(units, "units")
         if (datastack, version) != (self.datastack, self.version):
             raise ReleaseMismatchError(
-                f"units is of {datastack} v{version}, but this release is {self.datastack} "
-                f"v{self.version}: build them with this release's units()"
+                f"units is from {datastack} v{version}, expected {self.datastack} v{self.version}: "
+                "build them with units() of this release"
             )
-        # A selection keeps the attributes of all units, and so how many there were.
+        # A selection keeps the attributes of all units, including their number.
         attrs = units.attrs
         if attrs.get("selection", {}).get("units") == units.sizes["nucleus_id"]:
             return units
         return self.units(**{k: attrs[k] for k in ("multisoma", "untyped") if k in attrs})
 
     def write(self, path: str | Path, *, request: str | None = None, **options: Any) -> None:
-        """Write the whole release as one store.
+        """Write the whole release to one store.
 
         Parameters
         ----------
         path : str or Path
-            Address of the store; an existing one is replaced when the new one is complete.
+            Path or URL of the store; an existing one is replaced when the new one is complete.
         request : str, optional
-            Which set of synapses, where the source holds several.
+            Which set of synapses to use, if the source has several.
         **options
             Passed to `microns_xr.write_store`.
 
         Raises
         ------
         SourceError
-            If there are several sets of synapses and none is named.
+            If there are several sets of synapses but no `request`.
         SchemaError
             See `microns_xr.build_units` and `microns_xr.build_connectivity`.
         StoreFormatError
@@ -921,7 +925,7 @@ class Release:
         )
 
 
-# Tuning curves: files of a release, and rates drawn from a table of fits.
+# Tuning curves: files of a release, and rates evaluated from a table of fits.
 
 
 def _folder_of(source: TableSource) -> Path | None:
@@ -930,10 +934,10 @@ def _folder_of(source: TableSource) -> Path | None:
 
 
 def recording_files(release: Release) -> list[Path]:
-    """Return the files of recordings of a release.
+    """Return the recordings files of a release.
 
-    Recordings are the same in every release, so they lie in ``recordings/`` of the folder of all
-    downloads; one in ``functional/`` of the release is found as well.
+    Recordings are the same in every release, so they are in ``recordings/`` of the folder of all
+    downloads; ``functional/`` of the release is searched, too.
     """
     folders = [release.datadir / "recordings"]
     if (folder := _folder_of(release.source)) is not None:
@@ -948,7 +952,7 @@ def _with_origin(curves: xr.Dataset, origin: str, words: str) -> xr.Dataset:
 
 
 _N_DIRECTIONS = 16
-# Columns of the fits published with con-con-models, and our names of them.
+# Columns of the fits published with con-con-models, to names in this package.
 _FIT_COLUMNS = {
     "cell_id": "unit_id",
     "tuning_type": "model",
@@ -956,7 +960,7 @@ _FIT_COLUMNS = {
     "k": "kappa",
     "mean_r_sqrd": "r2",
 }
-# Their words for our models; theirs are functions of radians, in a column phi.
+# Their names of models, to names in this package; their preferred angle phi is in radians.
 _MODELS = {"single": "single_von_mises", "double": "von_mises"}
 
 
@@ -965,16 +969,18 @@ def _rename(fits: pd.DataFrame) -> pd.DataFrame:
 
 
 def rates_of_fits(table: pd.DataFrame, name: str = "fits") -> pd.DataFrame:
-    """Draw the tuning curves of a table of fits, those of the best fit of each unit."""
+    """Evaluate the tuning curves of a table of fits, using the best fit of each unit."""
     fits = _rename(table)
     require_columns(fits, name, [*SCAN_KEYS, "model", "amplitude", "kappa", "r2"])
     if not len(fits):
-        raise SchemaError(f"{name} has no rows: fetch the table again, or give another with path=")
+        raise SchemaError(
+            f"{name} has no rows: fetch the table again, or pass another one with path="
+        )
     fits = fits.sort_values("r2", ascending=False, kind="stable", na_position="last")
     fits = fits.drop_duplicates(list(SCAN_KEYS))
     model = fits["model"].map(lambda word: _MODELS.get(word, word))
     if unknown := sorted(set(model) - set(MODELS), key=str):
-        raise SchemaError(f"{name} has the models {unknown}, expected some of {[*MODELS]}")
+        raise SchemaError(f"{name} has the models {unknown}, expected models among {[*MODELS]}")
     parts = [_rates_of_model(fits[model == word], word, name) for word in sorted(set(model))]
     rates = pd.concat(parts).sort_index()
     half = _N_DIRECTIONS // 2
@@ -996,7 +1002,7 @@ def _rates_of_model(fits: pd.DataFrame, model: str, name: str) -> pd.DataFrame:
     require_columns(fits, name, [preferred, *further])
     fits = fits if "baseline" in fits.columns else fits.assign(baseline=0.0)
     columns = ("amplitude", "kappa", "baseline", *further)
-    # The same convention on both sides: the table's own, which is stated later.
+    # Any convention will do, if the same on both sides; that of the table is attached later.
     attrs = {"units": "degree", "angle_convention": "up_clockwise"}
     fitted = xr.Dataset(
         {

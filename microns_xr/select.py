@@ -1,4 +1,4 @@
-"""Selecting units and connections by label, the partners of neurons, and their totals."""
+"""Select units and connections by label, partners of neurons, and their degrees."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CONDITIONS = (
     "layer", "brain_area", "cell_type", "classification_system", "tuning", "axon", "dendrite",
 )  # fmt: skip
 _EXTENDED_STRATEGIES = {
-    # Before release 1078 the table says "extended" and not how far.
+    # Before release 1078 the table says "extended" without the degree.
     "axon": ("extended",),
     "dendrite": ("extended", "dendrite_extended"),
 }
@@ -53,33 +53,33 @@ def select_units(
     axon: Words = None,
     dendrite: Words = None,
 ) -> xr.Dataset:
-    """Select the units that fit all conditions.
+    """Select the units that match all conditions.
 
     Parameters
     ----------
     units : xarray.Dataset
         Units.
     layer, brain_area, cell_type, classification_system : str or collection of str, optional
-        Words of these variables, any of which fits.
+        Accepted values of these variables.
     tuning : str or collection of str, optional
-        ``"matched"`` (any tuning type but ``not_matched``), ``"not_matched"``, or a word of
+        ``"matched"`` (any tuning type except ``not_matched``), ``"not_matched"``, or a value of
         ``tuning_type``.
     axon, dendrite : str or collection of str, optional
-        ``"clean"`` (proofread in any way: any strategy but ``none``), ``"extended"`` (an axon that
-        is partial or full; in releases before 1078 the status ``extended``), a word of
-        ``axon_completeness``, or a strategy as the table writes it.
+        ``"clean"`` (proofread in any way: any strategy except ``none``), ``"extended"`` (an axon
+        that is partial or full; in releases before 1078 the status ``extended``), a value of
+        ``axon_completeness``, or a strategy as spelled in the table.
 
     Returns
     -------
     xarray.Dataset
-        The units that fit, over ``nucleus_id``, in their order; possibly none.
+        The matching units over ``nucleus_id``, in their order; possibly none.
 
     Raises
     ------
     UnknownLabelError
-        If a word is not in the data; the message names similar words.
+        If a word is not in the data; the message suggests similar words.
     SchemaError
-        If a variable is absent, or `tuning` is given and no functional table was joined.
+        If a variable is missing, or `tuning` is passed but no functional table was joined.
 
     Examples
     --------
@@ -94,37 +94,41 @@ def select_units(
     microns_xr.errors.UnknownLabelError: units have no layer 'L23', expected one of L2/3, L4; ...
     """
     if not isinstance(units, xr.Dataset) or "nucleus_id" not in units.dims:
-        raise SchemaError("units is not a Dataset over nucleus_id: use mx.Release(...).units()")
+        raise SchemaError("units must be a Dataset over nucleus_id: use mx.Release(...).units()")
     conditions = (layer, brain_area, cell_type, classification_system, tuning, axon, dendrite)
-    keep = np.ones(units.sizes["nucleus_id"], dtype=bool)
-    shown = []
+    mask = np.ones(units.sizes["nucleus_id"], dtype=bool)
+    history = []
     for name, words in zip(_CONDITIONS, conditions, strict=True):
         if words is None:
             continue
-        listed = _listed(words)
+        accepted_words = _as_list(words)
         if name == "tuning":
-            keep &= _tuning(units, listed)
+            mask &= _tuning(units, accepted_words)
         elif name in ("axon", "dendrite"):
-            keep &= _proofread(units, name, listed)
+            mask &= _proofread(units, name, accepted_words)
         else:
-            keep &= _any_word(units, name, listed)
-        shown.append(f"{name}={listed[0] if len(listed) == 1 else listed!r}")
-    result = units.isel(nucleus_id=np.flatnonzero(keep))
-    return add_history(result, f"select_units({', '.join(shown)})", source=units)
+            mask &= _any_word(units, name, accepted_words)
+        history.append(
+            f"{name}={accepted_words[0] if len(accepted_words) == 1 else accepted_words!r}"
+        )
+    result = units.isel(nucleus_id=np.flatnonzero(mask))
+    return add_history(result, f"select_units({', '.join(history)})", source=units)
 
 
-def _listed(words: Any) -> list[str]:
+def _as_list(words: Any) -> list[str]:
     if isinstance(words, np.ndarray | xr.DataArray):
         words = np.asarray(words).tolist()
-    listed = [words] if isinstance(words, str) or not isinstance(words, Iterable) else list(words)
-    for word in listed:
+    accepted_words = (
+        [words] if isinstance(words, str) or not isinstance(words, Iterable) else list(words)
+    )
+    for word in accepted_words:
         if not isinstance(word, str):
             raise SchemaError(f"expected words, found {word!r} ({type(word).__name__})")
-    return [str(word) for word in listed]
+    return [str(word) for word in accepted_words]
 
 
 def _column(units: xr.Dataset, name: str) -> tuple[np.ndarray, list[str]]:
-    """Return the code of each unit, and the words that the codes stand for."""
+    """Return a code per unit, and the word of each code."""
     if name not in units:
         raise SchemaError(f"units has no {name}, found {sorted(map(str, units.data_vars))}")
     codes, words = pd.factorize(units[name].values)
@@ -149,7 +153,7 @@ def _any_word(units: xr.Dataset, name: str, accepted: list[str]) -> np.ndarray:
 
 def _tuning(units: xr.Dataset, conditions: list[str]) -> np.ndarray:
     codes, words = _column(units, "tuning_type")
-    # "unknown" is not "not_matched": nothing is known about any unit.
+    # "unknown" differs from "not_matched": it is not known whether units were recorded.
     if set(words) == {"unknown"}:
         raise SchemaError(
             "tuning_type is 'unknown' for every unit, because no functional table was joined: "
@@ -168,7 +172,7 @@ def _tuning(units: xr.Dataset, conditions: list[str]) -> np.ndarray:
 
 
 def _proofread(units: xr.Dataset, part: str, conditions: list[str]) -> np.ndarray:
-    # A condition may name the strategy or the completeness: a unit that fits either is taken.
+    # A condition may be a strategy or a completeness: units that match either are selected.
     codes, words = _column(units, f"strategy_{part}")
     has_degrees = part == "axon" and "axon_completeness" in units
     degree_codes, degrees = _column(units, "axon_completeness") if has_degrees else (codes, [])
@@ -176,7 +180,7 @@ def _proofread(units: xr.Dataset, part: str, conditions: list[str]) -> np.ndarra
     completeness: set[str] = set()
     for word in conditions:
         if word == "clean":
-            # Completeness is "clean" too where the status says so without naming a strategy.
+            # Completeness is also "clean" if the table has a status but no strategy.
             strategies |= set(words) - {"none"}
             completeness |= set(degrees) - {"none"}
         elif word == "extended":
@@ -204,27 +208,27 @@ def select_connections(
     post: Neurons = None,
     both: bool = True,
 ) -> xr.Dataset:
-    """Select the connections between two sets of neurons, or those that touch one of them.
+    """Select connections between two sets of neurons, or those that involve one of them.
 
     Parameters
     ----------
     connectivity : xarray.Dataset
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory or lazy.
     units : xarray.Dataset, optional
-        Units of the same release, where conditions look.
+        Units of the same release, required for conditions.
     pre, post : int, collection of int, xarray.Dataset or mapping, optional
         Nucleus ids, units, or conditions of `select_units` such as ``{"layer": "L4"}``. Ids that
-        are not on the axis are left out, and counted in the history.
+        are not on the axis are ignored, and counted in the history.
     both : bool, optional
-        True keeps the neurons of both sets; a set that is None holds every neuron. False keeps the
-        axes as they are and every pair whose presynaptic neuron is in `pre` or whose postsynaptic
-        neuron is in `post`; a set that is None is empty. Other pairs then look unconnected though
-        they may not be, so the scope becomes "unknown".
+        If True, select the neurons of both sets; None means all neurons. If False, keep the axes
+        unchanged and select every pair whose presynaptic neuron is in `pre` or whose postsynaptic
+        neuron is in `post`; None means no neurons. Other pairs then look unconnected although they
+        may be connected, so the scope becomes "unknown".
 
     Returns
     -------
     xarray.Dataset
-        Connectivity over the same dims, lazy where it was lazy.
+        Connectivity over the same dims, lazy if the input is lazy.
 
     Raises
     ------
@@ -232,10 +236,10 @@ def select_connections(
         If none of the ids is on its axis, a word is not in the units, or a condition does not
         exist.
     SchemaError
-        If ids are not integers, there are conditions but no `units`, or the Dataset is not
+        If ids are not integers, conditions are passed without `units`, or the Dataset is not
         connectivity.
     ReleaseMismatchError
-        If the connectivity and units or labelled ids are of different releases.
+        If the connectivity and units or labelled ids come from different releases.
 
     Examples
     --------
@@ -265,17 +269,17 @@ def on_axis(
     units: xr.Dataset | None,
     side: Side,
     neurons: Neurons,
-    all_of_them: bool = False,
+    require_all: bool = False,
 ) -> tuple[np.ndarray | None, str]:
-    """Return the ascending positions of neurons on an axis, and words for the history."""
+    """Return the ascending positions of neurons on an axis, and text for the history."""
     if neurons is None:
         return None, "None"
     labels = connectivity[f"{side}_nucleus_id"].values
-    # A Dataset is a mapping to Python as well.
+    # A Dataset is a Mapping, too.
     if isinstance(neurons, Mapping) and not isinstance(neurons, xr.Dataset):
         if units is None:
             raise SchemaError(
-                f"{side} is {dict(neurons)!r} and there are no units to look in: pass them, as "
+                f"{side} is {dict(neurons)!r}, but conditions require units: call "
                 f"mx.select_connections(connectivity, units, {side}=...)"
             )
         for name in neurons:
@@ -286,24 +290,24 @@ def on_axis(
     if isinstance(neurons, xr.Dataset | xr.DataArray):
         require_same_release(("connectivity", connectivity), (side, neurons))
     ids = np.unique(as_ids(neurons, side))
-    if all_of_them:
+    if require_all:
         return np.sort(positions_of(connectivity, side, ids)), f"{ids.size} ids"
-    # Units hold more neurons than most axes, so what is not there is left out and counted; only
-    # when nothing is left the ids are likely of another kind.
+    # Units have more neurons than most axes, so ids that are not on the axis are ignored and
+    # counted; if none is, they are likely ids of another kind.
     positions = Lookup(labels, f"{side}_nucleus_id").find(ids)
     positions = np.sort(positions[positions >= 0])
     if ids.size and not positions.size:
         raise UnknownLabelError(
             f"none of the {ids.size} ids of {side} is on the axis {side}_nucleus_id, such as "
-            f"{ids[0]}: the axis holds the neurons that were asked for, by nucleus id and not by "
-            "root id"
+            f"{ids[0]}: pass nucleus ids, not root ids; the axis holds only the neurons that were "
+            "requested"
         )
     of = f" of {ids.size}" if positions.size < ids.size else ""
     return positions, f"{positions.size}{of} ids"
 
 
 def inputs_to(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
-    """Return the presynaptic partners of one neuron, or of several.
+    """Return the presynaptic partners of one or several neurons.
 
     Parameters
     ----------
@@ -318,10 +322,10 @@ def inputs_to(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     xarray.Dataset
         For one id, its partners: ``synapse_size(pre_nucleus_id)`` (voxels of 4x4x40 nm) and
         ``synapse_count``, dense int64, with the neuron as scalar coordinate ``post_nucleus_id``.
-        For a collection, even of one id, connectivity between those neurons and all their
-        partners. Always in memory, because the partners are the axis of the result. From a store,
-        or connectivity as it was lazily opened from one, only the pairs of these neurons are
-        read, from the copy in which they are contiguous.
+        For a collection, even of one id, connectivity between these neurons and all their
+        partners. The result is always in memory, since its axis depends on the partners. From a
+        store, or from lazy connectivity that is unmodified since opening, only the pairs of these
+        neurons are read, from the copy in which they are contiguous.
 
     Raises
     ------
@@ -342,24 +346,24 @@ def inputs_to(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
 
 
 def outputs_from(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
-    """Return the postsynaptic partners of one neuron, or of several.
+    """Return the postsynaptic partners of one or several neurons.
 
     Parameters
     ----------
     connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
-        As for `inputs_to`.
+        As in `inputs_to`.
     nucleus_id : int or collection of int
         Presynaptic neurons.
 
     Returns
     -------
     xarray.Dataset
-        As `inputs_to`, with the axes exchanged.
+        As in `inputs_to`, with the axes exchanged.
 
     Raises
     ------
     UnknownLabelError, SchemaError, StoreFormatError
-        As `inputs_to`.
+        As in `inputs_to`.
 
     Examples
     --------
@@ -401,12 +405,12 @@ def degrees(connectivity: Connectivity) -> xr.Dataset:
     ----------
     connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), a tree that has one, or a
-        store, of which every block is read once.
+        store, whose blocks are each read once.
 
     Returns
     -------
     xarray.Dataset
-        int64, lazy where the connectivity is, with its coordinates: ``in_degree`` (partners),
+        int64, lazy if the connectivity is, with its coordinates: ``in_degree`` (partners),
         ``in_synapses`` and ``in_size`` (voxels of 4x4x40 nm) over ``post_nucleus_id``;
         ``out_degree``, ``out_synapses`` and ``out_size`` over ``pre_nucleus_id``. An autapse
         counts in both.

@@ -1,4 +1,4 @@
-"""The unit table: one row per neuron, by nucleus id, from the raw tables of one release."""
+"""Build the unit table, one row per neuron, from the raw tables of a release."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OPTIONS = {
     "multisoma": ("any", "typed"),
     "untyped": ("drop", "keep"),
 }
-_NEEDED = ("nucleus", "celltype", "proofreading")
+_REQUIRED = ("nucleus", "celltype", "proofreading")
 
 
 def build_units(
@@ -55,17 +55,18 @@ def build_units(
     tables : mapping of str to pandas.DataFrame
         Raw tables by role (``"nucleus"``, ``"celltype"``, ``"proofreading"``, and where the
         release has them ``"celltype_fine"``, ``"celltype_corrections"``, ``"brain_area"``,
-        ``"coregistration"``, ``"functional_properties"``) or by table name. Never modified.
+        ``"coregistration"``, ``"functional_properties"``) or by table name. They are not modified.
     version : int or ReleaseSpec
-        The release that the tables are of.
+        The release of the tables.
     functional : {"none", "match", "best_only"}, optional
-        ``match`` says from the coregistration which neurons were recorded; ``best_only`` adds the
-        properties of the scan unit with the highest ``cc_abs``. One row per neuron in either case.
+        ``match`` marks the neurons that were recorded, by the coregistration; ``best_only`` adds
+        the properties of the scan unit with the highest ``cc_abs``. The result has one row per
+        neuron in either case.
     multisoma : {"any", "typed"}, optional
         ``any`` drops every root with more than one nucleus; ``typed`` only those with more than
         one nucleus in the classification table.
     untyped : {"drop", "keep"}, optional
-        Whether nuclei without an entry in the classification table are units; if kept, their class
+        Whether to drop nuclei without an entry in the classification table; if kept, their class
         and type are "unknown".
     white_matter : bool, optional
         See `microns_xr.segment_layers`.
@@ -74,14 +75,14 @@ def build_units(
     -------
     xarray.Dataset
         Dim ``nucleus_id`` (int64, sorted, unique) with the variables of
-        ``microns_xr.schema.UNITS``; ``position`` in µm, depth from the pia along y. What was
-        dropped and why is in ``attrs["selection"]``, what was corrected in ``attrs["notes"]``.
+        ``microns_xr.schema.UNITS``; ``position`` in µm, depth from the pia along y.
+        ``attrs["selection"]`` counts dropped nuclei by reason, ``attrs["notes"]`` corrections.
 
     Raises
     ------
     SchemaError
-        If a table is absent, empty, or lacks columns, if ids are floats, if nucleus ids repeat,
-        or for ``functional="all"``: rows of all scans are in ``Release.functional``.
+        If a table is missing, empty, or lacks columns, if ids are floats, if nucleus ids repeat, or
+        for ``functional="all"``: rows of all scans are in ``Release.functional``.
     UnknownLabelError
         If the version is not known.
 
@@ -110,10 +111,10 @@ def build_units(
             raise unknown_label(f"{name} is", word, _OPTIONS[name], error=SchemaError)
     spec = release_spec(version)
     roles = by_role(tables, spec.tables)
-    if missing := [role for role in _NEEDED if role not in roles]:
+    if missing := [role for role in _REQUIRED if role not in roles]:
         raise SchemaError(
             f"tables lacks {[spec.tables.get(role, role) for role in missing]} "
-            f"(roles {missing}), which every unit table is made of: download or pass them"
+            f"(roles {missing}), which are required: download or pass them"
         )
     nucleus_spec = spec.table_of("nucleus")
     nuclei = typed_table(roles["nucleus"], "nucleus", nucleus_spec, unique=["id"])
@@ -122,14 +123,14 @@ def build_units(
     nuclei, counts = _select_nuclei(nuclei, types.index, multisoma, untyped)
     if nuclei.empty:
         raise SchemaError(
-            f"no nucleus of {nucleus_spec.name} is left as a unit ({counts}): the tables are of "
-            "different releases, or the classification is of other nuclei"
+            f"no nucleus of {nucleus_spec.name} is a unit ({counts}): pass tables of the same "
+            "release, with a classification of the same nuclei"
         )
     columns: dict[str, Any] = {"pt_root_id": nuclei["pt_root_id"].to_numpy(np.int64)}
     types = types.reindex(nuclei["id"]).fillna("unknown")
     columns.update({str(name): words.to_numpy(dtype=object) for name, words in types.items()})
     if (columns["cell_type"] == columns["cell_type_raw"]).all():
-        del columns["cell_type_raw"]  # only where a word was harmonised
+        del columns["cell_type_raw"]  # redundant unless a word was harmonised
     columns["brain_area"] = np.full(len(nuclei), "unknown", dtype=object)
     if "brain_area" in roles:
         area = _latest(roles, "brain_area", spec, ["tag"], notes)["tag"].reindex(nuclei["id"])
@@ -166,12 +167,12 @@ def build_units(
     logger.info(
         "%s v%d: %d of %d nuclei are units (dropped: %s; %s)",
         spec.datastack, spec.version, counts["units"], counts["nuclei"],
-        _in_words(dropped), _in_words(notes),
+        _counts_text(dropped), _counts_text(notes),
     )  # fmt: skip
     return units
 
 
-def _in_words(counts: Mapping[str, int]) -> str:
+def _counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {step.replace('_', ' ')}" for step, n in counts.items())
 
 
@@ -182,14 +183,14 @@ def _variables(columns: Mapping[str, Any]) -> dict[str, Any]:
 def _select_nuclei(
     nuclei: pd.DataFrame, typed: pd.Index, multisoma: str, untyped: str
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Choose the nuclei that are units, and count what is dropped and why."""
+    """Select the nuclei that are units, and count the dropped nuclei by reason."""
     root = nuclei["pt_root_id"]
     segment = (root > 0).to_numpy()
     is_typed = nuclei["id"].isin(typed).to_numpy()
     shared = segment & (root.map(root.value_counts()).to_numpy() > 1)
     if multisoma == "typed":
         typed_on_root = root.map(root[is_typed].value_counts()).fillna(0).to_numpy()
-        # An untyped nucleus on the root of another is not a neuron of its own.
+        # An untyped nucleus that shares its root is not a separate neuron.
         shared = np.where(is_typed, segment & (typed_on_root > 1), shared & (untyped == "keep"))
     chosen = segment & ~shared & (is_typed | (untyped == "keep"))
     counts = {
@@ -202,21 +203,21 @@ def _select_nuclei(
     return nuclei[chosen].sort_values("id", ignore_index=True), counts
 
 
-# Cell types: classes, fine types and corrections, with the same words in every release.
+# Cell types: classes, fine types and corrections, with uniform words across releases.
 
 
 _CLASSES = ("excitatory_neuron", "inhibitory_neuron", "nonneuron")
 
 
 def _layer_types(spec: ReleaseSpec) -> Mapping[str, tuple[str, ...]]:
-    """Cell types that mark each layer; empty where they are not known."""
+    """Return the cell types that mark each layer; empty if they are not known."""
     for role in ("celltype_fine", "celltype"):
         if spec.has(role) and (table := spec.table_of(role)).has_types:
             return table.layers
     return {}
 
 
-# How the notes call nuclei with several rows that differ.
+# Names in the notes for nuclei with several rows that differ.
 _CONTRADICTING = {
     "celltype": "contradicting_classifications",
     "celltype_fine": "contradicting_fine_types",
@@ -238,16 +239,18 @@ def _latest(
 
 
 def _cell_types(tables: Tables, spec: ReleaseSpec, notes: dict[str, int]) -> pd.DataFrame:
-    """Classes and types by nucleus, with the words of the data model and those of the table."""
+    """Return classes and types by nucleus, in the words of the data model and of the table."""
     coarse = type_spec = spec.table_of("celltype")
     columns = [coarse.class_column] * coarse.has_classes + ["cell_type"] * coarse.has_types
-    listed = _latest(tables, "celltype", spec, list(dict.fromkeys(columns)), notes)
+    rows_by_nucleus = _latest(tables, "celltype", spec, list(dict.fromkeys(columns)), notes)
     words = pd.DataFrame(
         {
-            "classification_system": listed[coarse.class_column] if coarse.has_classes else None,
-            "cell_type": listed["cell_type"] if coarse.has_types else None,
+            "classification_system": rows_by_nucleus[coarse.class_column]
+            if coarse.has_classes
+            else None,
+            "cell_type": rows_by_nucleus["cell_type"] if coarse.has_types else None,
         },
-        index=listed.index,
+        index=rows_by_nucleus.index,
         dtype=object,
     )
     if "celltype_fine" in tables:
@@ -259,9 +262,9 @@ def _cell_types(tables: Tables, spec: ReleaseSpec, notes: dict[str, int]) -> pd.
         notes["nuclei_with_several_corrections"] = 0
         names = ["classification_system", "cell_type"]
         corrections = _latest(tables, "celltype_corrections", spec, names, notes)
-        of_table = words.copy()
-        words.update(corrections[names])  # an empty word leaves the old one
-        changed = (words.fillna("") != of_table.fillna("")).any(axis=1)
+        original = words.copy()
+        words.update(corrections[names])  # a null does not replace a word
+        changed = (words.fillna("") != original.fillna("")).any(axis=1)
         notes["corrections"] = len(corrections)
         notes["corrections_that_change_a_nucleus"] = int(changed.sum())
         notes["corrections_of_unlisted_nuclei"] = int((~corrections.index.isin(words.index)).sum())
@@ -282,7 +285,7 @@ def _cell_types(tables: Tables, spec: ReleaseSpec, notes: dict[str, int]) -> pd.
 
 
 def _harmonise(words: pd.Series, mapping: Mapping[str, str], known: Iterable[str]) -> pd.Series:
-    """Give words that differ between releases, or in case only, one spelling."""
+    """Unify words that differ between releases, or only in case."""
     spelling = {word.lower(): word for word in known}
     for word in words.dropna().value_counts().index:  # most frequent first
         spelling.setdefault(str(word).lower(), str(word))
@@ -291,11 +294,11 @@ def _harmonise(words: pd.Series, mapping: Mapping[str, str], known: Iterable[str
     return words.map(target).fillna("unknown").astype(object)
 
 
-# Proofreading: strategies and status words to what an axon can be used for.
+# Proofreading: completeness of the axon from strategies and status words.
 
 
-# From the least to the most complete. `unknown`: extended, but the table does not say how far
-# (the status "extended" of the releases before 1078, or a strategy not listed here).
+# From the least to the most complete. `unknown`: extended to an unknown degree (the status
+# "extended" of releases before 1078, or a strategy not listed here).
 COMPLETENESS = ("none", "clean", "truncated", "interareal", "unknown", "partial", "full")
 
 # Strategies of proofreading_status_and_strategy, and the status words of
@@ -313,9 +316,9 @@ _COMPLETENESS_OF = {
 def _proofreading(
     roots: pd.Series, tables: Tables, spec: ReleaseSpec, notes: dict[str, int]
 ) -> dict[str, np.ndarray]:
-    """Read a proofreading table of either layout; a root that is listed twice is counted."""
+    """Read a proofreading table of either layout, and count roots that are listed twice."""
     table, table_spec = tables["proofreading"], spec.table_of("proofreading")
-    # A boolean column is as good as the words t and f.
+    # Convert a boolean column to the words t and f.
     flags = {
         name: np.where(table[name].fillna(False).astype(bool), "t", "f")
         for name in ("status_axon", "status_dendrite")
@@ -335,7 +338,7 @@ def _proofreading(
         proofread = typed["status_axon"].astype(str).str.lower().isin(("t", "true", "1"))
     else:
         proofread = frame["strategy_axon"] != "none"
-    # Status "t" without a strategy: merges were removed, nothing is said about extension.
+    # Status "t" without a strategy: merge errors were removed, the extent is not stated.
     frame["axon_completeness"] = completeness.mask(proofread & (completeness == "none"), "clean")
     frame["axon_proofread"] = proofread
     frame["root_changed"] = False
@@ -359,7 +362,7 @@ def _proofreading(
     }
 
 
-# Functional variables of the unit table: matched or not, the best scan, rates.
+# Functional variables of the unit table: match, best scan, rates.
 
 
 _BEST = ("pref_ori", "pref_dir", "gOSI", "gDSI", "cc_abs")
@@ -368,7 +371,7 @@ _BEST = ("pref_ori", "pref_dir", "gOSI", "gDSI", "cc_abs")
 def _add_functional(
     units: xr.Dataset, tables: Tables, spec: ReleaseSpec, mode: str, notes: dict[str, int]
 ) -> xr.Dataset:
-    """Add what the functional tables say of each unit."""
+    """Add the variables of the functional tables."""
     ids = units["nucleus_id"].values
     if mode == "none":
         unknown = np.full(len(ids), "unknown", dtype=object)
@@ -376,8 +379,12 @@ def _add_functional(
     role = FUNCTIONAL_ROLES[mode]
     if role not in tables:
         raise SchemaError(
-            f"functional={mode!r} needs a table in the role {role!r}"
-            + (f" ({spec.tables[role]})" if spec.has(role) else ", and this release has none")
+            f"functional={mode!r} requires a table with the role {role!r}"
+            + (
+                f" ({spec.tables[role]})"
+                if spec.has(role)
+                else ", which this release does not have"
+            )
         )
     name = spec.name_of(role)
     table = build_functional(
@@ -386,8 +393,8 @@ def _add_functional(
     if mode == "best_only":
         if absent := [n for n in _BEST if n not in table]:
             raise SchemaError(
-                f"{name} lacks {absent}, which functional='best_only' needs: "
-                "use functional='match', or put another table in the role"
+                f"{name} lacks {absent}, which functional='best_only' requires: "
+                "use functional='match', or pass another table with this role"
             )
         collapsed = collapse_scans(table[list(_BEST)], "best", by="cc_abs")
         names = ["n_scans", "n_scan_units", *SCAN_KEYS, *_BEST]
@@ -404,7 +411,7 @@ def _add_functional(
 
 
 def _by_unit(collapsed: xr.Dataset, names: list[str], ids: np.ndarray) -> dict[str, Any]:
-    """Variables of the units from rows by nucleus, with missing values where there is none."""
+    """Return rows by nucleus as variables of the units, with missing values for other units."""
     fill = {n: missing_value(n, collapsed[n].dtype) for n in names}
     rows = collapsed[names].reindex(nucleus_id=ids, fill_value=fill)
     return {
@@ -418,7 +425,7 @@ def add_rates(
     collapse: Literal["mean", "best", "first"] = "mean",
     by: str | None = None,
 ) -> xr.Dataset:
-    """Put rates by direction and orientation on the units."""
+    """Add rates by direction and orientation to the units."""
     require_same_release(("units", units), ("tuning_curves", tuning_curves))
     rates = [n for n in ("rate_ori", "rate_dir") if n in tuning_curves]
     if not rates:
@@ -431,10 +438,9 @@ def add_rates(
             by,
             tuning_curves.data_vars,
             "add it with mx.merge_table(curves, functional, [by], on='functional'), or merge the "
-            "curves onto the functional rows and make one row per neuron with "
-            "mx.tuning.collapse_scans",
+            "curves into the functional rows and call mx.tuning.collapse_scans",
         )
-    # Preferred angles and the angles of rates in one Dataset must mean the same.
+    # Preferred angles and the angles of rates in one Dataset must have the same convention.
     angles = [d for d in ("orientation", "direction") if d in tuning_curves.coords]
     require_same_angles(
         [(f"units.{n}", v) for n, v in units.variables.items() if is_angle(v)]
@@ -443,7 +449,7 @@ def add_rates(
     collapsed = collapse_scans(tuning_curves[rates + ([by] if by else [])], collapse, by)
     ids = units["nucleus_id"].values
     variables = _by_unit(collapsed, [*rates, "n_rated"], ids)
-    # A DataArray leaves the attributes of its Dataset behind, and rates are passed on alone.
+    # Rates may be used as DataArrays, which do not have the attributes of their Dataset.
     if "source_tables" in tuning_curves.attrs:
         for _, _, attrs in variables.values():
             attrs["source_tables"] = tuning_curves.attrs["source_tables"]

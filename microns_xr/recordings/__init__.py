@@ -1,4 +1,4 @@
-"""Recordings: responses, behaviour and stimuli of every scan, read lazily from one HDF5 file."""
+"""Recordings: responses, behaviour and stimuli of all scans, read lazily from an HDF5 file."""
 
 from microns_xr.recordings.demo import write_demo
 from microns_xr.recordings.files import open, open_video, select, to_zarr

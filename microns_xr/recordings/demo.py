@@ -1,7 +1,7 @@
-"""Small files of recordings with the layout of the real file and known tuning.
+"""Small recordings files with the layout of the real file and known tuning.
 
 Units have the session, scan_idx and unit_id of a synthetic release and respond according to its
-tuning curves, so that what is computed from trials can be compared with its tables.
+tuning curves, so that results from trials can be compared with its tables.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _STIMULUS_RATE, _EVERY = 30.0, 4  # every fourth frame is stored: 7.5 per second
 _SEGMENT_S = 0.9375
 _SECONDS = {"Monet2": 15.0, "Trippy": 15.0, "Clip": 10.0}
 _PAUSE_S = 1.25
-_CLIP_SHAPE = (32, 18)  # width x height, as it is stored
-_AREAS = {"V1": 0.72, "LM": 0.13, "RL": 0.11, "AL": 0.04}  # shares of the units
+_CLIP_SHAPE = (32, 18)  # width x height, as stored
+_AREAS = {"V1": 0.72, "LM": 0.13, "RL": 0.11, "AL": 0.04}  # fractions of the units
 _LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+"))
 
 
@@ -53,25 +53,25 @@ def write_demo(
     seed: int = 0,
     overwrite: bool = False,
 ) -> Path:
-    """Write a small file of recordings with planted direction tuning.
+    """Write a small recordings file with planted direction tuning.
 
     Parameters
     ----------
     path : str or Path
-        The file; it appears when it is complete.
+        The file, which is created when it is complete.
     source : DemoSource, optional
-        The synthetic release whose units are recorded; one of the default size otherwise.
+        The synthetic release whose units are recorded; by default one of the default size.
     scans : iterable, optional
         Such as ``["9_3"]``; three scans by default.
     n_monet, n_trippy, n_clip : int, optional
         Trials of each type in each scan. The first video of each type is shown in all scans, and
-        twice in each where there are three trials of it or more.
+        twice per scan if there are at least three trials of the type.
     noise : float, optional
-        Standard deviation of the noise of a frame, against a typical preferred response of 1.
+        Standard deviation of the noise per frame, relative to a typical preferred response of 1.
     seed : int, optional
-        Seed of videos, order and noise.
+        Seed of videos, order of trials and noise.
     overwrite : bool, optional
-        Replace a file that is there.
+        Whether to replace an existing file.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def write_demo(
     Raises
     ------
     SchemaError
-        If the file is there, or a number is out of range.
+        If the file exists, or a number is out of range.
     UnknownLabelError
         If the synthetic release has no such scan.
     MicronsXrError
@@ -101,10 +101,12 @@ def write_demo(
         raise SchemaError(f"{path} exists: choose another name, or pass overwrite=True")
     counts = {"Monet2": n_monet, "Trippy": n_trippy, "Clip": n_clip}
     if min(counts.values()) < 0 or sum(counts.values()) < 1 or noise < 0:
-        raise SchemaError(f"expected trials and a noise from 0 up, found {counts}, noise={noise}")
+        raise SchemaError(
+            f"found {counts} and noise={noise}, expected at least one trial and no negative number"
+        )
     source = DemoSource(1718) if source is None else source
-    wanted = [(4, 7), (8, 5), (9, 3)] if scans is None else scans
-    pairs = sorted(tuple(map(int, node_name(scan).split("_")[1:])) for scan in wanted)
+    chosen = [(4, 7), (8, 5), (9, 3)] if scans is None else scans
+    pairs = sorted(tuple(map(int, node_name(scan).split("_")[1:])) for scan in chosen)
     planted = {pair: demo_curves(source, *pair) for pair in pairs}
 
     with new_file(path) as part, h5py.File(part, "w") as h5:
@@ -115,21 +117,21 @@ def write_demo(
             for kind, n in counts.items():
                 others = [writer.video(kind) for _ in range(n - 1 - (n > 2))]
                 shown += ([shared[kind]] * min(n, 1 + (n > 2)) if n else []) + others
-            # The first trial is always of Monet2, where there is one.
+            # The first trial is of Monet2 if there are any.
             order = 1 + writer.rng.permutation(len(shown) - 1)
             writer.scan(f"{session}_{scan_idx}", curves, [shown[i] for i in (0, *order)])
     return path
 
 
 class _Writer:
-    """Writes videos and scans into an open file."""
+    """Write videos and scans to an open file."""
 
     def __init__(self, h5py: Any, h5: Any, rng: np.random.Generator, noise: float) -> None:
         self.h5py, self.h5, self.rng, self.noise = h5py, h5, rng, noise
         self.n_videos = 0
 
     def video(self, kind: str) -> str:
-        """Write a video, and return its hash."""
+        """Write a video and return its hash."""
         letters = self.rng.choice(_LETTERS, 20)
         if self.n_videos % 2 == 0:
             letters[self.n_videos % 20] = "/"
@@ -154,7 +156,7 @@ class _Writer:
         elif kind == "Trippy":
             attrs |= {"temp_freq": 2.5, "spatial_freq": 0.05}
         else:
-            attrs |= {"movie_name": f"invented/{self.n_videos}", "short_movie_name": "invented"}
+            attrs |= {"movie_name": f"synthetic/{self.n_videos}", "short_movie_name": "synthetic"}
         group.attrs.update(attrs)
         self._link(f"types/{kind}/{encode_hash(condition_hash)}", group)
         return condition_hash
@@ -184,7 +186,7 @@ class _Writer:
 
     def _responses(self, curves: np.ndarray, video: Any, times: np.ndarray) -> np.ndarray:
         if "directions" in video:
-            # The small term keeps a frame at an onset on its side of it.
+            # The small term assigns a frame exactly at an onset to the segment that begins.
             segment = np.searchsorted(video["onsets"][()], times + 1e-9, side="right") - 1
             column = np.rint(video["directions"][()] / (360 / N_DIRECTIONS)).astype(int)
             mean = curves[:, column[segment]]

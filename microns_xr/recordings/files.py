@@ -1,6 +1,6 @@
 """Recordings: one HDF5 file, or its copy in zarr, as a tree of lazy Datasets, one per scan.
 
-The file has the layout that the data set NeuroBLab/MICrONS describes::
+The layout of the file is that of the data set NeuroBLab/MICrONS::
 
     sessions/{session}_{scan}/trials/{i}/  responses (units x frames), treadmill (frames),
                                            pupil (4 x frames), stim_times (frames, s)
@@ -10,8 +10,8 @@ The file has the layout that the data set NeuroBLab/MICrONS describes::
                                            onsets (s); attributes type, fps, duration
     types/{type}/{hash}                    soft links to videos
 
-In names of groups the ``/`` of a hash is written ``%2F``. All streams have 7.5 frames per second; a
-stimulus frame leads the response it is stored with by at least 66 ms.
+In group names the ``/`` of a hash is written ``%2F``. All streams have 7.5 frames per second; a
+stimulus frame leads the response stored with it by at least 66 ms.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ _ALIGNMENT = (
     "least 66 ms before it, so no latency is to be added"
 )
 _NO_AREA = "unknown"
-# Variables that are read from the file when they are used.
+# Variables that are read from the file on use.
 _STREAMS = ("responses", "treadmill", "pupil", "stim_time")
 
-# A remote file is read in blocks of this size, because the arrays of one trial lie close together.
+# Block size for reading a remote file, in which the arrays of one trial are close together.
 _REMOTE_BLOCK_BYTES = 256 << 10
 _SIEVE_BYTES = 4096
-# Rows between two wanted ones are read along when they are fewer bytes than this: reading one more
-# page costs less than another call.
+# Gaps between requested rows up to this size are read, too: reading one more page costs less than
+# another call.
 _MAX_GAP_BYTES = 4096
 
 
@@ -69,7 +69,7 @@ def _open_h5(address: Any, mode: str, storage_options: Mapping[str, Any]) -> Any
     if not isinstance(address, str):
         return h5py.File(address, mode)
     if "://" in address:
-        # Metadata is scattered over the file: reading ahead would fetch most of it.
+        # Metadata is scattered over the file: readahead would fetch most of the file.
         cache = {"block_size": _REMOTE_BLOCK_BYTES, "cache_type": "blockcache"}
         return h5py.File(fsspec.open(address, "rb", **cache, **storage_options).open(), mode)
     # HDF5 rounds every small read up to this; its default of 64 KB is a hundred rows.
@@ -79,11 +79,11 @@ def _open_h5(address: Any, mode: str, storage_options: Mapping[str, Any]) -> Any
 
 
 class _NoCollection:
-    """Turns garbage collection off while a file is read through another thread.
+    """Disable garbage collection while a file is read through another thread.
 
-    HDF5 reads under one lock. A remote file is read by a thread of fsspec, for which the reader
-    waits while it holds that lock. If garbage were collected in that thread just then, closing an
-    HDF5 file among it would wait for the lock, and both would wait forever.
+    HDF5 holds a global lock while it reads. For a remote file the reader then waits for a thread of
+    fsspec. If garbage collection in that thread closed an HDF5 file, it would wait for the lock: a
+    deadlock.
     """
 
     def __init__(self) -> None:
@@ -109,9 +109,9 @@ _no_collection = _NoCollection()
 
 
 class RecordingsFile:
-    """An HDF5 file that is opened when it is first read, once per process.
+    """An HDF5 file that is opened on first use, once per process.
 
-    Lazy arrays hold this and not an open file, so that they can be pickled and forked.
+    Lazy arrays hold this instead of an open file, so that they survive pickling and forking.
     """
 
     def __init__(self, address: Any, storage_options: Mapping[str, Any] | None = None) -> None:
@@ -125,25 +125,23 @@ class RecordingsFile:
                 )
             address = str(path)
         elif not isinstance(address, str) and not hasattr(address, "read"):
-            raise SourceError(
-                f"recordings are opened from a path, an address or a binary file, not {address!r}"
-            )
+            raise SourceError(f"file is {address!r}, expected a path, a URL or an open binary file")
         self.name = address if isinstance(address, str) else f"<{type(address).__name__}>"
         opener = partial(_open_h5, storage_options=dict(storage_options or {}))
-        # The mode is stated because one that is left out does not survive pickling.
+        # The mode is explicit because the default does not survive pickling.
         self.manager = CachingFileManager(opener, address, mode="r")
 
     @contextlib.contextmanager
     def reading(self, what: str) -> Iterator[Any]:
-        """Yield the open file; an error while it is read names `what`."""
+        """Yield the open file; read errors name `what`."""
         with contextlib.nullcontext() if self._is_local else _no_collection:
             try:
                 h5 = self.manager.acquire()
             except (OSError, ValueError) as error:
                 raise SourceError(
-                    f"{self.name} cannot be opened as HDF5 ({error}): it is another kind of file, "
-                    "damaged or cut short; fetch it again with mx.recordings.download, which "
-                    "continues where it ended"
+                    f"{self.name} cannot be opened as HDF5 ({error}): it is not HDF5, damaged or "
+                    "truncated; fetch it again with mx.recordings.download, which resumes an "
+                    "incomplete file"
                 ) from error
             try:
                 yield h5
@@ -151,33 +149,32 @@ class RecordingsFile:
                 raise
             except (KeyError, OSError, ValueError, RuntimeError) as error:
                 raise SourceError(
-                    f"{self.name}: {what} cannot be read ({error}): the file is damaged or cut "
-                    "short, fetch it again"
+                    f"{self.name}: {what} cannot be read ({error}): the file is damaged or "
+                    "truncated, fetch it again"
                 ) from error
 
 
-# Lazy arrays. They read only the trials that an index touches, and of those only the runs of rows
-# (units) that hold the wanted ones.
+# Lazy arrays. They read only the trials and the runs of rows (units) that an index selects.
 
 
 def _positions(key: Any, size: int) -> np.ndarray:
-    """Turn an int, a slice or an array of an outer index into positions."""
+    """Convert an int, a slice or an array of an outer index to positions."""
     if isinstance(key, slice):
         return np.arange(size)[key]
     return np.atleast_1d(np.asarray(key, dtype=np.int64))
 
 
 def read_rows(dataset: Any, rows: np.ndarray, first: int, end: int) -> np.ndarray:
-    """Read rows of a two-dimensional dataset, from column `first` up to `end`."""
-    wanted, back = np.unique(rows, return_inverse=True)
+    """Read rows of a two-dimensional dataset, columns `first` to `end`."""
+    unique, inverse = np.unique(rows, return_inverse=True)
     max_gap = max(1, _MAX_GAP_BYTES // (dataset.dtype.itemsize * dataset.shape[1]))
     parts = []
-    for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > max_gap) + 1):
+    for run in np.split(unique, np.flatnonzero(np.diff(unique) > max_gap) + 1):
         block = dataset[run[0] : run[-1] + 1, first:end]
         parts.append(block if len(block) == len(run) else block[run - run[0]])
-    # Without a copy where the rows are one run in order, as for all units of a scan.
+    # No copy if the rows are one run in order, as for all units of a scan.
     block = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return block if np.array_equal(back, np.arange(len(block))) else block[back]
+    return block if np.array_equal(inverse, np.arange(len(block))) else block[inverse]
 
 
 class _LazyArray(BackendArray):
@@ -192,7 +189,7 @@ class _LazyArray(BackendArray):
 
 
 class TrialArray(_LazyArray):
-    """One stream of a scan over (row, time), its trials joined along time."""
+    """One stream of a scan over (row, time), with its trials concatenated along time."""
 
     def __init__(
         self,
@@ -225,20 +222,19 @@ class TrialArray(_LazyArray):
         expected = (self.shape[0], int(self.n_frames[trial]))
         with self.file.reading(where) as h5:
             dataset = h5[f"sessions/{self.scan}/trials/{self.trials[trial]}/{self.stream}"]
-            # One value per frame may be stored without an axis of rows, as one row or one column.
+            # One value per frame may be stored one-dimensional, as a row or as a column.
             if self.shape[0] == 1 and dataset.size == expected[1]:
                 return np.reshape(dataset[()], (1, -1))[:, first:end]
             if dataset.shape != expected:
                 raise SchemaError(
-                    f"{self.file.name}: {where} has shape {dataset.shape}, expected {expected}: "
-                    "the streams of a trial share one time axis; the file is damaged or of another "
-                    "layout"
+                    f"{self.file.name}: {where} has shape {dataset.shape}, expected {expected} to "
+                    "match the responses: the file is damaged or has another layout"
                 )
             return read_rows(dataset, rows, first, end)
 
 
 class StartArray(_LazyArray):
-    """The first value of a stream of one row in each trial; NaN for a trial without frames."""
+    """The first value of a one-row stream in each trial; NaN for a trial without frames."""
 
     def __init__(self, stream: TrialArray) -> None:
         self.stream, self.shape, self.dtype = stream, stream.n_frames.shape, stream.dtype
@@ -253,13 +249,13 @@ class StartArray(_LazyArray):
 
 
 class ClipArray(_LazyArray):
-    """A video over (frame, row, column), also where the file stores the width first."""
+    """A video over (frame, row, column), even if the file stores the width first."""
 
     support = indexing.IndexingSupport.BASIC
 
     def __init__(self, file: RecordingsFile, path: str, clip: Any) -> None:
         self.file, self.path, self.dtype = file, path, clip.dtype
-        # The screen is wider than high, which tells how a file stores it.
+        # The screen is wider than high, which shows the order of the axes in the file.
         self.width_first = clip.shape[1] >= clip.shape[2]
         n, *size = clip.shape
         self.shape = (n, *(size[::-1] if self.width_first else size))
@@ -273,11 +269,11 @@ class ClipArray(_LazyArray):
             return np.swapaxes(frames, -1, -2) if both else frames
 
 
-# Reading and checking what describes a scan, without its streams.
+# Reading and checking the metadata of a scan, without its streams.
 
 
 def encode_hash(condition_hash: str) -> str:
-    """Return a hash as the name of its group."""
+    """Return the group name of a hash."""
     return condition_hash.replace("/", "%2F")
 
 
@@ -290,7 +286,7 @@ def _text(value: Any) -> str:
 
 
 # The type of a video (Monet2, Trippy or Clip), and its directions in degrees, onsets and offsets in
-# seconds, shape (3, segments). The last offset is NaN where the file does not state the duration.
+# seconds, shape (3, segments). The last offset is NaN if the file has no duration.
 Stimulus = tuple[str, np.ndarray]
 
 
@@ -302,13 +298,13 @@ def _stimulus(h5: Any, types: dict[str, str], condition_hash: str, where: str) -
             "fetch it again"
         )
     kind = types.get(condition_hash)
-    # There are thousands of clips, and none has directions.
+    # Skip the thousands of clips, which have no directions.
     video: Any = {} if kind == "Clip" else h5[path]
     if kind is None:
         if "type" not in video.attrs:
             raise SchemaError(
-                f"{where} shows {condition_hash!r}, which is in none of types/ and has no "
-                "attribute 'type': what was shown is not known"
+                f"{where} shows {condition_hash!r}, whose type is not known, expected a link in "
+                "types/ or an attribute 'type': the file is incomplete, fetch it again"
             )
         kind = _text(video.attrs["type"])
     if "directions" not in video:
@@ -321,13 +317,13 @@ def _stimulus(h5: Any, types: dict[str, str], condition_hash: str, where: str) -
     if len(directions) != len(onsets):
         raise SchemaError(
             f"{where} has {len(directions)} directions and {len(onsets)} onsets, expected one "
-            "onset for each direction"
+            "onset per direction"
         )
     ascending = np.isfinite(onsets).all() and (np.diff(onsets) > 0).all()
     if not ascending or not np.isfinite(directions).all():
         raise SchemaError(
-            f"{where}: expected directions that are numbers and onsets that ascend, found onsets "
-            f"{onsets.tolist()}"
+            f"{where} has directions {directions.tolist()} and onsets {onsets.tolist()}, expected "
+            "finite directions and ascending onsets"
         )
     require_likely_units(directions, "degree", f"{where}: directions")
     duration = float(video.attrs.get("duration", np.nan))
@@ -340,46 +336,48 @@ def _stimulus(h5: Any, types: dict[str, str], condition_hash: str, where: str) -
 
 
 def _trials(group: Any, where: str) -> tuple[list[str], list[str]]:
-    """Return the names of the trials of a scan and the hashes of what they show."""
+    """Return the names of the trials of a scan and the hashes of their videos."""
     for part in ("trials", "meta", "meta/condition_hashes", "meta/area_indices"):
         if part not in group:
             raise SchemaError(
-                f"{where} has no {part!r}, found {sorted(group)}: the file is incomplete or of "
-                "another layout, fetch it again"
+                f"{where} has no {part!r}, found {sorted(group)}: the file is incomplete or "
+                "has another layout, fetch it again"
             )
     trials = list(group["trials"])
     hashes = [_decode_hash(h) for h in group["meta/condition_hashes"][()]]
     if not trials:
-        raise SchemaError(f"{where} has no trials: open the other scans, naming them with scans=")
+        raise SchemaError(f"{where} has no trials: open the other scans by passing scans=")
     if not all(t.isdigit() for t in trials) or len(trials) != len(hashes):
         raise SchemaError(
             f"{where} has {len(trials)} trials ({', '.join(trials[:3])} ...) and {len(hashes)} "
-            "condition_hashes, expected a hash for each of its numbered trials"
+            "condition_hashes, expected one hash per numbered trial"
         )
     return sorted(trials, key=int), hashes
 
 
 def _responses_of(trial: Any, condition_hash: str, where: str) -> Any:
-    """Return the responses of a trial that has all streams and shows the video it should."""
+    """Return the responses of a trial, after checking its streams and its hash."""
     streams = ("responses", "treadmill", "pupil", "stim_times")
     if absent := [s for s in streams if s not in trial]:
         raise SchemaError(f"{where} has no {absent}, found {sorted(trial)}: fetch the file again")
     stated = _decode_hash(trial.attrs.get("condition_hash", condition_hash))
     if stated != condition_hash:
         raise SchemaError(
-            f"{where} says that it shows {stated!r}, but meta/condition_hashes says "
-            f"{condition_hash!r}: the trials are not in the order of the hashes"
+            f"{where} has the hash {stated!r}, expected {condition_hash!r} as in "
+            "meta/condition_hashes: the trials are not in the order of the hashes"
         )
     responses = trial["responses"]
     if responses.ndim != 2:
-        raise SchemaError(f"{where}: responses have shape {responses.shape}, expected two axes")
+        raise SchemaError(
+            f"{where}: responses have shape {responses.shape}, expected two dimensions"
+        )
     return responses
 
 
 def _scan(
     file: RecordingsFile, h5: Any, key: str, types: dict[str, str], stimuli: dict[str, Stimulus]
 ) -> xr.Dataset:
-    """Return the Dataset of a scan; `stimuli` collects the videos that scans share."""
+    """Return the Dataset of a scan; `stimuli` caches videos shared between scans."""
     where = f"{file.name}: scan {key}"
     group = h5[f"sessions/{key}"]
     trials, hashes = _trials(group, where)
@@ -391,8 +389,8 @@ def _scan(
         shapes.append(responses.shape)
         if responses.shape[0] != shapes[0][0]:
             raise SchemaError(
-                f"{at} has {responses.shape[0]} units, the trials before it {shapes[0][0]}: a "
-                "scan has the same units in all its trials"
+                f"{at} has {responses.shape[0]} units, expected {shapes[0][0]} as in the trials "
+                "before it: the file is damaged, fetch it again"
             )
         dtype = np.promote_types(dtype, responses.dtype)
         if condition_hash not in stimuli:
@@ -415,11 +413,15 @@ def _scan(
         "pupil_row": ("pupil_row", np.array(PUPIL_ROWS, dtype=object)),
         "trial": ("trial", numbers, {"long_name": "number of the trial in its scan"}),
         "stim_time": ("time", time, {"long_name": "time of the frame", "units": "s"}),
-        "trial_number": ("time", np.repeat(numbers, n_frames), {"long_name": "its trial"}),
-        "first_frame": ("trial", first, {"long_name": "position of its first frame along time"}),
-        "n_frames": ("trial", n_frames, {"long_name": "number of its frames"}),
-        "start_time": ("trial", start, {"long_name": "time of its first frame", "units": "s"}),
-        "condition_hash": ("trial", names, {"long_name": "names the video"}),
+        "trial_number": (
+            "time",
+            np.repeat(numbers, n_frames),
+            {"long_name": "number of the trial"},
+        ),
+        "first_frame": ("trial", first, {"long_name": "position of the first frame along time"}),
+        "n_frames": ("trial", n_frames, {"long_name": "number of frames"}),
+        "start_time": ("trial", start, {"long_name": "time of the first frame", "units": "s"}),
+        "condition_hash": ("trial", names, {"long_name": "hash of the video"}),
         "stimulus": ("trial", kinds, {"long_name": "kind of video: Monet2, Trippy or Clip"}),
         **_segments([stimuli[h][1] for h in hashes]),
     }
@@ -445,11 +447,11 @@ def _units(meta: Any, where: str, n_units: int) -> dict[str, Any]:
         if rows.dtype.kind not in "iu" or not 0 <= rows.min() <= rows.max() < n_units:
             raise SchemaError(
                 f"{where}: area_indices/{name} goes from {rows.min()} to {rows.max()} "
-                f"({rows.dtype}), but the responses have {n_units} units: these are not their rows"
+                f"({rows.dtype}), expected rows of the {n_units} units of the responses"
             )
         if (area[rows] != _NO_AREA).any() or len(np.unique(rows)) != len(rows):
             raise SchemaError(
-                f"{where}: area_indices/{name} repeats rows or holds some of another area, "
+                f"{where}: area_indices/{name} repeats rows or overlaps with another area, "
                 "expected each unit once"
             )
         area[rows] = name
@@ -460,13 +462,13 @@ def _units(meta: Any, where: str, n_units: int) -> dict[str, Any]:
         if ids.dtype.kind not in "iu" or len(ids) != n_units or len(np.unique(ids)) != n_units:
             raise SchemaError(
                 f"{where}: unit_ids holds {len(ids)} values ({ids.dtype}), expected {n_units} "
-                "different integers, one for each row of the responses"
+                "different integers, one per row of the responses"
             )
     elif n_with_area != n_units:
-        # Without ids, the only sign that row i is unit i + 1 is that both lists are complete.
+        # Without ids, only equal numbers of units suggest that row i is unit i + 1.
         raise SchemaError(
             f"{where} has {n_units} units in its responses and {n_with_area} in area_indices, "
-            "expected as many: which row is which unit is not known"
+            "expected equal numbers: without unit_ids, rows cannot be assigned to units"
         )
     attrs = {**describe(FUNCTIONAL["unit_id"]), "from": source}
     return {
@@ -482,7 +484,7 @@ def _segments(segments: list[np.ndarray]) -> dict[str, Any]:
         return {}
     padded = [np.pad(v, ((0, 0), (0, most - v.shape[1])), constant_values=np.nan) for v in segments]
     direction, onset, offset = np.stack(padded, axis=1)
-    degrees = {"units": "degree", "long_name": "direction of motion, as the video states it"}
+    degrees = {"units": "degree", "long_name": "direction of motion, as stated in the video"}
     seconds = {"units": "s", "long_name": "seconds from the start of the trial"}
     dims = ("trial", "segment")
     return {
@@ -496,7 +498,7 @@ def _segments(segments: list[np.ndarray]) -> dict[str, Any]:
 
 
 def node_name(scan: Any) -> str:
-    """Return the name of the node of a scan."""
+    """Return the node name of a scan."""
     if isinstance(scan, str):
         return scan if scan.startswith("scan_") else f"scan_{scan}"
     try:
@@ -509,29 +511,29 @@ def node_name(scan: Any) -> str:
 
 
 def _choose(scans: Any, names: Iterable[str], where: str) -> list[str]:
-    """Return the names of one scan or several, in the order of `names`."""
+    """Return the node names of one or several scans, in the order of `names`."""
     if scans is None:
         return list(names)
     if isinstance(scans, str) or not isinstance(scans, Iterable):
         scans = [scans]
     elif scans := list(scans):
-        # One pair may stand alone.
+        # A single pair of int.
         scans = [scans] if all(isinstance(s, int | np.integer) for s in scans) else scans
-    wanted = [node_name(scan) for scan in scans]
-    for name in wanted:
+    chosen = [node_name(scan) for scan in scans]
+    for name in chosen:
         if name not in names:
             raise unknown_label(f"{where} has no scan", name, names)
-    return [name for name in names if name in wanted]
+    return [name for name in names if name in chosen]
 
 
 def _sorted_scans(names: Iterable[str]) -> list[str]:
-    """Return the names such as ``9_3`` as names of nodes, sorted by session and scan_idx."""
+    """Return node names for names such as ``9_3``, sorted by session and scan_idx."""
     pairs = [tuple(map(int, n.split("_"))) for n in names if re.fullmatch(r"\d+_\d+", n)]
     return [node_name(pair) for pair in sorted(pairs)]
 
 
 def scan_nodes(recordings: xr.DataTree) -> dict[str, xr.Dataset]:
-    """Return the scans of recordings by the names of their nodes."""
+    """Return the scans of recordings by node name."""
     if not isinstance(recordings, xr.DataTree):
         raise SchemaError(
             f"recordings is a {type(recordings).__name__}, expected what mx.recordings.open returns"
@@ -543,7 +545,7 @@ def scan_nodes(recordings: xr.DataTree) -> dict[str, xr.Dataset]:
     }
     if not nodes:
         raise SchemaError(
-            "recordings holds no scan with responses: open the file with mx.recordings.open"
+            "recordings has no scan with responses: open the file with mx.recordings.open"
         )
     return nodes
 
@@ -555,44 +557,44 @@ def open(
     datastack: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> xr.DataTree:
-    """Open recordings lazily; only what describes scans, trials and stimuli is read.
+    """Open recordings lazily, reading only the metadata of scans, trials and stimuli.
 
     Parameters
     ----------
     file : str, Path or binary file
-        The HDF5 file: a path, an address (``https://...``: parts are fetched as they are needed),
-        or an open binary file; or a folder that `microns_xr.recordings.to_zarr` wrote.
+        The HDF5 file: a path, a URL (``https://...``, parts are fetched as needed), or an open
+        binary file; or a folder written by `microns_xr.recordings.to_zarr`.
     scans : iterable, optional
-        Such as ``["9_3"]`` or ``[(9, 3)]``; all by default. Over a network, name those you need:
-        each trial that is described costs a request or two.
+        Such as ``["9_3"]`` or ``[(9, 3)]``; all by default. Over a network, select the scans you
+        need: the metadata of each trial costs one or two requests.
     datastack : str, optional
         Set as scalar coordinate. Recordings are the same in every release: their labels are
         session, scan_idx and unit_id.
     storage_options : mapping, optional
-        Passed to the file system of fsspec.
+        Options for fsspec if `file` is a URL.
 
     Returns
     -------
     xarray.DataTree
-        A node ``scan_{session}_{scan_idx}`` for each scan:
+        One node ``scan_{session}_{scan_idx}`` per scan:
 
-        - ``responses(unit, time)``, ``treadmill(time)`` in cm/s, ``pupil(pupil_row, time)``, lazy;
-          the trials follow each other along time. ``.chunk()`` makes them dask arrays.
+        - ``responses(unit, time)``, ``treadmill(time)`` in cm/s, ``pupil(pupil_row, time)``, lazy,
+          with trials concatenated along time. ``.chunk()`` makes them dask arrays.
         - along unit: ``unit_id`` int64, ``brain_area``.
         - along time: ``stim_time`` in seconds, lazy; ``trial_number``.
         - along trial (its number in the file): ``condition_hash``, ``stimulus`` (Monet2, Trippy,
           Clip), ``first_frame``, ``n_frames``, ``start_time`` in seconds, lazy (NaN for a trial
-          without frames); where there are directions also ``direction(trial, segment)`` in
-          degrees, and ``onset``, ``offset`` in seconds from the start of the trial (NaN: until
-          its end).
+          without frames); if there are directions also ``direction(trial, segment)`` in degrees,
+          and ``onset``, ``offset`` in seconds from the start of the trial (an offset of NaN means
+          until the end).
         - ``session`` and ``scan_idx`` as scalar coordinates.
 
     Raises
     ------
     SourceError
-        If the file is absent, cannot be read or is cut short.
+        If the file does not exist, cannot be read or is truncated.
     SchemaError
-        If it is not a file of recordings, or what describes a scan is inconsistent; the message
+        If it is not a recordings file, or the metadata of a scan are inconsistent; the message
         names scan and trial.
     UnknownLabelError
         If a scan is not in the file.
@@ -611,12 +613,12 @@ def open(
     if isinstance(file, str | Path) and Path(file).is_dir():
         return _open_zarr(Path(file), scans)
     source = RecordingsFile(file, storage_options)
-    with source.reading("what describes the scans") as h5:
+    with source.reading("the metadata of the scans") as h5:
         names = _sorted_scans(h5.get("sessions", ()))
         if not names:
             raise SchemaError(
-                f"{source.name} has no group sessions/SESSION_SCAN, found {sorted(h5)[:8]}: it is "
-                "not a file of recordings"
+                f"{source.name} has the groups {sorted(h5)[:8]}, expected sessions/SESSION_SCAN: "
+                "it is not a recordings file"
             )
         types = {_decode_hash(v): str(t) for t in h5.get("types", ()) for v in h5["types"][t]}
         stimuli: dict[str, Stimulus] = {}
@@ -644,22 +646,22 @@ def open_video(
     *,
     storage_options: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
-    """Open the video of a trial, lazily.
+    """Open the video of a trial lazily.
 
     Parameters
     ----------
     recordings : DataTree, str, Path or binary file
         What `microns_xr.recordings.open` returned, or the file itself.
     condition_hash : str
-        Which video: a value of ``condition_hash`` of a trial.
+        Hash of the video, as in the coordinate ``condition_hash`` of the trials.
     storage_options : mapping, optional
-        Passed to the file system of fsspec.
+        Options for fsspec if the file is at a URL.
 
     Returns
     -------
     xarray.DataArray
-        ``clip(frame, row, column)``, row 0 and column 0 being first in the file; ``time(frame)`` in
-        seconds where the file has it; attributes of the video such as ``type``, ``fps`` and
+        ``clip(frame, row, column)``, rows and columns in the order of the file; ``time(frame)`` in
+        seconds if the file has it; attributes of the video such as ``type``, ``fps`` and
         ``movie_name``.
 
     Raises
@@ -667,7 +669,7 @@ def open_video(
     UnknownLabelError
         If there is no such video.
     SchemaError
-        If the video is not of three axes.
+        If the video does not have three dimensions.
     SourceError
         If the file cannot be opened.
 
@@ -686,7 +688,7 @@ def open_video(
         if str(source).startswith("<"):
             raise SourceError(
                 f"these recordings come from {source}, which cannot be opened again for a video: "
-                "give the file itself to open_video"
+                "pass the file itself to open_video"
             )
         recordings = source
     file = RecordingsFile(recordings, storage_options)
@@ -698,7 +700,7 @@ def open_video(
         video = h5[path]
         if "clip" not in video or video["clip"].ndim != 3:
             raise SchemaError(
-                f"{file.name}: video {condition_hash!r} has no clip of three axes, found "
+                f"{file.name}: video {condition_hash!r} has no clip of three dimensions, found "
                 f"{sorted(video)}: fetch the file again"
             )
         array = ClipArray(file, f"{path}/clip", video["clip"])
@@ -750,17 +752,17 @@ def select(
     Returns
     -------
     xarray.DataTree
-        The scans that have units and trials left, with what was asked for, over the same dims;
-        ``first_frame`` counts along the time that is left.
+        The selected units and trials, in the scans that have any; ``first_frame`` counts along the
+        selected time.
 
     Raises
     ------
     UnknownLabelError
-        If a scan, session, area, stimulus type, hash, unit or trial is in none of the scans, or
-        nothing is left.
+        If a scan, session, area, stimulus type, hash, unit or trial is in none of the scans, or the
+        selection is empty.
     SchemaError
-        If `recordings` are not what `microns_xr.recordings.open` returns, or the name of a scan
-        is not of the form ``9_3``.
+        If `recordings` was not returned by `microns_xr.recordings.open`, or the name of a scan is
+        not of the form ``9_3``.
 
     Examples
     --------
@@ -784,18 +786,18 @@ def select(
     if session is not None:
         sessions = _labels("session", criteria.pop("session"), nodes)
         nodes = {name: node for name, node in nodes.items() if int(node["session"]) in sessions}
-    wanted = {name: _labels(name, value, nodes) for name, value in criteria.items()}
+    selected = {name: _labels(name, value, nodes) for name, value in criteria.items()}
     chosen = {}
     for name, node in nodes.items():
         masks = {dim: np.ones(node.sizes[dim], dtype=bool) for dim in ("unit", "trial")}
-        for variable, labels in wanted.items():
+        for variable, labels in selected.items():
             masks[str(node[variable].dims[0])] &= np.isin(node[variable].values, labels)
         if all(mask.any() for mask in masks.values()):
             chosen[name] = _take(node, **masks)
     if not chosen:
         raise UnknownLabelError(
-            f"no scan has both units and trials of {entry}: each of them exists, but in no scan "
-            "together"
+            f"no scan has both units and trials of {entry}: each exists, but not in the same scan; "
+            "select fewer criteria"
         )
     history = f"{recordings.attrs.get('history', '')}\nrecordings.select({entry})".strip()
     root = xr.Dataset(attrs={**recordings.attrs, "history": history})
@@ -803,16 +805,16 @@ def select(
 
 
 def _labels(variable: str, value: Any, nodes: dict[str, xr.Dataset]) -> list[Any]:
-    """Return one label or several as a list; each must be in some scan."""
+    """Return one or several labels as a list, after checking that each is in some scan."""
     is_one = isinstance(value, bytes) or np.ndim(value) == 0
-    wanted = [value] if is_one else np.asarray(value, dtype=object).ravel().tolist()
+    labels = [value] if is_one else np.asarray(value, dtype=object).ravel().tolist()
     known: set[Any] = set()
     for node in nodes.values():
         known.update(np.unique(node[variable].values).tolist())
-    for word in wanted:
-        if word not in known:
-            raise unknown_label(f"no scan has {variable}", word, sorted(known))
-    return wanted
+    for label in labels:
+        if label not in known:
+            raise unknown_label(f"no scan has {variable}", label, sorted(known))
+    return labels
 
 
 def _take(node: xr.Dataset, unit: np.ndarray, trial: np.ndarray) -> xr.Dataset:
@@ -835,36 +837,36 @@ def to_zarr(
     units: int = 4096,
     overwrite: bool = False,
 ) -> Path:
-    """Write recordings as a zarr store, a few chunks in memory at a time.
+    """Write recordings to a zarr store, with only a few chunks in memory at a time.
 
     Parameters
     ----------
     recordings : DataTree
         What `microns_xr.recordings.open` or `microns_xr.recordings.select` returned.
     path : str or Path
-        The folder; nothing is left there if writing fails.
+        The folder to create; it is removed if writing fails.
     frames, units : int, optional
-        Sizes of a chunk.
+        Chunk sizes.
     overwrite : bool, optional
-        Replace an existing store of recordings.
+        Whether to replace an existing store of recordings.
 
     Returns
     -------
     pathlib.Path
-        The folder, which `microns_xr.recordings.open` opens as well.
+        The folder, which `microns_xr.recordings.open` can open.
 
     Raises
     ------
     StoreFormatError
-        If the folder exists, or what is to be replaced is not a store of recordings.
+        If the folder exists and `overwrite` is False, or it is not a store of recordings.
     SchemaError
-        If a chunk size is not a whole number from 1.
+        If a chunk size is not a positive integer.
     SourceError
         If a stream cannot be read.
 
     Notes
     -----
-    The videos stay in the HDF5 file, whose name the store keeps.
+    The videos are not copied; the store records the name of the HDF5 file that has them.
 
     Examples
     --------
@@ -888,12 +890,12 @@ def to_zarr(
         except SourceError as error:
             raise StoreFormatError(
                 f"{path} is not a store of recordings, so it is not replaced: choose another name, "
-                "or remove it yourself"
+                "or remove it first"
             ) from error
     attrs = {"recorded_in": recordings.attrs.get("source", "unknown"), **recordings.attrs}
     chunked = {}
     for name, node in nodes.items():
-        # Chunks of one size: the trials differ in length, and zarr has no uneven chunks.
+        # Chunks of equal size: zarr has no uneven chunks, and trials differ in length.
         sizes = {**node.sizes, "time": frames, "unit": units}
         streams = {s: node[s].variable.chunk({d: sizes[d] for d in node[s].dims}) for s in _STREAMS}
         times = {"stim_time": streams.pop("stim_time")}
@@ -911,8 +913,7 @@ def _zarr_root(path: Path) -> xr.Dataset:
         raise SourceError(f"{path} cannot be opened as recordings in zarr ({error})") from error
     if "recorded_in" not in root.attrs and not {"source", "frames_per_second"} <= set(root.attrs):
         raise SourceError(
-            f"{path} is not a store of recordings: its attributes do not name the file they come "
-            "from"
+            f"{path} is not a store of recordings: its attributes do not name the source file"
         )
     return root
 
@@ -923,7 +924,7 @@ def _open_zarr(path: Path, scans: Iterable[Any] | None) -> xr.DataTree:
     nodes = {}
     for name in _choose(scans, names, str(path)):
         node = xr.open_zarr(path, name, consolidated=False, chunks=None)
-        # As from the file: text as objects, and what describes units and trials in memory.
+        # As when opening the file: text as objects, metadata of units and trials in memory.
         small = {}
         for n, coord in node.coords.items():
             if n not in _STREAMS:
@@ -931,7 +932,7 @@ def _open_zarr(path: Path, scans: Iterable[Any] | None) -> xr.DataTree:
                 values = np.asarray(coord.values, dtype=object if text else None)
                 small[n] = xr.Variable(coord.dims, values, coord.attrs)
         nodes[name] = node.assign_coords(small)
-    # The method to_zarr of the tree itself leaves the name of the file in `source`.
+    # Stores written by DataTree.to_zarr have the name of the file in `source`.
     recorded_in = root.attrs.get("recorded_in", root.attrs["source"])
     attrs = {**root.attrs, "recorded_in": recorded_in, "source": str(path)}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})

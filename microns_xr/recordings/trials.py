@@ -1,4 +1,4 @@
-"""Responses of single trials by direction, and tuning curves: one trial in memory at a time."""
+"""Responses of single trials by direction, and tuning curves, with one trial in memory."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from microns_xr.tuning.functional import match_units
 
 logger = logging.getLogger(__name__)
 
-# Times are seconds since the scan began, so that a difference of two has an error far below this;
-# frames are 0.133 s apart.
+# Times are in seconds from the start of the scan, so rounding errors of differences are far below
+# this; frames are 0.133 s apart.
 _TIME_TOLERANCE = 1e-6
-# This table holds rates by the directions that the videos of this stimulus state, so that its
-# convention is also theirs.
+# The table has rates by the directions in the videos of the stimulus, so the convention of the
+# table applies to the videos.
 _TABLE_OF_STIMULUS = {"Monet2": "tuning_curves_fitted_v1"}
 
 
 def segment_of_frames(
     times: np.ndarray, onsets: np.ndarray, offsets: np.ndarray, latency: float = 0.0
 ) -> np.ndarray:
-    """Assign frames to segments of the stimulus, by time; -1 to none."""
+    """Assign frames to segments of the stimulus by time; -1 for frames outside of all segments."""
     shown = np.asarray(times) - latency + _TIME_TOLERANCE
     segment = np.searchsorted(onsets, shown, side="right") - 1
     ends = np.where(np.isnan(offsets), np.inf, offsets)
@@ -47,7 +47,7 @@ def segment_responses(
 
 
 def _group_means(values: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray:
-    """Average columns by their group, leaving out missing values; NaN for an empty group."""
+    """Average columns by group, ignoring missing values; NaN for an empty group."""
     member = (group[:, None] == np.arange(n_groups)).astype(np.float64)
     present = np.isfinite(values)
     counts = present.astype(np.float64) @ member
@@ -56,7 +56,7 @@ def _group_means(values: np.ndarray, group: np.ndarray, n_groups: int) -> np.nda
 
 
 def _trials_of(name: str, node: xr.Dataset, stimulus: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of the trials of a stimulus, and the directions they show, ascending."""
+    """Return the rows of the trials of a stimulus, and the sorted directions they show."""
     rows = np.flatnonzero(node["stimulus"].values == stimulus)
     if not len(rows):
         return rows, np.empty(0)
@@ -65,8 +65,8 @@ def _trials_of(name: str, node: xr.Dataset, stimulus: str) -> tuple[np.ndarray, 
         known = np.isfinite(shown)
     if "direction" not in node.variables or not known.any(axis=1).all():
         raise SchemaError(
-            f"{name}: trials of {stimulus!r} have no directions and onsets, so there is no tuning "
-            "by direction: only videos with both, such as Monet2, can be used"
+            f"{name}: trials of {stimulus!r} have no directions and onsets, expected a stimulus "
+            "with both, such as stimulus='Monet2'"
         )
     return rows, np.unique(rounded(shown[known], 360.0))
 
@@ -74,7 +74,7 @@ def _trials_of(name: str, node: xr.Dataset, stimulus: str) -> tuple[np.ndarray, 
 def _each_trial(
     name: str, node: xr.Dataset, rows: np.ndarray, directions: np.ndarray, latency: float
 ) -> Iterator[np.ndarray]:
-    """Yield the responses of one trial after the other, shape (units, directions)."""
+    """Yield the responses of each trial in turn, shape (units, directions)."""
     responses, times = node["responses"].variable, node["stim_time"].variable
     first, n_frames = node["first_frame"].values, node["n_frames"].values
     for row in rows:
@@ -85,7 +85,7 @@ def _each_trial(
             yield np.full((node.sizes["unit"], len(directions)), np.nan)
             continue
         if not np.isfinite(time).all() or (np.diff(time) <= 0).any():
-            raise SchemaError(f"{where}: expected stim_times that ascend, found {time[:5]} ...")
+            raise SchemaError(f"{where}: stim_times is {time[:5]} ..., expected ascending times")
         time = time - time[0]
         shown = np.isfinite(node["direction"].values[row])
         angles, onsets, offsets = (
@@ -94,9 +94,9 @@ def _each_trial(
         step = float(np.median(np.diff(time))) if len(time) > 1 else 0.0
         if onsets[0] < -_TIME_TOLERANCE or onsets[-1] > time[-1] + step:
             raise SchemaError(
-                f"{where}: onsets go from {onsets[0]:g} to {onsets[-1]:g} s, and its stim_times "
-                f"from 0 to {time[-1]:g} s: the directions were not shown within the trial; leave "
-                "it out with select(..., trial=) if it was cut short"
+                f"{where}: onsets go from {onsets[0]:g} to {onsets[-1]:g} s, expected them within "
+                f"its stim_times from 0 to {time[-1]:g} s: if the trial is truncated, select the "
+                "others with select(..., trial=)"
             )
         segment = segment_of_frames(time, onsets, offsets, latency)
         group = np.searchsorted(directions, rounded(angles, 360.0))
@@ -110,9 +110,9 @@ def _direction_coord(
     if angle_convention is None and stimulus in _TABLE_OF_STIMULUS:
         table = _TABLE_OF_STIMULUS[stimulus]
         angle_convention = table_spec(table).angle_convention
-        source = f"the registry's entry of {table}; the recordings file does not state it"
+        source = f"the registry entry of {table}; the recordings file does not state it"
     if angle_convention not in ANGLE_CONVENTIONS:
-        hint = f"the recordings file does not state what 0 degrees of {stimulus!r} means"
+        hint = f"the recordings file does not state the convention of {stimulus!r}"
         what = "angle_convention is"
         raise unknown_label(what, angle_convention, ANGLE_CONVENTIONS, hint, error=SchemaError)
     attrs = angle_attrs("degree", angle_convention, "direction")
@@ -135,8 +135,8 @@ def _unit_coords(node: xr.Dataset) -> dict[str, Any]:
 def _require_latency(latency: float) -> float:
     if not isinstance(latency, int | float | np.number) or not 0 <= latency < 5:
         raise SchemaError(
-            f"latency is {latency!r}, expected seconds from 0 up to 5; stimulus frames already "
-            "lead the responses by 66 ms"
+            f"latency is {latency!r}, expected seconds from 0 to less than 5; stimulus frames "
+            "already lead the responses by 66 ms"
         )
     return float(latency)
 
@@ -156,14 +156,15 @@ def trial_responses(
     recordings : DataTree
         What `microns_xr.recordings.open` or `microns_xr.recordings.select` returned.
     scan : str or pair of int, optional
-        Such as ``"9_3"`` or ``(9, 3)``; may be left out if there is only one.
+        Such as ``"9_3"`` or ``(9, 3)``; optional if there is only one.
     stimulus : str, optional
         Type of the stimulus; it must have directions and onsets.
     latency : float, optional
-        Seconds by which responses follow the stimulus frame they are stored with. Frames lead by
-        at least 66 ms already, so the default adds nothing.
+        Seconds to add to the delay between a stimulus frame and the response stored with it, which
+        is already at least 66 ms.
     angle_convention : str, optional
-        What 0 degrees means. The file does not state it; for Monet2 the registry does.
+        Convention of the directions, which the file does not state. Required unless the stimulus
+        is Monet2, whose convention is known.
 
     Returns
     -------
@@ -177,13 +178,13 @@ def trial_responses(
     UnknownLabelError
         If there is no such scan, or it does not show the stimulus.
     SchemaError
-        If the stimulus has no directions, times and onsets do not fit, or the convention is not
-        known.
+        If the stimulus has no directions, times and onsets are inconsistent, or the convention is
+        not known.
 
     Notes
     -----
-    Frames are assigned by ``stim_times`` and ``onsets``, never by their number. A direction that
-    is shown twice in a trial is the mean of both.
+    Frames are assigned by ``stim_times`` and ``onsets``, not by frame number. If a direction is
+    shown twice in a trial, its response is the mean of both.
 
     Examples
     --------
@@ -197,7 +198,7 @@ def trial_responses(
     nodes = scan_nodes(recordings)
     if scan is None and len(nodes) > 1:
         raise UnknownLabelError(
-            f"recordings holds {len(nodes)} scans ({', '.join(nodes)}): name one with scan="
+            f"recordings has {len(nodes)} scans ({', '.join(nodes)}), expected one: pass scan="
         )
     name = next(iter(nodes)) if scan is None else node_name(scan)
     if name not in nodes:
@@ -238,7 +239,7 @@ def tuning(
 ) -> xr.Dataset:
     """Average the responses of all units to each direction, over frames and then over trials.
 
-    One trial is in memory at a time.
+    Only one trial is in memory at a time.
 
     Parameters
     ----------
@@ -258,26 +259,26 @@ def tuning(
     xarray.Dataset
         Sorted by (session, scan_idx, unit_id): ``rate_dir(scan_unit, direction)``,
         ``rate_error(scan_unit, direction)`` of the mean over trials (NaN with fewer than two)
-        and ``n_trials(scan_unit, direction)``; with directions in opposite pairs also
+        and ``n_trials(scan_unit, direction)``; if directions come in opposite pairs also
         ``rate_ori(scan_unit, orientation)``, the mean of both. Coordinates ``session``,
         ``scan_idx``, ``unit_id``, ``brain_area``, angles in degrees; with a coregistration also
-        ``nucleus_id`` (-1: matched to none; a unit matched to several has a row for each) and the
-        release. A unit with a direction that was never measured has no rates (NaN throughout).
+        ``nucleus_id`` (-1 without a match; a unit with several matches has one row per match) and
+        the release. All rates of a unit are NaN if any direction was not measured.
 
     Raises
     ------
     UnknownLabelError
         If there is no such scan, or none shows the stimulus.
     SchemaError
-        If the stimulus has no directions, times and onsets do not fit, scans show different
+        If the stimulus has no directions, times and onsets are inconsistent, scans show different
         directions, or the convention is not known.
     ReleaseMismatchError
-        If recordings and coregistration are of different datastacks.
+        If recordings and coregistration come from different datastacks.
 
     Notes
     -----
-    Frames are assigned by ``stim_times`` and ``onsets``, never by their number. The samples of the
-    standard error are trials: frames within a trial depend on each other.
+    Frames are assigned by ``stim_times`` and ``onsets``, not by frame number. The samples of the
+    standard error are trials, since frames within a trial are not independent.
 
     Examples
     --------
@@ -302,8 +303,9 @@ def tuning(
     for name, (_, others) in trials.items():
         if not np.array_equal(others, directions):
             raise SchemaError(
-                f"{first} shows the directions {directions.tolist()}, {name} {others.tolist()}: "
-                "rates of different stimuli cannot share a dimension; name scans= that agree"
+                f"{first} shows the directions {directions.tolist()} but {name} shows "
+                f"{others.tolist()}, expected the same in all scans: select scans that agree with "
+                "scans="
             )
     direction = _direction_coord(directions, stimulus, angle_convention)
     if coregistration is not None:
@@ -317,7 +319,7 @@ def tuning(
     curves = xr.concat(parts, "scan_unit", coords="minimal", compat="override", join="override")
     curves = curves.isel(scan_unit=np.lexsort([curves[k].values for k in SCAN_KEYS[::-1]]))
     rates = curves["rate_dir"].values
-    # As in the tables of rates, a unit is rated at all directions or at none.
+    # As in the tables of rates, a unit has rates for all directions or for none.
     incomplete = ~np.isfinite(rates).all(axis=1)
     rates[incomplete] = np.nan
     half = len(directions) // 2
@@ -345,8 +347,8 @@ def tuning(
 
 
 def _curves(node: xr.Dataset, trials: Iterable[np.ndarray], direction: Any) -> xr.Dataset:
-    """Average trials that come one at a time; NaN stands for a trial that is missing."""
-    # Welford's recurrence (Technometrics 4, 1962) does not lose digits as sums of squares do.
+    """Average an iterable of trials; NaN marks missing responses."""
+    # Welford's recurrence (Technometrics 4, 1962) avoids the cancellation of sums of squares.
     shape = (node.sizes["unit"], len(direction[1]))
     n, mean, squares = np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(shape)
     for values in trials:
@@ -362,7 +364,7 @@ def _curves(node: xr.Dataset, trials: Iterable[np.ndarray], direction: Any) -> x
         {
             "rate_dir": (dims, np.where(n > 0, mean, np.nan), describe(FUNCTIONAL["rate_dir"])),
             "rate_error": (dims, np.where(n > 1, error, np.nan), of_error),
-            "n_trials": (dims, n, {"long_name": "trials behind rate_dir"}),
+            "n_trials": (dims, n, {"long_name": "number of trials"}),
         },
         coords={**_unit_coords(node), "direction": direction},
     )

@@ -94,7 +94,7 @@ def select_units(
     microns_xr.errors.UnknownLabelError: units have no layer 'L23', expected one of L2/3, L4; ...
     """
     if not isinstance(units, xr.Dataset) or "nucleus_id" not in units.dims:
-        raise SchemaError("units must be a Dataset over nucleus_id: use mx.Release(...).units()")
+        raise SchemaError("units is not a Dataset over nucleus_id: use mx.Release(...).units()")
     conditions = (layer, brain_area, cell_type, classification_system, tuning, axon, dendrite)
     mask = np.ones(units.sizes["nucleus_id"], dtype=bool)
     history = []
@@ -269,7 +269,7 @@ def on_axis(
     units: xr.Dataset | None,
     side: Side,
     neurons: Neurons,
-    require_all: bool = False,
+    all_of_them: bool = False,
 ) -> tuple[np.ndarray | None, str]:
     """Return the ascending positions of neurons on an axis, and text for the history."""
     if neurons is None:
@@ -290,7 +290,7 @@ def on_axis(
     if isinstance(neurons, xr.Dataset | xr.DataArray):
         require_same_release(("connectivity", connectivity), (side, neurons))
     ids = np.unique(as_ids(neurons, side))
-    if require_all:
+    if all_of_them:
         return np.sort(positions_of(connectivity, side, ids)), f"{ids.size} ids"
     # Units have more neurons than most axes, so ids that are not on the axis are ignored and
     # counted; if none is, they are likely ids of another kind.

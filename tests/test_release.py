@@ -147,7 +147,7 @@ def test_what_a_release_does_not_have(source):
     release = mx.Release(1718, source=source)
     with pytest.raises(mx.errors.SchemaError, match="kind is 'odd', expected one of"):
         release.functional("odd")
-    with pytest.raises(mx.errors.SourceError, match="DemoSource holds one set of synapses"):
+    with pytest.raises(mx.errors.SourceError, match="DemoSource has a single set of synapses"):
         release.connectivity("few")
     with pytest.raises(mx.errors.SchemaError, match="expected rate_ori or rate_dir"):
         release.units(rates=release.functional())

@@ -200,9 +200,9 @@ def test_units_or_synapses_of_another_release_are_refused(cave, tmp_path, demo_s
     found = release.download_synapses(post=release.units().nucleus_id.values[:50], progress=False)
     old = mx.Release(1507, source=mx.sources.DemoSource(1507, n_nuclei=600, seed=2)).units()
     for units in (old, mx.select_units(old, layer="L4")):
-        with pytest.raises(mx.errors.ReleaseMismatchError, match="v1507, but this release"):
+        with pytest.raises(mx.errors.ReleaseMismatchError, match="v1507, expected"):
             release.connectivity(found, units=units)
-        with pytest.raises(mx.errors.ReleaseMismatchError, match="v1507, but this release"):
+        with pytest.raises(mx.errors.ReleaseMismatchError, match="v1507, expected"):
             direct(demo_source).connectivity(units=units)
     other = tmp_path / "minnie65_public" / "v1507"
     shutil.copytree(
@@ -271,7 +271,7 @@ def test_neurons_asked_for_that_are_no_units_are_counted(cave, tmp_path):
     asked = np.concatenate([untyped, units.nucleus_id.values[:5]])
     found = release.download_synapses(post=asked, progress=False)
     with pytest.warns(
-        mx.errors.DroppedRowsWarning, match="post neurons were asked for that are not units"
+        mx.errors.DroppedRowsWarning, match="post neurons of the request are not units"
     ):
         connectivity = release.connectivity(found)
     assert connectivity.sizes["post_nucleus_id"] == 5

@@ -308,7 +308,7 @@ BAD = {
         "proofreading", lambda t: t.assign(pt_root_id=["x", "y", "z"]), r"pt_root_id holds 'x', expected an integer id"),
     "not a table": ("nucleus", lambda t: [1], r"nucleus_detection_v0 is a list, expected a pandas"),
     "other release": (
-        "celltype", lambda t: t.assign(target_id=t.target_id + 1000), r"no nucleus of nucleus_detection_v0 is left"),
+        "celltype", lambda t: t.assign(target_id=t.target_id + 1000), r"no nucleus of nucleus_detection_v0 is a unit"),
 }  # fmt: skip
 
 

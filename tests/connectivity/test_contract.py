@@ -202,7 +202,7 @@ def _bad_values():
     infinite[2, 1] = -np.inf
     both = good.expand_dims({POST: N})
     return {
-        "NaN in part": (partly, "NaN in part for 1 neurons, such as 12"),
+        "NaN in part": (partly, "partly NaN for 1 neurons, such as 12"),
         "infinite": (infinite, "infinite for 1 neurons, such as 13"),
         "repeated": (good.isel(nucleus_id=[0, 1, 1, 2]), "nucleus_id of rate_ori repeats 1 labels"),
         "no index": (good.drop_vars("nucleus_id"), "no coordinate 'nucleus_id'"),
@@ -213,7 +213,7 @@ def _bad_values():
         "the other axis": (good.rename(nucleus_id=POST), "is over 'post_nucleus_id' but the sum is over 'pre"),
         "text": (good.astype(str).astype(object), "dtype object, expected numbers"),
         "complex": (good * 1j, "dtype complex128"),
-        "a Dataset": (good.to_dataset().assign(layer=("nucleus_id", list("abc"))), r"pass one of \['rate_ori'\]"),
+        "a Dataset": (good.to_dataset().assign(layer=("nucleus_id", list("abc"))), r"pass one of its variables \['rate_ori'\]"),
         "an array": (good.values, "ndarray, expected a DataArray"),
     }  # fmt: skip
 

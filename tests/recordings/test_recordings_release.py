@@ -89,7 +89,7 @@ def test_curves_are_read_then_drawn_then_computed(source, folder, recorded, tmp_
     caplog.set_level(logging.INFO, logger="microns_xr")
     release = mx.Release(1718, source=folder, datadir=tmp_path / "data")
     with pytest.raises(
-        mx.errors.SourceError, match=rf"no table {TABLE}, no table of fits, and no recordings"
+        mx.errors.SourceError, match=rf"expected a table {TABLE}, a table of fits, or recordings"
     ):
         release.tuning_curves()
 

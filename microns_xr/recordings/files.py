@@ -752,8 +752,8 @@ def select(
     Returns
     -------
     xarray.DataTree
-        The selected units and trials, in the scans that have any; ``first_frame`` counts along the
-        selected time.
+        The selected units and trials over the same dims, in the scans that have any;
+        ``first_frame`` counts along the selected time.
 
     Raises
     ------

@@ -540,7 +540,7 @@ def _no_video(h5):
             _another_direction("onsets", np.arange(15.0)),
             r"trial 0\) has 16 directions and 15 onsets",
         ),
-        (_another_direction("onsets", np.zeros(16)), r"trial 0\): .* ascending onsets"),
+        (_another_direction("onsets", np.zeros(16)), r"trial 0\) has .* ascending onsets"),
         (
             _another_direction("directions", np.arange(16) * np.pi / 8),
             r"trial 0\): directions says 'degree' .* look like radians",

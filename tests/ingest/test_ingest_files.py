@@ -170,7 +170,10 @@ def test_positions_in_parquet(tmp_path, kind):
         points[3] = [7, 8, None]
     columns = {name: np.arange(4) for name in POINTS[:4]}
     table = pa.table(columns | {"ctr_pt_position": pa.array(points, kind)})
-    pq.write_table(table, tmp_path / "s.parquet")
+    try:
+        pq.write_table(table, tmp_path / "s.parquet")
+    except pa.ArrowNotImplementedError:
+        pytest.skip("pyarrow before 26 does not write nulls among lists of a fixed size")
     (block,) = values(tmp_path / "s.parquet", points=True)[2]
     found, wrong = points_of(block.points(np.array([3, 2, 1, 0])))
     np.testing.assert_array_equal(found[1:], [[4, 5, 6], [np.nan] * 3, [1, 2, 3]])

@@ -1,12 +1,12 @@
-"""Angles: degrees and radians, the conventions of the tables, circular differences.
+"""Angles: units, conventions of the tables, and circular differences.
 
-The functional tables of MICrONS disagree on what an angle means (``angle_convention``):
+The functional tables of MICrONS use different conventions (``angle_convention``):
 
 ``up_clockwise``
-    0 is a horizontal bar that moves up, angles grow clockwise
+    0 is a horizontal bar moving up, angles increase clockwise
     (``functional_properties_v3_bcm``, and the rates by direction of the stimulus).
 ``right_counterclockwise``
-    0 is a vertical bar that moves right, angles grow counter-clockwise
+    0 is a vertical bar moving right, angles increase counter-clockwise
     (``digital_twin_properties_bcm_coreg_v4``).
 
 A direction ``d`` of one is ``90 - d`` in the other.
@@ -39,7 +39,7 @@ ANGLE_CONVENTIONS: dict[str, str] = {
 }
 
 _UNITS = ("degree", "radian")
-# Names that mean an angle, with its period in turns.
+# Names of angles, with their periods in turns.
 PERIODS = {"pref_ori": 0.5, "orientation": 0.5, "pref_dir": 1.0, "direction": 1.0}
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
@@ -57,27 +57,27 @@ def angle_attrs(units: str, convention: str, name: str) -> dict[str, Any]:
 
 
 def wrap(values: Any, period: float) -> Any:
-    """Bring angles into ``[0, period)``."""
+    """Wrap angles to ``[0, period)``."""
     values = np.mod(values, period)
-    # The remainder of a tiny negative number is rounded up to the period itself.
+    # The remainder of a tiny negative number rounds to the period.
     return np.where(values >= period, 0.0, values)
 
 
 def rounded(degrees: np.ndarray, period: float) -> np.ndarray:
-    """Bring degrees into ``[0, period)``, those that differ in the last digits to the same."""
+    """Wrap degrees to ``[0, period)``, and round so that nearly equal angles become equal."""
     return np.mod(np.round(np.mod(degrees, period), 6), period)
 
 
 def is_angle(variable: xr.DataArray | xr.Variable) -> bool:
-    """Whether a variable states that it is an angle."""
+    """Whether a variable has the attributes of an angle."""
     return "angle_convention" in variable.attrs
 
 
 def describe_angle(variable: xr.DataArray | xr.Variable, name: str) -> tuple[str, str, float]:
-    """Return units, convention and period of an angle, which must state them."""
+    """Return units, convention and period from the attributes of an angle."""
     units = variable.attrs.get("units")
     convention = variable.attrs.get("angle_convention")
-    hint = f"set {name}.attrs to what its table states"
+    hint = f"set {name}.attrs as documented for its table"
     if units not in _UNITS:
         raise unknown_label(f"{name} has units", units, _UNITS, hint, error=SchemaError)
     if convention not in ANGLE_CONVENTIONS:
@@ -89,16 +89,16 @@ def describe_angle(variable: xr.DataArray | xr.Variable, name: str) -> tuple[str
 
 
 def require_likely_units(values: np.ndarray, units: str, name: str) -> None:
-    """Raise if angles cannot be in the units they state."""
+    """Raise if angles are not plausible in their units."""
     distinct = np.unique(values[np.isfinite(values)])
     span = float(np.ptp(distinct)) if distinct.size else 0.0
-    # Up to three angles may lie within 2 pi degrees of each other; more are probably radians.
+    # Up to three angles may be within 2 pi degrees of each other; more are probably radians.
     wrong_degrees = units == "degree" and distinct.size > 3 and span <= 2 * np.pi
     if wrong_degrees or (units == "radian" and span > 4 * np.pi):
         other = "radian" if units == "degree" else "degree"
         raise SchemaError(
-            f"{name} says {units!r} but goes from {distinct[0]:.4g} to {distinct[-1]:.4g}: these "
-            f"look like {other}s; set its attribute 'units' to {other!r}, or convert the numbers"
+            f"{name} has units {units!r} but goes from {distinct[0]:.4g} to {distinct[-1]:.4g}, "
+            f"which look like {other}s: set the attribute 'units' to {other!r}, or convert them"
         )
 
 
@@ -108,7 +108,7 @@ def _convert_variable(
     old_units, old_convention, period = describe_angle(variable, name)
     new_units = old_units if units is None else units
     new_convention = old_convention if convention is None else convention
-    # Chunked angles stay lazy: fits are not computed to be converted.
+    # Chunked angles stay lazy, so that fits are not computed here.
     data = variable.values if variable.chunks is None else variable.data
     values: Any = data.astype(np.float64)
     turn = full_turn(old_units)
@@ -133,23 +133,23 @@ def convert(
     convention: AngleConvention | None = None,
     units: AngleUnits | None = None,
 ) -> Labelled:
-    """Express angles in another convention or other units.
+    """Convert angles to another convention or other units.
 
     Parameters
     ----------
     obj : xarray.DataArray or xarray.Dataset
-        An angle, or a Dataset all of whose angles (variables and coordinates that carry
+        An angle, or a Dataset, of which all angles (variables and coordinates with the attribute
         ``angle_convention``) are converted.
     convention : {"up_clockwise", "right_counterclockwise"}, optional
-        The new convention; unchanged when None.
+        The new convention; unchanged if None.
     units : {"degree", "radian"}, optional
-        The new units; unchanged when None.
+        The new units; unchanged if None.
 
     Returns
     -------
     xarray.DataArray or xarray.Dataset
-        The same angles over the same dims, in ``[0, period)`` where the convention changed. A
-        coordinate along a dimension is converted and then sorted, with the data it labels.
+        The converted angles over the same dims, in ``[0, period)`` if the convention changed. After
+        the conversion of a dimension coordinate, the data are sorted by it.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def convert(
     Notes
     -----
     ``right_counterclockwise = 90° - up_clockwise``, modulo the period of the angle (360° for a
-    direction, 180° for an orientation); documented with both tables in the MICrONS tutorials.
+    direction, 180° for an orientation), as documented for both tables in the MICrONS tutorials.
 
     Examples
     --------
@@ -178,14 +178,14 @@ def convert(
         result = _convert_variable(obj, str(obj.name or "the array"), convention, units)
     elif not names:
         raise SchemaError(
-            "no variable has the attribute 'angle_convention', so there is nothing to convert: "
-            "set units and angle_convention on the angles first"
+            "no variable has the attribute 'angle_convention', so there is nothing to convert: set "
+            "units and angle_convention on the angles first"
         )
     for name in names:
         new = _convert_variable(obj[name].reset_coords(drop=True), str(name), convention, units)
         assign = result.assign_coords if name in obj.coords else result.assign
         result = assign({name: (new.dims, new.data, new.attrs)})
-    # At the end, so that everything along a dimension is sorted together.
+    # Sort at the end, so that all variables along a dimension are sorted together.
     for name in names:
         if name in obj.dims:
             result = result.sortby(name)
@@ -195,7 +195,7 @@ def convert(
 
 
 def require_same_angles(named: Iterable[tuple[str, Any]]) -> None:
-    """Raise unless all angles state the same units and the same convention."""
+    """Raise unless all angles have the same units and convention."""
     stated = [(name, "{} ({})".format(*describe_angle(angle, name)[:2])) for name, angle in named]
     for name, words in stated[1:]:
         first, first_words = stated[0]
@@ -207,12 +207,12 @@ def require_same_angles(named: Iterable[tuple[str, Any]]) -> None:
 
 
 def difference(a: Any, b: Any, period: float) -> Any:
-    """Signed difference ``a - b`` on a circle.
+    """Compute the signed difference ``a - b`` on a circle.
 
     Parameters
     ----------
     a, b : array-like
-        Angles in the same units; any shape that broadcasts.
+        Angles in the same units, with shapes that broadcast.
     period : float
         Length of the circle in those units: 180 for orientations in degrees.
 

@@ -1,4 +1,4 @@
-"""Columns of raw tables: ids as exact integers, text as text, arrays and positions as numbers."""
+"""Read columns of raw tables: exact integer ids, text, arrays and positions."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def _id_from_object(value: Any, where: str) -> Any:
 
 
 def _require_int64(number: Any, where: str) -> None:
-    # The maximum of an empty column is a null.
+    # The maximum of an empty column is null.
     if not pd.isna(number) and not _INT64.min <= int(number) <= _INT64.max:
         raise SchemaError(
-            f"{where} holds {int(number)}, expected ids below 2**63 and numbers that int64 can "
-            "hold: convert the column to text or to floats, or leave it out"
+            f"{where} holds {int(number)}, expected ids below 2**63 and numbers that fit int64: "
+            "convert the column to text or to floats, or drop it"
         )
 
 
 def is_one_id(ids: Any) -> bool:
-    """Whether `ids` is one id and not a collection of them."""
+    """Whether `ids` is a single id rather than a collection."""
     if isinstance(ids, np.ndarray | xr.DataArray):
         return ids.ndim == 0
     return isinstance(ids, int | np.integer)
@@ -49,7 +49,7 @@ def is_one_id(ids: Any) -> bool:
 def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
     """Read one id or any collection of ids as int64, never through float.
 
-    `missing` stands for empty values, which are an error without it.
+    Nulls are replaced by `missing`; without it they are an error.
     """
     if isinstance(ids, xr.Dataset):
         if "nucleus_id" not in ids.coords:
@@ -69,7 +69,7 @@ def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
         if ids.ndim != 1:
             raise SchemaError(f"{what} has {ids.ndim} dimensions, expected one list of ids")
     column = pd.Series(ids)
-    # Empty collections and columns without a value are float to numpy and pandas.
+    # numpy and pandas represent empty collections and all-null columns as float.
     if not len(column) or (missing is not None and column.isna().all()):
         return np.full(len(column), missing or 0, dtype=np.int64)
     dtype = column.dtype
@@ -77,7 +77,7 @@ def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
         raise SchemaError(f"{what} has dtype bool, expected int64 ids: check the column's name")
     if pd.api.types.is_float_dtype(dtype):
         raise SchemaError(
-            f"{what} has dtype {dtype}, expected int64: 18-digit ids are rounded by floats "
+            f"{what} has dtype {dtype}, expected int64: floats round 18-digit ids "
             "(neighbours of 8.6e17 are 128 apart); read the table again with "
             "mx.Release(...).table, or with pandas.read_csv(..., dtype={column: 'Int64'})"
         )
@@ -88,17 +88,17 @@ def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
     n_null = int(column.isna().sum())
     if n_null and missing is None:
         raise SchemaError(
-            f"{what} has {n_null} empty values among {len(column)}, expected an id in every row: "
+            f"{what} has {n_null} nulls in {len(column)} rows, expected an id in every row: "
             "drop those rows, or download the table again"
         )
     if n_null:
-        column = column.astype("Int64").fillna(missing)  # an unsigned column cannot hold -1
-    # A copy, because pandas may hand out a read-only view, or the memory of the caller.
+        column = column.astype("Int64").fillna(missing)  # unsigned dtypes cannot hold -1
+    # A copy, because pandas may return a read-only view, or the memory of the caller.
     return column.to_numpy(dtype=np.int64, copy=True)
 
 
 def text_column(column: pd.Series, table: str) -> pd.Series:
-    """Check that a column is text, and return it as object with None where there is nothing."""
+    """Return a text column as object, with None for missing values."""
     dtype = column.dtype
     if pd.api.types.is_numeric_dtype(dtype) and not column.isna().all():
         raise SchemaError(
@@ -106,16 +106,16 @@ def text_column(column: pd.Series, table: str) -> pd.Series:
         )
     codes, words = pd.factorize(column.astype(object))
     clean = [str(word).strip() or None for word in words]
-    # Code -1, of a missing value, picks the None at the end.
+    # Code -1, for a missing value, selects the None at the end.
     values = np.array([*clean, None], dtype=object)[codes]
     return pd.Series(values, index=column.index, name=column.name, dtype=object)
 
 
 def plain_values(column: pd.Series, table: str, *, as_float: bool = False) -> np.ndarray:
-    """Turn a column into bool, int64, float64 or text, by what it holds and not by its dtype."""
+    """Convert a column to bool, int64, float64 or text, by its values rather than its dtype."""
     where = f"{table}.{column.name}"
     values = _plain(column, table, where)
-    if not values.flags.writeable:  # pandas 3 hands out views of its columns
+    if not values.flags.writeable:  # pandas 3 returns read-only views of its columns
         values = values.copy()
     if not as_float:
         return values
@@ -153,14 +153,14 @@ def _plain(column: pd.Series, table: str, where: str) -> np.ndarray:
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     if kind == "mixed" and column.map(pd.api.types.is_list_like).any():
         raise SchemaError(
-            f"{where} holds a list or an array in a row, expected one value: split it into columns "
-            "of numbers first, or leave it out"
+            f"{where} holds lists or arrays, expected one value per row: split it into columns of "
+            "numbers first, or drop it"
         )
     return text_column(column, table).fillna(MISSING_TEXT).to_numpy(object)
 
 
 def plain_array(values: np.ndarray, name: str) -> np.ndarray:
-    """Turn an array into a dtype of the data model: text and times to object, uint to int64."""
+    """Convert an array to a dtype of the data model: text and times to object, uint to int64."""
     kind = values.dtype.kind
     if kind == "u":
         _require_int64(values.max(initial=0), name)
@@ -175,12 +175,12 @@ def plain_array(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def require_columns(table: pd.DataFrame, name: str, columns: Iterable[str]) -> None:
-    """Raise `SchemaError` that names every column a table lacks or has several times."""
+    """Raise unless a table has every column exactly once."""
     columns = list(columns)
     repeated = sorted({str(c) for c in table.columns[table.columns.duplicated()] if c in columns})
     if repeated:
         raise SchemaError(
-            f"{name} has several columns {repeated}, expected each name once: rename them, or keep "
+            f"{name} has several columns {repeated}, expected each once: rename them, or keep "
             "the first with table.loc[:, ~table.columns.duplicated()]"
         )
     missing = [c for c in columns if c not in table.columns]
@@ -192,14 +192,14 @@ def require_columns(table: pd.DataFrame, name: str, columns: Iterable[str]) -> N
 
 
 def parse_arrays(column: pd.Series, table: str) -> np.ndarray:
-    """Turn a column of arrays, or of arrays written as text, into one numeric array."""
+    """Convert a column of arrays, or of arrays written as text, to one numeric array."""
     where = f"{table}.{column.name}"
     cells = list(column)
     blank = np.array([isinstance(cell, str) and not cell.strip() for cell in cells], dtype=bool)
     missing = blank | column.isna().to_numpy(dtype=bool)
     present = np.flatnonzero(~missing)
     if not len(present):
-        raise SchemaError(f"{where} holds no array at all")
+        raise SchemaError(f"{where} has no values, expected arrays of numbers")
     rows = []
     for row in present:
         words = value = cells[row]
@@ -225,7 +225,7 @@ def parse_arrays(column: pd.Series, table: str) -> np.ndarray:
 
 
 def positions(table: pd.DataFrame, name: str, base: str = "pt_position") -> np.ndarray:
-    """Read positions, whether split in columns or written as ``[x y z]``; shape (rows, 3)."""
+    """Read positions in one column such as ``[x y z]`` or in three; shape (rows, 3)."""
     split = [f"{base}_{axis}" for axis in "xyz"]
     if base in table.columns and not set(split) <= set(table.columns):
         out = parse_arrays(table[base], name)
@@ -243,9 +243,9 @@ def positions(table: pd.DataFrame, name: str, base: str = "pt_position") -> np.n
 
 
 # The oriented frame of standard_transform (CAVEconnectome) for minnie65: rotated by 5° about z so
-# that y points from the pia into the cortex, shifted so that the pia is at y = 0. Its version is
-# stated, because a later release may move the pia, and positions of two installations must agree;
-# 1.4 is the frame of the published minnie65 tables.
+# that y points from the pia into the cortex, shifted so that the pia is at y = 0. The version is
+# pinned, because another version may move the pia, and positions must not depend on the
+# installation; 1.4 is the frame of the published minnie65 tables.
 FRAME_VERSION = "1.4"
 _VOXEL_NM = (4.0, 4.0, 40.0)
 
@@ -256,12 +256,12 @@ def _transform(resolution_nm: tuple[float, ...]) -> Any:
 
 
 def to_pia_um(points: np.ndarray, resolution_nm: tuple[float, ...] = _VOXEL_NM) -> np.ndarray:
-    """Turn voxels of some resolution into pia-oriented µm; shape (n, 3)."""
+    """Convert voxels to pia-oriented µm; shape (n, 3)."""
     return _transformed("apply", points, resolution_nm)
 
 
 def from_pia_um(points: np.ndarray, resolution_nm: tuple[float, ...] = _VOXEL_NM) -> np.ndarray:
-    """Turn pia-oriented µm back into voxels; the inverse of `to_pia_um`."""
+    """Convert pia-oriented µm to voxels; the inverse of `to_pia_um`."""
     return _transformed("invert", points, resolution_nm)
 
 

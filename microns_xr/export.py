@@ -1,4 +1,4 @@
-"""Units and connectivity as objects of other packages: pandas, scipy, networkx, anndata."""
+"""Convert units and connectivity to objects of pandas, scipy, networkx and anndata."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _PAIR_VARIABLES = ("synapse_size", "synapse_count")
 _ANGLE_ATTRS = ("units", "angle_convention", "period")
-# Measured with networkx 3.6 on Python 3.11: 390 at 100,000 connections, 310 at 1,000,000.
+# Bytes per connection, measured with networkx 3.6 on Python 3.11: 390 at 100,000, 310 at 1e6.
 _NETWORKX_BYTES = 350
 
 
@@ -67,7 +67,7 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
             return _table_along(dataset, dim)
     raise SchemaError(
         f"a Dataset with dims {tuple(dataset.dims)} is neither units, functional rows, "
-        "connectivity nor layers: use its own .to_dataframe()"
+        "connectivity nor layers: use .to_dataframe()"
     )
 
 
@@ -86,7 +86,7 @@ def _table_along(dataset: xr.Dataset, dim: str) -> pd.DataFrame:
 def _columns_along(
     dataset: xr.Dataset, dim: str
 ) -> Iterator[tuple[str, np.ndarray, str | None, list[Any]]]:
-    """Yield name and values of the variables over `dim`, and the other dim of a table, labelled."""
+    """Yield name, values, other dim and its labels for each variable over `dim`."""
     for key in [*dataset.coords, *dataset.data_vars]:
         name, variable = str(key), dataset[key]
         if dim not in variable.dims:
@@ -94,8 +94,8 @@ def _columns_along(
         others = [str(d) for d in variable.dims if d != dim]
         if len(others) > 1:
             raise SchemaError(
-                f"{name} has dims {variable.dims}, expected one beside {dim}: take one of the "
-                "others with .isel, or drop it with .drop_vars"
+                f"{name} has dims {variable.dims}, expected at most one beside {dim}: select "
+                "along the others with .isel, or drop it with .drop_vars"
             )
         labels: list[Any] = []
         if others and others[0] in variable.coords:
@@ -122,7 +122,7 @@ def _table_of_pairs(connectivity: xr.Dataset) -> pd.DataFrame:
 def to_scipy(
     connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse_size"
 ) -> scipy.sparse.csc_array | scipy.sparse.csr_array:
-    """Return one variable of a connectivity Dataset as a scipy sparse array, without copying it.
+    """Return one variable of a connectivity Dataset as a scipy sparse array without copying.
 
     Parameters
     ----------
@@ -134,16 +134,16 @@ def to_scipy(
     Returns
     -------
     scipy.sparse.csc_array or scipy.sparse.csr_array
-        Shape (pre, post), in the order of the labels; csc where connectivity is compressed over
-        post, csr where over pre. The buffers are those of the connectivity: take a ``.copy()``
-        before changing anything in place, also with ``eliminate_zeros``, which would drop the
-        pairs of size 0. Above 2^31 pairs scipy needs wider indices, and copies them.
+        Shape (pre, post), in the order of the labels; csc if connectivity is compressed over post,
+        csr if over pre. It shares memory with the connectivity: call ``.copy()`` before in-place
+        changes, including ``eliminate_zeros``, which would drop pairs of size 0. Above 2^31 pairs
+        scipy needs wider indices, and copies them.
 
     Raises
     ------
     SchemaError
-        If `connectivity` is not a Dataset or DataArray, the variable is absent, lazy or not sparse,
-        or its dims are not (pre, post).
+        If `connectivity` is not a Dataset or DataArray, the variable is missing, lazy or not
+        sparse, or its dims are not (pre, post).
 
     Examples
     --------
@@ -156,8 +156,8 @@ def to_scipy(
     """
     if not isinstance(connectivity, xr.Dataset | xr.DataArray):
         raise SchemaError(
-            f"connectivity is a {type(connectivity).__name__}, expected a Dataset: of a store it "
-            "is mx.open_store(path)['connectivity'].to_dataset()"
+            f"connectivity is a {type(connectivity).__name__}, expected a Dataset: for a store "
+            "pass mx.open_store(path)['connectivity'].to_dataset()"
         )
     if isinstance(connectivity, xr.Dataset) and variable not in connectivity.data_vars:
         known = connectivity.data_vars
@@ -175,34 +175,34 @@ def to_networkx(
     node_attributes: Iterable[str] | None = None,
     max_connections: int | None = 1_000_000,
 ) -> DiGraph:
-    """Return connectivity as a directed graph of networkx.
+    """Return connectivity as a networkx directed graph.
 
     Parameters
     ----------
     connectivity : xarray.Dataset
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory.
     units : xarray.Dataset, optional
-        Units that hold all neurons of both axes; give the attributes of the nodes.
+        Units with all neurons of both axes, for the attributes of the nodes.
     node_attributes : iterable of str, optional
-        Which variables of the units; by default all over ``nucleus_id`` alone, and ``position`` as
-        ``x``, ``y``, ``z`` in µm.
+        Variables of the units; by default all over only ``nucleus_id``, and ``position`` as ``x``,
+        ``y``, ``z`` in µm.
     max_connections : int or None, optional
-        Refuse more, since a connection takes about 350 bytes in networkx and 16 here. None sets
-        no limit.
+        Raise if there are more, since a connection takes about 350 bytes in networkx (16 as a
+        sparse array). None means no limit.
 
     Returns
     -------
     networkx.DiGraph
         From pre to post. Nodes are the nucleus ids of both axes, as Python integers, including
-        those without connections; their attributes ``in_pre`` and ``in_post`` say on which axis a
-        neuron is: a missing edge means "no synapse seen" only from a neuron in pre to one in post.
+        those without connections; their attributes ``in_pre`` and ``in_post`` tell the axes of a
+        neuron: a missing edge means "no synapse seen" only from a neuron in pre to one in post.
         Edges have ``synapse_size`` (voxels of 4x4x40 nm) and ``synapse_count``. The attributes of
         the graph are the release and the scope.
 
     Raises
     ------
     SchemaError
-        If there are more than `max_connections`, or a variable is absent or not one value per
+        If there are more than `max_connections`, or a variable is missing or not one value per
         neuron.
     UnknownLabelError
         If neurons of the connectivity are not among the units.
@@ -226,7 +226,7 @@ def to_networkx(
         raise SchemaError(
             f"connectivity has {pattern.nnz:,} connections, expected at most {max_connections:,} "
             f"for networkx, where they take about {pattern.nnz * _NETWORKX_BYTES / 1e9:.1f} "
-            "GB: take some neurons with mx.select_connections, use mx.to_scipy, or pass "
+            "GB: select some neurons with mx.select_connections, use mx.to_scipy, or pass "
             "max_connections=None"
         )
     ids = {side: connectivity[f"{side}_nucleus_id"].values for side in ("pre", "post")}
@@ -236,10 +236,10 @@ def to_networkx(
         validate(units, "units")
         require_same_release(("connectivity", connectivity), ("units", units))
         attributes |= _node_attributes(units, nodes, node_attributes)
-    # One Python integer per neuron, shared by its edges: separate ones take a fifth of the memory.
+    # Edges share one Python integer per neuron: separate ones would take a fifth of the memory.
     shared = np.array(nodes.tolist(), dtype=object)
     graph = networkx.DiGraph(**_release_attrs(connectivity), scope=connectivity["scope"].item())
-    # Records hold Python's own types, which writers of graphs expect.
+    # Records have native Python types, which graph writers expect.
     records = pd.DataFrame(attributes).to_dict("records")
     graph.add_nodes_from(zip(shared.tolist(), records, strict=True))
     ends = (
@@ -268,27 +268,27 @@ def to_anndata(
     connectivity : xarray.Dataset, optional
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory.
     outside : {"raise", "drop"}, optional
-        What to do about connections of neurons that are not among the units.
+        What to do with connections of neurons that are not among the units.
 
     Returns
     -------
     anndata.AnnData
         ``obs``: the variables of each neuron, with its ``nucleus_id`` and ``pt_root_id`` as int64;
         the index is the nucleus id as text. ``obsm``: ``position`` (µm, columns x y z, y is depth
-        from the pia), and tables such as ``rate_ori`` with the angles as names of their columns.
+        from the pia), and tables such as ``rate_ori`` with the angles as column names.
         ``obsp``: ``synapse_size`` and ``synapse_count``, square, rows pre and columns post, in csr.
-        A neuron that was not asked for has an empty row or column there, as if it had no synapses:
-        ``obs["in_pre"]`` and ``obs["in_post"]`` say whose rows and columns are meaningful.
+        Neurons that are not on an axis have empty rows or columns, as if without synapses:
+        ``obs["in_pre"]`` and ``obs["in_post"]`` mark valid rows and columns.
         ``uns["microns_xr"]``: release, scope, orientation of ``obsp``, units and convention of
-        each angle under ``angles``, labels of the columns of ``obsm``, number of connections
-        left out, and all attributes as JSON. There is no ``X``.
+        each angle under ``angles``, labels of the columns of ``obsm``, number of dropped
+        connections, and all attributes as JSON. There is no ``X``.
 
     Raises
     ------
     UnknownLabelError
-        If neurons that are not among the units have connections, unless they are dropped.
+        If neurons that are not among the units have connections and `outside` is "raise".
     SchemaError
-        If `outside` is another word, or a variable has more than two dims or a name that is taken.
+        If `outside` is not one of the two, a variable has more than two dims, or a name is taken.
     ReleaseMismatchError
         If the two state different releases.
     MicronsXrError
@@ -316,7 +316,7 @@ def to_anndata(
             obs[name] = pd.Series(values.copy(), index=index, dtype=values.dtype)
             continue
         columns[name] = [str(label) for label in labels]
-        # Positions are for programs that plot; other columns would lose their names in an array.
+        # Positions are plain arrays, as plotting functions expect; others keep their column names.
         obsm[name] = (
             values.copy()
             if other == "axis"
@@ -338,8 +338,8 @@ def to_anndata(
         for side in ("pre", "post"):
             if f"in_{side}" in obs:
                 raise SchemaError(
-                    f"units has a variable in_{side}, which says here who is in the connectivity: "
-                    "rename it with .rename"
+                    f"units has a variable in_{side}, a name that marks neurons of the "
+                    "connectivity: rename it with .rename"
                 )
             obs[f"in_{side}"] = np.isin(ids, connectivity[f"{side}_nucleus_id"].values)
         about["scope"] = connectivity["scope"].item()
@@ -353,7 +353,7 @@ def to_anndata(
 
 
 def _object_index(words: list[str]) -> pd.Index:
-    # anndata does not write the text dtype of pandas 3 unless told to.
+    # By default anndata does not write the text dtype of pandas 3.
     return pd.Index(words, dtype=object)
 
 
@@ -365,7 +365,7 @@ def _node_attributes(
     units: xr.Dataset, nodes: np.ndarray, names: Iterable[str] | None
 ) -> dict[str, np.ndarray]:
     rows = Lookup(units["nucleus_id"].values, "nucleus_id of the units").find(nodes)
-    hint = "take the connections of the units first, with mx.select_connections"
+    hint = "select the connections of the units first, with mx.select_connections"
     require_known(nodes, rows, "the connectivity", "the units", hint)
     scalars = {str(n) for n, v in units.variables.items() if v.dims == ("nucleus_id",)}
     known = [*sorted(scalars - {"nucleus_id"}), "position"]
@@ -374,7 +374,7 @@ def _node_attributes(
         if name not in known:
             raise unknown_label("units have no attribute", name, known, error=SchemaError)
         values = units[name].values[rows]
-        # networkx writes no arrays as attributes of nodes.
+        # networkx does not write arrays as node attributes.
         attributes |= dict(zip(AXES, values.T, strict=True)) if values.ndim > 1 else {name: values}
     return attributes
 
@@ -382,7 +382,7 @@ def _node_attributes(
 def _square(
     connectivity: xr.Dataset, ids: np.ndarray, outside: str
 ) -> tuple[dict[str, scipy.sparse.csr_array], int]:
-    """Return both variables over (units, units), and how many connections lie outside."""
+    """Return both variables over (units, units), and the number of connections outside."""
     pattern, values = pair_buffers(connectivity, _PAIR_VARIABLES)
     lookup = Lookup(ids, "nucleus_id of the units")
     ends = []
@@ -396,14 +396,14 @@ def _square(
                 rows[connected],
                 f"the connected {side}synaptic neurons",
                 "the units",
-                "take the connections of the units first, with mx.select_connections, or pass "
+                "select the connections of the units first, with mx.select_connections, or pass "
                 "outside='drop'",
             )
         ends.append(rows[positions])
     pre, post = ends
     inside = (pre >= 0) & (post >= 0)
     at = (pre[inside], post[inside])
-    # A pattern each: scipy drops stored zeros in place.
+    # Separate patterns, since scipy drops stored zeros in place.
     square = {
         name: scipy.sparse.coo_array((buffer[inside], at), (ids.size, ids.size)).tocsr()
         for name, buffer in values.items()

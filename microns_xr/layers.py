@@ -1,10 +1,10 @@
 """Cortical layers from the depth profile of cell types.
 
-The rule is that of the pandas package microns-datacleaner: bins of about 10 µm in depth, the layer
-whose cell types are most numerous in each bin, L1 until L2/3 cells appear in number, contiguous
-bins of one layer merged. It differs where that rule depends on accidents of the table: neurons
-count once, the spelling of a type does not matter, "in number" is relative to the data, the
-deepest cell belongs to the deepest layer, and white matter has a name.
+The rule is that of the pandas package microns-datacleaner: depth is divided into bins of about
+10 µm, each bin gets the layer whose cell types are most numerous, the top is L1 until there are
+enough L2/3 cells, and contiguous bins of one layer are merged. It differs where that rule depends
+on details of the table: neurons count once, the case of a type is ignored, "enough" is relative to
+the data, the deepest cell belongs to the deepest layer, and white matter is named.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ BIN_UM = 10.0
 _WM = "WM"
 _DEFAULT_TYPES = "aibs_metamodel_celltypes_v661"
 
-# A bin belongs to L2/3 once it holds this share of the cells of a typical L2/3 bin. The pandas
-# package asks for 300 cells, which on the whole of minnie65 (1,150 in a typical bin) is 0.26, and
-# no number between 0.13 and 0.31 changes the border there.
+# L2/3 begins at the bin that has this fraction of the cells of a typical L2/3 bin. The pandas
+# package requires 300 cells, a fraction of 0.26 in all of minnie65 (1,150 in a typical bin), where
+# any value between 0.13 and 0.31 yields the same border.
 L23_SHARE = 0.2
 
-# A run of bins that breaks the order of the layers is a separate region only if its cells outnumber
-# those of a neighbouring layer by more than chance: this many standard deviations of the difference
-# of two Poisson counts. In small subsets single bins flip by chance.
+# A run of bins that violates the order of the layers is a separate region only if its cells
+# outnumber those of a neighbouring layer by more than chance: this many standard deviations of the
+# difference of two Poisson counts. In small subsets single bins flip by chance.
 CHANCE_SIGMA = 2.0
 
 
@@ -51,32 +51,32 @@ def segment_layers(
     units : xarray.Dataset
         With ``position(nucleus_id, axis)`` in pia-oriented µm and ``cell_type(nucleus_id)``.
     white_matter : bool, optional
-        Whether the deep end where glia outnumber neurons is white matter, ``"WM"``. False gives
-        the rule of the pandas package, where L6 runs to the last cell.
+        Whether the deep end where glia outnumber neurons is white matter, ``"WM"``. If False, L6
+        extends to the last cell, as in the pandas package.
     layer_types : mapping of str to tuple of str, optional
         Cell types that mark each layer, from the pia down. By default those of the classification
-        table the units were built from (``units.attrs["layer_types"]``); where that is not known
-        to the registry, all is one region called "unknown".
+        table of the units (``units.attrs["layer_types"]``); if the registry does not have that
+        table, the result is a single region called "unknown".
 
     Returns
     -------
     xarray.Dataset
         Dim ``segment`` from the pia down: ``layer_name``, ``region_index``, ``y_start``,
-        ``y_end``, ``height`` in µm. Attributes state the bin width and what was counted.
+        ``y_end``, ``height`` in µm. Attributes record the bin width and the number of cells.
 
     Raises
     ------
     SchemaError
-        If variables are absent, no cell has a position, or units say neither their layer types nor
-        a table of the registry.
+        If variables are missing, no cell has a position, or units have neither layer types nor a
+        table of the registry.
 
     Notes
     -----
-    The range of depths is cut into ``ceil(range / 10 µm)`` equal bins. L1 lasts until a bin holds
-    at least 0.2 of the L2/3 cells of a typical L2/3 bin (the mean of the bins with at least half of
-    the largest count). A run of bins that breaks the order of the layers, and whose cells outnumber
-    those of a neighbouring layer by no more than two standard deviations of chance, is given to
-    that layer.
+    The range of depths is divided into ``ceil(range / 10 µm)`` equal bins. L1 extends until a bin
+    has at least 0.2 of the L2/3 cells of a typical L2/3 bin (the mean of the bins with at least
+    half of the largest count). A run of bins that violates the order of the layers, and whose cells
+    outnumber those of a neighbouring layer by at most two standard deviations of chance, is
+    assigned to that layer.
 
     Examples
     --------
@@ -90,7 +90,9 @@ def segment_layers(
     """
     for name in ("position", "cell_type"):
         if name not in units:
-            raise SchemaError(f"units has no {name}, which layers are made of: use mx.build_units")
+            raise SchemaError(
+                f"units has no {name}, which layers are derived from: use mx.build_units"
+            )
     if layer_types is None:
         layer_types = units.attrs.get("layer_types")
     if layer_types is None:
@@ -98,13 +100,13 @@ def segment_layers(
         layer_types = table_spec(table).layers
         if not layer_types:
             raise SchemaError(
-                f"the registry does not say which cell types of {table} mark each layer: "
+                f"the registry has no cell types of {table} that mark layers: "
                 "pass layer_types={'L2/3': ('23P',), ...}"
             )
     y = depth_of(units)
     has_position = np.isfinite(y)
     if not has_position.any():
-        raise SchemaError("no unit has a position, so there is no depth profile: check position")
+        raise SchemaError("no unit has a position, expected a depth profile: check position")
     y, types = y[has_position], np.asarray(units["cell_type"].values, dtype=object)[has_position]
     n_bins = max(1, int(np.ceil((y.max() - y.min()) / BIN_UM)))
     edges = np.linspace(y.min(), y.max(), n_bins + 1)
@@ -137,14 +139,14 @@ def segment_layers(
 
 
 def depth_of(units: xr.Dataset) -> np.ndarray:
-    """Depth of every unit from the pia in µm, by the label of its axis."""
+    """Return the depth of every unit from the pia in µm."""
     position = units["position"].transpose("nucleus_id", "axis")
     y = position.sel(axis="y") if "axis" in position.coords else position.isel(axis=1)
     return np.asarray(y.values, dtype=np.float64)
 
 
 def layer_at(depth: np.ndarray, layers: xr.Dataset) -> np.ndarray:
-    """Name the layer at each depth; "unknown" outside of all."""
+    """Return the layer name at each depth; "unknown" outside of all layers."""
     names = np.append(np.asarray(layers["layer_name"].values, dtype=object), "unknown")
     starts, end = layers["y_start"].values, layers["y_end"].values[-1]
     segment = np.searchsorted(starts, depth, side="right") - 1
@@ -154,7 +156,7 @@ def layer_at(depth: np.ndarray, layers: xr.Dataset) -> np.ndarray:
 def _layer_counts(
     bins: np.ndarray, n_bins: int, types: np.ndarray, layer_types: Mapping[str, Sequence[str]]
 ) -> np.ndarray:
-    """Cells of each layer's types in each bin: shape (n_bins, n_layers)."""
+    """Count the cells of the types of each layer in each bin: shape (n_bins, n_layers)."""
     layer_of = {w.lower(): i for i, words in enumerate(layer_types.values()) for w in words}
     codes, words = pd.factorize(types)
     layer = np.array([layer_of.get(str(w).lower(), -1) for w in words], dtype=np.int64)[codes]
@@ -164,19 +166,19 @@ def _layer_counts(
 
 
 def _runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
-    """Contiguous runs as (label, first bin, bin after the last)."""
+    """Return contiguous runs as (label, first bin, bin after the last)."""
     starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
     stops = np.r_[starts[1:], len(labels)]
     return list(zip(labels[starts].tolist(), starts.tolist(), stops.tolist(), strict=True))
 
 
 def _bin_layers(counts: np.ndarray, names: list[str], white_matter: bool) -> np.ndarray:
-    """Layer index of each bin."""
+    """Return the layer index of each bin."""
     first = _first_l23_bin(counts, names)
     considered = counts.copy()
     if _WM in names and not white_matter:
         considered[:, names.index(_WM)] = 0
-    # Bins without a typed cell take the layer above them, or the first below the top.
+    # Bins without a typed cell get the layer above them, or at the top the first layer below.
     empty = considered.sum(axis=1) == 0
     source = np.maximum.accumulate(np.where(empty, -1, np.arange(len(counts))))
     labels = considered.argmax(axis=1)[np.where(source < 0, np.argmin(empty), source)]
@@ -184,7 +186,7 @@ def _bin_layers(counts: np.ndarray, names: list[str], white_matter: bool) -> np.
         labels[:first] = names.index("L1")
     _absorb_chance_runs(labels[first:], considered[first:])
     if _WM in names:
-        # White matter lies below the cortex: glia that outnumber neurons elsewhere are not it.
+        # White matter is below the cortex: regions elsewhere with more glia than neurons are not.
         wm = names.index(_WM)
         neurons = np.delete(counts, wm, axis=1)
         cortex = np.delete(np.arange(len(names)), wm)
@@ -199,7 +201,7 @@ def _bin_layers(counts: np.ndarray, names: list[str], white_matter: bool) -> np.
 
 
 def _first_l23_bin(counts: np.ndarray, names: list[str]) -> int:
-    """First bin that holds L2/3 cells in number; 0 when the data have no such layer."""
+    """Return the first bin with enough L2/3 cells; 0 if the data have no such layer."""
     if "L2/3" not in names or "L1" not in names:
         return 0
     l23 = counts[:, names.index("L2/3")]
@@ -210,7 +212,7 @@ def _first_l23_bin(counts: np.ndarray, names: list[str]) -> int:
 
 
 def _absorb_chance_runs(labels: np.ndarray, counts: np.ndarray) -> None:
-    """Give runs that break the order of the layers by chance to a neighbour, the weakest first."""
+    """Assign runs that violate the order by chance to a neighbouring layer, weakest first."""
     while True:
         runs = _runs(labels)
         around = [-1, *(label for label, *_ in runs), counts.shape[1]]

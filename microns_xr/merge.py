@@ -1,4 +1,4 @@
-"""Joining further tables to units or to functional rows, without repeating a neuron."""
+"""Join further tables to units or to functional rows, without repeating rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "functional": SCAN_KEYS,
 }
 _KIND = {"nucleus_id": "units", "scan_unit": "functional rows"}
-_ROW = "row of the table"  # a dim that no column is named after
+_ROW = "row of the table"  # a dim name that no column has
 
 
 def merge_table(
@@ -49,16 +49,16 @@ def merge_table(
     dataset : xarray.Dataset
         Units (dim ``nucleus_id``) or functional rows (dim ``scan_unit``).
     table : pandas.DataFrame or xarray.Dataset
-        What is added. A DataFrame has the key among its columns; a Dataset is units or functional
-        rows of the same release.
+        The table to add: a DataFrame with the key among its columns, or units or functional rows of
+        the same release.
     columns : list of str, optional
-        Which columns; by default all except keys, ids and columns of the annotation service.
+        Columns to add; by default all except keys, ids and columns of the annotation service.
     on : {"nucleus_id", "pt_root_id", "functional"}, optional
         ``nucleus_id`` matches the nucleus (``target_id`` of the annotation tables);
-        ``functional`` matches (session, scan_idx, unit_id); ``pt_root_id`` the segment, which is
-        the same neuron within one release only.
+        ``functional`` matches (session, scan_idx, unit_id); ``pt_root_id`` the segment, which
+        identifies a neuron only within one release.
     how : {"left", "inner"}, optional
-        ``left`` keeps every row of `dataset`; ``inner`` keeps those with a match.
+        ``left`` keeps all rows of `dataset`; ``inner`` keeps the rows with a match.
     angle_units : {"degree", "radian"}, optional
         Units of the angles of a DataFrame that is not in the registry.
     angle_convention : {"up_clockwise", "right_counterclockwise"}, optional
@@ -67,19 +67,19 @@ def merge_table(
     Returns
     -------
     xarray.Dataset
-        `dataset` with the columns added, over the same dim; the inputs are not changed. Rows
-        without a match have -1 in integer columns, NaN in floats, "unknown" in text; booleans with
-        rows that lack a match become the words "true", "false" and "unknown".
+        `dataset` with the columns added, over the same dim; the inputs are not modified. Rows
+        without a match have -1 in integer columns, NaN in floats, "unknown" in text; if there are
+        any, booleans become the words "true", "false" and "unknown".
 
     Raises
     ------
     SchemaError
-        If the key is absent or made of floats; if the table has several rows for one row of
-        `dataset` (the join would repeat a neuron); if a column is there already; if an angle does
-        not state its convention, or states another one than `dataset` has; if `angle_units` or
-        `angle_convention` contradict the registry; if a column holds lists or is there twice.
+        If the key is missing or has floats; if the table has several rows for one row of `dataset`
+        (the join would repeat a neuron); if a column already exists; if an angle does not state its
+        convention, or has another one than `dataset`; if `angle_units` or `angle_convention`
+        contradict the registry; if a column holds lists or occurs twice.
     ReleaseMismatchError
-        If both are Datasets of different releases.
+        If both are Datasets from different releases.
 
     Examples
     --------
@@ -108,10 +108,10 @@ def merge_table(
     rows = _match(_dataset_keys(dataset, dim, on), keys, dim, on)
     if present := [str(n) for n in added.data_vars if n in dataset.variables]:
         raise SchemaError(
-            f"{present} are in the {kind} already: rename them in the table, "
+            f"the {kind} already have {present}: rename them in the table, "
             "choose others with columns=, or drop them first with .drop_vars"
         )
-    # Angles of both must mean the same, or the merged Dataset would mix conventions.
+    # Angles of both must have the same convention, or the merged Dataset would mix conventions.
     if angles := [(str(n), v) for n, v in added.variables.items() if _is_angle(str(n), v)]:
         old = [(str(n), v) for n, v in dataset.variables.items() if _is_angle(str(n), v)]
         require_same_angles([*old, *angles])
@@ -121,7 +121,7 @@ def merge_table(
                 f"the table has {values.values} along {name}, the {kind} have "
                 f"{dataset[name].values}: rates of different stimuli cannot share a dimension"
             )
-    # A key names at most one row of the table, so no row of the Dataset is repeated.
+    # A key matches at most one row of the table, so no row of the Dataset is repeated.
     if how == "inner":
         dataset, rows = dataset.isel({dim: np.flatnonzero(rows >= 0)}), rows[rows >= 0]
     new = {
@@ -148,17 +148,19 @@ def _row_dim(dataset: xr.Dataset) -> str:
 
 def _dataset_keys(dataset: xr.Dataset, dim: str, on: On) -> pd.DataFrame:
     if absent := [n for n in _KEYS[on] if n not in dataset.variables]:
-        way_out = (
-            ": build units with functional='best_only', or merge onto Release.functional() and "
-            "make one row per neuron with mx.tuning.collapse_scans"
+        hint = (
+            ": build units with functional='best_only', or merge into Release.functional() and "
+            "call mx.tuning.collapse_scans"
             if on == "functional"
             else ""
         )
-        raise SchemaError(f"the {_KIND[dim]} have no {absent} to join on={on!r}{way_out}")
+        raise SchemaError(f"the {_KIND[dim]} have no {absent} to join on={on!r}{hint}")
     return pd.DataFrame({n: dataset[n].values for n in _KEYS[on]})
 
 
-def _chosen(columns: list[str] | str | None, names: list[str], skipped: set[str]) -> list[str]:
+def _select_columns(
+    columns: list[str] | str | None, names: list[str], skipped: set[str]
+) -> list[str]:
     if columns is None:
         return [n for n in names if n not in skipped]
     chosen = [columns] if isinstance(columns, str) else list(columns)
@@ -169,16 +171,16 @@ def _chosen(columns: list[str] | str | None, names: list[str], skipped: set[str]
 def _from_dataset(
     table: xr.Dataset, columns: list[str] | str | None, on: On
 ) -> tuple[xr.Dataset, pd.DataFrame]:
-    """Return what is added, over rows, and the keys of the rows."""
+    """Return the columns to add, over rows, and the keys of the rows."""
     dim = _row_dim(table)
     names = [str(n) for n in table.variables if dim in table[n].dims]
     skipped = {*RELEASE_COORDS, *SCAN_KEYS, "nucleus_id", "pt_root_id"}
-    chosen = _chosen(columns, names, skipped)
+    chosen = _select_columns(columns, names, skipped)
     rows = table.drop_indexes(dim, errors="ignore").rename_dims({dim: _ROW})
     added = rows.reset_coords()[chosen].transpose(_ROW, ...)
     for name, values in added.data_vars.items():
         if name in PERIODS and values.dtype.kind in "iu":
-            added[name] = values.astype(np.float64)  # -1 would be an angle, NaN is not
+            added[name] = values.astype(np.float64)  # -1 would be a valid angle
     return added, _dataset_keys(table, dim, on)
 
 
@@ -193,12 +195,12 @@ def _from_frame(
         raise SchemaError(f"table is a {type(table).__name__}, expected a DataFrame or a Dataset")
     name = str(table.attrs.get("table", "table"))
     spec = complete_spec(table_spec(name), angle_units, angle_convention)
-    # Variables have names of text; the table of the caller stays as it is.
+    # Variables need names of text; copy, so that the table of the caller is not modified.
     table = table.copy(deep=False)
     table.columns = pd.Index([str(c) for c in table.columns], dtype=object)
     key_columns = list(_KEYS[on])
     if on == "nucleus_id" and "nucleus_id" not in table.columns:
-        # Annotation tables call the nucleus target_id; the nucleus table itself calls it id.
+        # The nucleus id is target_id in annotation tables, but id in the nucleus table.
         is_nuclei = name.startswith("nucleus_detection") and "target_id" not in table.columns
         key_columns = ["id" if is_nuclei else "target_id"]
     require_columns(table, name, key_columns)
@@ -207,7 +209,7 @@ def _from_frame(
         for key, column in zip(_KEYS[on], key_columns, strict=True)
     }
     ids = {*key_columns, "target_id", "nucleus_id", "pt_root_id", "valid_id", *SCAN_KEYS}
-    names = _chosen(columns, table.columns.tolist(), ids | (HOUSEKEEPING - {"volume"}))
+    names = _select_columns(columns, table.columns.tolist(), ids | (HOUSEKEEPING - {"volume"}))
     require_columns(table, name, names)
     added = xr.Dataset()
     rates = [n for n in names if n in ("rate_ori", "rate_dir")]
@@ -223,7 +225,7 @@ def _from_frame(
 
 
 def _without_repeats(added: xr.Dataset, keys: pd.DataFrame) -> pd.DataFrame:
-    """Keys of a unit that has equal rows for each of several nuclei count once."""
+    """Mask repeated keys of units with equal rows for several nuclei."""
     repeated = keys.duplicated().to_numpy(dtype=bool)
     if not repeated.any():
         return keys
@@ -231,21 +233,21 @@ def _without_repeats(added: xr.Dataset, keys: pd.DataFrame) -> pd.DataFrame:
     first = np.unique(number, return_index=True)[1][number]
     for variable in added.data_vars.values():
         values = variable.values
-        # Two NaN are equal here; text is never NaN.
+        # NaN equals NaN here; text is never NaN.
         same = (values == values[first]) | ((values != values) & (values != values)[first])
         repeated = repeated & same.reshape(len(same), -1).all(axis=1)
     return keys.mask(pd.Series(repeated, keys.index), -1)  # -1 matches nothing
 
 
 def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndarray:
-    """Row of the table for each row of the Dataset, -1 where there is none."""
+    """Return the row of the table for each row of the Dataset, -1 without a match."""
     keys = list(left.columns)
-    # 0 is not a segment and -1 not a nucleus or unit: they never match each other.
+    # 0 means no segment and -1 no nucleus or unit: these never match.
     lowest = 1 if on == "pt_root_id" else 0
     right = right.assign(row=np.arange(len(right)))
     left_rows = left.assign(left_row=np.arange(len(left)))
     right, left_rows = (f[(f[keys] >= lowest).all(axis=1)] for f in (right, left_rows))
-    # Repeated keys are an error only where a row of the Dataset meets them.
+    # Repeated keys are an error only if they match a row of the Dataset.
     matched = left_rows.merge(right, on=keys)
     if n := len(matched.loc[matched.duplicated([*keys, "left_row"]), keys].drop_duplicates()):
         what = "unit" if on == "functional" else on
@@ -267,16 +269,18 @@ def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndar
 def _take(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
     absent = rows < 0
     if not len(values):
-        raise SchemaError(f"the table has no rows to take {name} from: check the file it came from")
-    of_rows = plain_array(values[np.where(absent, 0, rows)], name)
+        raise SchemaError(
+            f"the table has no rows for {name}, expected at least one: check its file"
+        )
+    result = plain_array(values[np.where(absent, 0, rows)], name)
     if not absent.any():
-        return of_rows
-    if of_rows.dtype == bool:
-        of_rows = np.where(of_rows, "true", "false").astype(object)
-    of_rows[absent] = missing_value(name, of_rows.dtype)
-    return of_rows
+        return result
+    if result.dtype == bool:
+        result = np.where(result, "true", "false").astype(object)
+    result[absent] = missing_value(name, result.dtype)
+    return result
 
 
 def _is_angle(name: str, variable: Any) -> bool:
-    """By what it states, or by its name: an angle that states nothing must not pass."""
+    """Whether a variable is an angle by its attributes, or only by its name."""
     return is_angle(variable) or (name in PERIODS and variable.dtype.kind in "iuf")

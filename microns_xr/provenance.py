@@ -1,8 +1,8 @@
-"""Which release an object comes from, and what has been done to it.
+"""Release and history of an object.
 
-The release travels as two scalar coordinates, ``datastack`` and ``materialization_version``,
-because xarray carries scalar coordinates from a Dataset into its DataArrays and through
-arithmetic, and drops attributes.
+The release is stored as two scalar coordinates, ``datastack`` and ``materialization_version``,
+because xarray propagates scalar coordinates to DataArrays and through arithmetic, but drops
+attributes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def stamp_release(obj: Labelled, datastack: str, version: int) -> Labelled:
     Returns
     -------
     xarray.Dataset or xarray.DataArray
-        Of the same dims: a shallow copy with the scalar coordinates ``datastack`` and
+        A shallow copy over the same dims with the scalar coordinates ``datastack`` and
         ``materialization_version`` (int64).
 
     Examples
@@ -52,12 +52,12 @@ def stamp_release(obj: Labelled, datastack: str, version: int) -> Labelled:
 
 
 def release_of(obj: xr.Dataset | xr.DataArray, name: str = "object") -> tuple[str, int]:
-    """Return datastack and version of an object that must state both."""
+    """Return datastack and version of an object, or raise if either is missing."""
     stated = _stated_release(obj, name)
     for coord in RELEASE_COORDS:
         if coord not in stated:
             raise ReleaseMismatchError(
-                f"{name} has no coordinate {coord!r}, so its release is not known: set it with "
+                f"{name} has no coordinate {coord!r}, which records its release: set it with "
                 "mx.releases.stamp_release(object, datastack, version)"
             )
     return str(stated["datastack"]), int(stated["materialization_version"])
@@ -75,9 +75,9 @@ def _stated_release(obj: xr.Dataset | xr.DataArray, name: str) -> dict[str, Any]
 
 
 def require_same_release(*named: tuple[str, Any]) -> None:
-    """Raise if two objects state different releases; an object may state none.
+    """Raise if two objects have different releases; objects may have none.
 
-    Nucleus ids name a neuron in every release, so data keyed by them may come without one.
+    Nucleus ids are the same in every release, so data keyed by them need not have a release.
     """
     stated = {name: _stated_release(obj, name) for name, obj in named}
     for coord in RELEASE_COORDS:
@@ -87,8 +87,8 @@ def require_same_release(*named: tuple[str, Any]) -> None:
                 raise ReleaseMismatchError(
                     f"{first} is of {_words(stated[first])} but {name} is of "
                     f"{_words(stated[name])}: root ids and cell lists differ between releases; "
-                    "build both from one release, or, if you mean it, drop the coordinates of one "
-                    f"with .drop_vars({list(RELEASE_COORDS)})"
+                    "build both from one release, or, if this is intended, drop the coordinates of "
+                    f"one with .drop_vars({list(RELEASE_COORDS)})"
                 )
 
 
@@ -105,7 +105,7 @@ def add_history(
 ) -> Labelled:
     """Append one line to ``attrs["history"]``, in place, and return `obj`.
 
-    History and ``source_tables`` go on from those of `source`, by default of `obj` itself.
+    History and ``source_tables`` continue those of `source`, by default those of `obj`.
     """
     if source is None:
         source = obj
@@ -114,11 +114,11 @@ def add_history(
     lines: list[str]
     lines = [line for s in sources for line in str(s.attrs.get("history", "")).splitlines()]
     if len(sources) > 1:
-        lines = list(dict.fromkeys(lines))  # two sources made of one share their first lines
+        lines = list(dict.fromkeys(lines))  # sources with a common origin share their first lines
     tables: list[Any] = []
     for s in (obj, *sources):
         tables += [t for t in s.attrs.get("source_tables", ()) if t not in tables]
-    # A new dict: xarray's selections share theirs with what they were taken from.
+    # A new dict, since selections in xarray share attributes with the original.
     attrs = copy.deepcopy({**obj.attrs, **({"source_tables": tables} if tables else {})})
     obj.attrs = {**attrs, "history": "\n".join([*lines, entry])}
     return obj

@@ -1,7 +1,6 @@
-"""The registry of releases: which table plays which role in which version, and papers to cite.
+"""The registry of releases: tables by role and version, and papers to cite.
 
-The facts are in ``releases.toml`` beside this file. Your own entry, a `ReleaseSpec`, is accepted
-wherever a version is.
+The data are in ``releases.toml``. A custom `ReleaseSpec` is accepted wherever a version is.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ ROLES: dict[str, str] = {
     "synapses": "one row per synapse: id, pre_pt_root_id, post_pt_root_id, size, ctr_pt_position",
 }
 
-# What a unit table is made of; the others are fetched when they are asked for.
+# Tables needed for a unit table; the others are fetched on request.
 MINIMUM_ROLES = (
     "nucleus",
     "celltype",
@@ -56,7 +55,7 @@ MINIMUM_ROLES = (
 
 @dataclass(frozen=True)
 class TableSpec:
-    """What the columns of one table mean.
+    """Meaning of the columns of one table.
 
     Parameters
     ----------
@@ -65,21 +64,21 @@ class TableSpec:
     class_column : str, optional
         Column with the broad class.
     has_classes, has_types : bool, optional
-        Whether the table classifies, and whether its ``cell_type`` is a type (not a class).
+        Whether the table has classes, and whether its ``cell_type`` is a type (not a class).
     class_words, type_words, strategy_words : mapping of str to str, optional
-        Word of the table to the word of the data model, where they differ.
+        Words of the table to words of the data model, where they differ.
     layers : mapping of str to tuple of str, optional
-        Cell types (words of the data model) that mark each layer; empty when not known.
+        Cell types (words of the data model) that mark each layer; empty if not known.
     axon_column, dendrite_column : str, optional
         Columns of a proofreading table.
     angle_units : {"degree", "radian"}, optional
-        Units of its angles; None when not known.
+        Units of the angles; None if not known.
     angle_convention : {"up_clockwise", "right_counterclockwise"}, optional
-        Convention of its angles; None when not known.
+        Convention of the angles; None if not known.
     resolution_nm : tuple of float, optional
-        Voxel size in which positions are given, in nm.
+        Voxel size of positions, in nm.
     archive_file : str, optional
-        Stem of its file in the archive where that is not the table's own name.
+        Stem of the file in the archive, if it differs from `name`.
     reference : str, optional
         Paper to cite.
 
@@ -108,7 +107,7 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class ReleaseSpec:
-    """One release: its tables by role, and what their columns mean.
+    """One release: its tables by role, and the meaning of their columns.
 
     Parameters
     ----------
@@ -119,9 +118,9 @@ class ReleaseSpec:
     datastack : str, optional
         Name of the datastack.
     status : {"permanent", "served", "archived"}, optional
-        Whether the service answers for it; an archived release is available as files only.
+        Whether the service has the version; an archived release is available only as files.
     table_specs : mapping of str to TableSpec, optional
-        What the columns of its tables mean, by table name; for other tables the registry says it.
+        Meaning of the columns, by table name; for other tables the registry is used.
 
     Raises
     ------
@@ -149,7 +148,7 @@ class ReleaseSpec:
                 raise unknown_label("tables has the role", role, ROLES)
 
     def has(self, role: str) -> bool:
-        """Whether this release has a table in a role.
+        """Whether this release has a table with a role.
 
         Parameters
         ----------
@@ -159,12 +158,12 @@ class ReleaseSpec:
         Returns
         -------
         bool
-            True if it has.
+            True if it has one.
         """
         return role in self.tables
 
     def name_of(self, role: str) -> str:
-        """Return the name of the table in a role.
+        """Return the name of the table with a role.
 
         Parameters
         ----------
@@ -186,12 +185,12 @@ class ReleaseSpec:
                 f"release {self.version} has no table in the role",
                 role,
                 self.tables,
-                f'put one there with tables={{"{role}": "table_name"}}',
+                f'pass one with tables={{"{role}": "table_name"}}',
             )
         return self.tables[role]
 
     def table_of(self, role: str) -> TableSpec:
-        """Return what the columns of the table in a role mean.
+        """Return the spec of the table with a role.
 
         Parameters
         ----------
@@ -201,7 +200,7 @@ class ReleaseSpec:
         Returns
         -------
         TableSpec
-            Of `table_specs`, else of the registry; defaults for a table that is in neither.
+            From `table_specs`, else from the registry, else with default values.
 
         Raises
         ------
@@ -229,12 +228,12 @@ def _table_specs() -> Mapping[str, TableSpec]:
 
 
 def table_spec(name: str) -> TableSpec:
-    """Return what the registry knows of a table; a plain spec for an unknown one."""
+    """Return the registry entry of a table, or a default spec for an unknown table."""
     return _table_specs().get(name) or TableSpec(name)
 
 
 def table_of_file(file: str) -> str:
-    """Return the table that a file holds, by its name."""
+    """Return the name of the table in a file, by the file name."""
     stem = re.split(r"[/\\]", file)[-1].split(".")[0]
     tables = {spec.archive_file: name for name, spec in _table_specs().items() if spec.archive_file}
     return tables.get(stem, stem.removesuffix("_merged"))
@@ -264,16 +263,16 @@ def release_spec(
     Parameters
     ----------
     version : int or ReleaseSpec
-        A version of the registry, or your own entry.
+        A version in the registry, or a custom entry.
     tables : mapping of str to str, optional
-        Other tables for some roles; None removes a role. Fine types and corrections refine the
-        classification that they were made for: another table in the role ``celltype`` removes
-        them, unless they are named as well.
+        Replaces the tables of some roles; None removes a role. Fine types and corrections apply
+        to one classification: another table for the role ``celltype`` removes them, unless they
+        are passed, too.
 
     Returns
     -------
     ReleaseSpec
-        The entry, with those tables by role.
+        The entry with these tables.
 
     Raises
     ------
@@ -299,7 +298,7 @@ def release_spec(
                 "there is no release",
                 version,
                 supported_versions(),
-                "for another one pass your own mx.releases.ReleaseSpec as version",
+                "for another version pass a custom mx.releases.ReleaseSpec",
             )
         roles = entry.get("tables") or _registry()["families"][entry["inherits"]]
         spec = ReleaseSpec(int(version), dict(roles), _registry()["datastack"], entry["status"])
@@ -312,28 +311,28 @@ def release_spec(
     return replace(spec, tables={k: name for k, name in merged.items() if name is not None})
 
 
-# The paper of the whole data set, which the MICrONS consortium asks every user to cite.
+# The paper on the whole data set, which the MICrONS consortium asks every user to cite.
 _ALWAYS = "MICrONS Consortium 2025, doi:10.1038/s41586-025-08790-w"
 
 
 def references(data: xr.Dataset | xr.DataArray | xr.DataTree) -> list[str]:
-    """Return the papers of the tables that some data were made of.
+    """Return the papers to cite for the source tables of some data.
 
     Parameters
     ----------
     data : xarray.Dataset, xarray.DataArray or xarray.DataTree
-        Anything of a `microns_xr.Release` or of a store, and what was computed of it: the tables
+        Data from a `microns_xr.Release` or from a store, or results computed from them; the tables
         are in the attribute ``source_tables``.
 
     Returns
     -------
     list of str
-        Authors, year and doi; the paper of the whole data first.
+        Authors, year and doi; the paper on the whole data set comes first.
 
     Raises
     ------
     SchemaError
-        If the data do not say which tables they are made of.
+        If the data have no ``source_tables``.
 
     Examples
     --------
@@ -358,16 +357,15 @@ def references(data: xr.Dataset | xr.DataArray | xr.DataTree) -> list[str]:
     }
     if not names:
         raise SchemaError(
-            "the data have no attribute 'source_tables', so their tables are not known: xarray "
-            "drops attributes in arithmetic; cite what was computed from instead, or use "
-            "xr.set_options(keep_attrs=True)"
+            "the data have no attribute 'source_tables': xarray drops attributes in arithmetic; "
+            "cite the original data instead, or use xr.set_options(keep_attrs=True)"
         )
     papers = {table_spec(name).reference for name in names} - {None, _ALWAYS}
     return [_ALWAYS, *sorted(str(paper) for paper in papers)]
 
 
 def cite(data: xr.Dataset | xr.DataArray | xr.DataTree) -> None:
-    """Print the papers of the tables that some data were made of.
+    """Print the papers to cite for the source tables of some data.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Every variable of the data model, declared once, and the check against it.
+"""The variables of the data model, and validation of Datasets.
 
 ``UNITS``, ``FUNCTIONAL``, ``CONNECTIVITY`` and ``LAYERS`` list the variables of the four kinds of
-Dataset; `validate` compares a Dataset with its list and reports all that is wrong at once.
+Dataset; `validate` compares a Dataset with its list and reports all problems at once.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class VariableSpec:
     dims: tuple[str, ...]
     # kind of dtype: ``"int64"``, ``"float"``, ``"bool"``, ``"text"`` (object in memory)
     dtype: Literal["int64", "float", "bool", "text"]
-    # physical units, ``""`` for names, ``"angle"`` for an angle that states its own
+    # physical units, ``""`` for labels, ``"angle"`` for an angle, whose attributes state them
     units: str
-    # what stands where there is no value; ``"never"`` when every row has one
+    # value of missing data; ``"never"`` if every row has a value
     missing: str
     doc: str
-    required: bool = False  # whether every Dataset of the kind holds it
+    required: bool = False  # whether every Dataset of the kind has it
 
 
 def _specs(*specs: VariableSpec) -> dict[str, VariableSpec]:
@@ -120,7 +120,7 @@ KINDS: dict[str, dict[str, VariableSpec]] = {
 
 
 def describe(spec: VariableSpec) -> dict[str, Any]:
-    """Return the attributes a variable carries in memory and on disk."""
+    """Return the attributes of a variable in memory and on disk."""
     attrs: dict[str, Any] = {"long_name": spec.doc}
     if spec.units and spec.units not in ("angle", "rate"):
         attrs["units"] = spec.units
@@ -130,7 +130,7 @@ def describe(spec: VariableSpec) -> dict[str, Any]:
 
 
 def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> None:
-    """Compare a Dataset with the data model; raise `SchemaError` that lists every problem."""
+    """Compare a Dataset with the data model, and raise `SchemaError` with all problems."""
     if not isinstance(dataset, xr.Dataset):
         raise SchemaError(
             f"expected a {kind} Dataset, found {type(dataset).__name__}: "
@@ -145,7 +145,7 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
             problems.append(f"{name} has dims {variable.dims}, expected {spec.dims}")
         if not _has_dtype(variable.dtype, spec.dtype):
             rounded = (
-                " (ids and counts that have passed through float may be rounded: read them again)"
+                " (ids and counts read as float may be rounded: read them again as integers)"
                 if spec.dtype == "int64" and variable.dtype.kind == "f"
                 else ""
             )

@@ -1,4 +1,4 @@
-"""Single synapses: those of neurons, of pairs or in a box, and their sum, the connectivity."""
+"""Single synapses: select them by neurons or in a box, and sum them to connectivity."""
 
 from __future__ import annotations
 
@@ -33,38 +33,38 @@ _SIDE_OF = {index: side for side, index in INDEX_NAMES.items()}
 def select_synapses(
     synapses: Synapses, *, pre: Any = None, post: Any = None, box: Box | None = None
 ) -> xr.Dataset:
-    """Return the synapses of some neurons, between two sets of neurons, or in a box.
+    """Select the synapses of some neurons, between two sets of neurons, or in a box.
 
-    Only what is needed is read from a store on disk: the rows of the neurons, from the copy of the
-    synapses in which they are contiguous; for a box one chunk after the other, positions first.
+    From a store on disk, only the rows of the neurons are read, from the copy of the synapses in
+    which they are contiguous; for a box, chunks are read in turn, positions first.
 
     Parameters
     ----------
     synapses : xarray.Dataset, xarray.DataTree, str or path-like
-        Single synapses as `microns_xr.build_synapses` makes them, a selection of them, an opened
-        store, or the folder or address of a store.
+        Single synapses from `microns_xr.build_synapses`, a selection of them, an opened store, or
+        the path or URL of a store.
     pre, post : int or collection of int, optional
-        Nucleus ids. Both together give the synapses from `pre` onto `post`.
+        Nucleus ids. If both are passed, the synapses from `pre` onto `post` are selected.
     box : mapping of str to tuple of float, optional
         Bounds in µm by axis, such as ``{"y": (0, 100)}``; y is depth from the pia. The upper bound
-        is not included, so that adjacent boxes share no synapse. Axes that are left out are
-        unbounded. A synapse without a position is in no box.
+        is excluded, so that adjacent boxes share no synapse. Omitted axes are unbounded. Synapses
+        without a position are outside of every box.
 
     Returns
     -------
     xarray.Dataset
-        The variables of the synapses over ``synapse``, rows by post, then pre, then id, and the
-        coordinates ``pre_nucleus_id`` and ``post_nucleus_id`` (``synapse``), the labels of their
-        neurons, in place of ``pre_index`` and ``post_index``.
+        The variables of the synapses over ``synapse``, sorted by post, then pre, then id, with the
+        coordinates ``pre_nucleus_id(synapse)`` and ``post_nucleus_id(synapse)`` instead of
+        ``pre_index`` and ``post_index``.
 
     Raises
     ------
     UnknownLabelError
-        If an id is not among the neurons the synapses were labelled by, or the store has no
+        If an id is not among the neurons by which the synapses are labelled, or the store has no
         synapses.
     SchemaError
-        If nothing is asked for, ids are not integers, `box` is not a mapping of axes to ordered
-        bounds, or the synapses have no positions or do not say which neurons they connect.
+        If no selection is passed, ids are not integers, `box` is not a mapping of axes to ordered
+        bounds, or the synapses lack positions or the neurons that they connect.
     StoreFormatError
         If there is no store, or it is damaged.
 
@@ -78,7 +78,7 @@ def select_synapses(
     (True, ('synapse',))
     """
     if pre is None and post is None and box is None:
-        raise SchemaError("nothing is asked for, expected at least one of pre, post and box")
+        raise SchemaError("no selection was passed, expected at least one of pre, post and box")
     rows = rows_of(synapses)
     chosen: dict[Compressed, np.ndarray] = {}
     if pre is not None:
@@ -86,14 +86,14 @@ def select_synapses(
     if post is not None:
         chosen["post"] = _positions(rows, "post", post)
     bounds = {} if box is None else _bounds(box, rows)
-    # The copy in which the fewest rows must be read, and which rows those are.
+    # Choose the copy in which the fewest rows must be read.
     by: Compressed = "post"
     spans, n_read = [(0, rows.n)], rows.n
     for side, positions in chosen.items():
-        of_side = rows.spans(side, positions)
-        n = rows.n if of_side is None else sum(stop - start for start, stop in of_side)
-        if of_side is not None and n <= n_read:
-            by, spans, n_read = side, of_side, n
+        side_spans = rows.spans(side, positions)
+        n = rows.n if side_spans is None else sum(stop - start for start, stop in side_spans)
+        if side_spans is not None and n <= n_read:
+            by, spans, n_read = side, side_spans, n
     masks = {side: np.zeros(rows.labels[side].size, dtype=bool) for side in chosen}
     for side, positions in chosen.items():
         masks[side][positions] = True
@@ -108,12 +108,12 @@ def select_synapses(
         name: np.concatenate([part[name] for part in parts]) if parts else rows.read(name, 0, 0, by)
         for name in names
     }
-    # Rows were read by the pointers of a store; the rows say themselves whose they are.
-    n_found = columns["pre_index"].size
-    if spans != [(0, rows.n)] and list(chosen) == [by] and not bounds and n_found != n_read:
+    # Check the rows that the pointers of a store lead to against their own indices.
+    n_selected = columns["pre_index"].size
+    if spans != [(0, rows.n)] and list(chosen) == [by] and not bounds and n_selected != n_read:
         raise rows.broken(
-            f"{n_found} of the {n_read} rows that the pointer gives to the {by}synaptic neurons "
-            f"that were asked for are theirs by {INDEX_NAMES[by]}"
+            f"{n_selected} of the {n_read} rows that the pointers assign to the requested "
+            f"{by}synaptic neurons are theirs by {INDEX_NAMES[by]}, expected all"
         )
     return _selection(rows, by, columns)
 
@@ -124,17 +124,17 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
     Parameters
     ----------
     synapses : xarray.Dataset, xarray.DataTree, str or path-like
-        As `select_synapses` takes them; those of a store on disk are read piece by piece.
+        As in `select_synapses`; synapses of a store on disk are read in pieces.
     connectivity : xarray.Dataset, optional
-        Gives the axes, their annotations and the scope. By default the connectivity of the store,
-        or else the neurons the synapses were labelled by; for a selection the neurons it holds,
-        with scope "unknown".
+        Provides the axes, their annotations and the scope. By default the connectivity of the
+        store is used, else the neurons by which the synapses are labelled (for a selection, the
+        neurons in it), with scope "unknown".
 
     Returns
     -------
     xarray.Dataset
         ``synapse_size`` (voxels of 4x4x40 nm) and ``synapse_count`` over (``pre_nucleus_id``,
-        ``post_nucleus_id``), compressed over post: of all synapses of a connectivity, exactly its
+        ``post_nucleus_id``), compressed over post. All synapses of a connectivity yield exactly its
         pairs, sums and axes.
 
     Raises
@@ -142,9 +142,9 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
     UnknownLabelError
         If synapses belong to neurons that are not on the axes of `connectivity`.
     SchemaError
-        If the synapses have no ``size``, or do not say which neurons they connect.
+        If the synapses lack ``size``, or the neurons that they connect.
     ReleaseMismatchError
-        If the two are of different releases, or do not say which.
+        If the two come from different releases, or do not record their release.
 
     Examples
     --------
@@ -157,7 +157,9 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
     """
     rows = rows_of(synapses)
     if "size" not in rows.columns:
-        raise SchemaError(f"synapses has no size, found {sorted(rows.columns)}: nothing to sum")
+        raise SchemaError(
+            f"synapses has no size, found {sorted(rows.columns)}: read them with their sizes"
+        )
     if connectivity is None:
         axes = rows.matrix()
     else:
@@ -197,14 +199,13 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
 
 
 def _positions(rows: SynapseRows, side: Compressed, ids: Any) -> np.ndarray:
-    """Return the positions of ids on an axis, ascending, each once."""
-    wanted, axis = as_ids(ids, side), f"{side}_nucleus_id"
-    at = Lookup(rows.labels[side], axis).find(wanted)
+    """Return the sorted unique positions of ids on an axis."""
+    nucleus_ids, axis = as_ids(ids, side), f"{side}_nucleus_id"
+    at = Lookup(rows.labels[side], axis).find(nucleus_ids)
     hint = (
-        "neurons that were not asked for have no synapses there; use nucleus ids, not root ids, "
-        "of the same release"
+        "pass nucleus ids, not root ids, of the same release; only requested neurons have synapses"
     )
-    require_known(wanted, at, side, f"{axis} of the synapses", hint)
+    require_known(nucleus_ids, at, side, f"{axis} of the synapses", hint)
     return np.unique(at)
 
 
@@ -226,28 +227,28 @@ def _bounds(box: Box, rows: SynapseRows) -> dict[int, tuple[float, float]]:
             low, high = (float(bound) for bound in bounds)
         except (TypeError, ValueError):
             low, high = np.nan, np.nan
-        # NaN, too, is not in order.
+        # This also rejects NaN.
         if not low <= high:
             raise SchemaError(
                 f"box has {axis}: {bounds!r}, expected (lower, upper) in µm, in ascending order; "
-                "use infinity where there is no bound"
+                "use infinity for an open bound"
             )
     order = tuple(rows.frame["axis"].values) if "axis" in rows.frame.coords else AXES
     return {order.index(axis): (float(low), float(high)) for axis, (low, high) in box.items()}
 
 
 def _pieces(rows: SynapseRows, spans: list[Span]) -> list[Span]:
-    """Cut rows into pieces of a chunk at the most; spans that share a chunk are read together."""
-    # Spans in one chunk would have it decoded twice: what is between them is read along.
-    covers: list[Span] = []
+    """Cut rows into pieces of at most a chunk; spans that share a chunk are read together."""
+    # Read the rows between spans in the same chunk, too, since the chunk would be decoded twice.
+    merged: list[Span] = []
     for start, stop in spans:
-        if covers and start // rows.chunk <= (covers[-1][1] - 1) // rows.chunk:
-            covers[-1] = (covers[-1][0], stop)
+        if merged and start // rows.chunk <= (merged[-1][1] - 1) // rows.chunk:
+            merged[-1] = (merged[-1][0], stop)
         else:
-            covers.append((start, stop))
-    # Cut at the edges of chunks, so that none is decoded twice.
+            merged.append((start, stop))
+    # Cut at chunk boundaries, so that no chunk is decoded twice.
     pieces = []
-    for start, stop in covers:
+    for start, stop in merged:
         if stop - start <= rows.chunk:
             pieces.append((start, stop))
             continue
@@ -266,24 +267,24 @@ def _take(
     masks: dict[Compressed, np.ndarray],
     bounds: dict[int, tuple[float, float]],
 ) -> dict[str, np.ndarray] | None:
-    """Return the rows of one piece that are asked for; reads no further where there are none."""
+    """Return the selected rows of one piece, or None; reads as few columns as possible."""
     read: dict[str, np.ndarray] = {}
-    keep = np.ones(stop - start, dtype=bool)
+    selected = np.ones(stop - start, dtype=bool)
     for side, mask in masks.items():
         index = read[INDEX_NAMES[side]] = rows.index(side, start, stop, by)
-        keep &= mask[index]
-        if not keep.any():
+        selected &= mask[index]
+        if not selected.any():
             return None
     if bounds:
         position = read["position"] = rows.read("position", start, stop, by)
         for column, (low, high) in bounds.items():
-            keep &= (position[:, column] >= low) & (position[:, column] < high)
-    # The other columns only from the first row to the last.
-    hits = np.flatnonzero(keep)
+            selected &= (position[:, column] >= low) & (position[:, column] < high)
+    # Read the other columns only from the first to the last selected row.
+    hits = np.flatnonzero(selected)
     if not hits.size:
         return None
     first, last = int(hits[0]), int(hits[-1]) + 1
-    keep = keep[first:last]
+    selected = selected[first:last]
     out = {}
     for name in names:
         if name in read:
@@ -292,14 +293,14 @@ def _take(
             values = rows.index(_SIDE_OF[name], start + first, start + last, by)
         else:
             values = rows.read(name, start + first, start + last, by)
-        out[name] = values if keep.all() else values[keep]
+        out[name] = values if selected.all() else values[selected]
     return out
 
 
 def _selection(rows: SynapseRows, by: Compressed, columns: dict[str, np.ndarray]) -> xr.Dataset:
     pre, post = columns.pop("pre_index"), columns.pop("post_index")
     ascends = (post[1:] > post[:-1]) | ((post[1:] == post[:-1]) & (pre[1:] >= pre[:-1]))
-    # Rows by post are in order already, and need not be copied.
+    # Rows ordered by post need not be sorted or copied.
     order: Any = slice(None)
     if by == "pre" or not ascends.all():
         keys = [columns["synapse_id"]] if "synapse_id" in columns else []
@@ -321,17 +322,16 @@ def _selection(rows: SynapseRows, by: Compressed, columns: dict[str, np.ndarray]
 def _pair_sums(
     rows: SynapseRows, start: int, stop: int, new: Mapping[Compressed, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Sum neighbouring rows of the same pair; return post, pre, size and count of each."""
+    """Sum adjacent rows of the same pair; return post, pre, size and count per pair."""
     index: dict[Compressed, np.ndarray] = {}
     for side in INDEX_NAMES:
         old = rows.index(side, start, stop)
         index[side] = new[side][old]
-        hint = "select its own first, with mx.select_synapses(synapses, pre=..., post=...)"
+        hint = "select its synapses first, with mx.select_synapses(synapses, pre=..., post=...)"
         what, labels = f"{side} of the synapses", rows.labels[side]
         if (index[side] < 0).any():
             require_known(labels[old], index[side], what, "the connectivity", hint)
-    # Rows are sorted by pair in a store, so a piece shrinks to its pairs before the pieces are put
-    # together; elsewhere `sum_pairs` does the rest.
+    # Rows of a store are sorted by pair, so most are summed here; `sum_pairs` sums the rest.
     size = rows.read("size", start, stop).astype(np.int64, copy=False)
     post, pre = index["post"], index["pre"]
     changes = (post[1:] != post[:-1]) | (pre[1:] != pre[:-1])

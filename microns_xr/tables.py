@@ -1,8 +1,8 @@
-"""Typed raw tables: which columns a table of each role needs, and the checks on them.
+"""Typed raw tables: the columns that each role requires, and checks on them.
 
-A raw table is a pandas DataFrame. `typed_table` returns it with the columns that its role needs
-typed: ids as int64, text as object. It raises `SchemaError` for what would otherwise give wrong
-results later without a message.
+A raw table is a pandas DataFrame. `typed_table` returns it with the required columns typed: ids as
+int64, text as object. It raises `SchemaError` for problems that would otherwise silently give wrong
+results later.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from microns_xr.releases import TableSpec
 
 SCAN_KEYS = ("session", "scan_idx", "unit_id")
 
-# Columns of the annotation service that say nothing about the neuron.
+# Columns of the annotation service that do not describe the neuron.
 HOUSEKEEPING = frozenset(
     {"id", "id_ref", "created", "created_ref", "superceded_id", "superceded_id_ref", "valid",
      "valid_ref", "pt_supervoxel_id", "pt_position", "pt_position_x", "pt_position_y",
@@ -31,13 +31,15 @@ class _Columns(NamedTuple):
     """Columns of a role; those of `optional` may be absent."""
 
     ids: tuple[str, ...] = ()
-    # ids that may be empty, with the number that stands for an empty one
+    # ids that may be null, with the number that replaces a null
     nullable_ids: Mapping[str, int] = MappingProxyType({})
     text: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
 
-_TYPES = _Columns(ids=("target_id", "id"), optional=("id",))  # its text is named by the TableSpec
+_TYPES = _Columns(
+    ids=("target_id", "id"), optional=("id",)
+)  # its text columns are in the TableSpec
 _SCANS = _Columns(SCAN_KEYS, {"target_id": -1, "pt_root_id": 0}, optional=("pt_root_id",))
 _STATUS = ("status_axon", "status_dendrite")
 _COLUMNS = {
@@ -59,20 +61,22 @@ _COLUMNS = {
 def typed_table(
     table: pd.DataFrame, role: str, spec: TableSpec, *, unique: Iterable[str] = ()
 ) -> pd.DataFrame:
-    """Return a table with the columns its role needs first, typed and checked."""
+    """Return a table with the columns required by its role first, typed and checked."""
     name = spec.name
     if not isinstance(table, pd.DataFrame):
         raise SchemaError(f"{name} is a {type(table).__name__}, expected a pandas DataFrame")
     columns = _COLUMNS[role]
-    named: list[str] = []
+    spec_columns: list[str] = []
     if role.startswith("celltype"):
-        named = [spec.class_column] * spec.has_classes + ["cell_type"] * spec.has_types
+        spec_columns = [spec.class_column] * spec.has_classes + ["cell_type"] * spec.has_types
     elif role == "proofreading":
-        named = [spec.axon_column, spec.dendrite_column]
-    text = dict.fromkeys([*named, *columns.text])
-    optional = set(columns.optional) - set(named)
-    needed = [c for c in (*columns.ids, *columns.nullable_ids, *text) if c not in optional]
-    require_columns(table, name, [*table.columns, *needed])  # no column twice, of whatever name
+        spec_columns = [spec.axon_column, spec.dendrite_column]
+    text = dict.fromkeys([*spec_columns, *columns.text])
+    optional = set(columns.optional) - set(spec_columns)
+    required = [c for c in (*columns.ids, *columns.nullable_ids, *text) if c not in optional]
+    require_columns(
+        table, name, [*table.columns, *required]
+    )  # no column of any name may be repeated
     if table.empty:
         raise SchemaError(
             f"{name} has no rows, expected at least one: the download or the file is incomplete; "
@@ -90,8 +94,8 @@ def typed_table(
     if keys and (repeated := result.duplicated(keys)).any():
         raise SchemaError(
             f"{name} repeats {int(repeated.sum())} of {len(table)} keys ({', '.join(keys)}), "
-            f"first: {_first(result[repeated], keys)}: each must name one row; two tables or two "
-            "downloads were joined, or rows must be chosen first"
+            f"first: {_first(result[repeated], keys)}, expected each once: drop rows that were "
+            "joined from two tables or downloads, or select rows first"
         )
     return result
 
@@ -104,9 +108,9 @@ def _first(rows: pd.DataFrame, keys: list[str]) -> Any:
 def latest_by(
     table: pd.DataFrame, name: str, key: str | list[str], values: list[str]
 ) -> tuple[pd.DataFrame, int]:
-    """Take one row per key, the latest ``created``, then the highest ``id``.
+    """Select one row per key, by the latest ``created``, then the highest ``id``.
 
-    Return also how many keys have rows with different values.
+    Return also the number of keys with contradicting rows.
     """
     keys = [key] if isinstance(key, str) else key
     if not table.duplicated(keys).any():
@@ -117,19 +121,19 @@ def latest_by(
     if len(contradicted) and not order:
         raise SchemaError(
             f"{name} gives {len(contradicted)} {', '.join(keys)} several different {values}, "
-            f"first: {_first(contradicted, keys)}, and has neither 'created' nor 'id' to tell the "
-            "latest: keep one row for each"
+            f"first: {_first(contradicted, keys)}, expected 'created' or 'id' to find the latest: "
+            "keep one row for each"
         )
     if "created" in order:
         try:
             created = pd.to_datetime(table["created"], utc=True, format="mixed")
         except (ValueError, TypeError) as error:
             raise SchemaError(
-                f"{name}.created holds a value that is not a time ({error}): correct it, or leave "
-                "the column out"
+                f"{name}.created holds a value that is not a time ({error}): correct it, or drop "
+                "the column"
             ) from error
         table = table.assign(created=created)
-    # A row that does not say when is never the latest.
+    # A row without a time is never the latest.
     latest = table.sort_values([*keys, *order], kind="stable", na_position="first")
     return latest.drop_duplicates(keys, keep="last", ignore_index=True), len(contradicted)
 
@@ -137,7 +141,7 @@ def latest_by(
 def by_role(
     tables: Mapping[str, pd.DataFrame], roles: Mapping[str, str]
 ) -> dict[str, pd.DataFrame]:
-    """Sort tables that are named by role or by table name under their roles."""
+    """Return tables by role, from tables by role or by table name."""
     role_of = {**{name: role for role, name in roles.items()}, **{role: role for role in roles}}
     out: dict[str, pd.DataFrame] = {}
     for key, table in tables.items():

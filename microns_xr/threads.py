@@ -1,7 +1,7 @@
-"""A pool of threads over spans of neurons, for kernels that release the interpreter's lock.
+"""A thread pool over spans of neurons, for kernels that release the GIL.
 
-numba's own parallel loops are not used: their default threading layer must not be entered from
-several threads at once, which is what dask does.
+Parallel loops of numba are not used, because their default threading layer is not safe to call from
+several threads at once, as dask does.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 
 Span = tuple[int, int]
 Result = TypeVar("Result")
-_numba_config: Any = numba.core.config  # its settings are made at import
+_numba_config: Any = numba.core.config  # its attributes are set at import
 
-# Below this many stored pairs a thread costs more than it gives.
+# Below this many stored pairs a thread costs more time than it saves.
 _WORTH_A_THREAD = 100_000
 
 
 def usable_threads(threads: int | None, elements: int) -> int:
-    """Return how many threads to use for a number of stored pairs."""
-    wanted = int(_numba_config.NUMBA_NUM_THREADS) if threads is None else int(threads)
-    return max(1, min(wanted, elements // _WORTH_A_THREAD))
+    """Return the number of threads to use for a number of stored pairs."""
+    limit = int(_numba_config.NUMBA_NUM_THREADS) if threads is None else int(threads)
+    return max(1, min(limit, elements // _WORTH_A_THREAD))
 
 
 def equal_spans(n: int, n_spans: int) -> list[Span]:
@@ -34,11 +34,11 @@ def equal_spans(n: int, n_spans: int) -> list[Span]:
 
 
 def balanced_spans(indptr: np.ndarray, n_spans: int) -> list[Span]:
-    """Cut the neurons of a compressed axis into spans that hold about as many stored pairs."""
+    """Cut the neurons of a compressed axis into spans of about equal numbers of stored pairs."""
     n = indptr.size - 1
     cuts = np.linspace(int(indptr[0]), int(indptr[-1]), max(1, n_spans) + 1)
     edges = np.searchsorted(indptr, cuts.astype(np.int64))
-    edges[0], edges[-1] = 0, n  # neurons without a pair at either end belong to a span too
+    edges[0], edges[-1] = 0, n  # include neurons without pairs at either end
     return _spans(np.maximum.accumulate(edges))
 
 

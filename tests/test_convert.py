@@ -79,5 +79,5 @@ def test_other_datasets_are_refused():
         mx.to_table(xr.Dataset({"x": ("time", [1])}))
     with pytest.raises(mx.errors.SchemaError, match="expected a Dataset, found DataArray"):
         mx.to_table(xr.DataArray([1]))
-    with pytest.raises(mx.errors.SchemaError, match="expected one beside nucleus_id"):
+    with pytest.raises(mx.errors.SchemaError, match="expected at most one beside nucleus_id"):
         mx.to_table(xr.Dataset({"x": (("nucleus_id", "a", "b"), np.zeros((1, 1, 1)))}))

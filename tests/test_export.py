@@ -70,7 +70,7 @@ def test_scipy_refuses(demo_store) -> None:
     with pytest.raises(mx.errors.SchemaError, match="lazy"):
         mx.to_scipy(lazy)
     with pytest.raises(
-        mx.errors.SchemaError, match=r"connectivity is a str, expected a Dataset: of a store"
+        mx.errors.SchemaError, match=r"connectivity is a str, expected a Dataset: for a store"
     ):
         mx.to_scipy("store.zarr")
 

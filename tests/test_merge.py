@@ -135,11 +135,11 @@ OTHER = xr.Dataset(coords={"nucleus_id": [11]})
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"\['cell_type'\] are in the units already"),
+        ({}, r"already have \['cell_type'\]"),
         ({"columns": ["cell_typ"]}, "nearest: cell_type"),
-        ({"table": OTHER, "columns": "nucleus_id"}, r"\['nucleus_id'\] are in the units already"),
+        ({"table": OTHER, "columns": "nucleus_id"}, r"already have \['nucleus_id'\]"),
         ({"table": TABLE.rename(columns={"target_id": "who"})}, "lacks the columns"),
-        ({"table": TABLE[:0].assign(x=1)[["target_id", "x"]]}, "no rows to take x from"),
+        ({"table": TABLE[:0].assign(x=1)[["target_id", "x"]]}, "no rows for x"),
         ({"how": "right"}, "expected 'left' or 'inner'"),
         ({"on": "unit_id"}, "expected one of nucleus_id, pt_root_id, functional"),
         ({"dataset": {}}, "dataset is a dict, expected units or functional rows"),
@@ -281,8 +281,8 @@ def test_columns_are_typed_by_what_they_hold(units, column, values):
         (pd.Series([2**63, 1], dtype=np.uint64), r"table\.x holds 9223372036854775808"),
         (pd.Series([2**63, None], dtype="UInt64"), r"table\.x holds 9223372036854775808"),
         (pd.Series([2**70, None], dtype=object), r"table\.x holds 1180591620717411303424"),
-        (pd.Series([[1, 2], [3]]), r"table\.x holds a list or an array.*leave it out"),
-        (pd.Series([np.ones(2), None]), r"table\.x holds a list or an array"),
+        (pd.Series([[1, 2], [3]]), r"table\.x holds lists or arrays.*drop it"),
+        (pd.Series([np.ones(2), None]), r"table\.x holds lists or arrays"),
     ],
 )
 def test_columns_that_have_no_type(units, column, message):

@@ -543,7 +543,7 @@ def _no_video(h5):
         (_another_direction("onsets", np.zeros(16)), r"trial 0\) has .* ascending onsets"),
         (
             _another_direction("directions", np.arange(16) * np.pi / 8),
-            r"trial 0\): directions says 'degree' .* look like radians",
+            r"trial 0\): directions has units 'degree' .* look like radians",
         ),
         (_no_trials, r"scan 9_3 has no trials: open the other scans"),
         (

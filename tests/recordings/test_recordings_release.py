@@ -288,11 +288,11 @@ def test_angles_of_fits_in_other_units_are_refused(source):
     doubles = ours[ours["model"] == "von_mises"]
     assert len(rates_of_fits(doubles)) == len(doubles)
     with pytest.raises(
-        mx.errors.SchemaError, match=r"fits\.pref_ori says 'degree' .* look like radians"
+        mx.errors.SchemaError, match=r"fits\.pref_ori has units 'degree' .* look like radians"
     ):
         rates_of_fits(doubles.assign(pref_ori=np.deg2rad(doubles["pref_ori"])))
     phi = doubles.drop(columns="pref_ori").assign(phi=doubles["pref_ori"])
     with pytest.raises(
-        mx.errors.SchemaError, match=r"fits\.phi says 'radian' .* look like degrees"
+        mx.errors.SchemaError, match=r"fits\.phi has units 'radian' .* look like degrees"
     ):
         rates_of_fits(phi)

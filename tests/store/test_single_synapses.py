@@ -459,7 +459,7 @@ def test_unknown_neurons(three: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({}, "nothing is asked for"),
+        ({}, "no selection was passed"),
         ({"box": {}}, "expected bounds"),
         ({"box": {"depth": (0, 1)}}, "depth"),
         ({"box": [(0, 1)]}, "expected bounds"),

@@ -481,7 +481,9 @@ def test_angles_in_other_units_than_stated_are_refused(values):
         coords={"direction": ("trial", values, {"units": wrong})},
     )
     for function in (mx.tuning.trial_statistics, mx.tuning.test, mx.tuning.cross_validate):
-        with pytest.raises(mx.errors.SchemaError, match=f"direction says '{wrong}'.*look like"):
+        with pytest.raises(
+            mx.errors.SchemaError, match=f"direction has units '{wrong}'.*look like"
+        ):
             function(responses)
 
 

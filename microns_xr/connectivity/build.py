@@ -282,7 +282,7 @@ def build_connectivity(
     )
     n_dropped, n_other = dropped["any_reason"], dropped["not_asked_for"]
     logger.info(
-        "connectivity: %d pairs of %d rows; %d rows dropped (%s), %d not asked for; counts are %s",
+        "connectivity: %d pairs of %d rows; %d rows dropped (%s), %d not requested; counts are %s",
         matrix.indices.size, n_rows, n_dropped, reasons or "none", n_other, counts,
     )  # fmt: skip
     if n_dropped:

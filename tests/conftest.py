@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from benchmark_fixtures import peak, pytest_terminal_summary, scale  # noqa: F401
 from roots import ROOTS
 
 REAL_DATA = "MICRONS_XR_REAL_DATA"

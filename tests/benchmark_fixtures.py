@@ -1,4 +1,4 @@
-"""Benchmarks: the ways of a group compute the same numbers.
+"""Fixtures of the benchmarks, which `tests/conftest.py` imports.
 
     python -m pytest tests/benchmarks -n 0 --benchmark-enable [--scale 1]
 

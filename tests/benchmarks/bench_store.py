@@ -46,12 +46,17 @@ def bytes_of(path):
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
+# Of each way: how to write, and how to read back the sizes.
 WRITING = {
-    "write_store, two copies, sizes and counts": lambda data, out: mx.write_store(
-        out, units=data.units, connectivity=data.connectivity
+    "write_store, two copies, sizes and counts": (
+        lambda data, out: mx.write_store(out, units=data.units, connectivity=data.connectivity),
+        lambda out: mx.to_scipy(mx.open_store(out)["connectivity"].to_dataset()),
     ),
-    "anndata write_elem, one copy, sizes": lambda data, out: anndata.io.write_elem(
-        zarr.open_group(out, mode="w", zarr_format=3), "matrix", data.csc
+    "anndata write_elem, one copy, sizes": (
+        lambda data, out: anndata.io.write_elem(
+            zarr.open_group(out, mode="w", zarr_format=3), "matrix", data.csc
+        ),
+        lambda out: anndata.io.read_elem(zarr.open(out)["matrix"]),
     ),
 }
 
@@ -60,14 +65,15 @@ WRITING = {
 @pytest.mark.parametrize("way", WRITING)
 def test_write(benchmark, data, way):
     out = data.folder / "out.zarr"
+    write, read = WRITING[way]
 
     def setup():
         shutil.rmtree(out, ignore_errors=True)
         return (data, out), {}
 
-    benchmark.pedantic(WRITING[way], setup=setup, rounds=3)
+    benchmark.pedantic(write, setup=setup, rounds=3)
     benchmark.extra_info["bytes per connection"] = round(bytes_of(out) / data.csc.nnz, 2)
-    assert bytes_of(out) > 0
+    assert (read(out).tocsc() != data.csc).nnz == 0
 
 
 READING = {
@@ -114,22 +120,43 @@ def test_currents_from_disk(benchmark, data, peak, way):
     )
 
 
+# Of each way: what to call, and the summed size of its result and of the matrix in memory.
 PARTNERS = {
-    "inputs_to one neuron": lambda data: mx.inputs_to(data.path, data.ids[data.n // 2]),
-    "outputs_from one neuron": lambda data: mx.outputs_from(data.path, data.ids[data.n // 2]),
-    "inputs_to 100 neighbours": lambda data: mx.inputs_to(data.path, data.ids[200:300]),
-    "open_store, lazily": lambda data: mx.open_store(data.path, lazy=True),
-    "read one copy with zarr": lambda data: [
-        zarr.open_group(data.path, mode="r")[f"connectivity/by_post/{name}"][:]
-        for name in ("indices", "data", "synapse_count")
-    ],
+    "inputs_to one neuron": (
+        lambda data: mx.inputs_to(data.path, data.ids[data.n // 2]),
+        lambda data, found: (found.synapse_size.sum(), data.csc[:, data.n // 2].sum()),
+    ),
+    "outputs_from one neuron": (
+        lambda data: mx.outputs_from(data.path, data.ids[data.n // 2]),
+        lambda data, found: (found.synapse_size.sum(), data.csc[data.n // 2].sum()),
+    ),
+    "inputs_to 100 neighbours": (
+        lambda data: mx.inputs_to(data.path, data.ids[200:300]),
+        lambda data, found: (found.synapse_size.data.sum(), data.csc[:, 200:300].sum()),
+    ),
+    "open_store, lazily": (
+        lambda data: mx.open_store(data.path, lazy=True),
+        lambda data, found: (
+            mx.to_scipy(found["connectivity"].to_dataset().compute()).sum(),
+            data.csc.sum(),
+        ),
+    ),
+    "read one copy with zarr": (
+        lambda data: [
+            zarr.open_group(data.path, mode="r")[f"connectivity/by_post/{name}"][:]
+            for name in ("data", "indices", "synapse_count")
+        ],
+        lambda data, found: (found[0].sum(), data.csc.sum()),
+    ),
 }
 
 
 @pytest.mark.benchmark(group="store, partners from disk")
 @pytest.mark.parametrize("way", PARTNERS)
 def test_partners(benchmark, data, way):
-    assert benchmark.pedantic(PARTNERS[way], (data,), rounds=5, warmup_rounds=1) is not None
+    call, sums = PARTNERS[way]
+    found, expected = sums(data, benchmark.pedantic(call, (data,), rounds=5, warmup_rounds=1))
+    assert int(found) == int(expected)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
 """The unit table from files, beside the pandas package.
 
-That package is compared if it is installed: ``pip install --no-deps microns-combiner``.
+That package is compared if it is installed, without its own pins:
+``pip install --no-deps microns-combiner && pip install cloud-files``.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -53,6 +55,7 @@ WAYS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the pandas package's
 @pytest.mark.benchmark(group="unit table")
 @pytest.mark.parametrize("way", WAYS)
 def test_units(benchmark, folders, way):
@@ -62,4 +65,5 @@ def test_units(benchmark, folders, way):
     if function is ours:
         assert (found.nucleus_id.values == ids).all()
     else:
-        assert set(found["nucleus_id"]) >= set(ids[:1])
+        # It drops nuclei without an area, and a root only if two of its nuclei are typed.
+        assert np.isin(found["nucleus_id"], ids).mean() > 0.9

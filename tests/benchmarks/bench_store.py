@@ -124,11 +124,11 @@ def test_currents_from_disk(benchmark, data, peak, way):
 PARTNERS = {
     "inputs_to one neuron": (
         lambda data: mx.inputs_to(data.path, data.ids[data.n // 2]),
-        lambda data, found: (found.synapse_size.sum(), data.csc[:, data.n // 2].sum()),
+        lambda data, found: (found.synapse_size.sum(), data.csc[:, [data.n // 2]].sum()),
     ),
     "outputs_from one neuron": (
         lambda data: mx.outputs_from(data.path, data.ids[data.n // 2]),
-        lambda data, found: (found.synapse_size.sum(), data.csc[data.n // 2].sum()),
+        lambda data, found: (found.synapse_size.sum(), data.csc[[data.n // 2]].sum()),
     ),
     "inputs_to 100 neighbours": (
         lambda data: mx.inputs_to(data.path, data.ids[200:300]),

@@ -55,6 +55,12 @@ def dataset(
     )
 
 
+def connectivity_of_pairs(stored: np.ndarray, **kwargs) -> xr.Dataset:
+    """Connectivity with one synapse of size 1000 per stored pair, axes starting with equal ids."""
+    ones = stored.astype(np.int64)
+    return dataset(stored, 1000 * ones, ones, "pre", **kwargs)
+
+
 def units_of(nucleus_id: np.ndarray, version: int = 1718, **variables) -> xr.Dataset:
     """Units with these variables: one word for all or one each, positions, other numbers."""
     units = xr.Dataset(coords={"nucleus_id": nucleus_id, "axis": list("xyz")})

@@ -98,9 +98,12 @@ def like_to_like(
     xarray.Dataset
         Over ``difference`` (bin centres, absolute, in the units of the angle; edges in
         ``difference_start`` and ``difference_end``): ``probability``, ``mean_size`` (NaN without
-        a connection), ``n_pairs``, ``n_connected``; scalars ``contrast`` (probability of the
-        first minus that of the last bin), ``slope`` (least squares over pairs, per unit of angle)
-        and ``size_contrast``; ends of the intervals as ``probability_low``, ``probability_high``
+        a connection), ``n_pairs``, ``n_connected``, ``mean_difference`` (of the pairs of a bin,
+        which is not its centre: 5.6° in the first of five bins if all orientations are equally
+        frequent); scalars ``contrast`` (probability of the first minus that of the last bin),
+        ``slope`` (per unit of angle, least squares over the differences of all pairs in the bins,
+        so that it does not depend on how they are binned) and ``size_contrast``; ends of the
+        intervals as ``probability_low``, ``probability_high``
         and so on, NaN if a bin has no connection; ``n_pre`` and ``n_post``. The attributes count
         the presynaptic neurons by completeness of the axon (``axons_used``) and the neurons that
         were ``left_out`` by reason; ``completeness`` says what that means for the probability.
@@ -143,6 +146,9 @@ def like_to_like(
     totals = counts.sum(axis=0)
     result = statistics(totals, bin_coords, normalise)
     n_pairs, n_connected = np.rint(totals[:2]).astype(np.int64)
+    mean_difference = ratio(totals[_DIFFERENCE], n_pairs)
+    text, angle_units = "mean difference of the pairs", result["difference"].attrs["units"]
+    result["mean_difference"] = labelled("difference", mean_difference, text, angle_units)
     result["n_pairs"] = labelled("difference", n_pairs, "pairs of neurons")
     result["n_connected"] = labelled("difference", n_connected, "connected pairs")
     for side in SIDES:
@@ -254,6 +260,7 @@ class AnglePairs(NamedTuple):
     pre_ticks: np.ndarray  # (pre axis,), -1 for neurons that are left out
     post_ticks: np.ndarray
     edges: np.ndarray  # of the bins of differences, in ticks
+    period: float  # in the units of the angle
 
 
 def prepare(
@@ -275,7 +282,9 @@ def prepare(
     ticks = to_ticks(units[angle].values, period)
     pre_ticks, post_ticks = (np.where(rows >= 0, ticks[rows], -1) for rows in neurons.rows.values())
     edge_ticks = np.rint(edges / period * TURN).astype(np.int64)
-    pairs = AnglePairs(*pattern.ends(), values[weight], same, pre_ticks, post_ticks, edge_ticks)
+    pairs = AnglePairs(
+        *pattern.ends(), values[weight], same, pre_ticks, post_ticks, edge_ticks, period
+    )
     coords = {
         "difference": labelled("difference", centres, f"difference of {angle}", angle_units),
         "difference_start": labelled("difference", edges[:-1], "lower edge", angle_units),
@@ -313,16 +322,21 @@ def _bins(bins: int | Sequence[float], period: float, units: str) -> tuple[np.nd
     return (edges[1:] + edges[:-1]) / 2, np.minimum(edges, half)
 
 
+# What is summed in each bin: pairs, connections and their sizes, and the differences of the pairs,
+# their squares and the differences of the connected pairs, from which the slope follows.
+_PAIRS, _CONNECTED, _SIZES, _DIFFERENCE, _SQUARED, _CONNECTED_DIFFERENCE = range(6)
+
+
 def count_pairs(pairs: AnglePairs, post_weight: np.ndarray | None = None) -> np.ndarray:
-    """Count pairs, connected pairs and sizes: (presynaptic neurons, 3, bins).
+    """Sum over pairs: (presynaptic neurons, 6, bins).
 
     Pairs are not enumerated: the postsynaptic neurons closer than an edge are a span of the sorted
     angles, which moves forward with the angle of the presynaptic neuron.
     """
     weight = np.ones(pairs.post_ticks.size) if post_weight is None else post_weight
-    counts = np.zeros((pairs.pre_ticks.size, 3, pairs.edges.size - 1))
-    _count(*pairs, weight, counts)
-    return counts
+    sums = np.zeros((pairs.pre_ticks.size, 6, pairs.edges.size - 1))
+    _count(*pairs, weight, sums)
+    return sums
 
 
 def totals_of(replicate: Callable[[int], np.ndarray], n: int, work: int) -> np.ndarray:
@@ -338,42 +352,56 @@ def totals_of(replicate: Callable[[int], np.ndarray], n: int, work: int) -> np.n
 
 @numba.njit(nogil=True, cache=True)
 def _count(  # type: ignore[no-untyped-def]
-    pre, post, values, same, pre_ticks, post_ticks, edges, weight, out
+    pre, post, values, same, pre_ticks, post_ticks, edges, period, weight, out
 ):
     n_bins = edges.size - 1
     last = edges[n_bins]
     order = np.argsort(post_ticks)
     order = order[np.searchsorted(post_ticks[order], 0) :]
     n = order.size
-    # The circle unrolled three times, and the weight before each place on it.
+    # The circle unrolled three times, and before each place on it the sums of the weights, and of
+    # the weights times the angle and its square (in the units of the angle).
     ticks = np.empty(3 * n, dtype=np.int64)
-    below = np.zeros(3 * n + 1)
+    below = np.zeros((3 * n + 1, 3))
     for k in range(3 * n):
         ticks[k] = post_ticks[order[k % n]] + (k // n - 1) * TURN
-        below[k + 1] = below[k] + weight[order[k % n]]
-    # Neurons within |difference| < e lie in [a - e + 1, a + e); the last edge is in its bin.
-    # In ascending order of the presynaptic angles both ends only move forward.
-    ends = np.zeros((2, n_bins + 1), dtype=np.int64)
+        moment = weight[order[k % n]]
+        for power in range(3):
+            below[k + 1, power] = below[k, power] + moment
+            moment *= ticks[k] / TURN * period
+    # Neurons within |difference| < e lie in [a - e + 1, a + e); the last edge is in its bin, and
+    # half a turn is reached from one side only. In ascending order of the presynaptic angles the
+    # ends of all spans, and the place of the angle itself, only move forward.
+    places = np.zeros((3, n_bins + 1), dtype=np.int64)
+    within = np.zeros((n_bins + 1, 3))
     by_angle = np.argsort(pre_ticks)
     for i in by_angle[np.searchsorted(pre_ticks[by_angle], 0) :]:
         a = pre_ticks[i]
-        previous = 0.0
+        at = a / TURN * period
         for b in range(n_bins + 1):
             e = edges[b] + (1 if b == n_bins else 0)
-            within = 0.0
-            if 2 * e > TURN:
-                within = below[n]
-            elif e > 0:
-                for side, x in enumerate((a - e + 1, a + e)):
-                    while ends[side, b] < 3 * n and ticks[ends[side, b]] < x:
-                        ends[side, b] += 1
-                within = below[ends[1, b]] - below[ends[0, b]]
-            if b:
-                out[i, 0, b - 1] = within - previous
-            previous = within
+            start = a - e + 1 if 2 * e <= TURN else a - TURN // 2
+            end = a + e if 2 * e <= TURN else a + TURN // 2
+            for part, x in enumerate((start, a, end)):
+                while places[part, b] < 3 * n and ticks[places[part, b]] < x:
+                    places[part, b] += 1
+            lo, middle, hi = places[0, b], places[1, b], places[2, b]
+            w = below[hi, 0] - below[lo, 0]
+            wx = below[hi, 1] - below[lo, 1]
+            wxx = below[hi, 2] - below[lo, 2]
+            # Of those at or above the angle minus those below it.
+            w_sign = below[hi, 0] + below[lo, 0] - 2 * below[middle, 0]
+            wx_sign = below[hi, 1] + below[lo, 1] - 2 * below[middle, 1]
+            within[b, 0] = w if e > 0 else 0
+            within[b, 1] = wx_sign - at * w_sign if e > 0 else 0
+            within[b, 2] = wxx - 2 * at * wx + at * at * w if e > 0 else 0
+        for b in range(n_bins):
+            out[i, _PAIRS, b] = within[b + 1, 0] - within[b, 0]
+            out[i, _DIFFERENCE, b] = within[b + 1, 1] - within[b, 1]
+            out[i, _SQUARED, b] = within[b + 1, 2] - within[b, 2]
         j = same[i]
         if j >= 0 and post_ticks[j] >= 0 and edges[0] == 0:
-            out[i, 0, 0] -= weight[j]
+            out[i, _PAIRS, 0] -= weight[j]
     for p in range(pre.size):
         i, j = pre[p], post[p]
         a, c = pre_ticks[i], post_ticks[j]
@@ -386,18 +414,17 @@ def _count(  # type: ignore[no-untyped-def]
         b = 0
         while b < n_bins - 1 and d >= edges[b + 1]:
             b += 1
-        out[i, 1, b] += weight[j]
-        out[i, 2, b] += weight[j] * values[p]
+        out[i, _CONNECTED, b] += weight[j]
+        out[i, _SIZES, b] += weight[j] * values[p]
+        out[i, _CONNECTED_DIFFERENCE, b] += weight[j] * (d / TURN * period)
 
 
 def statistics(totals: np.ndarray, bin_coords: dict[str, Any], normalise: bool) -> xr.Dataset:
-    """Compute the statistics of totals (..., 3, bins), with a dim ``replicate`` if there is one."""
-    pairs, connected, sizes = (totals[..., i, :] for i in range(3))
-    centres = bin_coords["difference"][1]
+    """Compute the statistics of totals (..., 6, bins), with a dim ``replicate`` if there is one."""
+    pairs, connected, sizes = (totals[..., i, :] for i in (_PAIRS, _CONNECTED, _SIZES))
     overall = ratio(connected.sum(-1), pairs.sum(-1))
     probability, mean_size = ratio(connected, pairs), ratio(sizes, connected)
-    x = centres - ratio((pairs * centres).sum(-1), pairs.sum(-1))[..., None]
-    slope = ratio((connected * x).sum(-1), (pairs * x**2).sum(-1))
+    slope = _slope(totals.sum(-1), bin_coords["difference_end"][1][-1])
     if normalise:
         probability = ratio(probability, overall[..., None])
         mean_size = ratio(mean_size, ratio(sizes.sum(-1), connected.sum(-1))[..., None])
@@ -419,10 +446,24 @@ def statistics(totals: np.ndarray, bin_coords: dict[str, Any], normalise: bool) 
     return result
 
 
+def _slope(totals: np.ndarray, largest: float) -> np.ndarray:
+    """Return the least-squares slope of "connected" over the differences of all pairs.
+
+    A regression over the centres of the bins would be biased: in a bin that ends at 0, or at half a
+    period, the mean difference is not the centre.
+    """
+    sums = np.moveaxis(totals, -1, 0)
+    mean = ratio(sums[_DIFFERENCE], sums[_PAIRS])
+    spread = sums[_SQUARED] - mean * sums[_DIFFERENCE]
+    # Of pairs that all differ by the same angle only rounding errors are left.
+    spread = np.where(spread > 1e-12 * largest**2 * sums[_PAIRS], spread, 0)
+    return ratio(sums[_CONNECTED_DIFFERENCE] - mean * sums[_CONNECTED], spread)
+
+
 def _draw(
     pairs: AnglePairs, counts: np.ndarray, neurons: ChosenNeurons, interval: Bootstrap
 ) -> np.ndarray:
-    """Return the totals of resampled neurons, (draws, 3, bins)."""
+    """Return the totals of resampled neurons, (draws, 6, bins)."""
     pre, post = (neurons.positions(side) for side in SIDES)
     pre_weights = neuron_weights(pre.size, interval.n, interval.seed)
     if not interval.both_sides:

@@ -277,7 +277,8 @@ def like_to_like(
     Returns
     -------
     matplotlib.axes.Axes
-        Numbers at the points count connected pairs; the legend counts all pairs.
+        Points are at the mean difference of the pairs of a bin, if the result has it. Numbers at
+        the points count connected pairs; the legend counts all pairs.
 
     Raises
     ------
@@ -298,7 +299,12 @@ def like_to_like(
     if observed.dims != ("difference",):
         raise SchemaError(f"{variable} has dims {observed.dims}, expected ('difference',)")
     ax = axes_or_new(ax)
-    x, y = floats(observed["difference"]), floats(observed)
+    centres, y = floats(observed["difference"]), floats(observed)
+    x = centres
+    if "mean_difference" in result:
+        # Bins that end at 0 or at half a period are not centred on their pairs.
+        mean = floats(result["mean_difference"])
+        x = np.where(np.isfinite(mean), mean, centres)
     if null is not None:
         _draw_null(ax, x, observed, null)
     label = "observed"
@@ -318,7 +324,7 @@ def like_to_like(
     ylabel = label_of(observed)
     if variable == "probability" and "lower bound" in result.attrs.get("completeness", ""):
         ylabel += " (lower bound)"
-    ax.set(xlabel=label_of(observed["difference"]), ylabel=ylabel, xticks=x)
+    ax.set(xlabel=label_of(observed["difference"]), ylabel=ylabel, xticks=centres)
     ax.set_ylim(bottom=0)
     ax.margins(x=0.08)
     ax.legend(fontsize="small")
@@ -331,10 +337,12 @@ def _draw_null(ax: Axes, x: np.ndarray, observed: xr.DataArray, null: Any) -> No
     names = ("null_mean", "null_low", "null_high")
     require(null, names, "null", "use mx.analysis.null_models.compare")
     mean, low, high = (null[name] for name in names)
-    if mean.dims != ("difference",) or not np.array_equal(null["difference"], x):
+    if mean.dims != ("difference",) or not np.array_equal(
+        null["difference"], observed["difference"]
+    ):
         raise SchemaError(
             f"null is over {dict(mean.sizes)}, expected the bins of the result, difference = "
-            f"{x.tolist()}: compute both with the same bins"
+            f"{observed['difference'].values.tolist()}: compute both with the same bins"
         )
     draw_band(ax, x, floats(low), floats(high), "#555555")
     share = null.attrs.get("confidence")

@@ -9,6 +9,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import dataset, ids, random_tables, units_of
+from simulations import slope_coverage
 
 import microns_xr as mx
 from microns_xr.analysis import Bootstrap
@@ -38,8 +39,9 @@ def connect(pairs, n, **kwargs) -> xr.Dataset:
 
 
 def plain(stored, size, pre_angles, post_angles, same, edges, period):
-    """Every pair looked at on its own."""
+    """Every pair looked at on its own; with its difference and whether it is connected."""
     n_pairs, n_connected, sizes = np.zeros((3, len(edges) - 1))
+    pairs = []
     for i, a in enumerate(pre_angles):
         for j, b in enumerate(post_angles):
             if np.isnan(a) or np.isnan(b) or same[i] == j:
@@ -55,7 +57,16 @@ def plain(stored, size, pre_angles, post_angles, same, edges, period):
                 n_pairs[k] += 1
                 n_connected[k] += stored[i, j]
                 sizes[k] += size[i, j]
-    return n_pairs, n_connected, sizes
+                pairs.append((k, d, stored[i, j]))
+    return n_pairs, n_connected, sizes, np.array(pairs).reshape(-1, 3)
+
+
+def plain_slope(pairs):
+    """The slope of a straight line through the pairs, NaN if all differ by the same angle."""
+    _, difference, connected = pairs.T
+    if not difference.size or np.ptp(difference) < 1e-3:
+        return np.nan
+    return np.polyfit(difference, connected, 1)[0]
 
 
 def test_three_neurons_by_hand():
@@ -68,7 +79,10 @@ def test_three_neurons_by_hand():
     assert found.n_connected.values.tolist() == [1, 2]
     assert found.probability.values.tolist() == [0.5, 0.5]
     assert found.mean_size.values.tolist() == [5.0, 5.0]
-    assert (found.contrast.item(), found.slope.item(), found.size_contrast.item()) == (0, 0, 0)
+    assert (found.contrast.item(), found.size_contrast.item()) == (0, 0)
+    assert found.slope.item() == pytest.approx(0, abs=1e-15)
+    np.testing.assert_allclose(found.mean_difference, [20, 80], rtol=1e-14)
+    assert found.mean_difference.attrs["units"] == "degree"
     assert (found.n_pre.item(), found.n_post.item()) == (3, 3)
     assert found.attrs["axons_used"] == {"full": 3}
     assert found.difference.attrs["units"] == "degree"
@@ -106,12 +120,17 @@ def test_like_a_plain_double_loop(data, angle, on_grid):
     with np.errstate(invalid="ignore"):
         np.testing.assert_array_equal(found.probability, expected[1] / expected[0])
         np.testing.assert_allclose(found.mean_size, expected[2] / expected[1], rtol=1e-14)
+        of_bin = [expected[3][expected[3][:, 0] == k, 1] for k in range(len(edges) - 1)]
+        mean = np.array([d.sum() for d in of_bin]) / expected[0]
+    np.testing.assert_allclose(found.mean_difference, mean, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found.slope, plain_slope(expected[3]), rtol=1e-6, atol=1e-9)
     # part of the circle alone, and in radians
     part = mx.analysis.like_to_like(
         connectivity, units, angle=angle, bins=edges[1:3], interval=None
     )
     inner = plain(stored, size, pre_angles, post_angles, same, edges[1:3], period)
     np.testing.assert_array_equal(part.n_pairs, inner[0])
+    np.testing.assert_allclose(part.slope, plain_slope(inner[3]), rtol=1e-6, atol=1e-9)
     radians = mx.angles.convert(units, "right_counterclockwise", "radian")
     again = mx.analysis.like_to_like(
         connectivity, radians, angle=angle, bins=np.deg2rad(edges).tolist(), interval=None
@@ -119,6 +138,7 @@ def test_like_a_plain_double_loop(data, angle, on_grid):
     np.testing.assert_array_equal(again.n_pairs, expected[0])
     np.testing.assert_array_equal(again.n_connected, expected[1])
     assert again.difference.attrs["units"] == "radian"
+    np.testing.assert_allclose(np.deg2rad(again.slope), found.slope, rtol=1e-9, atol=1e-12)
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +223,29 @@ def test_presynaptic_draws_are_those_of_a_plain_bootstrap(planted):
     expected = np.quantile(draws, [0.025, 0.975])
     np.testing.assert_allclose(found.probability_low, expected[0])
     np.testing.assert_allclose(found.probability_high, expected[1])
+
+
+@pytest.mark.parametrize("bins", [3, 5, 9])
+def test_slope_of_pairs_whatever_the_bins(bins):
+    """The half-wide bins at the ends are not centred on their pairs: 5.6° and 84.4° of five."""
+    found = np.array([slope_coverage.slope(bins, 1500, 1500, seed) for seed in range(25)])
+    relative = found / slope_coverage.SLOPE - 1
+    assert abs(relative.mean()) < 0.01
+    # the mean over releases is known well enough for that
+    assert relative.std(ddof=1) / 5 < 0.004
+
+
+def test_interval_of_the_slope_holds_the_planted_one():
+    held = [slope_coverage.covers("out", 200, False, seed) for seed in range(120)]
+    assert 0.9 < np.mean(held) < 1
+    # the example of 1,500 neurons
+    connectivity, units = slope_coverage.release(0, 1500, 1500)
+    for bins in (3, 5):
+        found = mx.analysis.like_to_like(
+            connectivity, units, bins=bins, presynaptic="all", interval=Bootstrap(200)
+        )
+        assert found.slope_low < slope_coverage.SLOPE < found.slope_high
+    np.testing.assert_allclose(found.mean_difference[[0, -1]], [5.6, 84.4], atol=0.1)
 
 
 def test_no_connection_is_not_certainty():

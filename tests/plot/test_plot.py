@@ -278,6 +278,10 @@ def test_like_to_like_with_intervals_and_null(demo_network):
     lines = {line.get_label().split(" (")[0]: line for line in ax.lines}
     np.testing.assert_array_equal(lines["observed"].get_ydata(), result.probability.values)
     np.testing.assert_array_equal(lines["null: permute angles"].get_ydata(), compared.null_mean)
+    # points are where the pairs are, not at the centres of the bins
+    assert (result.mean_difference[[0, -1]] != result.difference[[0, -1]]).all()
+    for line in lines.values():
+        np.testing.assert_array_equal(line.get_xdata(), result.mean_difference)
     ends = np.stack([result.probability_low, result.probability_high], axis=1)
     np.testing.assert_allclose(errors_of(ax.containers[0]), ends)
     assert [t.get_text() for t in ax.texts] == [f"{n:,}" for n in result.n_connected.values]

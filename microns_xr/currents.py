@@ -7,10 +7,12 @@ from typing import Any, Literal, NamedTuple
 
 import numba
 import numpy as np
+import scipy.sparse
+import sparse
 import xarray as xr
 from dask.delayed import delayed
 
-from microns_xr.connectivity.arrays import PAIR_DIMS, pattern_of, values_of
+from microns_xr.connectivity.arrays import PAIR_DIMS, gcxs, make_pattern, pattern_of, values_of
 from microns_xr.connectivity.blocks import blocks_of, is_lazy, lazy_contract
 from microns_xr.connectivity.kernels import contract_buffers
 from microns_xr.connectivity.labels import Lookup
@@ -73,6 +75,7 @@ def input_currents(
     >>> currents.values, currents.rated_fraction.values.round(3)
     (array([nan, 70.]), array([0.   , 0.778]))
     """
+    _neuron_dim(rates, "pre_nucleus_id")  # the product with another connectivity is no current
     result = contract(connectivity, rates, "pre_nucleus_id", weight=weight, missing="skip")
     result.name = "input_current"
     result.attrs["long_name"] = "input current, summed over presynaptic partners"
@@ -81,17 +84,20 @@ def input_currents(
 
 def contract(
     connectivity: Connectivity,
-    values: xr.DataArray,
-    over: Over,
+    values: xr.DataArray | xr.Dataset,
+    over: Over | tuple[Over, Over],
     *,
     weight: str = "synapse_size",
     missing: Missing = "raise",
 ) -> xr.DataArray:
-    """Sum values of neurons over one axis of the connectivity, weighted by its pairs.
+    """Sum values of neurons, or another connectivity, over one axis of the connectivity.
 
     ``over="pre_nucleus_id"`` sums over the inputs of each postsynaptic neuron, which is the input
     current; ``over="post_nucleus_id"`` sums over the outputs of each presynaptic neuron, like
     ``csr_matrix(pre, post) @ rates``. Neurons are matched by label, not by position.
+
+    The product with another connectivity is sparse connectivity: of two-step paths, or of the
+    input that two neurons share.
 
     Parameters
     ----------
@@ -99,12 +105,16 @@ def contract(
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), a tree that has one, or a
         store. A store is read a few blocks at a time, from the copy whose blocks yield complete
         sums. The result is lazy for lazy connectivity, and in memory for a path.
-    values : xarray.DataArray
+    values : xarray.DataArray or xarray.Dataset
         Over ``nucleus_id`` (or the axis to sum over) and any other dims, with the ids as
         coordinate, in any order. Neurons that are not in the connectivity are ignored and counted
-        in ``attrs["n_outside"]``. The values of a neuron must be all finite or all NaN.
-    over : {"pre_nucleus_id", "post_nucleus_id"}
-        The axis to sum over.
+        in ``attrs["n_outside"]``. The values of a neuron must be all finite or all NaN. Or another
+        connectivity (or the same): a Dataset, or one of its sparse arrays.
+    over : {"pre_nucleus_id", "post_nucleus_id"} or tuple of two of them
+        The axis to sum over. For another connectivity, its axis as second of two if it is not the
+        same one: ``("post_nucleus_id", "pre_nucleus_id")`` sums over the neurons in the middle of
+        two-step paths, ``"pre_nucleus_id"`` over the common inputs of two neurons, and
+        ``"post_nucleus_id"`` over their common targets.
     weight : str, optional
         Variable of the connectivity: ``"synapse_size"`` (voxels of 4x4x40 nm),
         ``"synapse_count"``, or another sparse variable.
@@ -119,12 +129,19 @@ def contract(
         coordinates of both and the attribute ``units``. With ``missing="skip"``, 0 for a neuron
         without synapses and NaN for a neuron whose partners all lack values.
 
+        For another connectivity sparse, over (``pre_nucleus_id``, ``post_nucleus_id``): the other
+        axis of `connectivity`, and that of `values`, each with its labels, int64 if both weights
+        are whole numbers. The ``scope`` is "unknown" if that of either is. ``.to_dataset()`` makes
+        it connectivity for the functions of this package. It is computed in memory: select neurons
+        first, since most pairs of neurons are connected in two steps.
+
     Raises
     ------
     SchemaError
         If `values` does not have exactly one dim of neurons, or has that of the other axis; if its
         ids are missing, not integers or repeated; if it is not numeric, infinite, or partly NaN for
-        a neuron; if values are missing and `missing` is "raise"; if it is over ``scan_unit``.
+        a neuron; if values are missing and `missing` is "raise"; if it is over ``scan_unit``; if
+        the product of two connectivities may exceed int64.
     UnknownLabelError
         If no neuron of the connectivity is in `values`, or there is no such weight.
     ReleaseMismatchError
@@ -138,15 +155,32 @@ def contract(
     array([ 5., 72.])
     >>> contract(two_neurons(), values, "post_nucleus_id").values
     array([ 7., 52.])
+
+    Neuron 11 is connected to itself through 12 (7 times 5):
+
+    >>> paths = contract(two_neurons(), two_neurons(), ("post_nucleus_id", "pre_nucleus_id"))
+    >>> paths.data.todense()
+    array([[35, 14],
+           [10, 39]])
     """
-    for option, word, words in (("over", over, PAIR_DIMS), ("missing", missing, ("raise", "skip"))):
-        if word not in words:
-            raise SchemaError(f"{option} is {word!r}, expected one of {words}")
+    pair = over if isinstance(over, tuple) else (over, over)
+    if len(pair) != 2 or not set(pair) <= set(PAIR_DIMS):
+        raise SchemaError(f"over is {over!r}, expected one of {PAIR_DIMS}, or two of them")
+    if missing not in ("raise", "skip"):
+        raise SchemaError(f"missing is {missing!r}, expected one of ('raise', 'skip')")
+    if _is_connectivity(values):
+        return _product(connectivity, values, pair, weight, missing)
+    if isinstance(over, tuple):
+        raise SchemaError(
+            f"over is {over!r}, two axes, expected one of {PAIR_DIMS}, since the values are not "
+            "another connectivity"
+        )
     # Compressed over the remaining axis, every block yields the complete sums of its neurons.
     prefer: Literal["pre", "post"] = "post" if over == "pre_nucleus_id" else "pre"
     connectivity, compute = connectivity_of(connectivity, prefer)
     validate(connectivity, "connectivity")
     dim = _neuron_dim(values, over)
+    assert isinstance(values, xr.DataArray)  # others are refused above
     require_same_release(("connectivity", connectivity), ("values", values))
     if weight not in connectivity.data_vars:
         raise unknown_label("the connectivity has no variable", weight, connectivity.data_vars)
@@ -204,6 +238,135 @@ def contract(
     return result.compute() if compute else result
 
 
+def _is_connectivity(values: Any) -> bool:
+    """Whether values are a connectivity Dataset, or one of its arrays, in memory or lazy."""
+    if isinstance(values, xr.Dataset):
+        return set(PAIR_DIMS) <= set(values.dims)
+    if not isinstance(values, xr.DataArray) or set(values.dims) != set(PAIR_DIMS):
+        return False
+    data = values.data if values.chunks is None else values.data._meta
+    return isinstance(data, sparse.SparseArray)
+
+
+def _product(
+    connectivity: Connectivity,
+    other: xr.DataArray | xr.Dataset,
+    over: tuple[Over, Over],
+    weight: str,
+    missing: Missing,
+) -> xr.DataArray:
+    """Multiply two sparse matrices, summing over an axis of each; neurons are matched by label.
+
+    Not by pydata-sparse, whose product has unsorted indices, so that labels select wrong numbers.
+    """
+    connectivity, _ = connectivity_of(connectivity)
+    factors = [_weights_of(c, weight) for c in (connectivity, other)]
+    require_same_release(("connectivity", factors[0]), ("values", factors[1]))
+    left, right = (_as_csr(f, rows=o) for f, o in zip(factors, over, strict=True))
+    ids, of_other = (f[o].values for f, o in zip(factors, over, strict=True))
+    rows = Lookup(of_other, f"{over[1]} of the values").find(ids)
+    is_known = rows >= 0
+    # A neuron without a pair adds nothing, whatever its partners in the other matrix.
+    n_missing = int((~is_known & (np.diff(left.indptr) > 0)).sum())
+    if missing == "raise" and n_missing:
+        raise SchemaError(
+            f"{n_missing} of {ids.size} neurons of {over[0]} have pairs but are not on "
+            f"{over[1]} of the other connectivity, so that what they add is unknown: pass "
+            "missing='skip' to sum over the others alone, or take a connectivity of these neurons"
+        )
+    known_left, right = left[is_known], right[rows[is_known]]
+    if left.dtype.kind == right.dtype.kind == "i":
+        _require_fits_int64(known_left, right)
+    else:
+        known_left, right = known_left.astype(np.float64), right.astype(np.float64)
+    product = (known_left.T.tocsr() @ right).tocsc()  # sorted by the conversion
+    pattern = make_pattern(product.indices, product.indptr, product.shape, "post")
+
+    coords: dict[str, Any] = {}
+    for factor, summed, dim in zip(factors, over, PAIR_DIMS, strict=True):
+        coords |= {str(n): c for n, c in factor.coords.items() if not c.dims}
+        coords |= _labels_along(factor, PAIR_DIMS[summed == PAIR_DIMS[0]], dim)
+    scopes = [str(f["scope"].item()) for f in factors if "scope" in f.coords]
+    if scopes:
+        agreed = scopes[0] if len(set(scopes)) == 1 else "requested"
+        scope = "unknown" if "unknown" in scopes else agreed
+        coords["scope"] = xr.Variable((), np.array(scope, dtype=object))
+    if missing == "skip":
+        total, of_known = (m.sum(axis=0).astype(np.float64) for m in (left, known_left))
+        share = np.divide(of_known, total, out=np.full(total.size, np.nan), where=total != 0)
+        text = f"share of {weight} of the partners that are in the other connectivity"
+        attrs = {"long_name": text, "units": "1"}
+        coords["rated_fraction"] = xr.DataArray(share, dims=PAIR_DIMS[0], attrs=attrs)
+    name = _name(factors[1])
+    text = f"{_name(factors[0])} summed over {over[0]} times {name} over {over[1]}"
+    result = xr.DataArray(
+        gcxs(product.data, pattern),
+        dims=PAIR_DIMS,
+        coords=coords,
+        name=f"weighted_{name}",
+        attrs={
+            "long_name": text,
+            "units": _units(*factors),
+            "weight": weight,
+            "over": list(over),
+            "n_missing": n_missing,
+            "n_outside": of_other.size - int(is_known.sum()),
+        },
+    )
+    entry = f"contract({name}, over={over}, weight={weight!r}, missing={missing!r})"
+    return add_history(result, entry, source=(connectivity, other))
+
+
+def _weights_of(connectivity: xr.DataArray | xr.Dataset, weight: str) -> xr.DataArray:
+    """Return one sparse array over (pre, post), in memory."""
+    if isinstance(connectivity, xr.Dataset):
+        if weight not in connectivity.data_vars:
+            raise unknown_label("the connectivity has no variable", weight, connectivity.data_vars)
+        connectivity = connectivity[weight]
+    for dim in PAIR_DIMS:
+        if dim not in connectivity.coords:
+            raise SchemaError(
+                f"{_name(connectivity)} has no coordinate {dim!r}, expected nucleus ids, since "
+                "neurons are matched by label"
+            )
+    return connectivity.transpose(*PAIR_DIMS).compute()
+
+
+def _as_csr(weights: xr.DataArray, rows: str) -> Any:
+    """Return a scipy matrix with one of the axes as rows, int64 or as it is."""
+    pattern, values = pattern_of(weights), values_of(weights)
+    if values.dtype.kind in "iub":
+        values = values.astype(np.int64)
+    kind = scipy.sparse.csr_array if pattern.compressed == "pre" else scipy.sparse.csc_array
+    matrix = kind((values, pattern.indices, pattern.indptr), shape=pattern.shape)
+    return (matrix if rows == PAIR_DIMS[0] else matrix.T).tocsr()
+
+
+def _require_fits_int64(left: Any, right: Any) -> None:
+    if not left.nnz or not right.nnz:
+        return
+    # Of both matrices the rows are the neurons summed over.
+    terms = min(int(np.bincount(m.indices).max()) for m in (left, right))
+    largest = float(abs(left.data).max()) * float(abs(right.data).max()) * terms
+    if largest >= np.iinfo(np.int64).max:
+        raise SchemaError(
+            f"sums of the product may be as large as {largest:.2g}, which int64 cannot hold: pass "
+            "weights as floats, such as values=connectivity.synapse_size.astype(float)"
+        )
+
+
+def _labels_along(weights: xr.DataArray, dim: str, to: str) -> dict[str, xr.Variable]:
+    """Return the coordinates along one axis, renamed to the axis of the result."""
+    old, new = dim.partition("_")[0], to.partition("_")[0]
+    return {
+        new + str(name).removeprefix(old) if str(name).startswith(f"{old}_") else str(name): (
+            xr.Variable((to,), c.values, c.attrs)
+        )
+        for name, c in weights.coords.items()
+        if c.dims == (dim,)
+    }
+
+
 def _name(values: xr.DataArray) -> str:
     return "values" if values.name is None else str(values.name)
 
@@ -237,7 +400,10 @@ def _neuron_dim(values: Any, over: str) -> str:
         )
     dims = [str(dim) for dim in values.dims if dim in _NEURON_DIMS]
     if len(dims) != 1:
-        raise SchemaError(f"{name} has dims {values.dims}, expected exactly one of {_NEURON_DIMS}")
+        raise SchemaError(
+            f"{name} has dims {values.dims}, expected exactly one of {_NEURON_DIMS}; for the "
+            f"product with another connectivity, sparse over {PAIR_DIMS}, see over= of mx.contract"
+        )
     (dim,) = dims
     if dim not in ("nucleus_id", over):
         raise SchemaError(
@@ -268,7 +434,8 @@ def _align(
 ) -> Aligned:
     """Match values of neurons with the labels of an axis."""
     name, ids = _name(values), values[dim].values
-    array = np.asarray(values.transpose(dim, ...).values)
+    data = values.transpose(dim, ...).data
+    array = data.todense() if isinstance(data, sparse.SparseArray) else np.asarray(data)
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
     # Not reshape(n, -1), which fails if a dim is empty.

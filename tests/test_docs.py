@@ -100,6 +100,9 @@ def test_the_traps_of_sparse_arrays_in_plain_xarray():
         size.isel(pre_nucleus_id=("pair", [0, 1]), post_nucleus_id=("pair", [0, 1]))
     with pytest.raises(AttributeError, match="item"):
         size.sum().item()
+    new, old = (mx.releases.stamp_release(gain, "minnie65_public", v) for v in (1718, 1507))
+    assert (new + new).materialization_version.item() == 1718
+    assert "materialization_version" not in (new + old).coords
     for fails in (lambda: size.values, size.to_series):
         with pytest.raises(RuntimeError, match="to dense"):
             fails()

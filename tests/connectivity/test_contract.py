@@ -7,6 +7,7 @@ import platform
 
 import numpy as np
 import pytest
+import sparse
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from matrices import contract_scipy, dataset, dense, ids, random_tables
 import microns_xr as mx
 import microns_xr.threads as threads_module
 from microns_xr.connectivity.arrays import gcxs, pair_buffers
+from microns_xr.connectivity.sort import check_sorted
 from microns_xr.connectivity.subset import recompress, take
 
 COMPRESSED = ("post", "pre")
@@ -358,3 +360,163 @@ def test_against_a_loop_over_a_dictionary(seed, n_pre, n_post, n_columns, compre
         total = sum(w for _, w in pairs)
         share = sum(w for _, w in rated) / total if total else np.nan
         np.testing.assert_allclose(here.rated_fraction, share, rtol=1e-15)
+
+
+def path_example(compressed="post", **scope):
+    """11 -> 12 of 1, 11 -> 13 of 10, 12 -> 11 of 100, 12 -> 13 of 1000, 13 -> 11 of 10000."""
+    size = np.array([[0, 1, 10], [100, 0, 1000], [10000, 0, 0]])
+    found = dataset(size > 0, size, (size > 0).astype(int), compressed, N, N)
+    words = np.array(["L2/3", "L4", "L5"], dtype=object)
+    return found.assign_coords(pre_layer=(PRE, words), post_layer=(POST, words), **scope)
+
+
+TWO_STEPS = (POST, PRE)
+
+
+@pytest.mark.parametrize("compressed", COMPRESSED)
+@pytest.mark.parametrize("other", COMPRESSED)
+def test_two_step_paths_by_hand(compressed, other):
+    first, second = path_example(compressed), path_example(other)
+    found = mx.contract(first, second, TWO_STEPS)
+    assert found.dims == (PRE, POST)
+    assert found.dtype == np.int64
+    expected = [[100100, 0, 1000], [10000000, 100, 1000], [0, 10000, 100000]]
+    np.testing.assert_array_equal(found.data.todense(), expected)
+    assert found.sel({PRE: 11}).data.todense().tolist() == [100100, 0, 1000]
+    assert found.sel({POST: 13}).data.todense().tolist() == [1000, 1000, 100000]
+    # labels of either axis, release and scope go with it, and so does the package
+    assert found.pre_layer.values.tolist() == found.post_layer.values.tolist()
+    assert found.pre_layer.dims == (PRE,)
+    assert (found.scope.item(), found.materialization_version.item()) == ("requested", 1718)
+    assert found.attrs["units"] == "voxels of 4x4x40 nm × voxels of 4x4x40 nm"
+    part = mx.contract(first, second.synapse_size, TWO_STEPS)
+    np.testing.assert_array_equal(part.data.todense(), expected)
+    table = mx.contract(first, rates([[1, 10], [2, 20], [3, 30]]), POST)
+    again = mx.contract(first.assign(synapse_size=found), rates([[1, 10], [2, 20], [3, 30]]), POST)
+    then = mx.contract(first, table.rename({PRE: "nucleus_id"}), POST)
+    np.testing.assert_array_equal(again, then)
+
+
+def test_common_input_and_common_targets_by_hand():
+    connectivity = path_example()
+    dense_size = dense(connectivity)
+    common = mx.contract(connectivity, connectivity, PRE)
+    np.testing.assert_array_equal(common.data.todense(), dense_size.T @ dense_size)
+    assert common.sel({PRE: 11, POST: 13}).item() == 100 * 1000  # both get input from 12
+    targets = mx.contract(connectivity, connectivity, POST)
+    np.testing.assert_array_equal(targets.data.todense(), dense_size @ dense_size.T)
+    # the number of neurons that connect to both
+    shared = connectivity.synapse_count > 0
+    number = mx.contract(shared.to_dataset(name="any"), shared, PRE, weight="any")
+    assert number.dtype == np.int64
+    np.testing.assert_array_equal(number.data.todense(), [[2, 0, 1], [0, 1, 1], [1, 1, 2]])
+    # rows are the postsynaptic neurons of the first, whose labels are renamed with them
+    part = mx.select_connections(connectivity, post=[12, 13])
+    found = mx.contract(part, connectivity, PRE)
+    assert found[PRE].values.tolist() == [12, 13]
+    assert found.pre_layer.values.tolist() == ["L4", "L5"]
+    assert found.post_layer.values.tolist() == ["L2/3", "L4", "L5"]
+    np.testing.assert_array_equal(found.data.todense(), (dense_size.T @ dense_size)[1:])
+
+
+def test_the_product_of_pydata_sparse_is_a_trap():
+    """The documentation warns of it: if this fails, labels of such a product can be selected."""
+    size = path_example().synapse_size
+    middle = size.drop_vars(["pre_layer", "post_layer"])
+    paths = xr.dot(middle.rename({POST: "middle"}), middle.rename({PRE: "middle"}), dim="middle")
+    assert paths.sel({PRE: 11}).data.todense().tolist() == [0, 0, 1000]
+
+
+def test_neurons_in_the_middle_that_are_missing():
+    connectivity = path_example()
+    axons = mx.select_connections(connectivity, pre=[12, 13])
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"1 of 3 neurons of post_nucleus_id .* missing='skip'"
+    ):
+        mx.contract(connectivity, axons, TWO_STEPS)
+    found = mx.contract(
+        mx.select_connections(connectivity, pre=[12, 13]), axons, TWO_STEPS, missing="skip"
+    )
+    np.testing.assert_array_equal(found.data.todense(), [[10000000, 0, 0], [0, 0, 0]])
+    np.testing.assert_allclose(found.rated_fraction, [1000 / 1100, 0])
+    assert (found.attrs["n_missing"], found.attrs["n_outside"]) == (1, 0)
+    # a neuron without a pair would add nothing: 12 has no input from 13
+    last = mx.select_connections(connectivity, pre=[13], post=[11, 12])
+    only_11 = mx.select_connections(connectivity, pre=[11])
+    found = mx.contract(last, only_11, TWO_STEPS)
+    assert found.data.todense().tolist() == [[0, 10000, 100000]]
+    assert found.attrs["n_missing"] == 0
+
+
+def test_scope_release_and_numbers_of_a_product():
+    connectivity = path_example()
+    unknown = connectivity.assign_coords(scope=xr.Variable((), np.array("unknown", dtype=object)))
+    complete = connectivity.assign_coords(scope=xr.Variable((), np.array("complete", dtype=object)))
+    for pair, scope in (
+        ((unknown, connectivity), "unknown"),
+        ((complete, unknown), "unknown"),
+        ((complete, connectivity), "requested"),
+        ((complete, complete), "complete"),
+    ):
+        assert mx.contract(*pair, TWO_STEPS).scope.item() == scope
+    other = mx.releases.stamp_release(connectivity, "minnie65_public", 661)
+    with pytest.raises(mx.errors.ReleaseMismatchError, match="661"):
+        mx.contract(connectivity, other, TWO_STEPS)
+    half = connectivity.assign(synapse_size=connectivity.synapse_size / 2)
+    found = mx.contract(half, connectivity, TWO_STEPS)
+    assert found.dtype == np.float64
+    assert found.sel({PRE: 11, POST: 13}).item() == 500
+    large = connectivity.assign(synapse_size=connectivity.synapse_size * 10**8)
+    with pytest.raises(mx.errors.SchemaError, match="int64 cannot hold"):
+        mx.contract(large, large, TWO_STEPS)
+    assert (
+        mx.contract(large, large.astype(float), TWO_STEPS).sel({PRE: 12, POST: 11}).item() == 1e23
+    )
+    values = rates([[1, 10], [2, 20], [3, 30]])
+    with pytest.raises(mx.errors.SchemaError, match="two axes"):
+        mx.contract(connectivity, values, TWO_STEPS)
+    renamed = connectivity.synapse_size.rename({PRE: "nucleus_id"})
+    with pytest.raises(mx.errors.SchemaError, match="product with another connectivity"):
+        mx.contract(connectivity, renamed, POST)
+    with pytest.raises(mx.errors.SchemaError, match="expected exactly one of"):
+        mx.input_currents(connectivity, connectivity.synapse_size)
+
+
+def test_sparse_values_of_neurons(connectivity):
+    values = rates([[1, 0], [0, 20], [3, 0]])
+    as_sparse = values.copy(data=sparse.COO.from_numpy(values.values))
+    xr.testing.assert_identical(
+        mx.contract(connectivity, as_sparse, PRE), mx.contract(connectivity, values, PRE)
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1), st.tuples(*[st.integers(0, 6)] * 4), st.sampled_from(COMPRESSED),
+    st.sampled_from(COMPRESSED), st.tuples(*[st.sampled_from([PRE, POST])] * 2), st.booleans(),
+)  # fmt: skip
+def test_products_against_dense_numpy(seed, sizes, compressed, other, over, lazy):
+    rng = np.random.default_rng(seed)
+    pool = rng.permutation(ids(8))
+    axes = [np.sort(rng.choice(pool, n, replace=False)) for n in sizes]
+    first, second = (
+        dataset(*random_tables(rng, pre.size, post.size, 0.5), how, pre, post)
+        for pre, post, how in ((*axes[:2], compressed), (*axes[2:], other))
+    )
+    a, b = dense(first), dense(second)
+    a, middle, rows = (a, *axes[1::-1]) if over[0] == POST else (a.T, *axes[:2])
+    b, inner, columns = (b, *axes[2:]) if over[1] == PRE else (b.T, *axes[:1:-1])
+    expected = np.zeros((a.shape[0], b.shape[1]), dtype=np.int64)
+    for k, neuron in enumerate(middle.tolist()):
+        for m in np.flatnonzero(inner == neuron):
+            expected += np.outer(a[:, k], b[m])
+    if lazy and min(first.synapse_size.shape) and min(second.synapse_size.shape):
+        second = second.chunk()
+    found = mx.contract(first, second, over, missing="skip")
+    assert found[PRE].values.tolist() == rows.tolist()
+    assert found[POST].values.tolist() == columns.tolist()
+    np.testing.assert_array_equal(found.data.todense(), expected)
+    for i, neuron in enumerate(rows):
+        np.testing.assert_array_equal(found.sel({PRE: neuron}).data.todense(), expected[i])
+    pattern = pair_buffers(found.to_dataset())[0]
+    check_sorted(pattern.indices, pattern.indptr, pattern.n_minor)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from standard_transform.datasets import minnie_transform
 
 from microns_xr.errors import SchemaError, nearest
 
@@ -240,36 +238,3 @@ def positions(table: pd.DataFrame, name: str, base: str = "pt_position") -> np.n
             raise SchemaError(f"{name}.{column} has dtype {table[column].dtype}, expected numbers")
     columns = [table[column].to_numpy(dtype=np.float64, na_value=np.nan) for column in split]
     return np.stack(columns, axis=1)
-
-
-# The oriented frame of standard_transform (CAVEconnectome) for minnie65: rotated by 5° about z so
-# that y points from the pia into the cortex, shifted so that the pia is at y = 0. The version is
-# pinned, because another version may move the pia, and positions must not depend on the
-# installation; 1.4 is the frame of the published minnie65 tables.
-FRAME_VERSION = "1.4"
-_VOXEL_NM = (4.0, 4.0, 40.0)
-
-
-@lru_cache(maxsize=8)
-def _transform(resolution_nm: tuple[float, ...]) -> Any:
-    return minnie_transform(np.asarray(resolution_nm), version=FRAME_VERSION)
-
-
-def to_pia_um(points: np.ndarray, resolution_nm: tuple[float, ...] = _VOXEL_NM) -> np.ndarray:
-    """Convert voxels to pia-oriented µm; shape (n, 3)."""
-    return _transformed("apply", points, resolution_nm)
-
-
-def from_pia_um(points: np.ndarray, resolution_nm: tuple[float, ...] = _VOXEL_NM) -> np.ndarray:
-    """Convert pia-oriented µm to voxels; the inverse of `to_pia_um`."""
-    return _transformed("invert", points, resolution_nm)
-
-
-def _transformed(how: str, points: np.ndarray, resolution_nm: tuple[float, ...]) -> np.ndarray:
-    array = np.asarray(points, dtype=np.float64)
-    if array.ndim != 2 or array.shape[1] != 3:
-        raise SchemaError(f"points has shape {array.shape}, expected (n, 3) with columns x, y, z")
-    if not len(array):
-        return array.copy()
-    transform = _transform(tuple(float(nm) for nm in resolution_nm))
-    return np.asarray(getattr(transform, how)(array))

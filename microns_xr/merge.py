@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import xarray as xr
 from microns_xr.angles import PERIODS, AngleConvention, AngleUnits, is_angle, require_same_angles
 from microns_xr.columns import as_ids, plain_array, require_columns
 from microns_xr.errors import SchemaError, unknown_label
+from microns_xr.frames import RESOLUTION, as_resolution
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.releases import table_spec
 from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS
@@ -219,8 +221,12 @@ def _from_frame(
             {n: ((_ROW, *dims[1:]), values, attrs) for n, (dims, values, attrs) in parsed.items()},
             coords=angles,
         )
+    stated = as_resolution(table.attrs.get(RESOLUTION), f"{name}.attrs[{RESOLUTION!r}]")
     for column in [n for n in names if n not in rates]:
-        added[column] = (_ROW, *table_variable(table[column], spec))
+        values, attrs = table_variable(table[column], spec)
+        if stated and re.fullmatch(r".*_position_[xyz]", column):
+            attrs = {"units": "voxels", "voxel_nm": stated["xyz".index(column[-1])], **attrs}
+        added[column] = (_ROW, values, attrs)
     return added[names], pd.DataFrame(keys)
 
 

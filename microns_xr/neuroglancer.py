@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from microns_xr.columns import from_pia_um
 from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, import_optional, unknown_label
+from microns_xr.frames import Space
 from microns_xr.plot.style import PALETTE, colours_of
 from microns_xr.provenance import release_of, require_same_release
+from microns_xr.releases import space_of_data
 from microns_xr.schema import AXES
-
-VOXEL_NM = (4.0, 4.0, 40.0)
 
 # Public sources of minnie65; tutorial.microns-explorer.org, "Static Repositories" and "Meshes".
 IMAGE = "precomputed://https://bossdb-open-data.s3.amazonaws.com/iarpa_microns/minnie/minnie65/em"
@@ -103,6 +102,12 @@ def neuroglancer_link(
     source = segmentation or _segmentation(*release, allow_demo)
     visible = _cells_to_show(cells, colour)
     ids, roots = visible["nucleus_id"].values, visible["pt_root_id"].values
+    space = space_of_data(cells)
+    if space.voxel_nm is None:
+        raise SchemaError(
+            f"cells is of {release[0]}, whose voxel size is not known: set "
+            "cells.position.attrs['voxel_nm'] to the nm of x, y and z"
+        )
     if ids.size > max_cells:
         raise SchemaError(
             f"cells has {ids.size} cells, expected at most max_cells={max_cells}, since a browser "
@@ -130,7 +135,7 @@ def neuroglancer_link(
     ]
     points = np.empty((0, 3))
     if "position" in visible:
-        points = _voxels(visible["position"])
+        points = _voxels(visible["position"], space)
         layers.append(_annotations(builder, "nuclei", ids, points, roots[:, None], texts))
     if synapses is not None:
         layer, synapse_points = _synapse_layer(builder, cells, synapses, ids, roots)
@@ -138,7 +143,7 @@ def neuroglancer_link(
         points = np.concatenate([points, synapse_points])
     points = points[np.isfinite(points).all(axis=1)]
     viewer = builder.ViewerState(
-        dimensions=list(VOXEL_NM),
+        dimensions=list(space.voxel_nm),
         position=points[0].tolist() if points.size else None,
         infer_coordinates=False,
         target_url=site,
@@ -231,7 +236,7 @@ def _synapse_layer(
         keep &= np.isin(post, cells["post_nucleus_id"].values)
     else:
         keep = np.isin(pre, visible) | np.isin(post, visible)
-    points = _voxels(synapses["position"])
+    points = _voxels(synapses["position"], space_of_data(synapses))
     keep &= np.isfinite(points).all(axis=1)
     if not keep.any():
         raise SchemaError(
@@ -264,10 +269,10 @@ def _partner_ids(synapses: xr.Dataset, side: str) -> np.ndarray:
     return np.asarray(synapses[dim].values[synapses[index].values])
 
 
-def _voxels(position: xr.DataArray) -> np.ndarray:
+def _voxels(position: xr.DataArray, space: Space) -> np.ndarray:
     um = position.sel(axis=list(AXES)).transpose(..., "axis").values
     # The tables hold whole voxels; converting to µm and back changes the last bits.
-    return np.rint(from_pia_um(um, VOXEL_NM))
+    return np.rint(space.from_um(um, space.voxel_nm or (1, 1, 1)))
 
 
 def _annotations(

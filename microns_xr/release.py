@@ -24,6 +24,7 @@ from microns_xr.errors import (
     warn_of_dropped_rows,
 )
 from microns_xr.files import file_sha256
+from microns_xr.frames import RESOLUTION
 from microns_xr.layers import segment_layers
 from microns_xr.provenance import add_history, release_of
 from microns_xr.recordings.files import open
@@ -806,8 +807,10 @@ class Release:
             As in `connectivity`.
         """
         connectivity, table, name = self._connect(request, units)
-        resolution = self.spec.table_of("synapses").resolution_nm
-        single = build_synapses(table, connectivity, resolution)
+        registered = None
+        if self.spec.has("synapses") and table.attrs.get(RESOLUTION) is None:
+            registered = self.spec.table_of("synapses").resolution_nm
+        single = build_synapses(table, connectivity, registered)
         return self._with_sources(single, [name], [connectivity])
 
     def _synapse_table(

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import xarray as xr
 
 from microns_xr.errors import SchemaError, unknown_label
+from microns_xr.frames import NO_FRAME, Resolution, Space, as_resolution, require_frame, space_in
 from microns_xr.provenance import stamp_release
 
 __all__ = ["ReleaseSpec", "TableSpec", "references", "release_spec", "stamp_release"]
@@ -76,7 +77,7 @@ class TableSpec:
     angle_convention : {"up_clockwise", "right_counterclockwise"}, optional
         Convention of the angles; None if not known.
     resolution_nm : tuple of float, optional
-        Voxel size of positions, in nm.
+        Voxel size of positions, in nm, where it is not that of the datastack.
     archive_file : str, optional
         Stem of the file in the archive, if it differs from `name`.
     reference : str, optional
@@ -84,8 +85,8 @@ class TableSpec:
 
     Examples
     --------
-    >>> TableSpec("my_types", layers={"L2/3": ("pyr",)}).resolution_nm
-    (4.0, 4.0, 40.0)
+    >>> TableSpec("my_types", layers={"L2/3": ("pyr",)}).layers
+    {'L2/3': ('pyr',)}
     """
 
     name: str
@@ -100,7 +101,7 @@ class TableSpec:
     dendrite_column: str = "strategy_dendrite"
     angle_units: str | None = None
     angle_convention: str | None = None
-    resolution_nm: tuple[float, float, float] = (4.0, 4.0, 40.0)
+    resolution_nm: Resolution | None = None
     archive_file: str | None = None
     reference: str | None = None
 
@@ -121,11 +122,24 @@ class ReleaseSpec:
         Whether the service has the version; an archived release is available only as files.
     table_specs : mapping of str to TableSpec, optional
         Meaning of the columns, by table name; for other tables the registry is used.
+    frame : str, optional
+        Name and version of the frame in standard_transform, such as ``"minnie65 1.4"``, which
+        converts positions to µm with y as depth from the pia; ``"none"`` leaves positions in the
+        axes of their table, and there are no layers. By default that of the datastack.
+    voxel_nm : tuple of float, optional
+        Voxel size of positions and synapse sizes in nm, for tables that do not state another; by
+        default that of the datastack.
+    volume_nm : pair of tuples of float, optional
+        Lowest and highest point of the volume in nm: positions outside of it are an error. By
+        default that of the datastack.
 
     Raises
     ------
     UnknownLabelError
         If a role does not exist.
+    SchemaError
+        If `frame` is not a frame of standard_transform, or `voxel_nm` or `volume_nm` are not
+        numbers of nm.
 
     Examples
     --------
@@ -141,11 +155,27 @@ class ReleaseSpec:
     datastack: str = "minnie65_public"
     status: Literal["permanent", "served", "archived"] = "served"
     table_specs: Mapping[str, TableSpec] = field(default_factory=dict)
+    frame: str | None = None
+    voxel_nm: Resolution | None = None
+    volume_nm: tuple[Resolution, Resolution] | None = None
 
     def __post_init__(self) -> None:
         for role in self.tables:
             if role not in ROLES:
                 raise unknown_label("tables has the role", role, ROLES)
+        of_datastack = space_of(self.datastack)
+        frame = self.frame or of_datastack.frame
+        if frame != NO_FRAME:
+            require_frame(frame)
+        voxel_nm = as_resolution(self.voxel_nm, "voxel_nm") or of_datastack.voxel_nm
+        volume_nm = _volume(self.volume_nm) or of_datastack.volume_nm
+        for name, value in (("frame", frame), ("voxel_nm", voxel_nm), ("volume_nm", volume_nm)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def space(self) -> Space:
+        """Where the positions of the release are."""
+        return Space(self.frame or NO_FRAME, self.voxel_nm, self.volume_nm)
 
     def has(self, role: str) -> bool:
         """Whether this release has a table with a role.
@@ -222,9 +252,49 @@ def _table_specs() -> Mapping[str, TableSpec]:
     specs = {}
     for name, entry in _registry()["tables"].items():
         layers = {layer: tuple(words) for layer, words in entry.get("layers", {}).items()}
-        voxel = tuple(float(nm) for nm in entry.get("resolution_nm", TableSpec.resolution_nm))
+        voxel = as_resolution(entry.get("resolution_nm"), name)
         specs[name] = TableSpec(name, **{**entry, "layers": layers, "resolution_nm": voxel})
     return MappingProxyType(specs)
+
+
+def _volume(value: Any) -> tuple[Resolution, Resolution] | None:
+    """Return two corners of three numbers."""
+    if value is None:
+        return None
+    try:
+        low, high = (tuple(float(nm) for nm in corner) for corner in value)
+        if len(low) == len(high) == 3 and all(a < b for a, b in zip(low, high, strict=True)):
+            return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+    except (TypeError, ValueError):
+        pass
+    raise SchemaError(
+        f"volume_nm is {value!r}, expected its lowest and its highest point, each x, y and z in nm"
+    )
+
+
+def _datastack(name: str) -> Mapping[str, Any]:
+    """Return the registry entry of a datastack; empty for one that is not in the registry."""
+    entry: Mapping[str, Any] = _registry()["datastacks"].get(name, {})
+    return {**_datastack(entry["like"]), **entry} if "like" in entry else entry
+
+
+@lru_cache(maxsize=16)
+def space_of(datastack: str) -> Space:
+    """Return where the positions of a datastack are, as far as it is known."""
+    entry = _datastack(datastack)
+    voxel = as_resolution(entry.get("voxel_nm"), "voxel_nm")
+    return Space(entry.get("frame", NO_FRAME), voxel, _volume(entry.get("volume_nm")))
+
+
+def space_of_data(data: xr.Dataset, name: str = "position") -> Space:
+    """Return where the positions of some data are: as they record it, else by their datastack."""
+    of_data = space_of(str(data.coords["datastack"].item())) if "datastack" in data.coords else None
+    for attrs in (data[name].attrs if name in data.variables else {}, data.attrs):
+        if (recorded := space_in(attrs)) is not None:
+            # The volume is not recorded.
+            same = of_data is not None and of_data.frame == recorded.frame
+            return replace(recorded, volume_nm=of_data.volume_nm) if of_data and same else recorded
+    return of_data or Space()
 
 
 def table_spec(name: str) -> TableSpec:

@@ -11,8 +11,8 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import is_angle, require_same_angles
-from microns_xr.columns import positions, to_pia_um
 from microns_xr.errors import SchemaError, unknown_label
+from microns_xr.frames import positions_um
 from microns_xr.layers import layer_at, segment_layers
 from microns_xr.provenance import add_history, require_same_release, stamp_release
 from microns_xr.releases import ReleaseSpec, release_spec
@@ -136,12 +136,19 @@ def build_units(
         area = _latest(roles, "brain_area", spec, ["tag"], notes)["tag"].reindex(nuclei["id"])
         columns["brain_area"] = area.fillna("unknown").to_numpy(dtype=object)
     columns.update(_proofreading(nuclei["pt_root_id"], roles, spec, notes))
-    position = to_pia_um(positions(nuclei, nucleus_spec.name), nucleus_spec.resolution_nm)
+    nuclei.attrs = roles["nucleus"].attrs  # with the resolution, if the table states it
+    position = positions_um(
+        nuclei, nucleus_spec.name, "pt_position", nucleus_spec.resolution_nm, spec.space
+    )
     layer_types = _layer_types(spec)
     units = xr.Dataset(
         {
             **_variables(columns),
-            "position": (("nucleus_id", "axis"), position, describe(UNITS["position"])),
+            "position": (
+                ("nucleus_id", "axis"),
+                position,
+                {**describe(UNITS["position"]), **spec.space.attrs("nucleus position")},
+            ),
         },
         coords={
             **_variables({"nucleus_id": nuclei["id"].to_numpy(np.int64)}),

@@ -71,7 +71,8 @@ def make_synapses(units: xr.Dataset, n: int, seed: int = 0) -> pd.DataFrame:
             "size": rng.integers(0, 10_000, n),
         }
     )
-    places = rng.integers(0, 400_000, (n, 3))
+    # voxels of minnie65
+    places = rng.integers((60_000, 70_000, 15_000), (400_000, 300_000, 27_000), (n, 3))
     return frame.assign(**{name: places[:, i] for i, name in enumerate(PLACES)})
 
 

@@ -50,6 +50,7 @@ def test_a_registry_entry_of_ones_own(three_tables):
     types = mx.releases.TableSpec("my_types", layers={"L2/3": ("23P",), "L5": ("5P-ET",)})
     spec = mx.releases.ReleaseSpec(
         version=9, datastack="mine", table_specs={"my_types": types},
+        frame="minnie65 1.4", voxel_nm=(4, 4, 40),
         tables={"nucleus": "my_nuclei", "celltype": "my_types", "proofreading": "proofreading_status_and_strategy"},
     )  # fmt: skip
     units = mx.build_units(

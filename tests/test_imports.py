@@ -10,7 +10,17 @@ import pytest
 import microns_xr
 
 ROWS = [
-    ["errors", "schema", "angles", "provenance", "releases", "columns", "threads", "files"],
+    [
+        "errors",
+        "schema",
+        "angles",
+        "provenance",
+        "releases",
+        "columns",
+        "frames",
+        "threads",
+        "files",
+    ],
     ["sources"],
     ["tables"],
     ["tuning", "recordings"],

@@ -8,8 +8,10 @@ import pytest
 import xarray as xr
 
 import microns_xr as mx
-from microns_xr.columns import to_pia_um
 from microns_xr.layers import layer_at
+from microns_xr.releases import space_of
+
+SPACE, VOXEL = space_of("minnie65_public"), (4, 4, 40)
 
 # Published borders of release 1300, µm from the pia.
 V1300 = {"L1": 1.224539, "L2/3": 70.981459, "L4": 250.356396, "L5": 359.974413, "L6": 509.453527}
@@ -137,7 +139,9 @@ def v1300(real_data) -> xr.Dataset:
     cells_ = nuclei.merge(types, left_on="id", right_on="target_id", validate="1:1").sort_values(
         "target_id"
     )
-    position = to_pia_um(cells_[["pt_position_x", "pt_position_y", "pt_position_z"]].to_numpy())
+    position = SPACE.to_um(
+        cells_[["pt_position_x", "pt_position_y", "pt_position_z"]].to_numpy(), VOXEL
+    )
     return xr.Dataset(
         {
             "position": (("nucleus_id", "axis"), position),

@@ -12,9 +12,11 @@ import pytest
 import xarray as xr
 
 import microns_xr as mx
-from microns_xr.columns import to_pia_um
 from microns_xr.plot.style import NO_VALUE, PALETTE, styles_of
+from microns_xr.releases import space_of
 from microns_xr.schema import AXES
+
+SPACE, VOXEL = space_of("minnie65_public"), (4, 4, 40)
 
 pytest.importorskip("nglui", reason="nglui is an extra: pip install 'microns-xr[neuroglancer]'")
 
@@ -38,7 +40,7 @@ def units():
     made = xr.Dataset(
         {
             "pt_root_id": ("nucleus_id", np.array(ROOTS, dtype=np.int64)),
-            "position": (("nucleus_id", "axis"), to_pia_um(VOXELS)),
+            "position": (("nucleus_id", "axis"), SPACE.to_um(VOXELS, VOXEL)),
             "cell_type": ("nucleus_id", np.array(["23P", "BC", "unknown"], dtype=object)),
             "gOSI": ("nucleus_id", [0.0, 1.0, np.nan]),
         },
@@ -55,7 +57,7 @@ def synapses():
         {
             "synapse_id": ("synapse", [501, 502, 503]),
             "size": ("synapse", [70, 80, 90]),
-            "position": (("synapse", "axis"), to_pia_um(np.array(voxels))),
+            "position": (("synapse", "axis"), SPACE.to_um(np.array(voxels), VOXEL)),
         },
         coords={
             "pre_nucleus_id": ("synapse", [12, 11, 98]),

@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.columns import as_ids, positions, require_columns, to_pia_um
+from microns_xr.columns import as_ids, require_columns
 from microns_xr.connectivity.arrays import PAIR_DIMS, connectivity_dataset, make_pattern
 from microns_xr.connectivity.labels import Lookup, require_known, unit_roots
 from microns_xr.connectivity.sort import sum_pairs
 from microns_xr.errors import SchemaError, warn_of_dropped_rows
+from microns_xr.frames import positions_um
 from microns_xr.provenance import RELEASE_COORDS, add_history, release_of, require_same_release
-from microns_xr.schema import AXES, SCOPES, UNITS, VOXEL_UNITS, describe, validate
+from microns_xr.releases import space_of, space_of_data
+from microns_xr.schema import AXES, SCOPES, UNITS, describe, validate
 
 logger = logging.getLogger(__name__)
 
@@ -268,6 +270,10 @@ def build_connectivity(
         scope=scope,
         attrs={"n_synapse_rows": n_rows, "dropped_synapses": dropped},
     )
+    space = space_of_data(units)
+    dataset["synapse_size"].attrs["units"] = space.size_units
+    if space != space_of(datastack):  # which single synapses could not look up
+        dataset.attrs.update(space.record())
     dataset["synapse_count"].attrs["counts"] = counts
     # Root ids, too, by which exported tables and single synapses can be matched.
     if "pt_root_id" in units:
@@ -344,7 +350,7 @@ def _count_semantics(
 def build_synapses(
     synapses: pd.DataFrame,
     connectivity: xr.Dataset,
-    resolution_nm: tuple[float, float, float] = (4.0, 4.0, 40.0),
+    resolution_nm: tuple[float, float, float] | None = None,
 ) -> xr.Dataset:
     """Label single synapses by the neurons of a connectivity Dataset.
 
@@ -356,22 +362,24 @@ def build_synapses(
     connectivity : xarray.Dataset
         Connectivity of the same release, with the root ids of both axes.
     resolution_nm : tuple of float, optional
-        Voxel size of the positions.
+        Voxel size of the positions in nm, such as ``(1, 1, 1)``; by default what the table states
+        (``synapses.attrs["dataframe_resolution"]``, as caveclient sets it), else that of the
+        datastack.
 
     Returns
     -------
     xarray.Dataset
         Dim ``synapse``, sorted by post, then pre, then id: ``synapse_id``, ``pre_index`` and
-        ``post_index`` (positions on the axes of `connectivity`), ``size`` (voxels of 4x4x40 nm),
-        ``position(synapse, axis)`` in µm, depth from the pia along y; and the axes of
-        `connectivity`, ``pre_nucleus_id`` and ``post_nucleus_id``. Synapses of other neurons are
-        dropped.
+        ``post_index`` (positions on the axes of `connectivity`), ``size`` (voxels),
+        ``position(synapse, axis)`` in µm, depth from the pia along y if the datastack has a frame;
+        and the axes of `connectivity`, ``pre_nucleus_id`` and ``post_nucleus_id``. Synapses of
+        other neurons are dropped.
 
     Raises
     ------
     SchemaError
-        If columns are missing, ids are not integers, an id is repeated, or `connectivity` has no
-        root ids.
+        If columns are missing, ids are not integers, an id is repeated, `connectivity` has no
+        root ids, or synapses are outside of the volume of the datastack.
 
     Examples
     --------
@@ -397,7 +405,13 @@ def build_synapses(
     rows = np.flatnonzero((index["pre"] >= 0) & (index["post"] >= 0))
     # The order of a store: by post, then pre, then id.
     rows = rows[np.lexsort([synapse_ids[rows], index["pre"][rows], index["post"][rows]])]
-    centres = positions(synapses, "synapses", "ctr_pt_position")[rows]
+    space = space_of_data(connectivity)
+    kept = synapses.iloc[rows]
+    kept.attrs = synapses.attrs
+    centres = positions_um(
+        kept, "synapses", "ctr_pt_position", None, space,
+        given=resolution_nm, call="resolution_nm={}",
+    )  # fmt: skip
     dataset = xr.Dataset(
         {
             "synapse_id": ("synapse", synapse_ids[rows]),
@@ -406,12 +420,12 @@ def build_synapses(
             "size": (
                 "synapse",
                 _whole_numbers(synapses["size"], at_least=0)[rows],
-                {"units": VOXEL_UNITS},
+                {"units": space.size_units},
             ),
             "position": (
                 ("synapse", "axis"),
-                to_pia_um(centres, resolution_nm),
-                {"units": "µm", "long_name": "centre of the synapse, y is depth from the pia"},
+                centres,
+                space.attrs("centre of the synapse"),
             ),
         },
         coords={

@@ -17,10 +17,11 @@ import xarray as xr
 import zarr
 from dask.utils import parse_bytes
 
-from microns_xr.columns import as_ids, to_pia_um
+from microns_xr.columns import as_ids
 from microns_xr.connectivity.arrays import Compressed
 from microns_xr.connectivity.build import Rows, build_connectivity
 from microns_xr.errors import SchemaError, SourceError, warn_of_dropped_rows
+from microns_xr.frames import Resolution, Space
 from microns_xr.ingest.read import (
     Columns,
     HeaderLike,
@@ -31,9 +32,10 @@ from microns_xr.ingest.read import (
     find_files,
     layout_of,
     read_files,
+    resolution_of_files,
 )
 from microns_xr.provenance import release_of
-from microns_xr.releases import table_of_file
+from microns_xr.releases import space_of_data, table_of_file
 from microns_xr.schema import SCOPES, validate
 from microns_xr.store import swap
 from microns_xr.store.spill import Spill, collate
@@ -64,7 +66,7 @@ def ingest_synapses(
     memory: str | int = "2 GB",
     keep: Keep = "both",
     positions: bool = False,
-    resolution_nm: tuple[float, float, float] = (4.0, 4.0, 40.0),
+    resolution_nm: tuple[float, float, float] | None = None,
     on_bad_lines: Literal["error", "count"] = "error",
     scope: str = "unknown",
     rows: Rows = "auto",
@@ -107,7 +109,9 @@ def ingest_synapses(
     positions : bool, optional
         Keep the position of each synapse, and with "both" the synapses themselves.
     resolution_nm : tuple of float, optional
-        Voxel size of the positions.
+        Voxel size of the positions in nm, such as ``(1, 1, 1)``; by default what the files state
+        (``dataframe_resolution`` in parquet, or in a file ``NAME.json`` beside ``NAME.csv``), else
+        that of the datastack.
     on_bad_lines : {"error", "count"}, optional
         "count" leaves out lines that cannot be read, and counts them in ``attrs["bad_lines"]`` of
         the connectivity. A truncated file is always an error.
@@ -125,9 +129,10 @@ def ingest_synapses(
     Raises
     ------
     SchemaError
-        If columns are absent, a line cannot be read (with file, line and byte), a synapse ``id`` is
-        repeated among the kept rows, a file is given twice, sizes sum to more than int64 holds, or
-        an argument does not have one of its allowed values.
+        If columns are absent, a line cannot be read or its synapse is outside of the volume of the
+        datastack (with file, line and byte), a synapse ``id`` is repeated among the kept rows, a
+        file is given twice, sizes sum to more than int64 holds, or an argument does not have one of
+        its allowed values.
     IncompleteDownloadError
         If a compressed file is truncated.
     SourceError
@@ -195,7 +200,9 @@ def ingest_synapses(
     shared = as_ids(neurons.attrs.get("shared_roots", ()), "units.attrs['shared_roots']")
     # Made before hours of reading, so that invalid input raises at once.
     template = _template(layout, neurons, scope, repeated=False)
-    mapper = Mapper(neurons, layout, keep, shared)
+    space = space_of_data(neurons)
+    resolution = resolution_of_files(inputs, space, resolution_nm) if positions else None
+    mapper = Mapper(neurons, layout, keep, shared, space, resolution)
     max_rows = _max_rows(memory, mapper, singles)
     history = f"ingest_synapses(keep={keep!r}, positions={positions}, rows={rows!r})"
     n = neurons.sizes["nucleus_id"]
@@ -217,8 +224,7 @@ def ingest_synapses(
             counts = read_files(inputs, layout, mapper, spills, row_bytes, count_bad, progress)
             with ChunkPool() as pool:
                 writer = _Writer(
-                    root, work, template, max_rows, pool, resolution_nm if positions else None,
-                    history, progress,
+                    root, work, template, max_rows, pool, space, resolution, history, progress,
                 )  # fmt: skip
                 copies = writer.write_pairs(spills[0], singles and keep == "both")
                 if keep != "both":
@@ -315,14 +321,16 @@ class _Writer:
         template: xr.Dataset,
         max_rows: int,
         pool: ChunkPool,
-        resolution_nm: tuple[float, float, float] | None,
+        space: Space,
+        resolution_nm: Resolution | None,
         history: str,
         progress: bool,
     ) -> None:
         self._root, self._work, self._template = root, work, template
         self._max_rows, self._pool, self._progress = max_rows, pool, progress
-        self._resolution_nm = resolution_nm  # None without positions
+        self._space, self._resolution_nm = space, resolution_nm  # None without positions
         self._plan: dict[str, Any] = {
+            "space": space,
             "release": release_of(template),
             "positions": resolution_nm is not None,
             "attrs": {"history": history},
@@ -394,7 +402,7 @@ class _Writer:
     def _append(self, table: GroupWriter, columns: Mapping[str, np.ndarray]) -> None:
         columns = dict(columns)
         if self._resolution_nm is not None:
-            columns["position"] = to_pia_um(columns.pop("point"), self._resolution_nm)
+            columns["position"] = self._space.to_um(columns.pop("point"), self._resolution_nm)
         table.append(columns)
 
     def write_unit_synapses(

@@ -30,6 +30,8 @@ from microns_xr.columns import as_ids
 from microns_xr.connectivity.build import Rows, read_synapse_table
 from microns_xr.connectivity.labels import Lookup, unit_roots
 from microns_xr.errors import SchemaError, SourceError
+from microns_xr.frames import RESOLUTION, Resolution, Space, resolution_of
+from microns_xr.releases import table_of_file, table_spec
 from microns_xr.sources.postgres_csv import (
     DAMAGED,
     Header,
@@ -40,6 +42,7 @@ from microns_xr.sources.postgres_csv import (
     unreadable,
     whole_lines,
 )
+from microns_xr.sources.tables import side_resolution, stated_resolution
 from microns_xr.store.spill import Spill
 from microns_xr.threads import usable_threads
 
@@ -52,6 +55,7 @@ POSITION = "ctr_pt_position"
 _SIZES = ("size", "sum_size", "synapse_size")
 _COUNTS = ("n_syn", "synapse_count")
 _FIRST_LINE = 1 << 20
+_CALL = "resolution_nm={}"  # states the resolution of positions
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class InputFile:
     header: Header
     skip: int  # unpacked bytes of the header line
     options: Mapping[str, Any]  # of fsspec
+    resolution: Any = None  # of its positions, as the file states it
 
 
 @dataclass(frozen=True)
@@ -145,8 +150,9 @@ def _inspect(name: str, header: Header | None, options: Mapping[str, Any]) -> In
                 # As a csv file it would be a table without rows.
                 raise EOFError("it is empty")
             if magic == b"PAR1":
-                header = _untyped(_names_in_parquet(file), name)
-                return InputFile(name, size, "parquet", header, 0, options)
+                schema = _schema_of_parquet(file)
+                header, stated = _untyped(schema.names, name), stated_resolution(schema.metadata)
+                return InputFile(name, size, "parquet", header, 0, options, stated)
             kind = "csv.gz" if magic[:2] == b"\x1f\x8b" else "csv"
             file.seek(0)
             line = (igzip.open(file, "rb") if kind == "csv.gz" else file).readline(_FIRST_LINE)
@@ -158,12 +164,13 @@ def _inspect(name: str, header: Header | None, options: Mapping[str, Any]) -> In
     header = header or _sidecar_header(name, options) or _first_line(line, name)
     # Some files have a header line although a header was given.
     skip = len(line) if tuple(_cells(line)) == header.names else 0
-    return InputFile(name, size, kind, header, skip, options)
+    stated = None if remote else side_resolution(name)
+    return InputFile(name, size, kind, header, skip, options, stated)
 
 
-def _names_in_parquet(file: IO[bytes]) -> list[str]:
+def _schema_of_parquet(file: IO[bytes]) -> pa.Schema:
     try:
-        return pq.ParquetFile(file).schema_arrow.names
+        return pq.ParquetFile(file).schema_arrow
     except pa.ArrowInvalid as error:  # the columns are at the end of the file
         raise EOFError(str(error)) from error
 
@@ -212,6 +219,23 @@ def layout_of(files: Sequence[InputFile], rows: Rows, positions: bool, singles: 
                 f"{files[0].name}, {list(files[0].header.names)}: ingest tables one at a time"
             )
     return layouts[0]
+
+
+def resolution_of_files(files: Sequence[InputFile], space: Space, given: Any) -> Resolution:
+    """Return the resolution of the positions: stated by the files, given, or of the datastack."""
+    found = {}
+    for file in files:
+        table = pd.DataFrame()
+        table.attrs[RESOLUTION] = file.resolution
+        registered = table_spec(table_of_file(file.name)).resolution_nm
+        found[resolution_of(table, file.name, registered, space, given, _CALL)] = file.name
+    if len(found) > 1:
+        (one, first), (other, second) = list(found.items())[:2]
+        raise SchemaError(
+            f"{first} has positions at a resolution of {one} nm, {second} at {other}: ingest "
+            "tables one at a time"
+        )
+    return next(iter(found))
 
 
 def _layout(file: InputFile, rows: Rows, positions: bool, singles: bool) -> Layout:
@@ -565,8 +589,17 @@ class Mapped(NamedTuple):
 class Mapper:
     """Maps blocks of rows; may be used by several threads."""
 
-    def __init__(self, units: xr.Dataset, layout: Layout, keep: Keep, shared: np.ndarray) -> None:
+    def __init__(
+        self,
+        units: xr.Dataset,
+        layout: Layout,
+        keep: Keep,
+        shared: np.ndarray,
+        space: Space,
+        resolution_nm: Resolution | None,
+    ) -> None:
         self._layout, self._keep = layout, keep
+        self._space, self._resolution_nm = space, resolution_nm  # None without positions
         if layout.labels == "nucleus_id":
             labels = as_ids(units, "units")
             where = np.arange(labels.size)
@@ -615,6 +648,18 @@ class Mapper:
                 cells = [text[k].as_py() for text in texts]
                 cell = cells[0] if len(cells) == 1 else ",".join(map(str, cells))
                 bad[int(rows[k])] = f"column {POSITION!r} is {cell!r}, expected x, y and z"
+            if self._resolution_nm is not None:
+                points = numbers["point"][rows]
+                beyond = self._space.outside(points, self._resolution_nm)
+                if beyond.any():
+                    first, *others = rows[beyond].tolist()
+                    x, y, z = (f"{value:.10g}" for value in numbers["point"][first])
+                    expected = self._space.expected(points, self._resolution_nm, _CALL)
+                    bad[first] = (
+                        f"a synapse at ({x}, {y}, {z}) is outside of the volume, {expected}"
+                    )
+                    bad |= dict.fromkeys(others, "a synapse is outside of the volume")
+                wrong = wrong | beyond
             good[rows[wrong]] = False
             both, keep = both & good, keep & good
         counts: dict[str, float] = {"rows": int(np.count_nonzero(good)), "bad_lines": len(bad)}

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from microns_xr import __version__
 from microns_xr.errors import ReleaseMismatchError, SchemaError, SourceError, unknown_label
 from microns_xr.files import file_sha256, locked, new_file, read_json, write_file
+from microns_xr.frames import RESOLUTION
 from microns_xr.releases import MINIMUM_ROLES, ReleaseSpec
 from microns_xr.sources.archive import ArchiveSource
 from microns_xr.sources.cave import CaveSource, fetch_table
@@ -236,7 +237,11 @@ class CachedSource(TableSource):
                 )
             self.download([name], progress=False)
         with pa.parquet.ParquetFile(self.path(name)) as file:
-            return to_frame(file.read())
+            frame = to_frame(file.read())
+        stated = (self._record(name) or {}).get("resolution_nm")
+        if stated is not None:
+            frame.attrs[RESOLUTION] = stated
+        return frame
 
     def provenance(self, name: str) -> dict[str, Any]:
         """Return the record of a table: name, rows, sha256, timestamp and origin."""

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import requests
 
 from microns_xr.errors import SchemaError, SourceError, whole_number
+from microns_xr.frames import RESOLUTION
 from microns_xr.sources.net import BadAnswer, Refused, Retry
 from microns_xr.sources.synapse_plan import split_range
 from microns_xr.sources.tables import TableSource, frame_sha256, plain_types, to_frame
@@ -561,7 +562,10 @@ class CaveSource(TableSource):
         return read_answer(response.content, response.headers)
 
     def read(self, name: str) -> pd.DataFrame:
-        frame = to_frame(fetch_table(self, name)[0])
+        table, answers = fetch_table(self, name)
+        frame = to_frame(table)
+        if answers["resolution_nm"] is not None:
+            frame.attrs[RESOLUTION] = list(answers["resolution_nm"])
         self._read[name] = {"name": name, "rows": len(frame), "sha256": frame_sha256(frame)}
         return frame
 
@@ -595,7 +599,10 @@ def fetch_table(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]
                     f"{table.num_rows} rows arrived, the service counts {valid}"
                     + (f" ({expected} with those no longer valid)" if expected > valid else "")
                 )
-        return table, {"resolution_nm": answers[0].resolution_nm, "queries": len(answers)}
+        stated = {answer.resolution_nm for answer in answers}
+        if len(stated) > 1:
+            raise BadAnswer(f"positions arrived at several resolutions, {stated}")
+        return table, {"resolution_nm": stated.pop(), "queries": len(answers)}
 
     what = f"the table {name} of {source.datastack} v{source.version}"
     return source.retry.call(ask, what, at_most=_TABLE_ATTEMPTS)

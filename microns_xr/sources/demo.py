@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from microns_xr.columns import from_pia_um
 from microns_xr.errors import (
     SchemaError,
     SourceError,
@@ -25,11 +24,13 @@ from microns_xr.errors import (
     unknown_label,
     whole_number,
 )
-from microns_xr.releases import release_spec
+from microns_xr.releases import release_spec, space_of
 from microns_xr.sources.directory import write_identity
 from microns_xr.sources.tables import TableSource, frame_sha256, write_table_file
 
 DEMO_VERSIONS = (661, 1507, 1718)
+_SPACE = space_of("minnie65_demo")
+_VOXEL_NM = (4.0, 4.0, 40.0)
 
 # ---------------------------------------------------------------------------------------- cells
 #
@@ -169,7 +170,7 @@ class Cells:
         self.position_um = np.stack(
             [rng.uniform(*_BOX_X, n), depth, rng.uniform(*_BOX_Z, n)], axis=1
         )
-        self.voxel = np.rint(from_pia_um(self.position_um)).astype(np.int64)
+        self.voxel = np.rint(_SPACE.from_um(self.position_um, _VOXEL_NM)).astype(np.int64)
         self.area_code = _area_at(self.position_um)  # index into `AREAS`
         mean, sd = _VOLUME_MEAN[self.type_code], _VOLUME_SD[self.type_code]
         self.volume = np.maximum(mean + sd * rng.standard_normal(n), 0.4 * mean)

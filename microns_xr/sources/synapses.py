@@ -57,6 +57,7 @@ from microns_xr.errors import (
     whole_number,
 )
 from microns_xr.files import file_sha256, locked, new_file, read_json, write_file
+from microns_xr.frames import RESOLUTION
 from microns_xr.provenance import release_of
 from microns_xr.sources.cave import CaveSource
 from microns_xr.sources.net import BadAnswer
@@ -313,7 +314,10 @@ class SynapseSet:
                 name: np.array(file.read([name])[name].to_numpy())
                 for name in file.schema_arrow.names
             }
-        return pd.DataFrame(columns, copy=False)
+        rows = pd.DataFrame(columns, copy=False)
+        if complete.get("resolution_nm") is not None:
+            rows.attrs[RESOLUTION] = complete["resolution_nm"]
+        return rows
 
     def provenance(self) -> dict[str, Any]:
         """Return ``name``, ``rows`` and ``sha256`` of the set, and its release."""
@@ -357,6 +361,7 @@ class Batch:
     sha256: str
     rows: int  # synapses of the request in it
     answered: int  # rows of the answer that they were selected from
+    resolution_nm: list[float] | None = None  # of the positions, if the service states it
 
 
 class RequestFolder(SynapseSet):
@@ -439,18 +444,30 @@ class RequestFolder(SynapseSet):
         try:
             fields = json.loads(line)
             piece = Piece(**fields["piece"])
-            batch = Batch(piece, *(fields[n] for n in ("file", "sha256", "rows", "answered")))
+            batch = Batch(
+                piece,
+                **{n: fields[n] for n in ("file", "sha256", "rows", "answered")},
+                resolution_nm=fields.get("resolution_nm"),
+            )
             return batch if file_sha256(self.directory / batch.file) == batch.sha256 else None
         except (ValueError, TypeError, KeyError, SourceError):
             return None
 
-    def commit(self, piece: Piece, rows: pa.Table, answered: int) -> Batch | None:
+    def commit(
+        self,
+        piece: Piece,
+        rows: pa.Table,
+        answered: int,
+        resolution_nm: Sequence[float] | None = None,
+    ) -> Batch | None:
         """Write one finished batch; None if the folder is no longer locked."""
         content = _parquet_bytes(rows)
         ends = ["" if i is None else f"-{i}" for i in (piece.id_from, piece.id_below)]
         ids = f"-ids{ends[0]}-to{ends[1]}" if piece.is_range else ""
         file = f"{piece.start:07d}-{piece.stop:07d}{ids}.parquet"
-        batch = Batch(piece, file, hashlib.sha256(content).hexdigest(), rows.num_rows, answered)
+        digest = hashlib.sha256(content).hexdigest()
+        stated = None if resolution_nm is None else list(resolution_nm)
+        batch = Batch(piece, file, digest, rows.num_rows, answered, stated)
         with self._writing:
             if not self._is_open:
                 return None
@@ -463,6 +480,12 @@ class RequestFolder(SynapseSet):
 
     def finish(self, request: SynapseRequest, timestamp: str, batches: Sequence[Batch]) -> None:
         """Write the result from the batches, then remove the batches."""
+        stated = {tuple(b.resolution_nm) for b in batches if b.rows and b.resolution_nm}
+        if len(stated) > 1:
+            raise SourceError(
+                f"the positions of {self.key} arrived at several resolutions, {sorted(stated)}: "
+                f"remove {self.directory}, and download again"
+            )
         with new_file(self.path) as part:
             rows = merge_batches(self.directory, batches, request.columns, part)
             complete = {
@@ -471,6 +494,7 @@ class RequestFolder(SynapseSet):
                 "bytes": part.stat().st_size,
                 "timestamp": timestamp,
                 "answered": sum(batch.answered for batch in batches),
+                **({"resolution_nm": list(*stated)} if stated and request.positions else {}),
                 "fetched_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "created_by": f"microns_xr {__version__}",
             }
@@ -774,7 +798,7 @@ class _Download:
             filters["filter_range"] = {"id": (piece.id_from, piece.id_below)}
         selected = [*request.columns[:4], *([POSITION] if request.positions else [])]
 
-        def ask() -> pa.Table | None:
+        def ask() -> tuple[pa.Table, Sequence[float] | None] | None:
             if self.stopped.is_set():
                 raise IncompleteDownloadError("the download was stopped")
             n_expected = self.service.count(request.table, **filters)
@@ -790,7 +814,7 @@ class _Download:
                 n_wrong = int((~matches).sum())
                 raise BadAnswer(f"{n_wrong} of {n} synapses do not match the query")
             if n == n_expected:
-                return rows
+                return rows, answer.resolution_nm
             if answer.limited_to is not None and n < n_expected:
                 n_parts = math.ceil(n_expected / max(1, answer.limited_to // 2))
                 split = (
@@ -805,13 +829,14 @@ class _Download:
 
         what = f"{request.table}, " + (f"{len(piece)} {side} roots" if side else "all")
         what += f", synapses {piece.id_from} to {piece.id_below}" if piece.is_range else ""
-        rows = self.service.retry.call(ask, what, at_most=_ATTEMPTS)
-        if rows is None:
+        found = self.service.retry.call(ask, what, at_most=_ATTEMPTS)
+        if found is None:
             return
+        rows, resolution = found
         answered = rows.num_rows
         if other_ids is not None:
             rows = rows.filter(_among(rows[_ROOT_COLUMN[other]], other_ids))
-        if self.folder.commit(piece, rows, answered) is not None:
+        if self.folder.commit(piece, rows, answered, resolution) is not None:
             pairs = rows.group_by([_PRE, _POST]).aggregate([]).num_rows
             with self.lock:
                 self.pairs += pairs

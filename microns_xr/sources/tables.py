@@ -8,7 +8,9 @@ every format: integers are int64 (Int64 if there are missing values), text is ob
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +23,8 @@ import pyarrow.feather
 import pyarrow.parquet
 
 from microns_xr.errors import SourceError
-from microns_xr.files import new_file
+from microns_xr.files import new_file, read_json, write_file
+from microns_xr.frames import RESOLUTION
 
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".feather")
 
@@ -222,7 +225,11 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
             table = pa.feather.read_table(path, memory_map=False)
         else:
             table = _read_csv(path)
-        return to_frame(table)
+        frame = to_frame(table)
+        stated = stated_resolution(table.schema.metadata) or side_resolution(path)
+        if stated is not None:
+            frame.attrs[RESOLUTION] = stated
+        return frame
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, SourceError):
             raise
@@ -231,6 +238,36 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
             f"{path} cannot be read ({reason}): it is damaged, cut short or in another format than "
             "its suffix says; fetch or write it again"
         ) from error
+
+
+# The resolution of the positions: in the attributes that pandas writes into parquet and feather
+# files, or, for csv, in a file NAME.json beside NAME.csv.
+
+
+def stated_resolution(metadata: Mapping[bytes, bytes] | None) -> Any:
+    """Return the resolution that an Arrow schema states; None if it states none."""
+    metadata = metadata or {}
+    for document in (metadata.get(b"PANDAS_ATTRS"), metadata.get(b"pandas")):
+        try:
+            content = json.loads(document or b"{}")
+            attrs = {**content, **(content.get("attributes") or {})}
+        except (ValueError, TypeError):
+            continue
+        if attrs.get(RESOLUTION) is not None:
+            return attrs[RESOLUTION]
+    return None
+
+
+def side_file(path: str | Path) -> Path:
+    """Return the file that states the resolution of a csv file, if it exists."""
+    path = Path(path)
+    return path.with_name(f"{table_stem(path) or path.stem}.json")
+
+
+def side_resolution(path: str | Path) -> Any:
+    """Return the resolution that the file beside a table states; None if it states none."""
+    content = read_json(side_file(path))
+    return content.get(RESOLUTION, content.get("resolution_nm"))
 
 
 def _read_csv(path: Path) -> pa.Table:
@@ -261,6 +298,11 @@ def write_table_file(frame: pd.DataFrame, path: str | Path) -> Path:
             table = pa.Table.from_pandas(frame, preserve_index=False)
             if path.suffix == ".csv":
                 pa.csv.write_csv(table, part, pa.csv.WriteOptions(quoting_style="needed"))
+                stated, side = frame.attrs.get(RESOLUTION), side_file(path)
+                if stated is not None:
+                    write_file(side, json.dumps({RESOLUTION: stated}) + "\n")
+                elif set(read_json(side)) == {RESOLUTION}:
+                    side.unlink()
             else:
                 pa.parquet.write_table(table, part, compression="zstd")
     except pa.ArrowException as error:

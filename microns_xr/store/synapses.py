@@ -12,8 +12,9 @@ import zarr
 
 from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed
 from microns_xr.errors import MicronsXrError, SchemaError, StoreFormatError, UnknownLabelError
+from microns_xr.frames import Space
 from microns_xr.provenance import stamp_release
-from microns_xr.schema import AXES, VOXEL_UNITS
+from microns_xr.schema import AXES
 from microns_xr.store.format import (
     INDEX_NAMES,
     MATRIX_GROUP,
@@ -26,8 +27,6 @@ from microns_xr.store.locate import Address, read_values
 from microns_xr.store.open import lazy_variable, open_root, read_from, read_group
 from microns_xr.store.stream import PlannedGroup, plan_dataset
 from microns_xr.threads import Span
-
-POSITION_ATTRS = {"units": "µm", "long_name": "centre of the synapse, y is depth from the pia"}
 
 
 class SynapseRows:
@@ -244,6 +243,7 @@ def plan_rows(
     columns: Mapping[str, str],
     release: tuple[str, int],
     *,
+    space: Space,
     positions: bool,
     attrs: Mapping[str, Any],
     ids: Mapping[Compressed, Any] | None = None,
@@ -260,12 +260,12 @@ def plan_rows(
         {f"{side}_nucleus_id": labels for side, labels in (ids or {}).items()},
         dict(attrs),
     )
-    template["size"].attrs["units"] = VOXEL_UNITS
+    template["size"].attrs["units"] = space.size_units
     for name, text in (long_names or {}).items():
         template[name].attrs["long_name"] = text
     if positions:
         empty = np.broadcast_to(np.float64(0), (n, len(AXES)))
-        template["position"] = (("synapse", "axis"), empty, POSITION_ATTRS)
+        template["position"] = (("synapse", "axis"), empty, space.attrs("centre of the synapse"))
         template = template.assign_coords(axis=("axis", np.array(AXES, dtype=object)))
     if pointer is not None:
         template = _with_pointer(template, *pointer)
@@ -278,6 +278,7 @@ def plan_copy_rows(
     ids: Mapping[Compressed, Any],
     release: tuple[str, int],
     *,
+    space: Space,
     positions: bool,
     attrs: Mapping[str, Any],
 ) -> PlannedGroup:
@@ -288,6 +289,7 @@ def plan_copy_rows(
         int(indptr[-1]),
         dtypes,
         release,
+        space=space,
         positions=positions,
         attrs=attrs,
         ids=ids,

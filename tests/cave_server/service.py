@@ -76,6 +76,7 @@ class Service:
     # A request without any token is sent to a login page, as by the real service, not refused.
     redirect_to_login: bool = False
     float_type: str = "Float32"  # of columns in answers
+    resolution: Sequence[float] = RESOLUTION  # of positions, in nm per voxel
     seed: int = 0  # of every random order
 
     def __post_init__(self) -> None:
@@ -92,6 +93,7 @@ class Service:
             ("GET", rf"{api}{number}", self._version),
             ("GET", rf"{api}{number}/tables", self._tables),
             ("GET", rf"{api}{number}/table/{name}/count", self._count),
+            ("GET", rf"{api}{number}/table/{name}/metadata", self._metadata),
             ("POST", rf"{api}{number}/table/{name}/query", self._query),
         ]
 
@@ -195,6 +197,13 @@ class Service:
         self._check(version, table)
         return Response.of_json(len(self.tables[table].frame))
 
+    def _metadata(self, request: Request, version: int, table: str) -> Response:
+        self._check(version, table)
+        x, y, z = self.resolution
+        record = {"table_name": table, "schema": "", "reference_table": None, "notice_text": None}
+        record |= {f"voxel_resolution_{axis}": r for axis, r in zip("xyz", (x, y, z), strict=True)}
+        return Response.of_json({**record, "voxel_resolution": [x, y, z]})
+
     def _query(self, request: Request, version: int, table: str, fault: Fault | None) -> Response:
         self._check(version, table)
         try:
@@ -216,5 +225,5 @@ class Service:
         body = encode_arrow(frame, request.headers.get("Accept-Encoding", ""), schema_only=only)
         headers = [("Content-Type", "data.arrow")]
         headers += [("Warning", text) for text in warnings]
-        headers += [("dataframe_resolution", str(r)) for r in RESOLUTION]
+        headers += [("dataframe_resolution", str(r)) for r in self.resolution]
         return Response(200, body, headers, rows=0 if only else len(frame))

@@ -186,7 +186,7 @@ def test_positions_in_parquet(tmp_path, kind):
 
 def test_bad_positions_in_parquet_are_counted(tmp_path):
     frame = pd.DataFrame({"id": [1, 2], "pre_pt_root_id": A, "post_pt_root_id": B, "size": [3, 4]})
-    frame["ctr_pt_position"] = [[1.0, 2.0, 3.0], [1.0, 2.0]]
+    frame["ctr_pt_position"] = [[2e5, 2e5, 2e4], [1.0, 2.0]]
     frame.to_parquet(tmp_path / "s.parquet")
     options = dict(positions=True, progress=False)
     with pytest.raises(

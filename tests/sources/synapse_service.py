@@ -49,6 +49,7 @@ def expected(frame: pd.DataFrame, pre=None, post=None, positions=False) -> pd.Da
 class Answered:
     table: pa.Table
     limited_to: int | None = None
+    resolution_nm: tuple[float, ...] | None = None
 
 
 @dataclass

@@ -13,10 +13,12 @@ from pandas.testing import assert_frame_equal
 from planted import planted
 
 import microns_xr as mx
-from microns_xr.columns import to_pia_um
+from microns_xr.releases import space_of
 from microns_xr.sources.demo import DEMO_VERSIONS
 from microns_xr.sources.demo import TYPES as CELL_TYPES
 from microns_xr.sources.tables import frame_sha256
+
+SPACE, VOXEL = space_of("minnie65_public"), (4, 4, 40)
 
 KEYS = ["session", "scan_idx", "unit_id"]
 COMMON = ["id", "created", "superceded_id", "valid"]
@@ -313,7 +315,7 @@ def test_words_of_the_types(demo):
 def test_layers_come_out_of_the_depth_histogram(demo):
     """The type that leads each 5 µm of depth, in one plain count."""
     nuclei = demo.read("nucleus_detection_v0")
-    nuclei["depth"] = to_pia_um(nuclei[POSITION].to_numpy())[:, 1]
+    nuclei["depth"] = SPACE.to_um(nuclei[POSITION].to_numpy(), VOXEL)[:, 1]
     role = "celltype_fine" if demo.version == 661 else "celltype"
     types = table_of(demo, role)[["target_id", "cell_type"]]
     cells = nuclei.merge(types, left_on="id", right_on="target_id")
@@ -338,7 +340,7 @@ def test_layers_come_out_of_the_depth_histogram(demo):
 
 
 def test_positions_are_whole_voxels_in_the_imaged_box(demo):
-    um = to_pia_um(demo.read("nucleus_detection_v0")[POSITION].to_numpy())
+    um = SPACE.to_um(demo.read("nucleus_detection_v0")[POSITION].to_numpy(), VOXEL)
     assert um[:, 0].min() > 199
     assert um[:, 0].max() < 1551
     assert um[:, 2].min() > 603

@@ -1,0 +1,236 @@
+"""Positions in µm: voxel size, volume and frame of a datastack.
+
+A table gives positions in voxels, or in nm where its resolution is 1, 1, 1. The frame of a
+datastack turns them to µm with y as depth from the pia (standard_transform, CAVEconnectome). Its
+version is pinned in the registry, because another version may move the pia, and positions must not
+depend on the installation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from standard_transform import datasets
+
+from microns_xr.columns import positions
+from microns_xr.errors import SchemaError, unknown_label
+
+# Where caveclient states the resolution of a table, in ``DataFrame.attrs``.
+RESOLUTION = "dataframe_resolution"
+# In the attributes of positions that are in the axes of their table.
+NO_FRAME = "none"
+
+Resolution = tuple[float, float, float]
+
+_TRANSFORMS = {"minnie65": datasets.minnie_transform, "v1dd": datasets.v1dd_transform}
+
+# Segmentations end some µm from the edge of the images, and annotations are placed by hand.
+_MARGIN_NM = 50_000.0
+
+# Resolutions that tables of other sources have: nm, µm, mm, voxels of images and annotations.
+_LIKELY: dict[str, Resolution] = {
+    "nm": (1.0, 1.0, 1.0),
+    "µm": (1e3, 1e3, 1e3),
+    "mm": (1e6, 1e6, 1e6),
+    "voxels of 4x4x40 nm": (4.0, 4.0, 40.0),
+    "voxels of 8x8x40 nm": (8.0, 8.0, 40.0),
+    "voxels of 9x9x45 nm": (9.0, 9.0, 45.0),
+}
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where the positions of a datastack are."""
+
+    frame: str = NO_FRAME  # name and version in standard_transform, such as "minnie65 1.4"
+    voxel_nm: Resolution | None = None
+    # lowest and highest point, in nm
+    volume_nm: tuple[Resolution, Resolution] | None = None
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether y is depth from the pia."""
+        return self.frame != NO_FRAME
+
+    @property
+    def size_units(self) -> str:
+        """Units of a synapse's size."""
+        return "voxels" if self.voxel_nm is None else f"voxels of {_by(self.voxel_nm)} nm"
+
+    def attrs(self, what: str) -> dict[str, Any]:
+        """Return the attributes of positions."""
+        axes = "y is depth from the pia" if self.has_depth else "in the axes of the table"
+        return {"units": "µm", "long_name": f"{what}, {axes}", **self.record()}
+
+    def record(self) -> dict[str, Any]:
+        """Return what `space_in` reads again."""
+        voxel = {} if self.voxel_nm is None else {"voxel_nm": list(self.voxel_nm)}
+        return {"frame": self.frame, **voxel}
+
+    def to_um(self, points: np.ndarray, resolution_nm: Sequence[float]) -> np.ndarray:
+        """Convert points of shape (n, 3) in voxels to µm."""
+        return self._transformed("apply", points, resolution_nm)
+
+    def from_um(self, points: np.ndarray, resolution_nm: Sequence[float]) -> np.ndarray:
+        """Convert points in µm to voxels; the inverse of `to_um`."""
+        return self._transformed("invert", points, resolution_nm)
+
+    def _transformed(self, how: str, points: np.ndarray, resolution: Sequence[float]) -> np.ndarray:
+        array = np.asarray(points, dtype=np.float64)
+        if array.ndim != 2 or array.shape[1] != 3:
+            raise SchemaError(
+                f"points has shape {array.shape}, expected (n, 3) with columns x, y, z"
+            )
+        if not len(array):
+            return array.copy()
+        if self.has_depth:
+            transform = _transform(self.frame, tuple(map(float, resolution)))
+            return np.asarray(getattr(transform, how)(array))
+        um = np.asarray(resolution, dtype=np.float64) / 1000
+        return array * um if how == "apply" else array / um
+
+    def outside(self, points: np.ndarray, resolution_nm: Sequence[float]) -> np.ndarray:
+        """Return which points are outside of the volume; none if it is not known."""
+        if self.volume_nm is None:
+            return np.zeros(len(points), dtype=bool)
+        nm = np.asarray(points, dtype=np.float64) * np.asarray(resolution_nm)
+        low, high = np.asarray(self.volume_nm)
+        # A missing point is in no place, but also not in a wrong one.
+        beyond = (nm < low - _MARGIN_NM) | (nm > high + _MARGIN_NM)
+        return np.asarray(beyond.any(axis=1))
+
+    def require_inside(
+        self, points: np.ndarray, resolution_nm: Sequence[float], where: str, call: str
+    ) -> None:
+        """Raise if points are outside of the volume; name the resolutions that would fit.
+
+        `call` states a resolution, with ``{}`` for its value.
+        """
+        beyond = self.outside(points, resolution_nm)
+        if beyond.any():
+            row = int(np.argmax(beyond))
+            raise SchemaError(
+                f"{where} has {int(beyond.sum())} of {len(points)} points outside of the volume, "
+                f"such as ({', '.join(f'{value:.10g}' for value in points[row])}) in row {row}, "
+                + self.expected(points, resolution_nm, call)
+            )
+
+    def expected(self, points: np.ndarray, resolution_nm: Sequence[float], call: str) -> str:
+        """Return the end of a message on points of which some are outside of the volume."""
+        corners = np.asarray(self.volume_nm) / np.asarray(resolution_nm)
+        box = " to ".join(f"({', '.join(f'{v:.0f}' for v in corner)})" for corner in corners)
+        text = f"expected points in {box} at a resolution of {_by(resolution_nm)} nm: "
+        fits = {n: r for n, r in self._likely().items() if not self.outside(points, r).any()}
+        if fits:
+            value = [int(v) if v == int(v) else v for v in next(iter(fits.values()))]
+            text += f"they look like {' or '.join(fits)}; if they are, state {call.format(value)}"
+        else:
+            text += f"correct or drop these rows, or state {call.format('[x, y, z] in nm')}"
+        um = (1, 1, 1)
+        if self.has_depth and not self.outside(self.from_um(points, um), um).any():
+            text += "; they also look like µm from the pia, which mx.as_units takes as they are"
+        return text
+
+    def _likely(self) -> dict[str, Resolution]:
+        if self.voxel_nm is None:
+            return _LIKELY
+        return {f"voxels of {_by(self.voxel_nm)} nm": self.voxel_nm, **_LIKELY}
+
+
+def _by(resolution: Sequence[float]) -> str:
+    return "x".join(f"{value:g}" for value in resolution)
+
+
+@lru_cache(maxsize=16)
+def _transform(frame: str, resolution_nm: tuple[float, ...]) -> Any:
+    name, _, version = frame.partition(" ")
+    return _TRANSFORMS[name](np.asarray(resolution_nm), version=version)
+
+
+def require_frame(frame: str) -> None:
+    """Raise unless a frame is one of standard_transform, with its version."""
+    name, _, version = frame.partition(" ")
+    known = [
+        f"{dataset} {label}"
+        for dataset in _TRANSFORMS
+        for label in datasets.available_versions(dataset)["transform"]["versions"]
+    ]
+    if name not in _TRANSFORMS or f"{name} {version}" not in known:
+        raise unknown_label("frame is", frame, [*known, NO_FRAME], error=SchemaError)
+
+
+def space_in(attrs: Mapping[Any, Any]) -> Space | None:
+    """Return the space that attributes record; None if they record none."""
+    if "frame" not in attrs:
+        return None
+    return Space(str(attrs["frame"]), as_resolution(attrs.get("voxel_nm"), "voxel_nm"))
+
+
+def as_resolution(value: Any, where: str) -> Resolution | None:
+    """Return three numbers of nm from a sequence, or from text as in a header of the service."""
+    if value is None:
+        return None
+    words: Any = re.findall(r"[^\s,\[\]()]+", value) if isinstance(value, str) else value
+    try:
+        if isinstance(words, Iterable):
+            x, y, z = (float(word) for word in words)
+            if min(x, y, z) > 0 and np.isfinite([x, y, z]).all():
+                return x, y, z
+    except (TypeError, ValueError):
+        pass
+    raise SchemaError(
+        f"{where} is {value!r}, expected three numbers of nm above 0, such as [4, 4, 40]: query "
+        "the table with desired_resolution=[1, 1, 1], or state the resolution of all its positions"
+    )
+
+
+def resolution_of(
+    table: pd.DataFrame,
+    name: str,
+    registered: Resolution | None,
+    space: Space,
+    given: Any = None,
+    call: str = "",
+) -> Resolution:
+    """Return the resolution of a table: stated by itself, given, registered, of the datastack."""
+    stated = as_resolution(table.attrs.get(RESOLUTION), f"{name}.attrs[{RESOLUTION!r}]")
+    given = as_resolution(given, "resolution_nm")
+    if stated and given and stated != given:
+        raise SchemaError(
+            f"resolution_nm is {given}, but {name}.attrs[{RESOLUTION!r}] is {stated}: leave out "
+            "one of the two"
+        )
+    found = stated or given or registered or space.voxel_nm
+    if found is None:
+        raise SchemaError(
+            f"the resolution of the positions of {name} is not known, expected nm per voxel of x, "
+            f"y and z: state {(call or _CALL.format(name, '{}')).format('[x, y, z]')}"
+        )
+    return found
+
+
+_CALL = "{}.attrs['" + RESOLUTION + "'] = {}"
+
+
+def positions_um(
+    table: pd.DataFrame,
+    name: str,
+    base: str,
+    registered: Resolution | None,
+    space: Space,
+    *,
+    given: Any = None,
+    call: str = "",
+) -> np.ndarray:
+    """Return the positions of a table in µm, shape (rows, 3)."""
+    call = call or _CALL.format("table", "{}")
+    points = positions(table, name, base)
+    resolution = resolution_of(table, name, registered, space, given, call)
+    space.require_inside(points, resolution, f"{name}.{base}", call)
+    return space.to_um(points, resolution)

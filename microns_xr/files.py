@@ -1,4 +1,8 @@
-"""Atomic writing of files and folders (to a temporary name, then renamed), locks, checksums."""
+"""Atomic writing of files and folders (to a temporary name, then renamed), locks, checksums.
+
+Temporary names are unique and end in `TEMPORARY`, so that no file of the user is ever taken for
+one: ``results.tmp`` beside ``results`` is theirs.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +23,24 @@ from microns_xr.errors import MicronsXrError, SourceError
 
 logger = logging.getLogger(__name__)
 
+TEMPORARY = ".microns_xr.tmp"
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def remove_temporary(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left of files; nobody else may be writing to the folder."""
+    for path in folder.glob(f"{name}.*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
 
 @contextlib.contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """Yield ``NAME.tmp`` to write to; it replaces the file `path` if the block succeeds."""
+    """Yield a temporary name to write to; it replaces the file `path` if the block succeeds."""
     path = Path(path)
-    part = path.with_name(path.name + ".tmp")
+    part = _temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -58,16 +74,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Yield ``NAME.tmp``, a folder that the caller creates; it replaces `path` on success."""
+    """Yield a name for a folder, which the caller creates; it replaces `path` on success."""
     path = Path(path)
-    part = path.with_name(path.name + ".tmp")
-    shutil.rmtree(part, ignore_errors=True)
+    part = _temporary_name(path)
     try:
         yield part
         if path.exists():
             # Remove the old folder only after the new one is in place.
-            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}.old"))
-            path.rename(aside / path.name)
+            aside = _temporary_name(path)
+            path.rename(aside)
             part.rename(path)
             shutil.rmtree(aside, ignore_errors=True)
         else:

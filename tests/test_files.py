@@ -40,6 +40,32 @@ def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
     assert os.listdir(path.parent) == ["a.txt"]
 
 
+def test_names_beside_the_target_are_the_users(tmp_path):
+    for name in ("a.tmp", "b.tmp", "b.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "theirs").write_text(name)
+    (tmp_path / "c.tmp").write_text("theirs")
+    files.write_file(tmp_path / "a", b"")
+    files.write_file(tmp_path / "c", b"")
+    for _ in range(2):
+        with files.new_folder(tmp_path / "b") as part:
+            part.mkdir()
+    assert {name: (tmp_path / name / "theirs").read_text() for name in ("a.tmp", "b.tmp")} == {
+        "a.tmp": "a.tmp", "b.tmp": "b.tmp"
+    }  # fmt: skip
+    assert (tmp_path / "c.tmp").read_text() == "theirs"
+    assert len(os.listdir(tmp_path)) == 7
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "a"
+    with files.new_file(path) as first, files.new_file(path) as second:
+        first.write_text("1")
+        second.write_text("2")
+    assert path.read_text() == "1"
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_a_file_that_cannot_be_written_says_which(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SourceError, match=r"a\.txt cannot be written .*: check the folder"):
@@ -50,7 +76,6 @@ def test_a_file_that_cannot_be_written_says_which(tmp_path):
 
 def test_a_folder_is_replaced_only_by_a_whole_one(tmp_path):
     path = tmp_path / "store"
-    (tmp_path / "store.tmp" / "left").mkdir(parents=True)  # by a process that was killed
 
     def write(content: str, *, fail: bool = False) -> None:
         with files.new_folder(path) as part:

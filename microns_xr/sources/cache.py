@@ -22,7 +22,14 @@ from tqdm.auto import tqdm
 
 from microns_xr import __version__
 from microns_xr.errors import ReleaseMismatchError, SchemaError, SourceError, unknown_label
-from microns_xr.files import file_sha256, locked, new_file, read_json, write_file
+from microns_xr.files import (
+    file_sha256,
+    locked,
+    new_file,
+    read_json,
+    remove_temporary,
+    write_file,
+)
 from microns_xr.frames import RESOLUTION
 from microns_xr.releases import MINIMUM_ROLES, ReleaseSpec
 from microns_xr.sources.archive import ArchiveSource
@@ -284,8 +291,7 @@ class CachedSource(TableSource):
             if isinstance(remote, CaveSource) and (refresh or not self._listing.is_file()):
                 write_file(self._listing, json.dumps(remote.available_tables()) + "\n")
             # Remains of an interrupted download; the lock keeps other processes from writing here.
-            for path in self.table_folder.glob("*.tmp"):
-                path.unlink(missing_ok=True)
+            remove_temporary(self.table_folder)
             bar = tqdm(
                 list(dict.fromkeys(names)),
                 desc="tables",

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -107,8 +107,9 @@ class CheckedSession(requests.Session):
     """A session with the checks that caveclient lacks.
 
     It sets time limits, raises on error statuses before caveclient sees them (which opens a web
-    browser on one of them), treats a redirect to a login page as a refusal, and keeps the last
-    answer of each thread, because caveclient drops the header that marks a truncated answer.
+    browser on one of them), treats a redirect to a login page or to another host as a refusal, and
+    keeps the last answer of each thread, because caveclient drops the header that marks a truncated
+    answer.
     """
 
     def __init__(self, timeout: tuple[float, float]) -> None:
@@ -125,6 +126,28 @@ class CheckedSession(requests.Session):
         self._local.answer = response
         return response
 
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Return where to follow an answer to; `requests` calls it before every further request."""
+        location = super().get_redirect_target(resp)
+        if location is None:
+            return None
+        target = urljoin(resp.url, location)
+        parts = urlsplit(target)
+        refused = None
+        if _LOGIN.search(parts.path):
+            refused = Refused(401, f"the service asks to log in at {parts.netloc}{parts.path}")
+        # caveclient sends the token as a cookie without a domain, which would go to any host.
+        elif self.should_strip_auth(resp.url, target):
+            refused = Refused(
+                resp.status_code,
+                f"the service redirects to {parts.scheme}://{parts.netloc}, which is not followed, "
+                "since the token would be sent there; check server_address",
+            )
+        if refused is not None:
+            resp.close()
+            raise refused
+        return location
+
     def take_answer(self) -> requests.Response:
         """Return the last answer to a request of this thread, and discard it."""
         response, self._local.answer = getattr(self._local, "answer", None), None
@@ -134,10 +157,6 @@ class CheckedSession(requests.Session):
 
 
 def _check(response: requests.Response) -> None:
-    for step in (*response.history, response):
-        target = urlsplit(step.headers.get("Location", ""))
-        if step.is_redirect and _LOGIN.search(target.path):
-            raise Refused(401, f"the service asks to log in at {target.netloc}{target.path}")
     status = response.status_code
     if status < 400:
         return

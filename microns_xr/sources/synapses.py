@@ -56,7 +56,14 @@ from microns_xr.errors import (
     unknown_label,
     whole_number,
 )
-from microns_xr.files import file_sha256, locked, new_file, read_json, write_file
+from microns_xr.files import (
+    file_sha256,
+    locked,
+    new_file,
+    read_json,
+    remove_temporary,
+    write_file,
+)
 from microns_xr.frames import RESOLUTION
 from microns_xr.provenance import release_of
 from microns_xr.sources.cave import CaveSource
@@ -433,10 +440,11 @@ class RequestFolder(SynapseSet):
         if (lines := b"".join(map(_line, batches))) != content:
             write_file(manifest, lines)
         files = {batch.file for batch in batches} | {"pre.parquet", "post.parquet"}
-        for path in [*self.directory.glob("*.parquet"), *self.directory.glob("*.tmp")]:
+        for path in self.directory.glob("*.parquet"):
             if path.name not in files:
                 path.unlink(missing_ok=True)
-        self.path.with_name(self.path.name + ".tmp").unlink(missing_ok=True)
+        remove_temporary(self.directory)
+        remove_temporary(self.path.parent, self.path.name)
         return batches
 
     def _read_batch(self, line: bytes) -> Batch | None:

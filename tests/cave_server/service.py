@@ -75,6 +75,7 @@ class Service:
     token: str | None = None  # to ask for; the archive never asks
     # A request without any token is sent to a login page, as by the real service, not refused.
     redirect_to_login: bool = False
+    redirect_to: str | None = None  # another server, to which every request is sent
     float_type: str = "Float32"  # of columns in answers
     resolution: Sequence[float] = RESOLUTION  # of positions, in nm per voxel
     seed: int = 0  # of every random order
@@ -104,6 +105,8 @@ class Service:
         method = "GET" if request.method == "HEAD" else request.method
         if request.path.startswith(self.archive.root):
             return self._archived(request)
+        if self.redirect_to is not None:
+            return Response(307, b"", [("Location", self.redirect_to + request.path)])
         open_to_all = {
             "/info/version": "4.5.0",
             "/materialize/version": "5.13.0",  # the oldest that caveclient 8 will query

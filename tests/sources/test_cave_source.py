@@ -379,7 +379,19 @@ def test_no_token_at_all(redirect):
     ):
         with pytest.raises(mx.errors.SourceError, match=r"HTTP 401.*get a token at"):
             source.count(NUCLEI)
-        assert len(server.requests) == (3 if redirect else 2)
+        assert len(server.requests) == 2
+
+
+def test_the_token_does_not_follow_a_redirect_to_another_host():
+    with (
+        CaveServer(make_tables()) as stranger,
+        CaveServer(make_tables(), token=TOKEN, redirect_to=stranger.url) as server,
+        source_of(server, auth_token=TOKEN) as source,
+    ):
+        with pytest.raises(mx.errors.SourceError, match=rf"redirects to {stranger.url}.*not fol"):
+            source.count(NUCLEI)
+        assert server.requests
+        assert not stranger.requests
 
 
 def write_secrets(home, **files) -> None:

@@ -231,11 +231,12 @@ def test_what_is_there_and_whole_is_not_fetched_again(folder, caplog):
 
 def test_leftovers_of_an_interrupted_download_are_removed(folder):
     (folder / "raw").mkdir(parents=True)
-    (folder / "raw" / "other.parquet.tmp").write_bytes(b"half")
+    (folder / "raw" / "other.parquet.0a1b2c3d.microns_xr.tmp").write_bytes(b"half")
+    (folder / "raw" / "notes.tmp").write_text("the user's")
     with CaveServer(make_tables()) as server, source_of(server) as source:
         cached(source, folder).download([TYPES], progress=False)
     assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == sorted(
-        [f"{TYPES}.json", f"{TYPES}.parquet", "lock", "release.json", "tables.json"]
+        [f"{TYPES}.json", f"{TYPES}.parquet", "lock", "notes.tmp", "release.json", "tables.json"]
     )
 
 

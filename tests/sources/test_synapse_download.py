@@ -343,7 +343,7 @@ def test_a_cut_manifest_and_damaged_batches_are_asked_again(tmp_path):
     manifest = folder / "manifest.jsonl"
     lines = manifest.read_bytes().splitlines(keepends=True)
     manifest.write_bytes(b"".join(lines[:3]) + b"not json\n" + b"".join(lines[3:7]) + lines[7][:40])
-    (folder / "0000099-0000100.parquet.tmp").write_bytes(b"PAR1")
+    (folder / "0000099-0000100.parquet.0a1b2c3d.microns_xr.tmp").write_bytes(b"PAR1")
     (folder / "0000099-0000100.parquet").write_bytes(b"not in the manifest")
     service = MemoryService(FRAME)
     found = download(service, tmp_path, post=ROOTS, batch=4, workers=1)

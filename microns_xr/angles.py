@@ -89,17 +89,42 @@ def describe_angle(variable: xr.DataArray | xr.Variable, name: str) -> tuple[str
 
 
 def require_likely_units(values: np.ndarray, units: str, name: str) -> None:
-    """Raise if angles are not plausible in their units."""
+    """Raise if angles are not plausible in their units: indices of stimuli, or the other units."""
     distinct = np.unique(values[np.isfinite(values)])
-    span = float(np.ptp(distinct)) if distinct.size else 0.0
-    # Up to three angles may be within 2 pi degrees of each other; more are probably radians.
-    wrong_degrees = units == "degree" and distinct.size > 3 and span <= 2 * np.pi
-    if wrong_degrees or (units == "radian" and span > 4 * np.pi):
+    if not distinct.size:
+        return
+    low, high = float(distinct[0]), float(distinct[-1])
+    # Up to three angles may be close to each other.
+    if distinct.size > 3 and _are_indices(distinct, PERIODS.get(name.rpartition(".")[2], 1.0)):
+        raise SchemaError(
+            f"{name} has units {units!r} but holds only whole numbers from {low:g} to {high:g}, "
+            "which look like indices of stimuli: multiply them by the step between stimuli, such "
+            f"as {name} * 22.5 for 8 orientations or 16 directions, and set units 'degree'"
+        )
+    wrong_degrees = units == "degree" and distinct.size > 3 and high - low <= 2 * np.pi
+    if wrong_degrees or (units == "radian" and high - low > 4 * np.pi):
         other = "radian" if units == "degree" else "degree"
         raise SchemaError(
-            f"{name} has units {units!r} but goes from {distinct[0]:.4g} to {distinct[-1]:.4g}, "
-            f"which look like {other}s: set the attribute 'units' to {other!r}, or convert them"
+            f"{name} has units {units!r} but goes from {low:.4g} to {high:.4g}, which look like "
+            f"{other}s: set the attribute 'units' to {other!r} (in mx.merge_table "
+            f"angle_units={other!r}), or convert them"
         )
+
+
+def _are_indices(distinct: np.ndarray, turns: float) -> bool:
+    """Whether angles are whole numbers that cover only a sixth of their period, in steps of 1.
+
+    An index of -1 stands for a missing one.
+    """
+    if distinct[0] < -1 or distinct[-1] > 60 * turns or (distinct % 1).any():
+        return False
+    return bool(np.gcd.reduce(np.diff(distinct).astype(np.int64)) == 1)
+
+
+def require_likely_angle(variable: xr.DataArray | xr.Variable, name: str) -> None:
+    """Raise if a variable with the attributes of an angle does not hold plausible angles."""
+    units, _, _ = describe_angle(variable, name)
+    require_likely_units(np.asarray(variable.values, dtype=float), units, name)
 
 
 def _convert_variable(
@@ -116,6 +141,8 @@ def _convert_variable(
         values = wrap(turn / 4 - values, period)
     scale = full_turn(new_units) / turn
     if scale != 1:
+        if variable.chunks is None:
+            require_likely_units(variable.values, old_units, name)
         values = values * scale
     attrs = dict(variable.attrs)
     attrs["units"] = new_units

@@ -12,6 +12,7 @@ import sparse
 import xarray as xr
 from dask.delayed import delayed
 
+from microns_xr.angles import is_angle, require_likely_angle
 from microns_xr.connectivity.arrays import PAIR_DIMS, gcxs, make_pattern, pattern_of, values_of
 from microns_xr.connectivity.blocks import blocks_of, is_lazy, lazy_contract
 from microns_xr.connectivity.kernels import contract_buffers
@@ -181,6 +182,9 @@ def contract(
     validate(connectivity, "connectivity")
     dim = _neuron_dim(values, over)
     assert isinstance(values, xr.DataArray)  # others are refused above
+    for name, coord in values.coords.items():
+        if is_angle(coord):
+            require_likely_angle(coord, str(name))
     require_same_release(("connectivity", connectivity), ("values", values))
     if weight not in connectivity.data_vars:
         raise unknown_label("the connectivity has no variable", weight, connectivity.data_vars)

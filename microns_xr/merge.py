@@ -9,7 +9,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.angles import PERIODS, AngleConvention, AngleUnits, is_angle, require_same_angles
+from microns_xr.angles import (
+    PERIODS,
+    AngleConvention,
+    AngleUnits,
+    is_angle,
+    require_likely_angle,
+    require_same_angles,
+)
 from microns_xr.columns import as_ids, plain_array, require_columns
 from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.frames import RESOLUTION, as_resolution
@@ -117,6 +124,8 @@ def merge_table(
     if angles := [(str(n), v) for n, v in added.variables.items() if _is_angle(str(n), v)]:
         old = [(str(n), v) for n, v in dataset.variables.items() if _is_angle(str(n), v)]
         require_same_angles([*old, *angles])
+        for angle_name, angle in angles:
+            require_likely_angle(angle, angle_name)
     for name, values in added.coords.items():
         if name in dataset.coords and not np.array_equal(dataset[name].values, values.values):
             raise SchemaError(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from matrices import dataset
 
 import microns_xr as mx
-from microns_xr.angles import describe_angle
+from microns_xr.angles import describe_angle, require_likely_units
 
 UP = {"units": "degree", "angle_convention": "up_clockwise"}
 
@@ -208,3 +210,125 @@ def test_converted_angles_stay_below_one_period():
     )
     assert mx.angles.convert(just_over, "right_counterclockwise").values.tolist() == [0, 0]
     assert mx.angles.convert(just_over[0], "right_counterclockwise").item() == 0
+
+
+INDICES = {
+    "orientations": np.arange(8.0),
+    "directions": np.arange(16.0),
+    "with missing ones": np.array([-1.0, 0, 2, 3, 7, np.nan]),
+    "from one": np.arange(1.0, 9.0),
+    "radians": np.deg2rad(np.arange(8) * 22.5),
+}
+
+
+def _doors():
+    """Where angles come in: a function of values that state degrees."""
+    degrees = {**UP, "period": 180.0}
+    ids = np.arange(11, 27)
+
+    def units(values):
+        values = np.resize(values, ids.size)
+        return xr.Dataset(
+            {
+                "pref_ori": ("nucleus_id", values, degrees),
+                "axon_completeness": ("nucleus_id", np.array(["full"] * ids.size, dtype=object)),
+                "position": (("nucleus_id", "axis"), np.zeros((ids.size, 3))),
+            },
+            coords={"nucleus_id": ids, "axis": list("xyz")},
+        )
+
+    def rates(values, over="nucleus_id"):
+        values = values[np.isfinite(values)]
+        table = np.resize([1.0, 2.0, 4.0], (ids.size, values.size))
+        coords = {over: ids, "orientation": ("orientation", values, degrees)}
+        return xr.DataArray(table, coords, (over, "orientation"), name="rate_ori")
+
+    def connectivity():
+        size = np.ones((ids.size, ids.size), dtype=np.int64)
+        return dataset(size > 0, size, size, "post", ids, ids)
+
+    def functional(values):
+        rows = units(values)[["pref_ori"]].rename(nucleus_id="scan_unit").reset_index("scan_unit")
+        of_unit = dict.fromkeys(
+            ("nucleus_id", "session", "scan_idx", "unit_id"), ("scan_unit", ids)
+        )
+        return rows.drop_vars("scan_unit").assign_coords(of_unit)
+
+    even = np.arange(8) * 22.5
+
+    def table(values):
+        frame = pd.DataFrame({"nucleus_id": ids, "pref_ori": np.resize(values, ids.size)})
+        how = {"angle_units": "degree", "angle_convention": "up_clockwise"}
+        return mx.merge_table(units(even).drop_vars("pref_ori"), frame, **how)
+
+    return {
+        "merge_table": table,
+        "merge_table of a Dataset": lambda v: mx.merge_table(
+            units(even).drop_vars("pref_ori"), units(v)[["pref_ori"]]
+        ),
+        "tuning.fit": lambda v: mx.tuning.fit(rates(v), dim="orientation"),
+        "tuning.selectivity": lambda v: mx.tuning.selectivity(rates(v), dim="orientation"),
+        "trial_statistics": lambda v: mx.tuning.trial_statistics(
+            rates(v).expand_dims(trial=2, axis=-1)
+        ),
+        "trial_statistics without units": lambda v: mx.tuning.trial_statistics(
+            rates(v).drop_vars("orientation").expand_dims(trial=2, axis=-1)
+            .assign_coords(orientation=v[np.isfinite(v)])
+        ),
+        "collapse_scans": lambda v: mx.tuning.collapse_scans(functional(v), how="first"),
+        "input_currents": lambda v: mx.input_currents(connectivity(), rates(v)),
+        "align_to_preferred": lambda v: mx.analysis.align_to_preferred(
+            rates(even, "post_nucleus_id"), units(v), interval=None
+        ),
+        "align_to_preferred, currents": lambda v: mx.analysis.align_to_preferred(
+            rates(v, "post_nucleus_id"), units(even), interval=None
+        ),
+        "like_to_like": lambda v: mx.analysis.like_to_like(
+            connectivity(), units(v), presynaptic="all", interval=None
+        ),
+        "tuned_connections": lambda v: mx.analysis.tuned_connections(
+            connectivity(), units(v), presynaptic="all"
+        ),
+        "plot.preferred_orientations": lambda v: mx.plot.preferred_orientations(units(v)),
+        "plot.currents_by_angle": lambda v: mx.plot.currents_by_angle(rates(v, "post_nucleus_id")),
+        "plot.cells_in_space": lambda v: mx.plot.cells_in_space(units(v), "pref_ori"),
+        "angles.convert": lambda v: mx.angles.convert(units(v), units="radian"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("values", INDICES.values(), ids=INDICES)
+@pytest.mark.parametrize("door", _doors().values(), ids=_doors())
+def test_degrees_that_are_none_are_noticed(door, values):
+    hint = "'radian'" if values is INDICES["radians"] else r"indices of stimuli.* \* 22\.5"
+    with pytest.raises(mx.errors.SchemaError, match=hint):
+        door(values)
+
+
+@pytest.mark.parametrize("door", _doors().values(), ids=_doors())
+def test_degrees_pass_the_same_doors(door):
+    door(np.arange(8) * 22.5)
+
+
+def test_few_or_close_degrees_are_left_alone():
+    for values in ([0, 1, 2], [0, 10, 20, 30], [88.1, 89.5, 90.2, 111.0], np.arange(180)):
+        require_likely_units(np.asarray(values, dtype=float), "degree", "units.pref_ori")
+
+
+def test_indices_of_a_real_table(real_data):
+    """The preferred orientation of this table is 0 to 7, in steps of 22.5°."""
+    table = pd.read_csv(real_data / "minnie65_real" / "v1300_unit_table.csv")
+    table = table[table.tuning_type == "selective"]
+    units = xr.Dataset(coords={"nucleus_id": np.sort(table.nucleus_id.to_numpy())})
+    how = {"angle_units": "degree", "angle_convention": "up_clockwise"}
+    with pytest.raises(mx.errors.SchemaError, match=r"from 0 to 7, .*pref_ori \* 22\.5"):
+        mx.merge_table(units, table, ["pref_ori"], **how)
+    table["pref_ori"] *= 22.5
+    merged = mx.merge_table(units, table, ["pref_ori"], **how)
+    assert np.unique(merged.pref_ori).tolist() == (np.arange(8) * 22.5).tolist()
+    pairs = np.zeros((units.sizes["nucleus_id"], 50), dtype=np.int64)
+    pairs[:50, 1] = 1
+    ids = units.nucleus_id.values
+    connectivity = dataset(pairs > 0, pairs, pairs, "post", ids, ids[:50], version=1300)
+    merged["axon_completeness"] = ("nucleus_id", np.array(["full"] * ids.size, dtype=object))
+    found = mx.analysis.like_to_like(connectivity, merged, presynaptic="all", interval=None)
+    assert (found.n_pairs > 0).all()

@@ -16,7 +16,13 @@ from microns_xr.analysis.resample import (
     ratio,
     require_interval,
 )
-from microns_xr.angles import describe_angle, difference, is_angle, require_same_angles
+from microns_xr.angles import (
+    describe_angle,
+    difference,
+    is_angle,
+    require_likely_angle,
+    require_same_angles,
+)
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
@@ -177,7 +183,10 @@ def _preferred(
             units.data_vars,
             "build them with functional='best_only', or assign the angles of a fit",
         )
-    require_same_angles([(f"units.{angle}", units[angle]), (f"currents.{dim}", currents[dim])])
+    named = [(f"units.{angle}", units[angle]), (f"currents.{dim}", currents[dim])]
+    require_same_angles(named)
+    for name, values in named:
+        require_likely_angle(values, name)
     period = describe_angle(units[angle], angle)[2]
     of_dim = describe_angle(currents[dim], dim)[2]
     if not np.isclose(period, of_dim):

@@ -25,7 +25,7 @@ from microns_xr.analysis.resample import (
     ratio,
     require_interval,
 )
-from microns_xr.angles import describe_angle
+from microns_xr.angles import describe_angle, require_likely_angle
 from microns_xr.connectivity.arrays import PAIR_DIMS, pair_buffers
 from microns_xr.connectivity.subset import drop_autapses, take
 from microns_xr.errors import SchemaError, unknown_label
@@ -239,7 +239,7 @@ def _choose_tuned(
             f"units.{angle} has dims {units[angle].dims} and dtype {units[angle].dtype}, expected "
             "one number per neuron over ('nucleus_id',)"
         )
-    describe_angle(units[angle], f"units.{angle}")
+    require_likely_angle(units[angle], f"units.{angle}")
     has_angle = {f"without_{angle}": np.isfinite(units[angle].values)}
     return choose_neurons(connectivity, units, pre, post, presynaptic, has_angle)
 

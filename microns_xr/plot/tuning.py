@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from microns_xr.angles import describe_angle
+from microns_xr.angles import PERIODS, describe_angle, is_angle, require_likely_units
 from microns_xr.errors import SchemaError
 from microns_xr.plot.style import (
     PALETTE,
@@ -174,6 +174,7 @@ def preferred_orientations(
     state, convention, period = describe_angle(angle, variable)
     values = _one_dim(angle, variable, "one angle per neuron")
     known = np.isfinite(values)
+    require_likely_units(values, state, variable)
     if not known.any():
         raise SchemaError(f"{variable} is NaN for all {values.size} neurons: nothing to draw")
     if n_bins < 2:
@@ -294,13 +295,15 @@ def currents_by_angle(
         look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "ls": style.line}
         ax.plot(x, mean, ms=3, label=f"{word} ({len(rows)})", **look)
         draw_band(ax, x, mean - error, mean + error, style.colour)
-    unit = angle.attrs.get("units", "degree")
+    unit = angle.attrs.get("units", "degree" if angle.name in PERIODS else "")
+    if is_angle(angle) or angle.name in PERIODS:
+        require_likely_units(x, unit, str(angle.name))
     if unit == "degree" and x.size > 2:
         step = 45.0 if np.ptp(x) < 180 else 90.0
         ax.set_xticks(np.arange(np.ceil(x.min() / step), 1 + x.max() // step) * step)
     units = currents.attrs.get("units", "")
     ylabel = "input current / its mean" if normalise else f"input current ({units})"
-    ax.set(xlabel=f"{angle.name} ({unit})", ylabel=ylabel)
+    ax.set(xlabel=f"{angle.name} ({unit})" if unit else str(angle.name), ylabel=ylabel)
     ax.legend(fontsize="small")
     return ax
 

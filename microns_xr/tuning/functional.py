@@ -14,7 +14,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.angles import PERIODS, angle_attrs, is_angle
+from microns_xr.angles import (
+    PERIODS,
+    angle_attrs,
+    is_angle,
+    require_likely_angle,
+    require_likely_units,
+)
 from microns_xr.columns import (
     MISSING_TEXT,
     parse_arrays,
@@ -88,6 +94,7 @@ def _angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, An
             "units and convention: pass angle_units= ('degree' or 'radian') and angle_convention= "
             "('up_clockwise' or 'right_counterclockwise'), or drop the column"
         )
+    require_likely_units(values, spec.angle_units, f"{spec.name}.{name}")
     attrs = angle_attrs(spec.angle_units, spec.angle_convention, name)
     # Degrees in a table of radians exceed the period, as do directions among orientations.
     largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
@@ -331,6 +338,8 @@ def collapse_scans(
         _require_orderable(functional, by)
         lowest = by == "residual" if lowest is None else lowest
     angles = [str(n) for n in functional.data_vars if is_angle(functional[n])]
+    for name in angles:
+        require_likely_angle(functional[name], name)
     if how == "mean" and angles:
         raise SchemaError(
             f"how='mean' cannot average the angles {angles}: select other variables with "

@@ -148,6 +148,8 @@ def _turn(coord: xr.DataArray, name: str) -> float:
             f"{name} has a maximum of {largest:g} and does not state its units: set "
             f"responses[{name!r}].attrs['units'] to 'degree' or 'radian'"
         )
+    else:
+        require_likely_units(values, "degree", name)
     return full_turn(units or "degree")
 
 

@@ -13,11 +13,18 @@ import xarray as xr
 from dask.delayed import delayed
 
 from microns_xr.angles import is_angle, require_likely_angle
-from microns_xr.connectivity.arrays import PAIR_DIMS, gcxs, make_pattern, pattern_of, values_of
+from microns_xr.connectivity.arrays import (
+    PAIR_DIMS,
+    gcxs,
+    make_pattern,
+    pattern_of,
+    values_of,
+    weight_of,
+)
 from microns_xr.connectivity.blocks import blocks_of, is_lazy, lazy_contract
 from microns_xr.connectivity.kernels import contract_buffers
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
+from microns_xr.errors import SchemaError, UnknownLabelError
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import validate
 from microns_xr.store.open import Connectivity, connectivity_of
@@ -33,7 +40,7 @@ def input_currents(
     connectivity: Connectivity,
     rates: xr.DataArray,
     *,
-    weight: str = "synapse_size",
+    weight: str | None = None,
 ) -> xr.DataArray:
     """Sum the rates of the presynaptic partners of every neuron, weighted by synapse size.
 
@@ -50,8 +57,8 @@ def input_currents(
         Over ``nucleus_id`` (or ``pre_nucleus_id``) and any other dims, such as ``units.rate_ori``;
         the rates of a neuron must be all finite or all NaN.
     weight : str, optional
-        Variable of the connectivity: ``"synapse_size"`` (voxels of 4x4x40 nm),
-        ``"synapse_count"``, or another sparse variable.
+        Weight of the connections: ``"synapse_size"`` (voxels of 4x4x40 nm), ``"synapse_count"``
+        where synapses were counted, or another; by default the first, or else the only one.
 
     Returns
     -------
@@ -88,7 +95,7 @@ def contract(
     values: xr.DataArray | xr.Dataset,
     over: Over | tuple[Over, Over],
     *,
-    weight: str = "synapse_size",
+    weight: str | None = None,
     missing: Missing = "raise",
 ) -> xr.DataArray:
     """Sum values of neurons, or another connectivity, over one axis of the connectivity.
@@ -117,8 +124,8 @@ def contract(
         two-step paths, ``"pre_nucleus_id"`` over the common inputs of two neurons, and
         ``"post_nucleus_id"`` over their common targets.
     weight : str, optional
-        Variable of the connectivity: ``"synapse_size"`` (voxels of 4x4x40 nm),
-        ``"synapse_count"``, or another sparse variable.
+        Weight of the connections: ``"synapse_size"`` (voxels of 4x4x40 nm), ``"synapse_count"``
+        where synapses were counted, or another; by default the first, or else the only one.
     missing : {"raise", "skip"}, optional
         What to do if neurons of the connectivity have no value or NaN: raise, or ignore them and
         return the fraction of each neuron's weight with a value as coordinate ``rated_fraction``.
@@ -186,8 +193,7 @@ def contract(
         if is_angle(coord):
             require_likely_angle(coord, str(name))
     require_same_release(("connectivity", connectivity), ("values", values))
-    if weight not in connectivity.data_vars:
-        raise unknown_label("the connectivity has no variable", weight, connectivity.data_vars)
+    weight = weight_of(connectivity, weight)
     lazy, rated = is_lazy(connectivity), missing == "skip"
     labels = connectivity[over].values
     counts = {}  # not known for lazy values until the result is computed
@@ -256,7 +262,7 @@ def _product(
     connectivity: Connectivity,
     other: xr.DataArray | xr.Dataset,
     over: tuple[Over, Over],
-    weight: str,
+    weight: str | None,
     missing: Missing,
 ) -> xr.DataArray:
     """Multiply two sparse matrices, summing over an axis of each; neurons are matched by label.
@@ -265,6 +271,7 @@ def _product(
     """
     connectivity, _ = connectivity_of(connectivity)
     factors = [_weights_of(c, weight) for c in (connectivity, other)]
+    weight = _name(factors[0])
     require_same_release(("connectivity", factors[0]), ("values", factors[1]))
     left, right = (_as_csr(f, rows=o) for f, o in zip(factors, over, strict=True))
     ids, of_other = (f[o].values for f, o in zip(factors, over, strict=True))
@@ -321,12 +328,10 @@ def _product(
     return add_history(result, entry, source=(connectivity, other))
 
 
-def _weights_of(connectivity: xr.DataArray | xr.Dataset, weight: str) -> xr.DataArray:
+def _weights_of(connectivity: xr.DataArray | xr.Dataset, weight: str | None) -> xr.DataArray:
     """Return one sparse array over (pre, post), in memory."""
     if isinstance(connectivity, xr.Dataset):
-        if weight not in connectivity.data_vars:
-            raise unknown_label("the connectivity has no variable", weight, connectivity.data_vars)
-        connectivity = connectivity[weight]
+        connectivity = connectivity[weight_of(connectivity, weight)]
     for dim in PAIR_DIMS:
         if dim not in connectivity.coords:
             raise SchemaError(

@@ -11,7 +11,13 @@ import pandas as pd
 import scipy.sparse
 import xarray as xr
 
-from microns_xr.connectivity.arrays import PAIR_DIMS, pair_buffers, pattern_of, values_of
+from microns_xr.connectivity.arrays import (
+    PAIR_DIMS,
+    pair_buffers,
+    pattern_of,
+    values_of,
+    weight_of,
+)
 from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.errors import SchemaError, import_optional, unknown_label
 from microns_xr.provenance import RELEASE_COORDS, require_same_release
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from networkx import DiGraph
 
-_PAIR_VARIABLES = ("synapse_size", "synapse_count")
+_COLUMNS = {"synapse_size": "size", "synapse_count": "n_syn"}
 _ANGLE_ATTRS = ("units", "angle_convention", "period")
 # Bytes per connection, measured with networkx 3.6 on Python 3.11: 390 at 100,000, 310 at 1e6.
 _NETWORKX_BYTES = 350
@@ -43,8 +49,8 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
         Units: one row per neuron, ``nucleus_id`` first, ``position`` as ``pt_position_x`` ... (µm),
         rates as one column per angle (``rate_ori_22.5``). Functional: one row per recorded unit.
         Connectivity: one row per connected pair with the nucleus and root ids of both neurons,
-        ``size`` (voxels of 4x4x40 nm), ``n_syn``, then every annotation of either neuron; sorted by
-        post, then pre.
+        ``size`` (voxels of 4x4x40 nm), ``n_syn`` where synapses were counted, or other weights by
+        name, then every annotation of either neuron; sorted by post, then pre.
 
     Raises
     ------
@@ -106,11 +112,11 @@ def _columns_along(
 
 
 def _table_of_pairs(connectivity: xr.Dataset) -> pd.DataFrame:
-    pattern, values = pair_buffers(connectivity, _PAIR_VARIABLES)
+    pattern, values = pair_buffers(connectivity)
     order = slice(None) if pattern.compressed == "post" else np.lexsort(pattern.ends())
     ends = {dim: at[order] for dim, at in zip(PAIR_DIMS, pattern.ends(), strict=True)}
     ids = {dim: connectivity[dim].values[at] for dim, at in ends.items()}
-    sums = {"size": values["synapse_size"][order], "n_syn": values["synapse_count"][order]}
+    sums = {_COLUMNS.get(name, name): stored[order] for name, stored in values.items()}
     annotations: dict[str, np.ndarray] = {}
     for name, coord in connectivity.coords.items():
         if name not in connectivity.dims and coord.ndim == 1:
@@ -120,7 +126,7 @@ def _table_of_pairs(connectivity: xr.Dataset) -> pd.DataFrame:
 
 
 def to_scipy(
-    connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse_size"
+    connectivity: xr.Dataset | xr.DataArray, variable: str | None = None
 ) -> scipy.sparse.csc_array | scipy.sparse.csr_array:
     """Return one variable of a connectivity Dataset as a scipy sparse array without copying.
 
@@ -129,7 +135,7 @@ def to_scipy(
     connectivity : xarray.Dataset or xarray.DataArray
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory.
     variable : str, optional
-        ``"synapse_size"`` (voxels of 4x4x40 nm) or ``"synapse_count"``.
+        The weight; by default ``"synapse_size"`` (voxels of 4x4x40 nm), or else the only one.
 
     Returns
     -------
@@ -142,8 +148,9 @@ def to_scipy(
     Raises
     ------
     SchemaError
-        If `connectivity` is not a Dataset or DataArray, the variable is missing, lazy or not
-        sparse, or its dims are not (pre, post).
+        If `connectivity` is not a Dataset or DataArray, or the variable is lazy.
+    UnknownLabelError
+        If there is no such weight.
 
     Examples
     --------
@@ -159,9 +166,8 @@ def to_scipy(
             f"connectivity is a {type(connectivity).__name__}, expected a Dataset: for a store "
             "pass mx.open_store(path)['connectivity'].to_dataset()"
         )
-    if isinstance(connectivity, xr.Dataset) and variable not in connectivity.data_vars:
-        known = connectivity.data_vars
-        raise unknown_label("connectivity has no variable", variable, known, error=SchemaError)
+    if isinstance(connectivity, xr.Dataset):
+        variable = weight_of(connectivity, variable)
     pattern = pattern_of(connectivity, variable)
     kind = scipy.sparse.csc_array if pattern.compressed == "post" else scipy.sparse.csr_array
     buffers = (values_of(connectivity, variable), pattern.indices, pattern.indptr)
@@ -196,8 +202,9 @@ def to_networkx(
         From pre to post. Nodes are the nucleus ids of both axes, as Python integers, including
         those without connections; their attributes ``in_pre`` and ``in_post`` tell the axes of a
         neuron: a missing edge means "no synapse seen" only from a neuron in pre to one in post.
-        Edges have ``synapse_size`` (voxels of 4x4x40 nm) and ``synapse_count``. The attributes of
-        the graph are the release and the scope.
+        Edges have the weights by name: ``synapse_size`` (voxels of 4x4x40 nm), and
+        ``synapse_count`` where synapses were counted. The attributes of the graph are the release
+        and the scope.
 
     Raises
     ------
@@ -221,7 +228,7 @@ def to_networkx(
     """
     networkx = import_optional("networkx", "export")
     validate(connectivity, "connectivity")
-    pattern, values = pair_buffers(connectivity, _PAIR_VARIABLES)
+    pattern, values = pair_buffers(connectivity)
     if max_connections is not None and pattern.nnz > max_connections:
         raise SchemaError(
             f"connectivity has {pattern.nnz:,} connections, expected at most {max_connections:,} "
@@ -246,10 +253,9 @@ def to_networkx(
         shared[np.searchsorted(nodes, ids[side])][positions].tolist()
         for side, positions in zip(("pre", "post"), pattern.ends(), strict=True)
     )
-    rows = zip(*ends, *(values[name].tolist() for name in _PAIR_VARIABLES), strict=True)
-    graph.add_edges_from(
-        (a, b, {"synapse_size": size, "synapse_count": count}) for a, b, size, count in rows
-    )
+    rows = zip(*ends, *(stored.tolist() for stored in values.values()), strict=True)
+    names = list(values)
+    graph.add_edges_from((a, b, dict(zip(names, row, strict=True))) for a, b, *row in rows)
     return graph
 
 
@@ -276,7 +282,7 @@ def to_anndata(
         ``obs``: the variables of each neuron, with its ``nucleus_id`` and ``pt_root_id`` as int64;
         the index is the nucleus id as text. ``obsm``: ``position`` (µm, columns x y z, y is depth
         from the pia), and tables such as ``rate_ori`` with the angles as column names.
-        ``obsp``: ``synapse_size`` and ``synapse_count``, square, rows pre and columns post, in csr.
+        ``obsp``: the weights by name, square, rows pre and columns post, in csr.
         Neurons that are not on an axis have empty rows or columns, as if without synapses:
         ``obs["in_pre"]`` and ``obs["in_post"]`` mark valid rows and columns.
         ``uns["microns_xr"]``: release, scope, orientation of ``obsp``, units and convention of
@@ -382,8 +388,8 @@ def _node_attributes(
 def _square(
     connectivity: xr.Dataset, ids: np.ndarray, outside: str
 ) -> tuple[dict[str, scipy.sparse.csr_array], int]:
-    """Return both variables over (units, units), and the number of connections outside."""
-    pattern, values = pair_buffers(connectivity, _PAIR_VARIABLES)
+    """Return the weights over (units, units), and the number of connections outside."""
+    pattern, values = pair_buffers(connectivity)
     lookup = Lookup(ids, "nucleus_id of the units")
     ends = []
     for side, positions in zip(("pre", "post"), pattern.ends(), strict=True):

@@ -97,8 +97,8 @@ FUNCTIONAL = _specs(
 CONNECTIVITY = _specs(
     VariableSpec("pre_nucleus_id", _PAIR[:1], "int64", "", "never", "presynaptic neurons that were asked for", True),
     VariableSpec("post_nucleus_id", _PAIR[1:], "int64", "", "never", "postsynaptic neurons that were asked for", True),
-    VariableSpec("synapse_size", _PAIR, "int64", VOXEL_UNITS, "no synapse seen", "summed size of the synapses of a pair", True),
-    VariableSpec("synapse_count", _PAIR, "int64", "synapses", "no synapse seen", "number of synapses of a pair", True),
+    VariableSpec("synapse_size", _PAIR, "int64", VOXEL_UNITS, "no synapse seen", "summed size of the synapses of a pair"),
+    VariableSpec("synapse_count", _PAIR, "int64", "synapses", "no synapse seen", "number of synapses of a pair"),
     VariableSpec("scope", (), "text", "", "unknown", "which pairs were asked for: complete, requested or unknown", True),
 )
 
@@ -155,6 +155,8 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
             problems += _index_problems(name, dataset[name].values)
     if "axis" in dataset.indexes and tuple(dataset["axis"].values) != AXES:
         problems.append(f"axis is {tuple(dataset['axis'].values)}, expected {AXES}")
+    if kind == "connectivity" and not any(set(v.dims) == set(_PAIR) for v in dataset.values()):
+        problems.append(f"no variable is over {_PAIR}, expected synapse_size or another weight")
     if kind == "connectivity" and "scope" in dataset.coords and not dataset["scope"].ndim:
         scope = dataset["scope"].item()
         if scope not in SCOPES:

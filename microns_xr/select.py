@@ -13,14 +13,10 @@ from microns_xr.columns import as_ids, is_one_id
 from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.blocks import (
     OTHER_SIDE,
-    PARTS,
     Side,
-    blocks_of,
-    is_lazy,
-    lazy_neurons,
     load_neurons,
-    neuron_sums,
     positions_of,
+    sums_by_neuron,
     take_positions,
 )
 from microns_xr.connectivity.labels import Lookup
@@ -320,8 +316,8 @@ def inputs_to(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        For one id, its partners: ``synapse_size(pre_nucleus_id)`` (voxels of 4x4x40 nm) and
-        ``synapse_count``, dense int64, with the neuron as scalar coordinate ``post_nucleus_id``.
+        For one id, its partners: ``synapse_size(pre_nucleus_id)`` (voxels of 4x4x40 nm) and the
+        other weights, dense, with the neuron as scalar coordinate ``post_nucleus_id``.
         For a collection, even of one id, connectivity between these neurons and all their
         partners. The result is always in memory, since its axis depends on the partners. From a
         store, or from lazy connectivity that is unmodified since opening, only the pairs of these
@@ -399,7 +395,7 @@ def _partners(source: Connectivity, ids: Any, side: Side, function: str) -> xr.D
 
 
 def degrees(connectivity: Connectivity) -> xr.Dataset:
-    """Count partners and synapses of every neuron, and sum its synapse sizes.
+    """Count partners of every neuron, and sum the sizes and numbers of its synapses.
 
     Parameters
     ----------
@@ -410,15 +406,16 @@ def degrees(connectivity: Connectivity) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        int64, lazy if the connectivity is, with its coordinates: ``in_degree`` (partners),
-        ``in_synapses`` and ``in_size`` (voxels of 4x4x40 nm) over ``post_nucleus_id``;
-        ``out_degree``, ``out_synapses`` and ``out_size`` over ``pre_nucleus_id``. An autapse
-        counts in both.
+        Lazy if the connectivity is, with its coordinates: ``in_degree`` (partners),
+        ``in_size`` (voxels of 4x4x40 nm) and, where synapses were counted, ``in_synapses`` over
+        ``post_nucleus_id``; ``out_degree``, ``out_size`` and ``out_synapses`` over
+        ``pre_nucleus_id``. Sums of another weight are ``in_<name>`` and ``out_<name>``. int64, or
+        float64 for a weight that is. An autapse counts in both.
 
     Raises
     ------
     SchemaError
-        If the Dataset is not connectivity, or sizes and counts do not store the same pairs.
+        If the Dataset is not connectivity, or its weights do not store the same pairs.
 
     Examples
     --------
@@ -428,29 +425,24 @@ def degrees(connectivity: Connectivity) -> xr.Dataset:
     """
     connectivity, compute = connectivity_of(connectivity)
     validate(connectivity, "connectivity")
-    major: Any
-    minor: Any
-    if is_lazy(connectivity):
-        blocks = blocks_of(connectivity, PARTS[1:])
-        compressed, (major, minor) = blocks.compressed, lazy_neurons(blocks)
-    else:
-        pattern, values = pair_buffers(connectivity, PARTS[1:])
-        size, count = values.values()
-        compressed = pattern.compressed
-        major, minor = neuron_sums(size, count, pattern.indices, pattern.indptr, pattern.n_minor)
-    post, pre = (major, minor) if compressed == "post" else (minor, major)
+    sums = sums_by_neuron(connectivity)
     result = connectivity.drop_vars(list(connectivity.data_vars)).drop_attrs(deep=False)
-    for prefix, dim, table, partner in (
-        ("in", "post_nucleus_id", post, "presynaptic"),
-        ("out", "pre_nucleus_id", pre, "postsynaptic"),
-    ):
-        parts = {  # in the order of PARTS
-            "degree": (f"number of {partner} partners", "neurons"),
-            "size": (f"summed size of the synapses with {partner} partners", VOXEL_UNITS),
-            "synapses": (f"number of synapses with {partner} partners", "synapses"),
+    prefixes: dict[Side, tuple[str, str]]
+    prefixes = {"post": ("in", "presynaptic"), "pre": ("out", "postsynaptic")}
+    for side, (prefix, partner) in prefixes.items():
+        with_partners = f"of the connections with {partner} partners"
+        about = {
+            "n_connections": ("degree", f"number of {partner} partners", "neurons"),
+            "synapse_size": ("size", f"summed size {with_partners}", VOXEL_UNITS),
+            "synapse_count": ("synapses", f"number of synapses {with_partners}", "synapses"),
         }
-        for column, (name, (doc, units)) in enumerate(parts.items()):
-            attrs = {"long_name": doc, "units": units}
-            result[f"{prefix}_{name}"] = (dim, table[:, column].copy(), attrs)
+        for weight, values in sums[side].items():
+            other = (weight, f"summed {weight} {with_partners}", None)
+            name, doc, units = about.get(weight, other)
+            attrs = {"long_name": doc, "units": units or connectivity[weight].attrs.get("units")}
+            if f"{prefix}_{name}" in result:
+                raise SchemaError(f"the weight {weight!r} has a taken name: use .rename")
+            attrs = {key: text for key, text in attrs.items() if text is not None}
+            result[f"{prefix}_{name}"] = (f"{side}_nucleus_id", values.copy(), attrs)
     result = add_history(result, "degrees()", source=connectivity)
     return result.compute() if compute else result

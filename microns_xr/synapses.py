@@ -166,7 +166,6 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         validate(connectivity, "connectivity")
         require_same_release(("synapses", rows.frame), ("connectivity", connectivity))
         axes = without_pairs(connectivity)
-    datastack, version = release_of(rows.frame, "synapses")
     labels = {
         side: rows.labels[side] if axes is None else axes[f"{side}_nucleus_id"].values
         for side in INDEX_NAMES
@@ -181,17 +180,14 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
     summed = sum_pairs(post, pre, size, count, labels["post"].size)
     shape = (labels["pre"].size, labels["post"].size)
     result = connectivity_dataset(
-        summed.sizes,
-        summed.counts,
+        {"synapse_size": summed.sizes, "synapse_count": summed.counts},
         make_pattern(summed.indices, summed.indptr, shape, "post"),
         labels["pre"],
         labels["post"],
-        datastack=datastack,
-        version=version,
         scope="unknown" if axes is None else axes["scope"].item(),
+        release=release_of(rows.frame, "synapses"),
         attrs=rows.frame.attrs,
     )
-    result["synapse_count"].attrs["counts"] = "synapses"
     if axes is not None:
         others = {n: c.variable for n, c in axes.coords.items() if n not in result.coords}
         result = result.assign_coords(others)

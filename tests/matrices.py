@@ -44,14 +44,12 @@ def dataset(
     tables = (stored, size, count) if compressed == "pre" else (stored.T, size.T, count.T)
     indices, indptr, sizes, counts = compress(*tables)
     return connectivity_dataset(
-        sizes,
-        counts,
+        {"synapse_size": sizes, "synapse_count": counts},
         make_pattern(indices, indptr, stored.shape, compressed),
         ids(stored.shape[0]) if pre_ids is None else pre_ids,
         ids(stored.shape[1]) if post_ids is None else post_ids,
-        datastack="minnie65_public",
-        version=version,
         scope="requested",
+        release=("minnie65_public", version),
     )
 
 

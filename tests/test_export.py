@@ -61,7 +61,7 @@ def test_scipy_by_hand(compressed, variable) -> None:
 
 def test_scipy_refuses(demo_store) -> None:
     with pytest.raises(
-        mx.errors.SchemaError, match="no variable 'weight', expected one of synapse_size"
+        mx.errors.UnknownLabelError, match="no weight 'weight', expected one of synapse_size"
     ):
         mx.to_scipy(ex.connectivity(), "weight")
     with pytest.raises(mx.errors.SchemaError, match="transpose"):

@@ -53,7 +53,7 @@ from microns_xr.angles import describe_angle
 from microns_xr.connectivity.arrays import PAIR_DIMS, gcxs, make_pattern, pair_buffers
 from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.connectivity.sort import take_values
-from microns_xr.connectivity.subset import recompress
+from microns_xr.connectivity.subset import n_connections, recompress
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import validate
@@ -389,7 +389,7 @@ def _require_null_of(connectivity: xr.Dataset, units: xr.Dataset, null: Null) ->
         if dataset is not connectivity and (
             dataset.sizes != connectivity.sizes
             or not all(dataset[dim].equals(connectivity[dim]) for dim in PAIR_DIMS)
-            or dataset["synapse_size"].data.nnz != connectivity["synapse_size"].data.nnz
+            or n_connections(dataset) != n_connections(connectivity)
         ):
             raise SchemaError(
                 "the null was made from another connectivity than the observed one: make it from "

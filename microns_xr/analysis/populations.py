@@ -9,25 +9,18 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.connectivity.arrays import pair_buffers
-from microns_xr.connectivity.blocks import (
-    OTHER_SIDE,
-    PARTS,
-    blocks_of,
-    group_sums,
-    is_lazy,
-    layout_of,
-    lazy_groups,
-)
+from microns_xr.connectivity.arrays import pair_names
+from microns_xr.connectivity.blocks import Side, sums_by_group
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
-from microns_xr.schema import VOXEL_UNITS, validate
+from microns_xr.schema import validate
 from microns_xr.store.open import Connectivity, connectivity_of
 
 By = str | Iterable[str] | xr.DataArray
 
 _SEPARATOR = ", "
+_MEANS = {"synapse_size": "mean_size", "synapse_count": "mean_synapses"}
 # Three int64 tables of this many cells are 600 MB.
 _MAX_CELLS = 25_000_000
 
@@ -105,9 +98,10 @@ def group_connectivity(
     xarray.Dataset
         Over (``pre_<name>``, ``post_<name>``), populations sorted, ``<name>`` of a product being
         ``cell_type_layer``, with its parts as coordinates (``pre_cell_type``, ``pre_layer``):
-        ``synapse_size`` (voxels of 4x4x40 nm), ``synapse_count`` and ``n_connections`` (connected
-        pairs), int64; ``mean_size`` (voxels per connected pair) and ``mean_synapses`` (synapses
-        per connected pair), float64, NaN where no pair is connected; and the neurons of each
+        the summed weights, ``synapse_size`` (voxels of 4x4x40 nm) and, where synapses were counted,
+        ``synapse_count``, or others by their own names; ``n_connections`` (connected pairs);
+        ``mean_size``, ``mean_synapses`` or ``mean_<name>`` (of a connected pair), float64, NaN
+        where no pair is connected; and the neurons of each
         population, connected or not, ``n_pre(pre_<name>)`` and ``n_post(post_<name>)``. Sums and
         means of lazy connectivity are lazy.
 
@@ -133,37 +127,37 @@ def group_connectivity(
     validate(pairs, "connectivity")
     if units is not None:
         require_same_release(("connectivity", pairs), ("units", units))
-    dims, codes, groups, coords = {}, {}, {}, _scalars(pairs)
-    for side, by in (("pre", pre), ("post", pre if post is None else post)):
+    dims, groups, coords = {}, {}, _scalars(pairs)
+    codes: dict[Side, np.ndarray] = {}
+    sides: dict[Side, Any] = {"pre": pre, "post": pre if post is None else post}
+    for side, by in sides.items():
         labels = _side_labels(pairs, units, by, side)
         dims[side] = f"{side}_{labels.name}"
         codes[side], groups[side] = pd.factorize(labels.values, sort=True)
         coords[dims[side]] = groups[side]
         coords |= label_parts(labels, dims[side], side, groups[side])
-    n = (len(groups["pre"]), len(groups["post"]))
-    if n[0] * n[1] > _MAX_CELLS:
+    n: dict[Side, int] = {"pre": len(groups["pre"]), "post": len(groups["post"])}
+    if n["pre"] * n["post"] > _MAX_CELLS:
         raise SchemaError(
-            f"the labels make {n[0]} x {n[1]} groups, expected at most {_MAX_CELLS} pairs of "
-            "groups: group by a coarser variable, or work on the sparse matrix itself"
+            f"the labels make {n['pre']} x {n['post']} groups, expected at most {_MAX_CELLS} pairs "
+            "of groups: group by a coarser variable, or work on the sparse matrix itself"
         )
     # Sums in one pass over the pairs; neurons without a pair are members of a population as well.
-    sums = _sums(pairs, codes, n)
-    units_of = {"synapse_size": VOXEL_UNITS, "synapse_count": "synapses", "n_connections": "pairs"}
+    sums = sums_by_group(pairs, codes, n)
+    units_of = {w: pairs[w].attrs.get("units", "") for w in sums if w != "n_connections"}
+    units_of |= {"n_connections": "pairs"}
     table = xr.Dataset(coords=coords)
     for part, unit in units_of.items():
-        values = sums[:, :, PARTS.index(part)].copy()
-        table[part] = ((dims["pre"], dims["post"]), values, {"units": unit})
-    for side in ("pre", "post"):
+        table[part] = ((dims["pre"], dims["post"]), sums[part].copy(), {"units": unit})
+    for side in sides:
         members = np.bincount(codes[side], minlength=len(groups[side])).astype(np.int64)
         table[f"n_{side}"] = (dims[side], members, {"units": "neurons"})
     # NaN and not 0 where no pair is connected: there is nothing to average.
     connected = table["n_connections"].where(table["n_connections"] > 0)
-    for name, part in (("mean_size", "synapse_size"), ("mean_synapses", "synapse_count")):
-        counts = pairs[part].attrs.get("counts")  # whether synapses or rows were counted
+    for part in pair_names(pairs):
+        name = _MEANS.get(part, f"mean_{part}")
         table[name] = (table[part] / connected).assign_attrs(
-            long_name=f"mean {part} of a connected pair",
-            units=units_of[part],
-            **({"counts": counts} if counts else {}),
+            long_name=f"mean {part} of a connected pair", units=units_of[part]
         )
     table = table.compute() if compute else table
     entry = f"group_connectivity(pre={dims['pre']}, post={dims['post']})"
@@ -183,20 +177,6 @@ def label_parts(
         values[of_group < 0] = "unknown"
         coords[f"{side}_{part}"] = (dim, values)
     return coords
-
-
-def _sums(connectivity: xr.Dataset, codes: dict[str, np.ndarray], n_groups: tuple[int, int]) -> Any:
-    """Return (pre groups, post groups, parts), lazy if the pairs are."""
-    _, major = layout_of(connectivity)
-    n_of_each = n_groups if major == "pre" else n_groups[::-1]
-    of_each = (codes[major], codes[OTHER_SIDE[major]], n_of_each)
-    if is_lazy(connectivity):
-        table: Any = lazy_groups(blocks_of(connectivity, PARTS[1:]), *of_each)
-    else:
-        pattern, values = pair_buffers(connectivity, PARTS[1:])
-        size, count = values.values()
-        table = group_sums(size, count, pattern.indices, pattern.indptr, *of_each)
-    return table.transpose(1, 0, 2) if major == "post" else table
 
 
 def _side_labels(

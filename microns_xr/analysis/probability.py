@@ -29,7 +29,7 @@ from microns_xr.analysis.resample import (
     require_interval,
     wilson_interval,
 )
-from microns_xr.connectivity.arrays import pair_buffers
+from microns_xr.connectivity.arrays import pair_buffers, pair_names
 from microns_xr.connectivity.blocks import Side
 from microns_xr.connectivity.subset import recompress, take
 from microns_xr.errors import SchemaError, unknown_label
@@ -271,7 +271,7 @@ def _count_by_population(
             "populations"
         )
     # Only the pattern is needed, and of lazy connectivity only the chosen neurons are loaded.
-    chosen = take(connectivity[["synapse_size", "synapse_count"]], pre.ids, post.ids).compute()
+    chosen = take(connectivity[pair_names(connectivity)[:1]], pre.ids, post.ids).compute()
     pattern, _ = pair_buffers(recompress(chosen, "pre"))
     # Postsynaptic neurons sorted by population, so that each population is one span.
     order = np.argsort(post.codes, kind="stable")

@@ -11,17 +11,16 @@ import xarray as xr
 from zarr.abc.store import Store
 
 from microns_xr.analysis.pairs import SIDES, require_requested
-from microns_xr.connectivity.arrays import pair_buffers
+from microns_xr.connectivity.arrays import pair_buffers, pair_names
 from microns_xr.connectivity.blocks import positions_of
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import n_connections, recompress, take
 from microns_xr.errors import ReleaseMismatchError, SchemaError, unknown_label
 from microns_xr.provenance import add_history, release_of, require_same_release
-from microns_xr.schema import VOXEL_UNITS, Kind, validate
+from microns_xr.schema import Kind, validate
 from microns_xr.store.open import open_store
 
 RELEASES = ("a", "b")
-_WEIGHTS = ("synapse_size", "synapse_count")
 
 
 def compare_releases(
@@ -74,8 +73,9 @@ def compare_releases(
         ``/connections``
             One row per comparable connection that differs, over ``connection``:
             ``pre_nucleus_id``, ``post_nucleus_id``, ``change`` (gained, lost, resized),
-            ``synapse_size(release, connection)`` (voxels of 4x4x40 nm) and ``synapse_count``, 0
-            without a connection. Resized means another size or another number of synapses.
+            and the weights that both have, ``synapse_size(release, connection)`` (voxels of 4x4x40
+            nm) and, if synapses were counted in both, ``synapse_count``, 0 without a connection.
+            Resized means that one of these weights differs.
 
     Raises
     ------
@@ -242,37 +242,44 @@ def _ids_of_both(pairs: Mapping[str, xr.Dataset], pre: Any, post: Any) -> dict[s
 def _compare_connections(
     pairs: Mapping[str, xr.Dataset], ids: Mapping[str, np.ndarray]
 ) -> tuple[xr.Dataset, dict[str, int]]:
+    names = [n for n in pair_names(pairs["a"]) if n in pair_names(pairs["b"])]
+    if not names:
+        raise SchemaError(
+            f"a has the weights {pair_names(pairs['a'])} and b {pair_names(pairs['b'])}, expected "
+            "one of the same name, by which connections are compared: rename it with .rename"
+        )
     keys, weights, not_comparable = [], [], {}
     for name, connectivity in pairs.items():
-        part = take(connectivity[list(_WEIGHTS)], ids["pre"], ids["post"]).compute()
+        part = take(connectivity[names], ids["pre"], ids["post"]).compute()
         pattern, values = pair_buffers(recompress(part, "post"))
         # One ascending number per pair, by which the pairs of both releases are matched.
         pre_of, post_of = pattern.ends()
         keys.append(post_of.astype(np.int64) * pattern.n_minor + pre_of)
-        weights.append(np.stack([values[weight] for weight in _WEIGHTS]))
+        weights.append(values)
         not_comparable[f"not_comparable_{name}"] = n_connections(connectivity) - pattern.nnz
     # Most pairs are the same in both: dropping them first keeps the tables of the others small.
     at_b = np.searchsorted(keys[1], keys[0])
     same = np.append(keys[1], -1)[at_b] == keys[0]
-    same[same] = (weights[0][:, same] == weights[1][:, at_b[same]]).all(axis=0)
+    in_both = np.flatnonzero(same)
+    for name in names:
+        of_a, of_b = weights[0][name][in_both], weights[1][name][at_b[in_both]]
+        same[in_both] &= (of_a == of_b) | ((of_a != of_a) & (of_b != of_b))  # both NaN
     for i, unchanged in enumerate((np.flatnonzero(same), at_b[same])):
         keys[i] = np.delete(keys[i], unchanged)
-        weights[i] = np.delete(weights[i], unchanged, axis=1)
+        weights[i] = {name: np.delete(v, unchanged) for name, v in weights[i].items()}
     key, rows, change = _match(keys)
     change[change == "kept"] = "resized"
     n_changes = {word: int((change == word).sum()) for word in ("gained", "lost", "resized")}
-    of_both = _of_both(weights, rows)
     n_pre = ids["pre"].size
-    dims = ("release", "connection")
     table = xr.Dataset(
-        {
-            "change": ("connection", change),
-            "synapse_size": (dims, of_both[:, 0], {"units": VOXEL_UNITS}),
-            "synapse_count": (dims, of_both[:, 1], {"units": "synapses"}),
-        },
+        {"change": ("connection", change)},
         coords={
             "pre_nucleus_id": ("connection", ids["pre"][key % n_pre]),
             "post_nucleus_id": ("connection", ids["post"][key // n_pre]),
         },
     )
+    for name in names:
+        of_both = _of_both([values[name] for values in weights], rows)
+        attrs = {k: v for k, v in pairs["a"][name].attrs.items() if k == "units"}
+        table[name] = (("release", "connection"), of_both, attrs)
     return table, {"unchanged": int(same.sum()), **n_changes, **not_comparable}

@@ -1,13 +1,14 @@
 """Connectivity Datasets, and the raw buffers inside them.
 
-A connectivity Dataset holds ``synapse_size`` and ``synapse_count`` as two `sparse.GCXS` arrays on
-one sparsity pattern: they share ``indices`` and ``indptr``. The fast kernels work on those buffers;
-this module is the only place that converts between them and GCXS.
+A connectivity Dataset holds ``synapse_size`` and, where synapses were counted, ``synapse_count``,
+or any other weights, as `sparse.GCXS` arrays on one sparsity pattern: they share ``indices`` and
+``indptr``. The fast kernels work on those buffers; this module is the only place that converts
+between them and GCXS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import sparse
 import xarray as xr
 from dask.base import is_dask_collection
 
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import stamp_release
 from microns_xr.schema import CONNECTIVITY, describe
 
@@ -96,35 +97,42 @@ def gcxs(values: np.ndarray, pattern: Pattern) -> sparse.GCXS:
 
 
 def connectivity_dataset(
-    size: np.ndarray,
-    count: np.ndarray,
+    weights: Mapping[str, np.ndarray],
     pattern: Pattern,
     pre_ids: np.ndarray,
     post_ids: np.ndarray,
     *,
-    datastack: str,
-    version: int,
     scope: str,
+    release: tuple[str, int] | None = None,
     attrs: dict[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Make a connectivity Dataset from buffers and labels."""
+    """Make a connectivity Dataset from the stored values of each weight, and labels."""
     dims = PAIR_DIMS
-    # int32 sums overflow silently in plain xarray.
-    size = np.asarray(size, dtype=np.int64)
-    count = np.asarray(count, dtype=np.int64)
+
+    def attrs_of(name: str) -> dict[str, Any]:
+        return describe(CONNECTIVITY[name]) if name in CONNECTIVITY else {}
+
     dataset = xr.Dataset(
         {
-            name: (dims, gcxs(values, pattern), describe(CONNECTIVITY[name]))
-            for name, values in (("synapse_size", size), ("synapse_count", count))
+            name: (dims, gcxs(wide(values, name), pattern), attrs_of(name))
+            for name, values in weights.items()
         },
         coords={
-            name: (name, np.asarray(ids, dtype=np.int64), describe(CONNECTIVITY[name]))
+            name: (name, np.asarray(ids, dtype=np.int64), attrs_of(name))
             for name, ids in zip(dims, (pre_ids, post_ids), strict=True)
         },
         attrs=dict(attrs or {}),
     )
     dataset = dataset.assign_coords(scope=xr.Variable((), np.array(scope, dtype=object)))
-    return stamp_release(dataset, datastack, version)
+    return dataset if release is None else stamp_release(dataset, *release)
+
+
+def wide(values: Any, name: str) -> Any:
+    """Return weights as int64 or float64: int32 sums would overflow silently in plain xarray."""
+    kind = values.dtype.kind
+    if kind not in "biuf":
+        raise SchemaError(f"{name} has dtype {values.dtype}, expected numbers: convert it")
+    return values.astype(np.float64 if kind == "f" else np.int64, copy=False)
 
 
 def pattern_of_array(
@@ -155,8 +163,12 @@ def pattern_of_array(
     return make_pattern(data.indices, data.indptr, data.shape, side), np.asarray(data.data)
 
 
-def _pairs_of(connectivity: xr.Dataset | xr.DataArray, variable: str) -> tuple[Pattern, np.ndarray]:
-    array = connectivity if isinstance(connectivity, xr.DataArray) else connectivity[variable]
+def _pairs_of(
+    connectivity: xr.Dataset | xr.DataArray, variable: str | None
+) -> tuple[Pattern, np.ndarray]:
+    if isinstance(connectivity, xr.Dataset):
+        connectivity = connectivity[variable or pair_names(connectivity)[0]]
+    array = connectivity
     if array.dims != PAIR_DIMS:
         raise SchemaError(
             f"{array.name} has dims {array.dims}, expected {PAIR_DIMS}: "
@@ -165,26 +177,42 @@ def _pairs_of(connectivity: xr.Dataset | xr.DataArray, variable: str) -> tuple[P
     return pattern_of_array(array.data, str(array.name))
 
 
-def pattern_of(connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse_size") -> Pattern:
+def pattern_of(connectivity: xr.Dataset | xr.DataArray, variable: str | None = None) -> Pattern:
     """Return the sparsity pattern of a connectivity Dataset or of one of its arrays."""
     return _pairs_of(connectivity, variable)[0]
 
 
-def values_of(
-    connectivity: xr.Dataset | xr.DataArray, variable: str = "synapse_size"
-) -> np.ndarray:
+def values_of(connectivity: xr.Dataset | xr.DataArray, variable: str | None = None) -> np.ndarray:
     """Return the stored values of a variable, in the order of `pattern_of`; a view, not a copy."""
     return _pairs_of(connectivity, variable)[1]
 
 
 def pair_names(connectivity: xr.Dataset) -> list[str]:
-    """Return the names of the sparse variables, in memory or lazy."""
+    """Return the names of the weights: the sparse variables, in memory or lazy."""
     return [
         str(name)
         for name, variable in connectivity.data_vars.items()
-        if variable.dims == PAIR_DIMS
+        if set(variable.dims) == set(PAIR_DIMS)
         and (variable.chunks is not None or isinstance(variable.data, sparse.SparseArray))
     ]
+
+
+def weight_of(connectivity: xr.Dataset, weight: str | None = None) -> str:
+    """Return the name of a weight; by default ``synapse_size``, or else the only weight."""
+    names = pair_names(connectivity)
+    if weight is None:
+        if "synapse_size" in names or len(names) == 1:
+            return "synapse_size" if "synapse_size" in names else names[0]
+        raise SchemaError(f"the connectivity has the weights {names}: pass the name of one of them")
+    if weight == "synapse_count" and weight not in names:
+        raise UnknownLabelError(
+            f"the connectivity has no synapse_count, found {names}: its table has one row per "
+            "pair, so that synapses were not counted; build it from single synapses "
+            "(rows='synapse' if they have no id) or from pairs with a column n_syn"
+        )
+    if weight not in names:
+        raise unknown_label("the connectivity has no weight", weight, names)
+    return weight
 
 
 def pair_buffers(
@@ -204,7 +232,8 @@ def pair_buffers(
             )
     if first is None:
         raise SchemaError(
-            "the connectivity has no sparse variable: build it with mx.build_connectivity"
+            "the connectivity has no weight over (pre_nucleus_id, post_nucleus_id): build it with "
+            "mx.build_connectivity"
         )
     return first, values
 
@@ -213,7 +242,6 @@ def two_neurons() -> xr.Dataset:
     """Return connectivity of neurons 11 and 12, the latter with an autapse, for the examples."""
     pattern = make_pattern(np.array([1, 0, 1]), np.array([0, 1, 3]), (2, 2), "post")
     ids = np.array([11, 12])
-    return connectivity_dataset(
-        np.array([5, 7, 2]), np.array([1, 2, 1]), pattern, ids, ids,
-        datastack="minnie65_public", version=1718, scope="unknown",
-    )  # fmt: skip
+    weights = {"synapse_size": np.array([5, 7, 2]), "synapse_count": np.array([1, 2, 1])}
+    release = ("minnie65_public", 1718)
+    return connectivity_dataset(weights, pattern, ids, ids, scope="unknown", release=release)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import dask.array as da
 import numba
@@ -35,6 +35,7 @@ from microns_xr.connectivity.arrays import (
     pair_names,
     pattern_of,
     pattern_of_array,
+    wide,
 )
 from microns_xr.connectivity.kernels import Contraction, contract_buffers
 from microns_xr.connectivity.labels import Lookup, require_known
@@ -106,7 +107,8 @@ def lazy_pairs(source: PairSource, names: Sequence[str]) -> dict[str, da.Array]:
             for i in range(len(spans))
         }  # fmt: skip
         graph = HighLevelGraph({patterns: reads, key: layer}, {patterns: set(), key: {patterns}})
-        arrays[name] = da.Array(graph, key, chunks, meta=_no_pairs((0, 0), compressed, np.int64))
+        meta = _no_pairs((0, 0), compressed, source.dtype(name))
+        arrays[name] = da.Array(graph, key, chunks, meta=meta)
     return arrays
 
 
@@ -122,7 +124,7 @@ def _read_pattern(source: PairSource, start: int, stop: int, indptr: np.ndarray)
 def _read_values(
     pattern: Pattern, source: PairSource, name: str, start: int, stop: int
 ) -> sparse.GCXS:
-    return gcxs(source.read(name, start, stop).astype(np.int64, copy=False), pattern)
+    return gcxs(wide(source.read(name, start, stop), name), pattern)
 
 
 def _no_pairs(shape: tuple[int, int], compressed: Compressed, dtype: Any) -> sparse.GCXS:
@@ -192,6 +194,16 @@ class Blocks:
     shape: tuple[int, int]  # (number of pre, number of post)
     spans: list[Span]  # neurons of each block
     arrays: dict[str, da.Array]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kind of number of each variable: "i" or "f"."""
+        return [array.dtype.kind for array in self.arrays.values()]
+
+    @property
+    def tables(self) -> list[tuple[int, int, type]]:
+        """Position, number of columns and dtype of each table of `Sums`."""
+        return [(0, 1 + self.kinds.count("i"), np.int64), (1, self.kinds.count("f"), np.float64)]
 
     @property
     def n_major(self) -> int:
@@ -377,7 +389,7 @@ def read_neurons(
     starts, stops = (indptr[majors + k].astype(np.int64) for k in (0, 1))
     new_indptr = np.concatenate([[0], np.cumsum(stops - starts)])
     out = {"indices": np.empty(int(new_indptr[-1]), dtype=np.int32)}
-    out |= {name: np.empty(int(new_indptr[-1]), dtype=np.int64) for name in names}
+    out |= {name: np.empty(int(new_indptr[-1]), dtype=source.dtype(name)) for name in names}
     for lo, hi in _runs(starts, stops, source.chunk):
         first, last = int(starts[lo]), int(stops[hi - 1])
         target = slice(int(new_indptr[lo]), int(new_indptr[hi]))
@@ -411,7 +423,8 @@ def _runs(starts: np.ndarray, stops: np.ndarray, chunk: int) -> Iterator[Span]:
 def layout_of(connectivity: xr.Dataset) -> tuple[tuple[int, int], Side]:
     """Return the shape and the compressed axis of a connectivity Dataset, lazy or not."""
     lazy = is_lazy(connectivity)
-    pairs = blocks_of(connectivity, ["synapse_size"]) if lazy else pattern_of(connectivity)
+    names = pair_names(connectivity)[:1]
+    pairs = blocks_of(connectivity, names) if lazy else pattern_of(connectivity)
     return pairs.shape, pairs.compressed
 
 
@@ -484,90 +497,179 @@ def _filter_block(pattern: Pattern, values: Values, rule: Rule, lo: int, hi: int
     )
 
 
-# Sums of sizes and counts per neuron and per pair of groups. Every result has the three columns
-# ``PARTS``. Sums of integers do not depend on their order, so each thread has a separate table.
+# Number of pairs and sum of every weight, per neuron and per pair of groups. Integers are summed as
+# int64 and other weights as float64, in two tables, the number of pairs in the first column of the
+# integers. Two weights are summed in one pass over the pairs.
 
 
-PARTS = ("n_connections", "synapse_size", "synapse_count")
+class Sums(NamedTuple):
+    """Sums of the weights, along the last axis."""
+
+    whole: Any  # int64: the number of pairs, then the integer weights
+    real: Any  # float64: the other weights
+
+    def by_name(self, names: Sequence[str], kinds: Sequence[str]) -> dict[str, Any]:
+        """Return the number of pairs as ``n_connections``, and the sums of each weight."""
+        columns = {"n_connections": self.whole[..., 0]}
+        for table, kind in zip(self, "if", strict=True):
+            chosen = [n for n, k in zip(names, kinds, strict=True) if k == kind]
+            first = table.shape[-1] - len(chosen)
+            columns |= {name: table[..., first + i] for i, name in enumerate(chosen)}
+        return {name: columns[name] for name in ("n_connections", *names)}
 
 
 def neuron_sums(
-    size: np.ndarray,
-    count: np.ndarray,
+    weights: Sequence[np.ndarray],
     indices: np.ndarray,
     indptr: np.ndarray,
     n_minor: int,
     threads: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return pairs, summed sizes and summed counts of every neuron of both axes, in one pass."""
-    n_threads = usable_threads(threads, indices.size)
-    major = np.zeros((indptr.size - 1, 3), dtype=np.int64)
-    minors = run_spans(
-        lambda lo, hi: _neuron_sums(size, count, indices, indptr, n_minor, major, lo, hi),
-        balanced_spans(indptr, n_threads),
-        n_threads,
-    )
-    return major, sum(minors, start=np.zeros((n_minor, 3), dtype=np.int64))
+) -> tuple[Sums, Sums]:
+    """Sum the pairs of every neuron of the compressed axis, and of the other axis."""
+
+    def one_pass(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        n_threads = _threads_for(first, threads, indices.size)
+        major = np.zeros((indptr.size - 1, 3), dtype=first.dtype)
+        minors = run_spans(
+            lambda lo, hi: _neuron_sums(first, second, indices, indptr, n_minor, major, lo, hi),
+            balanced_spans(indptr, n_threads),
+            n_threads,
+        )
+        return major, sum(minors, start=np.zeros((n_minor, 3), dtype=first.dtype))
+
+    major, minor = _in_passes(weights, one_pass)
+    return major, minor
+
+
+def _threads_for(weight: np.ndarray, threads: int | None, n_pairs: int) -> int:
+    # Sums of integers do not depend on their order, so each thread has a separate table; sums of
+    # other numbers do, in their last digits.
+    return 1 if weight.dtype.kind == "f" else usable_threads(threads, n_pairs)
+
+
+def _in_passes(
+    weights: Sequence[np.ndarray],
+    one_pass: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]],
+) -> list[Sums]:
+    """Sum weights two at a time; each pass returns tables of pairs, first and second weight."""
+    kinds = [[w for w in weights if w.dtype.kind == kind] for kind in "if"]
+    passes = [same[i : i + 2] for same in kinds for i in range(0, len(same), 2)]
+    tables = [one_pass(part[0], part[-1][: None if len(part) == 2 else 0]) for part in passes]
+    if len(passes) == 1 and len(kinds[0]) == 2:
+        return [Sums(table, np.zeros((*table.shape[:-1], 0))) for table in tables[0]]
+    result = []
+    for of_passes in zip(*tables, strict=True):
+        columns: dict[str, list[np.ndarray]] = {
+            "i": [of_passes[0][..., :1].astype(np.int64)],
+            "f": [],
+        }
+        for part, table in zip(passes, of_passes, strict=True):
+            columns[table.dtype.kind].append(table[..., 1 : 1 + len(part)])
+        nothing = np.zeros((*of_passes[0].shape[:-1], 0))
+        result.append(Sums(*(np.concatenate(c or [nothing], axis=-1) for c in columns.values())))
+    return result
 
 
 @numba.njit(nogil=True, cache=True)
 def _neuron_sums(  # type: ignore[no-untyped-def]
-    size, count, indices, indptr, n_minor, major, lo, hi
+    first, second, indices, indptr, n_minor, major, lo, hi
 ):
-    minor = np.zeros((n_minor, 3), dtype=np.int64)
+    minor = np.zeros((n_minor, 3), dtype=first.dtype)
     for j in range(lo, hi):
         start, stop = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
-        sum_size = np.int64(0)
-        sum_count = np.int64(0)
+        sum_first = major[j, 1]
+        sum_second = major[j, 2]
         for p in range(start, stop):
             i = np.uintp(indices[p])
             minor[i, 0] += 1
-            minor[i, 1] += size[p]
-            minor[i, 2] += count[p]
-            sum_size += size[p]
-            sum_count += count[p]
+            minor[i, 1] += first[p]
+            sum_first += first[p]
+            if second.size:
+                minor[i, 2] += second[p]
+                sum_second += second[p]
         major[j, 0] = stop - start
-        major[j, 1] = sum_size
-        major[j, 2] = sum_count
+        major[j, 1] = sum_first
+        major[j, 2] = sum_second
     return minor
 
 
 def group_sums(
-    size: np.ndarray,
-    count: np.ndarray,
+    weights: Sequence[np.ndarray],
     indices: np.ndarray,
     indptr: np.ndarray,
     major_codes: np.ndarray,
     minor_codes: np.ndarray,
     n_groups: tuple[int, int],
     threads: int | None = None,
-) -> np.ndarray:
-    """Return pairs, summed sizes and summed counts between groups of neurons."""
+) -> Sums:
+    """Sum the pairs between groups of neurons."""
     # Large tables, one per thread, would take much memory beside the pairs.
     n_cells = n_groups[0] * n_groups[1]
-    n_threads = usable_threads(threads, indices.size if n_cells < 1_000_000 else 0)
     major_codes = np.ascontiguousarray(major_codes, dtype=np.int32)
     minor_codes = np.ascontiguousarray(minor_codes, dtype=np.int32)
-    args = (size, count, indices, indptr, major_codes, minor_codes, *n_groups)
-    tables = run_spans(
-        lambda lo, hi: _group_sums(*args, lo, hi), balanced_spans(indptr, n_threads), n_threads
-    )
-    return sum(tables[1:], start=tables[0]) if tables else np.zeros((*n_groups, 3), dtype=np.int64)
+    rest = (indices, indptr, major_codes, minor_codes, *n_groups)
+
+    def one_pass(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray]:
+        n_threads = _threads_for(first, threads, indices.size if n_cells < 1_000_000 else 0)
+        tables = run_spans(
+            lambda lo, hi: _group_sums(first, second, *rest, lo, hi),
+            balanced_spans(indptr, n_threads),
+            n_threads,
+        )
+        return (sum(tables, start=np.zeros((*n_groups, 3), dtype=first.dtype)),)
+
+    return _in_passes(weights, one_pass)[0]
 
 
 @numba.njit(nogil=True, cache=True)
 def _group_sums(  # type: ignore[no-untyped-def]
-    size, count, indices, indptr, major_codes, minor_codes, n_major, n_minor, lo, hi
+    first, second, indices, indptr, major_codes, minor_codes, n_major, n_minor, lo, hi
 ):
-    table = np.zeros((n_major, n_minor, 3), dtype=np.int64)
+    table = np.zeros((n_major, n_minor, 3), dtype=first.dtype)
     for j in range(lo, hi):
         row = table[np.uintp(major_codes[j])]
         for p in range(np.uintp(indptr[j]), np.uintp(indptr[j + 1])):
             group = np.uintp(minor_codes[np.uintp(indices[p])])
             row[group, 0] += 1
-            row[group, 1] += size[p]
-            row[group, 2] += count[p]
+            row[group, 1] += first[p]
+            if second.size:
+                row[group, 2] += second[p]
     return table
+
+
+def sums_by_neuron(connectivity: xr.Dataset) -> dict[Side, dict[str, Any]]:
+    """Return ``n_connections`` and the sum of each weight per neuron, lazy if the pairs are."""
+    if is_lazy(connectivity):
+        blocks = blocks_of(connectivity)
+        compressed, names, kinds = blocks.compressed, list(blocks.arrays), blocks.kinds
+        major, minor = lazy_neurons(blocks)
+    else:
+        pattern, values = pair_buffers(connectivity)
+        compressed, names = pattern.compressed, list(values)
+        kinds = [v.dtype.kind for v in values.values()]
+        buffers = (pattern.indices, pattern.indptr, pattern.n_minor)
+        major, minor = neuron_sums(list(values.values()), *buffers)
+    sides = (compressed, OTHER_SIDE[compressed])
+    return {s: sums.by_name(names, kinds) for s, sums in zip(sides, (major, minor), strict=True)}
+
+
+def sums_by_group(
+    connectivity: xr.Dataset, codes: Mapping[Side, np.ndarray], n_groups: Mapping[Side, int]
+) -> dict[str, Any]:
+    """Return ``n_connections`` and the sum of each weight, (pre groups, post groups)."""
+    _, major = layout_of(connectivity)
+    minor = OTHER_SIDE[major]
+    of_each = (codes[major], codes[minor], (n_groups[major], n_groups[minor]))
+    if is_lazy(connectivity):
+        blocks = blocks_of(connectivity)
+        names, kinds, sums = list(blocks.arrays), blocks.kinds, lazy_groups(blocks, *of_each)
+    else:
+        pattern, values = pair_buffers(connectivity)
+        names, kinds = list(values), [v.dtype.kind for v in values.values()]
+        sums = group_sums(list(values.values()), pattern.indices, pattern.indptr, *of_each)
+    if major == "post":
+        sums = Sums(*(table.transpose(1, 0, 2) for table in sums))
+    return sums.by_name(names, kinds)
 
 
 # The same sums of lazy connectivity, and its contraction.
@@ -624,50 +726,57 @@ def _result(contraction: Contraction) -> tuple[np.ndarray, np.ndarray | None]:
     return contraction._replace(sums=contraction.sums.copy()).result()
 
 
-def lazy_neurons(blocks: Blocks) -> tuple[da.Array, da.Array]:
-    """Sum sizes and counts of every neuron, as `neuron_sums` does."""
-    parts = _mapped(blocks, _neurons_block)
-    n = len(PARTS)
-    minor = _added([part[1] for part in parts], _add)
-    return (
-        _along(parts, 0, blocks.spans, (n,), np.int64),
-        da.from_delayed(minor, (blocks.n_minor, n), np.int64),
-    )
+def lazy_neurons(blocks: Blocks) -> tuple[Sums, Sums]:
+    """Sum the pairs of every neuron, as `neuron_sums` does."""
+    parts = _mapped(blocks, _neurons_block, blocks.kinds)
+    majors = [_along(parts, i, blocks.spans, (n,), t) for i, n, t in blocks.tables]
+    minors = [
+        da.from_delayed(_added([part[2 + i] for part in parts], _add), (blocks.n_minor, n), t)
+        for i, n, t in blocks.tables
+    ]
+    return Sums(*majors), Sums(*minors)
 
 
 def _neurons_block(
-    pattern: Pattern, values: Values, shared: None, lo: int, hi: int
-) -> tuple[np.ndarray, np.ndarray]:
-    size, count = _whole_numbers(values)
-    return neuron_sums(size, count, pattern.indices, pattern.indptr, pattern.n_minor, threads=1)
+    pattern: Pattern, values: Values, kinds: list[str], lo: int, hi: int
+) -> tuple[np.ndarray, ...]:
+    buffers = (_numbers(values, kinds), pattern.indices, pattern.indptr)
+    major, minor = neuron_sums(*buffers, pattern.n_minor, threads=1)
+    return *major, *minor
 
 
-def _whole_numbers(values: Values) -> list[np.ndarray]:
-    """Return sizes and counts; the dtype of a block may differ from that of its dask array."""
-    for name in PARTS[1:]:
-        if values[name].dtype.kind not in "iu":
+def _numbers(values: Values, kinds: list[str]) -> list[np.ndarray]:
+    """Return weights; the dtype of a block may differ from that of its dask array."""
+    for (name, stored), kind in zip(values.items(), kinds, strict=True):
+        if stored.dtype.kind != kind:
             raise SchemaError(
-                f"{name} is {values[name].dtype}, expected integers: keep other weights in "
-                "another variable"
+                f"{name} is {stored.dtype}, expected {_KINDS[kind]} as its dask array states: pass "
+                "dtype= where it was computed"
             )
-    return [values[name] for name in PARTS[1:]]
+    return [wide(stored, name) for name, stored in values.items()]
+
+
+_KINDS = {"i": "integers", "f": "floats"}
 
 
 def lazy_groups(
     blocks: Blocks, major_codes: np.ndarray, minor_codes: np.ndarray, n_groups: tuple[int, int]
-) -> da.Array:
-    """Sum sizes and counts between groups of neurons, as `group_sums` does."""
-    shape = (*n_groups, len(PARTS))
-    parts = _mapped(blocks, _groups_block, (major_codes, minor_codes, n_groups))
-    return da.from_delayed(_added(parts, _add, 8 * math.prod(shape)), shape, np.int64)
+) -> Sums:
+    """Sum the pairs between groups of neurons, as `group_sums` does."""
+    parts = _mapped(blocks, _groups_block, (blocks.kinds, major_codes, minor_codes, n_groups))
+    tables = []
+    for i, n, dtype in blocks.tables:
+        shape = (*n_groups, n)
+        total = _added([part[i] for part in parts], _add, 8 * math.prod(shape))
+        tables.append(da.from_delayed(total, shape, dtype))
+    return Sums(*tables)
 
 
 def _groups_block(
-    pattern: Pattern, values: Values, shared: tuple[Any, Any, Any], lo: int, hi: int
-) -> np.ndarray:
-    major_codes, minor_codes, n_groups = shared
-    size, count = _whole_numbers(values)
-    buffers = (size, count, pattern.indices, pattern.indptr)
+    pattern: Pattern, values: Values, shared: tuple[Any, ...], lo: int, hi: int
+) -> Sums:
+    kinds, major_codes, minor_codes, n_groups = shared
+    buffers = (_numbers(values, kinds), pattern.indices, pattern.indptr)
     return group_sums(*buffers, major_codes[lo:hi], minor_codes, n_groups, threads=1)
 
 

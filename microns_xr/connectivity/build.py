@@ -28,8 +28,7 @@ Rows = Literal["auto", "synapse", "pair"]
 _NAME = "synapses"
 _SIZES = ("size", "sum_size", "synapse_size")
 _COUNTS = ("n_syn", "synapse_count")
-_COUNTED_SYNAPSES = "synapses"
-_COUNTED_ROWS = "rows of a table with one row per pair"
+_POSITION = "ctr_pt_position"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class SynapseTable:
     null: dict[str, np.ndarray]  # bool, rows without a partner
     labels: str  # what the ids are: "nucleus_id" or "pt_root_id"
     size: np.ndarray  # int64, voxels of 4x4x40 nm
-    count: np.ndarray | None  # int64, synapses per row; None if each row counts as one
+    count: np.ndarray | None  # int64, synapses per row; None without such a column
     rows: Rows  # what a row is; "auto" if the columns do not determine it
 
 
@@ -81,10 +80,12 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
             f"rows is 'synapse' but synapses has the column {count_name}, which counts the "
             "synapses of a pair: drop the column, or pass rows='pair'"
         )
-    # Only single synapses have ids.
-    if "id" in columns and rows != "pair" and count is None:
-        _unique_ids(table["id"])
-        rows = "synapse"
+    # Only single synapses have ids, or one position per row.
+    if rows != "pair" and count is None:
+        if "id" in columns:
+            _unique_ids(table["id"])
+        if {"id", _POSITION, f"{_POSITION}_x"} & set(columns):
+            rows = "synapse"
     return SynapseTable(ids, null, labels, size, count, "pair" if count is not None else rows)
 
 
@@ -177,9 +178,8 @@ def build_connectivity(
         Whether all pairs of the axes were queried, so that pairs that are not in the table are
         known to have no synapse.
     rows : {"auto", "synapse", "pair"}, optional
-        What a row is. Without a count or an ``id``, "auto" treats a table with repeated pairs as
-        synapses. If no pair is repeated, the table is ambiguous: each row counts as one synapse,
-        as ``synapse_count.attrs["counts"]`` then records.
+        What a row is. "auto" takes rows with an ``id``, a ``ctr_pt_position`` or repeated pairs for
+        synapses, and else for pairs.
     shared_roots : collection of int, optional
         Root ids with several nuclei, which are counted apart from unknown ones; by default
         ``units.attrs["shared_roots"]`` if present.
@@ -187,7 +187,8 @@ def build_connectivity(
     Returns
     -------
     xarray.Dataset
-        ``synapse_size`` and ``synapse_count`` over (``pre_nucleus_id``, ``post_nucleus_id``),
+        ``synapse_size`` and, unless the table has one row per pair and no count,
+        ``synapse_count`` over (``pre_nucleus_id``, ``post_nucleus_id``),
         int64 `sparse.GCXS` on one pattern, compressed over post; coordinates ``pre_pt_root_id``
         and ``post_pt_root_id``. The axes are exactly the neurons requested, sorted. A pair whose
         sizes sum to 0 is stored. ``attrs["dropped_synapses"]`` counts the dropped rows:
@@ -257,24 +258,23 @@ def build_connectivity(
     dropped["not_asked_for"] = int(left_out.sum()) - dropped["any_reason"]
 
     matrix = sum_pairs(codes["post"], codes["pre"], table.size, table.count, axes["post"].size)
-    counts = _count_semantics(synapses, table, matrix.indices.size, int((~left_out).sum()))
+    weights = {"synapse_size": matrix.sizes}
+    if _are_synapses(synapses, table, matrix.indices.size, int((~left_out).sum())):
+        weights["synapse_count"] = matrix.counts
     shape = (axes["pre"].size, axes["post"].size)
     dataset = connectivity_dataset(
-        matrix.sizes,
-        matrix.counts,
+        weights,
         make_pattern(matrix.indices, matrix.indptr, shape, "post"),
         axes["pre"],
         axes["post"],
-        datastack=datastack,
-        version=version,
         scope=scope,
+        release=(datastack, version),
         attrs={"n_synapse_rows": n_rows, "dropped_synapses": dropped},
     )
     space = space_of_data(units)
     dataset["synapse_size"].attrs["units"] = space.size_units
     if space != space_of(datastack):  # which single synapses could not look up
         dataset.attrs.update(space.record())
-    dataset["synapse_count"].attrs["counts"] = counts
     # Root ids, too, by which exported tables and single synapses can be matched.
     if "pt_root_id" in units:
         for side, ids in axes.items():
@@ -288,8 +288,9 @@ def build_connectivity(
     )
     n_dropped, n_other = dropped["any_reason"], dropped["not_asked_for"]
     logger.info(
-        "connectivity: %d pairs of %d rows; %d rows dropped (%s), %d not requested; counts are %s",
-        matrix.indices.size, n_rows, n_dropped, reasons or "none", n_other, counts,
+        "connectivity: %d pairs of %d rows; %d rows dropped (%s), %d not requested%s",
+        matrix.indices.size, n_rows, n_dropped, reasons or "none", n_other,
+        "" if "synapse_count" in weights else "; one row per pair, so synapses are not counted",
     )  # fmt: skip
     if n_dropped:
         warn_of_dropped_rows(
@@ -326,11 +327,10 @@ def _reasons(
     }
 
 
-def _count_semantics(
-    synapses: pd.DataFrame, table: SynapseTable, n_pairs: int, n_summed: int
-) -> str:
+def _are_synapses(synapses: pd.DataFrame, table: SynapseTable, n_pairs: int, n_summed: int) -> bool:
+    """Whether synapses were counted: rows are synapses, or the table counts those of each pair."""
     if table.rows == "synapse" or table.count is not None:
-        return _COUNTED_SYNAPSES
+        return True
     # A repeated pair shows that rows are synapses.
     repeated = n_summed > n_pairs
     if table.rows == "pair":
@@ -339,12 +339,12 @@ def _count_semantics(
                 f"rows is 'pair' but {n_summed} rows hold {n_pairs} pairs, expected each pair "
                 "once: pass rows='synapse' if they are synapses, or add a column n_syn"
             )
-        return _COUNTED_ROWS
+        return False
     if not repeated and n_summed < table.size.size:
         # Repeated pairs among the dropped rows show it, too.
         partners = [f"pre_{table.labels}", f"post_{table.labels}"]
         repeated = bool(synapses.duplicated(partners).any())
-    return _COUNTED_SYNAPSES if repeated else _COUNTED_ROWS
+    return repeated
 
 
 def build_synapses(

@@ -39,7 +39,14 @@ from microns_xr.releases import space_of_data, table_of_file
 from microns_xr.schema import SCOPES, validate
 from microns_xr.store import swap
 from microns_xr.store.spill import Spill, collate
-from microns_xr.store.stream import ChunkPool, CopyWriter, GroupWriter, plan_copy, plan_parent
+from microns_xr.store.stream import (
+    ChunkPool,
+    CopyWriter,
+    GroupWriter,
+    arrays_of,
+    plan_copy,
+    plan_parent,
+)
 from microns_xr.store.synapses import plan_copy_rows, plan_rows
 from microns_xr.store.write import finish_store, root_attrs, write_store
 
@@ -199,7 +206,8 @@ def ingest_synapses(
         )
     shared = as_ids(neurons.attrs.get("shared_roots", ()), "units.attrs['shared_roots']")
     # Made before hours of reading, so that invalid input raises at once.
-    template = _template(layout, neurons, scope, repeated=False)
+    # Rows that may be synapses are counted until it is known that no pair has several.
+    template = _template(layout, neurons, scope, repeated=True)
     space = space_of_data(neurons)
     resolution = resolution_of_files(inputs, space, resolution_nm) if positions else None
     mapper = Mapper(neurons, layout, keep, shared, space, resolution)
@@ -230,7 +238,7 @@ def ingest_synapses(
                 if keep != "both":
                     ids = neurons["nucleus_id"].values
                     writer.write_unit_synapses(spills[1], keep, ids, mapper.units_by_position)
-                # Only now is it known whether a pair has several rows, and what the counts mean.
+                # Only now is it known whether a pair has several rows, so that rows are synapses.
                 n_rows, n_pairs = spills[0].rows, copies[0].n_connections
                 repeated = n_pairs < n_rows
                 if repeated and layout.rows == "pair" and "count" not in layout.columns:
@@ -342,7 +350,8 @@ class _Writer:
         by_post = CopyWriter(self._root, plan_copy(template, "post"), self._pool)
         by_pre = CopyWriter(self._root, plan_copy(template, "pre"), self._pool)
         n_pre = template.sizes["pre_nucleus_id"]
-        columns: Columns = {"indices": "int32", "size": "int64", "count": "int64"}
+        columns: Columns = {"indices": "int32"}
+        columns |= dict.fromkeys(arrays_of(template).values(), "int64")
         with ExitStack() as stack:
             pairs = stack.enter_context(
                 Spill(os.path.join(self._work, "pairs"), n_pre, columns, max_rows)
@@ -367,13 +376,15 @@ class _Writer:
                 values = {name: part.columns[name][order] for name in names}
                 pre = values["indices"][first]
                 post = np.repeat(np.arange(part.first, part.last, dtype=np.int32), lengths)
-                size = _sums(values["size"], first)
-                # One synapse per row, unless the table counts them.
-                count = np.diff(first, append=len(order))
-                if "count" in values:
-                    count = _sums(values["count"], first)
-                by_post.append(lengths, pre, size, count)
-                pairs.append(pre, {"indices": post, "size": size, "count": count})
+                weights = {"data": _sums(values["size"], first)}
+                if "synapse_count" in template:
+                    # One synapse per row, unless the table counts them.
+                    count = np.diff(first, append=len(order))
+                    if "count" in values:
+                        count = _sums(values["count"], first)
+                    weights["synapse_count"] = count
+                by_post.append(lengths, pre, weights)
+                pairs.append(pre, {"indices": post, **weights})
                 if table is not None:
                     row = {"post_index": part.majors, "synapse_id": values["id"]}
                     row |= {name: values[name] for name in ("size", "point") if name in values}
@@ -389,7 +400,7 @@ class _Writer:
                 table.finish()
             # Pairs sorted by post are in no order by pre: hence the second sort.
             for part in pairs.stretches(max_rows):
-                by_pre.append(part.lengths, *part.columns.values())
+                by_pre.append(part.lengths, part.columns.pop("indices"), part.columns)
         return by_post, by_pre
 
     def _synapses_by(self, axis: Compressed, lengths: np.ndarray) -> GroupWriter:

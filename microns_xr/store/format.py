@@ -34,18 +34,22 @@ Every group of data (``units``, ``connectivity/by_post``, ...)
        =================== =================== ============== ==================================
        array               dimension           type           content
        =================== =================== ============== ==================================
-       ``data``            ``connection``      int32 or int64 ``synapse_size``, summed
+       ``data``            ``connection``      see below      ``synapse_size``, summed
        ``indices``         ``connection``      int32          position on the other axis
        ``indptr``          ``post_pointer`` /  int64          spans of the compressed axis
                            ``pre_pointer``
-       ``synapse_count``   ``connection``      int32 or int64 number of synapses
+       ``synapse_count``   ``connection``      see below      number of synapses
        ``post_index`` /    ``connection``      int32          position on the compressed axis
        ``pre_index``
        ``pre_nucleus_id``  the same            int64          labels, ascending and unique
        ``post_nucleus_id`` the same            int64          labels, ascending and unique
        =================== =================== ============== ==================================
 
-       ``data`` and ``synapse_count`` MUST be int64 only if a value does not fit int32.
+       ``synapse_count`` MUST be absent if synapses were not counted; a reader MUST ignore it if
+       its attribute ``counts`` is "rows of a table with one row per pair". Connectivity without
+       ``synapse_size`` MUST hold another weight in ``data`` and its name in the attribute
+       ``data_variable`` of the group. Further weights MAY follow as arrays over ``connection``.
+       Weights are int32, float64, or int64, the last only if a value does not fit int32.
     9. ``indptr`` MUST start at 0, never descend and end at the number of connections; ``indices``
        MUST be strictly ascending within a span.
     10. The attributes ``encoding-type`` (``csc_matrix`` for ``by_post``, ``csr_matrix`` for
@@ -101,6 +105,8 @@ FORMAT = 1
 FORMAT_ATTR = "microns_xr_format"
 VARIABLES_ATTR = "microns_xr_variables"
 COORDS_ATTR = "coordinates"
+DATA_ATTR = "data_variable"
+WEIGHT_DTYPES = "int32 int64 float64"
 CHUNK = 2**20
 # Reading 3,500 synapses of one neuron, out of 3 million, takes 6 ms with chunks of 2^17 and 24 ms
 # with chunks of 2^20; smaller chunks are not faster.
@@ -146,12 +152,11 @@ def grid_of(
 
 
 def matrix_arrays(compressed: Compressed) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Return allowed dtypes (separated by spaces) and dimensions of each array of one copy."""
+    """Return allowed dtypes (separated by spaces) and dimensions of the arrays of every copy."""
     return {
-        "data": ("int32 int64", ("connection",)),
+        "data": (WEIGHT_DTYPES, ("connection",)),
         "indices": ("int32", ("connection",)),
         "indptr": ("int64", (f"{compressed}_pointer",)),
-        "synapse_count": ("int32 int64", ("connection",)),
         INDEX_NAMES[compressed]: ("int32", ("connection",)),
         "pre_nucleus_id": ("int64", ("pre_nucleus_id",)),
         "post_nucleus_id": ("int64", ("post_nucleus_id",)),
@@ -170,7 +175,8 @@ def matrix_attrs(compressed: Compressed, shape: tuple[int, int]) -> dict[str, An
 def reserved_attrs(group: str) -> tuple[str, ...]:
     """Return the attributes of a group that belong to the format, not to the data."""
     always = ("datastack", "materialization_version", VARIABLES_ATTR, COORDS_ATTR)
-    return (*always, *matrix_attrs("post", (0, 0))) if "connectivity" in group else always
+    matrix = (*matrix_attrs("post", (0, 0)), DATA_ATTR)
+    return (*always, *matrix) if "connectivity" in group else always
 
 
 def check_name(name: object, where: str) -> str:

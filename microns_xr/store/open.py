@@ -22,9 +22,10 @@ from microns_xr.errors import (
     StoreFormatError,
     unknown_label,
 )
-from microns_xr.schema import require_unique_sorted
+from microns_xr.schema import CONNECTIVITY, require_unique_sorted
 from microns_xr.store.format import (
     COORDS_ATTR,
+    DATA_ATTR,
     DATA_GROUPS,
     FORMAT,
     FORMAT_ATTR,
@@ -34,6 +35,7 @@ from microns_xr.store.format import (
     SYNAPSE_GROUP,
     SYNAPSE_POINTER,
     VARIABLES_ATTR,
+    WEIGHT_DTYPES,
     matrix_arrays,
     matrix_attrs,
     pattern_problem,
@@ -49,7 +51,9 @@ from microns_xr.store.locate import (
     readable,
 )
 
-PAIR_ARRAYS = {"synapse_size": "data", "synapse_count": "synapse_count"}  # variable to array
+# The attribute ``counts`` of a ``synapse_count`` that earlier versions wrote where each was 1
+# because synapses were not counted.
+_NOT_COUNTED = "rows of a table with one row per pair"
 
 
 def open_store(
@@ -67,10 +71,9 @@ def open_store(
         Local folder, fsspec URL or zarr store, see `write_store`. An interrupted replacement of a
         local store is finished.
     lazy : bool, optional
-        If True, only metadata, labels and pointers are read. ``synapse_size`` and
-        ``synapse_count`` are dask arrays whose chunks are `sparse.GCXS` of whole neurons, about 4
-        million stored pairs and one contiguous read each; all other variables are read when they
-        are first used.
+        If True, only metadata, labels and pointers are read. Weights such as ``synapse_size`` are
+        dask arrays whose chunks are `sparse.GCXS` of whole neurons, about 4 million stored pairs
+        and one contiguous read each; all other variables are read when they are first used.
     compressed : {"post", "pre"}, optional
         Which copy of the connectivity to read: the axis whose neurons have contiguous partners.
     storage_options : mapping, optional
@@ -80,8 +83,9 @@ def open_store(
     -------
     xarray.DataTree
         With those of the children ``units``, ``layers``, ``functional``, ``connectivity`` and
-        ``synapses`` that were written. Text is of dtype object; ``synapse_size`` and
-        ``synapse_count`` are int64 `sparse.GCXS`. The attributes of the root record the provenance.
+        ``synapses`` that were written. Text is of dtype object; ``synapse_size`` and, where
+        synapses were counted, ``synapse_count`` are int64 `sparse.GCXS`, as are other weights
+        (or float64). The attributes of the root record the provenance.
 
     Raises
     ------
@@ -182,25 +186,29 @@ def _read_connectivity(root: zarr.Group, compressed: Compressed, lazy: bool) -> 
     group = _group(root, path)
     arrays = _arrays(group, _variables(group))
     shape = _matrix_shape(group, arrays, compressed)
+    weights = _weights(group, arrays)
     pairs: Mapping[str, Any]
     if lazy:
-        pairs = lazy_pairs(StoredPairs(group, compressed, shape), list(PAIR_ARRAYS))
+        pairs = lazy_pairs(StoredPairs(group, compressed, shape, weights), list(weights))
     else:
         indices, indptr = (read_values(arrays[key]) for key in ("indices", "indptr"))
         if problem := pattern_problem(indices, indptr, shape, compressed):
             raise _damaged(group, problem)
         pattern = make_pattern(indices, indptr, shape, compressed)
-        # int64 in memory, even if int32 on disk, so that sums do not overflow.
         pairs = {
-            name: gcxs(read_values(arrays[key], np.dtype(np.int64)), pattern)
-            for name, key in PAIR_ARRAYS.items()
+            name: gcxs(read_values(arrays[key], _wide_dtype(arrays[key])), pattern)
+            for name, key in weights.items()
         }
     sparse_variables = {
         name: xr.Variable(PAIR_DIMS, pairs[name], arrays[key].attrs.asdict())
-        for name, key in PAIR_ARRAYS.items()
+        for name, key in weights.items()
     }
     matrix_names = set(matrix_arrays(compressed)) - set(PAIR_DIMS)
-    rest = {key: array for key, array in arrays.items() if key not in matrix_names}
+    rest = {
+        key: array
+        for key, array in arrays.items()
+        if key not in matrix_names and _dims(group, key, array) != ("connection",)
+    }
     dataset = _dataset(group, rest, sparse_variables, lazy)
     for key in PAIR_DIMS:
         try:
@@ -208,6 +216,24 @@ def _read_connectivity(root: zarr.Group, compressed: Compressed, lazy: bool) -> 
         except SchemaError as err:
             raise _damaged(group, str(err)) from err
     return dataset
+
+
+def _weights(group: zarr.Group, arrays: Mapping[str, zarr.Array]) -> dict[str, str]:
+    """Return the array of each weight, in the order of the store."""
+    patterns = {key for axis in OTHER for key in matrix_arrays(axis)} - {"data"}
+    names = {"data": group.attrs.get(DATA_ATTR, "synapse_size")}
+    return {
+        str(names.get(key, key)): key
+        for key, array in arrays.items()
+        if key not in patterns
+        and _dims(group, key, array) == ("connection",)
+        and array.attrs.get("counts") != _NOT_COUNTED
+    }
+
+
+def _wide_dtype(array: zarr.Array) -> np.dtype:
+    """Return the dtype of weights in memory: int64 even if int32 on disk, as sums may overflow."""
+    return np.dtype(np.float64 if array.dtype.kind == "f" else np.int64)
 
 
 def _matrix_shape(
@@ -218,6 +244,9 @@ def _matrix_shape(
     missing = [key for key in specs if key not in arrays]
     if missing:
         raise _damaged(group, f"the arrays {missing} are missing, expected {list(specs)}")
+    weights = _weights(group, arrays)
+    for name, key in weights.items():
+        specs[key] = ("int32 int64" if name in CONNECTIVITY else WEIGHT_DTYPES, ("connection",))
     for key, (dtypes, dims) in specs.items():
         dtype, over = str(arrays[key].dtype), _dims(group, key, arrays[key])
         if dtype not in dtypes.split() or over != dims:
@@ -225,7 +254,7 @@ def _matrix_shape(
             raise _damaged(group, f"{key} is {dtype} over {over}, expected {expected} over {dims}")
     n_pre, n_post = (arrays[axis].shape[0] for axis in PAIR_DIMS)
     n_pairs = arrays["indices"].shape[0]
-    lengths = dict.fromkeys(("data", "synapse_count", INDEX_NAMES[compressed]), n_pairs)
+    lengths = dict.fromkeys((*weights.values(), INDEX_NAMES[compressed]), n_pairs)
     lengths["indptr"] = (n_post if compressed == "post" else n_pre) + 1
     for key, length in lengths.items():
         if arrays[key].shape[0] != length:
@@ -322,8 +351,15 @@ def _damaged(group: zarr.Group, what: str) -> StoreFormatError:
 class StoredPairs:
     """One copy of the connectivity on disk: a `microns_xr.connectivity.blocks.PairSource`."""
 
-    def __init__(self, group: zarr.Group, compressed: Compressed, shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        group: zarr.Group,
+        compressed: Compressed,
+        shape: tuple[int, int],
+        weights: Mapping[str, str],
+    ) -> None:
         self.compressed = compressed
+        self.weights = dict(weights)  # array of each variable
         self.shape = shape
         self._group = group
         self._arrays: dict[str, zarr.Array] = {}
@@ -348,10 +384,14 @@ class StoredPairs:
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Read ``"indices"`` or the values of a variable, pairs `start` to `stop`."""
-        array = self._array(PAIR_ARRAYS.get(name, name))
+        array = self._array(self.weights.get(name, name))
         if start == stop:
             return np.zeros(0, dtype=array.dtype)
         return read_span(array, start, stop)
+
+    def dtype(self, name: str) -> np.dtype:
+        """Return the dtype in memory of a variable."""
+        return _wide_dtype(self._array(self.weights[name]))
 
     def other(self) -> StoredPairs | None:
         """Return the other copy, None where the store has only this one."""
@@ -368,7 +408,7 @@ class StoredPairs:
             require_unchanged(group)
             return None
         require_unchanged(group)
-        other = StoredPairs(sibling, axis, self.shape)
+        other = StoredPairs(sibling, axis, self.shape, self.weights)
         expected, actual = (
             [copy._group.attrs.get("shape"), copy._array("indices").shape[0]]
             for copy in (self, other)
@@ -461,7 +501,7 @@ def connectivity_of(
     if isinstance(connectivity, xr.Dataset):
         return connectivity, False
     if isinstance(connectivity, xr.DataTree):
-        if "synapse_size" in connectivity.data_vars:  # its node, as tree["connectivity"]
+        if set(PAIR_DIMS) <= set(connectivity.dims):  # its node, as tree["connectivity"]
             return connectivity.to_dataset(), False
         if "connectivity" not in connectivity.children:
             raise SchemaError(

@@ -22,11 +22,12 @@ import sparse
 import xarray as xr
 import zarr
 
-from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed
+from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed, pair_names
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import RELEASE_COORDS
 from microns_xr.store.format import (
     COORDS_ATTR,
+    DATA_ATTR,
     INDEX_NAMES,
     MATRIX_GROUP,
     OTHER,
@@ -42,7 +43,6 @@ from microns_xr.store.format import (
     reserved_attrs,
 )
 
-PAIR_VALUES = ("synapse_size", "synapse_count")
 _INT32 = np.iinfo(np.int32)
 _THREADS = max(2, min(8, os.cpu_count() or 1))
 
@@ -82,28 +82,24 @@ def plan_parent(connectivity: xr.Dataset) -> PlannedGroup:
 
 def plan_copy(connectivity: xr.Dataset, compressed: Compressed) -> PlannedGroup:
     """Plan one copy of a connectivity Dataset, whose pairs are appended neuron by neuron."""
-    extra = [n for n in connectivity.variables if n not in (*PAIR_VALUES, *PAIR_DIMS)]
-    for name in extra:
-        if set(PAIR_DIMS) <= set(connectivity[name].dims):
+    weights = arrays_of(connectivity)
+    extra = [n for n in connectivity.variables if n not in (*weights, *PAIR_DIMS)]
+    for name in (*extra, *weights):
+        if name in extra and set(PAIR_DIMS) <= set(connectivity[name].dims):
             raise SchemaError(
-                f"{name!r} of connectivity spans both axes, expected this only of synapse_size and "
-                "synapse_count: remove it with .drop_vars before writing"
+                f"{name!r} of connectivity has dims {connectivity[name].dims}, expected only "
+                "weights to span both axes: remove it with .drop_vars before writing"
             )
         if any(name in matrix_arrays(axis) for axis in OTHER):
             raise SchemaError(
                 f"{name!r} of connectivity is the name of an array of the format: rename it with "
                 ".rename before writing"
             )
-    size_attrs, count_attrs = (
-        json_attrs(connectivity[name].attrs, f"{name} of connectivity") for name in PAIR_VALUES
-    )
     attrs = {
-        "data": size_attrs,
         "indices": _position_attrs(OTHER[compressed]),
         "indptr": {
             "long_name": f"first connection of each {compressed}synaptic neuron, and their end"
         },
-        "synapse_count": count_attrs,
         INDEX_NAMES[compressed]: _position_attrs(compressed),
     }
     path = MATRIX_GROUP[compressed]
@@ -112,10 +108,22 @@ def plan_copy(connectivity: xr.Dataset, compressed: Compressed) -> PlannedGroup:
         PlannedArray(name, specs[name][1], (0,), specs[name][0].split()[0], text)
         for name, text in attrs.items()
     ]
+    for name, key in weights.items():
+        dtype = "float64" if connectivity[name].dtype.kind == "f" else "int32"
+        text = json_attrs(connectivity[name].attrs, f"{name} of connectivity")
+        arrays.append(PlannedArray(check_name(key, path), ("connection",), (0,), dtype, text))
     arrays += _dense(connectivity, [*PAIR_DIMS, *extra], "connectivity")
     group_attrs = _group_attrs(connectivity, path, arrays)
+    if "synapse_size" not in weights:
+        group_attrs[DATA_ATTR] = next(iter(weights))
     n_pre, n_post = (connectivity.sizes[dim] for dim in PAIR_DIMS)
     return PlannedGroup(path, group_attrs | matrix_attrs(compressed, (n_pre, n_post)), arrays)
+
+
+def arrays_of(connectivity: xr.Dataset) -> dict[str, str]:
+    """Return the array of each weight: ``data`` for `synapse_size`, or else for the first."""
+    names = sorted(pair_names(connectivity), key=lambda name: name != "synapse_size")
+    return {name: name if i else "data" for i, name in enumerate(names)}
 
 
 def _position_attrs(axis: Compressed) -> dict[str, Any]:
@@ -184,7 +192,9 @@ def _release(dataset: xr.Dataset) -> dict[str, Any]:
 
 
 def narrowest(values: np.ndarray) -> str:
-    """Return the narrowest dtype on disk that holds all of the integers (rule 8)."""
+    """Return the dtype on disk of weights, the narrowest that holds all integers (rule 8)."""
+    if values.dtype.kind == "f":
+        return "float64"
     fits = not values.size or _INT32.min <= values.min() <= values.max() <= _INT32.max
     return "int32" if fits else "int64"
 
@@ -290,6 +300,14 @@ class ArrayWriter:
         os.rename(store.root / wide.path, store.root / narrow.path)
         self._array = zarr.open_array(store, path=narrow.path)
 
+    def remove(self) -> None:
+        """Remove the array; on a local disk only."""
+        self._pieces, self._n_waiting = [], 0
+        if self._array is not None:
+            self._pool.wait()
+            store: Any = self._array.store
+            shutil.rmtree(store.root / self._array.path)
+
     @property
     def dtype(self) -> str:
         """Dtype on disk, which may become int64."""
@@ -357,13 +375,19 @@ class GroupWriter:
             self.appended[name].append(values)
 
     def finish(self, plan: PlannedGroup | None = None) -> None:
-        """Write the remaining values, and the attributes of an updated plan."""
-        attrs: dict[str, Any] = {}
+        """Write the remaining values, and the attributes of an updated plan.
+
+        Arrays that the updated plan lacks are removed.
+        """
+        attrs: dict[str, Any] = dict.fromkeys(self.appended)
         if plan is not None:
             self._node.attrs.put(plan.attrs)
             attrs = {array.name: array.attrs for array in plan.arrays}
         for name, writer in self.appended.items():
-            writer.finish(attrs.get(name))
+            if name in attrs:
+                writer.finish(attrs[name])
+            else:
+                writer.remove()
 
 
 class CopyWriter:
@@ -376,17 +400,17 @@ class CopyWriter:
         pool: ChunkPool,
         shards: bool = False,
         n_pairs: int = 0,
-        dtypes: tuple[str, str] | None = None,
+        dtypes: Mapping[str, str] | None = None,
     ) -> None:
         self.compressed: Compressed = "post" if plan.path == MATRIX_GROUP["post"] else "pre"
         self._n_pre, self._n_post = plan.attrs["shape"]
         self._n_major = self._n_post if self.compressed == "post" else self._n_pre
-        # `dtypes` are those of size and count on disk. If unknown, both start as int32 and are
+        # `dtypes` are those of the weights on disk. If unknown, integers start as int32 and are
         # widened when a value needs it.
         self._widens = dtypes is None
-        value_dtypes = dict(zip(("data", "synapse_count"), dtypes or ("int32",) * 2, strict=True))
+        dtypes = dtypes or {}
         arrays = [
-            replace(array, shape=(n_pairs,), dtype=value_dtypes.get(array.name, array.dtype))
+            replace(array, shape=(n_pairs,), dtype=dtypes.get(array.name, array.dtype))
             if array.dims == ("connection",)
             else array
             for array in plan.arrays
@@ -397,9 +421,9 @@ class CopyWriter:
         self.n_connections = 0
 
     def append(
-        self, lengths: np.ndarray, indices: np.ndarray, size: np.ndarray, count: np.ndarray
+        self, lengths: np.ndarray, indices: np.ndarray, weights: Mapping[str, np.ndarray]
     ) -> None:
-        """Append the pairs of the next neurons."""
+        """Append the pairs of the next neurons, with the values of each array of weights."""
         n, first = len(lengths), self.n_done
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         shape = (self._n_pre, n) if self.compressed == "post" else (n, self._n_post)
@@ -407,20 +431,19 @@ class CopyWriter:
         problem = pattern_problem(indices, indptr, shape, self.compressed)
         if first + n > self._n_major:
             problem = f"{first + n} neurons, expected {self._n_major}"
-        if not len(indices) == len(size) == len(count):
+        if any(len(values) != len(indices) for values in weights.values()):
             problem = "arrays differ in length"
         if problem:
             raise SchemaError(
                 f"pairs of the {self.compressed}synaptic neurons from number {first} on cannot be "
                 f"written: {problem}"
             )
-        columns = {"data": size, "synapse_count": count}
-        for name, values in columns.items():
+        for name, values in weights.items():
             array = self._group.appended[name]
-            if self._widens and array.dtype < narrowest(values):
+            if self._widens and array.dtype == "int32" and narrowest(values) == "int64":
                 array.widen()
         majors = np.repeat(np.arange(first, first + n, dtype=np.int32), lengths)
-        self._group.append(columns | {"indices": indices, INDEX_NAMES[self.compressed]: majors})
+        self._group.append({**weights, "indices": indices, INDEX_NAMES[self.compressed]: majors})
         self._lengths.append(np.asarray(lengths, dtype=np.int64))
         self.n_done += n
         self.n_connections += len(indices)

@@ -49,10 +49,10 @@ from microns_xr.store.locate import Address, writable
 from microns_xr.store.open import StoredPairs
 from microns_xr.store.spill import Spill
 from microns_xr.store.stream import (
-    PAIR_VALUES,
     ChunkPool,
     CopyWriter,
     GroupWriter,
+    arrays_of,
     narrowest,
     plan_copy,
     plan_dataset,
@@ -65,10 +65,11 @@ _THREADS = max(4, min(16, 2 * (os.cpu_count() or 1)))
 _RUN = 1 << 20  # pairs that are sorted or reordered at a time
 _TABLES = ("units", "layers", "functional")
 
-# Both copies to write. Per copy: compressed axis, number of pairs, dtypes of size and count on
-# disk, and blocks of pairs as arguments of `CopyWriter.append`.
-_Block = tuple[np.ndarray, ...]
-_Copies = Generator[tuple[Compressed, int, tuple[str, str], Iterable[_Block]], None, None]
+# Both copies to write. Per copy: compressed axis, number of pairs, dtypes of the weights on disk,
+# and blocks of pairs as arguments of `CopyWriter.append`.
+_Values = dict[str, np.ndarray]  # by array on disk
+_Block = tuple[np.ndarray, np.ndarray, _Values]
+_Copies = Generator[tuple[Compressed, int, dict[str, str], Iterable[_Block]], None, None]
 
 
 def write_store(
@@ -107,8 +108,9 @@ def write_store(
     functional : xarray.Dataset, optional
         Recorded units, dim ``scan_unit``.
     connectivity : xarray.Dataset, optional
-        ``synapse_size`` and ``synapse_count`` over (``pre_nucleus_id``, ``post_nucleus_id``),
-        sparse, on one pattern, in memory or lazy, and any dense variables over one of the axes.
+        ``synapse_size``, ``synapse_count`` or other weights over (``pre_nucleus_id``,
+        ``post_nucleus_id``), on one pattern, in memory or lazy, and any dense variables over one
+        of the axes.
     synapses : xarray.Dataset, optional
         Single synapses, dims ``synapse`` and ``axis``. If they have ``post_index`` and
         ``pre_index``, rows must ascend by the two, and are also stored sorted by ``pre_index``.
@@ -293,9 +295,9 @@ def finish_store(root: zarr.Group, attrs: Mapping[str, Any], consolidated: bool)
 
 def _pairs_of(connectivity: xr.Dataset) -> tuple[Pattern, dict[str, np.ndarray]]:
     """Check the pairs of connectivity in memory, and return pattern and values."""
-    pattern, values = pair_buffers(connectivity, PAIR_VALUES)
+    pattern, values = pair_buffers(connectivity)
     _require(pattern_problem(pattern.indices, pattern.indptr, pattern.shape, pattern.compressed))
-    return pattern, values
+    return pattern, {key: values[name] for name, key in arrays_of(connectivity).items()}
 
 
 def _require(problem: str | None) -> None:
@@ -307,47 +309,54 @@ def _require(problem: str | None) -> None:
 
 def _copies_of(pattern: Pattern, values: Mapping[str, np.ndarray]) -> _Copies:
     """Yield both copies of pairs in memory: the given one, then the other, each as one block."""
-    size, count = (values[name] for name in PAIR_VALUES)
-    dtypes = narrowest(size), narrowest(count)
-    block = (np.diff(pattern.indptr), pattern.indices, size, count)
+    dtypes = {key: narrowest(stored) for key, stored in values.items()}
+    block = (np.diff(pattern.indptr), pattern.indices, dict(values))
     yield pattern.compressed, pattern.nnz, dtypes, [block]
-    indices, indptr, size, count = transpose_pairs(
-        pattern.indices, pattern.indptr, pattern.n_minor, size, count, dtypes
+    indices, indptr, weights = transpose_pairs(
+        pattern.indices,
+        pattern.indptr,
+        pattern.n_minor,
+        list(values.values()),
+        list(dtypes.values()),
     )
-    block = (np.diff(indptr), indices, size, count)
+    block = (np.diff(indptr), indices, dict(zip(values, weights, strict=True)))
     yield OTHER[pattern.compressed], pattern.nnz, dtypes, [block]
 
 
 def _copies(connectivity: xr.Dataset, folder: str | None) -> _Copies:
     """Yield both copies of lazy pairs, copied from their store or else computed."""
-    blocks = blocks_of(connectivity, PAIR_VALUES)
+    blocks, arrays = blocks_of(connectivity), arrays_of(connectivity)
     source = stored_source(blocks.arrays)
     if source is not None and (other := source.other()) is not None:
         for copy in (source, other):
-            size, count = (copy.read(name, 0, 0).dtype.name for name in PAIR_VALUES)
+            dtypes = {key: copy.read(name, 0, 0).dtype.name for name, key in arrays.items()}
             n_pairs = int(copy.indptr[-1])
-            yield copy.compressed, n_pairs, (size, count), _blocks(copy.indptr, copy.read)
+            yield copy.compressed, n_pairs, dtypes, _blocks(copy.indptr, copy.read, arrays)
         return
     # Temporary files are as large as the pairs: put them where the store needs that space anyway.
     with tempfile.TemporaryDirectory(prefix=".pairs-", dir=folder) as work:
-        yield from _computed(blocks, work)
+        yield from _computed(blocks, arrays, work)
 
 
 def _blocks(
-    indptr: np.ndarray, read: Callable[[str, int, int], np.ndarray], pairs: int | None = None
+    indptr: np.ndarray, read: Callable[[str, int, int], np.ndarray], arrays: Mapping[str, str]
 ) -> Iterator[_Block]:
-    """Yield the pairs of neighbouring neurons, about `pairs` at a time."""
-    for lo, hi in block_spans(indptr, pairs):
+    """Yield the pairs of neighbouring neurons."""
+    for lo, hi in block_spans(indptr):
         span = int(indptr[lo]), int(indptr[hi])
-        columns = (read(name, *span) for name in ("indices", *PAIR_VALUES))
-        yield np.diff(indptr[lo : hi + 1]), *columns
+        values = {key: read(name, *span) for name, key in arrays.items()}
+        yield np.diff(indptr[lo : hi + 1]), read("indices", *span), values
 
 
-def _computed(blocks: Blocks, folder: str) -> _Copies:
+def _computed(blocks: Blocks, arrays: Mapping[str, str], folder: str) -> _Copies:
     """Compute all pairs once, block by block, and sort them on disk for each copy."""
     lengths = {blocks.compressed: blocks.n_major, OTHER[blocks.compressed]: blocks.n_minor}
-    columns = {"indices": "int32", "size": "int64", "count": "int64"}
-    size_dtype = count_dtype = "int32"
+    dtypes = {
+        key: "float64" if blocks.arrays[name].dtype.kind == "f" else "int32"
+        for name, key in arrays.items()
+    }
+    columns = {key: dtype.replace("int32", "int64") for key, dtype in dtypes.items()}
+    columns["indices"] = "int32"
     with ExitStack() as stack:
         spills = [
             stack.enter_context(Spill(os.path.join(folder, side), n, columns, _RUN))
@@ -355,36 +364,45 @@ def _computed(blocks: Blocks, folder: str) -> _Copies:
         ]
         for i, (first, _) in enumerate(blocks.spans):
             # The number of pairs and the dtypes must be known before the first array is created.
-            pattern, size, count = _computed_pairs(blocks, i)
-            size_dtype = max(size_dtype, narrowest(size))
-            count_dtype = max(count_dtype, narrowest(count))
+            pattern, values = _computed_pairs(blocks, arrays, i)
+            dtypes |= {k: "int64" for k, v in values.items() if narrowest(v) == "int64"}
             # In pieces as long as a run, so that sorting takes little memory beside the block.
             for lo, hi in block_spans(pattern.indptr, _RUN):
                 span = slice(int(pattern.indptr[lo]), int(pattern.indptr[hi]))
                 neurons = np.arange(first + lo, first + hi, dtype=np.int32)
                 majors = np.repeat(neurons, np.diff(pattern.indptr[lo : hi + 1]))
                 ends = majors, pattern.indices[span]
-                values = {"size": size[span], "count": count[span]}
+                of_span = {key: stored[span] for key, stored in values.items()}
                 for spill, major, minor in zip(spills, ends, ends[::-1], strict=True):
-                    spill.append(major, {"indices": minor, **values})
+                    spill.append(major, {"indices": minor, **of_span})
             for spill in spills:
                 spill.flush()  # pending rows are views of this block
         for side, spill in zip(lengths, spills, strict=True):
-            parts = ((part.lengths, *part.columns.values()) for part in spill.stretches(_RUN))
-            yield side, spill.rows, (size_dtype, count_dtype), parts
+            parts = (
+                (part.lengths, part.columns.pop("indices"), part.columns)
+                for part in spill.stretches(_RUN)
+            )
+            yield side, spill.rows, dtypes, parts
 
 
-def _computed_pairs(blocks: Blocks, i: int) -> tuple[Pattern, np.ndarray, np.ndarray]:
+def _computed_pairs(
+    blocks: Blocks, arrays: Mapping[str, str], i: int
+) -> tuple[Pattern, dict[str, np.ndarray]]:
     at = block_key(AXIS[blocks.compressed], i)
-    parts = dask.compute(*(blocks.arrays[name].blocks[at] for name in PAIR_VALUES))
-    (pattern, size), (other, count) = (
-        pattern_of_array(part, name, blocks.compressed)
-        for name, part in zip(PAIR_VALUES, parts, strict=True)
-    )
-    for name, values in zip(PAIR_VALUES, (size, count), strict=True):
-        if not np.can_cast(values.dtype, np.int64):
-            _require(f"{name} is {values.dtype}, expected integers")
-    if not pattern.same_pairs(other):
-        _require("synapse_count and synapse_size store different pairs")
-    _require(pattern_problem(pattern.indices, pattern.indptr, pattern.shape, pattern.compressed))
-    return pattern, size.astype(np.int64, copy=False), count.astype(np.int64, copy=False)
+    parts = dask.compute(*(blocks.arrays[name].blocks[at] for name in arrays))
+    values: dict[str, np.ndarray] = {}
+    first: Pattern | None = None
+    for (name, key), part in zip(arrays.items(), parts, strict=True):
+        pattern, stored = pattern_of_array(part, name, blocks.compressed)
+        kind = blocks.arrays[name].dtype.kind
+        if not np.can_cast(stored.dtype, np.float64 if kind == "f" else np.int64):
+            _require(
+                f"{name} is {stored.dtype}, expected {'numbers' if kind == 'f' else 'integers'}"
+            )
+        first = first or pattern
+        if not first.same_pairs(pattern):
+            _require(f"{name} and {next(iter(arrays))} store different pairs")
+        values[key] = stored.astype(np.float64 if kind == "f" else np.int64, copy=False)
+    assert first is not None
+    _require(pattern_problem(first.indices, first.indptr, first.shape, first.compressed))
+    return first, values

@@ -108,6 +108,18 @@ def test_another_number_of_synapses_is_resized(old):
     assert changes["connections"].synapse_count.values.tolist() == [[1] * 4, [2] * 4]
 
 
+def test_only_weights_of_both_are_compared(old):
+    """A table with one row per pair counts no synapses, so that none was added or lost."""
+    pairs = {**old, "connectivity": old["connectivity"].drop_vars("synapse_count")}
+    changes = mx.analysis.compare_releases(old, pairs)
+    n = changes["summary"].n_connections.to_series().to_dict()
+    assert (n["unchanged"], n["resized"]) == (4, 0)
+    assert "synapse_count" not in changes["connections"]
+    weights = {**old, "connectivity": pairs["connectivity"].rename(synapse_size="strength")}
+    with pytest.raises(mx.errors.SchemaError, match=r"'synapse_size'.*'strength'.*same name"):
+        mx.analysis.compare_releases(pairs, weights)
+
+
 def test_every_node_carries_both_releases(old, new):
     changes = mx.analysis.compare_releases(old, new)
     assert set(changes.children) == {"summary", "units", "connections"}

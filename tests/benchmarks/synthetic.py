@@ -44,16 +44,17 @@ def make_connectivity(n: int, n_pairs: int, seed: int = 0, n_pre: int | None = N
     post, pre = np.divmod(keys, n_pre)
     ids = 100_000 + 5 * np.arange(n)
     return connectivity_dataset(
-        rng.lognormal(7, 1, keys.size).astype(np.int64),
-        rng.geometric(0.85, keys.size),
+        {
+            "synapse_size": rng.lognormal(7, 1, keys.size).astype(np.int64),
+            "synapse_count": rng.geometric(0.85, keys.size),
+        },
         make_pattern(
             pre.astype(np.int32), np.searchsorted(post, np.arange(n + 1)), (n_pre, n), "post"
         ),
         ids[:n_pre],
         ids,
-        datastack=RELEASE[0],
-        version=RELEASE[1],
         scope="complete",
+        release=RELEASE,
     )
 
 

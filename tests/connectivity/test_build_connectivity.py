@@ -65,7 +65,6 @@ def test_three_neurons_by_hand():
         "minnie65_public",
         1718,
     )
-    assert found.synapse_count.attrs["counts"] == "synapses"
     assert found.attrs["n_synapse_rows"] == 4
     assert set(found.attrs["dropped_synapses"].values()) == {0}
     assert "build_connectivity" in found.attrs["history"]
@@ -86,7 +85,6 @@ def test_a_table_of_pairs(size, count):
     found = mx.build_connectivity(synapses, make_units())
     assert dense(found).tolist() == SIZE
     assert dense(found, "synapse_count").tolist() == [[0, 2, 0], [0, 0, 1], [0, 0, 7]]
-    assert found.synapse_count.attrs["counts"] == "synapses"
 
 
 def test_nucleus_ids_instead_of_roots():
@@ -100,23 +98,59 @@ def test_nucleus_ids_instead_of_roots():
 
 
 @pytest.mark.parametrize(
-    ("rows", "asked", "counts"),
+    ("rows", "asked", "counted"),
     [
-        (THREE, "auto", "synapses"),  # a pair is repeated
-        (THREE[1:], "auto", "rows of a table with one row per pair"),
-        (THREE[1:], "synapse", "synapses"),
-        (THREE[1:], "pair", "rows of a table with one row per pair"),
+        (THREE, "auto", True),  # a pair is repeated
+        (THREE[1:], "auto", False),
+        (THREE[1:], "synapse", True),
+        (THREE[1:], "pair", False),
     ],
 )
-def test_what_a_row_is(rows, asked, counts):
+def test_what_a_row_is(rows, asked, counted):
     found = mx.build_connectivity(table(rows), make_units(), rows=asked)
-    assert found.synapse_count.attrs["counts"] == counts
-    assert dense(found, "synapse_count").sum() == len(rows)
+    assert ("synapse_count" in found) == counted
+    if counted:
+        assert dense(found, "synapse_count").sum() == len(rows)
+
+
+@pytest.mark.parametrize("columns", [("ctr_pt_position",), ("ctr_pt_position_x",)])
+def test_rows_with_a_position_are_synapses(columns):
+    """The package microns-datacleaner writes single synapses without an id."""
+    synapses = table(THREE[1:]).assign(**dict.fromkeys(columns, 1))
+    found = mx.build_connectivity(synapses, make_units())
+    assert dense(found, "synapse_count").sum() == len(THREE) - 1
+
+
+def test_results_of_pairs_without_a_count_hold_no_number_of_synapses():
+    units = make_units()
+    pairs = mx.build_connectivity(table(THREE[1:]), units)
+    assert list(pairs.data_vars) == ["synapse_size"]
+    degrees = mx.degrees(pairs)
+    assert set(degrees.data_vars) == {"in_degree", "in_size", "out_degree", "out_size"}
+    label = xr.DataArray(["a"] * 3, {"nucleus_id": units.nucleus_id.values}, name="label")
+    groups = mx.group_connectivity(pairs, label)
+    assert set(groups.data_vars) == {
+        "synapse_size", "n_connections", "mean_size", "n_pre", "n_post"
+    }  # fmt: skip
+    assert groups.synapse_size.item() == sum(row[2] for row in THREE[1:])
+    assert "n_syn" not in mx.to_table(pairs)
+    assert list(mx.inputs_to(pairs, 12).data_vars) == ["synapse_size"]
+    graph = mx.to_networkx(pairs)
+    assert all(set(edge) == {"synapse_size"} for *_, edge in graph.edges(data=True))
+    rates = xr.DataArray([1.0, 2.0, 3.0], {"nucleus_id": units.nucleus_id.values})
+    for ask in (
+        lambda: mx.input_currents(pairs, rates, weight="synapse_count"),
+        lambda: mx.to_scipy(pairs, "synapse_count"),
+    ):
+        with pytest.raises(
+            mx.errors.UnknownLabelError, match=r"not counted; build.*rows='synapse'.*n_syn"
+        ):
+            ask()
 
 
 def test_a_pair_repeated_among_rows_left_out_tells_that_rows_are_synapses():
     found = mx.build_connectivity(table(THREE), make_units(), post=[13])
-    assert found.synapse_count.attrs["counts"] == "synapses"
+    assert "synapse_count" in found
     assert found.attrs["dropped_synapses"]["not_asked_for"] == 2
 
 
@@ -322,7 +356,7 @@ def test_real_pairs_of_v661(real_data):
     assert found.attrs["dropped_synapses"]["any_reason"] == len(pairs) - len(kept)
     assert found.synapse_size.data.nnz == len(kept)
     assert int(found.synapse_size.data.data.sum()) == int(kept["size"].sum())
-    assert found.synapse_count.attrs["counts"] == "rows of a table with one row per pair"
+    assert list(found.data_vars) == ["synapse_size"]
     by_post = (
         kept.assign(post=single[kept.post_pt_root_id].to_numpy()).groupby("post")["size"].sum()
     )

@@ -341,10 +341,8 @@ def test_arrays_that_are_not_sparse_or_turned_around(connectivity):
     with pytest.raises(mx.errors.SchemaError, match="fill value 1"):
         pattern_of(connectivity.synapse_size + 1)
     filled = connectivity.map(lambda v: v.copy(data=v.data.todense()))
-    with pytest.raises(mx.errors.SchemaError, match=r"expected a sparse\.GCXS"):
+    with pytest.raises(mx.errors.SchemaError, match="no weight over"):
         mx.degrees(filled)
-    with pytest.raises(mx.errors.SchemaError, match=r"expected a sparse\.GCXS"):
-        take(filled)
 
 
 @few

@@ -182,7 +182,7 @@ def test_weights_of_ones_own(connectivity):
     assert found.values.tolist() == [[5, 50], [350, 3500], [27, 270]]
     assert found.attrs["units"] == "voxels × spikes/s"
     with pytest.raises(
-        mx.errors.UnknownLabelError, match=r"no variable 'sinapse_size'.* nearest: synapse_size"
+        mx.errors.UnknownLabelError, match=r"no weight 'sinapse_size'.* nearest: synapse_size"
     ):
         mx.contract(own, rates([[1, 10]] * 3), PRE, weight="sinapse_size")
 

@@ -252,17 +252,29 @@ def test_sums_by_neuron_and_by_group(seed, n_major, n_minor, threads):
     stored, size, count = random_tables(rng, n_major, n_minor, 0.4)
     indices, indptr, sizes, counts = compress(stored, size, count)
     parts = np.stack([stored, size, count], axis=2).astype(np.int64)
-    major, minor = neuron_sums(sizes, counts, indices, indptr, n_minor, threads)
-    np.testing.assert_array_equal(major, parts.sum(axis=1))
-    np.testing.assert_array_equal(minor, parts.sum(axis=0))
+    weights = [sizes, counts]
+    major, minor = neuron_sums(weights, indices, indptr, n_minor, threads)
+    np.testing.assert_array_equal(major.whole, parts.sum(axis=1))
+    np.testing.assert_array_equal(minor.whole, parts.sum(axis=0))
     major_codes, minor_codes = rng.integers(0, 2, n_major), rng.integers(0, 3, n_minor)
     expected = np.zeros((2, 3, 3), dtype=np.int64)
     for i in range(n_major):
         for j in range(n_minor):
             expected[major_codes[i], minor_codes[j]] += parts[i, j]
-    found = group_sums(sizes, counts, indices, indptr, major_codes, minor_codes, (2, 3), threads)
-    np.testing.assert_array_equal(found, expected)
-    assert found.dtype == np.int64
+    groups = (indices, indptr, major_codes, minor_codes, (2, 3), threads)
+    found = group_sums(weights, *groups)
+    np.testing.assert_array_equal(found.whole, expected)
+    assert found.whole.dtype == np.int64
+    assert found.real.shape == (2, 3, 0)
+    # Five weights of both kinds, in the order of each kind.
+    mixed = [sizes, sizes / 4, counts, counts / 2, sizes]
+    found = group_sums(mixed, *groups)
+    np.testing.assert_array_equal(found.whole, expected[..., [0, 1, 2, 1]])
+    np.testing.assert_allclose(found.real, expected[..., [1, 2]] / [4, 2], rtol=1e-12)
+    major, minor = neuron_sums(mixed[1:2], indices, indptr, n_minor, threads)
+    for sums, table in ((major, parts.sum(axis=1)), (minor, parts.sum(axis=0))):
+        np.testing.assert_array_equal(sums.whole, table[:, :1])
+        np.testing.assert_allclose(sums.real, table[:, 1:2] / 4, rtol=1e-12)
 
 
 @few

@@ -297,7 +297,7 @@ def test_spans_of_any_neurons(by_post, memory, chosen, chunk):
     source = blocks.source_of(by_post.synapse_size.data, "synapse_size")
     majors = np.array(sorted(chosen), dtype=np.int64)
 
-    attributes = {n: getattr(source, n) for n in ("indptr", "shape", "compressed", "read")}
+    attributes = {n: getattr(source, n) for n in ("indptr", "shape", "compressed", "read", "dtype")}
     chunked = SimpleNamespace(**attributes, chunk=chunk)
     pattern, values = blocks.read_neurons(chunked, majors, ["synapse_size"])
     expected = _dense(memory)[:, majors]

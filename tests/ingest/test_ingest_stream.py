@@ -58,11 +58,12 @@ def stream_store(path, connectivity, units, span: int, run_rows: int) -> None:
             pre, sizes, counts = pattern.indices[own], size[own], count[own]
             post = np.repeat(np.arange(first, first + len(indptr) - 1), np.diff(indptr))
             pairs.append(pre, {"indices": post, "size": sizes, "count": counts})
-            by_post.append(np.diff(indptr), pre, sizes, counts)
+            by_post.append(np.diff(indptr), pre, {"data": sizes, "synapse_count": counts})
         by_post.finish()
         by_pre = CopyWriter(root, plan_copy(template, "pre"), pool)
         for part in pairs.stretches(run_rows):
-            by_pre.append(part.lengths, *part.columns.values())
+            pre, sizes, counts = part.columns.values()
+            by_pre.append(part.lengths, pre, {"data": sizes, "synapse_count": counts})
         by_pre.finish()
     assert not os.path.exists(spilled)
 
@@ -99,19 +100,20 @@ def test_copies_are_those_of_write_store(tmp_path, chunks_of_7, large, span, run
 def test_pairs_that_break_the_rules(tmp_path):
     root = zarr.open_group(str(tmp_path / "s.zarr"), mode="w")
     one = np.ones(2, dtype=np.int64)
+    values = {"data": one, "synapse_count": one}
     with ChunkPool() as pool:
         template = template_of(random_connectivity(3, 2, 0.5, False, 0))
         copy = CopyWriter(root, plan_copy(template, "post"), pool)
         for indices, says in (([2, 1], "does not ascend"), ([1, 1], "ascend"), ([0, 3], "0 to 2")):
             with pytest.raises(mx.errors.SchemaError, match=says):
-                copy.append(np.array([2]), np.array(indices), one, one)
+                copy.append(np.array([2]), np.array(indices), values)
         with pytest.raises(mx.errors.SchemaError, match="differ in length"):
-            copy.append(np.array([2]), np.array([0, 1]), one[:1], one)
-        copy.append(np.array([2]), np.array([0, 2]), one, one)
+            copy.append(np.array([2]), np.array([0, 1]), values | {"data": one[:1]})
+        copy.append(np.array([2]), np.array([0, 2]), values)
         with pytest.raises(mx.errors.SchemaError, match="1 of 2 neurons were written"):
             copy.finish()
         with pytest.raises(mx.errors.SchemaError, match="3 neurons, expected 2"):
-            copy.append(np.array([1, 1]), np.array([0, 2]), one, one)
+            copy.append(np.array([1, 1]), np.array([0, 2]), values)
 
 
 def test_a_chunk_that_cannot_be_written(tmp_path, monkeypatch, chunks_of_7):
@@ -188,8 +190,9 @@ def test_rows_come_back_by_neuron(tmp_path_factory, n_major, batches, run_rows, 
 def test_connectivity_without_pairs(tmp_path):
     none = np.zeros(0, dtype=np.int64)
     connectivity = connectivity_dataset(
-        none, none, make_pattern(none, np.zeros(3), (2, 2), "post"), np.arange(2), np.arange(2),
-        datastack="minnie65_public", version=661, scope="unknown",
+        {"synapse_size": none, "synapse_count": none},
+        make_pattern(none, np.zeros(3), (2, 2), "post"), np.arange(2), np.arange(2),
+        scope="unknown", release=("minnie65_public", 661),
     )  # fmt: skip
     stream_store(tmp_path / "a.zarr", connectivity, ex.units(), 1, 5)
     found = mx.open_store(tmp_path / "a.zarr")["connectivity"].to_dataset()

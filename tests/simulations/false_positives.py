@@ -53,14 +53,12 @@ def synthetic(seed: int, clustered: bool, planted: float) -> tuple[xr.Dataset, x
     indptr = np.concatenate([[0], np.cumsum(stored.sum(axis=1))])
     sizes = np.exp(7.6 + 1.1 * rng.standard_normal(pre.size)).astype(np.int64)
     connectivity = connectivity_dataset(
-        sizes,
-        np.ones(pre.size, dtype=np.int64),
+        {"synapse_size": sizes},
         make_pattern(post, indptr, stored.shape, "pre"),
         ids[:N_PRE],
         ids,
-        datastack="synthetic",
-        version=1,
         scope="complete",
+        release=("synthetic", 1),
     )
     units = xr.Dataset(
         {

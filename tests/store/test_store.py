@@ -300,7 +300,7 @@ BAD: dict[str, tuple[Any, ...]] = {
         "synapse_count and synapse_size store different pairs",
     ),
     "a third matrix": (
-        lambda: _pairs(lambda c: c.assign(weight=c["synapse_size"] * 2)),
+        lambda: _pairs(lambda c: c.assign(weight=(c.synapse_size.dims, np.ones((3, 3))))),
         "'weight'",
         "both axes",
     ),
@@ -483,7 +483,7 @@ DAMAGE: dict[str, tuple[Any, ...]] = {
     "no indptr": (lambda p: _remove(p, f"{POST}/indptr"), "by_post", "'indptr' is missing"),
     "indptr not listed": (
         lambda p: _attrs(p, POST, microns_xr_variables=["data", "indices"]),
-        "['indptr', 'synapse_count'",
+        "['indptr', 'post_index'",
         "missing",
     ),
     "no copy": (lambda p: _remove(p, POST), f"'{POST}'", "compressed='pre'"),
@@ -625,3 +625,46 @@ def test_threads_may_write_different_stores(tmp_path: Path) -> None:
         thread.join()
     for p in paths:
         ex.assert_same_tree(mx.open_store(p))
+
+
+def test_row_counts_of_earlier_stores_are_not_numbers_of_synapses(tmp_path) -> None:
+    path = tmp_path / "s.zarr"
+    ex.write(path)
+    for axis in ("post", "pre"):
+        array = zarr.open_array(str(path), path=f"connectivity/by_{axis}/synapse_count")
+        array.update_attributes({"counts": "rows of a table with one row per pair"})
+    for lazy in (False, True):
+        found = mx.open_store(path, lazy=lazy)["connectivity"].to_dataset()
+        assert list(found.data_vars) == ["synapse_size"]
+        mx.write_store(tmp_path / "again.zarr", units=ex.units(), connectivity=found)
+        again = mx.open_store(tmp_path / "again.zarr")["connectivity"].to_dataset()
+        assert list(again.data_vars) == ["synapse_size"]
+        assert not list((tmp_path / "again.zarr").rglob("synapse_count"))
+
+
+def test_other_weights(tmp_path) -> None:
+    """Without sizes, the first weight is in ``data``; integers beyond int32 and floats stay exact."""
+    strength = ex.connectivity().synapse_size.astype(float) / 3
+    big = ex.connectivity().synapse_size * 2**40
+    made = ex.connectivity().drop_vars(["synapse_size", "synapse_count"])
+    made = made.assign(strength=strength.assign_attrs(units="mV"), big=big)
+    for name in ("memory", "copied", "computed"):
+        path = tmp_path / f"{name}.zarr"
+        if name == "computed":  # not as it was opened
+            made = made.assign(big=made.big * 1)
+        mx.write_store(path, units=ex.units(), connectivity=made)
+        group = zarr.open_group(str(path), mode="r", path="connectivity/by_pre")
+        assert (group["data"].dtype, group["big"].dtype) == (np.float64, np.int64)
+        assert group.attrs["data_variable"] == "strength"
+        for axis in ("post", "pre"):
+            found = mx.open_store(path, compressed=axis)["connectivity"].to_dataset()
+            assert list(found.data_vars) == ["strength", "big"]
+            assert found.strength.attrs["units"] == "mV"
+            np.testing.assert_array_equal(found.strength.data.todense(), strength.data.todense())
+            np.testing.assert_array_equal(found.big.data.todense(), big.data.todense())
+            assert "data_variable" not in found.attrs
+        made = mx.open_store(path, lazy=True)["connectivity"].to_dataset()
+        degrees = mx.degrees(made).compute()
+        assert degrees.in_strength.dtype == np.float64
+        np.testing.assert_allclose(degrees.in_strength, strength.data.todense().sum(axis=0))
+        assert degrees.in_big.values.tolist() == big.data.todense().sum(axis=0).tolist()

@@ -13,6 +13,7 @@ import xarray as xr
 
 from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
+    ROOT_IDS,
     pair_buffers,
     pattern_of,
     values_of,
@@ -41,7 +42,8 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
     ----------
     dataset : xarray.Dataset
         Units (dim ``nucleus_id``), functional rows (``scan_unit``), connectivity
-        (``pre_nucleus_id``, ``post_nucleus_id``) or layers (``segment``).
+        (``pre_nucleus_id``, ``post_nucleus_id``), single synapses (``synapse``) or layers
+        (``segment``).
 
     Returns
     -------
@@ -50,7 +52,9 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
         rates as one column per angle (``rate_ori_22.5``). Functional: one row per recorded unit.
         Connectivity: one row per connected pair with the nucleus and root ids of both neurons,
         ``size`` (voxels of 4x4x40 nm), ``n_syn`` where synapses were counted, or other weights by
-        name, then every annotation of either neuron; sorted by post, then pre.
+        name, then every annotation of either neuron; sorted by post, then pre. Synapses: one row
+        per synapse with its id, the nucleus and root ids of both neurons, ``size``, and
+        ``position_x`` ... in µm (y is depth from the pia; not the voxels of ``ctr_pt_position``).
 
     Raises
     ------
@@ -66,6 +70,8 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
     """
     if not isinstance(dataset, xr.Dataset):
         raise SchemaError(f"expected a Dataset, found {type(dataset).__name__}")
+    if "synapse" in dataset.dims:
+        return _table_of_synapses(dataset)
     if {"pre_nucleus_id", "post_nucleus_id"} <= set(dataset.dims):
         return _table_of_pairs(dataset)
     for dim in ("scan_unit", "nucleus_id", "segment"):
@@ -73,7 +79,7 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
             return _table_along(dataset, dim)
     raise SchemaError(
         f"a Dataset with dims {tuple(dataset.dims)} is neither units, functional rows, "
-        "connectivity nor layers: use .to_dataframe()"
+        "connectivity, synapses nor layers: use .to_dataframe()"
     )
 
 
@@ -87,6 +93,25 @@ def _table_along(dataset: xr.Dataset, dim: str) -> pd.DataFrame:
             shown = f"{label:g}" if isinstance(label, float) else str(label)
             columns[f"{prefix}_{shown}"] = values[:, i]
     return pd.DataFrame(columns)
+
+
+def _table_of_synapses(synapses: xr.Dataset) -> pd.DataFrame:
+    table = _table_along(synapses.drop_dims(PAIR_DIMS, errors="ignore"), "synapse")
+    table.columns = table.columns.str.removeprefix("pt_")
+    for side, dim, root in zip(("pre", "post"), PAIR_DIMS, ROOT_IDS, strict=True):
+        if dim not in synapses.variables or f"{side}_index" not in synapses.variables:
+            if dim in table:  # of a selection
+                continue
+            raise SchemaError(
+                f"synapses has no {dim}, found {sorted(map(str, synapses.variables))}: build them "
+                "with mx.build_synapses, or select some with mx.select_synapses"
+            )
+        at = table.pop(f"{side}_index")
+        for name in (dim, root):
+            if name in synapses.variables:
+                table[name] = synapses[name].values[at]
+    first = [n for n in ("synapse_id", *PAIR_DIMS, *ROOT_IDS, "size") if n in table]
+    return table[[*first, *table.columns.difference(first, sort=False)]]
 
 
 def _columns_along(

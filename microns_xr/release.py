@@ -825,7 +825,8 @@ class Release:
             self._provenance["synapses"] = chosen.provenance()
             return chosen.read(), "synapses", chosen.request
         if isinstance(source, DirectorySource) and (source.synapse_files() or key):
-            name, table = source.choose_synapses(key), source.read_synapses(key)
+            name = source.choose_synapses(key)
+            table = source.read_synapses(name)
             self._provenance["synapses"] = source.provenance(name)
             return table, "synapses", {}
         if key is not None:
@@ -945,6 +946,8 @@ def recording_files(release: Release) -> list[Path]:
     folders = [release.datadir / "recordings"]
     if (folder := _folder_of(release.source)) is not None:
         folders += [folder / "functional", folder / "recordings"]
+        if folder.resolve().name.isdigit():  # of microns-datacleaner, see DirectorySource
+            folders.append(folder.resolve().parent / "functional")
     files = [file for folder in folders if folder.is_dir() for file in folder.iterdir()]
     return sorted({file.resolve() for file in files if file.suffix in RECORDING_SUFFIXES})
 

@@ -12,6 +12,7 @@ import xarray as xr
 from microns_xr.columns import as_ids
 from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
+    ROOT_IDS,
     Compressed,
     connectivity_dataset,
     make_pattern,
@@ -54,8 +55,8 @@ def select_synapses(
     -------
     xarray.Dataset
         The variables of the synapses over ``synapse``, sorted by post, then pre, then id, with the
-        coordinates ``pre_nucleus_id(synapse)`` and ``post_nucleus_id(synapse)`` instead of
-        ``pre_index`` and ``post_index``.
+        coordinates ``pre_nucleus_id(synapse)`` and ``post_nucleus_id(synapse)``, and the root ids
+        if known, instead of ``pre_index`` and ``post_index``.
 
     Raises
     ------
@@ -310,7 +311,10 @@ def _selection(rows: SynapseRows, by: Compressed, columns: dict[str, np.ndarray]
         attrs = {"long_name": f"nucleus id of the {side}synaptic neuron"}
         labels = rows.labels[side][positions[order]]
         variables[f"{side}_nucleus_id"] = xr.Variable("synapse", labels, attrs)
-    coords = [name for name in variables if name in (*rows.coords, *PAIR_DIMS)]
+        if (roots := rows.roots.get(f"{side}_pt_root_id")) is not None:
+            of_synapses = np.asarray(roots.values)[positions[order]]
+            variables[f"{side}_pt_root_id"] = xr.Variable("synapse", of_synapses, roots.attrs)
+    coords = [name for name in variables if name in (*rows.coords, *PAIR_DIMS, *ROOT_IDS)]
     result = rows.frame.assign(variables).set_coords(coords)
     return add_history(result, f"select_synapses: {pre.size} of {rows.n}")
 

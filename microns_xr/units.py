@@ -59,9 +59,10 @@ def build_units(
     version : int or ReleaseSpec
         The release of the tables.
     functional : {"none", "match", "best_only"}, optional
-        ``match`` marks the neurons that were recorded, by the coregistration; ``best_only`` adds
-        the properties of the scan unit with the highest ``cc_abs``. The result has one row per
-        neuron in either case.
+        ``match`` marks the neurons that were recorded, by the coregistration, with ``session``,
+        ``scan_idx`` and ``unit_id`` of neurons with exactly one recorded unit (-1 for the others);
+        ``best_only`` adds the properties of the scan unit with the highest ``cc_abs``. The result
+        has one row per neuron in either case.
     multisoma : {"any", "typed"}, optional
         ``any`` drops every root with more than one nucleus; ``typed`` only those with more than
         one nucleus in the classification table.
@@ -407,7 +408,10 @@ def _add_functional(
         names = ["n_scans", "n_scan_units", *SCAN_KEYS, *_BEST]
     else:
         collapsed = collapse_scans(table.drop_vars(list(table.data_vars)), "first")
-        names = ["n_scans", "n_scan_units"]
+        names = ["n_scans", "n_scan_units", *SCAN_KEYS]
+        # With several recorded units, none of them is the unit of the neuron.
+        for key in SCAN_KEYS:
+            collapsed[key] = collapsed[key].where(collapsed["n_scan_units"] == 1, -1)
     matched = np.isin(ids, collapsed["nucleus_id"].values)
     tuning_type = np.where(matched, "matched", "not_matched").astype(object)
     units = units.assign(_variables({"tuning_type": tuning_type}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import store_examples as ex
 import xarray as xr
@@ -81,3 +82,26 @@ def test_other_datasets_are_refused():
         mx.to_table(xr.DataArray([1]))
     with pytest.raises(mx.errors.SchemaError, match="expected at most one beside nucleus_id"):
         mx.to_table(xr.Dataset({"x": (("nucleus_id", "a", "b"), np.zeros((1, 1, 1)))}))
+
+
+def test_synapses_have_one_row_each(demo_release):
+    synapses = demo_release.synapses()
+    table = mx.to_table(synapses)
+    names = ["synapse_id", "pre_nucleus_id", "post_nucleus_id", "pre_pt_root_id", "post_pt_root_id"]
+    assert table.columns.tolist() == [*names, "size", "position_x", "position_y", "position_z"]
+    assert all(table[name].dtype == np.int64 for name in [*names, "size"])
+    np.testing.assert_array_equal(
+        table[["position_x", "position_y", "position_z"]], synapses.position
+    )
+    raw = demo_release.table("synapses").set_index("id").loc[table["synapse_id"]]
+    for name in ("pre_pt_root_id", "post_pt_root_id", "size"):
+        np.testing.assert_array_equal(table[name], raw[name])
+    root = demo_release.units().pt_root_id
+    np.testing.assert_array_equal(
+        root.sel(nucleus_id=table["post_nucleus_id"].to_numpy()), table["post_pt_root_id"]
+    )
+    some = mx.select_synapses(synapses, post=table["post_nucleus_id"][:1].tolist())
+    chosen = table[table["post_nucleus_id"] == table["post_nucleus_id"][0]]
+    pd.testing.assert_frame_equal(mx.to_table(some), chosen.reset_index(drop=True))
+    with pytest.raises(mx.errors.SchemaError, match="synapses has no pre_nucleus_id"):
+        mx.to_table(synapses.drop_vars(["pre_nucleus_id", "pre_pt_root_id"]))

@@ -237,6 +237,10 @@ def test_functional_match_and_best_only_by_hand(three_tables):
     assert match.tuning_type.values.tolist() == ["matched", "matched", "not_matched"]
     assert match.n_scans.values.tolist() == [2, 1, 0]  # twice within one scan counts once
     assert match.n_scan_units.values.tolist() == [3, 1, 0]
+    # where there is exactly one recorded unit
+    keys = [match[name].values.tolist() for name in ("session", "scan_idx", "unit_id")]
+    assert keys == [[-1, 4, -1], [-1, 7, -1], [-1, 2, -1]]
+    assert match.unit_id.dtype == np.int64
     assert match.attrs["notes"]["scan_units_of_no_unit"] == 1
     best = mx.build_units(three_tables, 1300, functional="best_only")
     # 0.7 twice: the tie goes to the lower (session, scan_idx, unit_id)

@@ -23,6 +23,7 @@ from microns_xr.schema import CONNECTIVITY, describe
 
 Compressed = Literal["post", "pre"]
 PAIR_DIMS = ("pre_nucleus_id", "post_nucleus_id")
+ROOT_IDS = ("pre_pt_root_id", "post_pt_root_id")  # coordinates along these axes
 _AXIS = {"pre": 0, "post": 1}
 _INT32_MAX = np.iinfo(np.int32).max
 

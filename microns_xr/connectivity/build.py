@@ -12,7 +12,12 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.columns import as_ids, require_columns
-from microns_xr.connectivity.arrays import PAIR_DIMS, connectivity_dataset, make_pattern
+from microns_xr.connectivity.arrays import (
+    PAIR_DIMS,
+    ROOT_IDS,
+    connectivity_dataset,
+    make_pattern,
+)
 from microns_xr.connectivity.labels import Lookup, require_known, unit_roots
 from microns_xr.connectivity.sort import sum_pairs
 from microns_xr.errors import SchemaError, warn_of_dropped_rows
@@ -372,8 +377,8 @@ def build_synapses(
         Dim ``synapse``, sorted by post, then pre, then id: ``synapse_id``, ``pre_index`` and
         ``post_index`` (positions on the axes of `connectivity`), ``size`` (voxels),
         ``position(synapse, axis)`` in µm, depth from the pia along y if the datastack has a frame;
-        and the axes of `connectivity`, ``pre_nucleus_id`` and ``post_nucleus_id``. Synapses of
-        other neurons are dropped.
+        and the axes of `connectivity`, ``pre_nucleus_id`` and ``post_nucleus_id``, with
+        ``pre_pt_root_id`` and ``post_pt_root_id``. Synapses of other neurons are dropped.
 
     Raises
     ------
@@ -430,7 +435,7 @@ def build_synapses(
         },
         coords={
             "axis": ("axis", np.array(AXES, dtype=object)),
-            **{c: connectivity[c].variable for c in (*PAIR_DIMS, *RELEASE_COORDS)},
+            **{c: connectivity[c].variable for c in (*PAIR_DIMS, *ROOT_IDS, *RELEASE_COORDS)},
         },
     )
     return add_history(dataset, "build_synapses", source=connectivity)

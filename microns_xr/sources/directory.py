@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from microns_xr.sources.tables import TABLE_SUFFIXES, TableSource, read_table_fi
 
 # A complete synapse table may be beside the other tables instead of in the synapse folder.
 _SYNAPSE_TABLE = "synapses_pni_2"
+
+# microns-datacleaner writes one file for each batch of postsynaptic neurons.
+_PART = re.compile(r"(connections_table)_(\d+)")
 
 IDENTITY_FILE = "release.json"
 
@@ -54,6 +59,9 @@ def table_files(path: Path) -> tuple[dict[str, list[Path]], set[str]]:
     # Tables that were computed from the raw ones are beside them.
     if path.resolve().name == "raw":
         folders.append(path.resolve().parent / "functional")
+    # microns-datacleaner keeps them beside the folders of versions, which are named 1300 ...
+    if path.resolve().name.isdigit():
+        folders.append(path.resolve().parent / "functional")
     files: dict[str, list[Path]] = {}
     synapses = set()
     of_synapses = [folder / "synapses" for folder in folders]
@@ -86,6 +94,12 @@ class DirectorySource(TableSource):
     ``functional`` folder beside it is searched as well. Synapse files may have any name and are in
     a folder ``synapses/`` in one of those. `TableSource` describes `available_tables`, `read` and
     `provenance`; the sha256 is that of the file.
+
+    A folder that microns-datacleaner downloaded (``data/1300``) is read as it is: its files
+    ``connections_table_0.csv`` ... are one set of synapses, ``"connections_table"``, or the file
+    into which they were merged; ``data/functional`` is searched as well. A dump of the whole
+    synapse table, which has its columns in a file ``NAME_header.csv``, is left to
+    `microns_xr.ingest_synapses`.
 
     Parameters
     ----------
@@ -181,8 +195,13 @@ class DirectorySource(TableSource):
         return frame
 
     def provenance(self, name: str) -> dict[str, Any]:
+        parts = self._synapse_sets().get(name, [])
         if name not in self._rows:
-            self.read(name)
+            self.read_synapses(name) if parts else self.read(name)
+        if parts not in ([], [name]):
+            digests = "".join(file_sha256(self._path_of(part)) for part in parts)
+            sha256 = hashlib.sha256(digests.encode()).hexdigest()
+            return {"name": name, "rows": self._rows[name], "sha256": sha256, "files": len(parts)}
         sha256 = file_sha256(self._path_of(name))
         return {"name": name, "rows": self._rows[name], "sha256": sha256}
 
@@ -200,7 +219,20 @@ class DirectorySource(TableSource):
             If two files have the same name.
         """
         files, synapses = table_files(self.path)
-        return {name: the_only(name, files[name]) for name in sorted(synapses)}
+        return {
+            name: the_only(name, files[name])
+            for name in sorted(synapses)
+            if not name.endswith("_header") and f"{name}_header" not in files
+        }
+
+    def _synapse_sets(self) -> dict[str, list[str]]:
+        """Return the names of the files of every set of synapses."""
+        sets: dict[str, list[tuple[int, str]]] = {}
+        for name in self.synapse_files():
+            part = _PART.fullmatch(name)
+            key, number = (part[1], int(part[2])) if part else (name, 0)
+            sets.setdefault(key, []).append((number, name))
+        return {key: [name for _, name in sorted(parts)] for key, parts in sets.items()}
 
     def choose_synapses(self, request: str | None = None) -> str:
         """Return the name of the synapse file that `read_synapses` reads.
@@ -208,7 +240,8 @@ class DirectorySource(TableSource):
         Parameters
         ----------
         request : str, optional
-            One of the names in `synapse_files`; required if there are several.
+            One of the names in `synapse_files`, or ``"connections_table"`` for all of its parts;
+            required if there are several, except for such parts and the file that merges them.
 
         Returns
         -------
@@ -220,18 +253,31 @@ class DirectorySource(TableSource):
         SourceError
             If there is no such file, or there are several and none is named.
         """
-        names = list(self.synapse_files())
+        sets = self._synapse_sets()
+        names = list(sets)
         if not names:
             raise SourceError(
                 f"{self.path} has no file of synapses, expected one in synapses/ or raw/synapses/: "
-                "put it there, or work without connectivity"
+                "put it there, convert a dump of the whole table with mx.ingest_synapses, or work "
+                "without connectivity"
             )
+        if request is None and len(names) == 2 and "connections_table" in names:
+            (merged,) = [name for name in names if name != "connections_table"]
+            n_rows = {name: len(self.read_synapses(name)) for name in names}
+            if n_rows[merged] != n_rows["connections_table"]:
+                raise SourceError(
+                    f"{self.path} has parts of a table of synapses with "
+                    f"{n_rows['connections_table']} rows and {merged} with {n_rows[merged]}, "
+                    "expected as many: choose one with request='connections_table' or "
+                    f"request={merged!r}"
+                )
+            return merged
         if request is None and len(names) > 1:
             raise SourceError(
                 f"{self.path} has {len(names)} files of synapses, {', '.join(names)}: "
                 f"choose one with request={names[0]!r}"
             )
-        if request is not None and request not in names:
+        if request is not None and request not in {*names, *self.synapse_files()}:
             raise unknown_label(
                 f"{self.path} has no file of synapses", request, names, error=SourceError
             )
@@ -250,4 +296,27 @@ class DirectorySource(TableSource):
         pandas.DataFrame
             The table.
         """
-        return self.read(self.choose_synapses(request))
+        name = self.choose_synapses(request)
+        parts = self._synapse_sets().get(name, [name])
+        return self.read(name) if parts == [name] else self._read_parts(name, parts)
+
+    def _read_parts(self, name: str, parts: list[str]) -> pd.DataFrame:
+        """Read the parts of a set of synapses, each of other postsynaptic neurons."""
+        numbers = {int(part.rpartition("_")[2]) for part in parts}
+        if missing := sorted(set(range(max(numbers))) - numbers):
+            raise SourceError(
+                f"{self.path} has {len(parts)} files {name}_0 ..., of which {name}_{missing[0]} is "
+                "missing: download it again, or choose a merged file with request="
+            )
+        tables = {part: self.read(part) for part in parts}
+        owner: dict[int, str] = {}
+        for part, table in tables.items():
+            for root in table.get("post_pt_root_id", pd.Series(dtype="int64")).unique().tolist():
+                if owner.setdefault(root, part) != part:
+                    raise SourceError(
+                        f"{owner[root]} and {part} both have synapses onto {root}, expected each "
+                        "neuron in one part: they are of two downloads, so that synapses would "
+                        "count twice; remove the files of one"
+                    )
+        self._rows[name] = sum(map(len, tables.values()))
+        return pd.concat(tables.values(), ignore_index=True)

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed
+from microns_xr.connectivity.arrays import PAIR_DIMS, ROOT_IDS, Compressed
 from microns_xr.errors import MicronsXrError, SchemaError, StoreFormatError, UnknownLabelError
 from microns_xr.frames import Space
 from microns_xr.provenance import stamp_release
@@ -55,6 +55,8 @@ class SynapseRows:
         self._matrix = None if matrix is None else without_pairs(matrix)
         # nucleus ids of the axes along which ``pre_index`` and ``post_index`` count
         self.labels: dict[Compressed, np.ndarray] = {}
+        # root ids along these axes, where the synapses have them
+        self.roots: dict[str, xr.Variable] = {}
         self.columns = {
             str(name): variable.transpose("synapse", ...)
             for name, variable in dataset.variables.items()
@@ -78,7 +80,8 @@ class SynapseRows:
                 )
             self.labels[side] = holder[axis].values
         # all other variables, and the attributes
-        self.frame = frame.drop_vars(PAIR_DIMS, errors="ignore")
+        self.roots = {n: frame[n].variable for n in ROOT_IDS if n in frame.variables}
+        self.frame = frame.drop_dims(PAIR_DIMS, errors="ignore")
 
     def read(self, name: str, start: int, stop: int, by: Compressed = "post") -> np.ndarray:
         """Return rows of one variable, ordered by post or by pre."""

@@ -409,3 +409,74 @@ def test_a_folder_that_says_its_release_cannot_pass_for_another(tmp_path):
     (folder / "release.json").write_text("{}")
     with pytest.raises(mx.errors.SourceError, match="correct or remove it"):
         mx.sources.DirectorySource(folder)
+
+
+# ------------------------------------------------------- folders of microns-datacleaner
+
+
+@pytest.fixture
+def downloaded(tmp_path):
+    """data/1718 as microns-datacleaner leaves it: csv, pairs in three parts, and a merged file."""
+    demo = mx.sources.DemoSource(1718, n_nuclei=500, seed=3)
+    folder = tmp_path / "data" / "1718" / "raw"
+    (folder / "synapses").mkdir(parents=True)
+    (tmp_path / "data" / "functional").mkdir()
+    for name in demo.available_tables():
+        if name == "tuning_curves_fitted_v1":
+            demo.read(name).to_csv(tmp_path / "data" / "functional" / f"{name}.csv", index=False)
+        elif name != "synapses_pni_2":
+            demo.read(name).to_csv(folder / f"{name}.csv", index=False)
+    ends = ["pre_pt_root_id", "post_pt_root_id"]
+    pairs = demo.read("synapses_pni_2")[[*ends, "size"]].groupby(ends, as_index=False).sum()
+    batch = pd.factorize(pairs["post_pt_root_id"])[0] % 11
+    for part in range(11):
+        of_part = pairs[batch == part]
+        of_part.to_csv(folder / "synapses" / f"connections_table_{part}.csv", index=False)
+    return tmp_path / "data" / "1718", pairs
+
+
+def test_parts_of_pairs_are_one_set(downloaded):
+    folder, pairs = downloaded
+    release = mx.Release(1718, source=folder)
+    assert release.source.choose_synapses() == "connections_table"
+    connectivity = release.connectivity()
+    (table,) = (t for t in connectivity.attrs["source_tables"] if "connections" in t["name"])
+    assert table["rows"] == len(pairs)
+    merged = pairs.sample(frac=1, random_state=0)
+    merged.to_csv(folder / "raw" / "synapses" / "synapse_table.csv", index=False)
+    # both hold the same: the merged file is read
+    assert release.source.choose_synapses() == "synapse_table"
+    again = release.connectivity()
+    assert (again.synapse_size.data != connectivity.synapse_size.data).nnz == 0
+    assert len(release.source.read_synapses("connections_table")) == len(pairs)
+    assert len(release.source.read_synapses("connections_table_10")) < len(pairs)
+    merged[1:].to_csv(folder / "raw" / "synapses" / "synapse_table.csv", index=False)
+    with pytest.raises(mx.errors.SourceError, match=r"request='connections_table' or"):
+        release.connectivity()
+    # rates are beside the folders of versions
+    assert release.units(functional="match", rates=True).rate_ori.notnull().any()
+
+
+def test_parts_of_two_downloads_or_with_gaps_are_refused(downloaded):
+    folder, pairs = downloaded
+    last = folder / "raw" / "synapses" / "connections_table_10.csv"
+    pairs[:9].to_csv(last.with_name("connections_table_11.csv"), index=False)
+    with pytest.raises(mx.errors.SourceError, match=r"both have synapses onto .* two downloads"):
+        mx.Release(1718, source=folder).connectivity()
+    last.unlink()
+    with pytest.raises(mx.errors.SourceError, match="connections_table_10 is missing"):
+        mx.Release(1718, source=folder).connectivity()
+
+
+def test_a_dump_without_columns_is_no_table_of_synapses(downloaded):
+    folder, _ = downloaded
+    synapses = folder / "raw" / "synapses"
+    for part in synapses.glob("connections_table_*"):
+        part.unlink()
+    text_file(synapses / "synapses_pni_2_v1_filtered_view.csv", "1,2,3\n")
+    text_file(synapses / "synapses_pni_2_v1_filtered_view_header.csv", "id,int\n")
+    with pytest.raises(mx.errors.SourceError, match=r"mx\.ingest_synapses"):
+        mx.sources.DirectorySource(folder, version=1718).read_synapses()
+    text_file(synapses / "synapse_table.csv", "pre_pt_root_id,post_pt_root_id,size\n1,2,3\n")
+    source = mx.sources.DirectorySource(folder, version=1718)
+    assert source.choose_synapses() == "synapse_table"

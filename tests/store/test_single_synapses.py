@@ -326,8 +326,8 @@ def test_one_neuron_is_one_read_of_each_array(in_chunks: str, demo_synapses, sma
         assert found.sizes["synapse"] == counts[position]
         over = {"synapse_id", "pre_index", "post_index", "size", "position"}
         assert {name.rpartition("/")[2] for name in store.reads} - over == {
-            f"{side}_indptr", "axis", "pre_nucleus_id", "post_nucleus_id", "datastack",
-            "materialization_version",
+            f"{side}_indptr", "axis", "pre_nucleus_id", "post_nucleus_id", "pre_pt_root_id",
+            "post_pt_root_id", "datastack", "materialization_version",
         }  # fmt: skip
         assert {n for n in store.reads if n.rpartition("/")[2] in over} == {
             f"{group}/{name}" for name in over
@@ -341,7 +341,7 @@ def test_one_neuron_is_one_read_of_each_array(in_chunks: str, demo_synapses, sma
         xr.testing.assert_identical(
             mx.select_synapses(tree, **{side: found[f"{side}_nucleus_id"].values[:1]}), found
         )
-        assert sum(store.reads.values()) == 5 * chunks + 1
+        assert sum(store.reads.values()) == 5 * chunks + 1 + 2  # the root ids of both axes
 
 
 def test_many_neurons_read_no_chunk_twice(in_chunks: str, demo_synapses, small_pieces) -> None:

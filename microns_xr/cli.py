@@ -565,11 +565,16 @@ def currents(
 def _write_currents(result: xr.DataArray, units: xr.Dataset, out: Path) -> None:
     import pandas as pd
 
-    from microns_xr.files import new_file, new_folder
+    from microns_xr.files import new_file
 
     if out.suffix == ".zarr":
-        with new_folder(out) as part:
-            result.to_dataset(name="input_current").to_zarr(part, zarr_format=3, consolidated=False)
+        from microns_xr.store import swap
+
+        kind = "currents"
+        dataset = result.to_dataset(name="input_current").assign_attrs({swap.KIND_ATTR: kind})
+        swap.replace_by(
+            out, lambda path: dataset.to_zarr(path, zarr_format=3, consolidated=False), kind
+        )
         return
     dim, ids = str(result.dims[1]), result["post_nucleus_id"]
     columns = [f"current_{dim}_{angle:g}" for angle in result[dim].values]

@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders (to a temporary name, then renamed), locks, checksums.
+"""Atomic writing of files (to a temporary name, then renamed), locks, checksums.
 
 Temporary names are unique and end in `TEMPORARY`, so that no file of the user is ever taken for
 one: ``results.tmp`` beside ``results`` is theirs.
@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,25 +69,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-@contextlib.contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a name for a folder, which the caller creates; it replaces `path` on success."""
-    path = Path(path)
-    part = _temporary_name(path)
-    try:
-        yield part
-        if path.exists():
-            # Remove the old folder only after the new one is in place.
-            aside = _temporary_name(path)
-            path.rename(aside)
-            part.rename(path)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            part.rename(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def try_lock(descriptor: int) -> bool:

@@ -41,20 +41,12 @@ def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
 
 
 def test_names_beside_the_target_are_the_users(tmp_path):
-    for name in ("a.tmp", "b.tmp", "b.old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "theirs").write_text(name)
-    (tmp_path / "c.tmp").write_text("theirs")
+    (tmp_path / "a.tmp").mkdir()
+    (tmp_path / "b.tmp").write_text("theirs")
     files.write_file(tmp_path / "a", b"")
-    files.write_file(tmp_path / "c", b"")
-    for _ in range(2):
-        with files.new_folder(tmp_path / "b") as part:
-            part.mkdir()
-    assert {name: (tmp_path / name / "theirs").read_text() for name in ("a.tmp", "b.tmp")} == {
-        "a.tmp": "a.tmp", "b.tmp": "b.tmp"
-    }  # fmt: skip
-    assert (tmp_path / "c.tmp").read_text() == "theirs"
-    assert len(os.listdir(tmp_path)) == 7
+    files.write_file(tmp_path / "b", b"")
+    assert (tmp_path / "b.tmp").read_text() == "theirs"
+    assert sorted(os.listdir(tmp_path)) == ["a", "a.tmp", "b", "b.tmp"]
 
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path):
@@ -72,25 +64,6 @@ def test_a_file_that_cannot_be_written_says_which(tmp_path):
         files.write_file(tmp_path / "file" / "a.txt", b"")
     with pytest.raises(SourceError, match="my own words"), files.new_file(tmp_path / "a"):
         raise SourceError("my own words")
-
-
-def test_a_folder_is_replaced_only_by_a_whole_one(tmp_path):
-    path = tmp_path / "store"
-
-    def write(content: str, *, fail: bool = False) -> None:
-        with files.new_folder(path) as part:
-            part.mkdir()
-            (part / "content").write_text(content)
-            if fail:
-                raise RuntimeError("stop")
-
-    write("old")
-    with pytest.raises(RuntimeError, match="stop"):
-        write("half", fail=True)
-    assert (path / "content").read_text() == "old"
-    write("new")
-    assert (path / "content").read_text() == "new"
-    assert os.listdir(tmp_path) == ["store"]
 
 
 def test_a_lock_names_its_process_and_ends_with_it(tmp_path):

@@ -24,27 +24,29 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 import numpy as np
 import xarray as xr
+import zarr
 from xarray.backends import BackendArray, CachingFileManager
 from xarray.core import indexing
+from zarr.storage import LocalStore
 
 from microns_xr.angles import require_likely_units
 from microns_xr.errors import (
     MicronsXrError,
     SchemaError,
     SourceError,
-    StoreFormatError,
     UnknownLabelError,
     import_optional,
     unknown_label,
     whole_number,
 )
-from microns_xr.files import new_folder
 from microns_xr.schema import FUNCTIONAL, describe
+from microns_xr.store import swap
+from microns_xr.store.locate import decoding, readable
 
 FRAMES_PER_SECOND = 7.5
 PUPIL_ROWS = ("x", "y", "major_radius", "minor_radius")
@@ -53,6 +55,7 @@ _ALIGNMENT = (
     "least 66 ms before it, so no latency is to be added"
 )
 _NO_AREA = "unknown"
+_KIND = "recordings"  # of a store
 # Variables that are read from the file on use.
 _STREAMS = ("responses", "treadmill", "pupil", "stim_time")
 
@@ -610,8 +613,11 @@ def open(
     >>> scan.responses.dims, scan.unit_id.values[:3]
     (('unit', 'time'), array([1, 2, 3]))
     """
-    if isinstance(file, str | Path) and Path(file).is_dir():
-        return _open_zarr(Path(file), scans)
+    if isinstance(file, str | Path) and "://" not in str(file):
+        file = Path(file).expanduser()
+        swap.recover(swap.address_of(file))
+        if file.is_dir():
+            return _open_zarr(file, scans)
     source = RecordingsFile(file, storage_options)
     with source.reading("the metadata of the scans") as h5:
         names = _sorted_scans(h5.get("sessions", ()))
@@ -858,7 +864,8 @@ def to_zarr(
     Raises
     ------
     StoreFormatError
-        If the folder exists and `overwrite` is False, or it is not a store of recordings.
+        If the folder exists and `overwrite` is False, it is not a store of recordings, or
+        another process is writing it.
     SchemaError
         If a chunk size is not a positive integer.
     SourceError
@@ -882,16 +889,6 @@ def to_zarr(
     nodes = scan_nodes(recordings)
     for name, size in (("frames", frames), ("units", units)):
         whole_number(name, size, 1)
-    if path.exists() and not overwrite:
-        raise StoreFormatError(f"{path} exists: choose another name, or pass overwrite=True")
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        try:
-            _zarr_root(path)
-        except SourceError as error:
-            raise StoreFormatError(
-                f"{path} is not a store of recordings, so it is not replaced: choose another name, "
-                "or remove it first"
-            ) from error
     attrs = {"recorded_in": recordings.attrs.get("source", "unknown"), **recordings.attrs}
     chunked = {}
     for name, node in nodes.items():
@@ -900,39 +897,65 @@ def to_zarr(
         streams = {s: node[s].variable.chunk({d: sizes[d] for d in node[s].dims}) for s in _STREAMS}
         times = {"stim_time": streams.pop("stim_time")}
         chunked[name] = node.assign(streams).assign_coords(times)
+    attrs[swap.KIND_ATTR] = _KIND
     tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **chunked})
-    with new_folder(path) as part:
-        tree.to_zarr(part, mode="w", consolidated=False)
+
+    def write(folder: str) -> None:
+        # Chunks of zeros, too, so that a missing chunk is known to be lost.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            tree.to_zarr(folder, consolidated=False)
+
+    swap.replace_by(path, write, _KIND, overwrite=overwrite)
     return path
 
 
-def _zarr_root(path: Path) -> xr.Dataset:
-    try:
-        root = xr.open_zarr(path, consolidated=False, chunks=None)
-    except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"{path} cannot be opened as recordings in zarr ({error})") from error
-    if "recorded_in" not in root.attrs and not {"source", "frames_per_second"} <= set(root.attrs):
-        raise SourceError(
-            f"{path} is not a store of recordings: its attributes do not name the source file"
-        )
-    return root
+class _StoredArray(_LazyArray):
+    """An array of a store, whose read errors name it."""
+
+    def __init__(self, array: zarr.Array) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def _read(self, key: tuple[Any, ...]) -> Any:
+        with decoding(self.array):
+            return self.array.oindex[key]
 
 
 def _open_zarr(path: Path, scans: Iterable[Any] | None) -> xr.DataTree:
-    root = _zarr_root(path)
-    names = _sorted_scans(p.name.removeprefix("scan_") for p in path.iterdir())
-    nodes = {}
-    for name in _choose(scans, names, str(path)):
-        node = xr.open_zarr(path, name, consolidated=False, chunks=None)
-        # As when opening the file: text as objects, metadata of units and trials in memory.
-        small = {}
-        for n, coord in node.coords.items():
-            if n not in _STREAMS:
-                text = coord.dtype.kind in "OUT"
-                values = np.asarray(coord.values, dtype=object if text else None)
-                small[n] = xr.Variable(coord.dims, values, coord.attrs)
-        nodes[name] = node.assign_coords(small)
+    complete = readable(path)
+    # What DataTree.to_zarr wrote lacks chunks without data, which are no loss.
+    finished = swap.kind_of(path) == _KIND
+    store = complete if finished else LocalStore(path, read_only=True)
+    try:
+        root = zarr.open_group(store, mode="r")
+        attrs = dict(root.attrs)
+        if "recorded_in" not in attrs and not {"source", "frames_per_second"} <= set(attrs):
+            raise SourceError(
+                f"{path} is not a store of recordings: its attributes do not name the source file"
+            )
+        nodes = {}
+        names = _sorted_scans(p.name.removeprefix("scan_") for p in path.iterdir())
+        for name in _choose(scans, names, str(path)):
+            node = xr.open_zarr(store, name, consolidated=False, chunks=None)
+            # As when opening the file: text as objects, metadata of units and trials in memory.
+            for n, variable in node.variables.items():
+                if n not in _STREAMS:
+                    text = variable.dtype.kind in "OUT"
+                    values = np.asarray(variable.values, dtype=object if text else None)
+                    node = node.assign_coords(
+                        {n: xr.Variable(variable.dims, values, variable.attrs)}
+                    )
+                elif finished:
+                    lazy = indexing.LazilyIndexedArray(
+                        _StoredArray(cast("zarr.Array", root[f"{name}/{n}"]))
+                    )
+                    node[n] = xr.Variable(variable.dims, lazy, variable.attrs, variable.encoding)
+            nodes[name] = node
+        complete.require_unchanged()
+    except MicronsXrError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise SourceError(f"{path} cannot be opened as recordings in zarr ({error})") from error
     # Stores written by DataTree.to_zarr have the name of the file in `source`.
-    recorded_in = root.attrs.get("recorded_in", root.attrs["source"])
-    attrs = {**root.attrs, "recorded_in": recorded_in, "source": str(path)}
+    attrs.pop(swap.KIND_ATTR, None)
+    attrs |= {"recorded_in": attrs.get("recorded_in", attrs["source"]), "source": str(path)}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})

@@ -13,14 +13,18 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from microns_xr.errors import StoreFormatError
 from microns_xr.files import try_lock
 from microns_xr.store.format import FORMAT_ATTR
 
 MARK = ".microns_xr_swap"
+# Root attribute that says what a store holds if it is not a release, which has `FORMAT_ATTR`.
+KIND_ATTR = "microns_xr_kind"
+RELEASE = "a release"
 _PATIENCE = 2.0  # seconds a reader waits for a writer between its two renames
 
 
@@ -30,14 +34,22 @@ def address_of(path: str | os.PathLike[str]) -> str:
     return text if "://" in text else os.path.realpath(os.path.expanduser(text))
 
 
-def is_store(path: str) -> bool:
-    """Whether a folder is a finished store, with the root attributes that are written last."""
+def kind_of(path: str | os.PathLike[str]) -> str | None:
+    """Return what a finished store holds, from the root attributes that are written last."""
     try:
         with open(os.path.join(path, "zarr.json"), encoding="utf-8") as file:
             metadata = json.load(file)
     except (OSError, ValueError):
-        return False
-    return isinstance(metadata, dict) and FORMAT_ATTR in (metadata.get("attributes") or {})
+        return None
+    attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
+    if not isinstance(attributes, dict):
+        return None
+    return RELEASE if FORMAT_ATTR in attributes else attributes.get(KIND_ATTR)
+
+
+def is_store(path: str) -> bool:
+    """Whether a folder is a finished store of this package."""
+    return kind_of(path) is not None
 
 
 def recover(path: str, *, writing: bool = False) -> None:
@@ -72,10 +84,10 @@ def recover(path: str, *, writing: bool = False) -> None:
 
 
 @contextmanager
-def replacing(path: str, *, overwrite: bool = True) -> Iterator[str]:
-    """Yield a new folder to write to, which replaces the store if the block succeeds."""
+def replacing(path: str, *, overwrite: bool = True, kind: str = RELEASE) -> Iterator[str]:
+    """Yield a new folder to write to, which replaces a store of that kind if the block succeeds."""
     recover(path, writing=True)
-    _require_replaceable(path, overwrite)
+    _require_replaceable(path, overwrite, kind)
     tmp = path + ".tmp"
     try:
         os.makedirs(tmp)
@@ -96,20 +108,33 @@ def replacing(path: str, *, overwrite: bool = True) -> Iterator[str]:
         os.close(lock)
 
 
+def replace_by(
+    path: str | os.PathLike[str], write: Callable[[str], Any], kind: str, *, overwrite: bool = True
+) -> None:
+    """Replace a store other than a release by what a function writes to a new path."""
+    with replacing(address_of(path), overwrite=overwrite, kind=kind) as folder:
+        # Not directly into the folder: xarray lists it, and zarr warns of the mark.
+        content = os.path.join(folder, "content")
+        write(content)
+        for name in sorted(os.listdir(content), key=lambda name: name == "zarr.json"):
+            os.rename(os.path.join(content, name), os.path.join(folder, name))
+        os.rmdir(content)
+
+
 def _busy(path: str) -> StoreFormatError:
     return StoreFormatError(
         f"{path} is being written by another process: wait for it, or write elsewhere"
     )
 
 
-def _require_replaceable(path: str, overwrite: bool) -> None:
+def _require_replaceable(path: str, overwrite: bool, kind: str) -> None:
     if not os.path.lexists(path) or (os.path.isdir(path) and not os.listdir(path)):
         return
-    if not is_store(path):
+    if (found := kind_of(path)) != kind:
         what = "a folder that is not a store" if os.path.isdir(path) else "a file"
         raise StoreFormatError(
-            f"{path} is {what}, expected a store of this package or a new name: only stores are "
-            "replaced; write elsewhere"
+            f"{path} is {what if found is None else f'a store of {found}'}, expected a store of "
+            f"{kind} or a new name: only stores of the same kind are replaced; write elsewhere"
         )
     if not overwrite:
         raise StoreFormatError(

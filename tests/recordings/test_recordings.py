@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -15,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from file_server import FileServer
 
 import microns_xr as mx
@@ -457,6 +459,89 @@ def test_a_store_that_fails_leaves_nothing(copy, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy.h5"]
 
 
+@pytest.mark.parametrize("damage", ["deleted", "cut"])
+def test_a_damaged_chunk_is_an_error_not_zeros(recordings, tmp_path, damage):
+    small = mx.recordings.select(recordings, session=9, stimulus="Monet2")
+    store = mx.recordings.to_zarr(small, tmp_path / "a.zarr", frames=100)
+    chunk = store / "scan_9_3" / "responses" / "c" / "0" / "0"
+    if damage == "deleted":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(chunk.read_bytes()[:-40])
+    damaged = mx.recordings.open(store)
+    with pytest.raises(mx.errors.StoreFormatError, match=r"responses.*the store is damaged"):
+        mx.recordings.tuning(damaged)
+    with pytest.raises(mx.errors.StoreFormatError, match=r"responses.*the store is damaged"):
+        damaged["scan_9_3"].responses.load()
+
+
+def test_chunks_of_zeros_are_not_lost(recordings, tmp_path):
+    small = mx.recordings.select(recordings, session=9, trial=0)
+    scan = small["scan_9_3"].to_dataset().load()
+    scan["responses"][:] = 0
+    silent = xr.DataTree.from_dict({"/": small.to_dataset(), "scan_9_3": scan})
+    store = mx.recordings.to_zarr(silent, tmp_path / "a.zarr")
+    assert not mx.recordings.open(store)["scan_9_3"].responses.values.any()
+
+
+def test_a_store_that_was_replaced_is_opened_again(recordings, tmp_path):
+    small = mx.recordings.select(recordings, session=9, trial=[0, 1])
+    store = mx.recordings.to_zarr(small, tmp_path / "a.zarr")
+    before = mx.recordings.open(store)
+    mx.recordings.to_zarr(mx.recordings.select(small, trial=1), store, overwrite=True)
+    with pytest.raises(mx.errors.StoreFormatError, match=r"has been replaced since.*open it again"):
+        before["scan_9_3"].responses.load()
+
+
+def _replace_and_be_killed(path, store, at):
+    """Replace a store in a process that ends before the rename with that number."""
+    calls = []
+
+    def rename(source, target):
+        calls.append(source)
+        if len(calls) == at:
+            os._exit(3)
+        os.replace(source, target)
+
+    os.rename = rename
+    small = mx.recordings.select(mx.recordings.open(path), session=9, trial=1)
+    mx.recordings.to_zarr(small, store, overwrite=True)
+
+
+# The content moves into the folder in two renames, then the old store aside and the new one in.
+@pytest.mark.parametrize(("at", "n_trials"), [(1, 2), (2, 2), (3, 1), (4, 1)])
+def test_a_killed_replacement_is_finished(path, recordings, tmp_path, at, n_trials):
+    small = mx.recordings.select(recordings, session=9, trial=[0, 1])
+    store = mx.recordings.to_zarr(small, tmp_path / "a.zarr")
+    process = get_context("spawn").Process(target=_replace_and_be_killed, args=(path, store, at))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 3
+    assert store.exists() == (at < 4)
+    assert mx.recordings.open(store)["scan_9_3"].sizes["trial"] == n_trials
+    mx.recordings.to_zarr(small, store, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_two_writers_of_one_store_do_not_mix(recordings, tmp_path):
+    small = mx.recordings.select(recordings, session=9, trial=0)
+
+    class Reading(Exception):
+        pass
+
+    def write_meanwhile(self, key):
+        with pytest.raises(mx.errors.StoreFormatError, match="being written by another process"):
+            mx.recordings.to_zarr(small, tmp_path / "a.zarr")
+        raise Reading
+
+    lazy = mx.recordings.select(recordings, session=9, trial=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("microns_xr.recordings.files.TrialArray._read", write_meanwhile)
+        with pytest.raises(Reading):
+            mx.recordings.to_zarr(lazy, tmp_path / "a.zarr")
+    assert not list(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------------------- malformed
 
 
@@ -652,9 +737,13 @@ def test_only_recordings_are_replaced(recordings, tmp_path):
     (folder / "thesis.txt").write_text("years of work")
     file = tmp_path / "file"
     file.write_text("a file")
-    for taken in (folder, file):
+    release = tmp_path / "release.zarr"
+    zarr.open_group(release, mode="w").attrs["microns_xr_format"] = 1
+    for taken, what in (
+        (folder, "a folder that is not a store"), (file, "a file"), (release, "a store of a release")
+    ):  # fmt: skip
         with pytest.raises(
-            mx.errors.StoreFormatError, match="is not a store of recordings, so it is not"
+            mx.errors.StoreFormatError, match=f"is {what}, expected a store of recordings"
         ):
             mx.recordings.to_zarr(small, taken, overwrite=True)
     assert (folder / "thesis.txt").read_text() == "years of work"
@@ -662,7 +751,8 @@ def test_only_recordings_are_replaced(recordings, tmp_path):
     # also with what is read from it
     assert mx.recordings.to_zarr(mx.recordings.open(store), store, overwrite=True) == store
     assert list(mx.recordings.open(store)) == ["scan_9_3"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "file", "mine"]
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["a.zarr", "file", "mine", "release.zarr"]
     for wrong in ({"frames": 0}, {"units": 1.5}):
         with pytest.raises(mx.errors.SchemaError, match="expected a whole number from 1"):
             mx.recordings.to_zarr(small, tmp_path / "b.zarr", **wrong)

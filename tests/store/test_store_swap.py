@@ -223,7 +223,7 @@ def test_what_is_not_a_store_is_never_replaced(path: str, what: str) -> None:
             os.symlink(target, path)
     before = beside(path)
     with pytest.raises(
-        mx.errors.StoreFormatError, match="expected a store of this package or a new name"
+        mx.errors.StoreFormatError, match="expected a store of a release or a new name"
     ):
         mx.write_store(path, units=ex.units())
     assert beside(path) == before

@@ -45,6 +45,10 @@ EXIT_UNEXPECTED = 3
 
 _state = {"debug": False}
 
+Datastack = Annotated[
+    str | None,
+    typer.Option(help="Datastack of a folder that does not state it (default: minnie65_public)."),
+]
 Version = Annotated[int, typer.Option(help="Materialization version.")]
 Store = Annotated[Path, typer.Argument(help="A store written by microns-xr.")]
 NewStore = Annotated[Path, typer.Option(help="The store to write, such as v1718.zarr.")]
@@ -195,6 +199,14 @@ def demo(
     )
 
 
+def _release_of(folder: Path, version: int, datastack: str | None) -> Any:
+    """Return the release of a folder of tables, which may state its datastack."""
+    from microns_xr.sources.directory import read_identity
+
+    stated = read_identity(folder.resolve())
+    return mx.Release(version, source=folder, datastack=datastack or (stated and stated[0]) or None)
+
+
 @app.command()
 def build(
     raw_dir: Annotated[
@@ -209,6 +221,7 @@ def build(
     synapses: Annotated[
         str | None, typer.Option(help="Which synapse file to use if there are several.")
     ] = None,
+    datastack: Datastack = None,
 ) -> None:
     """Build a store from the raw tables of a release.
 
@@ -216,7 +229,7 @@ def build(
     synapses/ below one of them. Missing tables (coregistration, tuning curves, synapses) are
     listed, and the parts that need them are left out of the store.
     """
-    release = mx.Release(version, source=raw_dir)
+    release = _release_of(raw_dir, version, datastack)
     has = release.has_tables()
     with _steps("units", "layers", "functional", "connectivity", "store") as advance:
         units = release.units(
@@ -225,7 +238,7 @@ def build(
             rates=True if has["coregistration"] and has["tuning_curves"] else None,
         )
         advance()
-        layers = mx.segment_layers(units)
+        layers = mx.segment_layers(units) if release.spec.space.has_depth else None
         advance()
         functional = release.functional() if has["coregistration"] else None
         advance()
@@ -285,7 +298,7 @@ def download(
             "--server and --token-file are for the service, --archive-url is for the archive: "
             "give those of one source"
         )
-    mx.releases.release_spec(version)
+    mx.releases.release_spec(version, datastack=datastack)
     table_source: Any = source
     if of_cave:
         if token_file is not None and not token_file.is_file():
@@ -393,6 +406,7 @@ def ingest(
     count_bad_lines: Annotated[
         bool, typer.Option(help="Leave out lines that cannot be read, and count them.")
     ] = False,
+    datastack: Datastack = None,
 ) -> None:
     """Stream files of synapses of any size into a store.
 
@@ -411,8 +425,10 @@ def ingest(
             f"--units {units} is not a store: give a store, or a folder and --version"
         )
     else:
-        release = mx.Release(version, source=units)
-        parts = {"units": release.units(functional="none"), "layers": release.layers()}
+        release = _release_of(units, version, datastack)
+        parts = {"units": release.units(functional="none")}
+        if release.spec.space.has_depth:
+            parts["layers"] = release.layers()
         parts["units"].attrs["shared_roots"] = release.shared_roots().tolist()
     mx.ingest_synapses(
         list(files),

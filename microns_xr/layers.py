@@ -17,15 +17,15 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.errors import SchemaError
+from microns_xr.frames import NO_FRAME
 from microns_xr.provenance import RELEASE_COORDS, add_history
-from microns_xr.releases import table_spec
+from microns_xr.releases import datastack_of, table_spec
 from microns_xr.schema import LAYERS, describe
 
 logger = logging.getLogger(__name__)
 
 BIN_UM = 10.0
 _WM = "WM"
-_DEFAULT_TYPES = "aibs_metamodel_celltypes_v661"
 
 # L2/3 begins at the bin that has this fraction of the cells of a typical L2/3 bin. The pandas
 # package requires 300 cells, a fraction of 0.26 in all of minnie65 (1,150 in a typical bin), where
@@ -67,8 +67,8 @@ def segment_layers(
     Raises
     ------
     SchemaError
-        If variables are missing, no cell has a position, or units have neither layer types nor a
-        table of the registry.
+        If variables are missing, no cell has a position, positions are not depths from the pia,
+        or units have neither layer types nor a table of the registry.
 
     Notes
     -----
@@ -84,7 +84,7 @@ def segment_layers(
     >>> position = np.stack([y * 0, y, y * 0], axis=1)
     >>> units = xr.Dataset({"position": (("nucleus_id", "axis"), position),
     ...     "cell_type": ("nucleus_id", np.repeat(np.array(["23P", "4P"], dtype=object), 400))})
-    >>> layers = segment_layers(units)
+    >>> layers = segment_layers(units, layer_types={"L2/3": ["23P"], "L4": ["4P"]})
     >>> list(layers.layer_name.values), float(layers.y_end[0])
     (['L2/3', 'L4'], 250.0)
     """
@@ -93,15 +93,29 @@ def segment_layers(
             raise SchemaError(
                 f"units has no {name}, which layers are derived from: use mx.build_units"
             )
+    if units["position"].attrs.get("frame") == NO_FRAME:
+        raise SchemaError(
+            "the positions of the units are in the axes of their table, expected depth from the "
+            "pia along y, from which layers are derived: state the frame of the volume with "
+            "mx.releases.ReleaseSpec(frame=...), or convert the positions and set "
+            "units.position.attrs['frame']"
+        )
     if layer_types is None:
         layer_types = units.attrs.get("layer_types")
     if layer_types is None:
-        table = str(units.attrs.get("celltype_table", _DEFAULT_TYPES))
-        layer_types = table_spec(table).layers
+        table = units.attrs.get("celltype_table")
+        layer_types = table_spec(str(table), datastack_of(units)).layers if table else {}
         if not layer_types:
+            found = (
+                f"the registry has no cell types of {table} that mark layers"
+                if table
+                else (
+                    "units do not state which cell types mark layers (units.attrs['layer_types'])"
+                )
+            )
             raise SchemaError(
-                f"the registry has no cell types of {table} that mark layers: "
-                "pass layer_types={'L2/3': ('23P',), ...}"
+                f"{found}: pass layer_types={{'L2/3': ['23P'], 'L4': ['4P'], ...}}, from the pia "
+                "down"
             )
     y = depth_of(units)
     has_position = np.isfinite(y)

@@ -21,7 +21,7 @@ from microns_xr.columns import as_ids, plain_array, require_columns
 from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.frames import RESOLUTION, as_resolution
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
-from microns_xr.releases import table_spec
+from microns_xr.releases import datastack_of, table_spec
 from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS
 from microns_xr.tuning.functional import (
     complete_spec,
@@ -111,7 +111,8 @@ def merge_table(
         require_same_release(("dataset", dataset), ("table", table))
         added, keys = _from_dataset(table, columns, on)
     else:
-        added, keys = _from_frame(table, columns, on, angle_units, angle_convention)
+        datastack = datastack_of(dataset)
+        added, keys = _from_frame(table, columns, on, angle_units, angle_convention, datastack)
     if on == "functional":
         keys = _without_repeats(added, keys)
     rows = _match(_dataset_keys(dataset, dim, on), keys, dim, on)
@@ -201,11 +202,12 @@ def _from_frame(
     on: On,
     angle_units: str | None,
     angle_convention: str | None,
+    datastack: str | None,
 ) -> tuple[xr.Dataset, pd.DataFrame]:
     if not isinstance(table, pd.DataFrame):
         raise SchemaError(f"table is a {type(table).__name__}, expected a DataFrame or a Dataset")
     name = str(table.attrs.get("table", "table"))
-    spec = complete_spec(table_spec(name), angle_units, angle_convention)
+    spec = complete_spec(table_spec(name, datastack), angle_units, angle_convention)
     # Variables need names of text; copy, so that the table of the caller is not modified.
     table = table.copy(deep=False)
     table.columns = pd.Index([str(c) for c in table.columns], dtype=object)
@@ -230,11 +232,12 @@ def _from_frame(
             {n: ((_ROW, *dims[1:]), values, attrs) for n, (dims, values, attrs) in parsed.items()},
             coords=angles,
         )
-    stated = as_resolution(table.attrs.get(RESOLUTION), f"{name}.attrs[{RESOLUTION!r}]")
     for column in [n for n in names if n not in rates]:
         values, attrs = table_variable(table[column], spec)
-        if stated and re.fullmatch(r".*_position_[xyz]", column):
-            attrs = {"units": "voxels", "voxel_nm": stated["xyz".index(column[-1])], **attrs}
+        if re.fullmatch(r".*_position_[xyz]", column):
+            stated = as_resolution(table.attrs.get(RESOLUTION), f"{name}.attrs[{RESOLUTION!r}]")
+            if stated is not None:
+                attrs = {"units": "voxels", "voxel_nm": stated["xyz".index(column[-1])], **attrs}
         added[column] = (_ROW, values, attrs)
     return added[names], pd.DataFrame(keys)
 

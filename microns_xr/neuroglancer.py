@@ -14,17 +14,9 @@ from microns_xr.errors import SchemaError, import_optional, unknown_label
 from microns_xr.frames import Space
 from microns_xr.plot.style import PALETTE, colours_of
 from microns_xr.provenance import release_of, require_same_release
-from microns_xr.releases import space_of_data
+from microns_xr.releases import datastack_entry, space_of_data, volume_of
 from microns_xr.schema import AXES
 
-# Public sources of minnie65; tutorial.microns-explorer.org, "Static Repositories" and "Meshes".
-IMAGE = "precomputed://https://bossdb-open-data.s3.amazonaws.com/iarpa_microns/minnie/minnie65/em"
-_FLAT = "precomputed://https://storage.googleapis.com/iarpa_microns/minnie/minnie65/seg_m{}"
-_FLAT_VERSIONS = (943, 1300)
-_GRAPHENE = (
-    "graphene://middleauth+https://minnie.microns-daf.com/segmentation/table/minnie65_public"
-)
-_DATASTACKS = ("minnie65_public", "minnie65_phase3_v1")
 SITE = "https://spelunker.cave-explorer.org/"
 
 _MAX_LENGTH = 1_750_000  # of a link that browsers accept, in characters
@@ -36,12 +28,12 @@ def neuroglancer_link(
     colour: str | None = None,
     synapses: xr.Dataset | None = None,
     segmentation: str | None = None,
-    image: str = IMAGE,
+    image: str | None = None,
     site: str = SITE,
     max_cells: int = 1000,
     allow_demo: bool = False,
 ) -> str:
-    """Return a link that shows cells of minnie65, and synapses, in Neuroglancer.
+    """Return a link that shows cells, and synapses, in Neuroglancer.
 
     The link contains everything it shows; no data are fetched or stored to make it.
 
@@ -59,11 +51,11 @@ def neuroglancer_link(
         units, synapses with at least one end on one of them are shown; with connectivity, synapses
         from its presynaptic onto its postsynaptic neurons.
     segmentation : str, optional
-        Source of the segmentation. By default the public flat one if the release has one (943 and
-        1300), otherwise the live one, which requires a login and in which segments may have been
-        edited since the release.
+        Source of the segmentation; by default that of the datastack in the registry. For minnie65
+        this is the public flat one if the release has one (943 and 1300), otherwise the live one,
+        which requires a login and in which segments may have been edited since the release.
     image : str, optional
-        Source of the images.
+        Source of the images; by default that of the datastack in the registry, or none.
     site : str, optional
         Address of a Neuroglancer instance.
     max_cells : int, optional
@@ -74,14 +66,14 @@ def neuroglancer_link(
     Returns
     -------
     str
-        The link, with exact segment ids and positions in voxels of 4x4x40 nm.
+        The link, with exact segment ids and positions in voxels.
 
     Raises
     ------
     SchemaError
-        If the release is synthetic, or not of minnie65 and `segmentation` is missing; if variables
-        are absent; if there are no cells or too many, or no synapse belongs to the cells; or if the
-        link is longer than browsers accept.
+        If the release is synthetic, or its datastack is not in the registry and `segmentation` is
+        missing; if its voxel size is not known; if variables are absent; if there are no cells or
+        too many, or no synapse belongs to the cells; or if the link is longer than browsers accept.
     ReleaseMismatchError
         If the release is unknown, or the synapses are from another one.
     MicronsXrError
@@ -99,7 +91,7 @@ def neuroglancer_link(
     release = release_of(cells, "cells")
     if synapses is not None:
         require_same_release(("cells", cells), ("synapses", synapses))
-    source = segmentation or _segmentation(*release, allow_demo)
+    source, image = _sources(release, segmentation, image, allow_demo)
     visible = _cells_to_show(cells, colour)
     ids, roots = visible["nucleus_id"].values, visible["pt_root_id"].values
     space = space_of_data(cells)
@@ -125,7 +117,7 @@ def neuroglancer_link(
         sides = visible["side"].values
         colours = {root: of_side[s] for root, s in zip(roots.tolist(), sides, strict=True)}
     layers: list[Any] = [
-        builder.ImageLayer(name="images", source=image),
+        *([] if image is None else [builder.ImageLayer(name="images", source=image)]),
         builder.SegmentationLayer(
             name="cells",
             source=source,
@@ -159,21 +151,28 @@ def neuroglancer_link(
     return link
 
 
-def _segmentation(datastack: str, version: int, allow_demo: bool) -> str:
-    if "demo" in datastack:
-        if not allow_demo:
-            raise SchemaError(
-                f"cells is of {datastack} v{version}, a synthetic release, whose segments do not "
-                "exist: use a release of minnie65_public, or allow_demo=True to try a link out"
-            )
-    elif datastack not in _DATASTACKS:
+def _sources(
+    release: tuple[str, int], segmentation: str | None, image: str | None, allow_demo: bool
+) -> tuple[str, str | None]:
+    """Return the sources of the segmentation and of the images, by default of the registry."""
+    datastack, version = release
+    known: dict[str, Any] = {}
+    for key in ("segmentation", "image", "flat_segmentation", "flat_versions"):
+        known[key] = datastack_entry(datastack, key)
+    if version in (known["flat_versions"] or ()):
+        known["segmentation"] = known["flat_segmentation"].format(version)
+    if segmentation is None and "demo" in datastack and not allow_demo:
         raise SchemaError(
-            f"cells is of {datastack} v{version}, expected one of {_DATASTACKS}, whose sources are "
-            "known: pass segmentation= and image="
+            f"cells is of {datastack} v{version}, a synthetic release, whose segments do not "
+            f"exist: use a release of {volume_of(datastack)}, or allow_demo=True to try a link out"
         )
-    elif version in _FLAT_VERSIONS:
-        return _FLAT.format(version)
-    return _GRAPHENE
+    segmentation, image = segmentation or known["segmentation"], image or known["image"]
+    if segmentation is None:
+        raise SchemaError(
+            f"cells is of {datastack} v{version}, for which the registry has no sources: pass "
+            "segmentation= and, for its images, image="
+        )
+    return segmentation, image
 
 
 def _cells_to_show(cells: Any, colour: str | None) -> xr.Dataset:

@@ -105,7 +105,7 @@ def add_history(
 ) -> Labelled:
     """Append one line to ``attrs["history"]``, in place, and return `obj`.
 
-    History and ``source_tables`` continue those of `source`, by default those of `obj`.
+    History, ``source_tables`` and ``references`` continue those of `source`, by default of `obj`.
     """
     if source is None:
         source = obj
@@ -115,10 +115,12 @@ def add_history(
     lines = [line for s in sources for line in str(s.attrs.get("history", "")).splitlines()]
     if len(sources) > 1:
         lines = list(dict.fromkeys(lines))  # sources with a common origin share their first lines
-    tables: list[Any] = []
-    for s in (obj, *sources):
-        tables += [t for t in s.attrs.get("source_tables", ()) if t not in tables]
+    joined: dict[str, list[Any]] = {}
+    for name in ("source_tables", "references"):
+        for s in (obj, *sources):
+            known = joined.setdefault(name, [])
+            known += [entry for entry in s.attrs.get(name, ()) if entry not in known]
     # A new dict, since selections in xarray share attributes with the original.
-    attrs = copy.deepcopy({**obj.attrs, **({"source_tables": tables} if tables else {})})
+    attrs = copy.deepcopy({**obj.attrs, **{name: known for name, known in joined.items() if known}})
     obj.attrs = {**attrs, "history": "\n".join([*lines, entry])}
     return obj

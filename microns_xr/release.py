@@ -34,8 +34,9 @@ from microns_xr.releases import (
     ROLES,
     ReleaseSpec,
     TableSpec,
+    papers_of,
     release_spec,
-    table_spec,
+    volume_of,
 )
 from microns_xr.sources.cache import CachedSource, make_source, table_names
 from microns_xr.sources.cave import CaveSource
@@ -75,7 +76,8 @@ class Release:
     datadir : str or Path, optional
         Folder of all downloads, with one folder per release.
     datastack : str, optional
-        Name of the datastack; by default that of the version.
+        Name of the datastack, such as ``"v1dd_public"``; by default that of a custom registry
+        entry, else ``"minnie65_public"``.
     source : str, Path or TableSource, optional
         ``"auto"`` (the CAVE service or the archive, depending on which has the version),
         ``"cave"``, ``"archive"``, ``"demo"``, a folder with the raw tables of the release, or any
@@ -87,11 +89,11 @@ class Release:
     Raises
     ------
     UnknownLabelError
-        If the version or a role in `tables` is not known.
+        If the version of the datastack or a role in `tables` is not known.
     SourceError
         If the source is a folder that does not exist.
     ReleaseMismatchError
-        If the source has another version.
+        If the source has another version or datastack.
     SchemaError
         If `source` is none of the above.
 
@@ -128,12 +130,18 @@ class Release:
         source: str | Path | TableSource = "auto",
         tables: Mapping[str, str | None] | None = None,
     ) -> None:
-        spec = release_spec(version, tables)
+        spec = release_spec(version, tables, datastack)
         self.version = spec.version
         self.datadir = Path(datadir)
         self.source = make_source(source, spec, datastack or spec.datastack, self.datadir)
         # A synthetic release has its own datastack, so that it cannot be mistaken for the real one.
-        self.datastack = str(self.source.datastack)
+        self.datastack = str(self.source.datastack or datastack or spec.datastack)
+        if volume_of(self.datastack) != volume_of(spec.datastack):
+            raise ReleaseMismatchError(
+                f"the source has tables of {self.datastack}, expected {spec.datastack}: use "
+                f"Release({self.version}, datastack={self.datastack!r}, ...), a "
+                f"mx.releases.ReleaseSpec of {self.datastack}, or a source of {spec.datastack}"
+            )
         self.spec = replace(spec, datastack=self.datastack)
         of_source = getattr(self.source, "version", None)
         if of_source is not None and int(of_source) != self.version:
@@ -256,6 +264,12 @@ class Release:
         tables = self._provenance_of(set(names))
         for other in (dataset, *further):
             tables += [t for t in other.attrs.get("source_tables", ()) if t not in tables]
+        names = {str(table["name"]) for table in tables}
+        # Papers that are not in the registry travel with the data.
+        own = {spec.reference for name, spec in self.spec.table_specs.items() if name in names}
+        papers = {str(paper) for paper in {*own, *(self.spec.papers or ())} - {None}}
+        if further_papers := papers - set(papers_of(names, self.datastack)):
+            dataset = dataset.assign_attrs(references=sorted(further_papers))
         return dataset.assign_attrs(source_tables=sorted(tables, key=lambda t: str(t["name"])))
 
     def _read_roles(self, roles: Iterable[str]) -> tuple[dict[str, pd.DataFrame], list[str]]:
@@ -280,7 +294,7 @@ class Release:
     def _file_spec(self, file: str | Path) -> TableSpec:
         """Return the registry entry of a table or a file, by its name."""
         name = Path(file).name.split(".")[0]
-        return self.spec.table_specs.get(name) or table_spec(name)
+        return self.spec.spec_of(name)
 
     # -------------------------------------------------------------------------- downloads
 
@@ -922,7 +936,7 @@ class Release:
         write_store(
             path,
             units=units,
-            layers=segment_layers(units),
+            layers=segment_layers(units) if self.spec.space.has_depth else None,
             functional=self.functional() if has["coregistration"] else None,
             connectivity=connectivity,
             **options,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import xarray as xr
 
-from microns_xr.errors import SchemaError, unknown_label
+from microns_xr.errors import ReleaseMismatchError, SchemaError, unknown_label
 from microns_xr.frames import NO_FRAME, Resolution, Space, as_resolution, require_frame, space_in
 from microns_xr.provenance import stamp_release
 
@@ -72,6 +72,10 @@ class TableSpec:
         Cell types (words of the data model) that mark each layer; empty if not known.
     axon_column, dendrite_column : str, optional
         Columns of a proofreading table.
+    scan_columns : mapping of str to tuple of str, optional
+        Columns that are the keys ``session``, ``scan_idx`` and ``unit_id`` of recorded units, where
+        their names differ; the digits of several columns are joined, as in
+        ``{"session": ("column", "volume")}``: volume 3 of column 1 is session 13.
     angle_units : {"degree", "radian"}, optional
         Units of the angles; None if not known.
     angle_convention : {"up_clockwise", "right_counterclockwise"}, optional
@@ -99,6 +103,7 @@ class TableSpec:
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     axon_column: str = "strategy_axon"
     dendrite_column: str = "strategy_dendrite"
+    scan_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     angle_units: str | None = None
     angle_convention: str | None = None
     resolution_nm: Resolution | None = None
@@ -116,12 +121,13 @@ class ReleaseSpec:
         Materialization version.
     tables : mapping of str to str
         Role (one of ``microns_xr.releases.ROLES``) to table name.
-    datastack : str, optional
-        Name of the datastack.
+    datastack : str
+        Name of the datastack. For one that is in the registry, the registry has the defaults of
+        what follows; for another, nothing is assumed.
     status : {"permanent", "served", "archived"}, optional
         Whether the service has the version; an archived release is available only as files.
     table_specs : mapping of str to TableSpec, optional
-        Meaning of the columns, by table name; for other tables the registry is used.
+        Meaning of the columns, by table name; by default that of the registry.
     frame : str, optional
         Name and version of the frame in standard_transform, such as ``"minnie65 1.4"``, which
         converts positions to µm with y as depth from the pia; ``"none"`` leaves positions in the
@@ -132,6 +138,8 @@ class ReleaseSpec:
     volume_nm : pair of tuples of float, optional
         Lowest and highest point of the volume in nm: positions outside of it are an error. By
         default that of the datastack.
+    papers : tuple of str, optional
+        Papers on the data set, which `references` returns first; by default those of the datastack.
 
     Raises
     ------
@@ -145,19 +153,20 @@ class ReleaseSpec:
     --------
     >>> types = TableSpec("my_types", layers={"L2/3": ("pyr",)})
     >>> spec = ReleaseSpec(version=9, tables={"nucleus": "my_nuclei", "celltype": "my_types"},
-    ...     table_specs={"my_types": types})
+    ...     datastack="my_volume", table_specs={"my_types": types}, voxel_nm=(8, 8, 30))
     >>> spec.has("celltype"), spec.name_of("celltype"), spec.table_of("celltype").layers["L2/3"]
     (True, 'my_types', ('pyr',))
     """
 
     version: int
     tables: Mapping[str, str]
-    datastack: str = "minnie65_public"
+    datastack: str
     status: Literal["permanent", "served", "archived"] = "served"
     table_specs: Mapping[str, TableSpec] = field(default_factory=dict)
     frame: str | None = None
     voxel_nm: Resolution | None = None
     volume_nm: tuple[Resolution, Resolution] | None = None
+    papers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for role in self.tables:
@@ -169,7 +178,13 @@ class ReleaseSpec:
             require_frame(frame)
         voxel_nm = as_resolution(self.voxel_nm, "voxel_nm") or of_datastack.voxel_nm
         volume_nm = _volume(self.volume_nm) or of_datastack.volume_nm
-        for name, value in (("frame", frame), ("voxel_nm", voxel_nm), ("volume_nm", volume_nm)):
+        papers = self.papers
+        if papers is None:
+            papers = _datastack(self.datastack).get("papers", ())
+        for name, value in (
+            ("frame", frame), ("voxel_nm", voxel_nm), ("volume_nm", volume_nm),
+            ("papers", tuple(papers)),
+        ):  # fmt: skip
             object.__setattr__(self, name, value)
 
     @property
@@ -237,8 +252,27 @@ class ReleaseSpec:
         UnknownLabelError
             If the release has none.
         """
-        name = self.name_of(role)
-        return self.table_specs.get(name) or table_spec(name)
+        return self.spec_of(self.name_of(role))
+
+    def spec_of(self, name: str) -> TableSpec:
+        """Return the spec of a table by its name.
+
+        Parameters
+        ----------
+        name : str
+            Such as ``"nucleus_detection_v0"``.
+
+        Returns
+        -------
+        TableSpec
+            As for `table_of`.
+
+        Examples
+        --------
+        >>> release_spec(1718).spec_of("digital_twin_properties_bcm_coreg_v4").angle_units
+        'degree'
+        """
+        return self.table_specs.get(name) or table_spec(name, self.datastack)
 
 
 @lru_cache(maxsize=1)
@@ -247,13 +281,15 @@ def _registry() -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
-@lru_cache(maxsize=1)
-def _table_specs() -> Mapping[str, TableSpec]:
+@lru_cache(maxsize=16)
+def _table_specs(datastack: str) -> Mapping[str, TableSpec]:
     specs = {}
-    for name, entry in _registry()["tables"].items():
+    for name, entry in _datastack(datastack).get("tables", {}).items():
         layers = {layer: tuple(words) for layer, words in entry.get("layers", {}).items()}
+        keys = {key: tuple(names) for key, names in entry.get("scan_columns", {}).items()}
         voxel = as_resolution(entry.get("resolution_nm"), name)
-        specs[name] = TableSpec(name, **{**entry, "layers": layers, "resolution_nm": voxel})
+        own = {"layers": layers, "scan_columns": keys, "resolution_nm": voxel}
+        specs[name] = TableSpec(name, **{**entry, **own})
     return MappingProxyType(specs)
 
 
@@ -274,8 +310,25 @@ def _volume(value: Any) -> tuple[Resolution, Resolution] | None:
 
 def _datastack(name: str) -> Mapping[str, Any]:
     """Return the registry entry of a datastack; empty for one that is not in the registry."""
-    entry: Mapping[str, Any] = _registry()["datastacks"].get(name, {})
-    return {**_datastack(entry["like"]), **entry} if "like" in entry else entry
+    registry = _registry()
+    entry: Mapping[str, Any] = registry["datastacks"].get(name, {})
+    if name == registry["datastack"]:
+        return {**{key: registry[key] for key in ("releases", "families", "tables")}, **entry}
+    if "like" not in entry:
+        return entry
+    # The files of an archive are those of one datastack.
+    of_volume = {key: value for key, value in _datastack(entry["like"]).items() if key != "archive"}
+    return {**of_volume, **entry}
+
+
+def datastack_entry(name: str, key: str) -> Any:
+    """Return one entry of a datastack in the registry, such as ``archive``; None without it."""
+    return _datastack(name).get(key)
+
+
+def volume_of(datastack: str) -> str:
+    """Return the name of the datastack whose volume, frame and tables a datastack shares."""
+    return str(_registry()["datastacks"].get(datastack, {}).get("like", datastack))
 
 
 @lru_cache(maxsize=16)
@@ -288,7 +341,8 @@ def space_of(datastack: str) -> Space:
 
 def space_of_data(data: xr.Dataset, name: str = "position") -> Space:
     """Return where the positions of some data are: as they record it, else by their datastack."""
-    of_data = space_of(str(data.coords["datastack"].item())) if "datastack" in data.coords else None
+    datastack = datastack_of(data)
+    of_data = None if datastack is None else space_of(datastack)
     for attrs in (data[name].attrs if name in data.variables else {}, data.attrs):
         if (recorded := space_in(attrs)) is not None:
             # The volume is not recorded.
@@ -297,36 +351,75 @@ def space_of_data(data: xr.Dataset, name: str = "position") -> Space:
     return of_data or Space()
 
 
-def table_spec(name: str) -> TableSpec:
-    """Return the registry entry of a table, or a default spec for an unknown table."""
-    return _table_specs().get(name) or TableSpec(name)
+def datastack_of(data: xr.Dataset | xr.DataArray) -> str | None:
+    """Return the datastack that data state; None if they state none."""
+    stated = data.coords.get("datastack")
+    return None if stated is None or stated.ndim else str(stated.item())
 
 
-def table_of_file(file: str) -> str:
+def table_spec(name: str, datastack: str | None = None) -> TableSpec:
+    """Return the registry entry of a table, or a default spec for an unknown table.
+
+    A table of data that state no datastack is known by its name if only one datastack has it.
+    """
+    if datastack is not None:
+        return _table_specs(datastack).get(name) or TableSpec(name)
+    stacks = [stack for stack, entry in _registry()["datastacks"].items() if "like" not in entry]
+    found = [specs[name] for stack in stacks if name in (specs := _table_specs(stack))]
+    return found[0] if len(found) == 1 else TableSpec(name)
+
+
+def table_of_file(file: str, datastack: str) -> str:
     """Return the name of the table in a file, by the file name."""
     stem = re.split(r"[/\\]", file)[-1].split(".")[0]
-    tables = {spec.archive_file: name for name, spec in _table_specs().items() if spec.archive_file}
+    specs = _table_specs(datastack)
+    tables = {spec.archive_file: name for name, spec in specs.items() if spec.archive_file}
     return tables.get(stem, stem.removesuffix("_merged"))
 
 
-def supported_versions() -> list[int]:
+@lru_cache(maxsize=1)
+def synapse_tables() -> frozenset[str]:
+    """Return the names of the tables of all synapses of the releases in the registry."""
+    specs = [
+        release_spec(version, datastack=stack)
+        for stack, entry in _registry()["datastacks"].items()
+        for version in supported_versions(stack)
+        if "like" not in entry
+    ]
+    return frozenset(spec.tables["synapses"] for spec in specs if spec.has("synapses"))
+
+
+def _default_datastack() -> str:
+    return str(_registry()["datastack"])
+
+
+def supported_versions(datastack: str = "minnie65_public") -> list[int]:
     """Return the materialization versions in the registry, ascending.
+
+    Parameters
+    ----------
+    datastack : str, optional
+        Such as ``"minnie65_public"`` or ``"v1dd_public"``.
 
     Returns
     -------
     list of int
-        Versions of minnie65_public.
+        Versions of the datastack; empty if it is not in the registry.
 
     Examples
     --------
     >>> supported_versions()
     [661, 943, 1078, 1181, 1300, 1412, 1507, 1621, 1718, 1822]
+    >>> supported_versions("v1dd_public")
+    [1196]
     """
-    return sorted(int(version) for version in _registry()["releases"])
+    return sorted(int(version) for version in _datastack(datastack).get("releases", ()))
 
 
 def release_spec(
-    version: int | ReleaseSpec, tables: Mapping[str, str | None] | None = None
+    version: int | ReleaseSpec,
+    tables: Mapping[str, str | None] | None = None,
+    datastack: str | None = None,
 ) -> ReleaseSpec:
     """Return the registry entry of a version.
 
@@ -338,6 +431,8 @@ def release_spec(
         Replaces the tables of some roles; None removes a role. Fine types and corrections apply
         to one classification: another table for the role ``celltype`` removes them, unless they
         are passed, too.
+    datastack : str, optional
+        Datastack of the version; by default ``"minnie65_public"``.
 
     Returns
     -------
@@ -347,7 +442,9 @@ def release_spec(
     Raises
     ------
     UnknownLabelError
-        If the version is not in the registry, or a role does not exist.
+        If the version of the datastack is not in the registry, or a role does not exist.
+    ReleaseMismatchError
+        If `version` is a custom entry of another datastack.
 
     Examples
     --------
@@ -355,23 +452,17 @@ def release_spec(
     'digital_twin_properties_bcm_coreg_v4'
     >>> release_spec(1719)
     Traceback (most recent call last):
-    microns_xr.errors.UnknownLabelError: there is no release 1719, expected one of 661, 943, ...
+    microns_xr.errors.UnknownLabelError: minnie65_public has no release 1719, expected one of ...
     """
     if isinstance(version, ReleaseSpec):
         spec = version
-    else:
-        entry = None
-        if not isinstance(version, bool):
-            entry = _registry()["releases"].get(str(version))
-        if entry is None:
-            raise unknown_label(
-                "there is no release",
-                version,
-                supported_versions(),
-                "for another version pass a custom mx.releases.ReleaseSpec",
+        if datastack is not None and volume_of(datastack) != volume_of(spec.datastack):
+            raise ReleaseMismatchError(
+                f"datastack is {datastack!r}, but the ReleaseSpec is of {spec.datastack!r}: leave "
+                "out datastack=, or pass a ReleaseSpec of that datastack"
             )
-        roles = entry.get("tables") or _registry()["families"][entry["inherits"]]
-        spec = ReleaseSpec(int(version), dict(roles), _registry()["datastack"], entry["status"])
+    else:
+        spec = _spec_of_registry(version, datastack or _default_datastack())
     if not tables:
         return spec
     merged: dict[str, str | None] = {**spec.tables, **tables}
@@ -381,12 +472,30 @@ def release_spec(
     return replace(spec, tables={k: name for k, name in merged.items() if name is not None})
 
 
-# The paper on the whole data set, which the MICrONS consortium asks every user to cite.
-_ALWAYS = "MICrONS Consortium 2025, doi:10.1038/s41586-025-08790-w"
+def _spec_of_registry(version: Any, datastack: str) -> ReleaseSpec:
+    stacks = _registry()["datastacks"]
+    of_stack = _datastack(datastack)
+    custom = "pass a custom mx.releases.ReleaseSpec, with the tables of the release"
+    if "releases" not in of_stack:
+        raise unknown_label("there is no datastack", datastack, stacks, f"for another {custom}")
+    entry = None if isinstance(version, bool) else of_stack["releases"].get(str(version))
+    if entry is None:
+        others = [
+            stack
+            for stack in stacks
+            if "like" not in stacks[stack] and version in supported_versions(stack)
+        ]
+        hint = f"for another version {custom}"
+        if others:
+            hint = f"that is a version of {others[0]}: pass datastack={others[0]!r}; {hint}"
+        what = f"{datastack} has no release"
+        raise unknown_label(what, version, supported_versions(datastack), hint)
+    roles = entry.get("tables") or of_stack["families"][entry["inherits"]]
+    return ReleaseSpec(int(version), dict(roles), datastack, entry["status"])
 
 
 def references(data: xr.Dataset | xr.DataArray | xr.DataTree) -> list[str]:
-    """Return the papers to cite for the source tables of some data.
+    """Return the papers to cite for some data: on the data set, and on its source tables.
 
     Parameters
     ----------
@@ -397,7 +506,8 @@ def references(data: xr.Dataset | xr.DataArray | xr.DataTree) -> list[str]:
     Returns
     -------
     list of str
-        Authors, year and doi; the paper on the whole data set comes first.
+        Authors, year and doi; the papers on the whole data set come first. Empty if the registry
+        knows no paper on the datastack and its tables.
 
     Raises
     ------
@@ -430,8 +540,20 @@ def references(data: xr.Dataset | xr.DataArray | xr.DataTree) -> list[str]:
             "the data have no attribute 'source_tables': xarray drops attributes in arithmetic; "
             "cite the original data instead, or use xr.set_options(keep_attrs=True)"
         )
-    papers = {table_spec(name).reference for name in names} - {None, _ALWAYS}
-    return [_ALWAYS, *sorted(str(paper) for paper in papers)]
+    stated = [datastack_of(node) or node.attrs.get("datastack") for node in nodes]
+    datastack = next((str(name) for name in stated if name is not None), None)
+    recorded = [paper for node in nodes for paper in node.attrs.get("references", ())]
+    return papers_of(names, datastack, recorded)
+
+
+def papers_of(
+    tables: Iterable[str], datastack: str | None, recorded: Iterable[str] = ()
+) -> list[str]:
+    """Return the papers on a datastack, on its tables, and those that data record."""
+    always = list(_datastack(datastack).get("papers", ())) if datastack else []
+    of_tables = {table_spec(name, datastack).reference for name in tables} - {None}
+    rest = {str(paper) for paper in (*of_tables, *recorded)} - set(always)
+    return [*always, *sorted(rest)]
 
 
 def cite(data: xr.Dataset | xr.DataArray | xr.DataTree) -> None:
@@ -454,4 +576,5 @@ def cite(data: xr.Dataset | xr.DataArray | xr.DataTree) -> None:
     MICrONS Consortium 2025, doi:10.1038/s41586-025-08790-w
     Elabbady et al. 2025, doi:10.1038/s41586-024-07765-7
     """
-    print("\n".join(references(data)))
+    papers = references(data)
+    print("\n".join(papers or ["no paper is known: ask the owners of the data what to cite"]))

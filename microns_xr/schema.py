@@ -17,7 +17,7 @@ from microns_xr.errors import SchemaError
 
 AXES = ("x", "y", "z")
 SCOPES = ("complete", "requested", "unknown")
-VOXEL_UNITS = "voxels of 4x4x40 nm"
+VOXEL_UNITS = "voxels"  # where the voxel size of the datastack is not known
 
 Kind = Literal["units", "functional", "connectivity", "layers"]
 

@@ -23,7 +23,7 @@ from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import keep_touching
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
-from microns_xr.schema import VOXEL_UNITS, validate
+from microns_xr.schema import validate
 from microns_xr.store.open import Connectivity, connectivity_of
 
 Words = str | Iterable[str] | None
@@ -433,7 +433,7 @@ def degrees(connectivity: Connectivity) -> xr.Dataset:
         with_partners = f"of the connections with {partner} partners"
         about = {
             "n_connections": ("degree", f"number of {partner} partners", "neurons"),
-            "synapse_size": ("size", f"summed size {with_partners}", VOXEL_UNITS),
+            "synapse_size": ("size", f"summed size {with_partners}", None),
             "synapse_count": ("synapses", f"number of synapses {with_partners}", "synapses"),
         }
         for weight, values in sums[side].items():

@@ -167,8 +167,15 @@ def build_units(
     )
     units = stamp_release(units, spec.datastack, spec.version)
     add_history(units, f"build_units(multisoma={multisoma!r}, untyped={untyped!r})")
-    layers = segment_layers(units, white_matter=white_matter)
-    units = units.assign(_variables({"layer": layer_at(position[:, 1], layers)}))
+    layer = np.full(len(position), "unknown", dtype=object)
+    if spec.space.has_depth:
+        layer = layer_at(position[:, 1], segment_layers(units, white_matter=white_matter))
+    else:
+        logger.warning(
+            "%s has no frame: positions are in the axes of their table, and there are no layers",
+            spec.datastack,
+        )
+    units = units.assign(_variables({"layer": layer}))
     units = _add_functional(units, roles, spec, functional, notes)
     units.attrs["notes"] = notes
     dropped = {step: n for step, n in counts.items() if step not in ("nuclei", "units")}

@@ -27,6 +27,7 @@ def cells(**depths: np.ndarray) -> xr.Dataset:
     return xr.Dataset(
         {"position": (("nucleus_id", "axis"), position), "cell_type": ("nucleus_id", types)},
         coords={"nucleus_id": np.arange(len(y))},
+        attrs={"celltype_table": "aibs_metamodel_celltypes_v661"},
     )
 
 
@@ -127,8 +128,10 @@ def test_what_cannot_be_segmented_is_refused():
     with pytest.raises(mx.errors.SchemaError, match="has no cell_type"):
         mx.segment_layers(units.drop_vars("cell_type"))
     unknown = cells(**{"23P": np.array([1.0, 2.0])}).assign_attrs(celltype_table="my_types")
-    with pytest.raises(mx.errors.SchemaError, match=r"layer_types="):
+    with pytest.raises(mx.errors.SchemaError, match=r"of my_types .*layer_types="):
         mx.segment_layers(unknown)
+    with pytest.raises(mx.errors.SchemaError, match=r"do not state which .*layer_types="):
+        mx.segment_layers(unknown.drop_attrs())
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +151,7 @@ def v1300(real_data) -> xr.Dataset:
             "cell_type": ("nucleus_id", cells_.cell_type.to_numpy(object)),
         },
         coords={"nucleus_id": cells_.target_id.to_numpy()},
+        attrs={"celltype_table": "aibs_metamodel_celltypes_v661"},
     )
 
 

@@ -19,6 +19,7 @@ from dask.base import is_dask_collection
 
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import stamp_release
+from microns_xr.releases import space_of
 from microns_xr.schema import CONNECTIVITY, describe
 
 Compressed = Literal["post", "pre"]
@@ -124,6 +125,8 @@ def connectivity_dataset(
         },
         attrs=dict(attrs or {}),
     )
+    if release is not None and "synapse_size" in dataset:
+        dataset["synapse_size"].attrs["units"] = space_of(release[0]).size_units
     dataset = dataset.assign_coords(scope=xr.Variable((), np.array(scope, dtype=object)))
     return dataset if release is None else stamp_release(dataset, *release)
 

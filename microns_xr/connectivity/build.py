@@ -277,8 +277,8 @@ def build_connectivity(
         attrs={"n_synapse_rows": n_rows, "dropped_synapses": dropped},
     )
     space = space_of_data(units)
-    dataset["synapse_size"].attrs["units"] = space.size_units
     if space != space_of(datastack):  # which single synapses could not look up
+        dataset["synapse_size"].attrs["units"] = space.size_units
         dataset.attrs.update(space.record())
     # Root ids, too, by which exported tables and single synapses can be matched.
     if "pt_root_id" in units:

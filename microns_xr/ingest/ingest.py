@@ -209,7 +209,8 @@ def ingest_synapses(
     # Rows that may be synapses are counted until it is known that no pair has several.
     template = _template(layout, neurons, scope, repeated=True)
     space = space_of_data(neurons)
-    resolution = resolution_of_files(inputs, space, resolution_nm) if positions else None
+    datastack = release_of(neurons, "units")[0]
+    resolution = resolution_of_files(inputs, space, resolution_nm, datastack) if positions else None
     mapper = Mapper(neurons, layout, keep, shared, space, resolution)
     max_rows = _max_rows(memory, mapper, singles)
     history = f"ingest_synapses(keep={keep!r}, positions={positions}, rows={rows!r})"
@@ -247,7 +248,7 @@ def ingest_synapses(
                         "pair once: pass rows='synapse' if they are synapses, or add a column n_syn"
                     )
                 template = _template(layout, neurons, scope, repeated)
-                tables = _tables(parts.values(), [file.name for file in inputs])
+                tables = _tables(parts.values(), [file.name for file in inputs], datastack)
                 dropped = {reason: counts[reason] for reason in template.attrs["dropped_synapses"]}
                 template.attrs = {
                     "source_tables": tables,
@@ -451,10 +452,10 @@ def _sums(values: np.ndarray, first: np.ndarray) -> np.ndarray:
     return np.add.reduceat(values, first) if len(first) else values
 
 
-def _tables(parts: Iterable[xr.Dataset], files: list[str]) -> list[dict[str, Any]]:
+def _tables(parts: Iterable[xr.Dataset], files: list[str], datastack: str) -> list[dict[str, Any]]:
     """List the source tables of the parts and those of the files, without duplicates."""
     tables = [dict(table) for part in parts for table in part.attrs.get("source_tables", ())]
-    tables += [{"name": table_of_file(file)} for file in files]
+    tables += [{"name": table_of_file(file, datastack)} for file in files]
     return [table for i, table in enumerate(tables) if table not in tables[:i]]
 
 

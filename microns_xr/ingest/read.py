@@ -221,13 +221,16 @@ def layout_of(files: Sequence[InputFile], rows: Rows, positions: bool, singles: 
     return layouts[0]
 
 
-def resolution_of_files(files: Sequence[InputFile], space: Space, given: Any) -> Resolution:
+def resolution_of_files(
+    files: Sequence[InputFile], space: Space, given: Any, datastack: str
+) -> Resolution:
     """Return the resolution of the positions: stated by the files, given, or of the datastack."""
     found = {}
     for file in files:
         table = pd.DataFrame()
         table.attrs[RESOLUTION] = file.resolution
-        registered = table_spec(table_of_file(file.name)).resolution_nm
+        name = table_of_file(file.name, datastack)
+        registered = table_spec(name, datastack).resolution_nm
         found[resolution_of(table, file.name, registered, space, given, _CALL)] = file.name
     if len(found) > 1:
         (one, first), (other, second) = list(found.items())[:2]

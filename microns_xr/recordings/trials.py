@@ -13,7 +13,7 @@ from microns_xr.angles import ANGLE_CONVENTIONS, AngleConvention, angle_attrs, r
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.recordings.files import node_name, scan_nodes, select
-from microns_xr.releases import table_spec
+from microns_xr.releases import datastack_of, table_spec
 from microns_xr.schema import FUNCTIONAL, describe, validate
 from microns_xr.tables import SCAN_KEYS
 from microns_xr.tuning.functional import match_units
@@ -104,12 +104,12 @@ def _each_trial(
 
 
 def _direction_coord(
-    directions: np.ndarray, stimulus: str, angle_convention: str | None
+    directions: np.ndarray, stimulus: str, angle_convention: str | None, datastack: str | None
 ) -> tuple[str, np.ndarray, dict[str, Any]]:
     source = "stated by the caller"
     if angle_convention is None and stimulus in _TABLE_OF_STIMULUS:
         table = _TABLE_OF_STIMULUS[stimulus]
-        angle_convention = table_spec(table).angle_convention
+        angle_convention = table_spec(table, datastack).angle_convention
         source = f"the registry entry of {table}; the recordings file does not state it"
     if angle_convention not in ANGLE_CONVENTIONS:
         hint = f"the recordings file does not state the convention of {stimulus!r}"
@@ -208,7 +208,7 @@ def trial_responses(
     rows, directions = _trials_of(name, node, stimulus)
     if not len(rows):
         raise unknown_label(f"{name} has no trial of", stimulus, set(node["stimulus"].values))
-    direction = _direction_coord(directions, stimulus, angle_convention)
+    direction = _direction_coord(directions, stimulus, angle_convention, datastack_of(node))
     values = np.empty((node.sizes["unit"], len(rows), len(directions)))
     for i, trial in enumerate(_each_trial(name, node, rows, directions, latency)):
         values[:, i] = trial
@@ -307,10 +307,11 @@ def tuning(
                 f"{others.tolist()}, expected the same in all scans: select scans that agree with "
                 "scans="
             )
-    direction = _direction_coord(directions, stimulus, angle_convention)
     if coregistration is not None:
         validate(coregistration, "functional")
         require_same_release(("coregistration", coregistration), *nodes.items())
+    datastack = datastack_of(nodes[first])
+    direction = _direction_coord(directions, stimulus, angle_convention, datastack)
     parts = []
     for name, (rows, _) in trials.items():
         responses = _each_trial(name, nodes[name], rows, directions, latency)

@@ -25,7 +25,7 @@ from microns_xr.errors import (
     whole_number,
 )
 from microns_xr.files import file_sha256
-from microns_xr.releases import ReleaseSpec, release_spec, supported_versions, table_spec
+from microns_xr.releases import ReleaseSpec, datastack_entry, release_spec, supported_versions
 from microns_xr.sources.fetch import (
     FetchedFile,
     append_suffix,
@@ -62,9 +62,6 @@ from microns_xr.sources.tables import TableSource, require_table_name, to_frame
 
 logger = logging.getLogger(__name__)
 
-# Where the versions of a datastack are kept when they leave the service.
-ARCHIVES = {"minnie65_public": "gs://mat_dbs/public/minnie65_phase3_v1"}
-
 _GOOGLE = "https://storage.googleapis.com/"
 _HEADER, _DATA = "_header.csv", ".csv.gz"
 
@@ -90,7 +87,8 @@ class ArchiveSource(TableSource):
         the datastack. ``gs://`` is read over https, which needs no package and no login, unless
         `storage_options` are given.
     datastack : str, optional
-        Name of the datastack.
+        Name of the datastack; by default that of a custom registry entry, else
+        ``"minnie65_public"``.
     folder : str or pathlib.Path, optional
         Where fetched files are kept; by default a temporary folder, which is removed when the
         process ends.
@@ -141,7 +139,7 @@ class ArchiveSource(TableSource):
         version: int | ReleaseSpec,
         *,
         url: str | Path | None = None,
-        datastack: str = "minnie65_public",
+        datastack: str | None = None,
         folder: str | Path | None = None,
         storage_options: Mapping[str, Any] | None = None,
         retry: Retry | None = None,
@@ -149,17 +147,20 @@ class ArchiveSource(TableSource):
         progress: bool = True,
     ) -> None:
         if not isinstance(version, ReleaseSpec):
-            number = whole_number("version", version, 1)
-            known = number in supported_versions()
-            version = release_spec(number) if known else ReleaseSpec(number, tables={})
-        if url is None and datastack not in ARCHIVES:
-            raise SourceError(
-                f"there is no public archive of {datastack!r}, only of {', '.join(ARCHIVES)}: "
-                "pass url=..., the folder that holds v661, v943, ..."
-            )
+            number, stack = whole_number("version", version, 1), datastack or "minnie65_public"
+            if number in supported_versions(stack):
+                version = release_spec(number, datastack=stack)
+            else:
+                version = ReleaseSpec(number, tables={}, datastack=stack)
         self.version = version.version
-        self.datastack = datastack
-        self.url = str(ARCHIVES[datastack] if url is None else url).rstrip("/")
+        self.datastack = datastack or version.datastack
+        url = datastack_entry(self.datastack, "archive") if url is None else url
+        if url is None:
+            raise SourceError(
+                f"there is no public archive of {self.datastack!r}: pass url=..., the folder that "
+                f"holds v{self.version}"
+            )
+        self.url = str(url).rstrip("/")
         self.progress = progress
         self._spec = version
         address = f"{self.url}/v{self.version}"
@@ -193,10 +194,12 @@ class ArchiveSource(TableSource):
     # name that the registry gives as ``archive_file``. Each is a header file and a data file.
 
     def _archive_file(self, name: str) -> str | None:
-        return (self._spec.table_specs.get(name) or table_spec(name)).archive_file
+        return self._spec.spec_of(name).archive_file
 
     def _registered(self) -> set[str]:
-        specs = [self._spec, *map(release_spec, supported_versions())]
+        stack = self._spec.datastack
+        versions = supported_versions(stack)
+        specs = [self._spec, *(release_spec(version, datastack=stack) for version in versions)]
         return {name for spec in specs for name in spec.tables.values()}
 
     def _candidates(self, name: str) -> list[str]:

@@ -122,8 +122,10 @@ class CachedSource(TableSource):
         folder: str | Path,
         datastack: str,
         version: int,
+        synapse_table: str | None = SYNAPSE_TABLE,
     ) -> None:
         self.remote = remote
+        self.synapse_table = synapse_table
         self.datastack = datastack
         self.version = version
         self.folder = Path(folder).expanduser()
@@ -237,7 +239,7 @@ class CachedSource(TableSource):
                 return read_table_file(path)
             if self.remote is None:
                 raise self._not_here(name)
-            if name == SYNAPSE_TABLE:
+            if name == self.synapse_table:
                 raise SourceError(
                     f"{name} is not downloaded as a whole: fetch the synapses of some neurons with "
                     "Release.download_synapses(pre, post)"
@@ -378,14 +380,16 @@ def make_source(
         source = ArchiveSource(spec, datastack=datastack, folder=folder)
     if isinstance(source, CaveSource | ArchiveSource):
         folder = datadir / source.datastack / f"v{source.version}"
-        return CachedSource(source, folder, source.datastack, source.version)
+        synapses = spec.tables.get("synapses")
+        return CachedSource(source, folder, source.datastack, source.version, synapses)
     if isinstance(source, str | Path):
         directory = DirectorySource(source, version=spec.version, datastack=datastack)
         path = directory.path
         folder = path.parent if path.resolve().name == "raw" else path
         if list_requests(folder / "raw" / "synapses"):
             # Downloaded by this package: its sets of synapses record their requests.
-            return CachedSource(None, folder, directory.datastack, spec.version)
+            stack = directory.datastack or datastack
+            return CachedSource(None, folder, stack, spec.version, spec.tables.get("synapses"))
         return directory
     if not isinstance(source, TableSource):
         raise SchemaError(

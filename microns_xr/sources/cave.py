@@ -25,6 +25,7 @@ import requests
 
 from microns_xr.errors import SchemaError, SourceError, whole_number
 from microns_xr.frames import RESOLUTION
+from microns_xr.releases import datastack_entry
 from microns_xr.sources.net import BadAnswer, Refused, Retry
 from microns_xr.sources.synapse_plan import split_range
 from microns_xr.sources.tables import TableSource, frame_sha256, plain_types, to_frame
@@ -387,7 +388,8 @@ class CaveSource(TableSource):
         from caveclient.endpoints import default_global_server_address
 
         address = handle_server_address(self.datastack, self.server_address, write=False)
-        address = (address or default_global_server_address).rstrip("/")
+        known = datastack_entry(self.datastack, "server")
+        address = (address or known or default_global_server_address).rstrip("/")
         auth, problem = None, ""
         try:
             auth = AuthClient(token=self._secret.value, server_address=address)

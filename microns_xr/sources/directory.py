@@ -12,10 +12,8 @@ import pandas as pd
 
 from microns_xr.errors import ReleaseMismatchError, SourceError, nearest, unknown_label
 from microns_xr.files import file_sha256, write_file
+from microns_xr.releases import synapse_tables
 from microns_xr.sources.tables import TABLE_SUFFIXES, TableSource, read_table_file, table_stem
-
-# A complete synapse table may be beside the other tables instead of in the synapse folder.
-_SYNAPSE_TABLE = "synapses_pni_2"
 
 # microns-datacleaner writes one file for each batch of postsynaptic neurons.
 _PART = re.compile(r"(connections_table)_(\d+)")
@@ -71,7 +69,8 @@ def table_files(path: Path) -> tuple[dict[str, list[Path]], set[str]]:
             if name is None or not file.is_file():
                 continue
             files.setdefault(name, []).append(file)
-            if folder in of_synapses or name == _SYNAPSE_TABLE:
+            # A complete synapse table may be beside the other tables instead.
+            if folder in of_synapses or name in synapse_tables():
                 synapses.add(name)
     return files, synapses
 
@@ -108,7 +107,8 @@ class DirectorySource(TableSource):
     version : int, optional
         Materialization version of the tables, unless ``release.json`` in the folder states it.
     datastack : str, optional
-        Name of the datastack, unless ``release.json`` states it.
+        Name of the datastack, unless ``release.json`` states it; without either, the `Release` that
+        reads the folder decides.
 
     Attributes
     ----------
@@ -146,7 +146,7 @@ class DirectorySource(TableSource):
         path: str | Path,
         *,
         version: int | None = None,
-        datastack: str = "minnie65_public",
+        datastack: str | None = None,
     ) -> None:
         self.path = Path(path).expanduser()
         self.version = version
@@ -163,7 +163,7 @@ class DirectorySource(TableSource):
                 f"{self.path} is a file, expected the folder that holds the tables: "
                 f"give {self.path.parent}"
             )
-        # The release recorded by a download overrides the default datastack.
+        # The release recorded by a download; a `Release` of another one refuses it.
         identity = read_identity(self.path.resolve())
         if identity is not None:
             if version not in (None, identity[1]):

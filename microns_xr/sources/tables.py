@@ -42,8 +42,8 @@ class TableSource(Protocol):
 
     Attributes
     ----------
-    datastack : str
-        Name of the datastack, such as ``"minnie65_public"``.
+    datastack : str or None
+        Name of the datastack, such as ``"minnie65_public"``; None if unknown.
     version : int or None
         Materialization version of the tables; None if unknown.
     scope : str
@@ -64,7 +64,7 @@ class TableSource(Protocol):
     True
     """
 
-    datastack: str
+    datastack: str | None
     version: int | None
     scope: str
 

@@ -35,7 +35,7 @@ from microns_xr.connectivity.blocks import (
 from microns_xr.connectivity.sort import transpose_pairs
 from microns_xr.errors import SchemaError, StoreFormatError
 from microns_xr.provenance import release_of, require_same_release
-from microns_xr.releases import table_spec
+from microns_xr.releases import papers_of
 from microns_xr.schema import validate
 from microns_xr.store import swap
 from microns_xr.store.format import (
@@ -259,7 +259,8 @@ def root_attrs(
         raise SchemaError(
             f"source_tables is {tables!r}, expected mappings with name, rows and sha256"
         )
-    references = {table_spec(str(table["name"])).reference for table in tables} - {None}
+    names = [str(table["name"]) for table in tables]
+    recorded = [paper for part in parts for paper in part.attrs.get("references", ())]
     attrs = {
         FORMAT_ATTR: FORMAT,
         "datastack": datastack,
@@ -267,7 +268,7 @@ def root_attrs(
         "timestamp": units.attrs.get("timestamp"),
         "created_by": f"microns_xr {__version__}",
         "source_tables": tables,
-        "references": sorted(str(reference) for reference in references),
+        "references": papers_of(names, datastack, recorded),
     }
     return json_attrs(attrs, "the store")
 

@@ -17,7 +17,6 @@ from pandas.testing import assert_frame_equal
 
 import microns_xr as mx
 from microns_xr.sources import postgres_csv
-from microns_xr.sources.archive import ARCHIVES
 from microns_xr.sources.cache import CachedSource
 from microns_xr.sources.net import Retry
 from microns_xr.sources.postgres_csv import Header, parse_header, read_archived, read_blocks
@@ -109,7 +108,7 @@ def test_a_source_follows_the_protocol_and_says_where_it_reads():
     source = mx.sources.ArchiveSource(943)
     assert isinstance(source, mx.sources.TableSource)
     assert (source.version, source.datastack, source.scope) == (943, "minnie65_public", "requested")
-    assert source.url == ARCHIVES["minnie65_public"]
+    assert source.url == "gs://mat_dbs/public/minnie65_phase3_v1"
     assert source._display_url == "gs://mat_dbs/public/minnie65_phase3_v1/v943"
     # Google's buckets are read over https, where no login is looked for.
     assert source._address == (
@@ -193,6 +192,7 @@ def test_a_registry_entry_of_ones_own_names_the_file(tmp_path):
     write_pair(tmp_path / "v9", "my_view", "id,bigint\n", "7\n")
     spec = mx.releases.ReleaseSpec(
         version=9,
+        datastack="mine",
         tables={"nucleus": "nuclei"},
         table_specs={"nuclei": mx.releases.TableSpec("nuclei", archive_file="my_view")},
     )

@@ -260,7 +260,7 @@ def folder(tmp_path):
 def test_tables_are_found_in_their_folders(folder):
     source = mx.sources.DirectorySource(folder, version=661)
     assert isinstance(source, mx.sources.TableSource)
-    assert (source.version, source.datastack, source.scope) == (661, "minnie65_public", "unknown")
+    assert (source.version, source.datastack, source.scope) == (661, None, "unknown")
     assert source.available_tables() == ["fits", "mine", "nucleus_detection_v0", "top"]
     assert source.read("nucleus_detection_v0")["pt_root_id"].tolist() == [ROOT, 0]
     assert mx.sources.DirectorySource(folder).version is None

@@ -113,7 +113,10 @@ def test_root_attributes_state_the_provenance(path: str) -> None:
     assert attrs["source_tables"] == [
         {"name": "functional_properties_v3_bcm", "rows": 6, "sha256": "ab"}
     ]
-    assert attrs["references"] == ["Wang et al. 2025, doi:10.1038/s41586-025-08829-y"]
+    assert attrs["references"] == [
+        "MICrONS Consortium 2025, doi:10.1038/s41586-025-08790-w",
+        "Wang et al. 2025, doi:10.1038/s41586-025-08829-y",
+    ]
     assert mx.open_store(path).attrs == attrs
     tables = [{"name": "t", "rows": np.int64(2)}]
     layers = ex.layers().assign_attrs(source_tables=["nuclei", *tables])

@@ -260,7 +260,8 @@ def tuning(
         Sorted by (session, scan_idx, unit_id): ``rate_dir(scan_unit, direction)``,
         ``rate_error(scan_unit, direction)`` of the mean over trials (NaN with fewer than two)
         and ``n_trials(scan_unit, direction)``; if directions come in opposite pairs also
-        ``rate_ori(scan_unit, orientation)``, the mean of both. Coordinates ``session``,
+        ``rate_ori(scan_unit, orientation)``, the mean of both, with its standard error
+        ``rate_ori_error``. Coordinates ``session``,
         ``scan_idx``, ``unit_id``, ``brain_area``, angles in degrees; with a coregistration also
         ``nucleus_id`` (-1 without a match; a unit with several matches has one row per match) and
         the release. All rates of a unit are NaN if any direction was not measured.
@@ -278,7 +279,10 @@ def tuning(
     Notes
     -----
     Frames are assigned by ``stim_times`` and ``onsets``, not by frame number. The samples of the
-    standard error are trials, since frames within a trial are not independent.
+    standard errors are trials, since frames within a trial are not independent. Nor are the
+    responses to two directions in one trial, so that the error of an orientation includes their
+    covariance: ``e^2 = (e1^2 + e2^2 + 2 n12 c12 / (n1 n2)) / 4``, with the errors and numbers of
+    trials of both directions, and the sample covariance c12 over the n12 trials that show both.
 
     Examples
     --------
@@ -323,13 +327,8 @@ def tuning(
     # As in the tables of rates, a unit has rates for all directions or for none.
     incomplete = ~np.isfinite(rates).all(axis=1)
     rates[incomplete] = np.nan
-    half = len(directions) // 2
-    if half * 2 == len(directions) and np.allclose(directions[half:] - directions[:half], 180.0):
-        attrs = {**direction[2], "period": 180.0, "long_name": "orientation of the stimulus"}
-        folded = (rates[:, :half] + rates[:, half:]) / 2
-        curves = curves.assign(
-            rate_ori=(("scan_unit", "orientation"), folded, describe(FUNCTIONAL["rate_ori"]))
-        ).assign_coords(orientation=("orientation", directions[:half], attrs))
+    if "rate_ori" in curves:
+        curves["rate_ori"].values[incomplete] = np.nan
     curves.attrs = {
         "tuning_from": "trials",
         "tuning_table": f"trials of {stimulus} in {recordings.attrs.get('source', 'recordings')}",
@@ -352,20 +351,48 @@ def _curves(node: xr.Dataset, trials: Iterable[np.ndarray], direction: Any) -> x
     # Welford's recurrence (Technometrics 4, 1962) avoids the cancellation of sums of squares.
     shape = (node.sizes["unit"], len(direction[1]))
     n, mean, squares = np.zeros(shape, dtype=np.int64), np.zeros(shape), np.zeros(shape)
+    angles = direction[1]
+    half = len(angles) // 2
+    opposite = half * 2 == len(angles) and np.allclose(angles[half:] - angles[:half], 180.0)
+    # Over trials that show both of two opposite directions.
+    n_both, products = np.zeros((2, shape[0], half))
+    mean_both = np.zeros((2, shape[0], half))
     for values in trials:
         seen = np.isfinite(values)
         n += seen
         change = np.where(seen, values - mean, 0.0)
         mean += change / np.maximum(n, 1)
         squares += np.where(seen, change * (values - mean), 0.0)
+        if opposite:
+            pair = np.stack(np.split(values, 2, axis=1))
+            both = np.isfinite(pair).all(axis=0)
+            n_both += both
+            change = np.where(both, pair - mean_both, 0.0)
+            mean_both += change / np.maximum(n_both, 1)
+            products += np.where(both, change[0] * (pair[1] - mean_both[1]), 0.0)
     error = np.sqrt(squares / np.maximum(n - 1, 1) / np.maximum(n, 1))
     dims = ("scan_unit", "direction")
     of_error = {"long_name": "standard error of rate_dir over trials", "missing": "NaN"}
-    return xr.Dataset(
+    rate, error = np.where(n > 0, mean, np.nan), np.where(n > 1, error, np.nan)
+    curves = xr.Dataset(
         {
-            "rate_dir": (dims, np.where(n > 0, mean, np.nan), describe(FUNCTIONAL["rate_dir"])),
-            "rate_error": (dims, np.where(n > 1, error, np.nan), of_error),
+            "rate_dir": (dims, rate, describe(FUNCTIONAL["rate_dir"])),
+            "rate_error": (dims, error, of_error),
             "n_trials": (dims, n, {"long_name": "number of trials"}),
         },
         coords={**_unit_coords(node), "direction": direction},
     )
+    if not opposite:
+        return curves
+    # With fewer than two common trials the covariance is not known; separate ones have none.
+    shared = products / np.maximum(n_both - 1, 1) * n_both
+    shared /= np.maximum(n[:, :half] * n[:, half:], 1)
+    squared = error[:, :half] ** 2 + error[:, half:] ** 2 + 2 * shared
+    attrs = {**direction[2], "period": 180.0, "long_name": "orientation of the stimulus"}
+    of_error = {"long_name": "standard error of rate_ori over trials", "missing": "NaN"}
+    dims = ("scan_unit", "orientation")
+    folded = (rate[:, :half] + rate[:, half:]) / 2
+    return curves.assign(
+        rate_ori=(dims, folded, describe(FUNCTIONAL["rate_ori"])),
+        rate_ori_error=(dims, np.sqrt(np.maximum(squared, 0)) / 2, of_error),
+    ).assign_coords(orientation=("orientation", angles[:half], attrs))

@@ -82,6 +82,8 @@ def test_three_neurons_by_hand(by_hand):
     np.testing.assert_allclose(curves.rate_dir, [[3.5, 22.5], [0.0, 2.0], [5.0, 5.0]])
     np.testing.assert_allclose(curves.rate_error, [[1.5, 7.5], [0.0, 1.0], [0.0, 0.0]])
     np.testing.assert_allclose(curves.rate_ori, [[13.0], [1.0], [5.0]])
+    # of the means of both directions in each trial, (2 + 15) / 2 and (5 + 30) / 2
+    np.testing.assert_allclose(curves.rate_ori_error, [[4.5], [0.5], [0.0]])
     assert curves.orientation.values.tolist() == [90.0]
     assert (curves.n_trials.values == 2).all()
     assert curves.unit_id.values.tolist() == [1, 2, 3]
@@ -137,6 +139,26 @@ def test_a_direction_twice_in_a_trial_and_missing_frames(tmp_path):
     assert curves.n_trials.values.tolist() == [[2, 1], [1, 1]]
     np.testing.assert_allclose(curves.rate_error, [[0.0, np.nan], [np.nan, np.nan]])
     assert "rate_ori" not in curves  # 0 and 90 are no opposite directions
+    assert "rate_ori_error" not in curves
+
+
+def test_error_of_an_orientation_whose_directions_are_in_other_trials(tmp_path):
+    videos = {
+        word: {"directions": [angle], "onsets": [0.0], "duration": 1.0}
+        for word, angle in (("a", 0.0), ("b", 180.0))
+    } | {"c": {"directions": [0.0, 180.0], "onsets": [0.0, 1.0], "duration": 2.0}}
+    # 0 in trials of 1, 3 and 8, 180 in trials of 2, 6 and 4; one trial shows both
+    shown = [("a", [1.0]), ("a", [3.0]), ("b", [2.0]), ("b", [6.0]), ("c", [8.0, 4.0])]
+    trials = [
+        (word, [values], 10.0 * i + np.arange(len(values)))
+        for i, (word, values) in enumerate(shown)
+    ]
+    curves = mx.recordings.tuning(
+        mx.recordings.open(make_file(tmp_path / "a.h5", trials, videos=videos))
+    )
+    assert curves.n_trials.values.tolist() == [[3, 3]]
+    of_one, of_other = (np.std(v, ddof=1) / np.sqrt(3) for v in ([1, 3, 8], [2, 6, 4]))
+    np.testing.assert_allclose(curves.rate_ori_error, [[np.hypot(of_one, of_other) / 2]])
 
 
 def test_a_unit_is_rated_whole_or_not_at_all(tmp_path):
@@ -199,16 +221,19 @@ def plain_tuning(path, scan):
                 samples.setdefault(direction, []).append(values.mean(axis=1))
     stacked = np.array([samples[d] for d in sorted(samples)])  # direction, trial, unit
     n = stacked.shape[1]
-    return stacked.mean(axis=1).T, stacked.std(axis=1, ddof=1).T / np.sqrt(n), n
+    folded = stacked.reshape(2, -1, *stacked.shape[1:]).mean(axis=0)
+    error, of_ori = (v.std(axis=1, ddof=1).T / np.sqrt(n) for v in (stacked, folded))
+    return stacked.mean(axis=1).T, error, of_ori, n
 
 
 @pytest.mark.parametrize("scan", [(4, 7), (8, 5), (9, 3)])
 def test_planted_directions_are_recovered(source, path, curves, scan):
     rows = (curves.session.values == scan[0]) & (curves.scan_idx.values == scan[1])
     result = curves.isel(scan_unit=rows)
-    rate, error, n = plain_tuning(path, f"{scan[0]}_{scan[1]}")
+    rate, error, of_ori, n = plain_tuning(path, f"{scan[0]}_{scan[1]}")
     np.testing.assert_allclose(result.rate_dir, rate, atol=1e-6)
     np.testing.assert_allclose(result.rate_error, error, atol=1e-6)
+    np.testing.assert_allclose(result.rate_ori_error, of_ori, atol=1e-6)
     assert (result.n_trials.values == n).all()
 
     planted = demo_curves(source, *scan)

@@ -22,6 +22,7 @@ from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.frames import RESOLUTION, as_resolution
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.releases import datastack_of, table_spec
+from microns_xr.schema import LABELS
 from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS
 from microns_xr.tuning.functional import (
     complete_spec,
@@ -109,6 +110,8 @@ def merge_table(
     kind = _KIND[dim]
     if isinstance(table, xr.Dataset):
         require_same_release(("dataset", dataset), ("table", table))
+        if columns is None:  # labels of the neurons, which both have
+            table = table.drop_vars([n for n in LABELS if n in dataset.variables], errors="ignore")
         added, keys = _from_dataset(table, columns, on)
     else:
         datastack = datastack_of(dataset)

@@ -60,8 +60,9 @@ from microns_xr.tuning.functional import (
     build_functional,
     build_tuning_curves,
     complete_spec,
+    label_rows,
 )
-from microns_xr.units import FUNCTIONAL_ROLES, FunctionalMode, add_rates, build_units
+from microns_xr.units import FUNCTIONAL_ROLES, REQUIRED, FunctionalMode, add_rates, build_units
 
 logger = logging.getLogger(__name__)
 
@@ -590,9 +591,9 @@ class Release:
         if isinstance(rates, str | Path):
             # The convention of files in the registry is fixed, and passing one is an error.
             stated = self._file_spec(rates).angle_convention is not None
-            rates = self.tuning_curves(rates, angle_convention=None if stated else angle_convention)
+            rates = self._tuning_curves(rates, None if stated else angle_convention)
         elif rates is True:
-            rates = self.tuning_curves()
+            rates = self._tuning_curves()
         if isinstance(rates, xr.Dataset):
             if angle_convention is not None:
                 rates = convert(rates, angle_convention, "degree")
@@ -645,7 +646,9 @@ class Release:
         Returns
         -------
         xarray.Dataset
-            Dim ``scan_unit``; see `microns_xr.tuning.collapse_scans` for one row per neuron.
+            Dim ``scan_unit``; see `microns_xr.tuning.collapse_scans` for one row per neuron. If
+            the source has the tables of the units, their labels (``cell_type``, ``layer`` ...) are
+            coordinates, "unknown" for rows whose nucleus is not a unit.
 
         Raises
         ------
@@ -656,6 +659,26 @@ class Release:
         SourceError
             If the source does not have the table.
         """
+        rows = self._functional(
+            kind,
+            min_score=min_score,
+            max_residual=max_residual,
+            angle_units=angle_units,
+            angle_convention=angle_convention,
+        )
+        return self._labelled(rows)
+
+    def _labelled(self, rows: xr.Dataset) -> xr.Dataset:
+        """Return rows with the labels of their neurons, if the release has the tables."""
+        has = self.has_tables()
+        if lacking := [role for role in REQUIRED if not has[role]]:
+            logger.info("rows have no labels of neurons, which need the tables %s", lacking)
+            return rows
+        units = self.units()
+        rows = label_rows(rows, units, "scan_unit")
+        return self._with_sources(rows, [], [rows, units])
+
+    def _functional(self, kind: FunctionalKind = "manual", **options: Any) -> xr.Dataset:
         if kind not in KIND_ROLES:
             raise SchemaError(f"kind is {kind!r}, expected one of {list(KIND_ROLES)}")
         role = KIND_ROLES[kind]
@@ -666,10 +689,7 @@ class Release:
             datastack=self.datastack,
             version=self.version,
             role=role,
-            min_score=min_score,
-            max_residual=max_residual,
-            angle_units=angle_units,
-            angle_convention=angle_convention,
+            **options,
         )
         return self._with_sources(rows, [name])
 
@@ -696,7 +716,8 @@ class Release:
         -------
         xarray.Dataset
             Dim ``scan_unit`` with the coordinate ``nucleus_id``; ``rate_dir`` over ``direction``
-            and ``rate_ori`` over ``orientation``, in degrees.
+            and ``rate_ori`` over ``orientation``, in degrees; labels of the neurons as in
+            `functional`.
 
         Raises
         ------
@@ -705,6 +726,11 @@ class Release:
         SchemaError
             If a file has no tuning curves, or the convention of its angles is not known.
         """
+        return self._labelled(self._tuning_curves(path, angle_convention))
+
+    def _tuning_curves(
+        self, path: str | Path | None = None, angle_convention: AngleConvention | None = None
+    ) -> xr.Dataset:
         if path is not None:
             path = Path(path)
             if path.suffix in RECORDING_SUFFIXES or path.is_dir():
@@ -751,13 +777,13 @@ class Release:
             table, origin, words = rates_of_fits(table, name), "fits", "drawn from the fits"
             spec = replace(spec, angle_units="degree")
         spec = complete_spec(spec, angle_convention=angle_convention)
-        curves = build_tuning_curves(table, spec, self.functional("manual"))
+        curves = build_tuning_curves(table, spec, self._functional())
         return self._with_sources(_with_origin(curves, origin, f"{words} {name}"), [name])
 
     def _curves_of_recordings(
         self, path: Path, angle_convention: AngleConvention | None
     ) -> xr.Dataset:
-        matches = self.functional("manual")
+        matches = self._functional()
         curves = tuning(open(path), coregistration=matches, angle_convention=angle_convention)
         return _with_origin(curves, "trials", f"computed from the trials of {path.name}")
 
@@ -1015,7 +1041,7 @@ def _rates_of_model(fits: pd.DataFrame, model: str, name: str) -> pd.DataFrame:
             require_likely_units(values[np.isfinite(values)], units, f"{name}.{column}")
         return values
 
-    preferred = MODELS[model].preferred
+    table, preferred = fits, MODELS[model].preferred
     if preferred not in fits.columns and "phi" in fits.columns:
         fits = fits.assign(**{preferred: np.rad2deg(numbers("phi", "radian"))})
     further = ["amplitude_opposite"] if model == "double_von_mises" else []
@@ -1033,4 +1059,4 @@ def _rates_of_model(fits: pd.DataFrame, model: str, name: str) -> pd.DataFrame:
     )
     directions = np.arange(_N_DIRECTIONS) * 360.0 / _N_DIRECTIONS
     rates = evaluate(fitted, directions).transpose("scan_unit", "direction").values
-    return fits[list(SCAN_KEYS)].assign(rate_dir=list(rates))
+    return table.assign(rate_dir=list(rates))

@@ -7,7 +7,7 @@ Dataset; `validate` compares a Dataset with its list and reports all problems at
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -93,6 +93,15 @@ FUNCTIONAL = _specs(
     VariableSpec("rate_ori", (*_S, "orientation"), "float", "rate", "NaN", "mean response by orientation"),
     VariableSpec("rate_dir", (*_S, "direction"), "float", "rate", "NaN", "mean response by direction of motion"),
 )
+
+# Labels of neurons, which functional rows carry as coordinates.
+LABELS = (
+    *("classification_system", "cell_type", "cell_type_raw", "brain_area", "layer"),
+    *("strategy_axon", "strategy_dendrite", "axon_completeness"),
+)
+FUNCTIONAL |= {
+    name: replace(UNITS[name], dims=_S, missing="unknown", required=False) for name in LABELS
+}
 
 CONNECTIVITY = _specs(
     VariableSpec("pre_nucleus_id", _PAIR[:1], "int64", "", "never", "presynaptic neurons that were asked for", True),

@@ -33,7 +33,7 @@ _OPTIONS = {
     "multisoma": ("any", "typed"),
     "untyped": ("drop", "keep"),
 }
-_REQUIRED = ("nucleus", "celltype", "proofreading")
+REQUIRED = ("nucleus", "celltype", "proofreading")
 
 
 def build_units(
@@ -112,7 +112,7 @@ def build_units(
             raise unknown_label(f"{name} is", word, _OPTIONS[name], error=SchemaError)
     spec = release_spec(version)
     roles = by_role(tables, spec.tables)
-    if missing := [role for role in _REQUIRED if role not in roles]:
+    if missing := [role for role in REQUIRED if role not in roles]:
         raise SchemaError(
             f"tables lacks {[spec.tables.get(role, role) for role in missing]} "
             f"(roles {missing}), which are required: download or pass them"

@@ -7,6 +7,7 @@ A neuron may be recorded in up to five scans, or twice within one, which gives s
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ from microns_xr.provenance import (
     stamp_release,
 )
 from microns_xr.releases import TableSpec
-from microns_xr.schema import FUNCTIONAL, UNITS, describe, validate
+from microns_xr.schema import FUNCTIONAL, LABELS, UNITS, describe, validate
 from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS, latest_by, typed_table
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,25 @@ def _angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, An
     return attrs
 
 
+def label_rows(rows: xr.Dataset, neurons: xr.Dataset, dim: str) -> xr.Dataset:
+    """Return rows with the labels of their neurons as coordinates, "unknown" without a neuron.
+
+    `neurons` are units, or rows with such coordinates.
+    """
+    known_names = neurons.coords if "scan_unit" in neurons.dims else neurons.variables
+    names = [n for n in LABELS if n in known_names and n not in rows.variables]
+    if not names:
+        return rows
+    known, first = np.unique(neurons["nucleus_id"].values, return_index=True)
+    place = pd.Index(known).get_indexer(rows["nucleus_id"].values)
+    coords = {}
+    for name in names:
+        # Place -1, of a row whose neuron is not known, selects the word at the end.
+        words = np.append(neurons[name].values.astype(object)[first], MISSING_TEXT)
+        coords[name] = (dim, words[place], describe(FUNCTIONAL[name]))
+    return rows.assign_coords(coords)
+
+
 def missing_value(name: str, dtype: np.dtype) -> Any:
     """Return the missing value of a variable of the data model."""
     if dtype.kind == "i":
@@ -171,6 +191,8 @@ def _holds_arrays(column: str, values: pd.Series) -> bool:
 # Tables of tuning curves.
 
 _DIM = {"rate_dir": "direction", "rate_ori": "orientation"}
+# Neurons come from the coregistration; a table may be of another release.
+_NEURON_IDS = ("nucleus_id", "target_id", "pt_root_id", "root_id", "valid_id")
 
 
 def rate_variables(
@@ -199,6 +221,50 @@ def rate_variables(
     if len(names) == 2:
         _require_agreement(variables["rate_dir"][1], variables["rate_ori"][1], spec.name)
     return variables, coords
+
+
+def _further_variables(
+    table: pd.DataFrame, spec: TableSpec, coords: Mapping[str, Variable]
+) -> tuple[dict[str, Variable], list[str]]:
+    """Return the other columns of a table of rates, and the names of those that cannot be used.
+
+    Arrays with one number per angle, such as errors, are over the angles of the rates.
+    """
+    dims = {len(coords[dim][1]): dim for dim in _DIM.values() if dim in coords}
+    skipped = {*_DIM, *_DIM.values(), *coords, *_NEURON_IDS, *HOUSEKEEPING}
+    variables: dict[str, Variable] = {}
+    left_out = []
+    for column in map(str, table.columns):
+        if column in skipped:
+            continue
+        no_units = column in PERIODS and None in (spec.angle_units, spec.angle_convention)
+        try:
+            if no_units:
+                raise SchemaError("an angle without units or convention")
+            if _is_array(table[column]):
+                values = parse_arrays(table[column], spec.name)
+                dim = dims.get(values.shape[1], f"{column}_number")
+                variables[column] = (("scan_unit", dim), values, {"long_name": column})
+            else:
+                values, attrs = table_variable(table[column], spec)
+                variables[column] = (("scan_unit",), values, attrs)
+        except SchemaError as error:
+            if column in PERIODS and not no_units:
+                raise
+            logger.info("%s.%s is left out: %s", spec.name, column, error)
+            left_out.append(column)
+    return variables, left_out
+
+
+def _is_array(column: pd.Series) -> bool:
+    """Whether a column holds arrays, or arrays written as text."""
+    present = column[column.notna()] if column.dtype == object else column[:0]
+    return bool(
+        len(present)
+        and present.map(
+            lambda v: v.lstrip().startswith("[") if isinstance(v, str) else np.ndim(v) == 1
+        ).all()
+    )
 
 
 def _require_agreement(rate_dir: np.ndarray, rate_ori: np.ndarray, name: str) -> None:
@@ -230,6 +296,7 @@ def match_units(curves: xr.Dataset, coregistration: xr.Dataset) -> xr.Dataset:
     rows = rows.sort_values([*keys, "nucleus_id"])
     ids = ("scan_unit", rows["nucleus_id"].to_numpy(), describe(FUNCTIONAL["nucleus_id"]))
     result = curves.isel(scan_unit=rows["row"].to_numpy()).assign_coords(nucleus_id=ids)
+    result = label_rows(result, coregistration, "scan_unit")
     result.attrs["coregistration_table"] = coregistration.attrs.get("functional_table", "unknown")
     result.attrs["n_unmatched"] = int((rows["nucleus_id"] < 0).sum())
     return stamp_release(result, *release_of(coregistration, "coregistration"))
@@ -243,7 +310,10 @@ def build_tuning_curves(
     variables, coords = rate_variables(typed, spec)
     for key in SCAN_KEYS:
         coords[key] = (("scan_unit",), typed[key].to_numpy(), describe(FUNCTIONAL[key]))
-    curves = xr.Dataset(variables, coords=coords, attrs={"tuning_table": spec.name})
+    further, left_out = _further_variables(typed, spec, coords)
+    curves = xr.Dataset(variables | further, coords=coords, attrs={"tuning_table": spec.name})
+    if left_out:
+        curves.attrs["columns_left_out"] = left_out
     curves = match_units(curves, coregistration)
     logger.info(
         "tuning curves of %s v%d: %d units, %d without a matching neuron",
@@ -285,13 +355,15 @@ def collapse_scans(
     xarray.Dataset
         Dim ``nucleus_id``, sorted, unique: the variables (for ``best`` and ``first`` also
         ``session``, ``scan_idx``, ``unit_id``), ``n_scans``, ``n_scan_units`` and, if there are
-        rates, ``n_rated``, the number of units that contribute rates.
+        rates, ``n_rated``, the number of units that contribute rates. The labels of the neurons
+        (``cell_type``, ``layer`` ...) stay coordinates.
 
     Raises
     ------
     SchemaError
-        If `by` is missing for ``best`` or is not one number per unit, if there are angles, which
-        have no arithmetic mean, for ``mean``, or if a row (a unit and its nucleus) is repeated.
+        If `by` is missing for ``best`` or is not one number per unit, if there are only angles,
+        which have no arithmetic mean, for ``mean``, or if a row (a unit and its nucleus) is
+        repeated.
     UnknownLabelError
         If `by` is not a variable of the Dataset.
     ReleaseMismatchError
@@ -340,7 +412,7 @@ def collapse_scans(
     angles = [str(n) for n in functional.data_vars if is_angle(functional[n])]
     for name in angles:
         require_likely_angle(functional[name], name)
-    if how == "mean" and angles:
+    if how == "mean" and angles and not _rates(functional):
         raise SchemaError(
             f"how='mean' cannot average the angles {angles}: select other variables with "
             "functional[['rate_ori']], or use how='best', by=..."
@@ -373,6 +445,10 @@ def collapse_scans(
         if rates or name != "n_rated":
             result[name] = ("nucleus_id", np.asarray(count, dtype=np.int64))
     release = {c: functional.coords[c] for c in RELEASE_COORDS if c in functional.coords}
+    # Also of neurons of which no unit was chosen.
+    labels = [name for name in LABELS if name in functional.coords]
+    result = result.drop_vars(labels, errors="ignore")
+    result = label_rows(result, functional, "nucleus_id")
     result = result.assign_coords(release)
     collapse = how if by is None else f"{how} by {by}" + (" (lowest)" if lowest else "")
     result.attrs = {**functional.attrs, **result.attrs, "collapse": collapse}

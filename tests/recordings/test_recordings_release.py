@@ -207,6 +207,56 @@ def test_real_fits_are_curves_of_the_real_units(real_data):
     assert np.isfinite(a).all()
     # Fits without a baseline: the curves go along with the rates, on the whole.
     assert np.median([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]) > 0.4
+    # the other columns of the best fit of each unit come along
+    best = fits.sort_values("mean_r_sqrd").groupby(["session", "scan_idx", "cell_id"]).last()
+    keys = zip(drawn.session.values, drawn.scan_idx.values, drawn.unit_id.values, strict=True)
+    np.testing.assert_array_equal(drawn.pvalue, best.loc[list(keys), "pvalue"])
+    assert {"amplitude", "kappa", "r2", "r_squared_diff", "model"} <= set(drawn.data_vars)
+    assert "root_id" not in drawn.variables
+
+
+def test_further_columns_of_fits_and_of_rates_survive(source, folder, tmp_path):
+    fits = fits_of(source)
+    rng = np.random.default_rng(1)
+    n = len(fits)
+    errors, folded, pair = (list(rng.random((n, k))) for k in (16, 8, 2))
+    fits["rate_error"], fits["rate_ori_error"], fits["interval"] = errors, folded, pair
+    fits["note"], fits["ragged"] = "a", [np.zeros(1 + i % 2) for i in range(n)]
+    fits["text_error"] = [str(e).replace("\n", "") for e in errors]
+    path = tmp_path / "orientation_fits_v1.parquet"
+    fits.to_parquet(path)
+    release = mx.Release(1718, source=folder, datadir=tmp_path / "data")
+    curves = release.tuning_curves(path, angle_convention="up_clockwise")
+    rows = pd.Index(fits["unit_id"]).get_indexer(curves.unit_id.values)
+    assert curves.rate_error.dims == ("scan_unit", "direction")
+    assert curves.rate_ori_error.dims == ("scan_unit", "orientation")
+    assert curves.interval.dims == ("scan_unit", "interval_number")
+    for name, values in (("rate_error", errors), ("rate_ori_error", folded), ("interval", pair)):
+        np.testing.assert_array_equal(curves[name], np.stack(values)[rows])
+    np.testing.assert_allclose(curves.text_error, curves.rate_error, atol=1e-7)
+    np.testing.assert_array_equal(curves.r2, fits["r2"].to_numpy()[rows])
+    assert curves.pref_dir.attrs["angle_convention"] == "up_clockwise"
+    np.testing.assert_array_equal(curves.pref_dir, fits["pref_dir"].to_numpy()[rows])
+    assert curves.note.values.tolist() == ["a"] * curves.sizes["scan_unit"]
+    assert curves.attrs["columns_left_out"] == ["ragged"]
+    # means over scans are of the rates alone
+    mean = mx.tuning.collapse_scans(curves)
+    assert set(mean.data_vars) >= {"rate_dir", "rate_ori", "n_rated"}
+    assert {"pref_dir", "rate_error", "r2"} <= set(mean.attrs["left_out"])
+    rated = release.units(rates=path, angle_convention="right_counterclockwise")
+    assert rated.rate_dir.notnull().any()
+
+    table = source.read(TABLE)
+    table["rate_error"] = table["rate_dir"]
+    table["pref_ori"], table["number"] = 0.5, np.arange(len(table))
+    table.to_parquet(tmp_path / f"{TABLE}.parquet")
+    curves = release.tuning_curves(tmp_path / f"{TABLE}.parquet")
+    np.testing.assert_array_equal(curves.rate_error, curves.rate_dir)
+    assert curves.number.dtype == np.int64
+    assert curves.pref_ori.attrs["units"] == "degree"  # of the registry
+    table.to_parquet(tmp_path / "mine.parquet")
+    curves = release.tuning_curves(tmp_path / "mine.parquet", angle_convention="up_clockwise")
+    assert curves.attrs["columns_left_out"] == ["pref_ori"]  # in units that nobody states
 
 
 # ---------------------------------------------------------------------------------- download

@@ -244,6 +244,45 @@ def test_a_unit_of_five_scans_joins_by_its_keys(release):
     assert table[[*KEYS, "nucleus_id", "pt_root_id"]].dtypes.eq(np.int64).all()
 
 
+def test_rows_carry_the_labels_of_their_neurons(release, tmp_path):
+    units = release.units()
+    for rows in (
+        release.functional(),
+        release.functional("auto"),
+        release.functional("digital_twin"),
+    ):
+        assert {"cell_type", "layer", "brain_area", "axon_completeness"} <= set(rows.coords)
+        for name in ("classification_system", "cell_type", "layer", "axon_completeness"):
+            word_of = dict(zip(units.nucleus_id.values.tolist(), units[name].values, strict=True))
+            expected = [word_of.get(i, "unknown") for i in rows.nucleus_id.values.tolist()]
+            assert rows[name].values.tolist() == expected
+            assert rows[name].dtype == object
+    rows = release.functional()
+    # they go with every array, and into the store
+    counted = rows.pt_root_id.groupby("cell_type").count()
+    assert counted.sum() == rows.sizes["scan_unit"]
+    assert "cell_type" in counted.dims
+    mx.write_store(tmp_path / "s.zarr", units=units, functional=rows)
+    stored = mx.open_store(tmp_path / "s.zarr")["functional"].to_dataset()
+    assert stored.cell_type.values.tolist() == rows.cell_type.values.tolist()
+    assert "cell_type" in mx.to_table(rows)
+    # one row per neuron has them too, also without a chosen unit, and merging does not mind
+    best = mx.tuning.collapse_scans(release.functional("auto"), "best", by="score")
+    word_of = units.cell_type.sel(nucleus_id=best.nucleus_id)
+    assert best.cell_type.values.tolist() == word_of.values.tolist()
+    assert mx.merge_table(units, best[["score"]]).cell_type.equals(units.cell_type)
+    twin = release.functional("digital_twin")[["gOSI"]]
+    assert mx.merge_table(rows, twin, on="functional").cell_type.equals(rows.cell_type)
+
+
+def test_rows_without_the_tables_of_units_have_no_labels(tmp_path, three_tables):
+    table = three_tables["coregistration"]
+    table.to_csv(tmp_path / "coregistration_manual_v4.csv", index=False)
+    rows = mx.Release(1300, source=tmp_path).functional()
+    assert rows.sizes["scan_unit"] == len(table)
+    assert "cell_type" not in rows.coords
+
+
 def test_the_real_neuron_of_five_units(real_data):
     release = mx.Release(661, source=real_data / "minnie65_v661")
     five = [(4, 7, 2650), (7, 4, 6039), (7, 5, 4046), (8, 5, 1553), (8, 5, 4463)]

@@ -185,9 +185,9 @@ def connection_probability(probability: xr.Dataset, *, ax: Axes | None = None) -
     Returns
     -------
     matplotlib.axes.Axes
-        One line per pair of populations with a tested pair of neurons, with whiskers where the
-        interval is known. The legend counts the tested pairs; the label of the vertical axis says
-        if the probabilities are lower bounds.
+        One line per pair of populations with a tested pair of neurons, at the mean distances of
+        the pairs of each bin, with whiskers where the interval is known. The legend counts the
+        tested pairs; the label of the vertical axis says if the probabilities are lower bounds.
 
     Raises
     ------
@@ -234,7 +234,10 @@ def connection_probability(probability: xr.Dataset, *, ax: Axes | None = None) -
         look: dict[str, Any] = {"color": PALETTE[i % len(PALETTE)], "marker": "os^Dv"[i % 5]}
         look |= {"ls": LINES[i // len(PALETTE)], "ms": 4, "lw": 1.2, "elinewidth": 0.9}
         y, ends = floats(line["probability"]), _whiskers(line, "probability")
-        ax.errorbar(floats(distance), y, yerr=ends, capsize=2, label=label, **look)
+        # The pairs of a bin are not in its middle.
+        x = floats(line.get(f"mean_{distances[0]}", distance))
+        x = np.where(np.isfinite(x), x, floats(distance))
+        ax.errorbar(x, y, yerr=ends, capsize=2, label=label, **look)
     lower = "lower_bound" in probability and bool(probability["lower_bound"].any())
     ax.set(
         xlabel=label_of(distance, str(distance.name).replace("_", " ")),

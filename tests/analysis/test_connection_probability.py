@@ -92,6 +92,8 @@ def test_by_hand(three):
     np.testing.assert_array_equal(pair.probability, [np.nan, 0.5, 0.0])
     assert pair.n_pre_tested.values.tolist() == [0, 3, 2]
     assert found.lateral_distance.values.tolist() == [15, 45, 75]
+    np.testing.assert_array_equal(pair.mean_lateral_distance, [np.nan, 30, 60])
+    assert found.mean_lateral_distance.attrs["units"] == "µm"
     assert found.lateral_distance_start.values.tolist() == [0, 30, 60]
     assert found.lateral_distance_end.values.tolist() == [30, 60, 90]
     # a plain Dataset, which becomes a table of one row per bin
@@ -132,6 +134,9 @@ def test_two_directions_at_once(three):
     assert found.n_pairs.dims == ("lateral_distance", "depth_distance")
     assert found.n_pairs.values.tolist() == [[2, 2], [0, 2]]
     assert found.n_connected.values.tolist() == [[1, 1], [0, 0]]
+    # 0 and 1, 1 and 2, 0 and 2
+    np.testing.assert_array_equal(found.mean_lateral_distance, [[30, 30], [np.nan, 60]])
+    np.testing.assert_array_equal(found.mean_depth_distance, [[100, 200], [np.nan, 300]])
 
 
 def test_without_distance_no_position_is_needed(three):
@@ -350,7 +355,7 @@ def test_bins_of_any_width(edges, values):
     at = np.where(at == 0, 0.0, at)
     posts = np.zeros((3, at.size))
     posts[1] = at
-    tested, _ = count_pairs(
+    tested, _, summed = count_pairs(
         np.zeros((3, 1)), posts, np.array([-1]), np.arange(at.size + 1),
         np.empty(0, np.int32), np.zeros((1, 2), np.int32),
         read_edges({"depth_change": edges}), 1,
@@ -359,6 +364,27 @@ def test_bins_of_any_width(edges, values):
     inside = (at >= edges[0]) & (at < edges[-1])
     assert tested[0].sum(axis=1).tolist() == inside.astype(int).tolist()
     assert np.argmax(tested[0], axis=1)[inside].tolist() == place[inside].tolist()
+    np.testing.assert_allclose(summed[0].sum(axis=1)[inside], at[inside], atol=1e-3)
+
+
+def test_pairs_are_not_in_the_middle_of_their_bin():
+    """Of neurons in a plane more are near the outer edge, also for both threads."""
+    rng = np.random.default_rng(0)
+    at = rng.uniform(0, 300, (900, 3))
+    stored = rng.random((900, 900)) < 0.01
+    found = mx.analysis.connection_probability(
+        dataset(stored, stored * 1000, stored * 1), make_units(at), None, [0, 25, 50]
+    )
+    away = np.hypot(*(at[:, None, [0, 2]] - at[:, [0, 2]]).transpose(2, 0, 1))
+    np.fill_diagonal(away, np.nan)
+    for k, (low, high) in enumerate(((0, 25), (25, 50))):
+        inside = away[(away >= low) & (away < high)]
+        assert found.n_pairs.values[k] == inside.size
+        np.testing.assert_allclose(found.mean_lateral_distance[k], inside.mean(), atol=1e-3)
+    np.testing.assert_allclose(found.mean_lateral_distance, [25 * 2 / 3, 38.9], atol=0.3)
+    mean = found.mean_lateral_distance.values
+    (container,) = mx.plot.connection_probability(found).containers
+    np.testing.assert_array_equal(container.lines[0].get_xdata(), mean)
 
 
 def test_like_plain_loops_on_the_synthetic_release(demo):

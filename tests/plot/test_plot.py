@@ -230,7 +230,7 @@ def test_probability_against_distance(demo_network):
     )
     label = f"excitatory_neuron → inhibitory_neuron ({int(one.n_pairs.sum()):,} pairs)"
     np.testing.assert_array_equal(drawn[label].lines[0].get_ydata(), one.probability.values)
-    np.testing.assert_array_equal(drawn[label].lines[0].get_xdata(), [50, 150, 250])
+    np.testing.assert_array_equal(drawn[label].lines[0].get_xdata(), one.mean_lateral_distance)
     ends = np.stack([one.probability_low, one.probability_high], axis=1)
     np.testing.assert_allclose(errors_of(drawn[label]), ends)
     wide = mx.analysis.connection_probability(

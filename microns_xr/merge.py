@@ -25,6 +25,7 @@ from microns_xr.releases import datastack_of, table_spec
 from microns_xr.schema import LABELS
 from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS
 from microns_xr.tuning.functional import (
+    array_column,
     complete_spec,
     missing_value,
     rate_variables,
@@ -235,7 +236,13 @@ def _from_frame(
             {n: ((_ROW, *dims[1:]), values, attrs) for n, (dims, values, attrs) in parsed.items()},
             coords=angles,
         )
+    sizes = {str(dim): added.sizes[dim] for dim in added.coords}
     for column in [n for n in names if n not in rates]:
+        # Such as errors of the rates; lists of other lengths are refused.
+        array = array_column(table[column], name, sizes) if rates else None
+        if array is not None and array[0] in sizes:
+            added[column] = ((_ROW, array[0]), array[1], {"long_name": column})
+            continue
         values, attrs = table_variable(table[column], spec)
         if re.fullmatch(r".*_position_[xyz]", column):
             stated = as_resolution(table.attrs.get(RESOLUTION), f"{name}.attrs[{RESOLUTION!r}]")

@@ -290,6 +290,33 @@ def test_columns_that_have_no_type(units, column, message):
         mx.merge_table(units, pd.DataFrame({"target_id": [11, 12], "x": column}))
 
 
+def test_errors_of_rates_are_merged_with_them(three_tables, functional):
+    n = 16  # as many rows as directions
+    table = pd.DataFrame({"session": 4, "scan_idx": 7, "unit_id": np.arange(n)})
+    rng = np.random.default_rng(0)
+    table["rate_dir"], table["rate_error"] = list(rng.random((n, 16))), list(rng.random((n, 16)))
+    table["rate_ori"] = [(r[:8] + r[8:]) / 2 for r in table["rate_dir"]]
+    table["rate_ori_error"] = [str(r.tolist()) for r in rng.random((n, 8))]
+    merged = mx.merge_table(functional, table, on="functional", angle_convention="up_clockwise")
+    assert merged.rate_error.dims == ("scan_unit", "direction")
+    assert merged.rate_ori_error.dims == ("scan_unit", "orientation")
+    assert np.isfinite(merged.rate_error[:, 0]).sum() >= 2
+    for unit, of_dir, of_ori in zip(
+        merged.unit_id.values, merged.rate_error.values, merged.rate_ori_error.values, strict=True
+    ):
+        if np.isnan(of_dir).any():  # of another scan
+            continue
+        row = table[table["unit_id"] == unit]
+        np.testing.assert_array_equal(of_dir, row["rate_error"].item())
+        assert str(of_ori.tolist()) == row["rate_ori_error"].item()
+    table["note"] = "[sic]"
+    merged = mx.merge_table(functional, table, on="functional", angle_convention="up_clockwise")
+    assert set(merged.note.values) <= {"[sic]", "unknown"}
+    table["pair"] = [[1, 2]] * n
+    with pytest.raises(mx.errors.SchemaError, match="pair holds lists or arrays"):
+        mx.merge_table(functional, table, on="functional", angle_convention="up_clockwise")
+
+
 def test_repeated_column_names(units):
     table = pd.DataFrame([[11, 1, 2]], columns=["target_id", "x", "x"])
     for columns in (None, ["x"], "x"):

@@ -230,7 +230,7 @@ def _further_variables(
 
     Arrays with one number per angle, such as errors, are over the angles of the rates.
     """
-    dims = {len(coords[dim][1]): dim for dim in _DIM.values() if dim in coords}
+    sizes = {dim: len(coords[dim][1]) for dim in _DIM.values() if dim in coords}
     skipped = {*_DIM, *_DIM.values(), *coords, *_NEURON_IDS, *HOUSEKEEPING}
     variables: dict[str, Variable] = {}
     left_out = []
@@ -241,10 +241,8 @@ def _further_variables(
         try:
             if no_units:
                 raise SchemaError("an angle without units or convention")
-            if _is_array(table[column]):
-                values = parse_arrays(table[column], spec.name)
-                dim = dims.get(values.shape[1], f"{column}_number")
-                variables[column] = (("scan_unit", dim), values, {"long_name": column})
+            if (array := array_column(table[column], spec.name, sizes)) is not None:
+                variables[column] = (("scan_unit", array[0]), array[1], {"long_name": column})
             else:
                 values, attrs = table_variable(table[column], spec)
                 variables[column] = (("scan_unit",), values, attrs)
@@ -256,15 +254,27 @@ def _further_variables(
     return variables, left_out
 
 
-def _is_array(column: pd.Series) -> bool:
-    """Whether a column holds arrays, or arrays written as text."""
+def array_column(
+    column: pd.Series, table: str, sizes: Mapping[str, int]
+) -> tuple[str, np.ndarray] | None:
+    """Read a column of arrays, or of arrays as text; None if it holds something else.
+
+    The dim is the one of that size among `sizes`, else one of its own.
+    """
     present = column[column.notna()] if column.dtype == object else column[:0]
-    return bool(
-        len(present)
-        and present.map(
-            lambda v: v.lstrip().startswith("[") if isinstance(v, str) else np.ndim(v) == 1
-        ).all()
+    is_array = present.map(
+        lambda v: v.lstrip().startswith("[") if isinstance(v, str) else np.ndim(v) == 1
     )
+    if not len(present) or not is_array.all():
+        return None
+    try:
+        values = parse_arrays(column, table)
+    except SchemaError:
+        if pd.api.types.infer_dtype(present, skipna=True) == "string":
+            return None  # text that only begins like an array
+        raise
+    dims = [dim for dim, size in sizes.items() if size == values.shape[1]]
+    return (dims or [f"{column.name}_number"])[0], values
 
 
 def _require_agreement(rate_dir: np.ndarray, rate_ori: np.ndarray, name: str) -> None:

@@ -16,6 +16,7 @@ from microns_xr.angles import is_angle, require_likely_angle
 from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
     gcxs,
+    is_scope_known,
     make_pattern,
     pattern_of,
     values_of,
@@ -64,8 +65,8 @@ def input_currents(
     -------
     xarray.DataArray
         ``input_current(post_nucleus_id, ...)``, float64, in weight times rate, with the other dims
-        of `rates` in their order; 0 for a neuron without synapses, NaN for one with synapses whose
-        partners all lack rates. The coordinate ``rated_fraction(post_nucleus_id)`` is the fraction
+        of `rates` in their order; 0 for a neuron without synapses, NaN if the scope is "unknown",
+        and NaN for a neuron with synapses whose partners all lack rates. The coordinate ``rated_fraction(post_nucleus_id)`` is the fraction
         of the input weight from partners with rates, NaN without input weight.
 
     Raises
@@ -134,8 +135,9 @@ def contract(
     -------
     xarray.DataArray
         float64, over the other axis and the other dims of `values` in their order, with the
-        coordinates of both and the attribute ``units``. With ``missing="skip"``, 0 for a neuron
-        without synapses and NaN for a neuron whose partners all lack values.
+        coordinates of both and the attribute ``units``; 0 for a neuron without synapses, but NaN
+        if the scope of the connectivity is "unknown", since it may have some. With
+        ``missing="skip"``, NaN for a neuron whose partners all lack values.
 
         For another connectivity sparse, over (``pre_nucleus_id``, ``post_nucleus_id``): the other
         axis of `connectivity`, and that of `values`, each with its labels, int64 if both weights
@@ -195,6 +197,9 @@ def contract(
     require_same_release(("connectivity", connectivity), ("values", values))
     weight = weight_of(connectivity, weight)
     lazy, rated = is_lazy(connectivity), missing == "skip"
+    scope_known = is_scope_known(connectivity)
+    # Which neurons have a stored pair is found along with the share.
+    want_rated = rated or not scope_known
     labels = connectivity[over].values
     counts = {}  # not known for lazy values until the result is computed
     aligned: Any
@@ -213,13 +218,15 @@ def contract(
         blocks = blocks_of(connectivity, [weight], prefer)
         axis = "major" if f"{blocks.compressed}_nucleus_id" == over else "minor"
         n_columns = math.prod(n for d, n in values.sizes.items() if d != dim)
-        sums, share = lazy_contract(blocks, aligned, n_columns, axis, rated)
+        sums, share = lazy_contract(blocks, aligned, n_columns, axis, want_rated, scope_known)
     else:
         pattern = pattern_of(connectivity, weight)
         axis = "major" if f"{pattern.compressed}_nucleus_id" == over else "minor"
         buffers = (values_of(connectivity, weight), pattern.indices, pattern.indptr)
         rows = (pattern.n_minor, aligned.table, aligned.rows)
-        sums, share = contract_buffers(*buffers, *rows, over=axis, want_rated=rated).result()
+        sums, share = contract_buffers(*buffers, *rows, over=axis, want_rated=want_rated).result(
+            scope_known
+        )
 
     name, other = _name(values), f"{prefer}_nucleus_id"
     rest = [d for d in values.dims if d != dim]

@@ -16,6 +16,8 @@ import xarray as xr
 from microns_xr.angles import AngleConvention, AngleUnits, convert, require_likely_units
 from microns_xr.columns import as_ids, require_columns
 from microns_xr.connectivity.build import build_connectivity, build_synapses
+from microns_xr.connectivity.labels import Lookup, require_known
+from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import (
     ReleaseMismatchError,
     SchemaError,
@@ -26,7 +28,7 @@ from microns_xr.errors import (
 from microns_xr.files import file_sha256
 from microns_xr.frames import RESOLUTION
 from microns_xr.layers import segment_layers
-from microns_xr.provenance import add_history, release_of
+from microns_xr.provenance import add_history, release_of, require_same_release
 from microns_xr.recordings.files import open
 from microns_xr.recordings.trials import tuning
 from microns_xr.releases import (
@@ -792,6 +794,9 @@ class Release:
         request: str | SynapseSet | None = None,
         *,
         units: xr.Dataset | None = None,
+        pre: Any = None,
+        post: Any = None,
+        scope: str | None = None,
     ) -> xr.Dataset:
         """Build connectivity from the synapses of the release.
 
@@ -800,44 +805,56 @@ class Release:
         request : str or SynapseSet, optional
             Which set of synapses to use, if the source has several.
         units : xarray.Dataset, optional
-            The neurons of both axes; by default all units of the release.
+            Use only synapses between these neurons; by default between all units of the release.
+        pre, post : collection of int, or units Dataset, optional
+            Nucleus ids of the axes, among `units`, as in `microns_xr.build_connectivity`.
+        scope : {"complete", "requested", "unknown"}, optional
+            What a pair without a synapse means, see `microns_xr.build_connectivity`. By default
+            what the source states: "requested" for a download; "unknown" for a folder of tables,
+            unless `pre` and `post` say which neurons were asked for.
 
         Returns
         -------
         xarray.Dataset
             Dims ``pre_nucleus_id`` and ``post_nucleus_id``; see `microns_xr.build_connectivity`.
             For a download, the axes are the units among the requested neurons;
-            ``attrs["asked_for_but_no_unit"]`` counts the other requested neurons.
+            ``attrs["asked_for_but_no_unit"]`` counts the other requested neurons. If the scope is
+            "unknown", an axis that was not passed has the neurons with a connection in the table.
 
         Raises
         ------
         SourceError
             If there are no synapses, or several sets but no `request`.
         ReleaseMismatchError
-            If `units` or the synapses come from another release.
+            If `units`, `pre`, `post` or the synapses come from another release.
+        UnknownLabelError
+            If ids of `pre` or `post` are not among the units, or were not part of the download.
         SchemaError
             If the table of synapses lacks columns, or its ids are floats.
         """
-        return self._connect(request, units)[0]
+        return self._connect(request, units, {"pre": pre, "post": post}, scope)[0]
 
     def synapses(
         self,
         request: str | SynapseSet | None = None,
         *,
         units: xr.Dataset | None = None,
+        pre: Any = None,
+        post: Any = None,
+        scope: str | None = None,
     ) -> xr.Dataset:
         """Label the single synapses of the release, with positions in µm.
 
         Parameters
         ----------
-        request, units : optional
+        request, units, pre, post, scope : optional
             As in `connectivity`.
 
         Returns
         -------
         xarray.Dataset
             Dim ``synapse``; see `microns_xr.build_synapses`. ``pre_index`` and ``post_index`` are
-            positions on the axes of ``connectivity(request, units=units)``.
+            positions on the axes of ``connectivity`` with the same arguments.
 
         Raises
         ------
@@ -846,7 +863,8 @@ class Release:
         SourceError, ReleaseMismatchError
             As in `connectivity`.
         """
-        connectivity, table, name = self._connect(request, units)
+        chosen = {"pre": pre, "post": post}
+        connectivity, table, name = self._connect(request, units, chosen, scope)
         registered = None
         if self.spec.has("synapses") and table.attrs.get(RESOLUTION) is None:
             registered = self.spec.table_of("synapses").resolution_nm
@@ -878,7 +896,11 @@ class Release:
         return self.table(name), name, {}
 
     def _connect(
-        self, request: str | SynapseSet | None, units: xr.Dataset | None
+        self,
+        request: str | SynapseSet | None,
+        units: xr.Dataset | None,
+        chosen: Mapping[str, Any],
+        scope: str | None,
     ) -> tuple[xr.Dataset, pd.DataFrame, str]:
         """Build connectivity; return also the table of its synapses, and its name."""
         # Build with all units, so that synapses of units outside the selection are not "unknown".
@@ -887,17 +909,26 @@ class Release:
         table, name, requested = self._synapse_table(request)
         ids, roots = units["nucleus_id"].values, units["pt_root_id"].values
         axes, no_unit = {"pre": ids, "post": ids}, {"pre": 0, "post": 0}
-        for side in axes:
+        for side, choice in chosen.items():
             if requested.get(side) is not None:
                 axes[side] = ids[np.isin(roots, requested[side])]
                 no_unit[side] = int((~np.isin(requested[side], whole["pt_root_id"].values)).sum())
+            if choice is not None:
+                axes[side] = _among(axes[side], choice, units, side)
+        if scope is None:
+            both = all(choice is not None for choice in chosen.values())
+            scope = "requested" if both and self.source.scope == "unknown" else self.source.scope
         connectivity = build_connectivity(
             table,
             whole,
             pre=axes["pre"],
             post=axes["post"],
-            scope=self.source.scope,
+            scope=scope,
             shared_roots=self.shared_roots(),
+        )
+        # The selection of units is no request, so that the other axes have what the table names.
+        connectivity = drop_unnamed(
+            connectivity, [side for side, choice in chosen.items() if choice is None]
         )
         if any(no_unit.values()):
             warn_of_dropped_rows(
@@ -967,6 +998,19 @@ class Release:
             connectivity=connectivity,
             **options,
         )
+
+
+def _among(axis: np.ndarray, chosen: Any, units: xr.Dataset, side: str) -> np.ndarray:
+    """Return chosen ids, after checking that all of them are on the axis."""
+    if isinstance(chosen, xr.Dataset | xr.DataArray):
+        require_same_release(("units", units), (side, chosen))
+    ids = as_ids(chosen, side)
+    hint = (
+        "take nucleus ids, not root ids, of the units that you pass and, for a download, of neurons "
+        "that were part of the request"
+    )
+    require_known(ids, Lookup(axis, side).find(ids), side, "the units with known synapses", hint)
+    return ids
 
 
 # Tuning curves: files of a release, and rates evaluated from a table of fits.

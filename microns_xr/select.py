@@ -20,7 +20,7 @@ from microns_xr.connectivity.blocks import (
     take_positions,
 )
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.connectivity.subset import keep_touching
+from microns_xr.connectivity.subset import drop_unnamed, keep_touching
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import validate
@@ -216,10 +216,11 @@ def select_connections(
         Nucleus ids, units, or conditions of `select_units` such as ``{"layer": "L4"}``. Ids that
         are not on the axis are ignored, and counted in the history.
     both : bool, optional
-        If True, select the neurons of both sets; None means all neurons. If False, keep the axes
-        unchanged and select every pair whose presynaptic neuron is in `pre` or whose postsynaptic
-        neuron is in `post`; None means no neurons. Other pairs then look unconnected although they
-        may be connected, so the scope becomes "unknown".
+        If True, select the neurons of both sets; None means all neurons. If False, select every
+        pair whose presynaptic neuron is in `pre` or whose postsynaptic neuron is in `post`; None
+        means no neurons. Other pairs of their partners may be connected, too, so the scope becomes
+        "unknown", and the axes are the neurons of the selected pairs, for which lazy connectivity
+        is read once.
 
     Returns
     -------
@@ -296,7 +297,7 @@ def on_axis(
         raise UnknownLabelError(
             f"none of the {ids.size} ids of {side} is on the axis {side}_nucleus_id, such as "
             f"{ids[0]}: pass nucleus ids, not root ids; the axis holds only the neurons that were "
-            "requested"
+            "requested or, if the scope is 'unknown', that the table names"
         )
     of = f" of {ids.size}" if positions.size < ids.size else ""
     return positions, f"{positions.size}{of} ids"
@@ -397,6 +398,8 @@ def _partners(source: Connectivity, ids: Any, side: Side, function: str) -> xr.D
 def degrees(connectivity: Connectivity) -> xr.Dataset:
     """Count partners of every neuron, and sum the sizes and numbers of its synapses.
 
+    If the scope of the connectivity is "unknown", only neurons with a connection are counted.
+
     Parameters
     ----------
     connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
@@ -425,6 +428,7 @@ def degrees(connectivity: Connectivity) -> xr.Dataset:
     """
     connectivity, compute = connectivity_of(connectivity)
     validate(connectivity, "connectivity")
+    connectivity = drop_unnamed(connectivity)
     sums = sums_by_neuron(connectivity)
     result = connectivity.drop_vars(list(connectivity.data_vars)).drop_attrs(deep=False)
     prefixes: dict[Side, tuple[str, str]]

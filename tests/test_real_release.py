@@ -65,6 +65,12 @@ def test_units_and_connections(release, plain):
     assert int((units.n_rated > 0).sum()) == np.isfinite(rates[:, 0]).sum() == 5336
     assert mx.n_connections(connectivity) == matrix.nnz == n_known == 37_405
     assert connectivity.scope.item() == "unknown"
+    # The axes are the neurons that the file names, and no other unit.
+    stored = matrix.tocoo()
+    for side, at in (("pre", stored.row), ("post", stored.col)):
+        axis = connectivity[f"{side}_nucleus_id"]
+        np.testing.assert_array_equal(axis, nuclei.id.to_numpy()[np.unique(at)])
+    assert connectivity.sizes == {"pre_nucleus_id": 8501, "post_nucleus_id": 911}
     assert connectivity.attrs["dropped_synapses"]["any_reason"] == 4719
 
 
@@ -74,11 +80,23 @@ def test_input_currents_of_16_directions(release, plain):
     expected = matrix.T @ np.nan_to_num(rates)
     sums = currents.sum("post_nucleus_id").values
     np.testing.assert_allclose(sums, expected.sum(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(currents.values, expected, rtol=1e-12)
+    nuclei = plain[0]
+    at = np.flatnonzero(nuclei.id.isin(currents.post_nucleus_id.values))
+    np.testing.assert_allclose(currents.values, expected[at], rtol=1e-12)
     rated = np.isfinite(rates[:, 0]).astype(float)
     total = np.asarray(matrix.sum(axis=0)).ravel()
-    with np.errstate(invalid="ignore"):
-        np.testing.assert_allclose(currents.rated_fraction, (matrix.T @ rated) / total, rtol=1e-12)
+    share = (matrix.T @ rated)[at] / total[at]
+    np.testing.assert_allclose(currents.rated_fraction, share, rtol=1e-12)
+
+
+def test_only_neurons_of_the_file_have_a_current(release):
+    units = release["units"]
+    chosen = mx.select_units(units, layer="L2/3", cell_type="23P").nucleus_id
+    assert chosen.size == 16_136
+    currents = mx.input_currents(release["connectivity"], units.rate_ori).isel(orientation=0)
+    of_chosen = currents.reindex(post_nucleus_id=chosen.values)
+    assert int(of_chosen.notnull().sum()) == 95
+    assert round(of_chosen.mean().item()) == 206_735
 
 
 def test_the_other_contraction_is_another_number(release, plain):
@@ -87,25 +105,27 @@ def test_the_other_contraction_is_another_number(release, plain):
         release["connectivity"], release["units"].rate_dir, over="post_nucleus_id", missing="skip"
     )
     expected = matrix @ np.nan_to_num(rates)
-    np.testing.assert_allclose(other.fillna(0).values, expected, rtol=1e-12)
+    at = np.flatnonzero(plain[0].id.isin(other.pre_nucleus_id.values))
+    np.testing.assert_allclose(other.fillna(0).values, expected[at], rtol=1e-12)
     currents = mx.input_currents(release["connectivity"], release["units"].rate_dir)
     assert not np.allclose(other.sum("pre_nucleus_id"), currents.sum("post_nucleus_id"), rtol=0.1)
 
 
-def test_a_neuron_of_five_scans_contributes_once(release, folder):
+def test_a_neuron_of_four_scans_contributes_once(release, folder):
     matches = pd.read_csv(folder / "raw" / "coregistration_manual_v3.csv")
-    five = matches.target_id.value_counts().idxmax()
-    units = release["units"]
-    assert units.n_scan_units.sel(nucleus_id=five).item() == 5
-    # give every one of its five units the same curve: the neuron's rate is that curve, not five
-    rows = matches[matches.target_id == five]
+    units, connectivity = release["units"], release["connectivity"]
+    of_file = matches.target_id[matches.target_id.isin(connectivity.pre_nucleus_id.values)]
+    neuron = of_file.value_counts().idxmax()
+    assert units.n_scan_units.sel(nucleus_id=neuron).item() == 4
+    # give every one of its four units the same curve: the neuron's rate is that curve, not four
+    rows = matches[matches.target_id == neuron]
     curve = "[" + " ".join(["2."] * 16) + "]"
     fits = rows[["session", "scan_idx", "unit_id"]].assign(rate_dir=curve)
     functional = mx.Release(661, source=folder).functional()
     spec = mx.releases.release_spec(661).table_of("tuning_curves")
     rates = mx.tuning.collapse_scans(build_tuning_curves(fits, spec, functional))
-    assert rates.n_rated.values.tolist() == [5]
-    connectivity = release["connectivity"]
-    size = float(mx.outputs_from(connectivity, int(five)).synapse_size.sum())
+    assert rates.n_rated.values.tolist() == [4]
+    size = float(mx.outputs_from(connectivity, int(neuron)).synapse_size.sum())
+    assert size > 0
     currents = mx.input_currents(connectivity, rates.rate_dir)
     np.testing.assert_allclose(currents.sum("post_nucleus_id").values, 2 * size)

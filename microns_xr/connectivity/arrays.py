@@ -242,6 +242,12 @@ def pair_buffers(
     return first, values
 
 
+def is_scope_known(connectivity: xr.Dataset | xr.DataArray) -> bool:
+    """Whether a pair that is not stored is known to have no synapse."""
+    scope = connectivity.coords.get("scope")
+    return scope is not None and scope.item() != "unknown"
+
+
 def two_neurons() -> xr.Dataset:
     """Return connectivity of neurons 11 and 12, the latter with an autapse, for the examples."""
     pattern = make_pattern(np.array([1, 0, 1]), np.array([0, 1, 3]), (2, 2), "post")

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
+import dask
 import dask.array as da
 import numba
 import numpy as np
@@ -344,7 +345,10 @@ def positions_of(connectivity: xr.Dataset, side: Side, ids: Any) -> np.ndarray:
     labels = as_ids(ids, f"{side}_ids")
     axis = f"{side}_nucleus_id"
     at = Lookup(connectivity[axis].values, axis).find(labels)
-    hint = "pass nucleus ids, not root ids; the axes hold only the neurons that were requested"
+    hint = (
+        "pass nucleus ids, not root ids; the axes hold only the neurons that were requested or, if "
+        "the scope is 'unknown', that the table names (build it with pre= and post= for others)"
+    )
     require_known(labels, at, f"{side}_ids", f"{axis} of the connectivity", hint)
     return at
 
@@ -681,16 +685,17 @@ def lazy_contract(
     n_columns: int,
     over: Literal["minor", "major"],
     want_rated: bool,
+    scope_known: bool,
 ) -> tuple[da.Array, da.Array | None]:
     """Contract one variable with rows of values; return the sums and the share with a value."""
-    block = partial(_contract_block, over=over, want_rated=want_rated)
+    block = partial(_contract_block, over=over, want_rated=want_rated, scope_known=scope_known)
     parts = _mapped(blocks, block, aligned)
     if over == "minor":
         sums = _along(parts, 0, blocks.spans, (n_columns,), np.float64)
         return sums, _along(parts, 1, blocks.spans, (), np.float64) if want_rated else None
     # Each block contributes to every sum.
     total = _added(parts, _add_contractions, 8 * blocks.n_minor * n_columns)
-    result: Any = delayed(_result, pure=True)(total)
+    result: Any = delayed(_result, pure=True)(total, scope_known)
     sums = da.from_delayed(result[0], (blocks.n_minor, n_columns), np.float64)
     share = da.from_delayed(result[1], (blocks.n_minor,), np.float64) if want_rated else None
     return sums, share
@@ -705,12 +710,13 @@ def _contract_block(
     *,
     over: Literal["minor", "major"],
     want_rated: bool,
+    scope_known: bool,
 ) -> Any:
     (weights,) = values.values()
     rows = aligned.rows if over == "minor" else aligned.rows[lo:hi]
     args = (weights, pattern.indices, pattern.indptr, pattern.n_minor, aligned.table, rows)
     part = contract_buffers(*args, over=over, want_rated=want_rated, threads=1)
-    return part.result() if over == "minor" else part
+    return part.result(scope_known) if over == "minor" else part
 
 
 def _add_contractions(*parts: Any) -> Contraction:
@@ -721,9 +727,9 @@ def _add_contractions(*parts: Any) -> Contraction:
     return Contraction(sums, _add(*(part.tally for part in parts)), partners)
 
 
-def _result(contraction: Contraction) -> tuple[np.ndarray, np.ndarray | None]:
+def _result(contraction: Contraction, scope_known: bool) -> tuple[np.ndarray, np.ndarray | None]:
     # A copy, because the sums of a single block are also the cached result of that block.
-    return contraction._replace(sums=contraction.sums.copy()).result()
+    return contraction._replace(sums=contraction.sums.copy()).result(scope_known)
 
 
 def lazy_neurons(blocks: Blocks) -> tuple[Sums, Sums]:
@@ -778,6 +784,36 @@ def _groups_block(
     kinds, major_codes, minor_codes, n_groups = shared
     buffers = (_numbers(values, kinds), pattern.indices, pattern.indptr)
     return group_sums(*buffers, major_codes[lo:hi], minor_codes, n_groups, threads=1)
+
+
+def connected(connectivity: xr.Dataset) -> dict[Side, np.ndarray]:
+    """Return by side whether each neuron has a stored pair; lazy connectivity is computed."""
+    name = pair_names(connectivity)[0]
+    if not is_lazy(connectivity):
+        pattern = pattern_of(connectivity, name)
+        major, minor = _connected_block(pattern, {}, None, 0, 0)
+        return {pattern.compressed: major, OTHER_SIDE[pattern.compressed]: minor}
+    blocks = blocks_of(connectivity, [name])
+    source = stored_source(blocks.arrays)
+    if source is not None and (other := source.other()) is not None:
+        return {copy.compressed: np.diff(copy.indptr) > 0 for copy in (source, other)}
+    parts = _mapped(blocks, _connected_block)
+    majors, minor = dask.compute(
+        [part[0] for part in parts], _added([part[1] for part in parts], _any)
+    )
+    return {blocks.compressed: np.concatenate(majors), OTHER_SIDE[blocks.compressed]: minor}
+
+
+def _connected_block(
+    pattern: Pattern, values: Values, shared: None, lo: int, hi: int
+) -> tuple[np.ndarray, np.ndarray]:
+    minor = np.zeros(pattern.n_minor, dtype=bool)
+    minor[pattern.indices] = True
+    return np.diff(pattern.indptr) > 0, minor
+
+
+def _any(*parts: np.ndarray) -> np.ndarray:
+    return np.logical_or.reduce(parts)
 
 
 def count_pairs(blocks: Blocks) -> Delayed:

@@ -161,7 +161,7 @@ def build_connectivity(
     *,
     pre: Any = None,
     post: Any = None,
-    scope: str = "unknown",
+    scope: str | None = None,
     rows: Rows = "auto",
     shared_roots: Iterable[int] | np.ndarray | None = None,
 ) -> xr.Dataset:
@@ -178,10 +178,14 @@ def build_connectivity(
     units : xarray.Dataset
         Units of the same release: ``pt_root_id(nucleus_id)``.
     pre, post : collection of int, or units Dataset, optional
-        Nucleus ids of the axes; by default all units. Rows of other units are dropped.
+        Nucleus ids of the axes, of neurons whose synapses were asked for. Rows of other units are
+        dropped. By default, the axis has all units if `scope` is "complete" or "requested", and
+        only the units with a connection in the table if it is "unknown".
     scope : {"complete", "requested", "unknown"}, optional
-        Whether all pairs of the axes were queried, so that pairs that are not in the table are
-        known to have no synapse.
+        What a pair that is not in the table means. "complete" (the table has all synapses of the
+        release) and "requested" (it has all between the neurons of the axes): it has no synapse.
+        "unknown": it may have some. By default "requested" if both `pre` and `post` are passed,
+        else "unknown".
     rows : {"auto", "synapse", "pair"}, optional
         What a row is. "auto" takes rows with an ``id``, a ``ctr_pt_position`` or repeated pairs for
         synapses, and else for pairs.
@@ -195,7 +199,7 @@ def build_connectivity(
         ``synapse_size`` and, unless the table has one row per pair and no count,
         ``synapse_count`` over (``pre_nucleus_id``, ``post_nucleus_id``),
         int64 `sparse.GCXS` on one pattern, compressed over post; coordinates ``pre_pt_root_id``
-        and ``post_pt_root_id``. The axes are exactly the neurons requested, sorted. A pair whose
+        and ``post_pt_root_id``; the scalar coordinate ``scope``. Axes are sorted. A pair whose
         sizes sum to 0 is stored. ``attrs["dropped_synapses"]`` counts the dropped rows:
         ``pre_null``, ``pre_zero``, ``pre_shared``, ``pre_unknown``, the same for post,
         ``any_reason`` (each row once) and ``not_asked_for``; ``attrs["n_synapse_rows"]`` counts
@@ -228,6 +232,9 @@ def build_connectivity(
     array([[0, 7],
            [5, 0]])
     """
+    choices = {"pre": pre, "post": post}
+    if scope is None:
+        scope = "unknown" if pre is None or post is None else "requested"
     if scope not in SCOPES:
         raise SchemaError(f"scope is {scope!r}, expected one of {SCOPES}")
     datastack, version = release_of(units, "units")
@@ -235,7 +242,7 @@ def build_connectivity(
     unit_ids = as_ids(units, "units")
     by_nucleus = Lookup(unit_ids, "nucleus_id of the units")
     axes = {"pre": np.sort(unit_ids), "post": np.sort(unit_ids)}
-    for side, ids in (("pre", pre), ("post", post)):
+    for side, ids in choices.items():
         if ids is not None:
             axes[side] = _axis_ids(ids, units, by_nucleus, side)
     # The lookup of partner ids, and the nucleus id of each of its labels.
@@ -261,6 +268,10 @@ def build_connectivity(
     left_out = (codes["pre"] < 0) | (codes["post"] < 0)
     dropped["any_reason"] = int(without_unit.sum())
     dropped["not_asked_for"] = int(left_out.sum()) - dropped["any_reason"]
+    # What a bare file says nothing about must not look like a neuron without synapses.
+    for side, ids in choices.items():
+        if scope == "unknown" and ids is None:
+            axes[side], codes[side] = _connected(axes[side], codes[side], ~left_out)
 
     matrix = sum_pairs(codes["post"], codes["pre"], table.size, table.count, axes["post"].size)
     weights = {"synapse_size": matrix.sizes}
@@ -314,6 +325,16 @@ def _axis_ids(ids: Any, units: xr.Dataset, by_nucleus: Lookup, side: str) -> np.
     hint = "take the ids from units.nucleus_id, not from pt_root_id"
     require_known(labels, by_nucleus.find(labels), side, where, hint)
     return labels
+
+
+def _connected(
+    axis: np.ndarray, codes: np.ndarray, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the neurons of an axis that the kept rows name, and the positions on that axis."""
+    named = np.zeros(axis.size + 1, dtype=bool)  # the extra entry is for rows without a neuron
+    named[codes[kept]] = True
+    positions = np.where(named, np.cumsum(named, dtype=np.int32) - 1, np.int32(-1))
+    return axis[named[:-1]], positions[codes]
 
 
 def _reasons(

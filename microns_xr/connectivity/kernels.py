@@ -132,11 +132,14 @@ class Contraction(NamedTuple):
         total, rated = (self.tally[:, k].astype(np.float64) for k in (0, 1))
         return np.divide(rated, total, out=np.full(total.size, np.nan), where=total != 0)
 
-    def result(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the sums, NaN where no partner has a value, and the share."""
+    def result(self, scope_known: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the sums, NaN where no partner has a value, and the share.
+
+        If the scope is unknown, a sum without stored pairs is NaN as well.
+        """
         sums = self.sums
         if self.partners is not None:
-            sums[self.partners == 1] = np.nan
+            sums[self.partners == 1 if scope_known else self.partners <= 1] = np.nan
         return sums, self.share
 
 

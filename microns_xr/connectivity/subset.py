@@ -6,7 +6,7 @@ variables of the Dataset. Axes stay sorted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import xarray as xr
 from microns_xr.connectivity.arrays import (
     Compressed,
     Pattern,
+    is_scope_known,
     pair_buffers,
     pair_names,
     pattern_of,
@@ -23,6 +24,7 @@ from microns_xr.connectivity.blocks import (
     OTHER_SIDE,
     Side,
     blocks_of,
+    connected,
     count_pairs,
     is_lazy,
     keep_pairs,
@@ -80,7 +82,7 @@ def take(connectivity: xr.Dataset, pre_ids: Any = None, post_ids: Any = None) ->
 def keep_touching(
     connectivity: xr.Dataset, pre: np.ndarray | None, post: np.ndarray | None
 ) -> xr.Dataset:
-    """Select the pairs that involve a neuron at one of the positions; the axes are unchanged."""
+    """Select the pairs that involve a neuron at one of the positions, and all their neurons."""
     rule, compressed = _select_all(connectivity)
     n_pre, n_post = rule.shape(compressed)
     touched = {"pre": np.zeros(n_pre, dtype=bool), "post": np.zeros(n_post, dtype=bool)}
@@ -91,7 +93,21 @@ def keep_touching(
     rule = rule._replace(partners=touched[OTHER_SIDE[compressed]], whole=touched[compressed])
     result = keep_pairs(connectivity, connectivity, rule)
     # Pairs of two other neurons now look unconnected, though they may be connected.
-    return result.assign_coords(scope=xr.Variable((), np.array("unknown", dtype=object)))
+    unknown = xr.Variable((), np.array("unknown", dtype=object))
+    return drop_unnamed(result.assign_coords(scope=unknown))
+
+
+def drop_unnamed(
+    connectivity: xr.Dataset, sides: Collection[str] = ("pre", "post")
+) -> xr.Dataset:
+    """Drop the neurons without a stored pair, if the scope does not say that they have none."""
+    if is_scope_known(connectivity) or not sides:
+        return connectivity
+    named = {side: of_side for side, of_side in connected(connectivity).items() if side in sides}
+    if all(of_side.all() for of_side in named.values()):
+        return connectivity
+    positions = {side: np.flatnonzero(of_side) for side, of_side in named.items()}
+    return take_positions(connectivity, positions.get("pre"), positions.get("post"))
 
 
 def _select_all(connectivity: xr.Dataset) -> tuple[Rule, Side]:

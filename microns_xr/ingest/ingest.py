@@ -38,7 +38,7 @@ from microns_xr.provenance import release_of
 from microns_xr.releases import space_of_data, table_of_file
 from microns_xr.schema import SCOPES, validate
 from microns_xr.store import swap
-from microns_xr.store.spill import Spill, collate
+from microns_xr.store.spill import Spill, Stretch, collate
 from microns_xr.store.stream import (
     ChunkPool,
     CopyWriter,
@@ -51,6 +51,9 @@ from microns_xr.store.synapses import plan_copy_rows, plan_rows
 from microns_xr.store.write import finish_store, root_attrs, write_store
 
 logger = logging.getLogger(__name__)
+
+# By side, whether each unit is on the axis.
+Axes = dict[Compressed, np.ndarray]
 
 _PARTS = ("units", "layers", "functional")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -93,7 +96,8 @@ def ingest_synapses(
         id (``pre_pt_root_id`` ...) or nucleus id (``pre_nucleus_id`` ..., preferred if there are
         both); a table of pairs has ``n_syn`` and ``sum_size``. Values must not hold line breaks.
     units : xarray.Dataset, xarray.DataTree or mapping of str to xarray.Dataset
-        Units of the same release, dim ``nucleus_id``; all of them are on the axes. Or a mapping
+        Units of the same release, dim ``nucleus_id``. If the scope is "unknown", the axes have
+        those with a connection in the files, else all of them. Or a mapping
         with ``units`` and, to be written with them, ``layers`` and ``functional``; or a tree with
         these groups, as `open_store` returns it, whose other groups are not copied. If
         ``units.attrs["shared_roots"]`` lists the root ids that contain several nuclei (see
@@ -123,8 +127,9 @@ def ingest_synapses(
         "count" leaves out lines that cannot be read, and counts them in ``attrs["bad_lines"]`` of
         the connectivity. A truncated file is always an error.
     scope : {"complete", "requested", "unknown"}, optional
-        Which pairs the files cover. "complete" if they are the whole table of the release,
-        so that a zero means that no synapse was seen. Independent of `keep`.
+        What a pair that is not in the files means, see `build_connectivity`: "complete" if they
+        are the whole table of the release, so that a zero means that no synapse was seen.
+        Independent of `keep`.
     rows : {"auto", "synapse", "pair"}, optional
         What a row is, see `build_connectivity`; "auto" looks for repeated pairs among the kept
         rows only.
@@ -206,8 +211,10 @@ def ingest_synapses(
         )
     shared = as_ids(neurons.attrs.get("shared_roots", ()), "units.attrs['shared_roots']")
     # Made before hours of reading, so that invalid input raises at once.
+    everyone = np.ones(neurons.sizes["nucleus_id"], dtype=bool)
+    axes: Axes = {"pre": everyone, "post": everyone}
     # Rows that may be synapses are counted until it is known that no pair has several.
-    template = _template(layout, neurons, scope, repeated=True)
+    template = _template(layout, neurons, scope, axes, repeated=True)
     space = space_of_data(neurons)
     datastack = release_of(neurons, "units")[0]
     resolution = resolution_of_files(inputs, space, resolution_nm, datastack) if positions else None
@@ -231,9 +238,14 @@ def ingest_synapses(
             row_bytes = _bytes_of(mapper.columns[-1]) * (4 if singles else 1) + _PAIR_BYTES
             count_bad = on_bad_lines == "count"
             counts = read_files(inputs, layout, mapper, spills, row_bytes, count_bad, progress)
+            if scope == "unknown":  # only now is it known which neurons the files name
+                spills[0].flush()
+                axes = {"pre": mapper.named_pre, "post": spills[0].per_major > 0}
+                template = _template(layout, neurons, scope, axes, repeated=True)
             with ChunkPool() as pool:
                 writer = _Writer(
-                    root, work, template, max_rows, pool, space, resolution, history, progress,
+                    root, work, template, axes, max_rows, pool, space, resolution, history,
+                    progress,
                 )  # fmt: skip
                 copies = writer.write_pairs(spills[0], singles and keep == "both")
                 if keep != "both":
@@ -247,7 +259,7 @@ def ingest_synapses(
                         f"rows is 'pair' but {n_rows} rows hold {n_pairs} pairs, expected each "
                         "pair once: pass rows='synapse' if they are synapses, or add a column n_syn"
                     )
-                template = _template(layout, neurons, scope, repeated)
+                template = _template(layout, neurons, scope, axes, repeated)
                 tables = _tables(parts.values(), [file.name for file in inputs], datastack)
                 dropped = {reason: counts[reason] for reason in template.attrs["dropped_synapses"]}
                 template.attrs = {
@@ -290,12 +302,16 @@ def _parts(units: Any) -> dict[str, xr.Dataset]:
     return {name: parts[name].compute() for name in _PARTS if parts.get(name) is not None}
 
 
-def _template(layout: Layout, units: xr.Dataset, scope: str, repeated: bool) -> xr.Dataset:
+def _template(
+    layout: Layout, units: xr.Dataset, scope: str, axes: Axes, repeated: bool
+) -> xr.Dataset:
     """Return connectivity without pairs, with all coordinates and attributes of variables."""
+    ids = units["nucleus_id"].values
+    pre, post = ids[axes["pre"]], ids[axes["post"]]
     rows: Rows = "synapse" if layout.rows == "auto" and repeated else layout.rows
     names = [name for role, name in layout.columns.items() if role != "id"]
     no_rows = pd.DataFrame({name: np.zeros(0, dtype=np.int64) for name in names})
-    return build_connectivity(no_rows, units, scope=scope, rows=rows)
+    return build_connectivity(no_rows, units, pre=pre, post=post, scope=scope, rows=rows)
 
 
 def _bytes_of(columns: Columns) -> int:
@@ -328,6 +344,7 @@ class _Writer:
         root: zarr.Group,
         work: str,
         template: xr.Dataset,
+        axes: Axes,
         max_rows: int,
         pool: ChunkPool,
         space: Space,
@@ -336,6 +353,9 @@ class _Writer:
         progress: bool,
     ) -> None:
         self._root, self._work, self._template = root, work, template
+        self._on_post = axes["post"]
+        # Number of neurons on the axis before each unit, which is the position of those on it.
+        self._places = {side: np.append(0, np.cumsum(on)) for side, on in axes.items()}
         self._max_rows, self._pool, self._progress = max_rows, pool, progress
         self._space, self._resolution_nm = space, resolution_nm  # None without positions
         self._plan: dict[str, Any] = {
@@ -367,8 +387,8 @@ class _Writer:
                     Spill(os.path.join(self._work, "synapses"), n_pre, columns, max_rows)
                 )
                 rows.flush()
-                table = self._synapses_by("post", rows.per_major)
-            for part in rows.stretches(max_rows):
+                table = self._synapses_by("post", rows.per_major[self._on_post])
+            for part in map(self._on_axes, rows.stretches(max_rows)):
                 order, first, lengths = collate(
                     part.starts, part.columns["indices"], part.columns.get("id")
                 )
@@ -403,6 +423,15 @@ class _Writer:
             for part in pairs.stretches(max_rows):
                 by_pre.append(part.lengths, part.columns.pop("indices"), part.columns)
         return by_post, by_pre
+
+    def _on_axes(self, part: Stretch) -> Stretch:
+        """Return rows by position on the axes instead of among the units."""
+        pre, post = self._places["pre"], self._places["post"]
+        # Units that are not on the axis have no row.
+        starts = part.starts[np.append(self._on_post[part.first : part.last], True)]
+        indices = pre[part.columns["indices"]].astype(np.int32)
+        columns = part.columns | {"indices": indices}
+        return Stretch(int(post[part.first]), int(post[part.last]), starts, columns)
 
     def _synapses_by(self, axis: Compressed, lengths: np.ndarray) -> GroupWriter:
         sides: tuple[Compressed, ...] = ("pre", "post")

@@ -615,6 +615,8 @@ class Mapper:
         self._lookup = Lookup(np.concatenate([labels, shared]), f"{layout.labels} of the units")
         self.units_by_position = np.zeros(units.sizes["nucleus_id"], dtype=np.int64)
         self.units_by_position[where] = labels
+        # Whether a unit is presynaptic in a row with two units; threads only ever write True.
+        self.named_pre = np.zeros(units.sizes["nucleus_id"], dtype=bool)
         single: Columns = {"id": "int64"} if "id" in layout.columns else {}
         if layout.points:
             single["point"] = ("float64", 3)
@@ -688,6 +690,7 @@ class Mapper:
             columns = {name: numbers[name][rows] for name in names if name in numbers}
             if "indices" in names:
                 columns["indices"] = self._where[codes[other][rows]]
+                self.named_pre[columns["indices"]] = True
             else:
                 columns["root"] = numbers[other][rows]
             result.append((self._where[codes[side][rows]], columns))

@@ -45,6 +45,8 @@ def by_root(*rows):
 THREE = by_root((11, 12, 400), (13, 13, 9), (11, 12, 300), (12, 13, 0))
 SIZE = [[0, 700, 0], [0, 0, 0], [0, 0, 9]]
 COUNT = [[0, 2, 0], [0, 0, 1], [0, 0, 1]]
+# Of an unknown scope the axes are the neurons that the table names: nothing enters 11.
+SIZE_OF_NAMED = [[700, 0], [0, 0], [0, 9]]
 
 
 def test_three_neurons_by_hand():
@@ -73,8 +75,50 @@ def test_three_neurons_by_hand():
 
 def test_units_in_any_order():
     found = mx.build_connectivity(table(THREE, id=range(4)), make_units(order=(13, 11, 12)))
-    assert found.post_nucleus_id.values.tolist() == [11, 12, 13]
-    assert dense(found).tolist() == SIZE
+    assert found.pre_nucleus_id.values.tolist() == [11, 12, 13]
+    assert found.post_nucleus_id.values.tolist() == [12, 13]
+    assert dense(found).tolist() == SIZE_OF_NAMED
+
+
+def test_axes_of_an_unknown_scope_are_the_neurons_that_the_table_names():
+    units = make_units(order=(13, 12, 11))
+    rows = [*THREE, (STRANGER, ROOT[11], 5), (ROOT[12], 0, 5)]
+    with pytest.warns(mx.errors.DroppedRowsWarning, match="2 of 6 rows"):
+        found = mx.build_connectivity(table(rows, id=range(6)), units)
+    validate(found, "connectivity")
+    assert found.scope.item() == "unknown"
+    # 11 receives from no unit: what it receives from units is not known
+    assert found.post_nucleus_id.values.tolist() == [12, 13]
+    assert found.post_pt_root_id.values.tolist() == [ROOT[12], ROOT[13]]
+    assert dense(found).tolist() == SIZE_OF_NAMED
+    one = mx.build_connectivity(table(THREE[:1]), units)
+    assert (one.pre_nucleus_id.values.tolist(), one.post_nucleus_id.values.tolist()) == ([11], [12])
+    nothing = mx.build_connectivity(table([]), units)
+    assert nothing.synapse_size.shape == (0, 0)
+    for scope in ("complete", "requested"):
+        whole = mx.build_connectivity(table(THREE, id=range(4)), units, scope=scope)
+        assert whole.scope.item() == scope
+        assert dense(whole).tolist() == SIZE
+
+
+@pytest.mark.parametrize(
+    ("chosen", "scope", "axes", "found_scope"),
+    [
+        (dict(pre=[11, 12], post=[11, 13]), None, ([11, 12], [11, 13]), "requested"),
+        (dict(pre=[11, 12], post=[11, 13]), "unknown", ([11, 12], [11, 13]), "unknown"),
+        (dict(pre=[11, 12], post=[11, 13]), "complete", ([11, 12], [11, 13]), "complete"),
+        (dict(pre=[11, 12]), None, ([11, 12], [12, 13]), "unknown"),
+        (dict(post=[11, 13]), None, ([12, 13], [11, 13]), "unknown"),
+        (dict(pre=[11, 12]), "requested", ([11, 12], [11, 12, 13]), "requested"),
+    ],
+)
+def test_pre_and_post_say_what_was_asked_for(chosen, scope, axes, found_scope):
+    found = mx.build_connectivity(table(THREE, id=range(4)), make_units(), **chosen, scope=scope)
+    assert found.pre_nucleus_id.values.tolist() == axes[0]
+    assert found.post_nucleus_id.values.tolist() == axes[1]
+    assert found.scope.item() == found_scope
+    at = [np.array(ids) - 11 for ids in axes]
+    assert dense(found).tolist() == np.array(SIZE)[np.ix_(*at)].tolist()
 
 
 @pytest.mark.parametrize("size", ["size", "sum_size", "synapse_size"])
@@ -83,8 +127,8 @@ def test_a_table_of_pairs(size, count):
     rows = by_root((11, 12, 700, 2), (12, 13, 0, 1), (13, 13, 4, 3), (13, 13, 5, 4))
     synapses = table(rows, ("pre_pt_root_id", "post_pt_root_id", size, count))
     found = mx.build_connectivity(synapses, make_units())
-    assert dense(found).tolist() == SIZE
-    assert dense(found, "synapse_count").tolist() == [[0, 2, 0], [0, 0, 1], [0, 0, 7]]
+    assert dense(found).tolist() == SIZE_OF_NAMED
+    assert dense(found, "synapse_count").tolist() == [[2, 0], [0, 1], [0, 7]]
 
 
 def test_nucleus_ids_instead_of_roots():
@@ -93,7 +137,7 @@ def test_nucleus_ids_instead_of_roots():
         ("pre_nucleus_id", "post_nucleus_id", "size", "n_syn", "pre_pt_root_id", "post_pt_root_id"),
     )
     found = mx.build_connectivity(synapses, make_units())
-    assert dense(found).tolist() == [[0, 700, 0], [0, 0, 0], [0, 0, 0]]
+    assert dense(found).tolist() == [[700, 0], [0, 0]]
     assert dense(found, "synapse_count").sum() == 3
 
 
@@ -211,7 +255,7 @@ def test_axes_are_the_neurons_asked_for():
     same = mx.build_connectivity(table(THREE, id=range(4)), units, pre=some, post=some.nucleus_id)
     assert same.pre_nucleus_id.values.tolist() == same.post_nucleus_id.values.tolist() == [11, 13]
     nobody = mx.build_connectivity(table(THREE, id=range(4)), units, pre=[])
-    assert nobody.synapse_size.shape == (0, 3)
+    assert nobody.synapse_size.shape == (0, 0)
 
 
 def test_axes_of_strangers_or_of_another_release():
@@ -245,14 +289,14 @@ def test_a_table_without_a_row_connects_nobody():
 )
 def test_sizes_of_any_dtype_are_exact(dtype):
     synapses = table(THREE, id=range(4)).astype({"size": dtype})
-    assert dense(mx.build_connectivity(synapses, make_units())).tolist() == SIZE
+    assert dense(mx.build_connectivity(synapses, make_units())).tolist() == SIZE_OF_NAMED
 
 
 @pytest.mark.parametrize("dtype", ["uint64", "Int64", "object", "int64[pyarrow]"])
 def test_ids_of_any_integer_dtype_are_exact(dtype):
     ids = {"pre_pt_root_id": dtype, "post_pt_root_id": dtype}
     synapses = table(THREE, id=range(4)).astype(ids)
-    assert dense(mx.build_connectivity(synapses, make_units())).tolist() == SIZE
+    assert dense(mx.build_connectivity(synapses, make_units())).tolist() == SIZE_OF_NAMED
 
 
 BAD = {
@@ -321,7 +365,7 @@ def test_against_a_plain_loop(rows, post):
             sizes[a, b] = sizes.get((a, b), 0) + size
             counts[a, b] = counts.get((a, b), 0) + 1
     pre_ids, post_ids = found.pre_nucleus_id.values.tolist(), found.post_nucleus_id.values.tolist()
-    assert (pre_ids, post_ids) == (sorted(ROOT), sorted(post))
+    assert (pre_ids, post_ids) == (sorted({a for a, _ in sizes}), sorted(post))
     assert dense(found).tolist() == [[sizes.get((a, b), 0) for b in post_ids] for a in pre_ids]
     assert dense(found, "synapse_count").tolist() == [
         [counts.get((a, b), 0) for b in post_ids] for a in pre_ids

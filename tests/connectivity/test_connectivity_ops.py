@@ -140,9 +140,14 @@ def test_connections_between_two_sets(connectivity):
 
 def test_connections_that_touch_either_set(connectivity):
     found = mx.select_connections(connectivity, pre=[11], post=[13], both=False)
-    assert found.synapse_size.shape == (3, 3)
-    assert stored_pairs(found).astype(int).tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 1]]
-    assert found.scope.item() == "unknown"  # 13 -> 11 looks unconnected now
+    # 13 -> 11 is no longer there, and with it what is known of the inputs of 11
+    assert found.scope.item() == "unknown"
+    assert found.pre_nucleus_id.values.tolist() == [11, 12, 13]
+    assert found.post_nucleus_id.values.tolist() == [12, 13]
+    assert found.post_layer.values.tolist() == connectivity.post_layer.values[1:].tolist()
+    assert stored_pairs(found).astype(int).tolist() == [[1, 0], [0, 1], [0, 1]]
+    currents = mx.input_currents(found, xr.DataArray([1.0, 2.0], {"nucleus_id": [11, 12]}))
+    assert currents.to_series().to_dict() == {12: 700.0, 13: 0.0}
     assert mx.n_connections(mx.select_connections(connectivity, post=[11], both=False)) == 1
     assert mx.n_connections(mx.select_connections(connectivity, both=False)) == 0
     with pytest.raises(mx.errors.UnknownLabelError):
@@ -363,7 +368,12 @@ def test_every_operation_against_dense_tables(seed, n_pre, n_post, compressed):
     either = mx.select_connections(
         found, pre=pre_ids[pre_kept], post=post_ids[post_kept], both=False
     )
-    np.testing.assert_array_equal(stored_pairs(either), stored & (pre_kept[:, None] | post_kept))
+    touched = stored & (pre_kept[:, None] | post_kept)
+    np.testing.assert_array_equal(either.pre_nucleus_id, pre_ids[touched.any(axis=1)])
+    np.testing.assert_array_equal(either.post_nucleus_id, post_ids[touched.any(axis=0)])
+    np.testing.assert_array_equal(
+        stored_pairs(either), touched[touched.any(axis=1)][:, touched.any(axis=0)]
+    )
 
     no_autapses = mx.drop_autapses(found)
     np.testing.assert_array_equal(

@@ -11,6 +11,7 @@ import sparse
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ingest_examples import make_units
 from matrices import contract_scipy, dataset, dense, ids, random_tables
 
 import microns_xr as mx
@@ -121,6 +122,31 @@ def test_neurons_without_synapses(connectivity):
     np.testing.assert_array_equal(found.rated_fraction, [np.nan, np.nan])
     unrated = mx.input_currents(part, rates([[3, 30]], [13]))
     np.testing.assert_array_equal(unrated.values, [[0, 0], [np.nan, np.nan]])
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_neuron_without_synapses_of_an_unknown_scope_has_no_sum(connectivity, tmp_path, lazy):
+    # As in a store of early versions, whose axes hold all units: nothing is stored for 12 <- any.
+    part = mx.drop_autapses(take(connectivity, pre_ids=[12, 13], post_ids=[11, 12, 13]))
+    part = part.assign_coords(scope=xr.Variable((), np.array("unknown", dtype=object)))
+    if lazy:
+        mx.write_store(tmp_path / "old.zarr", units=make_units(3), connectivity=part)
+        part = mx.open_store(tmp_path / "old.zarr", lazy=True)["connectivity"].to_dataset()
+    nan, values = np.nan, rates([[1, 10], [2, 20], [3, 30]])
+    expected = [[15, 150], [nan, nan], [0, 0]]
+    found = mx.input_currents(part, values)
+    np.testing.assert_array_equal(found.values, expected)
+    np.testing.assert_array_equal(found.rated_fraction, [1, nan, nan])
+    assert found.scope.item() == "unknown"
+    plain = mx.contract(part, values, PRE)
+    np.testing.assert_array_equal(plain.values, expected)
+    assert "rated_fraction" not in plain.coords
+    onto_11 = mx.select_connections(part, post=[11])
+    for missing in ("raise", "skip"):
+        outputs = mx.contract(onto_11, values, POST, missing=missing)
+        np.testing.assert_array_equal(outputs.values, [[nan, nan], [5, 50]])
+    known = part.assign_coords(scope=connectivity.scope)
+    np.testing.assert_array_equal(mx.input_currents(known, values)[1], [0, 0])
 
 
 def test_missing_values_raise_unless_they_are_to_be_skipped(connectivity):

@@ -71,8 +71,13 @@ def test_by_hand(tmp_path, out):
     with pytest.warns(mx.errors.DroppedRowsWarning, match="1 of 4 rows .* 1 post unknown"):
         run(tmp_path / "s.csv", out, units)
     found = mx.open_store(out)["connectivity"]
-    assert found.synapse_size.data.todense().tolist() == [[0, 0, 0], [11, 0, 0], [0, 0, 0]]
-    assert found.synapse_count.data.todense().tolist() == [[0, 0, 1], [2, 0, 0], [0, 0, 0]]
+    # The axes are the units with a connection to another one.
+    ids = units.nucleus_id.values
+    assert found.pre_nucleus_id.values.tolist() == ids[[0, 1]].tolist()
+    assert found.post_nucleus_id.values.tolist() == ids[[0, 2]].tolist()
+    assert found.post_pt_root_id.values.tolist() == [a, c]
+    assert found.synapse_size.data.todense().tolist() == [[0, 0], [11, 0]]
+    assert found.synapse_count.data.todense().tolist() == [[0, 1], [2, 0]]
     assert found.synapse_size.data.nnz == 2
     assert found.attrs["n_synapse_rows"] == 4
     assert found.attrs["dropped_synapses"]["post_unknown"] == 1

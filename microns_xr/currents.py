@@ -66,8 +66,9 @@ def input_currents(
     xarray.DataArray
         ``input_current(post_nucleus_id, ...)``, float64, in weight times rate, with the other dims
         of `rates` in their order; 0 for a neuron without synapses, NaN if the scope is "unknown",
-        and NaN for a neuron with synapses whose partners all lack rates. The coordinate ``rated_fraction(post_nucleus_id)`` is the fraction
-        of the input weight from partners with rates, NaN without input weight.
+        and NaN for a neuron with synapses whose partners all lack rates. The coordinate
+        ``rated_fraction(post_nucleus_id)`` is the fraction of the input weight from partners with
+        rates, NaN without input weight.
 
     Raises
     ------

@@ -1006,8 +1006,8 @@ def _among(axis: np.ndarray, chosen: Any, units: xr.Dataset, side: str) -> np.nd
         require_same_release(("units", units), (side, chosen))
     ids = as_ids(chosen, side)
     hint = (
-        "take nucleus ids, not root ids, of the units that you pass and, for a download, of neurons "
-        "that were part of the request"
+        "take nucleus ids, not root ids, of the units that you pass and, for a download, of "
+        "neurons that were part of the request"
     )
     require_known(ids, Lookup(axis, side).find(ids), side, "the units with known synapses", hint)
     return ids

@@ -97,9 +97,7 @@ def keep_touching(
     return drop_unnamed(result.assign_coords(scope=unknown))
 
 
-def drop_unnamed(
-    connectivity: xr.Dataset, sides: Collection[str] = ("pre", "post")
-) -> xr.Dataset:
+def drop_unnamed(connectivity: xr.Dataset, sides: Collection[str] = ("pre", "post")) -> xr.Dataset:
     """Drop the neurons without a stored pair, if the scope does not say that they have none."""
     if is_scope_known(connectivity) or not sides:
         return connectivity

@@ -18,7 +18,7 @@ import zarr
 from dask.utils import parse_bytes
 
 from microns_xr.columns import as_ids
-from microns_xr.connectivity.arrays import Compressed
+from microns_xr.connectivity.arrays import PAIR_DIMS, ROOT_IDS, Compressed
 from microns_xr.connectivity.build import Rows, build_connectivity
 from microns_xr.errors import SchemaError, SourceError, warn_of_dropped_rows
 from microns_xr.frames import Resolution, Space
@@ -434,8 +434,7 @@ class _Writer:
         return Stretch(int(post[part.first]), int(post[part.last]), starts, columns)
 
     def _synapses_by(self, axis: Compressed, lengths: np.ndarray) -> GroupWriter:
-        sides: tuple[Compressed, ...] = ("pre", "post")
-        labels = {side: self._template[f"{side}_nucleus_id"].variable for side in sides}
+        labels = {name: self._template[name].variable for name in (*PAIR_DIMS, *ROOT_IDS)}
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         plan = plan_copy_rows(axis, indptr, labels, **self._plan)
         return GroupWriter(self._root, plan, self._pool)

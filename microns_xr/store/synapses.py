@@ -249,7 +249,7 @@ def plan_rows(
     space: Space,
     positions: bool,
     attrs: Mapping[str, Any],
-    ids: Mapping[Compressed, Any] | None = None,
+    labels: Mapping[str, Any] | None = None,
     long_names: Mapping[str, str] | None = None,
     pointer: tuple[Compressed, np.ndarray] | None = None,
 ) -> PlannedGroup:
@@ -260,7 +260,7 @@ def plan_rows(
             name: ("synapse", np.broadcast_to(np.dtype(dtype).type(), n))
             for name, dtype in columns.items()
         },
-        {f"{side}_nucleus_id": labels for side, labels in (ids or {}).items()},
+        labels,
         dict(attrs),
     )
     template["size"].attrs["units"] = space.size_units
@@ -278,7 +278,7 @@ def plan_rows(
 def plan_copy_rows(
     compressed: Compressed,
     indptr: np.ndarray,
-    ids: Mapping[Compressed, Any],
+    labels: Mapping[str, Any],
     release: tuple[str, int],
     *,
     space: Space,
@@ -295,7 +295,7 @@ def plan_copy_rows(
         space=space,
         positions=positions,
         attrs=attrs,
-        ids=ids,
+        labels=labels,
         pointer=(compressed, indptr),
     )
 

@@ -53,9 +53,9 @@ def align_to_preferred(
     method : {"nearest", "fourier"}, optional
         Currents are known at measured angles only. "nearest" rolls them so that the measured angle
         nearest to the preferred one (the larger of two equally near) comes to 0: values are not
-        changed, and angles are off by at most half a step. "fourier" rotates by the exact angle,
-        through the trigonometric polynomial that passes through the measured values, which does
-        not change their mean.
+        changed, and angles are off by at most half a step, which flattens an average of cosines by
+        2.6 % for 8 measured angles. "fourier" rotates by the exact angle, through the trigonometric
+        polynomial that passes through the measured values, which does not change their mean.
     normalise : bool, optional
         Divide the currents of each neuron by their mean, so that neurons with strong input do not
         dominate the average. Neurons with a mean of 0 or less are left out.

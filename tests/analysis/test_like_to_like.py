@@ -419,6 +419,23 @@ def test_fourier_turns_by_the_very_angle(n):
     np.testing.assert_allclose(turned.aligned_current, rolled.aligned_current, atol=1e-12)
 
 
+def test_nearest_flattens_the_average_by_what_is_documented():
+    rng = np.random.default_rng(1)
+    own = rng.uniform(0, 180, 20_000)
+    grid = np.arange(8) * 22.5
+    currents = make_currents(3 + np.cos(2 * np.deg2rad(grid - own[:, None])))
+    units = make_units(own)
+    nearest, fourier = (
+        mx.analysis.align_to_preferred(currents, units, method=m, interval=None).mean_current
+        for m in ("nearest", "fourier")
+    )
+    curve = np.cos(2 * np.deg2rad(nearest.relative_orientation))
+    np.testing.assert_allclose(fourier, 3 + curve, atol=1e-9)
+    # the mean over half a step to both sides
+    np.testing.assert_allclose(nearest, 3 + np.sinc(1 / 8) * curve, atol=0.005)
+    assert 1 - np.sinc(1 / 8) == pytest.approx(0.0255, abs=1e-4)
+
+
 def test_align_refuses_other_angles():
     currents, units = make_currents([[1, 2, 3, 4]]), make_units([10.0])
     directions = make_units([10.0], "pref_dir")

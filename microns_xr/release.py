@@ -676,7 +676,12 @@ class Release:
         if lacking := [role for role in REQUIRED if not has[role]]:
             logger.info("rows have no labels of neurons, which need the tables %s", lacking)
             return rows
-        units = self.units()
+        try:
+            units = self.units()
+        except (SchemaError, SourceError) as error:
+            # The rows themselves do not need the tables of units.
+            logger.warning("rows have no labels of neurons, since there are no units: %s", error)
+            return rows
         rows = label_rows(rows, units, "scan_unit")
         return self._with_sources(rows, [], [rows, units])
 

@@ -275,12 +275,21 @@ def test_rows_carry_the_labels_of_their_neurons(release, tmp_path):
     assert mx.merge_table(rows, twin, on="functional").cell_type.equals(rows.cell_type)
 
 
-def test_rows_without_the_tables_of_units_have_no_labels(tmp_path, three_tables):
+def test_rows_without_the_tables_of_units_have_no_labels(tmp_path, three_tables, caplog):
     table = three_tables["coregistration"]
     table.to_csv(tmp_path / "coregistration_manual_v4.csv", index=False)
     rows = mx.Release(1300, source=tmp_path).functional()
     assert rows.sizes["scan_unit"] == len(table)
     assert "cell_type" not in rows.coords
+    # nor with tables from which no units can be built
+    for role, name in mx.releases.release_spec(1300).tables.items():
+        if role in three_tables:
+            of_role = three_tables[role]
+            of_role = of_role.assign(target_id=999) if role == "celltype" else of_role
+            of_role.to_csv(tmp_path / f"{name}.csv", index=False)
+    rows = mx.Release(1300, source=tmp_path).functional()
+    assert "cell_type" not in rows.coords
+    assert "no units" in caplog.text
 
 
 def test_the_real_neuron_of_five_units(real_data):

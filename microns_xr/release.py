@@ -82,7 +82,8 @@ class Release:
         Name of the datastack, such as ``"v1dd_public"``; by default that of a custom registry
         entry, else ``"minnie65_public"``.
     source : str, Path or TableSource, optional
-        ``"auto"`` (the CAVE service or the archive, depending on which has the version),
+        ``"auto"`` (the CAVE service if it serves the version, which it is asked when tables have to
+        be fetched, else the archive),
         ``"cave"``, ``"archive"``, ``"demo"``, a folder with the raw tables of the release, or any
         object that implements `microns_xr.sources.TableSource`.
     tables : mapping of str to str, optional

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import xarray as xr
 
@@ -124,8 +124,6 @@ class ReleaseSpec:
     datastack : str
         Name of the datastack. For one that is in the registry, the registry has the defaults of
         what follows; for another, nothing is assumed.
-    status : {"permanent", "served", "archived"}, optional
-        Whether the service has the version; an archived release is available only as files.
     table_specs : mapping of str to TableSpec, optional
         Meaning of the columns, by table name; by default that of the registry.
     frame : str, optional
@@ -161,7 +159,6 @@ class ReleaseSpec:
     version: int
     tables: Mapping[str, str]
     datastack: str
-    status: Literal["permanent", "served", "archived"] = "served"
     table_specs: Mapping[str, TableSpec] = field(default_factory=dict)
     frame: str | None = None
     voxel_nm: Resolution | None = None
@@ -491,7 +488,7 @@ def _spec_of_registry(version: Any, datastack: str) -> ReleaseSpec:
         what = f"{datastack} has no release"
         raise unknown_label(what, version, supported_versions(datastack), hint)
     roles = entry.get("tables") or of_stack["families"][entry["inherits"]]
-    return ReleaseSpec(int(version), dict(roles), datastack, entry["status"])
+    return ReleaseSpec(int(version), dict(roles), datastack)
 
 
 def references(data: xr.Dataset | xr.DataArray | xr.DataTree) -> list[str]:

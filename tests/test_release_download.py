@@ -158,14 +158,113 @@ def test_an_archived_release(tables, tmp_path, demo_source):
         assert mx.to_table(release.connectivity()).equals(mx.to_table(part))
 
 
-def test_served_versions_come_from_cave_and_archived_ones_from_the_archive(tmp_path, caplog):
+@pytest.fixture
+def at(monkeypatch, tmp_path):
+    """Make a server the service and the archive of minnie65_public, without naming it."""
+    import json
+
+    def point(url, archive=None):
+        secrets = tmp_path / "home" / ".cloudvolume" / "secrets"
+        secrets.mkdir(parents=True, exist_ok=True)
+        (secrets / "cave-secret.json").write_text(json.dumps({"token": "secret0token"}))
+        (secrets / "cave_datastack_to_server_map.json").write_text(
+            json.dumps({"minnie65_public": url})
+        )
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        known = {"archive": archive or f"{url}/nothing", "server": None}
+        for module in ("cache", "archive", "cave"):
+            monkeypatch.setattr(
+                f"microns_xr.sources.{module}.datastack_entry", lambda name, key: known[key]
+            )
+
+    return point
+
+
+@pytest.mark.parametrize(("version", "expired", "archived", "remote"), [
+    (1507, (661,), {}, mx.sources.CaveSource),  # once written down as archived
+    (1718, (661,), {}, mx.sources.CaveSource),
+    (1412, (1412,), {1412}, mx.sources.ArchiveSource),
+    (1718, (1718,), {1718}, mx.sources.ArchiveSource),
+    (943, (), {943}, mx.sources.ArchiveSource),  # of which the service knows nothing
+])  # fmt: skip
+def test_the_service_says_which_versions_it_has(
+    tmp_path, tables, at, caplog, version, expired, archived, remote
+):
     caplog.set_level("INFO", logger="microns_xr.sources.cache")
-    assert isinstance(mx.Release(1718, datadir=tmp_path).source.remote, mx.sources.CaveSource)
-    assert isinstance(mx.Release(1412, datadir=tmp_path).source.remote, mx.sources.ArchiveSource)
-    said = [record.getMessage() for record in caplog.records]
-    assert "v1718 is served: tables come from the CAVE service" in said[0]
-    assert "v1412 is archived: tables come from its archived files" in said[1]
-    assert list(tmp_path.iterdir()) == []
+    served = 1822 if remote is mx.sources.ArchiveSource else version
+    old = {v: tables if v in archived else {} for v in {*expired, *archived}}
+    with CaveServer(
+        tables, version=served, expired=expired, archived=old, token="secret0token"
+    ) as server:
+        at(server.url, server.archive_url)
+        release = mx.Release(version, datadir=tmp_path / "data")
+        assert not server.requests  # nothing is asked before a table is needed
+        assert "auto" in repr(release.source)
+        assert len(release.table("nucleus")) == 600
+        assert isinstance(release.source.remote, remote)
+        # The choice is made once, and not at all for what is here.
+        asked = [r.path for r in server.requests if r.path.endswith("/versions")]
+        assert len(asked) == 1
+        again = mx.Release(version, datadir=tmp_path / "data")
+        n = len(server.requests)
+        assert len(again.table("nucleus")) == 600
+        assert len(server.requests) == n
+    words = "is served" if remote is mx.sources.CaveSource else "is not served"
+    assert f"v{version} {words}: tables come from" in caplog.text
+
+
+def test_a_version_that_is_nowhere_any_more_says_so(tmp_path, tables, at):
+    with CaveServer(
+        tables, version=1822, expired=(1718,), archived={1718: {}}, token="secret0token"
+    ) as server:
+        at(server.url, server.archive_url)
+        release = mx.Release(1718, datadir=tmp_path / "data")
+        for ask in (release.units, release.download, release.available_tables):
+            with pytest.raises(
+                mx.errors.SourceError,
+                match=r"v1718 is not served \(any more\), and no tables of it are archived: .* 1822",
+            ):
+                ask()
+    assert not (tmp_path / "data").exists()
+
+
+def test_without_a_token_the_archive_is_looked_at(tmp_path, tables, at, caplog):
+    with CaveServer(
+        tables, version=1822, expired=(661, 1718), archived={661: tables, 1718: {}}, token="another"
+    ) as server:
+        at(server.url, server.archive_url)
+        assert len(mx.Release(661, datadir=tmp_path / "data").table("nucleus")) == 600
+        assert "v661 is not served, as far as is known" in caplog.text
+        with pytest.raises(mx.errors.SourceError, match="HTTP 401"):
+            mx.Release(1718, datadir=tmp_path / "data").table("nucleus")
+
+
+def test_without_a_network_it_says_so_at_once(tmp_path, tables, at, caplog):
+    import time
+
+    with CaveServer(tables, version=1718, token="secret0token") as server:
+        at(server.url)
+        mx.Release(1718, datadir=tmp_path / "data").download(progress=False)
+        url = server.url
+    at(url)  # where nothing listens any more
+    start = time.perf_counter()
+    with pytest.raises(
+        mx.errors.SourceError, match=r"cannot be asked whether it has minnie65_public v1507"
+    ):
+        mx.Release(1507, datadir=tmp_path / "data").units()
+    # What is here is read all the same.
+    assert mx.Release(1718, datadir=tmp_path / "data").units().sizes["nucleus_id"] > 500
+    assert time.perf_counter() - start < 10
+
+
+def test_a_release_that_chooses_its_source_can_be_pickled(tmp_path):
+    import pickle
+
+    release = pickle.loads(pickle.dumps(mx.Release(1718, datadir=tmp_path)))
+    assert (
+        repr(release.source)
+        == f"CachedSource(auto, {str(tmp_path / 'minnie65_public' / 'v1718')!r})"
+    )
 
 
 def test_local_sources_do_not_download(demo_source):
@@ -185,8 +284,12 @@ def test_through_cave_and_through_a_folder_are_identical(cave, tmp_path, demo_so
     by_cave.download_synapses(pre=units, post=units, progress=False)
     mine, theirs = by_cave.connectivity(), by_folder.connectivity()
     assert mx.to_table(mine).equals(mx.to_table(theirs))
-    np.testing.assert_array_equal(mine.pre_nucleus_id, theirs.pre_nucleus_id)
-    np.testing.assert_array_equal(mine.post_nucleus_id, theirs.post_nucleus_id)
+    # A download knows which neurons were asked for, a folder only those that its table names.
+    table = mx.to_table(mine)
+    for side in ("pre", "post"):
+        np.testing.assert_array_equal(mine[f"{side}_nucleus_id"], units.nucleus_id)
+        named = np.unique(table[f"{side}_nucleus_id"])
+        np.testing.assert_array_equal(theirs[f"{side}_nucleus_id"], named)
     # and the downloaded files themselves, as nothing but files
     plain = mx.Release(
         1718, source=mx.sources.DirectorySource(tmp_path / "minnie65_public" / "v1718")

@@ -125,6 +125,7 @@ class ArchiveSource(TableSource):
     ArchiveSource(661, url='gs://mat_dbs/public/minnie65_phase3_v1')
     >>> source = ArchiveSource(661, folder="data")
     >>> names = source.available_tables()  # doctest: +SKIP
+    >>> source.has("nucleus_detection_v0")  # doctest: +SKIP
     >>> nuclei = source.read("nucleus_detection_v0")  # doctest: +SKIP
     >>> columns = source.read_arrow("nucleus_detection_v0").column_names  # doctest: +SKIP
     >>> source.provenance("nucleus_detection_v0")["sha256"]  # doctest: +SKIP
@@ -177,6 +178,7 @@ class ArchiveSource(TableSource):
             "timeout": timeout,
         }
         self._stems: dict[str, str] = {}
+        self._absent: set[str] = set()
         self._read: dict[str, dict[str, Any]] = {}
 
     def __repr__(self) -> str:
@@ -207,18 +209,24 @@ class ArchiveSource(TableSource):
         registered = self._archive_file(require_table_name(name))
         return [registered] if registered else [f"{name}_merged", name]
 
-    def _stem_of(self, name: str) -> str:
+    def _find(self, name: str) -> str | None:
         if name not in self._stems:
             stem = next((stem for stem in self._candidates(name) if self._has(stem)), None)
             if stem is None:
-                raise SourceError(
-                    f"there is no table {name!r} in the archive {self._display_url}, or access to "
-                    f"it is refused{nearest(name, self._registered() - {name})}"
-                    ": available_tables() lists its tables; a version that is still served "
-                    "is read with source='cave'"
-                )
+                return None
             self._stems[name] = stem
         return self._stems[name]
+
+    def _stem_of(self, name: str) -> str:
+        stem = self._find(name)
+        if stem is None:
+            raise SourceError(
+                f"there is no table {name!r} in the archive {self._display_url}, or access to "
+                f"it is refused{nearest(name, self._registered() - {name})}"
+                ": available_tables() lists its tables; a version that is still served "
+                "is read with source='cave'"
+            )
+        return stem
 
     def _has(self, stem: str) -> bool:
         file = f"{stem}{_HEADER}"
@@ -261,11 +269,26 @@ class ArchiveSource(TableSource):
                     append_suffix(path, ".json").unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
 
+    def has(self, name: str) -> bool:
+        """Whether the archive has a table.
+
+        Parameters
+        ----------
+        name : str
+            Table name.
+
+        Returns
+        -------
+        bool
+            True if its files are there and may be read.
+        """
+        return self._find(name) is not None
+
     def available_tables(self) -> list[str]:
         """Names of the tables that are archived.
 
-        A bucket or a folder is listed. This is not possible over http, where only the tables in
-        the registry are looked for; `read` finds others by their names.
+        A bucket or a folder is listed. This is not possible over http, where the tables in the
+        registry are looked for, once; `read` finds others by their names.
 
         Returns
         -------
@@ -279,10 +302,13 @@ class ArchiveSource(TableSource):
         """
         files = list_names(self._address, **self._access)
         if files is None:
-            for name in self._registered() - set(self._stems):
+            # The archive of a version does not change: absent tables are not looked for again.
+            for name in self._registered() - set(self._stems) - self._absent:
                 stem = self._candidates(name)[0]
                 if self._has(stem):
                     self._stems[name] = stem
+                else:
+                    self._absent.add(name)
             names = set(self._stems)
         else:
             by_file = {self._archive_file(name): name for name in self._registered()}
@@ -434,7 +460,7 @@ def filter_synapses(
     with target.locked():
         if result.is_complete:
             return result
-        stamp = f"archived file {identity or file_sha256(path)}"
+        stamp = {"archived_file": identity or file_sha256(path)}
         if target.strategy(request, stamp) is None:
             target.begin(request, stamp, Strategy(None, False, 0, 1))
         batches = _leading_batches(target)

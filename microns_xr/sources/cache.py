@@ -10,10 +10,11 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import pandas as pd
 import pyarrow as pa
@@ -21,7 +22,13 @@ import pyarrow.parquet
 from tqdm.auto import tqdm
 
 from microns_xr import __version__
-from microns_xr.errors import ReleaseMismatchError, SchemaError, SourceError, unknown_label
+from microns_xr.errors import (
+    IncompleteDownloadError,
+    ReleaseMismatchError,
+    SchemaError,
+    SourceError,
+    unknown_label,
+)
 from microns_xr.files import (
     file_sha256,
     locked,
@@ -31,11 +38,12 @@ from microns_xr.files import (
     write_file,
 )
 from microns_xr.frames import RESOLUTION
-from microns_xr.releases import MINIMUM_ROLES, ReleaseSpec
+from microns_xr.releases import MINIMUM_ROLES, ReleaseSpec, datastack_entry
 from microns_xr.sources.archive import ArchiveSource
 from microns_xr.sources.cave import CaveSource, fetch_table
 from microns_xr.sources.demo import DemoSource
 from microns_xr.sources.directory import DirectorySource, table_files, the_only, write_identity
+from microns_xr.sources.net import Retry
 from microns_xr.sources.synapses import (
     SYNAPSE_TABLE,
     SynapseSet,
@@ -54,7 +62,9 @@ from microns_xr.sources.tables import (
 logger = logging.getLogger(__name__)
 
 Policy = Literal["minimum", "all", "extra"]
+Remote: TypeAlias = CaveSource | ArchiveSource
 
+_PROBE_TIMEOUT = (5.0, 20.0)  # seconds to connect, and for an answer, when a source is chosen
 _NEEDED_ROLES = ("nucleus", "celltype", "proofreading")  # without these there are no units
 
 
@@ -118,13 +128,13 @@ class CachedSource(TableSource):
 
     def __init__(
         self,
-        remote: CaveSource | ArchiveSource | None,
+        remote: Remote | Callable[[], Remote] | None,
         folder: str | Path,
         datastack: str,
         version: int,
         synapse_table: str | None = SYNAPSE_TABLE,
     ) -> None:
-        self.remote = remote
+        self._remote = remote
         self.synapse_table = synapse_table
         self.datastack = datastack
         self.version = version
@@ -136,7 +146,19 @@ class CachedSource(TableSource):
         self._digests: dict[str, tuple[tuple[int, int], str]] = {}
 
     def __repr__(self) -> str:
-        return f"CachedSource({self.remote!r}, {str(self.folder)!r})"
+        remote = "auto" if callable(self._remote) else repr(self._remote)
+        return f"CachedSource({remote}, {str(self.folder)!r})"
+
+    @property
+    def remote(self) -> Remote | None:
+        """The service or the archive, which is chosen when it is first needed."""
+        if callable(self._remote):
+            self._remote = self._remote()
+        return self._remote
+
+    @remote.setter
+    def remote(self, source: Remote | None) -> None:
+        self._remote = source
 
     # -------------------------------------------------------------- tables in the folder
 
@@ -214,19 +236,19 @@ class CachedSource(TableSource):
     def available_tables(self) -> list[str]:
         """Names of the local and remote tables, sorted."""
         names = {*self.names(), *self._added_by_hand()}
-        if self.remote is not None:
+        if self._remote is not None:
             try:
-                names.update(self._remote_tables(self.remote))
+                names.update(self._remote_tables())
             except SourceError as error:
                 if not names:
                     raise
                 logger.warning("only the tables in %s can be read now: %s", self.folder, error)
         return sorted(names)
 
-    def _remote_tables(self, remote: CaveSource | ArchiveSource) -> list[str]:
+    def _remote_tables(self) -> list[str]:
         """Names of the remote tables, from the listing that a download has written if any."""
-        if isinstance(remote, ArchiveSource) or not self._listing.is_file():
-            return remote.available_tables()
+        if isinstance(self._remote, ArchiveSource) or not self._listing.is_file():
+            return self.require_remote("list tables").available_tables()
         try:
             return [str(name) for name in json.loads(self._listing.read_text(encoding="utf-8"))]
         except ValueError as error:
@@ -237,7 +259,7 @@ class CachedSource(TableSource):
         if not self.has(name):
             if (path := self._added_by_hand().get(name)) is not None:
                 return read_table_file(path)
-            if self.remote is None:
+            if self._remote is None:
                 raise self._not_here(name)
             if name == self.synapse_table:
                 raise SourceError(
@@ -266,14 +288,15 @@ class CachedSource(TableSource):
 
     # --------------------------------------------------------------------------- downloads
 
-    def require_remote(self, what: str) -> CaveSource | ArchiveSource:
+    def require_remote(self, what: str) -> Remote:
         """Return the remote source, or raise if the folder is read without one."""
-        if self.remote is None:
+        remote = self.remote
+        if remote is None:
             raise SourceError(
                 f"{self.folder} is read without a service, so it cannot {what}: use "
                 f"mx.Release({self.version}, source='cave'), or source='archive'"
             )
-        return self.remote
+        return remote
 
     def download(
         self,
@@ -356,31 +379,63 @@ def _from_archive(
     return table, record
 
 
+def choose_remote(spec: ReleaseSpec, datastack: str, folder: Path) -> Remote:
+    """Return the service if it serves the version, else the archive if that has it."""
+    version = spec.version
+    # A single attempt: without a network this fails at once.
+    probe = CaveSource(
+        version, datastack=datastack, timeout=_PROBE_TIMEOUT, retry=Retry(attempts=1)
+    )
+    refusal = ""
+    served: list[int] = []
+    with probe:
+        try:
+            served = probe.versions()
+        except IncompleteDownloadError as error:
+            raise SourceError(
+                f"the service cannot be asked whether it has {datastack} v{version} ({error}): "
+                "check the connection; without one, a folder of downloaded tables is read with "
+                "source='path/of/the/folder', archived files with source='archive'"
+            ) from None
+        except SourceError as error:
+            refusal = str(error)  # such as no token, which the archive does not need
+    if version in served:
+        logger.info("%s v%d is served: tables come from the CAVE service", datastack, version)
+        return CaveSource(version, datastack=datastack)
+    if datastack_entry(datastack, "archive") is not None:
+        archive = ArchiveSource(spec, datastack=datastack, folder=folder / "archive")
+        if spec.has("nucleus") and archive.has(spec.name_of("nucleus")):
+            logger.warning(
+                "%s v%d is not served%s: tables come from its archived files",
+                datastack, version, f", as far as is known ({refusal})" if refusal else "",
+            )  # fmt: skip
+            return archive
+    if refusal:
+        raise SourceError(refusal)
+    raise SourceError(
+        f"{datastack} v{version} is not served (any more), and no tables of it are archived: use "
+        f"a version that is served, {', '.join(map(str, served)) or 'of which there is none'}, or "
+        "a folder of downloaded tables with source='path/of/the/folder'"
+    )
+
+
 def make_source(
     source: str | Path | TableSource, spec: ReleaseSpec, datastack: str, datadir: Path
 ) -> TableSource:
     """Return the source for a name, a path or an object."""
     if source == "demo":
         return DemoSource(spec.version)
+    synapses = spec.tables.get("synapses")
+    folder = datadir / datastack / f"v{spec.version}"
     if source == "auto":
-        archived = spec.status == "archived"
-        source = "archive" if archived else "cave"
-        logger.log(
-            logging.WARNING if archived else logging.INFO,
-            "%s v%d is %s: tables come from %s",
-            datastack,
-            spec.version,
-            "archived" if archived else "served",
-            "its archived files" if archived else "the CAVE service",
-        )
+        choose = partial(choose_remote, spec, datastack, folder)
+        return CachedSource(choose, folder, datastack, spec.version, synapses)
     if source == "cave":
         source = CaveSource(spec.version, datastack=datastack)
     elif source == "archive":
-        folder = datadir / datastack / f"v{spec.version}" / "archive"
-        source = ArchiveSource(spec, datastack=datastack, folder=folder)
+        source = ArchiveSource(spec, datastack=datastack, folder=folder / "archive")
     if isinstance(source, CaveSource | ArchiveSource):
         folder = datadir / source.datastack / f"v{source.version}"
-        synapses = spec.tables.get("synapses")
         return CachedSource(source, folder, source.datastack, source.version, synapses)
     if isinstance(source, str | Path):
         directory = DirectorySource(source, version=spec.version, datastack=datastack)
@@ -389,7 +444,7 @@ def make_source(
         if list_requests(folder / "raw" / "synapses"):
             # Downloaded by this package: its sets of synapses record their requests.
             stack = directory.datastack or datastack
-            return CachedSource(None, folder, stack, spec.version, spec.tables.get("synapses"))
+            return CachedSource(None, folder, stack, spec.version, synapses)
         return directory
     if not isinstance(source, TableSource):
         raise SchemaError(

@@ -61,8 +61,8 @@ def _advice(datastack: str, version: int) -> dict[int, str]:
         403: f"the token may not read {datastack}: accept its terms of service, or {TOKEN_HELP}",
         404: "the service has no such datastack, version or table: see mx.supported_versions() "
         "and available_tables()",
-        410: f"{datastack} v{version} has left the service and is archived as files: use "
-        f"source='archive', as in mx.Release({version}, source='archive')",
+        410: f"{datastack} v{version} has left the service: use source='archive', as in "
+        f"mx.Release({version}, source='archive'), if it is archived as files",
         413: "ask for fewer ids at once",
     }
 
@@ -298,7 +298,7 @@ class CaveSource(TableSource):
     >>> CaveSource(1718, auth_token="0123456789abcdef")
     CaveSource(1718, datastack='minnie65_public')
     >>> source = CaveSource(1718)
-    >>> source.status(), source.timestamp()  # doctest: +SKIP
+    >>> source.versions(), source.status(), source.timestamp()  # doctest: +SKIP
     >>> source.available_tables(), source.synapse_table()  # doctest: +SKIP
     >>> source.count("nucleus_detection_v0")  # doctest: +SKIP
     >>> nuclei = source.read("nucleus_detection_v0")  # doctest: +SKIP
@@ -427,19 +427,34 @@ class CaveSource(TableSource):
             server_address=server, version=self.version, api_version=3, **options
         )
 
+    def versions(self, expired: bool = False) -> list[int]:
+        """Return the versions of the datastack that the service serves.
+
+        Parameters
+        ----------
+        expired : bool, optional
+            Also those that have left it, of which most are archived as files.
+
+        Returns
+        -------
+        list of int
+            Ascending.
+        """
+        client, what = self._client(), "the list of versions"
+        found = self._call(lambda: _as_list(client.get_versions(expired=expired)), what)
+        return sorted(int(version) for version in found)
+
     def status(self) -> Literal["served", "expired", "unknown"]:
         """Return whether the service serves the version.
 
         Returns
         -------
         {"served", "expired", "unknown"}
-            Expired versions are archived as files.
+            An expired version has left the service, and may be archived as files.
         """
-        client, what = self._client(), "the list of versions"
-        if self.version in self._call(lambda: _as_list(client.get_versions()), what):
+        if self.version in self.versions():
             return "served"
-        versions = self._call(lambda: _as_list(client.get_versions(expired=True)), what)
-        return "expired" if self.version in versions else "unknown"
+        return "expired" if self.version in self.versions(expired=True) else "unknown"
 
     def timestamp(self) -> str:
         """Return when the version was materialized.

@@ -239,6 +239,22 @@ def _labelled_roots(
 
 # -------------------------------------------------------------------------- the folder of a request
 
+# What synapses are of: ``timestamp``, the time of the materialization as the service states it, or
+# ``archived_file``, the sha256 of the archived file, or its name, size and time.
+Stamp = Mapping[str, str]
+
+_ARCHIVED = "archived file "  # before the sha256, in the timestamp of older folders
+
+
+def _stamp_in(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return the stamp in ``request.json`` or ``complete.json``."""
+    if "archived_file" in document:
+        return {"archived_file": str(document["archived_file"])}
+    timestamp = str(document.get("timestamp"))
+    if timestamp.startswith(_ARCHIVED):
+        return {"archived_file": timestamp.removeprefix(_ARCHIVED)}
+    return {"timestamp": timestamp}
+
 
 class SynapseSet:
     """The synapses of one request, in a folder of such requests."""
@@ -278,7 +294,8 @@ class SynapseSet:
     def request(self) -> dict[str, Any]:
         """The request: ``datastack``, ``version``, ``table``, ``timestamp``, ``positions``.
 
-        Also ``pre`` and ``post``: root ids, int64, sorted, unique, or None for all.
+        The timestamp is None for synapses from the archive, which does not state one. Also ``pre``
+        and ``post``: root ids, int64, sorted, unique, or None for all.
         """
         document = self.document("request")
         record = document.get("request", {})
@@ -300,7 +317,7 @@ class SynapseSet:
                 f"{self.directory} holds the request {key}: it was renamed or changed; "
                 "remove it, and download again"
             )
-        return {**fields, "timestamp": document.get("timestamp")}
+        return {**fields, "timestamp": _stamp_in(document).get("timestamp")}
 
     @property
     def rows(self) -> int:
@@ -331,7 +348,8 @@ class SynapseSet:
         complete = self.require_complete()
         record = self.document("request").get("request", {})
         release = {name: record.get(name) for name in ("datastack", "version", "table")}
-        return {"name": self.key, **complete, **release}
+        complete = {key: value for key, value in complete.items() if key != "timestamp"}
+        return {"name": self.key, **complete, **_stamp_in(self.document("complete")), **release}
 
 
 def list_requests(folder: str | Path) -> list[SynapseSet]:
@@ -398,25 +416,29 @@ class RequestFolder(SynapseSet):
                 f"{self.directory} cannot be written ({error}): check the disk"
             ) from error
 
-    def strategy(self, request: SynapseRequest, timestamp: str) -> Strategy | None:
+    def strategy(self, request: SynapseRequest, stamp: Stamp) -> Strategy | None:
         """Return the strategy of an earlier run of the same request, if there was one."""
         earlier = self.document("request")
         if earlier.get("request") != request.record():
             return None
-        if earlier.get("timestamp") != timestamp:
-            archived = [
-                str(t).startswith("archived file ") for t in (earlier["timestamp"], timestamp)
-            ]
-            if archived[0] != archived[1]:
-                return None  # batches from the archive do not fit those from the service
-            raise ReleaseMismatchError(
-                f"{request.datastack} v{request.version} is of {timestamp}, but the synapses in "
-                f"{self.directory} are of {earlier.get('timestamp')}: the version was materialized "
-                "again, so remove that folder and download again"
+        before = _stamp_in(earlier)
+        if before.keys() != stamp.keys():
+            return None  # batches from the archive do not fit those from the service
+        if before == stamp:
+            return Strategy(**earlier["strategy"])
+        if "archived_file" in stamp:
+            raise SourceError(
+                f"the archived file of {request.table} has changed since {self.directory} was "
+                f"begun (found {stamp['archived_file']}, expected {before['archived_file']}): "
+                "remove that folder, and download again"
             )
-        return Strategy(**earlier["strategy"])
+        raise ReleaseMismatchError(
+            f"{request.datastack} v{request.version} is of {stamp['timestamp']}, but the synapses "
+            f"in {self.directory} are of {before['timestamp']}: the version was materialized "
+            "again, so remove that folder and download again"
+        )
 
-    def begin(self, request: SynapseRequest, timestamp: str, strategy: Strategy) -> None:
+    def begin(self, request: SynapseRequest, stamp: Stamp, strategy: Strategy) -> None:
         """Write the request and its strategy, after removing the records of earlier runs."""
         for name in ("request.json", "complete.json", "manifest.jsonl"):
             (self.directory / name).unlink(missing_ok=True)
@@ -426,7 +448,7 @@ class RequestFolder(SynapseSet):
                 write_file(self.directory / f"{side}.parquet", _parquet_bytes(table))
         self._write_document(
             "request",
-            {"request": request.record(), "timestamp": timestamp, "strategy": asdict(strategy)},
+            {"request": request.record(), **stamp, "strategy": asdict(strategy)},
         )
 
     def _write_document(self, name: str, document: dict[str, Any]) -> None:
@@ -486,7 +508,7 @@ class RequestFolder(SynapseSet):
                 os.fsync(manifest.fileno())
         return batch
 
-    def finish(self, request: SynapseRequest, timestamp: str, batches: Sequence[Batch]) -> None:
+    def finish(self, request: SynapseRequest, stamp: Stamp, batches: Sequence[Batch]) -> None:
         """Write the result from the batches, then remove the batches."""
         stated = {tuple(b.resolution_nm) for b in batches if b.rows and b.resolution_nm}
         if len(stated) > 1:
@@ -500,7 +522,7 @@ class RequestFolder(SynapseSet):
                 "rows": rows,
                 "sha256": file_sha256(part),
                 "bytes": part.stat().st_size,
-                "timestamp": timestamp,
+                **stamp,
                 "answered": sum(batch.answered for batch in batches),
                 **({"resolution_nm": list(*stated)} if stated and request.positions else {}),
                 "fetched_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -675,8 +697,8 @@ def download_synapses(
     with target.locked():
         if result.is_complete:  # completed by another process while this one waited
             return result
-        timestamp = service.timestamp()
-        strategy = target.strategy(request, timestamp)
+        stamp = {"timestamp": service.timestamp()}
+        strategy = target.strategy(request, stamp)
         if strategy is None:
 
             def count(filters: Mapping[Side, np.ndarray]) -> int:
@@ -684,7 +706,7 @@ def download_synapses(
                 return service.count(table, by_column)
 
             strategy = choose_strategy(request.pre, request.post, count)
-            target.begin(request, timestamp, strategy)
+            target.begin(request, stamp, strategy)
         plan = SynapsePlan(
             1 if strategy.side is None else len(getattr(request, strategy.side)),
             rows=strategy.rows,
@@ -699,7 +721,7 @@ def download_synapses(
                 f"{len(left)} batches of {request.key} in {target.directory} are missing or have "
                 "changed since they were written: check the disk, and run the same again"
             )
-        target.finish(request, timestamp, batches)
+        target.finish(request, stamp, batches)
     return result
 
 

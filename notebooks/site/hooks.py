@@ -171,10 +171,10 @@ def _specs() -> list[ReleaseSpec]:
 def releases_table() -> str:
     """Return the releases of the registry."""
     roles = ("celltype", "proofreading", "functional_properties")
-    lines = [_row("version", "status", *roles), _row(*["---"] * 5)]
+    lines = [_row("version", *roles), _row(*["---"] * 4)]
     for spec in _specs():
         names = [f"`{spec.name_of(role)}`" if spec.has(role) else "none" for role in roles]
-        lines.append(_row(str(spec.version), spec.status, *names))
+        lines.append(_row(str(spec.version), *names))
     return "\n".join(lines)
 
 

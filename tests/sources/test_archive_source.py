@@ -137,6 +137,11 @@ def test_arguments_that_make_no_sense(version, options, error, words):
 def test_tables_are_looked_for_by_name_over_http(cave, tmp_path):
     source = archive_of(cave, tmp_path)
     assert source.available_tables() == sorted([NUCLEI, TYPES, STATUS, SYNAPSES])
+    # The tables of the registry that are absent are looked for once.
+    asked = len(cave.requests)
+    assert source.available_tables() == sorted([NUCLEI, TYPES, STATUS, SYNAPSES])
+    assert len(cave.requests) == asked
+    assert (source.has(NUCLEI), source.has("brain_areas")) == (True, False)
     with pytest.raises(
         mx.errors.SourceError,
         match=r"no table 'nucleus_detection_v1'.*nearest: nucleus_detection_v0.*source='cave'",

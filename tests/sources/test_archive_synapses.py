@@ -254,8 +254,31 @@ def test_batches_of_another_file_are_never_mixed_in(path, tmp_path, monkeypatch)
     options = {"post": ROOT + np.arange(20), "batch_bytes": 30_000}
     interrupt(path, tmp_path / "parts", **options)
     other = write_synapses(tmp_path / "other.csv.gz", make_synapses(seed=5))
-    with pytest.raises(mx.errors.ReleaseMismatchError, match="remove that folder"):
+    with pytest.raises(
+        mx.errors.SourceError, match=r"archived file of synapses_pni_2 has changed.*remove that fol"
+    ):
         keep(other, tmp_path / "parts", **options)
+
+
+def test_synapses_of_a_file_have_no_time_of_materialization(path, tmp_path):
+    """Nor have those in a folder that an earlier version of this package wrote."""
+    import json
+
+    post = ROOT + np.arange(20)
+    found = keep(path, tmp_path, post=post)
+    assert found.request["timestamp"] is None
+    record = found.provenance()
+    assert "timestamp" not in record
+    sha256 = record["archived_file"]
+    for name in ("request", "complete"):
+        file = found.directory / f"{name}.json"
+        document = json.loads(file.read_text())
+        assert document.pop("archived_file") == sha256
+        file.write_text(json.dumps({**document, "timestamp": f"archived file {sha256}"}))
+    (old,) = list_requests(tmp_path)
+    assert old.request["timestamp"] is None
+    assert old.provenance() == record
+    assert keep(path, tmp_path, post=post).rows == found.rows
 
 
 def test_what_was_begun_at_the_service_begins_anew(path, tmp_path, frame):

@@ -103,7 +103,7 @@ def test_an_expired_version_says_where_it_is_kept(cave):
             lambda: source.count(NUCLEI),
         ):
             with pytest.raises(
-                mx.errors.SourceError, match=r"410.*archived as files: use source='archive'"
+                mx.errors.SourceError, match=r"410.*has left the service: use source='archive'"
             ):
                 ask()
 

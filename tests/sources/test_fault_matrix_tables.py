@@ -225,7 +225,7 @@ LASTING = {
     ),
     "404": ({"status": 404}, "404.*no such datastack, version or table"),
     "405": ({"status": 405}, "405"),
-    "410": ({"status": 410}, r"410.*v1718 has left the service and is archived.*source='archive'"),
+    "410": ({"status": 410}, r"410.*v1718 has left the service.*source='archive'"),
     "413": ({"status": 413}, "413.*fewer ids"),
     "500_404": ({"status": 500, "body": {"message": "404 Not Found: Analysis table"}}, "404: 404 Not Found.*no such"),
     "500_410": ({"status": 500, "body": {"message": "410 Gone: expired"}}, "410.*source='archive'"),

@@ -112,13 +112,15 @@ def require_likely_units(values: np.ndarray, units: str, name: str) -> None:
 
 
 def _are_indices(distinct: np.ndarray, turns: float) -> bool:
-    """Whether angles are whole numbers that cover only a sixth of their period, in steps of 1.
+    """Whether angles are whole numbers that cover a small part of their period, in steps of 1.
 
-    An index of -1 stands for a missing one.
+    An index of -1 stands for a missing one. Whole degrees of some neurons with similar preferences
+    leave larger gaps.
     """
-    if distinct[0] < -1 or distinct[-1] > 60 * turns or (distinct % 1).any():
+    n_stimuli = 72 * turns  # more than in use: 36 orientations or 72 directions
+    if distinct[0] < -1 or distinct[-1] >= n_stimuli or (distinct % 1).any():
         return False
-    return bool(np.gcd.reduce(np.diff(distinct).astype(np.int64)) == 1)
+    return bool(2 * distinct.size > distinct[-1] - distinct[0])
 
 
 def require_likely_angle(variable: xr.DataArray | xr.Variable, name: str) -> None:

@@ -310,7 +310,14 @@ def test_degrees_pass_the_same_doors(door):
 
 
 def test_few_or_close_degrees_are_left_alone():
-    for values in ([0, 1, 2], [0, 10, 20, 30], [88.1, 89.5, 90.2, 111.0], np.arange(180)):
+    for values in (
+        [0, 1, 2],
+        [0, 10, 20, 30],
+        [2, 5, 17, 29],
+        [40, 41, 42, 43, 50],
+        [88.1, 89.5, 90.2, 111.0],
+        np.arange(180),
+    ):
         require_likely_units(np.asarray(values, dtype=float), "degree", "units.pref_ori")
 
 

@@ -442,6 +442,7 @@ def test_parts_of_pairs_are_one_set(downloaded):
     connectivity = release.connectivity()
     (table,) = (t for t in connectivity.attrs["source_tables"] if "connections" in t["name"])
     assert table["rows"] == len(pairs)
+    assert "synapse_count" not in connectivity  # one row per pair says nothing of it
     merged = pairs.sample(frac=1, random_state=0)
     merged.to_csv(folder / "raw" / "synapses" / "synapse_table.csv", index=False)
     # both hold the same: the merged file is read

@@ -124,9 +124,11 @@ def _are_indices(distinct: np.ndarray, turns: float) -> bool:
 
 
 def require_likely_angle(variable: xr.DataArray | xr.Variable, name: str) -> None:
-    """Raise if a variable with the attributes of an angle does not hold plausible angles."""
-    units, _, _ = describe_angle(variable, name)
-    require_likely_units(np.asarray(variable.values, dtype=float), units, name)
+    """Raise if a variable is an angle, with a convention or not, but its values are implausible."""
+    units = variable.attrs.get("units")
+    known = is_angle(variable) or name.rpartition(".")[2] in PERIODS
+    if known and units in _UNITS and variable.dtype.kind in "iuf":
+        require_likely_units(np.asarray(variable.values, dtype=float), units, name)
 
 
 def _convert_variable(

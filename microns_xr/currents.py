@@ -12,7 +12,7 @@ import sparse
 import xarray as xr
 from dask.delayed import delayed
 
-from microns_xr.angles import is_angle, require_likely_angle
+from microns_xr.angles import require_likely_angle
 from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
     gcxs,
@@ -193,8 +193,7 @@ def contract(
     dim = _neuron_dim(values, over)
     assert isinstance(values, xr.DataArray)  # others are refused above
     for name, coord in values.coords.items():
-        if is_angle(coord):
-            require_likely_angle(coord, str(name))
+        require_likely_angle(coord, str(name))
     require_same_release(("connectivity", connectivity), ("values", values))
     weight = weight_of(connectivity, weight)
     lazy, rated = is_lazy(connectivity), missing == "skip"

@@ -304,6 +304,15 @@ def test_degrees_that_are_none_are_noticed(door, values):
         door(values)
 
 
+def test_an_angle_without_a_convention_is_noticed_too():
+    size = np.ones((8, 8), dtype=np.int64)
+    connectivity = dataset(size > 0, size, size, "post", np.arange(8), np.arange(8))
+    angles = ("orientation", INDICES["radians"], {"units": "degree"})
+    rates = xr.DataArray(np.ones((8, 8)), {"nucleus_id": np.arange(8), "orientation": angles})
+    with pytest.raises(mx.errors.SchemaError, match="look like radians"):
+        mx.input_currents(connectivity, rates.transpose("nucleus_id", "orientation"))
+
+
 @pytest.mark.parametrize("door", _doors().values(), ids=_doors())
 def test_degrees_pass_the_same_doors(door):
     door(np.arange(8) * 22.5)

@@ -239,6 +239,7 @@ def _choose_tuned(
             f"units.{angle} has dims {units[angle].dims} and dtype {units[angle].dtype}, expected "
             "one number per neuron over ('nucleus_id',)"
         )
+    describe_angle(units[angle], f"units.{angle}")
     require_likely_angle(units[angle], f"units.{angle}")
     has_angle = {f"without_{angle}": np.isfinite(units[angle].values)}
     return choose_neurons(connectivity, units, pre, post, presynaptic, has_angle)

@@ -420,8 +420,8 @@ def collapse_scans(
         _require_orderable(functional, by)
         lowest = by == "residual" if lowest is None else lowest
     angles = [str(n) for n in functional.data_vars if is_angle(functional[n])]
-    for name in angles:
-        require_likely_angle(functional[name], name)
+    for name, variable in functional.data_vars.items():
+        require_likely_angle(variable, str(name))
     if how == "mean" and angles and not _rates(functional):
         raise SchemaError(
             f"how='mean' cannot average the angles {angles}: select other variables with "

@@ -304,11 +304,11 @@ def _product(
     for factor, summed, dim in zip(factors, over, PAIR_DIMS, strict=True):
         coords |= {str(n): c for n, c in factor.coords.items() if not c.dims}
         coords |= _labels_along(factor, PAIR_DIMS[summed == PAIR_DIMS[0]], dim)
-    scopes = [str(f["scope"].item()) for f in factors if "scope" in f.coords]
-    if scopes:
-        agreed = scopes[0] if len(set(scopes)) == 1 else "requested"
-        scope = "unknown" if "unknown" in scopes else agreed
-        coords["scope"] = xr.Variable((), np.array(scope, dtype=object))
+    scope = "unknown"
+    if all(map(is_scope_known, factors)):
+        scopes = {str(f["scope"].item()) for f in factors}
+        scope = scopes.pop() if len(scopes) == 1 else "requested"
+    coords["scope"] = xr.Variable((), np.array(scope, dtype=object))
     if missing == "skip":
         total, of_known = (m.sum(axis=0).astype(np.float64) for m in (left, known_left))
         share = np.divide(of_known, total, out=np.full(total.size, np.nan), where=total != 0)

@@ -74,11 +74,16 @@ def nearest(name: object, known: Iterable[object]) -> str:
 
 
 def warn_of_dropped_rows(message: str) -> None:
-    """Issue the warning for the user's line, however deep in the package rows were dropped."""
+    """Warn that rows were dropped."""
+    warn_user(message, DroppedRowsWarning)
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Issue a warning for the user's line, from however deep in the package."""
     level, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, DroppedRowsWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def unknown_label(

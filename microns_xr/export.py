@@ -20,6 +20,7 @@ from microns_xr.connectivity.arrays import (
     weight_of,
 )
 from microns_xr.connectivity.labels import Lookup, require_known
+from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import SchemaError, import_optional, unknown_label
 from microns_xr.provenance import RELEASE_COORDS, require_same_release
 from microns_xr.schema import AXES, validate
@@ -225,8 +226,9 @@ def to_networkx(
     -------
     networkx.DiGraph
         From pre to post. Nodes are the nucleus ids of both axes, as Python integers, including
-        those without connections; their attributes ``in_pre`` and ``in_post`` tell the axes of a
-        neuron: a missing edge means "no synapse seen" only from a neuron in pre to one in post.
+        those without connections unless the scope is "unknown"; their attributes ``in_pre`` and
+        ``in_post`` tell the axes of a neuron: a missing edge means "no synapse seen" only from a
+        neuron in pre to one in post.
         Edges have the weights by name: ``synapse_size`` (voxels of 4x4x40 nm), and
         ``synapse_count`` where synapses were counted. The attributes of the graph are the release
         and the scope.
@@ -253,6 +255,7 @@ def to_networkx(
     """
     networkx = import_optional("networkx", "export")
     validate(connectivity, "connectivity")
+    connectivity = drop_unnamed(connectivity)
     pattern, values = pair_buffers(connectivity)
     if max_connections is not None and pattern.nnz > max_connections:
         raise SchemaError(
@@ -309,7 +312,8 @@ def to_anndata(
         from the pia), and tables such as ``rate_ori`` with the angles as column names.
         ``obsp``: the weights by name, square, rows pre and columns post, in csr.
         Neurons that are not on an axis have empty rows or columns, as if without synapses:
-        ``obs["in_pre"]`` and ``obs["in_post"]`` mark valid rows and columns.
+        ``obs["in_pre"]`` and ``obs["in_post"]`` mark valid rows and columns; if the scope is
+        "unknown", those with a connection.
         ``uns["microns_xr"]``: release, scope, orientation of ``obsp``, units and convention of
         each angle under ``angles``, labels of the columns of ``obsm``, number of dropped
         connections, and all attributes as JSON. There is no ``X``.
@@ -364,6 +368,7 @@ def to_anndata(
     obsp: dict[str, scipy.sparse.csr_array] = {}
     if connectivity is not None:
         validate(connectivity, "connectivity")
+        connectivity = drop_unnamed(connectivity)
         require_same_release(("units", units), ("connectivity", connectivity))
         obsp, about["dropped_connections"] = _square(connectivity, ids, outside)
         for side in ("pre", "post"):

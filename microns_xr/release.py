@@ -15,9 +15,9 @@ import xarray as xr
 
 from microns_xr.angles import AngleConvention, AngleUnits, convert, require_likely_units
 from microns_xr.columns import as_ids, require_columns
+from microns_xr.connectivity.blocks import take_positions
 from microns_xr.connectivity.build import build_connectivity, build_synapses
 from microns_xr.connectivity.labels import Lookup, require_known
-from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import (
     ReleaseMismatchError,
     SchemaError,
@@ -924,18 +924,20 @@ class Release:
         if scope is None:
             both = all(choice is not None for choice in chosen.values())
             scope = "requested" if both and self.source.scope == "unknown" else self.source.scope
+        # A selection of units is no request: of an unknown scope the axes have what is named.
+        named = [side for side in axes if scope == "unknown" and chosen[side] is None]
         connectivity = build_connectivity(
             table,
             whole,
-            pre=axes["pre"],
-            post=axes["post"],
+            pre=None if "pre" in named else axes["pre"],
+            post=None if "post" in named else axes["post"],
             scope=scope,
             shared_roots=self.shared_roots(),
         )
-        # The selection of units is no request, so that the other axes have what the table names.
-        connectivity = drop_unnamed(
-            connectivity, [side for side, choice in chosen.items() if choice is None]
-        )
+        for side in named:
+            on_axis = np.isin(connectivity[f"{side}_nucleus_id"].values, axes[side])
+            if not on_axis.all():
+                connectivity = take_positions(connectivity, **{side: np.flatnonzero(on_axis)})
         if any(no_unit.values()):
             warn_of_dropped_rows(
                 f"{no_unit['pre']} pre and {no_unit['post']} post neurons of the request are not "

@@ -129,3 +129,44 @@ def test_a_neuron_of_four_scans_contributes_once(release, folder):
     assert size > 0
     currents = mx.input_currents(connectivity, rates.rate_dir)
     np.testing.assert_allclose(currents.sum("post_nucleus_id").values, 2 * size)
+
+
+def test_only_neurons_of_the_file_are_counted(release):
+    units, connectivity = release["units"], release["connectivity"]
+    curves = mx.tuning.selectivity(units.rate_ori.dropna("nucleus_id"), dim="orientation")
+    units = units.assign(pref_ori=curves.pref_ori.reindex(nucleus_id=units.nucleus_id))
+    assert int(units.pref_ori.notnull().sum()) == 5336
+    currents = mx.input_currents(connectivity, units.rate_ori)
+    aligned = mx.analysis.align_to_preferred(currents, units, interval=None)
+    assert aligned.n_neurons.item() == 911
+    groups = mx.group_connectivity(connectivity, "classification_system", units=units)
+    assert groups.n_post.to_series().to_dict() == {"excitatory_neuron": 910, "inhibitory_neuron": 1}
+    graph = mx.to_networkx(connectivity)
+    assert (graph.number_of_nodes(), graph.number_of_edges()) == (8502, 37_405)
+    # Neurons of a class that are not on the axes are no neurons without a synapse.
+    of_layer = mx.select_units(units, layer="L4", classification_system="inhibitory_neuron")
+    assert of_layer.sizes["nucleus_id"] == 670
+    onto = mx.select_connections(connectivity, post=of_layer)
+    excitatory = {"classification_system": "excitatory_neuron"}
+    onto = mx.select_connections(onto, units, pre=excitatory)
+    assert mx.to_networkx(onto).number_of_nodes() == 247 + 1
+    assert mx.group_connectivity(onto, units.layer).n_post.values.tolist() == [1]
+
+
+def test_probability_counts_neurons_of_the_file(folder, release):
+    units, of_23p = release["units"], {"cell_type": "23P"}
+    estimate = {"by": None, "distance": [50, 100], "post": of_23p}
+    with pytest.warns(UserWarning, match=r"20 of 33 neurons of pre \(60.6%\) are left out"):
+        found = mx.analysis.connection_probability(
+            release["connectivity"], units, pre=of_23p, **estimate
+        )
+    assert (found.n_connected.item(), found.n_pairs.item()) == (3, 148)
+    # All 33 axons were looked for, say.
+    axons = mx.select_units(units, axon="extended", **of_23p)
+    with pytest.warns(mx.errors.DroppedRowsWarning):
+        asked = mx.Release(661, source=folder).connectivity(pre=axons)
+    assert asked.sizes == {"pre_nucleus_id": 33, "post_nucleus_id": 911}
+    with pytest.warns(UserWarning, match=r"20 of 33 neurons of pre \(60.6%\) count as unconn"):
+        found = mx.analysis.connection_probability(asked, units, pre=axons, **estimate)
+    assert (found.n_connected.item(), found.n_pairs.item()) == (3, 214)
+    assert round(found.probability.item(), 3) == 0.014

@@ -111,6 +111,13 @@ def test_the_folder_of_a_download_is_read_without_the_service(cave, tmp_path):
     assert offline.units().equals(units)
     assert mx.to_table(offline.connectivity(key)).equals(mx.to_table(connectivity))
     assert offline.connectivity().scope.item() == "requested"
+    some = connectivity.post_nucleus_id.values[:3]
+    chosen = offline.connectivity(post=some)
+    assert (chosen.scope.item(), chosen.sizes["post_nucleus_id"]) == ("requested", 3)
+    # Of neurons that were not part of the request nothing is known.
+    others = np.setdiff1d(offline.units().nucleus_id, connectivity.post_nucleus_id)
+    with pytest.raises(mx.errors.UnknownLabelError, match=r"1 of 4 .*ids of post .*of the request"):
+        offline.connectivity(post=[*some, others[0]])
     with pytest.raises(mx.errors.SourceError, match="without a service"):
         offline.download()
     with pytest.raises(mx.errors.ReleaseMismatchError, match="v1718"):
@@ -282,7 +289,8 @@ def test_through_cave_and_through_a_folder_are_identical(cave, tmp_path, demo_so
         assert same(by_cave.units(functional=mode), by_folder.units(functional=mode))
     units = by_cave.units()
     by_cave.download_synapses(pre=units, post=units, progress=False)
-    mine, theirs = by_cave.connectivity(), by_folder.connectivity()
+    mine, theirs = by_cave.connectivity(), by_folder.connectivity(scope="complete")
+    assert (mine.scope.item(), theirs.scope.item()) == ("requested", "complete")
     assert mx.to_table(mine).equals(mx.to_table(theirs))
     # A download knows which neurons were asked for, a folder only those that its table names.
     table = mx.to_table(mine)

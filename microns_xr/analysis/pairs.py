@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.connectivity.blocks import Side
+from microns_xr.connectivity.arrays import is_scope_known
+from microns_xr.connectivity.blocks import Side, connected
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, warn_user
 from microns_xr.provenance import require_same_release
 from microns_xr.schema import AXES, validate
 from microns_xr.select import on_axis, select_units
@@ -73,6 +74,8 @@ def choose_neurons(
     left_out: dict[Side, dict[str, int]] = {}
     axons: dict[str, int] = {}
     text = ""
+    named = {} if is_scope_known(connectivity) else connected(connectivity)
+    without: list[str] = []
     for side, choice in choices.items():
         of_axis = lookup.find(connectivity[f"{side}_nucleus_id"].values)
         # An id that is not on the axis is an error: it would be missing from the denominator.
@@ -81,15 +84,31 @@ def choose_neurons(
         chosen[slice(None) if positions is None else positions] = True
         text += f"{side}={words}, "
         conditions = {"not_chosen": chosen, "not_among_units": of_axis >= 0}
+        of_units = dict(needed)
         if side == "pre":
             axons = count_axons(units, of_axis[chosen & (of_axis >= 0)])
-            conditions["axon_not_complete_enough"] = _is_complete(units, presynaptic)[of_axis]
-        conditions |= {reason: of_units[of_axis] for reason, of_units in needed.items()}
+            is_complete = _is_complete(units, presynaptic)
+            of_units = {"axon_not_complete_enough": is_complete} | of_units
+        conditions |= {reason: fulfilled[of_axis] for reason, fulfilled in of_units.items()}
         keep = np.ones(of_axis.size, dtype=bool)
         left_out[side] = {}
         for reason, condition in conditions.items():
             left_out[side][reason] = int((keep & ~condition).sum())
             keep &= condition
+        if named:
+            n_all = n_kept = int(keep.sum())
+            # Conditions also hold for units that the table does not name, which are on no axis.
+            if isinstance(choice, Mapping) and not isinstance(choice, xr.Dataset):
+                matching = np.isin(units["nucleus_id"], select_units(units, **choice)["nucleus_id"])
+                n_all = int(np.logical_and.reduce([matching, *of_units.values()]).sum())
+                left_out[side]["not_on_axis"] = n_all - n_kept
+            # Some unconnected neurons are as expected; most of them, and nobody has asked.
+            for n, least, what in (
+                (n_all - n_kept, 0, f"are left out, since they are not on {side}_nucleus_id"),
+                (int((keep & ~named[side]).sum()), n_all / 2, "count as unconnected"),
+            ):
+                if n > least:
+                    without.append(f"{n} of {n_all} neurons of {side} ({n / n_all:.1%}) {what}")
         if not keep.any():
             raise SchemaError(
                 f"none of the {of_axis.size} neurons of {side}_nucleus_id remains; left out: "
@@ -99,6 +118,12 @@ def choose_neurons(
                 "'all', which give lower bounds)"
             )
         rows[side] = np.where(keep, of_axis, -1)
+    if without:
+        warn_user(
+            "the scope of the connectivity is 'unknown', and of some chosen neurons it has no "
+            f"connection: {'; '.join(without)}. If their synapses were looked for, build the "
+            "connectivity with their ids as pre= and post=; if not, select others"
+        )
     used = count_axons(units, rows["pre"][rows["pre"] >= 0])
     attrs = {
         "left_out": left_out,
@@ -113,7 +138,7 @@ def require_requested(
     connectivity: xr.Dataset, pre: Any, post: Any, hint: str, of: str = ""
 ) -> None:
     """Raise if it is unknown which pairs were requested."""
-    if connectivity["scope"].item() == "unknown" and (pre is None or post is None):
+    if not is_scope_known(connectivity) and (pre is None or post is None):
         raise SchemaError(
             f"scope of the connectivity{of} is 'unknown', so pairs without a synapse may never "
             f"have been requested: pass pre= and post=, neurons {hint}"

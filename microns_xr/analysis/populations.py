@@ -12,6 +12,7 @@ import xarray as xr
 from microns_xr.connectivity.arrays import pair_names
 from microns_xr.connectivity.blocks import Side, sums_by_group
 from microns_xr.connectivity.labels import Lookup
+from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import validate
@@ -101,9 +102,9 @@ def group_connectivity(
         the summed weights, ``synapse_size`` (voxels of 4x4x40 nm) and, where synapses were counted,
         ``synapse_count``, or others by their own names; ``n_connections`` (connected pairs);
         ``mean_size``, ``mean_synapses`` or ``mean_<name>`` (of a connected pair), float64, NaN
-        where no pair is connected; and the neurons of each
-        population, connected or not, ``n_pre(pre_<name>)`` and ``n_post(post_<name>)``. Sums and
-        means of lazy connectivity are lazy.
+        where no pair is connected; and the neurons of each population, connected or not,
+        ``n_pre(pre_<name>)`` and ``n_post(post_<name>)``. If the scope is "unknown", only neurons
+        with a connection are counted. Sums and means of lazy connectivity are lazy.
 
     Raises
     ------
@@ -125,6 +126,7 @@ def group_connectivity(
     """
     pairs, compute = connectivity_of(connectivity)
     validate(pairs, "connectivity")
+    pairs = drop_unnamed(pairs)
     if units is not None:
         require_same_release(("connectivity", pairs), ("units", units))
     dims, groups, coords = {}, {}, _scalars(pairs)

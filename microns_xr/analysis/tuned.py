@@ -26,7 +26,7 @@ from microns_xr.analysis.resample import (
     require_interval,
 )
 from microns_xr.angles import describe_angle, require_likely_angle
-from microns_xr.connectivity.arrays import PAIR_DIMS, pair_buffers
+from microns_xr.connectivity.arrays import PAIR_DIMS, is_scope_known, pair_buffers
 from microns_xr.connectivity.subset import drop_autapses, take
 from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.provenance import add_history
@@ -80,7 +80,8 @@ def like_to_like(
     pre, post : mapping, collection of int, units Dataset, or None, optional
         Neurons of either side: conditions of `select_units` such as ``{"layer": "L4"}``, or
         nucleus ids on the axis; None takes all. If the scope of the connectivity is "unknown",
-        both are required, and assert that these pairs were requested.
+        both are required, and assert that these pairs were requested; a warning says how many of
+        these neurons are not on the axis, or, of most, that they have no connection at all.
     presynaptic : str or collection of str, optional
         Which axons are complete enough, as the condition `axon` of `select_units`:
         ``"extended"`` (partial or full; before release 1078 the status "extended"), ``"full"``,
@@ -214,7 +215,7 @@ def tuned_connections(
     neurons = _choose_tuned(connectivity, units, angle, pre, post, presynaptic)
     ids = [connectivity[f"{side}_nucleus_id"].values[neurons.positions(side)] for side in SIDES]
     result = drop_autapses(take(connectivity, *ids))
-    if connectivity["scope"].item() == "unknown":
+    if not is_scope_known(connectivity):
         result = result.assign_coords(scope=xr.Variable((), np.array("requested", dtype=object)))
     return add_history(result, f"tuned_connections(angle={angle!r}, {neurons.text})")
 

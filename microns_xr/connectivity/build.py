@@ -271,7 +271,7 @@ def build_connectivity(
     # What a bare file says nothing about must not look like a neuron without synapses.
     for side, ids in choices.items():
         if scope == "unknown" and ids is None:
-            axes[side], codes[side] = _connected(axes[side], codes[side], ~left_out)
+            axes[side], codes[side] = _connected(axes[side], codes[side], ~without_unit)
 
     matrix = sum_pairs(codes["post"], codes["pre"], table.size, table.count, axes["post"].size)
     weights = {"synapse_size": matrix.sizes}

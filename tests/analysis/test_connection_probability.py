@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -216,6 +218,32 @@ def test_an_unknown_scope_needs_pre_and_post(three):
     assert found.n_pairs.item() == 2
     assert found.n_connected.item() == 1
     assert found.attrs["left_out"]["pre"]["not_chosen"] == 2
+
+
+def test_neurons_without_a_connection_of_an_unknown_scope_are_told():
+    size = np.zeros((5, 5), dtype=np.int64)
+    size[0, 1], size[1, 0], size[1, 2] = 4, 5, 6
+    complete = dataset(size > 0, size, size)
+    unknown = complete.assign_coords(scope="unknown")
+    units = make_units([[0.0, 0, 0]] * 5)
+    chosen = {"cell_type": "a"}
+    # The axes of a built table hold the neurons that it names: (0, 1) and (0, 1, 2).
+    named = mx.select_connections(unknown, pre=ids(5)[:2], post=ids(5)[:3])
+    message = (
+        r"3 of 5 neurons of pre \(60.0%\) are left out, .*pre_nucleus_id; 2 of 5 neurons of post"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        found = mx.analysis.connection_probability(named, units, pre=chosen, post=chosen)
+    assert caught[0].filename == __file__
+    assert (found.n_pairs.item(), found.n_connected.item()) == (4, 3)
+    assert found.attrs["left_out"]["pre"]["not_on_axis"] == 3
+    # Those of a store of an early version hold all units, as if synapses of all were looked for.
+    with pytest.warns(UserWarning, match=r"3 of 5 neurons of pre \(60.0%\) count as unconnected"):
+        found = mx.analysis.connection_probability(unknown, units, pre=chosen, post=ids(5))
+    assert found.n_pairs.item() == 20
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mx.analysis.connection_probability(complete, units, pre=chosen, post=chosen)
 
 
 def test_pre_and_post_by_condition_or_id(three):
@@ -510,7 +538,8 @@ def test_real_release(real_data):
     rows = rows[rows.post_pt_root_id.isin(units.pt_root_id.values)]
     post = units.isel(nucleus_id=np.isin(units.pt_root_id, rows.post_pt_root_id))
     with pytest.warns(mx.errors.DroppedRowsWarning):
-        connectivity = release.connectivity(units=units)
+        connectivity = release.connectivity(units=units, pre=units, post=post)
+    assert connectivity.scope.item() == "requested"
     edges = {"lateral": np.arange(0, 501, 25.0), "depth": [0, 100, 300]}
     found = mx.analysis.connection_probability(
         connectivity, units, None, edges, pre={"axon": "unknown"}, post=post

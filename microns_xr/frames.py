@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from standard_transform import datasets
 
 from microns_xr.columns import positions
@@ -170,6 +171,17 @@ def space_in(attrs: Mapping[Any, Any]) -> Space | None:
     if "frame" not in attrs:
         return None
     return Space(str(attrs["frame"]), as_resolution(attrs.get("voxel_nm"), "voxel_nm"))
+
+
+def require_depth(position: xr.DataArray) -> None:
+    """Raise if positions state that y is not depth from the pia."""
+    if position.attrs.get("frame") == NO_FRAME:
+        raise SchemaError(
+            "the positions are in the axes of their table, expected depth from the pia along y, "
+            "which layers, depths and lateral distances need: state the frame of the volume with "
+            "mx.releases.ReleaseSpec(frame=...), or convert the positions and remove "
+            "units.position.attrs['frame']"
+        )
 
 
 def as_resolution(value: Any, where: str) -> Resolution | None:

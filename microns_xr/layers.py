@@ -17,7 +17,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.errors import SchemaError
-from microns_xr.frames import NO_FRAME
+from microns_xr.frames import require_depth
 from microns_xr.provenance import RELEASE_COORDS, add_history
 from microns_xr.releases import datastack_of, table_spec
 from microns_xr.schema import LAYERS, describe
@@ -93,13 +93,6 @@ def segment_layers(
             raise SchemaError(
                 f"units has no {name}, which layers are derived from: use mx.build_units"
             )
-    if units["position"].attrs.get("frame") == NO_FRAME:
-        raise SchemaError(
-            "the positions of the units are in the axes of their table, expected depth from the "
-            "pia along y, from which layers are derived: state the frame of the volume with "
-            "mx.releases.ReleaseSpec(frame=...), or convert the positions and set "
-            "units.position.attrs['frame']"
-        )
     if layer_types is None:
         layer_types = units.attrs.get("layer_types")
     if layer_types is None:
@@ -155,6 +148,7 @@ def segment_layers(
 def depth_of(units: xr.Dataset) -> np.ndarray:
     """Return the depth of every unit from the pia in µm."""
     position = units["position"].transpose("nucleus_id", "axis")
+    require_depth(position)
     y = position.sel(axis="y") if "axis" in position.coords else position.isel(axis=1)
     return np.asarray(y.values, dtype=np.float64)
 

@@ -36,6 +36,7 @@ from microns_xr.releases import (
     ROLES,
     ReleaseSpec,
     TableSpec,
+    datastack_entry,
     papers_of,
     release_spec,
     volume_of,
@@ -45,7 +46,6 @@ from microns_xr.sources.cave import CaveSource
 from microns_xr.sources.directory import DirectorySource, write_identity
 from microns_xr.sources.fetch import (
     RECORDING_SUFFIXES,
-    RECORDINGS_URL,
     display_url,
     download,
     fetch_file,
@@ -446,15 +446,17 @@ class Release:
             return download_synapses(remote, folder, workers=workers, batch=batch, **request)
         return remote.download_synapses(folder, **request)
 
-    def download_recordings(self, url: str = RECORDINGS_URL, **options: Any) -> Path:
+    def download_recordings(self, url: str | None = None, **options: Any) -> Path:
         """Download the recordings file into ``recordings/`` of ``datadir``.
 
-        All releases share it. An interrupted download resumes when this is called again.
+        All releases of minnie65 share it; for another datastack, it is in ``recordings/`` of the
+        folder of the datastack. An interrupted download resumes when this is called again.
 
         Parameters
         ----------
         url : str, optional
-            URL of the file; by default the published file of 20.6 GB.
+            URL of the file; by default that of the datastack in the registry, for minnie65 the
+            published file of 20.6 GB.
         **options
             ``sha256``, ``progress`` and other options of `microns_xr.recordings.download`.
 
@@ -466,7 +468,8 @@ class Release:
         Raises
         ------
         SourceError
-            If there is no such file, it is not HDF5, or its checksum is wrong.
+            If there is no such file, it is not HDF5, its checksum is wrong, or no file of the
+            datastack is known.
         IncompleteDownloadError
             If requests keep failing; what has arrived is kept.
 
@@ -476,7 +479,13 @@ class Release:
         >>> release = mx.Release(1718, datadir="data")
         >>> path = release.download_recordings()  # doctest: +SKIP
         """
-        return download(self.datadir.expanduser() / "recordings", url, **options)
+        url = url or datastack_entry(self.datastack, "recordings")
+        if url is None:
+            raise SourceError(
+                f"no file of recordings of {self.datastack} is known: pass its url, or the path of "
+                "a file to tuning_curves(path)"
+            )
+        return download(_recordings_folder(self), url, **options)
 
     def download_fits(self, url: str, **options: Any) -> Path:
         """Download a table of tuning curves or fits into ``functional/`` of the release's folder.
@@ -691,15 +700,18 @@ class Release:
             raise SchemaError(f"kind is {kind!r}, expected one of {list(KIND_ROLES)}")
         role = KIND_ROLES[kind]
         name = self.spec.name_of(role)
+        table = self.table(name)
+        by_root = "target_id" not in table.columns
         rows = build_functional(
-            self.table(name),
+            table,
             self.spec.table_of(role),
             datastack=self.datastack,
             version=self.version,
             role=role,
+            nuclei=self.table("nucleus") if by_root else None,
             **options,
         )
-        return self._with_sources(rows, [name])
+        return self._with_sources(rows, [name, self.spec.name_of("nucleus")][: 1 + by_root])
 
     def tuning_curves(
         self,
@@ -1029,13 +1041,21 @@ def _folder_of(source: TableSource) -> Path | None:
     return None if folder is None else Path(folder)
 
 
+def _recordings_folder(release: Release) -> Path:
+    """Return the folder of the recordings of a datastack; those of minnie65 are at the top."""
+    folder = release.datadir.expanduser()
+    if datastack_entry(release.datastack, "recordings") is None:
+        folder /= release.datastack
+    return folder / "recordings"
+
+
 def recording_files(release: Release) -> list[Path]:
     """Return the recordings files of a release.
 
-    Recordings are the same in every release, so they are in ``recordings/`` of the folder of all
-    downloads; ``functional/`` of the release is searched, too.
+    Recordings are the same in every release of a datastack, so they are beside the releases;
+    ``functional/`` of the release is searched, too.
     """
-    folders = [release.datadir / "recordings"]
+    folders = [_recordings_folder(release)]
     if (folder := _folder_of(release.source)) is not None:
         folders += [folder / "functional", folder / "recordings"]
         if folder.resolve().name.isdigit():  # of microns-datacleaner, see DirectorySource

@@ -66,6 +66,8 @@ def typed_table(
     if not isinstance(table, pd.DataFrame):
         raise SchemaError(f"{name} is a {type(table).__name__}, expected a pandas DataFrame")
     columns = _COLUMNS[role]
+    if "session" in columns.ids:
+        table = _with_scan_keys(table, spec)
     spec_columns: list[str] = []
     if role.startswith("celltype"):
         spec_columns = [spec.class_column] * spec.has_classes + ["cell_type"] * spec.has_types
@@ -98,6 +100,24 @@ def typed_table(
             "joined from two tables or downloads, or select rows first"
         )
     return result
+
+
+def _with_scan_keys(table: pd.DataFrame, spec: TableSpec) -> pd.DataFrame:
+    """Add the keys of recorded units that a table has under other names."""
+    added = {}
+    for key, names in spec.scan_columns.items():
+        if key in table.columns or not set(names) <= set(table.columns):
+            continue
+        first, *others = (as_ids(table[name], f"{spec.name}.{name}") for name in names)
+        for name, digit in zip(names[1:], others, strict=True):
+            if ((digit < 0) | (digit > 9)).any():
+                raise SchemaError(
+                    f"{spec.name}.{name} holds {digit.max()}, expected 0 to 9, since it is a digit "
+                    f"of {key}, which is made of {', '.join(names)}"
+                )
+            first = 10 * first + digit
+        added[key] = first
+    return table.assign(**added)
 
 
 def _first(rows: pd.DataFrame, keys: list[str]) -> Any:

@@ -403,7 +403,12 @@ def _add_functional(
         )
     name = spec.name_of(role)
     table = build_functional(
-        tables[role], spec.table_of(role), datastack=spec.datastack, version=spec.version, role=role
+        tables[role],
+        spec.table_of(role),
+        datastack=spec.datastack,
+        version=spec.version,
+        role=role,
+        nuclei=tables["nucleus"],
     )
     if mode == "best_only":
         if absent := [n for n in _BEST if n not in table]:

@@ -126,6 +126,57 @@ def test_the_datastack_of_a_source_of_a_service():
         mx.sources.ArchiveSource(1196, datastack="v1dd_public")
 
 
+def test_matches_of_v1dd_have_keys_of_their_own_and_roots(tmp_path):
+    tables = v1dd_tables(np.repeat(V1DD, [2, 1], axis=0))
+    matched = pd.DataFrame(
+        {
+            "pt_root_id": [ROOT + 1, ROOT + 1, ROOT + 3, 7, 0],
+            "column": [1, 1, 2, 5, 5],
+            "volume": [3, 3, 5, 1, 1],
+            "plane": [0, 1, 4, 2, 2],
+            "roi": [11, 12, 13, 14, 15],
+        }
+    )
+    tables["functional_coregistration_manual_2"] = matched
+    folder = folder_of(tmp_path / "v1dd", tables, "v1dd_public", 1196)
+    release = mx.Release(1196, datastack="v1dd_public", source=folder)
+    rows = release.functional()
+    keys = ["nucleus_id", "session", "scan_idx", "unit_id"]
+    found = {tuple(int(rows[k][i]) for k in keys) for i in range(rows.sizes["scan_unit"])}
+    assert found == {
+        (1, 13, 0, 11),
+        (1, 13, 1, 12),
+        (3, 25, 4, 13),
+        (-1, 51, 2, 14),
+        (-1, 51, 2, 15),
+    }
+    units = release.units(functional="match")
+    assert units.n_scan_units.values.tolist() == [2, 0, 1]
+    assert units.tuning_type.values.tolist() == ["matched", "not_matched", "matched"]
+    other = matched.assign(pt_root_id=matched.pt_root_id + 10**6)
+    other.to_csv(folder / "raw" / "functional_coregistration_manual_2.csv", index=False)
+    with pytest.raises(mx.errors.SchemaError, match="none of the roots of functional_coreg"):
+        mx.Release(1196, datastack="v1dd_public", source=folder).functional()
+    matched.assign(volume=12).to_csv(
+        folder / "raw" / "functional_coregistration_manual_2.csv", index=False
+    )
+    with pytest.raises(mx.errors.SchemaError, match="volume holds 12, expected 0 to 9"):
+        mx.Release(1196, datastack="v1dd_public", source=folder).functional()
+
+
+def test_recordings_of_minnie65_are_not_those_of_v1dd(tmp_path):
+    folder = folder_of(tmp_path / "v1dd", v1dd_tables())
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / "microns.h5").write_bytes(b"")
+    release = mx.Release(1196, datastack="v1dd_public", source=folder, datadir=tmp_path)
+    with pytest.raises(mx.errors.SourceError, match="no tuning curves"):
+        release.tuning_curves()
+    with pytest.raises(
+        mx.errors.SourceError, match="no file of recordings of v1dd_public is known"
+    ):
+        release.download_recordings()
+
+
 # ----------------------------------------------------------------------------- one of one's own
 
 
@@ -224,10 +275,21 @@ def test_a_volume_of_ones_own_all_the_way(tmp_path, caplog):
     mx.ingest_synapses(file, stored, tmp_path / "in.zarr", positions=True, progress=False)
     ingested = mx.open_store(tmp_path / "in.zarr")["synapses"].to_dataset().compute()
     np.testing.assert_allclose(ingested.position.values[np.argsort(ingested.synapse_id)], at)
-    with pytest.raises(
-        mx.errors.SchemaError, match=r"in the axes of their table.*ReleaseSpec\(frame"
+    # What needs depth says so, distances in space do not need it.
+    lateral = {
+        "presynaptic": "all",
+        "by": None,
+        "distance": {"lateral": [0.0, 1e3], "depth": [0.0, 9.0]},
+    }
+    for ask in (
+        release.layers,
+        lambda: mx.plot.depth_profile(units),
+        lambda: mx.analysis.connection_probability(connectivity, units, **lateral),
     ):
-        release.layers()
+        with pytest.raises(
+            mx.errors.SchemaError, match=r"in the axes of their table.*ReleaseSpec\(frame"
+        ):
+            ask()
 
 
 def test_a_volume_of_ones_own_with_the_frame_of_another(tmp_path):

@@ -17,6 +17,7 @@ from microns_xr.connectivity.arrays import is_scope_known
 from microns_xr.connectivity.blocks import Side, connected
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, warn_user
+from microns_xr.frames import require_depth
 from microns_xr.provenance import require_same_release
 from microns_xr.schema import AXES, validate
 from microns_xr.select import on_axis, select_units
@@ -186,5 +187,7 @@ def unit_positions(units: xr.Dataset, axes: Iterable[str] = AXES) -> np.ndarray:
     stated = tuple(position["axis"].values) if "axis" in position.coords else AXES
     if stated != AXES:
         raise SchemaError(f"axis of position is {stated}, expected {AXES}")
+    if not set(AXES) <= set(axes):
+        require_depth(position)
     used = np.array([[axis in axes] for axis in AXES])
     return np.ascontiguousarray(np.where(used, position.values, 0.0))

@@ -33,6 +33,7 @@ from microns_xr.connectivity.arrays import pair_buffers, pair_names
 from microns_xr.connectivity.blocks import Side
 from microns_xr.connectivity.subset import recompress, take
 from microns_xr.errors import SchemaError, unknown_label
+from microns_xr.frames import require_depth
 from microns_xr.provenance import add_history
 from microns_xr.store.open import Connectivity, connectivity_of
 from microns_xr.threads import equal_spans, run_spans, usable_threads
@@ -134,6 +135,8 @@ def connection_probability(
     edges = read_edges(distance)
     axes = {axis for name in edges for axis in DIRECTIONS[name][0]}
     at = unit_positions(units, axes) if axes else np.zeros((3, units.sizes["nucleus_id"]))
+    if set(edges) - {"euclidean"}:
+        require_depth(units["position"])
     needed = {"without_position": np.asarray(np.isfinite(at).all(axis=0))}
     neurons = choose_neurons(pairs, units, pre, post, presynaptic, needed)
     sides = {

@@ -24,6 +24,7 @@ from microns_xr.angles import (
 )
 from microns_xr.columns import (
     MISSING_TEXT,
+    as_ids,
     parse_arrays,
     plain_array,
     plain_values,
@@ -145,9 +146,16 @@ def build_functional(
     max_residual: float | None = None,
     angle_units: str | None = None,
     angle_convention: str | None = None,
+    nuclei: pd.DataFrame | None = None,
 ) -> xr.Dataset:
-    """Turn a table of matched or measured units into a Dataset over ``scan_unit``."""
+    """Turn a table of matched or measured units into a Dataset over ``scan_unit``.
+
+    In a table without ``target_id``, neurons are found by their roots among `nuclei`.
+    """
     spec = complete_spec(spec, angle_units, angle_convention)
+    if isinstance(table, pd.DataFrame) and nuclei is not None and "target_id" not in table.columns:
+        require_columns(table, spec.name, ["pt_root_id"])
+        table = table.assign(target_id=_nuclei_of_roots(table, spec.name, nuclei))
     typed = typed_table(table, role, spec)
     n_rows = len(typed)
     keys = [*SCAN_KEYS, "target_id"]
@@ -180,6 +188,22 @@ def build_functional(
         dataset.attrs["columns_left_out"] = left_out
     dataset = stamp_release(dataset, datastack, version)
     return add_history(dataset, f"functional from {spec.name}")
+
+
+def _nuclei_of_roots(table: pd.DataFrame, name: str, nuclei: pd.DataFrame) -> np.ndarray:
+    """Return the nucleus of each root, -1 for a root of no nucleus or of several."""
+    roots = as_ids(table["pt_root_id"], f"{name}.pt_root_id", missing=0)
+    known = as_ids(nuclei["pt_root_id"], "pt_root_id of the nuclei", missing=0)
+    ids = as_ids(nuclei["id"], "id of the nuclei")
+    unique, first, n_nuclei = np.unique(known, return_index=True, return_counts=True)
+    place = pd.Index(unique).get_indexer(roots)
+    if (roots > 0).any() and not ((place >= 0) & (roots > 0)).any():
+        raise SchemaError(
+            f"none of the roots of {name} is the root of a nucleus: the table is of another "
+            "release, since root ids change between releases; fetch it for this one"
+        )
+    alone = (place >= 0) & (roots > 0) & (n_nuclei[place] == 1)
+    return np.where(alone, ids[first[place]], -1)
 
 
 def _holds_arrays(column: str, values: pd.Series) -> bool:

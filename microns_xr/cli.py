@@ -96,6 +96,24 @@ def _require_parent(out: Path) -> None:
         raise SchemaError(f"{out.name} cannot be written: create the folder {out.parent} first")
 
 
+def _require_no_loss_of_scope(out: Path, scope: str) -> None:
+    """Raise if a store of known scope would be replaced by one of an unknown scope."""
+    from microns_xr.store.open import groups_of, open_root, read_group
+    from microns_xr.store.swap import is_store
+
+    if scope != "unknown" or not is_store(str(out)):
+        return
+    root = open_root(out)
+    if "connectivity" not in groups_of(root):
+        return
+    stored = read_group(root, "connectivity", lazy=True)["scope"].item()
+    if stored != "unknown":
+        raise SchemaError(
+            f"--out {out} has the scope {stored}, and would be replaced by a store of unknown "
+            f"scope: pass --scope {stored} if the synapses cover it, or give another name"
+        )
+
+
 def _require_groups(tree: xr.DataTree, *names: str) -> None:
     for name in names:
         if name not in tree.children:
@@ -207,6 +225,14 @@ def _release_of(folder: Path, version: int, datastack: str | None) -> Any:
     return mx.Release(version, source=folder, datastack=datastack or (stated and stated[0]) or None)
 
 
+class Scope(StrEnum):
+    """Which pairs the files cover."""
+
+    unknown = "unknown"
+    requested = "requested"
+    complete = "complete"
+
+
 @app.command()
 def build(
     raw_dir: Annotated[
@@ -221,6 +247,13 @@ def build(
     synapses: Annotated[
         str | None, typer.Option(help="Which synapse file to use if there are several.")
     ] = None,
+    scope: Annotated[
+        Scope | None,
+        typer.Option(
+            help="What the synapses cover, complete: they are all of the release. By default what "
+            "the folder states."
+        ),
+    ] = None,
     datastack: Datastack = None,
 ) -> None:
     """Build a store from the raw tables of a release.
@@ -231,6 +264,8 @@ def build(
     """
     release = _release_of(raw_dir, version, datastack)
     has = release.has_tables()
+    stated = release.source.scope if scope is None else scope.value
+    _require_no_loss_of_scope(out, stated)
     with _steps("units", "layers", "functional", "connectivity", "store") as advance:
         units = release.units(
             functional="match" if has["coregistration"] else "none",
@@ -242,7 +277,9 @@ def build(
         advance()
         functional = release.functional() if has["coregistration"] else None
         advance()
-        connectivity = release.connectivity(synapses, units=units) if has["synapses"] else None
+        connectivity = None
+        if has["synapses"]:
+            connectivity = release.connectivity(synapses, units=units, scope=stated)
         advance()
         mx.write_store(
             out, units=units, layers=layers, functional=functional, connectivity=connectivity
@@ -372,14 +409,6 @@ class Keep(StrEnum):
     post = "post"
 
 
-class Scope(StrEnum):
-    """Which pairs the files cover."""
-
-    unknown = "unknown"
-    requested = "requested"
-    complete = "complete"
-
-
 @app.command()
 def ingest(
     files: Annotated[list[str], typer.Argument(help="csv, csv.gz or parquet; paths or addresses.")],
@@ -401,7 +430,7 @@ def ingest(
         bool, typer.Option(help="Include single synapses and their positions.")
     ] = False,
     scope: Annotated[
-        Scope, typer.Option(help="complete: the files are the whole table of the release.")
+        Scope, typer.Option(help="What the files cover, complete: the whole table of the release.")
     ] = Scope.unknown,
     count_bad_lines: Annotated[
         bool, typer.Option(help="Leave out lines that cannot be read, and count them.")
@@ -416,6 +445,12 @@ def ingest(
     from microns_xr.store.open import groups_of, open_root, read_group
     from microns_xr.store.swap import is_store
 
+    if out.resolve() == units.resolve():
+        raise SchemaError(
+            f"--out is the store to read the units from, {units}, and would replace it: give "
+            "another name"
+        )
+    _require_no_loss_of_scope(out, scope.value)
     if is_store(str(units)):
         root = open_root(units)
         names = [name for name in ("units", "layers", "functional") if name in groups_of(root)]
@@ -429,7 +464,6 @@ def ingest(
         parts = {"units": release.units(functional="none")}
         if release.spec.space.has_depth:
             parts["layers"] = release.layers()
-        parts["units"].attrs["shared_roots"] = release.shared_roots().tolist()
     mx.ingest_synapses(
         list(files),
         parts,
@@ -448,7 +482,11 @@ def ingest(
     typer.echo(f"rows          {attrs['n_synapse_rows']}, of which {dropped} without two units")
     if lines:
         typer.echo(f"bad lines     {lines}")
-    typer.echo(f"connections   {group['indices'].shape[0]} among {attrs['shape'][0]} units")
+    n_pre, n_post = attrs["shape"]
+    typer.echo(
+        f"connections   {group['indices'].shape[0]} from {n_pre} pre to {n_post} post neurons"
+    )
+    typer.echo(f"scope         {scope.value}")
     typer.echo(f"store         {out}")
 
 
@@ -469,7 +507,8 @@ def _release_lines(tree: xr.DataTree) -> list[str]:
         f"written by    {attrs.get('created_by', 'unknown')}",
         f"timestamp     {attrs.get('timestamp') or 'not known'}",
         *(
-            f"  table       {table['name']}: {table.get('rows', '?')} rows"
+            f"  table       {table['name']}"
+            + (f": {table['rows']} rows" if "rows" in table else "")
             for table in attrs.get("source_tables", [])
         ),
     ]

@@ -64,7 +64,14 @@ from microns_xr.tuning.functional import (
     complete_spec,
     label_rows,
 )
-from microns_xr.units import FUNCTIONAL_ROLES, REQUIRED, FunctionalMode, add_rates, build_units
+from microns_xr.units import (
+    FUNCTIONAL_ROLES,
+    REQUIRED,
+    FunctionalMode,
+    add_rates,
+    build_units,
+    shared_roots_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -241,9 +248,7 @@ class Release:
         SchemaError
             If the root ids are not integers.
         """
-        roots = as_ids(self.table("nucleus")["pt_root_id"], "pt_root_id of the nuclei", missing=0)
-        roots, n_nuclei = np.unique(roots, return_counts=True)
-        return roots[(n_nuclei > 1) & (roots > 0)]
+        return shared_roots_of(self.table("nucleus"))
 
     def source_tables(self) -> list[dict[str, Any]]:
         """Return the provenance of every table that has been read so far.

@@ -19,6 +19,7 @@ from microns_xr.connectivity.arrays import (
 )
 from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.connectivity.sort import sum_pairs
+from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import add_history, release_of, require_same_release
 from microns_xr.schema import AXES, validate
@@ -128,8 +129,7 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         As in `select_synapses`; synapses of a store on disk are read in pieces.
     connectivity : xarray.Dataset, optional
         Provides the axes, their annotations and the scope. By default the connectivity of the
-        store is used, else the neurons by which the synapses are labelled (for a selection, the
-        neurons in it), with scope "unknown".
+        store is used, else the neurons of the synapses, with scope "unknown".
 
     Returns
     -------
@@ -189,7 +189,9 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         release=release_of(rows.frame, "synapses"),
         attrs=rows.frame.attrs,
     )
-    if axes is not None:
+    if axes is None:
+        result = drop_unnamed(result)
+    else:
         others = {n: c.variable for n, c in axes.coords.items() if n not in result.coords}
         result = result.assign_coords(others)
     return add_history(result, "sum_synapses")

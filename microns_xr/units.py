@@ -11,6 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import is_angle, require_same_angles
+from microns_xr.columns import as_ids
 from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.frames import positions_um
 from microns_xr.layers import layer_at, segment_layers
@@ -121,6 +122,7 @@ def build_units(
     nuclei = typed_table(roles["nucleus"], "nucleus", nucleus_spec, unique=["id"])
     notes: dict[str, int] = {}
     types = _cell_types(roles, spec, notes)
+    shared_roots = shared_roots_of(nuclei)
     nuclei, counts = _select_nuclei(nuclei, types.index, multisoma, untyped)
     if nuclei.empty:
         raise SchemaError(
@@ -163,6 +165,7 @@ def build_units(
             "multisoma": multisoma,
             "untyped": untyped,
             "selection": counts,
+            "shared_roots": shared_roots.tolist(),
         },
     )
     units = stamp_release(units, spec.datastack, spec.version)
@@ -193,6 +196,13 @@ def _counts_text(counts: Mapping[str, int]) -> str:
 
 def _variables(columns: Mapping[str, Any]) -> dict[str, Any]:
     return {n: ("nucleus_id", values, describe(UNITS[n])) for n, values in columns.items()}
+
+
+def shared_roots_of(nuclei: pd.DataFrame) -> np.ndarray:
+    """Return the root ids with several nuclei, ascending."""
+    roots = as_ids(nuclei["pt_root_id"], "pt_root_id of the nuclei", missing=0)
+    roots, n_nuclei = np.unique(roots, return_counts=True)
+    return roots[(n_nuclei > 1) & (roots > 0)]
 
 
 def _select_nuclei(

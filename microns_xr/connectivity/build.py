@@ -191,7 +191,8 @@ def build_connectivity(
         synapses, and else for pairs.
     shared_roots : collection of int, optional
         Root ids with several nuclei, which are counted apart from unknown ones; by default
-        ``units.attrs["shared_roots"]`` if present.
+        ``units.attrs["shared_roots"]``, as `Release.units` records them. If they are not known,
+        they count as unknown, and there is no count of shared ones.
 
     Returns
     -------
@@ -250,8 +251,9 @@ def build_connectivity(
     if table.labels == "pt_root_id":
         roots, have_root = unit_roots(units)
         lookup, nuclei = Lookup(roots, "pt_root_id of the units"), unit_ids[have_root]
-    shared = units.attrs.get("shared_roots", ()) if shared_roots is None else shared_roots
-    shared = as_ids(shared, "shared_roots")
+    if shared_roots is None:
+        shared_roots = units.attrs.get("shared_roots")
+    shared = None if shared_roots is None else as_ids(shared_roots, "shared_roots")
 
     codes: dict[str, np.ndarray] = {}
     dropped: dict[str, int] = {}
@@ -338,19 +340,18 @@ def _connected(
 
 
 def _reasons(
-    table: SynapseTable, side: str, absent: np.ndarray, shared: np.ndarray
+    table: SynapseTable, side: str, absent: np.ndarray, shared: np.ndarray | None
 ) -> dict[str, int]:
-    """Count why rows have no unit on one side."""
+    """Count why rows have no unit on one side; shared roots only if they are known."""
     # Nulls were read as 0, but null means "not known" and 0 means "no segment".
     no_unit = table.ids[side][absent & ~table.null[side]]
     n_zero = int((no_unit == 0).sum())
-    n_shared = int(np.isin(no_unit, shared).sum()) if table.labels == "pt_root_id" else 0
-    return {
-        f"{side}_null": int(table.null[side].sum()),
-        f"{side}_zero": n_zero,
-        f"{side}_shared": n_shared,
-        f"{side}_unknown": no_unit.size - n_zero - n_shared,
-    }
+    reasons = {f"{side}_null": int(table.null[side].sum()), f"{side}_zero": n_zero}
+    n_shared = 0
+    if shared is not None:
+        n_shared = int(np.isin(no_unit, shared).sum()) if table.labels == "pt_root_id" else 0
+        reasons[f"{side}_shared"] = n_shared
+    return reasons | {f"{side}_unknown": no_unit.size - n_zero - n_shared}
 
 
 def _are_synapses(synapses: pd.DataFrame, table: SynapseTable, n_pairs: int, n_summed: int) -> bool:

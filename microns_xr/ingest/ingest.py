@@ -260,7 +260,9 @@ def ingest_synapses(
                         "pair once: pass rows='synapse' if they are synapses, or add a column n_syn"
                     )
                 template = _template(layout, neurons, scope, axes, repeated)
-                tables = _tables(parts.values(), [file.name for file in inputs], datastack)
+                tables = _tables(
+                    parts.values(), [file.name for file in inputs], datastack, counts["rows"]
+                )
                 dropped = {reason: counts[reason] for reason in template.attrs["dropped_synapses"]}
                 template.attrs = {
                     "source_tables": tables,
@@ -480,10 +482,14 @@ def _sums(values: np.ndarray, first: np.ndarray) -> np.ndarray:
     return np.add.reduceat(values, first) if len(first) else values
 
 
-def _tables(parts: Iterable[xr.Dataset], files: list[str], datastack: str) -> list[dict[str, Any]]:
+def _tables(
+    parts: Iterable[xr.Dataset], files: list[str], datastack: str, n_rows: int
+) -> list[dict[str, Any]]:
     """List the source tables of the parts and those of the files, without duplicates."""
     tables = [dict(table) for part in parts for table in part.attrs.get("source_tables", ())]
-    tables += [{"name": table_of_file(file, datastack)} for file in files]
+    names = dict.fromkeys(table_of_file(file, datastack) for file in files)
+    rows = {"rows": n_rows} if len(names) == 1 else {}  # not counted by file
+    tables += [{"name": name} | rows for name in names]
     return [table for i, table in enumerate(tables) if table not in tables[:i]]
 
 

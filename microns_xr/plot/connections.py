@@ -123,7 +123,8 @@ def degree_distribution(
     matplotlib.axes.Axes
         One line per variable (complementary cumulative distribution): the share of the neurons of
         that axis that have a value of x or more, NaN left out. Neurons with 0 cannot be drawn on a
-        logarithmic axis; they are counted in the legend and in the share.
+        logarithmic axis; they are counted in the legend and in the share. The title says if the
+        scope of the connectivity is "unknown".
 
     Raises
     ------
@@ -167,6 +168,8 @@ def degree_distribution(
     xlabel = f"{what} ({units})" if units not in ("", "1") else what
     ylabel = "share of neurons with at least x"
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    if "scope" in degrees.coords and degrees["scope"].item() == "unknown":
+        ax.set_title("scope unknown: only neurons with a connection", fontsize="small")
     ax.legend(fontsize="small", loc="lower left")
     return ax
 

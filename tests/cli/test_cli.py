@@ -64,6 +64,21 @@ def test_build_from_a_folder_of_raw_tables(tmp_path, version):
     assert all(len(t["sha256"]) == 64 for t in tree.attrs["source_tables"])
 
 
+def test_build_states_the_scope(tmp_path):
+    raw = mx.sources.DemoSource(1718, n_nuclei=600).write(tmp_path / "raw", format="csv")
+    arguments = ["build", raw, "--version", 1718, "--out", tmp_path / "s.zarr"]
+    assert run(*arguments, "--scope", "complete").returncode == 0
+    connectivity = mx.open_store(tmp_path / "s.zarr")["connectivity"].to_dataset()
+    assert connectivity.scope.item() == "complete"
+    units = mx.open_store(tmp_path / "s.zarr")["units"]
+    assert connectivity.sizes["pre_nucleus_id"] == units.sizes["nucleus_id"]
+    # The same tables without a scope do not replace it.
+    refused = run(*arguments)
+    assert refused.returncode == 1
+    assert "pass --scope complete" in refused.stderr
+    assert mx.open_store(tmp_path / "s.zarr")["connectivity"].scope.item() == "complete"
+
+
 def test_build_without_function_or_synapses_says_so(tmp_path, three_tables):
     spec = mx.releases.release_spec(1300)
     raw = tmp_path / "raw"

@@ -18,12 +18,34 @@ def test_from_a_store_of_units(tmp_path):
     found = CliRunner().invoke(app, [*arguments, "--positions", "--scope", "complete"])
     assert found.exit_code == 0, found.output
     pairs = mx.open_store(out)["connectivity"].synapse_size.data.nnz
-    assert f"connections   {pairs} among 60 units" in found.output
+    assert f"connections   {pairs} from 60 pre to 60 post neurons" in found.output
+    assert "scope         complete" in found.output
+    said = CliRunner().invoke(app, ["info", str(out)]).output
+    assert "table       synapses: 500 rows" in said
+    assert "?" not in said
     ex.in_memory(frame, units, tmp_path / "expected.zarr", singles=True, scope="complete")
     ex.assert_same_store(out, tmp_path / "expected.zarr")
-    kept = CliRunner().invoke(app, [*arguments, "--keep", "post", "--count-bad-lines"])
+    arguments += ["--keep", "post", "--count-bad-lines"]
+    # A store that says what a zero means is not replaced by one that does not.
+    vague = CliRunner().invoke(app, arguments)
+    assert "pass --scope complete" in str(vague.exception)
+    assert mx.open_store(out)["connectivity"].scope.item() == "complete"
+    kept = CliRunner().invoke(app, [*arguments, "--scope", "complete"])
     assert kept.exit_code == 0, kept.output
     assert "post_pt_root_id" in mx.open_store(out)["synapses"]
+
+
+def test_the_store_of_the_units_is_not_replaced(tmp_path):
+    units = ex.make_units(5)
+    store = tmp_path / "units.zarr"
+    mx.write_store(store, units=units)
+    path = ex.write_archived(tmp_path, ex.make_synapses(units, 20))
+    for out in (store, tmp_path / "." / "x" / ".." / "units.zarr"):
+        arguments = ["ingest", str(path), "--units", str(store), "--out", str(out)]
+        found = CliRunner().invoke(app, arguments)
+        assert isinstance(found.exception, mx.errors.SchemaError)
+        assert "--out is the store to read the units from" in str(found.exception)
+    assert "connectivity" not in mx.open_store(store).children
 
 
 def test_what_is_no_store(tmp_path):

@@ -58,7 +58,7 @@ def input_currents(
         Over ``nucleus_id`` (or ``pre_nucleus_id``) and any other dims, such as ``units.rate_ori``;
         the rates of a neuron must be all finite or all NaN.
     weight : str, optional
-        Weight of the connections: ``"synapse_size"`` (voxels of 4x4x40 nm), ``"synapse_count"``
+        Weight of the connections: ``"synapse_size"`` (voxels), ``"synapse_count"``
         where synapses were counted, or another; by default the first, or else the only one.
 
     Returns
@@ -126,7 +126,7 @@ def contract(
         two-step paths, ``"pre_nucleus_id"`` over the common inputs of two neurons, and
         ``"post_nucleus_id"`` over their common targets.
     weight : str, optional
-        Weight of the connections: ``"synapse_size"`` (voxels of 4x4x40 nm), ``"synapse_count"``
+        Weight of the connections: ``"synapse_size"`` (voxels), ``"synapse_count"``
         where synapses were counted, or another; by default the first, or else the only one.
     missing : {"raise", "skip"}, optional
         What to do if neurons of the connectivity have no value or NaN: raise, or ignore them and

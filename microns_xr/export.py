@@ -52,7 +52,7 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
         Units: one row per neuron, ``nucleus_id`` first, ``position`` as ``pt_position_x`` ... (µm),
         rates as one column per angle (``rate_ori_22.5``). Functional: one row per recorded unit.
         Connectivity: one row per connected pair with the nucleus and root ids of both neurons,
-        ``size`` (voxels of 4x4x40 nm), ``n_syn`` where synapses were counted, or other weights by
+        ``size`` (voxels), ``n_syn`` where synapses were counted, or other weights by
         name, then every annotation of either neuron; sorted by post, then pre. Synapses: one row
         per synapse with its id, the nucleus and root ids of both neurons, ``size``, and
         ``position_x`` ... in µm (y is depth from the pia; not the voxels of ``ctr_pt_position``).
@@ -161,7 +161,7 @@ def to_scipy(
     connectivity : xarray.Dataset or xarray.DataArray
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory.
     variable : str, optional
-        The weight; by default ``"synapse_size"`` (voxels of 4x4x40 nm), or else the only one.
+        The weight; by default ``"synapse_size"`` (voxels), or else the only one.
 
     Returns
     -------
@@ -229,7 +229,7 @@ def to_networkx(
         those without connections unless the scope is "unknown"; their attributes ``in_pre`` and
         ``in_post`` tell the axes of a neuron: a missing edge means "no synapse seen" only from a
         neuron in pre to one in post.
-        Edges have the weights by name: ``synapse_size`` (voxels of 4x4x40 nm), and
+        Edges have the weights by name: ``synapse_size`` (voxels), and
         ``synapse_count`` where synapses were counted. The attributes of the graph are the release
         and the scope.
 

@@ -317,7 +317,7 @@ def inputs_to(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        For one id, its partners: ``synapse_size(pre_nucleus_id)`` (voxels of 4x4x40 nm) and the
+        For one id, its partners: ``synapse_size(pre_nucleus_id)`` (voxels) and the
         other weights, dense, with the neuron as scalar coordinate ``post_nucleus_id``.
         For a collection, even of one id, connectivity between these neurons and all their
         partners. The result is always in memory, since its axis depends on the partners. From a
@@ -410,7 +410,7 @@ def degrees(connectivity: Connectivity) -> xr.Dataset:
     -------
     xarray.Dataset
         Lazy if the connectivity is, with its coordinates: ``in_degree`` (partners),
-        ``in_size`` (voxels of 4x4x40 nm) and, where synapses were counted, ``in_synapses`` over
+        ``in_size`` (voxels) and, where synapses were counted, ``in_synapses`` over
         ``post_nucleus_id``; ``out_degree``, ``out_size`` and ``out_synapses`` over
         ``pre_nucleus_id``. Sums of another weight are ``in_<name>`` and ``out_<name>``. int64, or
         float64 for a weight that is. An autapse counts in both.

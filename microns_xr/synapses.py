@@ -134,7 +134,7 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
     Returns
     -------
     xarray.Dataset
-        ``synapse_size`` (voxels of 4x4x40 nm) and ``synapse_count`` over (``pre_nucleus_id``,
+        ``synapse_size`` (voxels) and ``synapse_count`` over (``pre_nucleus_id``,
         ``post_nucleus_id``), compressed over post. All synapses of a connectivity yield exactly its
         pairs, sums and axes.
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from cave_server import CaveServer
 from command import run
 
 import microns_xr as mx
@@ -121,7 +122,15 @@ def test_tables_of_another_datastack_are_refused(tmp_path):
 
 def test_the_datastack_of_a_source_of_a_service():
     source = mx.sources.CaveSource(1196, datastack="v1dd_public", auth_token="none")
-    assert source._log_in()[0] == "https://global.em.brain.allentech.org"
+    address = "https://global.em.brain.allentech.org"
+    assert source._log_in()[0] == address
+    with (
+        CaveServer(v1dd_tables(), datastack="v1dd_public", version=1196, token="secret") as server,
+        pytest.raises(mx.errors.SourceError, match=f"get a token at {address}/auth"),
+    ):
+        mx.sources.CaveSource(
+            1196, datastack="v1dd_public", server_address=server.url, auth_token="none"
+        ).available_tables()
     with pytest.raises(mx.errors.SourceError, match="no public archive of 'v1dd_public'"):
         mx.sources.ArchiveSource(1196, datastack="v1dd_public")
 
@@ -162,6 +171,24 @@ def test_matches_of_v1dd_have_keys_of_their_own_and_roots(tmp_path):
     )
     with pytest.raises(mx.errors.SchemaError, match="volume holds 12, expected 0 to 9"):
         mx.Release(1196, datastack="v1dd_public", source=folder).functional()
+
+
+def test_v1dd_through_the_service(tmp_path):
+    options = {"datastack": "v1dd_public", "version": 1196, "expired": (), "resolution": (9, 9, 45)}
+    with CaveServer(v1dd_tables(), **options) as server:
+        source = mx.sources.CaveSource(
+            1196, datastack="v1dd_public", server_address=server.url, auth_token="none"
+        )
+        release = mx.Release(1196, datastack="v1dd_public", source=source, datadir=tmp_path)
+        units = release.units()
+        np.testing.assert_allclose(units.position.sel(axis="y"), V1DD_DEPTHS, rtol=1e-8)
+        release.download_synapses(pre=units, positions=True, progress=False)
+        single = release.synapses()
+        np.testing.assert_allclose(single.position.sel(axis="y"), V1DD_DEPTHS[:1], rtol=1e-8)
+        with pytest.raises(mx.errors.SourceError, match="is not downloaded as a whole"):
+            release.table("synapses")
+        source.close()
+    assert (tmp_path / "v1dd_public" / "v1196" / "raw").is_dir()
 
 
 def test_recordings_of_minnie65_are_not_those_of_v1dd(tmp_path):

@@ -99,7 +99,7 @@ def group_connectivity(
     xarray.Dataset
         Over (``pre_<name>``, ``post_<name>``), populations sorted, ``<name>`` of a product being
         ``cell_type_layer``, with its parts as coordinates (``pre_cell_type``, ``pre_layer``):
-        the summed weights, ``synapse_size`` (voxels of 4x4x40 nm) and, where synapses were counted,
+        the summed weights, ``synapse_size`` (voxels) and, where synapses were counted,
         ``synapse_count``, or others by their own names; ``n_connections`` (connected pairs);
         ``mean_size``, ``mean_synapses`` or ``mean_<name>`` (of a connected pair), float64, NaN
         where no pair is connected; and the neurons of each population, connected or not,

@@ -43,7 +43,7 @@ class SynapseTable:
     ids: dict[str, np.ndarray]  # int64 ids of "pre" and "post"; 0 where missing
     null: dict[str, np.ndarray]  # bool, rows without a partner
     labels: str  # what the ids are: "nucleus_id" or "pt_root_id"
-    size: np.ndarray  # int64, voxels of 4x4x40 nm
+    size: np.ndarray  # int64, voxels
     count: np.ndarray | None  # int64, synapses per row; None without such a column
     rows: Rows  # what a row is; "auto" if the columns do not determine it
 
@@ -172,7 +172,7 @@ def build_connectivity(
     synapses : pandas.DataFrame
         One row per synapse, or one per pair. Partners are ``pre_nucleus_id`` and
         ``post_nucleus_id`` if present, else ``pre_pt_root_id`` and ``post_pt_root_id``; integers,
-        null where a partner is not known. ``size`` (or ``sum_size``) is in voxels of 4x4x40 nm. A
+        null where a partner is not known. ``size`` (or ``sum_size``) is in voxels. A
         table of pairs has ``n_syn`` (or ``synapse_count``), a table of synapses an ``id``. The
         table may be empty.
     units : xarray.Dataset

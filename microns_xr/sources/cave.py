@@ -46,23 +46,29 @@ _STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _LIMITED = re.compile(r"Limited query to (\d+) rows")
 _LOGIN = re.compile(r"/(?:sticky_)?auth(?:orize)?(?:/|$)|/login(?:/|$)")
 
-TOKEN_HELP = (
-    "get a token at https://global.daf-apis.com/auth/api/v1/create_token and pass it as "
-    "auth_token=..., or save it once for caveclient with "
-    "caveclient.CAVEclient().auth.save_token(token=...)"
-)
+
+def _token_help(datastack: str | None = None) -> str:
+    """Return how to get a token for the service of a datastack."""
+    server = datastack_entry(datastack, "server") if datastack else None
+    client = f"server_address={server!r}" if server else ""
+    return (
+        f"get a token at {server or 'https://global.daf-apis.com'}/auth/api/v1/create_token and "
+        "pass it as auth_token=..., or save it once for caveclient with "
+        f"caveclient.CAVEclient({client}).auth.save_token(token=...)"
+    )
 
 
 def _advice(datastack: str, version: int) -> dict[int, str]:
     """Return what to do about each status with which the service refuses requests."""
+    token_help = _token_help(datastack)
     return {
         400: "check the names of tables and columns",
-        401: TOKEN_HELP,
-        403: f"the token may not read {datastack}: accept its terms of service, or {TOKEN_HELP}",
+        401: token_help,
+        403: f"the token may not read {datastack}: accept its terms of service, or {token_help}",
         404: "the service has no such datastack, version or table: see mx.supported_versions() "
         "and available_tables()",
-        410: f"{datastack} v{version} has left the service: use source='archive', as in "
-        f"mx.Release({version}, source='archive'), if it is archived as files",
+        410: f"{datastack} v{version} has left the service: use source='archive' if it is archived "
+        "as files",
         413: "ask for fewer ids at once",
     }
 
@@ -77,7 +83,8 @@ class Secret:
             value = str(value).strip()
             if not re.fullmatch(r"[!-~]+", value):
                 raise SchemaError(
-                    f"auth_token is empty or contains spaces or non-ASCII characters: {TOKEN_HELP}"
+                    "auth_token is empty or contains spaces or non-ASCII characters: "
+                    f"{_token_help()}"
                 )
         self.value = value
 
@@ -397,7 +404,8 @@ class CaveSource(TableSource):
             problem = type(error).__name__
         if auth is None:  # raised outside of except: the error of the JSON reader holds the file
             raise SourceError(
-                f"caveclient's token file cannot be read ({problem}): write it again; {TOKEN_HELP}"
+                f"caveclient's token file cannot be read ({problem}): write it again; "
+                f"{_token_help(self.datastack)}"
             )
         self._secret = Secret(auth.token)
         return address, auth

@@ -69,7 +69,7 @@ Every group of data (``units``, ``connectivity/by_post``, ...)
         ``synapse_id``      ``synapse``           int64          id in the synapse table
         ``pre_index``       ``synapse``           int32          position in ``pre_nucleus_id``
         ``post_index``      ``synapse``           int32          position in ``post_nucleus_id``
-        ``size``            ``synapse``           int32 or int64 voxels of 4x4x40 nm
+        ``size``            ``synapse``           int32 or int64 voxels
         ``position``        ``synapse``, ``axis`` float32 or 64  centre in µm, y from the pia
         ``axis``            ``axis``              string         x, y, z
         ``pre_nucleus_id``  the same              int64          the axis of ``connectivity``

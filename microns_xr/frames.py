@@ -97,14 +97,25 @@ class Space:
         return array * um if how == "apply" else array / um
 
     def outside(self, points: np.ndarray, resolution_nm: Sequence[float]) -> np.ndarray:
-        """Return which points are outside of the volume; none if it is not known."""
+        """Return which points are far outside of the volume; none if it is not known."""
+        return self._beyond(points, resolution_nm, _MARGIN_NM)
+
+    def _beyond(self, points: np.ndarray, resolution: Sequence[float], margin: float) -> np.ndarray:
         if self.volume_nm is None:
             return np.zeros(len(points), dtype=bool)
-        nm = np.asarray(points, dtype=np.float64) * np.asarray(resolution_nm)
+        nm = np.asarray(points, dtype=np.float64) * np.asarray(resolution)
         low, high = np.asarray(self.volume_nm)
         # A missing point is in no place, but also not in a wrong one.
-        beyond = (nm < low - _MARGIN_NM) | (nm > high + _MARGIN_NM)
-        return np.asarray(beyond.any(axis=1))
+        return np.asarray(((nm < low - margin) | (nm > high + margin)).any(axis=1))
+
+    def misplaced(self, points: np.ndarray, resolution_nm: Sequence[float]) -> np.ndarray:
+        """Return which points of a whole table are at no place that they can be at.
+
+        Some points of a table may be a little outside of the volume, but not most of them.
+        """
+        beyond, little = (self._beyond(points, resolution_nm, m) for m in (_MARGIN_NM, 0.0))
+        n_points = int(np.isfinite(points).all(axis=1).sum())
+        return little if n_points > 1 and 2 * int(little.sum()) > n_points else beyond
 
     def require_inside(
         self, points: np.ndarray, resolution_nm: Sequence[float], where: str, call: str
@@ -113,7 +124,7 @@ class Space:
 
         `call` states a resolution, with ``{}`` for its value.
         """
-        beyond = self.outside(points, resolution_nm)
+        beyond = self.misplaced(points, resolution_nm)
         if beyond.any():
             row = int(np.argmax(beyond))
             raise SchemaError(
@@ -127,7 +138,7 @@ class Space:
         corners = np.asarray(self.volume_nm) / np.asarray(resolution_nm)
         box = " to ".join(f"({', '.join(f'{v:.0f}' for v in corner)})" for corner in corners)
         text = f"expected points in {box} at a resolution of {_by(resolution_nm)} nm: "
-        fits = {n: r for n, r in self._likely().items() if not self.outside(points, r).any()}
+        fits = {n: r for n, r in self._likely().items() if not self.misplaced(points, r).any()}
         if fits:
             value = [int(v) if v == int(v) else v for v in next(iter(fits.values()))]
             text += f"they look like {' or '.join(fits)}; if they are, state {call.format(value)}"

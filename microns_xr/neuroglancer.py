@@ -11,7 +11,7 @@ import xarray as xr
 from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, import_optional, unknown_label
-from microns_xr.frames import Space
+from microns_xr.frames import Resolution, Space
 from microns_xr.plot.style import PALETTE, colours_of
 from microns_xr.provenance import release_of, require_same_release
 from microns_xr.releases import datastack_entry, space_of_data, volume_of
@@ -127,10 +127,10 @@ def neuroglancer_link(
     ]
     points = np.empty((0, 3))
     if "position" in visible:
-        points = _voxels(visible["position"], space)
+        points = _voxels(visible["position"], space, space.voxel_nm)
         layers.append(_annotations(builder, "nuclei", ids, points, roots[:, None], texts))
     if synapses is not None:
-        layer, synapse_points = _synapse_layer(builder, cells, synapses, ids, roots)
+        layer, synapse_points = _synapse_layer(builder, cells, synapses, ids, roots, space.voxel_nm)
         layers.append(layer)
         points = np.concatenate([points, synapse_points])
     points = points[np.isfinite(points).all(axis=1)]
@@ -221,7 +221,12 @@ def _connected_neurons(connectivity: xr.Dataset, names: list[str]) -> xr.Dataset
 
 
 def _synapse_layer(
-    builder: Any, cells: xr.Dataset, synapses: xr.Dataset, visible: np.ndarray, roots: np.ndarray
+    builder: Any,
+    cells: xr.Dataset,
+    synapses: xr.Dataset,
+    visible: np.ndarray,
+    roots: np.ndarray,
+    voxel_nm: Resolution,
 ) -> tuple[Any, np.ndarray]:
     """Return the layer of the synapses of the cells, and their positions in voxels."""
     if not isinstance(synapses, xr.Dataset) or "position" not in synapses:
@@ -235,7 +240,7 @@ def _synapse_layer(
         keep &= np.isin(post, cells["post_nucleus_id"].values)
     else:
         keep = np.isin(pre, visible) | np.isin(post, visible)
-    points = _voxels(synapses["position"], space_of_data(synapses))
+    points = _voxels(synapses["position"], space_of_data(synapses), voxel_nm)
     keep &= np.isfinite(points).all(axis=1)
     if not keep.any():
         raise SchemaError(
@@ -268,10 +273,10 @@ def _partner_ids(synapses: xr.Dataset, side: str) -> np.ndarray:
     return np.asarray(synapses[dim].values[synapses[index].values])
 
 
-def _voxels(position: xr.DataArray, space: Space) -> np.ndarray:
+def _voxels(position: xr.DataArray, space: Space, voxel_nm: Resolution) -> np.ndarray:
     um = position.sel(axis=list(AXES)).transpose(..., "axis").values
     # The tables hold whole voxels; converting to µm and back changes the last bits.
-    return np.rint(space.from_um(um, space.voxel_nm or (1, 1, 1)))
+    return np.rint(space.from_um(um, voxel_nm))
 
 
 def _annotations(

@@ -377,6 +377,15 @@ def test_links_of_ones_own_volume(tmp_path):
         mx.neuroglancer_link(units)
     link = unquote(mx.neuroglancer_link(units, segmentation="precomputed://https://x.org/seg"))
     assert "minnie" not in link
+    contacts = own_tables()["contacts"]
+    connectivity = mx.build_connectivity(contacts, units)
+    synapses = mx.build_synapses(contacts, connectivity)
+    with_synapses = unquote(
+        mx.neuroglancer_link(units, synapses=synapses, segmentation="precomputed://https://x.org/s")
+    ).replace(" ", "")
+    first = contacts.iloc[0]
+    at = ",".join(f"{first[f'ctr_pt_position_{a}']:.1f}" for a in "xyz")
+    assert f"[{at}]" in with_synapses
     assert "8e-09" in link
     x, y, z = (f"{v:.1f}" for v in PLACES[0])
     assert f"[{x},{y},{z}]" in link.replace(" ", "")

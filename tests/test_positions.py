@@ -113,6 +113,12 @@ def test_one_point_outside_is_shown():
     assert np.isfinite(depths(nuclei(points))).all()
 
 
+def test_most_points_a_little_outside_are_of_another_resolution():
+    """In voxels of 8x8x40 nm these nuclei are only some µm above the volume."""
+    with pytest.raises(mx.errors.SchemaError, match=r"2 of 2 .*look like voxels of 8x8x40 nm"):
+        depths(nuclei(VOXELS / [2, 2, 1] - [0, 8000, 0]))
+
+
 def test_resolutions_that_are_none_or_contradict(units):
     for wrong in ("mixed_resolutions", [4, 4], [0, 4, 40], [4, 4, np.nan], 4):
         with pytest.raises(mx.errors.SchemaError, match="expected three numbers of nm"):

@@ -392,8 +392,9 @@ def choose_remote(spec: ReleaseSpec, datastack: str, folder: Path) -> Remote:
         try:
             served = probe.versions()
         except IncompleteDownloadError as error:
+            reason = str(error).partition(" (1 attempts)")[0]  # it need not be repeated
             raise SourceError(
-                f"the service cannot be asked whether it has {datastack} v{version} ({error}): "
+                f"the service cannot be asked whether it has {datastack} v{version} ({reason}): "
                 "check the connection; without one, a folder of downloaded tables is read with "
                 "source='path/of/the/folder', archived files with source='archive'"
             ) from None

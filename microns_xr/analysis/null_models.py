@@ -50,7 +50,13 @@ from microns_xr.analysis.tuned import (
     tuned_connections,
 )
 from microns_xr.angles import describe_angle
-from microns_xr.connectivity.arrays import PAIR_DIMS, gcxs, make_pattern, pair_buffers
+from microns_xr.connectivity.arrays import (
+    PAIR_DIMS,
+    gcxs,
+    is_scope_known,
+    make_pattern,
+    pair_buffers,
+)
 from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.connectivity.sort import take_values
 from microns_xr.connectivity.subset import n_connections, recompress
@@ -728,9 +734,10 @@ def rewire_by_distance(
     distance : {"lateral", "euclidean"}, optional
         In the plane of the cortex (x and z), or in space.
     keep_in_degree : bool, optional
-        False draws partners with equal probability from all neurons of the bin. True exchanges the
-        partners of two connections if both stay in their bins, which keeps in-degrees as well;
-        with narrow bins few exchanges are possible, which is slow.
+        False draws partners with equal probability from all neurons of the bin (of an unknown
+        scope: from those with an input). True exchanges the partners of two connections if both
+        stay in their bins, which keeps in-degrees as well; with narrow bins few exchanges are
+        possible, which is slow.
     n, seed, swaps
         As `rewire`; `swaps` is only used with ``keep_in_degree=True``.
 
@@ -849,10 +856,15 @@ def _candidates(observed: _Observed, places: _Places) -> tuple[np.ndarray, np.nd
     n_bins = places.squared_edges.size + 1
     order = np.empty(observed.shape, dtype=np.int32)
     start = np.zeros((observed.shape[0], n_bins + 1), dtype=np.int32)
+    # Nobody may have looked for synapses of the others, so that they are no possible partners.
+    possible = np.ones(observed.shape[1], dtype=bool)
+    if not is_scope_known(observed.dataset):
+        possible = np.bincount(observed.post, minlength=observed.shape[1]) > 0
     for i in np.flatnonzero(np.diff(observed.indptr)):
         bins = places.bins(places.pre[i], places.post)
+        # A neuron is not a partner of itself: it comes after the last bin.
+        bins[~possible] = n_bins
         if observed.same[i] >= 0:
-            # A neuron is not a partner of itself: it comes after the last bin.
             bins[observed.same[i]] = n_bins
         order[i] = np.argsort(bins, kind="stable")
         start[i] = np.searchsorted(bins[order[i]], np.arange(n_bins + 1))

@@ -379,3 +379,17 @@ def test_planted_and_not():
             )
             p_values.append(result.p.item())
     assert max(found[1.0]) <= 0.02 < min(found[0.0])
+
+
+def test_no_partner_is_a_neuron_of_which_nothing_is_known():
+    """0 -> 10 of 10, 11 and 12 at one distance; 11 has an input from 1, and 12 none."""
+    size = np.array([[5, 0, 0], [0, 6, 0]])
+    connectivity = dataset(size > 0, size, size, "pre", ids(2), 1000 + ids(3))
+    units = units_of(np.concatenate([ids(2), 1000 + ids(3)]), position=np.zeros((5, 3)))
+    partners = {}
+    for scope in ("requested", "unknown"):
+        stated = connectivity.assign_coords(scope=xr.Variable((), np.array(scope, dtype=object)))
+        null = null_models.rewire_by_distance(stated, units, n=60)
+        partners[scope] = sum(stored_pairs(replicate) for replicate in null)[0]
+    assert (partners["requested"] > 0).all()
+    assert (partners["unknown"] > 0).tolist() == [True, True, False]

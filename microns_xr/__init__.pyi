@@ -22,6 +22,8 @@ from .ingest.ingest import ingest_synapses as ingest_synapses
 from .layers import segment_layers as segment_layers
 from .merge import merge_table as merge_table
 from .neuroglancer import neuroglancer_link as neuroglancer_link
+from .own import as_connectivity as as_connectivity
+from .own import as_units as as_units
 from .release import Release as Release
 from .releases import cite as cite
 from .releases import supported_versions as supported_versions

@@ -50,10 +50,10 @@ def full_turn(units: str) -> float:
     return 360.0 if units == "degree" else 2 * np.pi
 
 
-def angle_attrs(units: str, convention: str, name: str) -> dict[str, Any]:
+def angle_attrs(units: str, convention: str | None, name: str) -> dict[str, Any]:
     """Return the attributes of an angle of one of the names in `PERIODS`."""
-    period = full_turn(units) * PERIODS[name]
-    return {"units": units, "angle_convention": convention, "period": period}
+    known = {} if convention is None else {"angle_convention": convention}
+    return {"units": units, **known, "period": full_turn(units) * PERIODS[name]}
 
 
 def wrap(values: Any, period: float) -> Any:

@@ -191,7 +191,7 @@ def test_malformed_arrays_are_named_by_their_row(values, message):
 
 def test_validate_reports_all_problems_at_once(three_tables):
     units = mx.build_units(three_tables, 1300)
-    bad = units.drop_vars("layer").assign(
+    bad = units.assign(
         pt_root_id=units.pt_root_id.astype(float),
         position=units.position.transpose("axis", "nucleus_id"),
     )
@@ -200,7 +200,6 @@ def test_validate_reports_all_problems_at_once(three_tables):
         validate(bad, "units")
     message = str(error.value)
     for part in (
-        "layer is absent",
         "pt_root_id has dtype float64",
         "may be rounded",
         "position has dims",

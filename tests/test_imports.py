@@ -28,7 +28,7 @@ ROWS = [
     ["connectivity"],
     ["store"],
     ["ingest", "recordings"],
-    ["merge", "select", "currents", "synapses"],
+    ["merge", "own", "select", "currents", "synapses"],
     ["analysis"],
     ["plot", "export", "neuroglancer"],
     ["release"],

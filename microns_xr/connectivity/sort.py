@@ -269,7 +269,8 @@ def sum_pairs(
     starts = _starts(major, minor, n_major, n_threads)
     n = int(starts[-1])
     # Minor, size and count of the rows of each neuron.
-    rows = (np.empty(n, np.int32), np.empty(n, np.int64), np.empty(n, np.int64))
+    summed = np.float64 if size.dtype.kind == "f" else np.int64
+    rows = (np.empty(n, np.int32), np.empty(n, summed), np.empty(n, np.int64))
     counts = np.empty(0, dtype=np.int64) if count is None else count
     free, lengths = starts[:-1].copy(), np.zeros(n_major, dtype=np.int64)
 
@@ -281,7 +282,7 @@ def sum_pairs(
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     # The pairs of a neuron are at the beginning of its rows: close the gaps.
     n = int(indptr[-1])
-    to = (np.empty(n, np.int32), np.empty(n, np.int64), np.empty(n, np.int64))
+    to = (np.empty(n, np.int32), np.empty(n, summed), np.empty(n, np.int64))
     buffers = (starts, indptr, *rows, *to)
     run_spans(
         lambda lo, hi: _close(*buffers, lo, hi),

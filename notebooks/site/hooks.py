@@ -51,8 +51,10 @@ TITLES = {
 def _page_of(name: str) -> str:
     """Return the page of a function called ``mx.NAME``: the one of the module that declares it."""
     home = _home(getattr(mx, name)).split(".")[1]
-    if name in ("select_units", "group_connectivity"):
-        return "units" if name == "select_units" else "connectivity"
+    if name in ("select_units", "as_units"):
+        return "units"
+    if name in ("group_connectivity", "as_connectivity"):
+        return "connectivity"
     return next(page for page, modules in TOP_LEVEL.items() if home in modules)
 
 

@@ -45,8 +45,9 @@ def is_one_id(ids: Any) -> bool:
 
 
 def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
-    """Read one id or any collection of ids as int64, never through float.
+    """Read one id or any collection of ids as int64, exactly.
 
+    Integers of any dtype, digits as text and floats that hold their ids exactly are taken.
     Nulls are replaced by `missing`; without it they are an error.
     """
     if isinstance(ids, xr.Dataset):
@@ -74,11 +75,8 @@ def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
     if pd.api.types.is_bool_dtype(dtype):
         raise SchemaError(f"{what} has dtype bool, expected int64 ids: check the column's name")
     if pd.api.types.is_float_dtype(dtype):
-        raise SchemaError(
-            f"{what} has dtype {dtype}, expected int64: floats round 18-digit ids "
-            "(neighbours of 8.6e17 are 128 apart); read the table again with "
-            "mx.Release(...).table, or with pandas.read_csv(..., dtype={column: 'Int64'})"
-        )
+        column = _whole_floats(column, what)
+        dtype = column.dtype
     if not pd.api.types.is_integer_dtype(dtype):
         column = pd.Series(pd.array([_id_from_object(v, what) for v in column], dtype="Int64"))
     if pd.api.types.is_unsigned_integer_dtype(dtype):
@@ -92,7 +90,47 @@ def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
     if n_null:
         column = column.astype("Int64").fillna(missing)  # unsigned dtypes cannot hold -1
     # A copy, because pandas may return a read-only view, or the memory of the caller.
-    return column.to_numpy(dtype=np.int64, copy=True)
+    result = column.to_numpy(dtype=np.int64, copy=True)
+    require_unrounded(result, what)
+    return result
+
+
+_ADVICE = (
+    "floats round 18-digit ids (neighbours of 8.6e17 are 128 apart); read the table again with "
+    "mx.Release(...).table, or with pandas.read_csv(..., dtype={column: 'Int64'})"
+)
+_EXACT = 2**53  # floats hold all whole numbers up to this
+
+
+def _whole_floats(column: pd.Series, what: str) -> pd.Series:
+    """Return floats that hold their ids exactly as nullable integers."""
+    values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    present = values[~np.isnan(values)]
+    # 2**53 itself may have been 2**53 + 1; single precision is exact up to 2**24 only.
+    exact = _EXACT if column.dtype.name.lower().startswith(("float64", "double")) else 2**24
+    if (~(np.abs(present) < exact) | (present != np.floor(present))).any():
+        raise SchemaError(f"{what} has dtype {column.dtype}, expected int64: {_ADVICE}")
+    missing = np.isnan(values)
+    whole = pd.Series(np.where(missing, 0, values).astype(np.int64), index=column.index)
+    return whole.astype("Int64").mask(missing)
+
+
+def require_unrounded(ids: np.ndarray, what: str) -> None:
+    """Raise if large ids went through float64 before they became integers."""
+    # Root ids lie between 2**59 and 2**60, where neighbouring floats are 128 apart. By chance, one
+    # id is a multiple of 128 in 1 of 128 cases, two in 1 of 16,384, three in 1 of 2 million: three
+    # different ids are evidence, and fewer are taken, since somebody may ask for one or two.
+    for part in (ids[:1000], ids):  # the first rows of a good table suffice
+        large = part > _EXACT
+        if ((part & 127 != 0) & large).any():
+            return
+    different = np.unique(ids[large])
+    if different.size >= 3:
+        raise SchemaError(
+            f"{what} holds {different.size} different ids above 2**53, all multiples of 128, such "
+            f"as {different[0]}: they went through floats, which changed their last digits; "
+            + _ADVICE
+        )
 
 
 def text_column(column: pd.Series, table: str) -> pd.Series:

@@ -112,8 +112,17 @@ ROOT = 864691135639235593
         ([None, np.nan], object, [None, None]),
         ([np.nan], float, [None]),
         ([], np.uint64, []),
+        ([11.0, np.nan], float, [11, None]),
+        ([2.0**53 - 1, -5.0], float, [2**53 - 1, -5]),
+        ([11.0, None], "Float64", [11, None]),
+        ([2.0**24 - 1], np.float32, [2**24 - 1]),
+        # One or two multiples of 128 may be chance, and ids below 2**53 are exact in floats.
+        ([128 * 2**53, 128 * 2**53, 128 * 2**52, 0], np.int64, [2**60, 2**60, 2**59, 0]),
+        ([128, 256, 384, 512], np.int64, [128, 256, 384, 512]),
+        ([2**59, 2**59 + 128, 2**59 + 256, 2**59 + 1], np.int64,
+         [2**59, 2**59 + 128, 2**59 + 256, 2**59 + 1]),
     ],
-)
+)  # fmt: skip
 def test_ids_never_pass_through_float(values, dtype, ids):
     read = as_ids(pd.Series(values, dtype=dtype), "t.r", missing=-1 if None in ids else None)
     assert read.dtype == np.int64
@@ -133,7 +142,16 @@ def test_ids_never_pass_through_float(values, dtype, ids):
         ([[1, 2], 3], object, r"holds \[1, 2\], expected an integer id"),
         ([1.5, "x"], object, r"holds 1\.5, expected an integer id"),
         ([True], bool, "dtype bool"),
-        ([5.0], float, "dtype float64, expected int64"),
+        ([5.5], float, "dtype float64, expected int64"),
+        ([np.inf], float, "dtype float64, expected int64"),
+        ([5, 2.0**53], float, "dtype float64, expected int64: floats round"),
+        ([2.0**24], np.float32, "dtype float32, expected int64"),
+        (
+            [ROOT // 128 * 128 + 128 * i for i in (0, 1, 2)],
+            np.int64,
+            "holds 3 different ids above .*all multiples of 128",
+        ),
+        ([str(2**59), str(2**59 + 128), str(2**59 + 256), "7"], object, "3 different ids above"),
     ],
 )
 def test_what_is_not_an_int64_id(values, dtype, message):

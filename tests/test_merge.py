@@ -68,6 +68,9 @@ def test_onto_units_by_root(units):
     ]
     with pytest.raises(mx.errors.SchemaError, match="dtype float64"):
         mx.merge_table(units, table.astype({"pt_root_id": float}), on="pt_root_id")
+    rounded = [ROOTS[11] // 128 * 128 + 128 * i for i in range(3)]
+    with pytest.raises(mx.errors.SchemaError, match=r"all multiples of 128.*went through floats"):
+        mx.merge_table(units, table.assign(pt_root_id=rounded), on="pt_root_id")
 
 
 def test_a_join_that_would_repeat_a_neuron_is_refused_with_the_way_out(

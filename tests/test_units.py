@@ -307,7 +307,7 @@ BAD = {
         "celltype", lambda t: t.assign(target_id=pd.array([11, None, 13, 14, 15], dtype="Int64")),
         r"target_id has 1 nulls in 5 rows"),
     "null as float": (
-        "celltype", lambda t: t.assign(target_id=[11, None, 13, 14, 15]), r"target_id has dtype float64"),
+        "celltype", lambda t: t.assign(target_id=[11, None, 13, 14, 15]), r"target_id has 1 nulls in 5 rows"),
     "text id": (
         "proofreading", lambda t: t.assign(pt_root_id=["x", "y", "z"]), r"pt_root_id holds 'x', expected an integer id"),
     "not a table": ("nucleus", lambda t: [1], r"nucleus_detection_v0 is a list, expected a pandas"),

@@ -6,6 +6,7 @@ import numba
 import numpy as np
 import xarray as xr
 
+from microns_xr.columns import plain_array
 from microns_xr.errors import SchemaError, UnknownLabelError
 from microns_xr.threads import equal_spans, run_spans, usable_threads
 
@@ -61,7 +62,8 @@ class Lookup:
                 f"{self._what} is matched with ids of dtype {ids.dtype}, expected int64: float "
                 "rounds ids, so read them again as integers"
             )
-        return np.ascontiguousarray(ids, dtype=np.int64)
+        # Beyond int64 unsigned ids would wrap to the ids of others.
+        return np.ascontiguousarray(plain_array(ids, self._what), dtype=np.int64)
 
 
 @numba.njit(nogil=True, cache=True)

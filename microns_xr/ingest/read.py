@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import xarray as xr
 from isal import igzip
 
-from microns_xr.columns import as_ids
+from microns_xr.columns import as_ids, require_unrounded
 from microns_xr.connectivity.build import Rows, read_synapse_table
 from microns_xr.connectivity.labels import Lookup, unit_roots
 from microns_xr.errors import SchemaError, SourceError
@@ -669,6 +669,7 @@ class Mapper:
             both, keep = both & good, keep & good
         counts: dict[str, float] = {"rows": int(np.count_nonzero(good)), "bad_lines": len(bad)}
         for side, code in codes.items():
+            require_unrounded(numbers[side], f"the column {self._layout.columns[side]!r}")
             lost = good & ~known[side]
             null = lost & block.null[side]
             zero = lost & ~null & (numbers[side] == 0)

@@ -317,7 +317,7 @@ BAD = {
     "unsigned overflow": (table(THREE).assign(size=np.array([2**63] * 4, np.uint64)), "expected whole numbers below"),
     "no synapses in a pair": (table(THREE, n_syn=[1, 1, 0, 1]), "n_syn holds 0 .1 such rows., expected 1 or more"),
     "repeated id": (table(THREE, id=[5, 6, 6, 7]), "synapses.id repeats 1 ids, such as 6"),
-    "float synapse id": (table(THREE, id=[1.0, 2.0, 3.0, 4.0]), "synapses.id has dtype float64"),
+    "float synapse id": (table(THREE, id=[1.0, 2.0, 3.0, 4.5]), "synapses.id has dtype float64"),
     "no table": (THREE, "synapses is a list"),
 }  # fmt: skip
 

@@ -325,6 +325,8 @@ def test_lookup_tells_18_digit_neighbours_apart():
 def test_lookup_refuses_repeats_and_floats():
     with pytest.raises(mx.errors.SchemaError, match="nucleus_id repeats 2 labels"):
         Lookup(np.array([1, 1, 2, 1]), "nucleus_id")
+    with pytest.raises(mx.errors.SchemaError, match="18446744073709551615, expected ids below"):
+        Lookup(np.array([-1, 4]), "nucleus_id").find(np.array([2**64 - 1], np.uint64))
     with pytest.raises(mx.errors.SchemaError, match="dtype float64"):
         Lookup(np.array([1.0]), "nucleus_id")
     with pytest.raises(mx.errors.SchemaError, match="dtype float64"):
@@ -340,7 +342,7 @@ def test_ids_in_any_form(found):
     assert as_ids(found, "pre").dtype == np.int64
 
 
-@pytest.mark.parametrize("found", [5.0, [5.5], "5", None, [True], np.zeros((2, 2), int), ["a"]])
+@pytest.mark.parametrize("found", [5.2, [5.5], "5", None, [True], np.zeros((2, 2), int), ["a"]])
 def test_what_is_no_id(found):
     with pytest.raises(mx.errors.SchemaError, match=r"^pre"):
         as_ids(found, "pre")

@@ -600,3 +600,10 @@ def test_killed_at_every_kind_of_step(tmp_path, processes, expected):
         assert n == (50 if state == "old" else len(FRAME))
         run(path, out)
         ex.assert_same_store(out, expected)
+
+
+def test_root_ids_that_went_through_floats(tmp_path, out):
+    rounded = FRAME.assign(pre_pt_root_id=FRAME.pre_pt_root_id // 128 * 128)
+    rounded.to_parquet(tmp_path / "s.parquet")
+    with pytest.raises(mx.errors.SchemaError, match=r"pre_pt_root_id.*all multiples of 128"):
+        run([tmp_path / "s.parquet"], out)

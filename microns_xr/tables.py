@@ -125,6 +125,20 @@ def _first(rows: pd.DataFrame, keys: list[str]) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
+def _annotation_suffix(table: pd.DataFrame) -> str:
+    """Return the suffix of the annotation's own ``id`` and ``created``.
+
+    In a table that the service merged with the nuclei the other pair is the nucleus's, whose ids
+    are those of ``target_id``; which of them has the suffix depends on the call that fetched it.
+    """
+    if not {"target_id", "id", "id_ref"} <= set(table.columns):
+        return ""
+    target, plain, suffixed = (
+        as_ids(table[c], c, missing=-1) for c in ("target_id", "id", "id_ref")
+    )
+    return "_ref" if (plain == target).sum() > (suffixed == target).sum() else ""
+
+
 def latest_by(
     table: pd.DataFrame, name: str, key: str | list[str], values: list[str]
 ) -> tuple[pd.DataFrame, int]:
@@ -137,22 +151,24 @@ def latest_by(
         return table.sort_values(keys, ignore_index=True), 0
     distinct = table.drop_duplicates([*keys, *values])
     contradicted = distinct.loc[distinct.duplicated(keys), keys].drop_duplicates()
-    order = [c for c in ("created", "id") if c in table.columns]
+    suffix = _annotation_suffix(table)
+    order = [c for c in (f"created{suffix}", f"id{suffix}") if c in table.columns]
     if len(contradicted) and not order:
         raise SchemaError(
             f"{name} gives {len(contradicted)} {', '.join(keys)} several different {values}, "
             f"first: {_first(contradicted, keys)}, expected 'created' or 'id' to find the latest: "
             "keep one row for each"
         )
-    if "created" in order:
+    time = f"created{suffix}"
+    if time in order:
         try:
-            created = pd.to_datetime(table["created"], utc=True, format="mixed")
+            created = pd.to_datetime(table[time], utc=True, format="mixed")
         except (ValueError, TypeError) as error:
             raise SchemaError(
-                f"{name}.created holds a value that is not a time ({error}): correct it, or drop "
+                f"{name}.{time} holds a value that is not a time ({error}): correct it, or drop "
                 "the column"
             ) from error
-        table = table.assign(created=created)
+        table = table.assign(**{time: created})
     # A row without a time is never the latest.
     latest = table.sort_values([*keys, *order], kind="stable", na_position="first")
     return latest.drop_duplicates(keys, keep="last", ignore_index=True), len(contradicted)

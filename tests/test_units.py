@@ -146,6 +146,24 @@ def test_of_contradicting_rows_the_latest_wins_and_they_are_counted(
         mx.build_units(tables, spec)
 
 
+@pytest.mark.parametrize("own", ["", "_ref"])
+def test_latest_correction_of_a_table_that_was_merged_with_the_nuclei(three_tables, own):
+    other = "_ref" if own == "" else ""
+    corrections = pd.DataFrame(
+        {
+            "target_id": [11, 11],
+            "classification_system": ["excitatory_neuron"] * 2,
+            "cell_type": ["5P-IT", "4P"],
+            f"id{own}": [2, 1],
+            f"created{own}": ["2025-09-01", "2025-01-01"],
+            f"id{other}": [11, 11],
+            f"created{other}": ["2020-09-28", "2020-09-28"],
+        }
+    )
+    units = mx.build_units({**three_tables, "celltype_corrections": corrections}, 1718)
+    assert units.cell_type.sel(nucleus_id=11).item() == "5P-IT"
+
+
 def test_corrections_the_latest_wins(three_tables):
     corrections = pd.DataFrame(
         [

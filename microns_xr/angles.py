@@ -73,14 +73,19 @@ def is_angle(variable: xr.DataArray | xr.Variable) -> bool:
     return "angle_convention" in variable.attrs
 
 
-def describe_angle(variable: xr.DataArray | xr.Variable, name: str) -> tuple[str, str, float]:
-    """Return units, convention and period from the attributes of an angle."""
+def describe_angle(
+    variable: xr.DataArray | xr.Variable, name: str, *, convert: bool = False
+) -> tuple[str, str | None, float]:
+    """Return units, convention and period from the attributes of an angle.
+
+    The convention may be absent, unless it is needed to convert or to compare angles.
+    """
     units = variable.attrs.get("units")
     convention = variable.attrs.get("angle_convention")
     hint = f"set {name}.attrs as documented for its table"
     if units not in _UNITS:
         raise unknown_label(f"{name} has units", units, _UNITS, hint, error=SchemaError)
-    if convention not in ANGLE_CONVENTIONS:
+    if convention not in (*ANGLE_CONVENTIONS, None) or (convert and convention is None):
         what = f"{name} has angle_convention"
         raise unknown_label(what, convention, ANGLE_CONVENTIONS, hint, error=SchemaError)
     turn = full_turn(units) * PERIODS.get(name.rpartition(".")[2], 1.0)
@@ -134,7 +139,8 @@ def require_likely_angle(variable: xr.DataArray | xr.Variable, name: str) -> Non
 def _convert_variable(
     variable: xr.DataArray, name: str, convention: str | None, units: str | None
 ) -> xr.DataArray:
-    old_units, old_convention, period = describe_angle(variable, name)
+    needed = convention is not None
+    old_units, old_convention, period = describe_angle(variable, name, convert=needed)
     new_units = old_units if units is None else units
     new_convention = old_convention if convention is None else convention
     # Chunked angles stay lazy, so that fits are not computed here.
@@ -150,7 +156,8 @@ def _convert_variable(
         values = values * scale
     attrs = dict(variable.attrs)
     attrs["units"] = new_units
-    attrs["angle_convention"] = new_convention
+    if new_convention is not None:
+        attrs["angle_convention"] = new_convention
     if new_convention != old_convention and "angle_convention_from" in attrs:
         origin = attrs["angle_convention_from"]
         attrs["angle_convention_from"] = f"converted from {old_convention}: {origin}"
@@ -227,7 +234,10 @@ def convert(
 
 def require_same_angles(named: Iterable[tuple[str, Any]]) -> None:
     """Raise unless all angles have the same units and convention."""
-    stated = [(name, "{} ({})".format(*describe_angle(angle, name)[:2])) for name, angle in named]
+    stated = [
+        (name, "{} ({})".format(*describe_angle(angle, name, convert=True)[:2]))
+        for name, angle in named
+    ]
     for name, words in stated[1:]:
         first, first_words = stated[0]
         if words != first_words:

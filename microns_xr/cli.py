@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -112,6 +112,12 @@ def _require_no_loss_of_scope(out: Path, scope: str) -> None:
             f"--out {out} has the scope {stored}, and would be replaced by a store of unknown "
             f"scope: pass --scope {stored} if the synapses cover it, or give another name"
         )
+
+
+def _release_text(attrs: Mapping[Any, Any]) -> str:
+    if "materialization_version" not in attrs:
+        return str(attrs.get("datastack", "not stated"))
+    return f"{attrs['datastack']} v{attrs['materialization_version']}"
 
 
 def _require_groups(tree: xr.DataTree, *names: str) -> None:
@@ -503,7 +509,7 @@ def info(store: Store) -> None:
 def _release_lines(tree: xr.DataTree) -> list[str]:
     attrs = tree.attrs
     return [
-        f"release       {attrs['datastack']} v{attrs['materialization_version']}",
+        f"release       {_release_text(attrs)}",
         f"written by    {attrs.get('created_by', 'unknown')}",
         f"timestamp     {attrs.get('timestamp') or 'not known'}",
         *(
@@ -730,7 +736,7 @@ def plot(
             ax = _draw_currents(tree, variable or "rate_ori", by or "layer")
         case Picture.like_to_like:
             ax = _draw_like_to_like(tree, variable or "probability", by, presynaptic, null)
-    release = f"{tree.attrs['datastack']} v{tree.attrs['materialization_version']}"
+    release = _release_text(tree.attrs)
     ax.set_title(f"{ax.get_title()}, {release}" if ax.get_title() else release, fontsize="medium")
     _save(ax.figure, out)
     typer.echo(f"written       {out}")

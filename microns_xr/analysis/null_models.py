@@ -56,6 +56,7 @@ from microns_xr.connectivity.arrays import (
     is_scope_known,
     make_pattern,
     pair_buffers,
+    weight_of,
 )
 from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.connectivity.sort import take_values
@@ -424,12 +425,13 @@ def _like_to_like_values(
     units: xr.Dataset,
     angle: str,
     bins: int | Sequence[float],
-    weight: str,
+    weight: str | None,
     normalise: bool,
     interval: None,
     **neurons: Any,
 ) -> xr.Dataset:
     """Compute all replicates at once, without a Dataset for each."""
+    weight = weight_of(connectivity, weight)
     if isinstance(null, NullConnectivity):
         _, pairs, bin_coords = prepare(
             connectivity, units, angle=angle, bins=bins, weight=weight, **neurons

@@ -62,10 +62,10 @@ def choose_neurons(
     require_same_release(("connectivity", connectivity), ("units", units))
     hint = "all of whose synapses are in the table, or state scope= when building the connectivity"
     require_requested(connectivity, pre, post, hint)
-    if "axon_completeness" not in units:
+    if presynaptic != "all" and "axon_completeness" not in units.variables:
         raise SchemaError(
-            "units has no axon_completeness, which decides which axons count: build them with "
-            "mx.Release(...).units()"
+            "units has no axon_completeness, which decides which axons count: pass "
+            "presynaptic='all' to count all axons, which gives lower bounds, or add the variable"
         )
     if not units.sizes["nucleus_id"]:
         raise SchemaError("units has no neuron, expected at least one: select others")
@@ -153,9 +153,16 @@ def _is_complete(units: xr.Dataset, presynaptic: str | list[str]) -> np.ndarray:
     return np.isin(units["nucleus_id"].values, complete)
 
 
+def completeness_of(units: xr.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Return the completeness of the axons of some units, "unknown" where nothing says it."""
+    if "axon_completeness" in units.variables:
+        return np.asarray(units["axon_completeness"].values[rows])
+    return np.full(rows.size, "unknown", dtype=object)
+
+
 def count_axons(units: xr.Dataset, rows: np.ndarray) -> dict[str, int]:
     """Count units by class of completeness of the axon, from the least to the most complete."""
-    counts = pd.Series(units["axon_completeness"].values[rows]).value_counts()
+    counts = pd.Series(completeness_of(units, rows)).value_counts()
     rank = {word: i for i, word in enumerate(COMPLETENESS)}
     return {str(w): int(counts[w]) for w in sorted(counts.index, key=lambda w: rank.get(w, -1))}
 

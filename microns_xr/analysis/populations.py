@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from microns_xr.columns import as_ids
 from microns_xr.connectivity.arrays import pair_names
 from microns_xr.connectivity.blocks import Side, sums_by_group
 from microns_xr.connectivity.labels import Lookup
@@ -18,7 +19,7 @@ from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import validate
 from microns_xr.store.open import Connectivity, connectivity_of
 
-By = str | Iterable[str] | xr.DataArray
+By = str | Iterable[str] | xr.DataArray | pd.Series
 
 _SEPARATOR = ", "
 _MEANS = {"synapse_size": "mean_size", "synapse_count": "mean_synapses"}
@@ -33,10 +34,10 @@ def population_labels(units: xr.Dataset, by: By) -> xr.DataArray:
     ----------
     units : xarray.Dataset
         Units over ``nucleus_id``.
-    by : str, collection of str, or xarray.DataArray
+    by : str, collection of str, xarray.DataArray or pandas.Series
         A variable with one word, integer or truth value per unit; several, whose words are joined
         (``["cell_type", "layer"]`` makes ``"23P, L2/3"``); or other labels over ``nucleus_id``,
-        aligned by label.
+        aligned by label, such as a column of a DataFrame with the nucleus ids as index.
 
     Returns
     -------
@@ -65,6 +66,7 @@ def population_labels(units: xr.Dataset, by: By) -> xr.DataArray:
     """
     if not isinstance(units, xr.Dataset) or "nucleus_id" not in units.coords:
         raise SchemaError("units is not a Dataset over nucleus_id: use mx.Release(...).units()")
+    by = _as_array(by)
     if isinstance(by, xr.DataArray):
         require_same_release(("units", units), ("by", by))
         return _align(by, units, "nucleus_id")
@@ -86,11 +88,12 @@ def group_connectivity(
     connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory or lazy, a tree that
         has one, or a store, of which every block is read once.
-    pre, post : str, collection of str, or xarray.DataArray
+    pre, post : str, collection of str, xarray.DataArray or pandas.Series
         Population of each neuron of either side: a variable of `units`, or without units the name
         of an annotation (``"cell_type"`` for ``pre_cell_type`` and ``post_cell_type``); several of
         them for their product (``["cell_type", "layer"]``); or labels over ``nucleus_id`` (or
-        ``pre_nucleus_id``, ``post_nucleus_id``), aligned by label. `post` is `pre` by default.
+        ``pre_nucleus_id``, ``post_nucleus_id``), or in a column with the ids as index, aligned by
+        label. `post` is `pre` by default.
     units : xarray.Dataset, optional
         Units with the variables; neurons that are not among them are "unknown".
 
@@ -186,6 +189,7 @@ def _side_labels(
 ) -> xr.DataArray:
     """Return one label for each neuron of an axis, with a name without the side."""
     dim = f"{side}_nucleus_id"
+    by = _as_array(by)
     if isinstance(by, xr.DataArray):
         require_same_release(("connectivity", connectivity), (side, by))
         labels = _align(by, connectivity, dim)
@@ -199,6 +203,17 @@ def _side_labels(
             columns.append(_column(connectivity, f"{side}_{name}", dim, hint).rename(name))
         labels = _product(columns)
     return labels.rename(str(labels.name).removeprefix("pre_").removeprefix("post_"))
+
+
+def _as_array(by: By) -> By:
+    """Return labels in a Series, whose index holds nucleus ids, as a DataArray."""
+    if not isinstance(by, pd.Series):
+        return by
+    ids = as_ids(by.index, "the index of the labels")
+    values = by.astype(object) if isinstance(by.dtype, pd.CategoricalDtype) else by
+    if pd.api.types.is_string_dtype(values.dtype):
+        values = values.astype(object)
+    return xr.DataArray(values.to_numpy(), {"nucleus_id": ids}, name=by.name)
 
 
 def _names(by: Any) -> list[str]:

@@ -14,6 +14,7 @@ from microns_xr.analysis.pairs import (
     SIDES,
     ChosenNeurons,
     choose_neurons,
+    completeness_of,
     count_axons,
     labelled,
     same_neurons,
@@ -245,7 +246,7 @@ def _axes(
     pre, post = sides.values()
     words = list(count_axons(units, pre.rows))
     coords["axon_completeness"] = np.array(words, dtype=object)
-    word_of = pd.Index(words).get_indexer(units["axon_completeness"].values[pre.rows])
+    word_of = pd.Index(words).get_indexer(pd.Index(completeness_of(units, pre.rows)))
     n_pre = np.zeros((pre.groups.size, len(words)), dtype=np.int64)
     np.add.at(n_pre, (pre.codes, word_of), 1)
     result = xr.Dataset(coords=coords)

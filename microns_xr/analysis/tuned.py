@@ -26,11 +26,10 @@ from microns_xr.analysis.resample import (
     require_interval,
 )
 from microns_xr.angles import describe_angle, require_likely_angle
-from microns_xr.connectivity.arrays import PAIR_DIMS, is_scope_known, pair_buffers
+from microns_xr.connectivity.arrays import PAIR_DIMS, is_scope_known, pair_buffers, weight_of
 from microns_xr.connectivity.subset import drop_autapses, take
 from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.provenance import add_history
-from microns_xr.schema import VOXEL_UNITS
 from microns_xr.threads import equal_spans, run_spans, usable_threads
 
 Presynaptic = str | Iterable[str]
@@ -53,7 +52,7 @@ def like_to_like(
     pre: Any = None,
     post: Any = None,
     presynaptic: Presynaptic = "extended",
-    weight: str = "synapse_size",
+    weight: str | None = None,
     normalise: bool = False,
     interval: Bootstrap | None = DEFAULT_BOOTSTRAP,
 ) -> xr.Dataset:
@@ -88,7 +87,7 @@ def like_to_like(
         ``"clean"`` (proofread in any way), words of ``axon_completeness``, or ``"all"``. Anything
         but "full" gives lower bounds, since targets beyond a reconstruction count as unconnected.
     weight : str, optional
-        Variable of the connectivity that is averaged over connections.
+        Weight that is averaged over connections; by default ``synapse_size``, or else the only one.
     normalise : bool, optional
         Divide probabilities by the probability over all bins, and sizes by the mean size.
     interval : Bootstrap or None, optional
@@ -140,6 +139,7 @@ def like_to_like(
     (array([0, 0, 2]), 1.0)
     """
     require_interval(interval, Bootstrap, type(None))
+    weight = weight_of(connectivity, weight)
     neurons, pairs, bin_coords = prepare(
         connectivity, units, angle, bins, pre, post, presynaptic, weight
     )
@@ -155,7 +155,7 @@ def like_to_like(
     for side in SIDES:
         text = f"{side}synaptic neurons that take part"
         result[f"n_{side}"] = labelled((), neurons.positions(side).size, text)
-    size_units = "1" if normalise else connectivity[weight].attrs.get("units", VOXEL_UNITS)
+    size_units = "1" if normalise else connectivity[weight].attrs.get("units", f"units of {weight}")
     for name in ("mean_size", "size_contrast"):
         result[name].attrs["units"] = size_units
     result = result.assign_coords({n: c for n, c in connectivity.coords.items() if not c.ndim})

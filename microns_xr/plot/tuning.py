@@ -200,10 +200,10 @@ def preferred_orientations(
         ax.bar(x, counts, width * scale, bottom=base, edgecolor="white", lw=0.4, **look)
         base += counts
     noun = "recorded units" if "scan_unit" in angle.dims else "neurons"
-    label = f"{label_of(angle)}, {convention.replace('_', ' ')}"
+    label = f"{label_of(angle)}, {(convention or 'convention not stated').replace('_', ' ')}"
     if polar:
         caption = f"{known.sum()} {noun}" + (", each drawn at both ends" if laps > 1 else "")
-        _rotate_axes(ax, convention, period / full)
+        _rotate_axes(ax, convention or "", period / full)
         ax.set_xlabel(f"{label}\n{caption}; circles count them per bin")
     else:
         ax.set(xlabel=label, ylabel=noun)

@@ -3,20 +3,21 @@
 A store is one zarr v3 hierarchy. MUST and MAY are meant as in RFC 2119.
 
 Root
-    1. The root attributes MUST hold ``microns_xr_format`` (the integer 1), ``datastack``,
-       ``materialization_version``, ``timestamp`` (ISO 8601 or null), ``created_by``
-       (``"microns_xr <version>"``), ``source_tables`` (list of objects with ``name`` and, where
-       known, ``rows`` and ``sha256`` of the parquet file) and ``references`` (list of strings).
+    1. The root attributes MUST hold ``microns_xr_format`` (the integer 1), ``datastack`` and
+       ``materialization_version`` (unless the data state no release), ``timestamp`` (ISO
+       8601 or null), ``created_by`` (``"microns_xr <version>"``), ``source_tables`` (list
+       of objects with ``name`` and, where known, ``rows`` and ``sha256`` of the parquet file)
+       and ``references`` (list of strings).
     2. They MUST be written last: a root without ``microns_xr_format`` is an unfinished store.
     3. The groups are ``units``, which MUST be present, and ``layers``, ``functional``,
        ``connectivity/by_post``, ``connectivity/by_pre`` and ``synapses``, each of which MUST be
        absent if the store has no such data. Metadata MAY be consolidated.
 
 Every group of data (``units``, ``connectivity/by_post``, ...)
-    4. MUST repeat ``datastack`` and ``materialization_version`` as attributes, and MUST list its
-       variables, in order, in the attribute ``microns_xr_variables``. The attribute ``coordinates``
-       MUST name those that are coordinates, separated by spaces. All other attributes belong to the
-       data, as do all attributes of the arrays.
+    4. MUST repeat ``datastack`` and ``materialization_version`` as attributes if the root has
+       them, and MUST list its variables, in order, in the attribute ``microns_xr_variables``.
+       The attribute ``coordinates`` MUST name those that are coordinates, separated by spaces.
+       All other attributes belong to the data, as do all attributes of the arrays.
     5. Every array MUST have ``dimension_names`` (except scalars). A name MUST NOT contain
        whitespace or slashes. An array named like its only dimension is the index of that dimension.
     6. Text MUST be of the zarr data type ``string``. Numbers and booleans keep their width. An

@@ -500,6 +500,11 @@ def connectivity_of(
     """Return the connectivity that was passed, and whether it was opened here."""
     if isinstance(connectivity, xr.Dataset):
         return connectivity, False
+    if isinstance(connectivity, xr.DataArray) and set(connectivity.dims) == set(PAIR_DIMS):
+        if "scope" not in connectivity.coords:
+            unknown = xr.Variable((), np.array("unknown", dtype=object))
+            connectivity = connectivity.assign_coords(scope=unknown)
+        return connectivity.to_dataset(name=connectivity.name or "weight"), False
     if isinstance(connectivity, xr.DataTree):
         if set(PAIR_DIMS) <= set(connectivity.dims):  # its node, as tree["connectivity"]
             return connectivity.to_dataset(), False

@@ -34,7 +34,7 @@ from microns_xr.connectivity.blocks import (
 )
 from microns_xr.connectivity.sort import transpose_pairs
 from microns_xr.errors import SchemaError, StoreFormatError
-from microns_xr.provenance import release_of, require_same_release
+from microns_xr.provenance import RELEASE_COORDS, require_same_release
 from microns_xr.releases import papers_of
 from microns_xr.schema import validate
 from microns_xr.store import swap
@@ -204,7 +204,6 @@ def _check(parts: Mapping[str, xr.Dataset], address: str) -> None:
         else:
             validate(part, kind)  # type: ignore[arg-type]
     require_same_release(*parts.items())
-    release_of(parts["units"], "units")
     # A lazy part that reads from the store would be unusable once the store is replaced.
     for kind, part in parts.items():
         for name, variable in part.variables.items():
@@ -253,7 +252,7 @@ def root_attrs(
 ) -> dict[str, Any]:
     """Return the attributes of the root of a store, by default with the tables of the parts."""
     units, *_ = parts = list(parts)
-    datastack, version = release_of(units, "units")
+    stated = {n: p.coords[n].item() for p in parts for n in RELEASE_COORDS if n in p.coords}
     tables = _tables_of(parts) if tables is None else list(tables)
     if not all(isinstance(table, Mapping) and "name" in table for table in tables):
         raise SchemaError(
@@ -263,12 +262,11 @@ def root_attrs(
     recorded = [paper for part in parts for paper in part.attrs.get("references", ())]
     attrs = {
         FORMAT_ATTR: FORMAT,
-        "datastack": datastack,
-        "materialization_version": version,
+        **{name: stated[name] for name in RELEASE_COORDS if name in stated},
         "timestamp": units.attrs.get("timestamp"),
         "created_by": f"microns_xr {__version__}",
         "source_tables": tables,
-        "references": papers_of(names, datastack, recorded),
+        "references": papers_of(names, str(stated.get("datastack", "")), recorded),
     }
     return json_attrs(attrs, "the store")
 

@@ -47,7 +47,7 @@ class AngleAxis(NamedTuple):
     dim: str
     values: np.ndarray  # in the units of the coordinate, in its order
     units: str
-    convention: str
+    convention: str | None
     turn: float  # a whole turn in those units
     period: float  # in turns: 1 for directions, 1/2 for orientations
 

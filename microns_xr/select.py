@@ -25,12 +25,24 @@ from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import validate
 from microns_xr.store.open import Connectivity, connectivity_of
+from microns_xr.units import COMPLETENESS
 
 Words = str | Iterable[str] | None
 
 _CONDITIONS = (
     "layer", "brain_area", "cell_type", "classification_system", "tuning", "axon", "dendrite",
 )  # fmt: skip
+# Words of the releases, which a subset of the units may lack.
+_KNOWN = {
+    "layer": {"L1", "L2/3", "L4", "L5", "L6", "WM"},
+    "brain_area": {"V1", "RL", "AL", "LM"},
+    "classification_system": {"excitatory_neuron", "inhibitory_neuron", "nonneuron"},
+    "cell_type": {
+        *("23P", "4P", "5P-IT", "5P-ET", "5P-NP", "6P-IT", "6P-CT", "BC", "MC", "BPC", "NGC"),
+        *("OPC", "astrocyte", "microglia", "oligo", "pericyte"),
+    },
+    "axon_completeness": set(COMPLETENESS),
+}
 _EXTENDED_STRATEGIES = {
     # Before release 1078 the table says "extended" without the degree.
     "axon": ("extended",),
@@ -48,13 +60,14 @@ def select_units(
     tuning: Words = None,
     axon: Words = None,
     dendrite: Words = None,
+    **conditions: Any,
 ) -> xr.Dataset:
-    """Select the units that match all conditions.
+    """Select the units, or recorded units, that match all conditions.
 
     Parameters
     ----------
     units : xarray.Dataset
-        Units.
+        Units over ``nucleus_id``, or functional rows over ``scan_unit``.
     layer, brain_area, cell_type, classification_system : str or collection of str, optional
         Accepted values of these variables.
     tuning : str or collection of str, optional
@@ -64,16 +77,21 @@ def select_units(
         ``"clean"`` (proofread in any way: any strategy except ``none``), ``"extended"`` (an axon
         that is partial or full; in releases before 1078 the status ``extended``), a value of
         ``axon_completeness``, or a strategy as spelled in the table.
+    **conditions : str, number, bool, collection of them, or tuple of two numbers
+        Accepted values of any other variable with one value per unit, such as
+        ``axon_completeness="full"``; ``(low, high)`` accepts a range with both ends, of which one
+        may be None: ``n_rated=(1, None)``.
 
     Returns
     -------
     xarray.Dataset
-        The matching units over ``nucleus_id``, in their order; possibly none.
+        The matching units over the same dim, in their order; possibly none.
 
     Raises
     ------
     UnknownLabelError
-        If a word is not in the data; the message suggests similar words.
+        If a word is neither in the data nor in a release, or there is no such variable; the message
+        suggests similar words.
     SchemaError
         If a variable is missing, or `tuning` is passed but no functional table was joined.
 
@@ -89,12 +107,19 @@ def select_units(
     Traceback (most recent call last):
     microns_xr.errors.UnknownLabelError: units have no layer 'L23', expected one of L2/3, L4; ...
     """
-    if not isinstance(units, xr.Dataset) or "nucleus_id" not in units.dims:
+    dims = [
+        d for d in ("scan_unit", "nucleus_id") if isinstance(units, xr.Dataset) and d in units.dims
+    ]
+    if not dims:
         raise SchemaError("units is not a Dataset over nucleus_id: use mx.Release(...).units()")
-    conditions = (layer, brain_area, cell_type, classification_system, tuning, axon, dendrite)
-    mask = np.ones(units.sizes["nucleus_id"], dtype=bool)
+    dim = dims[0]
+    named = (layer, brain_area, cell_type, classification_system, tuning, axon, dendrite)
+    mask = np.ones(units.sizes[dim], dtype=bool)
     history = []
-    for name, words in zip(_CONDITIONS, conditions, strict=True):
+    for name, accepted in conditions.items():
+        mask &= _any_value(units, dim, name, accepted)
+        history.append(f"{name}={accepted!r}")
+    for name, words in zip(_CONDITIONS, named, strict=True):
         if words is None:
             continue
         accepted_words = _as_list(words)
@@ -107,8 +132,32 @@ def select_units(
         history.append(
             f"{name}={accepted_words[0] if len(accepted_words) == 1 else accepted_words!r}"
         )
-    result = units.isel(nucleus_id=np.flatnonzero(mask))
+    result = units.isel({dim: np.flatnonzero(mask)})
     return add_history(result, f"select_units({', '.join(history)})", source=units)
+
+
+def _any_value(units: xr.Dataset, dim: str, name: str, accepted: Any) -> np.ndarray:
+    """Return which units have an accepted value of a variable, or one in a range."""
+    usable = [str(n) for n, v in units.variables.items() if v.dims == (dim,)]
+    if name not in usable:
+        raise unknown_label("select_units has the condition", name, {*_CONDITIONS, *usable})
+    values = units[name].values
+    if values.dtype.kind in "OUT":
+        return _any_word(units, name, _as_list(accepted))
+    if isinstance(accepted, tuple):
+        low, high = accepted if len(accepted) == 2 else (None, "")
+        if isinstance(high, str):
+            raise SchemaError(
+                f"{name} is {accepted!r}, expected (low, high), of which one may be None"
+            )
+        above = np.ones(values.size, dtype=bool) if low is None else values >= low
+        return np.asarray(above if high is None else above & (values <= high))
+    wanted = np.atleast_1d(np.asarray(accepted))
+    if wanted.dtype.kind not in "biuf":
+        raise SchemaError(
+            f"{name} is {accepted!r}, expected numbers, since {name} is {values.dtype}"
+        )
+    return np.isin(values, wanted)
 
 
 def _as_list(words: Any) -> list[str]:
@@ -139,7 +188,7 @@ def _fits(codes: np.ndarray, words: list[str], accepted: Iterable[str]) -> np.nd
 def _any_word(units: xr.Dataset, name: str, accepted: list[str]) -> np.ndarray:
     codes, words = _column(units, name)
     for word in accepted:
-        if word not in words:
+        if word not in words and word not in _KNOWN.get(name, ()):
             has_classes = name == "cell_type" and "classification_system" in units
             classes = _column(units, "classification_system")[1] if has_classes else []
             hint = f"it is a class, use classification_system={word!r}" if word in classes else ""
@@ -279,9 +328,10 @@ def on_axis(
                 f"{side} is {dict(neurons)!r}, but conditions require units: call "
                 f"mx.select_connections(connectivity, units, {side}=...)"
             )
+        known = {*_CONDITIONS, *(str(n) for n, v in units.variables.items() if v.ndim == 1)}
         for name in neurons:
-            if name not in _CONDITIONS:
-                raise unknown_label(f"{side} has the condition", name, _CONDITIONS)
+            if name not in known:
+                raise unknown_label(f"{side} has the condition", name, known)
         chosen = select_units(units, **neurons)["nucleus_id"].values
         return np.flatnonzero(np.isin(labels, chosen)), repr(dict(neurons))
     if isinstance(neurons, xr.Dataset | xr.DataArray):

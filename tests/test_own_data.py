@@ -277,3 +277,26 @@ def test_a_path_of_a_fit_without_a_convention():
     unstated = rates.assign_coords(orientation=[0.0, 45.0, 90.0, 135.0])
     with pytest.raises(mx.errors.SchemaError, match="units"):
         mx.tuning.selectivity(unstated, dim="orientation")
+
+
+def test_conditions_on_any_variable(neurons):
+    table = neurons.assign(
+        n_rated=[0, 1, 2, 3], axon_completeness=["full", "clean", "none", "none"]
+    )
+    units = mx.as_units(table, id="neuron")
+
+    def ids(**conditions: object) -> list[int]:
+        return mx.select_units(units, **conditions).nucleus_id.values.tolist()
+
+    assert ids(kind="exc") == [1, 2]
+    assert ids(n_rated=(1, None)) == [1, 2, 3]
+    assert ids(n_rated=(None, 1)) == [1, 4]
+    assert ids(n_rated=[0, 3], kind=["exc", "inh"]) == [2, 4]
+    assert ids(axon_completeness="clean") == [1]
+    assert ids(axon_completeness="partial") == ids(layer="L5") == []
+    with pytest.raises(mx.errors.UnknownLabelError, match="nearest: kind"):
+        ids(knd="exc")
+    with pytest.raises(mx.errors.UnknownLabelError, match="no kind 'excitatory'"):
+        ids(kind="excitatory")
+    rows = xr.Dataset({"cc_abs": ("scan_unit", [0.1, 0.9])}, {"session": ("scan_unit", [4, 5])})
+    assert mx.select_units(rows, cc_abs=(0.5, None)).session.values.tolist() == [5]

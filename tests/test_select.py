@@ -81,7 +81,9 @@ def test_what_is_no_word_or_no_units(demo, three_tables):
     with pytest.raises(mx.errors.SchemaError, match="expected words, found 4"):
         mx.select_units(demo["units"], layer=[4])
     with pytest.raises(mx.errors.SchemaError, match="not a Dataset over nucleus_id"):
-        mx.select_units(demo["functional"], layer="L4")
+        mx.select_units(demo["functional"].to_dataframe(), layer="L4")
+    rows = mx.select_units(demo["functional"], session=int(demo["functional"].session[0]))
+    assert 0 < rows.sizes["scan_unit"] == (demo["functional"].session == rows.session[0]).sum()
     untuned = mx.build_units(three_tables, 1300)
     with pytest.raises(mx.errors.SchemaError, match="functional='match'"):
         mx.select_units(untuned, tuning="matched")

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from microns_xr.columns import as_ids, require_columns, text_column
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, warn_of_dropped_rows
 from microns_xr.releases import TableSpec
 
 SCAN_KEYS = ("session", "scan_idx", "unit_id")
@@ -123,6 +124,19 @@ def _with_scan_keys(table: pd.DataFrame, spec: TableSpec) -> pd.DataFrame:
 def _first(rows: pd.DataFrame, keys: list[str]) -> Any:
     values = rows[keys].iloc[0].tolist()
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def require_shared_ids(ids: Any, known: Any, column: str) -> None:
+    """Raise if a table has no row of a nucleus; warn if most of its rows have none."""
+    ids = as_ids(ids, column, missing=-1)
+    found = (ids > 0) & np.isin(ids, as_ids(known, "ids of the nuclei", missing=0))
+    n, n_found = len(ids), int(found.sum())
+    what = f"{n - n_found} of {n} rows of {column} meet no nucleus"
+    advice = "pass the table of the same release and datastack"
+    if not n_found:
+        raise SchemaError(f"{what} of the nucleus table, expected the ids of its rows: {advice}")
+    if n_found < n / 2:
+        warn_of_dropped_rows(f"{what}, so that their neurons count as not listed: {advice}")
 
 
 def _annotation_suffix(table: pd.DataFrame) -> str:

@@ -18,7 +18,7 @@ from microns_xr.layers import layer_at, segment_layers
 from microns_xr.provenance import add_history, require_same_release, stamp_release
 from microns_xr.releases import ReleaseSpec, release_spec
 from microns_xr.schema import AXES, UNITS, describe
-from microns_xr.tables import SCAN_KEYS, by_role, latest_by, typed_table
+from microns_xr.tables import SCAN_KEYS, by_role, latest_by, require_shared_ids, typed_table
 from microns_xr.tuning.functional import build_functional, collapse_scans, missing_value
 
 logger = logging.getLogger(__name__)
@@ -257,6 +257,7 @@ def _latest(
     """Return the latest row of each nucleus."""
     table_spec = spec.table_of(role)
     typed = typed_table(tables[role], role, table_spec)
+    require_shared_ids(typed["target_id"], tables["nucleus"]["id"], f"{table_spec.name}.target_id")
     latest, n_contradicting = latest_by(typed, table_spec.name, "target_id", values)
     if n_contradicting:
         notes[_CONTRADICTING[role]] = n_contradicting
@@ -350,6 +351,8 @@ def _proofreading(
         if name in table.columns and pd.api.types.is_bool_dtype(table[name].dtype)
     }
     typed = typed_table(table.assign(**flags), "proofreading", table_spec)
+    known = tables["nucleus"]["pt_root_id"]
+    require_shared_ids(typed["pt_root_id"], known, f"{table_spec.name}.pt_root_id")
     typed = typed[typed["pt_root_id"] >= 0]
     frame = typed[["pt_root_id"]].copy()
     for side, column in (
@@ -434,6 +437,7 @@ def _add_functional(
         # With several recorded units, none of them is the unit of the neuron.
         for key in SCAN_KEYS:
             collapsed[key] = collapsed[key].where(collapsed["n_scan_units"] == 1, -1)
+    require_shared_ids(table["nucleus_id"], tables["nucleus"]["id"], f"{name}.target_id")
     matched = np.isin(ids, collapsed["nucleus_id"].values)
     tuning_type = np.where(matched, "matched", "not_matched").astype(object)
     units = units.assign(_variables({"tuning_type": tuning_type}))

@@ -330,7 +330,7 @@ BAD = {
         "proofreading", lambda t: t.assign(pt_root_id=["x", "y", "z"]), r"pt_root_id holds 'x', expected an integer id"),
     "not a table": ("nucleus", lambda t: [1], r"nucleus_detection_v0 is a list, expected a pandas"),
     "other release": (
-        "celltype", lambda t: t.assign(target_id=t.target_id + 1000), r"no nucleus of nucleus_detection_v0 is a unit"),
+        "celltype", lambda t: t.assign(target_id=t.target_id + 1000), r"5 of 5 rows of aibs_metamodel_celltypes_v661\.target_id meet no nucleus"),
 }  # fmt: skip
 
 
@@ -394,3 +394,27 @@ def test_booleans_with_gaps_and_a_table_given_twice(three_tables):
     assert units.axon_proofread.values.tolist() == [True, False, False]
     with pytest.raises(mx.errors.SchemaError, match="twice, by role and by name"):
         mx.build_units({**three_tables, "nucleus_detection_v0": three_tables["nucleus"]}, 1300)
+
+
+@pytest.mark.parametrize("roots", [[5, 6, 7], [None, None, None]])
+def test_proofreading_of_another_release(three_tables, roots):
+    table = three_tables["proofreading"].iloc[:3].assign(pt_root_id=pd.array(roots, "Int64"))
+    with pytest.raises(mx.errors.SchemaError, match=r"3 of 3 rows of \S+\.pt_root_id meet no nucl"):
+        mx.build_units({**three_tables, "proofreading": table}, 1300)
+
+
+def test_proofreading_of_which_most_rows_are_of_another_release(three_tables):
+    first = three_tables["proofreading"].iloc[[0, 0, 0]]
+    table = first.assign(pt_root_id=[ROOTS[11], 5, 6])
+    with pytest.warns(mx.errors.DroppedRowsWarning, match="2 of 3 rows") as warned:
+        units = mx.build_units({**three_tables, "proofreading": table}, 1300)
+    assert warned[0].filename == __file__
+    assert units.axon_completeness.sel(nucleus_id=12).item() == "none"
+
+
+def test_areas_of_other_nuclei(three_tables):
+    area = pd.DataFrame({"target_id": [901, 902], "tag": ["V1", "RL"]})
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"2 of 2 rows of \S+\.target_id meet no nucleus"
+    ):
+        mx.build_units({**three_tables, "brain_area": area}, 1300)

@@ -232,8 +232,10 @@ def convert(
     return result
 
 
-def require_same_angles(named: Iterable[tuple[str, Any]]) -> None:
-    """Raise unless all angles have the same units and convention."""
+def require_same_angles(
+    named: Iterable[tuple[str, Any]], hint: str = "convert one with mx.angles.convert"
+) -> None:
+    """Raise unless all angles have the same units and convention; `hint` is the call to make."""
     stated = [
         (name, "{} ({})".format(*describe_angle(angle, name, convert=True)[:2]))
         for name, angle in named
@@ -241,10 +243,7 @@ def require_same_angles(named: Iterable[tuple[str, Any]]) -> None:
     for name, words in stated[1:]:
         first, first_words = stated[0]
         if words != first_words:
-            raise SchemaError(
-                f"{first} is in {first_words} but {name} is in {words}: convert one with "
-                "mx.angles.convert"
-            )
+            raise SchemaError(f"{first} is in {first_words} but {name} is in {words}: {hint}")
 
 
 def difference(a: Any, b: Any, period: float) -> Any:

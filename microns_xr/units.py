@@ -481,7 +481,9 @@ def add_rates(
     angles = [d for d in ("orientation", "direction") if d in tuning_curves.coords]
     require_same_angles(
         [(f"units.{n}", v) for n, v in units.variables.items() if is_angle(v)]
-        + [(f"tuning_curves.{d}", tuning_curves[d]) for d in angles]
+        + [(f"tuning_curves.{d}", tuning_curves[d]) for d in angles],
+        "pass angle_convention= ('up_clockwise' or 'right_counterclockwise') to Release.units, or "
+        "convert one with mx.angles.convert",
     )
     collapsed = collapse_scans(tuning_curves[rates + ([by] if by else [])], collapse, by)
     ids = units["nucleus_id"].values

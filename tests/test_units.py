@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from roots import ROOTS
 
 import microns_xr as mx
@@ -418,3 +419,26 @@ def test_areas_of_other_nuclei(three_tables):
         mx.errors.SchemaError, match=r"2 of 2 rows of \S+\.target_id meet no nucleus"
     ):
         mx.build_units({**three_tables, "brain_area": area}, 1300)
+
+
+def test_rates_in_another_convention_name_the_argument():
+    release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
+    units = release.units(functional="best_only")
+    curves = xr.Dataset(
+        {"rate_ori": (("scan_unit", "orientation"), [[1.0, 2.0]])},
+        coords={
+            "nucleus_id": ("scan_unit", units.nucleus_id.values[:1]),
+            "session": ("scan_unit", [4]),
+            "scan_idx": ("scan_unit", [7]),
+            "unit_id": ("scan_unit", [1]),
+            "orientation": (
+                "orientation",
+                [0.0, 90.0],
+                {"units": "degree", "angle_convention": "up_clockwise", "period": 180.0},
+            ),
+        },
+    )
+    with pytest.raises(mx.errors.SchemaError, match=r"pass angle_convention= .* to Release\.units"):
+        release.units(functional="best_only", rates=curves)
+    both = release.units("best_only", rates=curves, angle_convention="right_counterclockwise")
+    assert both.orientation.attrs["angle_convention"] == both.pref_ori.attrs["angle_convention"]

@@ -883,7 +883,3 @@ def main() -> None:
             err=True,
         )
         sys.exit(EXIT_UNEXPECTED)
-
-
-if __name__ == "__main__":
-    main()

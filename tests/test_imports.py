@@ -32,7 +32,7 @@ ROWS = [
     ["analysis"],
     ["plot", "export", "neuroglancer"],
     ["release"],
-    ["cli"],
+    ["cli", "__main__"],
 ]
 ROW_OF = {name: i for i, row in enumerate(ROWS) for name in row}
 PACKAGE = Path(microns_xr.__file__).parent

@@ -21,7 +21,7 @@ def demo_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     # As a user runs it; all other calls are in this process, which does not import all again.
     result = subprocess.run(
-        [sys.executable, "-m", "microns_xr.cli", "demo", "--n-nuclei", "1000"],
+        [sys.executable, "-m", "microns_xr", "demo", "--n-nuclei", "1000"],
         capture_output=True, text=True, cwd=folder, timeout=240, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -111,7 +111,8 @@ def test_taking_what_is_not_there(connectivity):
     ):
         take(connectivity, post_ids=[11, FIRST_ID])
     with pytest.raises(mx.errors.SchemaError, match="pre_ids"):
-        take(connectivity, pre_ids=[11.0])
+        take(connectivity, pre_ids=[11.5])
+    assert take(connectivity, pre_ids=[11.0]).pre_nucleus_id.values.tolist() == [11]
     with pytest.raises(mx.errors.SchemaError, match="found DataArray"):
         take(connectivity.synapse_size, pre_ids=[11])
 

@@ -267,8 +267,8 @@ def test_bad_arguments(connectivity):
         mx.contract(connectivity, values, "pre")
     with pytest.raises(mx.errors.SchemaError, match="missing is 'drop'"):
         mx.contract(connectivity, values, PRE, missing="drop")
-    with pytest.raises(mx.errors.SchemaError, match="connectivity is a DataArray"):
-        mx.contract(connectivity.synapse_size, values, PRE)
+    of_array = mx.contract(connectivity.synapse_size, values, PRE)
+    np.testing.assert_array_equal(of_array, mx.contract(connectivity, values, PRE))
     with pytest.raises(
         mx.errors.UnknownLabelError,
         match=r"none of the 3 neurons of pre_nucleus_id .* not root ids",

@@ -15,6 +15,7 @@ from dask.delayed import delayed
 from microns_xr.angles import require_likely_angle
 from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
+    as_pairs,
     gcxs,
     is_scope_known,
     make_pattern,
@@ -27,7 +28,6 @@ from microns_xr.connectivity.kernels import contract_buffers
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, UnknownLabelError
 from microns_xr.provenance import add_history, require_same_release
-from microns_xr.schema import validate
 from microns_xr.store.open import Connectivity, connectivity_of
 
 Over = Literal["pre_nucleus_id", "post_nucleus_id"]
@@ -189,7 +189,6 @@ def contract(
     # Compressed over the remaining axis, every block yields the complete sums of its neurons.
     prefer: Literal["pre", "post"] = "post" if over == "pre_nucleus_id" else "pre"
     connectivity, compute = connectivity_of(connectivity, prefer)
-    validate(connectivity, "connectivity")
     dim = _neuron_dim(values, over)
     assert isinstance(values, xr.DataArray)  # others are refused above
     for name, coord in values.coords.items():
@@ -337,15 +336,15 @@ def _product(
 
 def _weights_of(connectivity: xr.DataArray | xr.Dataset, weight: str | None) -> xr.DataArray:
     """Return one sparse array over (pre, post), in memory."""
-    if isinstance(connectivity, xr.Dataset):
-        connectivity = connectivity[weight_of(connectivity, weight)]
     for dim in PAIR_DIMS:
         if dim not in connectivity.coords:
             raise SchemaError(
-                f"{_name(connectivity)} has no coordinate {dim!r}, expected nucleus ids, since "
+                f"the connectivity has no coordinate {dim!r}, expected nucleus ids, since "
                 "neurons are matched by label"
             )
-    return connectivity.transpose(*PAIR_DIMS).compute()
+    pairs = as_pairs(connectivity)
+    name = weight_of(pairs, weight if isinstance(connectivity, xr.Dataset) else None)
+    return pairs[name].compute()
 
 
 def _as_csr(weights: xr.DataArray, rows: str) -> Any:

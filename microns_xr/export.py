@@ -14,6 +14,7 @@ import xarray as xr
 from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
     ROOT_IDS,
+    as_pairs,
     pair_buffers,
     pattern_of,
     values_of,
@@ -23,7 +24,7 @@ from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import SchemaError, import_optional, unknown_label
 from microns_xr.provenance import RELEASE_COORDS, require_same_release
-from microns_xr.schema import AXES, validate
+from microns_xr.schema import AXES, require_unique_sorted, validate
 from microns_xr.store.format import json_attrs
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
       layer_name  y_end
     0         L1   70.0
     """
+    if isinstance(dataset, xr.DataArray) and set(PAIR_DIMS) <= set(dataset.dims):
+        return _table_of_pairs(as_pairs(dataset))
     if not isinstance(dataset, xr.Dataset):
         raise SchemaError(f"expected a Dataset, found {type(dataset).__name__}")
     if "synapse" in dataset.dims:
@@ -138,6 +141,7 @@ def _columns_along(
 
 
 def _table_of_pairs(connectivity: xr.Dataset) -> pd.DataFrame:
+    connectivity = as_pairs(connectivity)
     pattern, values = pair_buffers(connectivity)
     order = slice(None) if pattern.compressed == "post" else np.lexsort(pattern.ends())
     ends = {dim: at[order] for dim, at in zip(PAIR_DIMS, pattern.ends(), strict=True)}
@@ -159,7 +163,7 @@ def to_scipy(
     Parameters
     ----------
     connectivity : xarray.Dataset or xarray.DataArray
-        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory.
+        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory, ids ascending.
     variable : str, optional
         The weight; by default ``"synapse_size"`` (voxels), or else the only one.
 
@@ -167,14 +171,15 @@ def to_scipy(
     -------
     scipy.sparse.csc_array or scipy.sparse.csr_array
         Shape (pre, post), in the order of the labels; csc if connectivity is compressed over post,
-        csr if over pre. It shares memory with the connectivity: call ``.copy()`` before in-place
+        csr if over pre. It shares memory with sparse connectivity: call ``.copy()`` before in-place
         changes, including ``eliminate_zeros``, which would drop pairs of size 0. Above 2^31 pairs
         scipy needs wider indices, and copies them.
 
     Raises
     ------
     SchemaError
-        If `connectivity` is not a Dataset or DataArray, or the variable is lazy.
+        If `connectivity` is not a Dataset or DataArray, the variable is lazy, or the ids of an axis
+        are not sorted.
     UnknownLabelError
         If there is no such weight.
 
@@ -192,8 +197,12 @@ def to_scipy(
             f"connectivity is a {type(connectivity).__name__}, expected a Dataset: for a store "
             "pass mx.open_store(path)['connectivity'].to_dataset()"
         )
-    if isinstance(connectivity, xr.Dataset):
-        variable = weight_of(connectivity, variable)
+    for dim in PAIR_DIMS:
+        # Sorting them here would put rows elsewhere than where the caller has their labels.
+        if dim in connectivity.indexes:
+            require_unique_sorted(dim, connectivity[dim].values)
+    connectivity = as_pairs(connectivity)
+    variable = weight_of(connectivity, variable)
     pattern = pattern_of(connectivity, variable)
     kind = scipy.sparse.csc_array if pattern.compressed == "post" else scipy.sparse.csr_array
     buffers = (values_of(connectivity, variable), pattern.indices, pattern.indptr)
@@ -254,8 +263,7 @@ def to_networkx(
     True
     """
     networkx = import_optional("networkx", "export")
-    validate(connectivity, "connectivity")
-    connectivity = drop_unnamed(connectivity)
+    connectivity = drop_unnamed(as_pairs(connectivity))
     pattern, values = pair_buffers(connectivity)
     if max_connections is not None and pattern.nnz > max_connections:
         raise SchemaError(
@@ -367,8 +375,7 @@ def to_anndata(
     attrs |= {str(name): json_attrs(v.attrs, str(name)) for name, v in units.variables.items()}
     obsp: dict[str, scipy.sparse.csr_array] = {}
     if connectivity is not None:
-        validate(connectivity, "connectivity")
-        connectivity = drop_unnamed(connectivity)
+        connectivity = drop_unnamed(as_pairs(connectivity))
         require_same_release(("units", units), ("connectivity", connectivity))
         obsp, about["dropped_connections"] = _square(connectivity, ids, outside)
         for side in ("pre", "post"):

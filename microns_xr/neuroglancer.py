@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from microns_xr.connectivity.arrays import pair_buffers
+from microns_xr.connectivity.arrays import PAIR_DIMS, as_pairs, pair_buffers
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, import_optional, unknown_label
 from microns_xr.frames import Resolution, Space
@@ -182,7 +182,7 @@ def _cells_to_show(cells: Any, colour: str | None) -> xr.Dataset:
             f"cells is a {type(cells).__name__}, expected units or a connectivity Dataset"
         )
     names = ["pt_root_id", *((colour,) if colour else ())]
-    if "synapse_size" in cells:
+    if set(PAIR_DIMS) <= set(cells.dims):
         cells = _connected_neurons(cells, names)
         names.append("side")
     for name in ("nucleus_id", *names):
@@ -202,6 +202,7 @@ def _cells_to_show(cells: Any, colour: str | None) -> xr.Dataset:
 def _connected_neurons(connectivity: xr.Dataset, names: list[str]) -> xr.Dataset:
     """Return the neurons with a connection, each as a presynaptic one if it is on both axes."""
     parts = []
+    connectivity = as_pairs(connectivity)
     pattern, _ = pair_buffers(connectivity.compute())
     for side, positions in zip(("pre", "post"), pattern.ends(), strict=True):
         of_axis = {f"{side}_{name}": name for name in names}
@@ -235,7 +236,7 @@ def _synapse_layer(
         )
     synapses = synapses.compute()
     pre, post = (_partner_ids(synapses, side) for side in ("pre", "post"))
-    if "synapse_size" in cells:
+    if set(PAIR_DIMS) <= set(cells.dims):
         keep = np.isin(pre, cells["pre_nucleus_id"].values)
         keep &= np.isin(post, cells["post_nucleus_id"].values)
     else:

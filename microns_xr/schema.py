@@ -28,8 +28,9 @@ class VariableSpec:
 
     name: str  # name in the Dataset
     dims: tuple[str, ...]
-    # kind of dtype: ``"int64"``, ``"float"``, ``"bool"``, ``"text"`` (object in memory)
-    dtype: Literal["int64", "float", "bool", "text"]
+    # kind of dtype: ``"int64"``, ``"float"``, ``"number"`` (either), ``"bool"``, ``"text"`` (object
+    # in memory)
+    dtype: Literal["int64", "float", "number", "bool", "text"]
     # physical units, ``""`` for labels, ``"angle"`` for an angle, whose attributes state them
     units: str
     # value of missing data; ``"never"`` if every row has a value
@@ -106,8 +107,8 @@ FUNCTIONAL |= {
 CONNECTIVITY = _specs(
     VariableSpec("pre_nucleus_id", _PAIR[:1], "int64", "", "never", "presynaptic neurons that were asked for", True),
     VariableSpec("post_nucleus_id", _PAIR[1:], "int64", "", "never", "postsynaptic neurons that were asked for", True),
-    VariableSpec("synapse_size", _PAIR, "int64", VOXEL_UNITS, "no synapse seen", "summed size of the synapses of a pair"),
-    VariableSpec("synapse_count", _PAIR, "int64", "synapses", "no synapse seen", "number of synapses of a pair"),
+    VariableSpec("synapse_size", _PAIR, "number", VOXEL_UNITS, "no synapse seen", "summed size of the synapses of a pair"),
+    VariableSpec("synapse_count", _PAIR, "number", "synapses", "no synapse seen", "number of synapses of a pair"),
     VariableSpec("scope", (), "text", "", "unknown", "which pairs were asked for: complete, requested or unknown", True),
 )
 
@@ -164,8 +165,10 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
             problems += _index_problems(name, dataset[name].values)
     if "axis" in dataset.indexes and tuple(dataset["axis"].values) != AXES:
         problems.append(f"axis is {tuple(dataset['axis'].values)}, expected {AXES}")
-    if kind == "connectivity" and not any(set(v.dims) == set(_PAIR) for v in dataset.values()):
-        problems.append(f"no variable is over {_PAIR}, expected synapse_size or another weight")
+    if kind == "connectivity" and not any(
+        set(v.dims) == set(_PAIR) and v.dtype.kind in "biuf" for v in dataset.values()
+    ):
+        problems.append(f"no numbers are over {_PAIR}, expected synapse_size or another weight")
     if kind == "connectivity" and "scope" in dataset.coords and not dataset["scope"].ndim:
         scope = dataset["scope"].item()
         if scope not in SCOPES:
@@ -177,7 +180,7 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
 def _has_dtype(dtype: np.dtype, expected: str) -> bool:
     if expected == "int64":
         return dtype == np.int64
-    return dtype.kind in {"float": "f", "bool": "b", "text": "OUT"}[expected]
+    return dtype.kind in {"float": "f", "number": "if", "bool": "b", "text": "OUT"}[expected]
 
 
 def _index_problems(name: str, labels: np.ndarray) -> list[str]:

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.columns import as_ids, is_one_id
-from microns_xr.connectivity.arrays import pair_buffers
+from microns_xr.connectivity.arrays import as_pairs, pair_buffers
 from microns_xr.connectivity.blocks import (
     OTHER_SIDE,
     Side,
@@ -23,7 +23,6 @@ from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import drop_unnamed, keep_touching
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
-from microns_xr.schema import validate
 from microns_xr.store.open import Connectivity, connectivity_of
 from microns_xr.units import COMPLETENESS
 
@@ -300,7 +299,7 @@ def select_connections(
     >>> l4.sizes["post_nucleus_id"] < l4.sizes["pre_nucleus_id"]
     True
     """
-    validate(connectivity, "connectivity")
+    connectivity = as_pairs(connectivity)
     if units is not None:
         require_same_release(("connectivity", connectivity), ("units", units))
     pre_at, pre_text = on_axis(connectivity, units, "pre", pre)
@@ -423,7 +422,6 @@ def outputs_from(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
 
 def _partners(source: Connectivity, ids: Any, side: Side, function: str) -> xr.Dataset:
     connectivity, _ = connectivity_of(source, side)
-    validate(connectivity, "connectivity")
     other = OTHER_SIDE[side]
     result = load_neurons(connectivity, side, np.unique(positions_of(connectivity, side, ids)))
     n_neurons = result.sizes[f"{side}_nucleus_id"]
@@ -477,7 +475,6 @@ def degrees(connectivity: Connectivity) -> xr.Dataset:
     array([5, 9])
     """
     connectivity, compute = connectivity_of(connectivity)
-    validate(connectivity, "connectivity")
     connectivity = drop_unnamed(connectivity)
     sums = sums_by_neuron(connectivity)
     result = connectivity.drop_vars(list(connectivity.data_vars)).drop_attrs(deep=False)

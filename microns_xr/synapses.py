@@ -14,6 +14,7 @@ from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
     ROOT_IDS,
     Compressed,
+    as_pairs,
     connectivity_dataset,
     make_pattern,
 )
@@ -22,7 +23,7 @@ from microns_xr.connectivity.sort import sum_pairs
 from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import SchemaError
 from microns_xr.provenance import add_history, release_of, require_same_release
-from microns_xr.schema import AXES, validate
+from microns_xr.schema import AXES
 from microns_xr.store.locate import Address
 from microns_xr.store.synapses import INDEX_NAMES, SynapseRows, rows_of, without_pairs
 from microns_xr.threads import Span, run_spans, usable_threads
@@ -164,7 +165,7 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
     if connectivity is None:
         axes = rows.matrix()
     else:
-        validate(connectivity, "connectivity")
+        connectivity = as_pairs(connectivity)
         require_same_release(("synapses", rows.frame), ("connectivity", connectivity))
         axes = without_pairs(connectivity)
     labels = {

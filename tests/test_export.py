@@ -64,8 +64,6 @@ def test_scipy_refuses(demo_store) -> None:
         mx.errors.UnknownLabelError, match="no weight 'weight', expected one of synapse_size"
     ):
         mx.to_scipy(ex.connectivity(), "weight")
-    with pytest.raises(mx.errors.SchemaError, match="transpose"):
-        mx.to_scipy(ex.connectivity().transpose())
     lazy = mx.open_store(demo_store, lazy=True)["connectivity"].to_dataset()
     with pytest.raises(mx.errors.SchemaError, match="lazy"):
         mx.to_scipy(lazy)

@@ -52,6 +52,7 @@ from microns_xr.analysis.tuned import (
 from microns_xr.angles import describe_angle
 from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
+    as_pairs,
     gcxs,
     is_scope_known,
     make_pattern,
@@ -63,7 +64,6 @@ from microns_xr.connectivity.sort import take_values
 from microns_xr.connectivity.subset import n_connections, recompress
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
-from microns_xr.schema import validate
 
 __all__ = [
     "NullConnectivity",
@@ -90,8 +90,7 @@ class _Observed:
     """The connections of a Dataset, sorted by presynaptic neuron."""
 
     def __init__(self, dataset: xr.Dataset) -> None:
-        validate(dataset, "connectivity")
-        self.dataset = dataset
+        self.dataset = dataset = as_pairs(dataset)
         self.compressed = pair_buffers(dataset)[0].compressed
         pattern, self.values = pair_buffers(recompress(dataset, "pre"))
         self.shape = pattern.shape
@@ -371,6 +370,7 @@ def null_values(
     >>> null_values(largest, two_neurons(), units, null).values
     array([7., 7., 7.])
     """
+    connectivity = as_pairs(connectivity)
     _require_null_of(connectivity, units, null)
     if statistic is like_to_like:
         call = signature(like_to_like).bind(connectivity, units, **selection)

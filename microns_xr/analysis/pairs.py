@@ -19,7 +19,7 @@ from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, warn_user
 from microns_xr.frames import require_depth
 from microns_xr.provenance import require_same_release
-from microns_xr.schema import AXES, validate
+from microns_xr.schema import AXES
 from microns_xr.select import on_axis, select_units
 from microns_xr.units import COMPLETENESS
 
@@ -57,7 +57,6 @@ def choose_neurons(
     needed: Mapping[str, np.ndarray],
 ) -> ChosenNeurons:
     """Choose neurons of both axes; `needed` maps a reason to whether each unit fulfils it."""
-    validate(connectivity, "connectivity")
     choices: dict[Side, Any] = {"pre": pre, "post": post}
     require_same_release(("connectivity", connectivity), ("units", units))
     hint = "all of whose synapses are in the table, or state scope= when building the connectivity"

@@ -16,7 +16,6 @@ from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
-from microns_xr.schema import validate
 from microns_xr.store.open import Connectivity, connectivity_of
 
 By = str | Iterable[str] | xr.DataArray | pd.Series
@@ -128,7 +127,6 @@ def group_connectivity(
     4.666666666666667
     """
     pairs, compute = connectivity_of(connectivity)
-    validate(pairs, "connectivity")
     pairs = drop_unnamed(pairs)
     if units is not None:
         require_same_release(("connectivity", pairs), ("units", units))

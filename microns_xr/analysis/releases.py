@@ -11,7 +11,7 @@ import xarray as xr
 from zarr.abc.store import Store
 
 from microns_xr.analysis.pairs import SIDES, require_requested
-from microns_xr.connectivity.arrays import pair_buffers, pair_names
+from microns_xr.connectivity.arrays import as_pairs, pair_buffers, pair_names
 from microns_xr.connectivity.blocks import positions_of
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import n_connections, recompress, take
@@ -162,6 +162,8 @@ def _parts(release: Any, name: str, connections: bool) -> tuple[xr.Dataset, xr.D
                 "or {'units': ..., 'connectivity': ...}"
                 + ("" if part == "units" else ", or connections=False")
             )
+        if part == "connectivity":
+            value = as_pairs(value)
         validate(value, part)
         parts.append(value)
     require_same_release(*zip((f"{part} of {name}" for part in kinds), parts, strict=True))

@@ -26,7 +26,13 @@ from microns_xr.analysis.resample import (
     require_interval,
 )
 from microns_xr.angles import describe_angle, require_likely_angle
-from microns_xr.connectivity.arrays import PAIR_DIMS, is_scope_known, pair_buffers, weight_of
+from microns_xr.connectivity.arrays import (
+    PAIR_DIMS,
+    as_pairs,
+    is_scope_known,
+    pair_buffers,
+    weight_of,
+)
 from microns_xr.connectivity.subset import drop_autapses, take
 from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.provenance import add_history
@@ -139,6 +145,7 @@ def like_to_like(
     (array([0, 0, 2]), 1.0)
     """
     require_interval(interval, Bootstrap, type(None))
+    connectivity = as_pairs(connectivity)
     weight = weight_of(connectivity, weight)
     neurons, pairs, bin_coords = prepare(
         connectivity, units, angle, bins, pre, post, presynaptic, weight
@@ -212,6 +219,7 @@ def tuned_connections(
     >>> dict(tuned.sizes), tuned.scope.item()
     ({'pre_nucleus_id': 1, 'post_nucleus_id': 1}, 'requested')
     """
+    connectivity = as_pairs(connectivity)
     neurons = _choose_tuned(connectivity, units, angle, pre, post, presynaptic)
     ids = [connectivity[f"{side}_nucleus_id"].values[neurons.positions(side)] for side in SIDES]
     result = drop_autapses(take(connectivity, *ids))

@@ -17,10 +17,11 @@ import sparse
 import xarray as xr
 from dask.base import is_dask_collection
 
+from microns_xr.columns import as_ids
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import stamp_release
 from microns_xr.releases import space_of
-from microns_xr.schema import CONNECTIVITY, describe
+from microns_xr.schema import CONNECTIVITY, describe, validate
 
 Compressed = Literal["post", "pre"]
 PAIR_DIMS = ("pre_nucleus_id", "post_nucleus_id")
@@ -139,6 +140,137 @@ def wide(values: Any, name: str) -> Any:
     return values.astype(np.float64 if kind == "f" else np.int64, copy=False)
 
 
+def as_pairs(connectivity: Any) -> xr.Dataset:
+    """Check connectivity where it enters a function, and bring it into one form.
+
+    The form is that of `connectivity_dataset`: dims in the order of ``PAIR_DIMS``, ids int64 and
+    ascending, weights int64 or float64 as GCXS on one pattern, or lazy, and a scope, "unknown" if
+    there is none. A DataArray becomes a Dataset with one weight. Dense arrays are weights if no
+    array is sparse or lazy; 0 then means no connection. Connectivity in this form is returned as it
+    is, and lazy arrays are not computed.
+    """
+    if isinstance(connectivity, xr.DataArray):
+        about = {k: v for k, v in connectivity.attrs.items() if k in ("history", "source_tables")}
+        connectivity = connectivity.to_dataset(name=connectivity.name or "weight")
+        connectivity.attrs.update(about)
+    if isinstance(connectivity, xr.Dataset) and all(
+        dim in connectivity.coords and connectivity[dim].dims == (dim,) for dim in PAIR_DIMS
+    ):
+        connectivity = _in_order(_with_weights(_with_ids(connectivity)))
+    validate(connectivity, "connectivity")
+    return connectivity
+
+
+def _with_ids(connectivity: xr.Dataset) -> xr.Dataset:
+    ids = {dim: connectivity[dim] for dim in PAIR_DIMS if connectivity[dim].dtype != np.int64}
+    if ids:
+        connectivity = connectivity.assign_coords(
+            {dim: (dim, as_ids(labels.values, dim), labels.attrs) for dim, labels in ids.items()}
+        )
+    if "scope" not in connectivity.coords:
+        scope = connectivity["scope"] if "scope" in connectivity else np.array("unknown", object)
+        connectivity = connectivity.assign_coords(scope=xr.Variable((), scope))
+    return connectivity
+
+
+def _with_weights(connectivity: xr.Dataset) -> xr.Dataset:
+    names = pair_names(connectivity)
+    dense = {
+        str(name): variable.transpose(*PAIR_DIMS).values
+        for name, variable in connectivity.data_vars.items()
+        if name not in names
+        and set(variable.dims) == set(PAIR_DIMS)
+        and variable.dtype.kind in "biuf"
+        and (not names or name in CONNECTIVITY)
+    }
+    if not dense and all(_is_weight(connectivity[name], connectivity[names[0]]) for name in names):
+        return connectivity
+    arrays: dict[str, Any] = {}
+    pattern: Pattern | None = None
+    for name in names:
+        data = connectivity[name].transpose(*PAIR_DIMS).data
+        if is_dask_collection(data):
+            arrays[name] = wide(data, name)
+            continue
+        compressed = None if pattern is None else pattern.compressed
+        of_array, stored = pattern_of_array(data, name, compressed)
+        # Arrays of the same pairs share their pattern, which need not be compared again.
+        pattern = of_array if pattern is None or not pattern.same_pairs(of_array) else pattern
+        arrays[name] = gcxs(wide(stored, name), of_array if pattern is None else pattern)
+    if dense:
+        pattern = pattern or _pattern_of_dense(dense)
+        ends = pattern.ends()
+        for name, values in dense.items():
+            stored = values[ends]
+            if np.count_nonzero(values) > np.count_nonzero(stored):
+                raise SchemaError(
+                    f"{name} is dense and not 0 for pairs that {names} do not store, expected one "
+                    "sparsity pattern: make all weights dense, or all sparse"
+                )
+            arrays[name] = gcxs(wide(stored, name), pattern)
+    return connectivity.assign(
+        {name: (PAIR_DIMS, array, connectivity[name].attrs) for name, array in arrays.items()}
+    )
+
+
+def _is_weight(array: xr.DataArray, first: xr.DataArray) -> bool:
+    """Whether an array is in the form of a weight, compressed as the first."""
+    if array.dims != PAIR_DIMS or array.dtype not in (np.int64, np.float64):
+        return False
+    if array.chunks is not None:
+        return True
+    axes = [getattr(a.data, "compressed_axes", None) for a in (array, first)]
+    return isinstance(array.data, sparse.GCXS) and axes[0] == axes[1]
+
+
+def _pattern_of_dense(dense: Mapping[str, np.ndarray]) -> Pattern:
+    """Return the pattern of all pairs where one of the weights is not 0."""
+    is_pair: Any = np.zeros(next(iter(dense.values())).shape, dtype=bool)
+    for name, values in dense.items():
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            raise SchemaError(
+                f"{name} is NaN for {int(np.isnan(values).sum())} pairs, expected numbers: use "
+                ".fillna(0) if they have no connection"
+            )
+        is_pair |= values != 0
+    _, pre = np.nonzero(is_pair.T)
+    indptr = np.concatenate([[0], np.cumsum(is_pair.sum(axis=0))])
+    return make_pattern(pre, indptr, (len(is_pair), indptr.size - 1), "post")
+
+
+def gcxs_of_dense(values: np.ndarray, name: str) -> sparse.GCXS:
+    """Return the weights of a dense array that are not 0."""
+    pattern = _pattern_of_dense({name: values})
+    return gcxs(values[pattern.ends()], pattern)
+
+
+def _in_order(connectivity: xr.Dataset) -> xr.Dataset:
+    """Sort both axes by id; in memory the pairs are sorted as well."""
+    ids = {dim: connectivity[dim].values for dim in PAIR_DIMS}
+    orders = {d: np.argsort(v, kind="stable") for d, v in ids.items() if (np.diff(v) < 0).any()}
+    names = pair_names(connectivity)
+    if not orders:
+        return connectivity
+    if any(connectivity[name].chunks is not None for name in names):
+        return connectivity.isel(orders)
+    pattern, values = pair_buffers(connectivity, names)
+    ends = []
+    for dim, positions in zip(PAIR_DIMS, pattern.ends(), strict=True):
+        rank = np.empty(ids[dim].size, dtype=np.int32)
+        rank[orders.get(dim, slice(None))] = np.arange(rank.size)
+        ends.append(rank[positions])
+    minor, major = ends if pattern.compressed == "post" else ends[::-1]
+    order = np.lexsort((minor, major))
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(major, minlength=pattern.n_major))])
+    new = make_pattern(minor[order], indptr, pattern.shape, pattern.compressed)
+    rest = connectivity.drop_vars(names).isel(orders)
+    arrays = {
+        name: (PAIR_DIMS, gcxs(stored[order], new), connectivity[name].attrs)
+        for name, stored in values.items()
+    }
+    return rest.assign(arrays)[list(connectivity.data_vars)]
+
+
 def pattern_of_array(
     data: Any, name: str, compressed: Compressed | None = None
 ) -> tuple[Pattern, np.ndarray]:
@@ -148,6 +280,8 @@ def pattern_of_array(
             f"{name} is lazy, expected an array in memory: call .compute(), after "
             "mx.select_connections if you need only a part"
         )
+    if isinstance(data, np.ndarray) and data.dtype.kind in "biuf":  # a block of a lazy array
+        data = gcxs_of_dense(data, name)
     if not isinstance(data, sparse.GCXS | sparse.COO):
         raise SchemaError(
             f"{name} is a {type(data).__name__}, expected a sparse.GCXS: "

@@ -15,6 +15,7 @@ from microns_xr.columns import as_ids, require_columns
 from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
     ROOT_IDS,
+    as_pairs,
     connectivity_dataset,
     make_pattern,
 )
@@ -24,7 +25,7 @@ from microns_xr.errors import SchemaError, warn_of_dropped_rows
 from microns_xr.frames import positions_um
 from microns_xr.provenance import RELEASE_COORDS, add_history, release_of, require_same_release
 from microns_xr.releases import space_of, space_of_data
-from microns_xr.schema import AXES, SCOPES, UNITS, describe, validate
+from microns_xr.schema import AXES, SCOPES, UNITS, describe
 
 logger = logging.getLogger(__name__)
 
@@ -416,7 +417,7 @@ def build_synapses(
     >>> synapses.position.dims
     ('synapse', 'axis')
     """
-    validate(connectivity, "connectivity")
+    connectivity = as_pairs(connectivity)
     require_columns(synapses, "synapses", ["id", "pre_pt_root_id", "post_pt_root_id", "size"])
     index: dict[str, np.ndarray] = {}
     for side in ("pre", "post"):

@@ -15,6 +15,7 @@ import xarray as xr
 from microns_xr.connectivity.arrays import (
     Compressed,
     Pattern,
+    as_pairs,
     is_scope_known,
     pair_buffers,
     pair_names,
@@ -38,7 +39,7 @@ from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.sort import Rule, transpose_pattern
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
-from microns_xr.schema import AXES, validate
+from microns_xr.schema import AXES
 
 
 def n_connections(connectivity: xr.Dataset) -> int:
@@ -61,6 +62,7 @@ def n_connections(connectivity: xr.Dataset) -> int:
     >>> n_connections(two_neurons())
     3
     """
+    connectivity = as_pairs(connectivity)
     if not is_lazy(connectivity):
         return pattern_of(connectivity).nnz
     blocks = blocks_of(connectivity, pair_names(connectivity)[:1])
@@ -71,7 +73,7 @@ def n_connections(connectivity: xr.Dataset) -> int:
 
 def take(connectivity: xr.Dataset, pre_ids: Any = None, post_ids: Any = None) -> xr.Dataset:
     """Select neurons of either axis by id; all ids must be on the axis."""
-    validate(connectivity, "connectivity")
+    connectivity = as_pairs(connectivity)
     pre = None if pre_ids is None else np.unique(positions_of(connectivity, "pre", pre_ids))
     post = None if post_ids is None else np.unique(positions_of(connectivity, "post", post_ids))
     n_pre, n_post = (None if at is None else at.size for at in (pre, post))
@@ -139,7 +141,7 @@ def drop_autapses(connectivity: xr.Dataset) -> xr.Dataset:
     >>> n_connections(drop_autapses(two_neurons()))
     2
     """
-    validate(connectivity, "connectivity")
+    connectivity = as_pairs(connectivity)
     rule, compressed = _select_all(connectivity)
     majors = connectivity[f"{compressed}_nucleus_id"].values
     minors = connectivity[f"{OTHER_SIDE[compressed]}_nucleus_id"].values
@@ -154,7 +156,7 @@ def drop_autapses(connectivity: xr.Dataset) -> xr.Dataset:
 
 def recompress(connectivity: xr.Dataset, compressed: Compressed) -> xr.Dataset:
     """Return the same pairs, compressed over the given axis."""
-    validate(connectivity, "connectivity")
+    connectivity = as_pairs(connectivity)
     pattern, values = pair_buffers(connectivity)
     if pattern.compressed == compressed:
         return connectivity.copy()
@@ -212,7 +214,7 @@ def annotate(
     >>> annotate(two_neurons(), units, "layer").pre_layer.values
     array(['unknown', 'L4'], dtype=object)
     """
-    validate(connectivity, "connectivity")
+    connectivity = as_pairs(connectivity)
     require_same_release(("connectivity", connectivity), ("units", units))
     if "nucleus_id" not in units.coords:
         raise SchemaError("units has no nucleus_id: pass the units Dataset of the release")

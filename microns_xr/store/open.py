@@ -14,7 +14,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 from zarr.abc.store import Store
 
-from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed, gcxs, make_pattern
+from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed, as_pairs, gcxs, make_pattern
 from microns_xr.connectivity.blocks import AXIS, lazy_pairs
 from microns_xr.errors import (
     SchemaError,
@@ -22,7 +22,7 @@ from microns_xr.errors import (
     StoreFormatError,
     unknown_label,
 )
-from microns_xr.schema import CONNECTIVITY, require_unique_sorted
+from microns_xr.schema import require_unique_sorted
 from microns_xr.store.format import (
     COORDS_ATTR,
     DATA_ATTR,
@@ -245,8 +245,8 @@ def _matrix_shape(
     if missing:
         raise _damaged(group, f"the arrays {missing} are missing, expected {list(specs)}")
     weights = _weights(group, arrays)
-    for name, key in weights.items():
-        specs[key] = ("int32 int64" if name in CONNECTIVITY else WEIGHT_DTYPES, ("connection",))
+    for key in weights.values():
+        specs[key] = (WEIGHT_DTYPES, ("connection",))
     for key, (dtypes, dims) in specs.items():
         dtype, over = str(arrays[key].dtype), _dims(group, key, arrays[key])
         if dtype not in dtypes.split() or over != dims:
@@ -490,30 +490,25 @@ class _Dense(BackendArray):
             return part.astype(self.dtype, copy=False)
 
 
-# A connectivity Dataset, a tree that has one, or the address of a store.
-Connectivity = xr.Dataset | xr.DataTree | Address
+# A connectivity Dataset or one of its arrays, a tree that has one, or the address of a store.
+Connectivity = xr.Dataset | xr.DataArray | xr.DataTree | Address
 
 
 def connectivity_of(
     connectivity: Connectivity, compressed: Compressed = "post"
 ) -> tuple[xr.Dataset, bool]:
-    """Return the connectivity that was passed, and whether it was opened here."""
-    if isinstance(connectivity, xr.Dataset):
-        return connectivity, False
-    if isinstance(connectivity, xr.DataArray) and set(connectivity.dims) == set(PAIR_DIMS):
-        if "scope" not in connectivity.coords:
-            unknown = xr.Variable((), np.array("unknown", dtype=object))
-            connectivity = connectivity.assign_coords(scope=unknown)
-        return connectivity.to_dataset(name=connectivity.name or "weight"), False
+    """Return the connectivity that was passed, in one form, and whether it was opened here."""
+    if isinstance(connectivity, xr.Dataset | xr.DataArray):
+        return as_pairs(connectivity), False
     if isinstance(connectivity, xr.DataTree):
         if set(PAIR_DIMS) <= set(connectivity.dims):  # its node, as tree["connectivity"]
-            return connectivity.to_dataset(), False
+            return as_pairs(connectivity.to_dataset()), False
         if "connectivity" not in connectivity.children:
             raise SchemaError(
                 f"the tree has the groups {list(connectivity.children)}, expected 'connectivity' "
                 "among them: open a store that was written with connectivity"
             )
-        return connectivity["connectivity"].to_dataset(), False
+        return as_pairs(connectivity["connectivity"].to_dataset()), False
     if not isinstance(connectivity, str | os.PathLike | Store):
         raise SchemaError(
             f"connectivity is a {type(connectivity).__name__}, expected a Dataset, a tree, or the "

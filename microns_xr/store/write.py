@@ -18,8 +18,10 @@ from xarray.backends import BackendArray
 
 from microns_xr import __version__
 from microns_xr.connectivity.arrays import (
+    PAIR_DIMS,
     Compressed,
     Pattern,
+    as_pairs,
     pair_buffers,
     pattern_of_array,
 )
@@ -156,6 +158,8 @@ def write_store(
         "synapses": synapses,
     }
     parts: dict[str, xr.Dataset] = {k: part for k, part in every.items() if part is not None}
+    if connectivity is not None:
+        parts["connectivity"] = connectivity = _with_sorted_axes(connectivity, synapses)
     address, store = writable(path, storage_options)
     _check(parts, address)
     plans = [plan_dataset(kind, part) for kind, part in parts.items() if kind in _TABLES]
@@ -195,6 +199,19 @@ def write_store(
             "there is never replaced; remove objects that an interrupted write has left"
         ) from err
     write(root, None)
+
+
+def _with_sorted_axes(connectivity: xr.Dataset, synapses: xr.Dataset | None) -> xr.Dataset:
+    axes = {dim: connectivity[dim].values for dim in PAIR_DIMS if dim in connectivity.coords}
+    result = as_pairs(connectivity)
+    if synapses is not None and not all(
+        np.array_equal(result[dim].values, labels) for dim, labels in axes.items()
+    ):
+        raise SchemaError(
+            "the axes of connectivity are not sorted, so that pre_index and post_index of synapses "
+            f"would change: use .sortby({list(axes)}) and build the synapses again"
+        )
+    return result
 
 
 def _check(parts: Mapping[str, xr.Dataset], address: str) -> None:

@@ -282,9 +282,13 @@ BAD: dict[str, tuple[Any, ...]] = {
     "name with a slash": (lambda: _named("a/b"), "'a/b'"),
     "name of the metadata": (lambda: _named("zarr.json"), "'zarr.json'"),
     "multi-index": (_functional_by_session, "scan_unit"),
-    "unsorted axis": (
-        lambda: _pairs(lambda c: c.assign_coords(post_nucleus_id=[13, 11, 15])),
-        "post_nucleus_id is not sorted",
+    "synapses along an unsorted axis": (
+        lambda: {
+            **_pairs(lambda c: c.assign_coords(post_nucleus_id=[13, 11, 15])),
+            "synapses": ex.labelled(),
+        },
+        "pre_index and post_index",
+        "sortby",
     ),
     "repeated axis": (
         lambda: _pairs(lambda c: c.assign_coords(pre_nucleus_id=[11, 11, 15])),
@@ -501,9 +505,9 @@ DAMAGE: dict[str, tuple[Any, ...]] = {
         "'csc_matrix'",
     ),
     "dtype": (
-        lambda p: _replace(p, f"{POST}/data", np.ones(4), CONNECTION),
-        "data is float64",
-        "int32 or int64",
+        lambda p: _replace(p, f"{POST}/data", np.ones(4, dtype=np.float32), CONNECTION),
+        "data is float32",
+        "int32 or int64 or float64",
     ),
     "dimension": (
         lambda p: _replace(p, f"{POST}/data", np.ones(4, dtype=np.int32), ("pair",)),

@@ -241,7 +241,7 @@ def test_every_declared_variable_has_units_and_a_missing_value():
         for spec in specs.values():
             assert spec.doc
             assert spec.missing
-            assert spec.dtype in ("int64", "float", "bool", "text")
+            assert spec.dtype in ("int64", "float", "number", "bool", "text")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_known_ones():

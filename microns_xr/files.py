@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from microns_xr.errors import MicronsXrError, SourceError
 logger = logging.getLogger(__name__)
 
 TEMPORARY = ".microns_xr.tmp"
+
+# By process, because a fork copies locks that no thread of the child releases, and path.
+_thread_locks: dict[tuple[int, str], threading.RLock] = {}
 
 
 def _temporary_name(path: Path) -> Path:
@@ -85,28 +89,40 @@ def try_lock(descriptor: int) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path, what: str) -> Iterator[None]:
-    """Hold the lock file of a folder while `what` is downloaded into it."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise SourceError(
-            f"{folder} cannot be written ({error}): choose another folder, or free disk space"
-        ) from error
-    try:
-        if not try_lock(descriptor):
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise SourceError(
-                f"another download of {what} into {folder} is running (process {holder}): wait "
-                "for it, then run this again; only missing data is fetched"
-            )
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+def one_thread(path: str | Path) -> Iterator[None]:
+    """Wait until no other thread of this process is working on a file."""
+    key = (os.getpid(), os.path.realpath(path))
+    with _thread_locks.setdefault(key, threading.RLock()):
         yield
-    finally:
-        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path, what: str) -> Iterator[None]:
+    """Hold the lock file of a folder while `what` is downloaded into it.
+
+    Threads of one process wait for each other; another process is an error.
+    """
+    folder = Path(folder)
+    with one_thread(folder / "lock"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise SourceError(
+                f"{folder} cannot be written ({error}): choose another folder, or free disk space"
+            ) from error
+        try:
+            if not try_lock(descriptor):
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                raise SourceError(
+                    f"another download of {what} into {folder} is running (process {holder}): "
+                    "wait for it, then run this again; only missing data is fetched"
+                )
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
 
 
 def file_sha256(path: str | Path) -> str:

@@ -51,7 +51,12 @@ from microns_xr.sources.fetch import (
     fetch_file,
     file_name,
 )
-from microns_xr.sources.synapses import SynapseSet, download_synapses, resolve_ids
+from microns_xr.sources.synapses import (
+    SynapseSet,
+    download_synapses,
+    make_request,
+    resolve_ids,
+)
 from microns_xr.sources.tables import TableSource, read_table_file
 from microns_xr.store.write import write_store
 from microns_xr.tables import SCAN_KEYS
@@ -431,25 +436,27 @@ class Release:
         >>> connectivity = release.connectivity(synapses)  # doctest: +SKIP
         """
         source = self._download_source("download synapses")
-        remote = source.require_remote("download synapses")
         nuclei = self.table("nucleus")
         of_release: Any = {
             "datastack": self.datastack,
             "version": self.version,
             "allow_unknown": allow_unknown,
         }
-        request: Any = {
-            "pre": None if pre is None else resolve_ids(pre, nuclei, name="pre", **of_release),
-            "post": None if post is None else resolve_ids(post, nuclei, name="post", **of_release),
-            "positions": positions,
-            "table": self.spec.name_of("synapses"),
-            "progress": progress,
+        roots = {
+            side: None if ids is None else resolve_ids(ids, nuclei, name=side, **of_release)
+            for side, ids in (("pre", pre), ("post", post))
         }
+        table, folder = self.spec.name_of("synapses"), source.synapse_folder
+        key = make_request(self.datastack, self.version, table, **roots, positions=positions).key
+        existing = SynapseSet(folder, key)
+        if existing.is_complete:
+            return existing  # without the service or a lock: the folder may be read-only
+        remote = source.require_remote("download synapses")
         write_identity(source.folder, self.datastack, self.version)
-        folder = source.synapse_folder
+        options: Any = {"positions": positions, "table": table, "progress": progress, **roots}
         if isinstance(remote, CaveSource):
-            return download_synapses(remote, folder, workers=workers, batch=batch, **request)
-        return remote.download_synapses(folder, **request)
+            return download_synapses(remote, folder, workers=workers, batch=batch, **options)
+        return remote.download_synapses(folder, **options)
 
     def download_recordings(self, url: str | None = None, **options: Any) -> Path:
         """Download the recordings file into ``recordings/`` of ``datadir``.

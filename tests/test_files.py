@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -77,6 +79,21 @@ def test_a_lock_names_its_process_and_ends_with_it(tmp_path):
         holder.send_signal(signal.SIGKILL)
     with files.locked(tmp_path, "tables"):
         assert (tmp_path / "lock").read_text() == str(os.getpid())
+
+
+def test_threads_of_one_process_wait_for_each_other(tmp_path):
+    inside, at_once = [], []
+
+    def work(_):
+        with files.locked(tmp_path, "tables"):
+            inside.append(1)
+            at_once.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    assert at_once == [1] * 6
 
 
 def test_a_file_system_without_locks_does_not_stop_the_work(tmp_path, monkeypatch):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from cave_server import CaveServer
 from command import run
+from read_only import read_only
 
 import microns_xr as mx
 from microns_xr.files import locked
@@ -372,6 +376,39 @@ def test_one_download_at_a_time(cave, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(mx.errors.SourceError, match="choose another folder"):
         release_of(cave, tmp_path / "file").download()
+
+
+def test_threads_share_a_cold_release(cave, tmp_path):
+    release = release_of(cave, tmp_path)
+    with ThreadPoolExecutor(6) as pool:
+        units = list(pool.map(lambda _: release.units(), range(6)))
+    assert all(one.identical(units[0]) for one in units)
+    fetched = Counter(request.path for request in cave.queries)
+    assert set(fetched.values()) == {1}
+    other = [release_of(cave, tmp_path / "other") for _ in range(4)]  # nor need they share it
+    with ThreadPoolExecutor(4) as pool:
+        records = list(pool.map(lambda one: one.download(progress=False), other))
+    assert all(one.keys() == records[0].keys() for one in records)
+    assert set(Counter(request.path for request in cave.queries).values()) == {1, 2}
+
+
+def test_a_complete_folder_may_be_read_only(cave, tmp_path):
+    release = release_of(cave, tmp_path)
+    records, units = release.download("all", progress=False), release.units()
+    asked = {"post": units.nucleus_id[:5], "progress": False}
+    synapses = release.download_synapses(**asked)
+    n_requests = len(cave.requests)
+    again = release_of(cave, tmp_path)
+    with read_only(tmp_path):
+        assert again.download(progress=False).items() <= json.loads(json.dumps(records)).items()
+        assert again.units().identical(units)
+        assert again.download_synapses(**asked).key == synapses.key
+        assert again.connectivity(units=units).sizes["post_nucleus_id"] == 5
+        assert len(cave.requests) == n_requests
+        with pytest.raises(mx.errors.SourceError, match=r"cannot be written .*choose another"):
+            again.download_synapses(post=units.nucleus_id[:6], progress=False)
+        with pytest.raises(mx.errors.SourceError, match=r"cannot be written .*choose another"):
+            again.download(refresh=True, progress=False)
 
 
 def test_neurons_asked_for_that_are_no_units_are_counted(cave, tmp_path):

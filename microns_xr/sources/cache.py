@@ -307,8 +307,18 @@ class CachedSource(TableSource):
         max_rows: int | None = None,
     ) -> dict[str, dict[str, Any]]:
         """Download tables into the folder, except for those that are already complete."""
-        remote = self.require_remote("download tables")
         records: dict[str, dict[str, Any]] = {}
+        missing = []
+        for name in dict.fromkeys(names):
+            if refresh or (record := self._record(name)) is None:
+                missing.append(name)
+            else:
+                records[name] = record
+        remote = self.require_remote("download tables") if missing else None
+        if max_rows is not None and isinstance(remote, CaveSource):
+            missing = [name for name in missing if not _is_longer(remote, name, max_rows)]
+        if remote is None or not missing:
+            return records  # without a lock: a complete folder may be read-only
         with locked(self.table_folder, "tables"):
             write_identity(self.folder, self.datastack, self.version)
             # The tables of a version never change, so their listing is saved. An archive is not
@@ -318,23 +328,19 @@ class CachedSource(TableSource):
             # Remains of an interrupted download; the lock keeps other processes from writing here.
             remove_temporary(self.table_folder)
             bar = tqdm(
-                list(dict.fromkeys(names)),
+                missing,
                 desc="tables",
                 unit="table",
                 # The archive shows a separate bar for each file.
                 disable=isinstance(remote, ArchiveSource) or not progress,
             )
             for name in bar:
+                # Another thread may have fetched it while this one waited.
                 if not refresh and (record := self._record(name)) is not None:
                     records[name] = record
                     continue
                 if isinstance(remote, ArchiveSource):
                     table, record = _from_archive(remote, name, refresh, progress)
-                elif max_rows is not None and (n := remote.count(name)) > max_rows:
-                    logger.warning(
-                        "%s has %d rows, more than %d: it is left out", name, n, max_rows
-                    )
-                    continue
                 else:
                     table, record = _from_service(remote, name)
                 records[name] = self.write(name, table, record)
@@ -357,6 +363,14 @@ class CachedSource(TableSource):
                 f"{self.datastack} v{self.version}: move it to the folder of its own release"
             )
         return synapses
+
+
+def _is_longer(source: CaveSource, name: str, max_rows: int) -> bool:
+    """Whether a table has more rows than are fetched as a whole, which is logged."""
+    n = source.count(name)
+    if n > max_rows:
+        logger.warning("%s has %d rows, more than %d: it is left out", name, n, max_rows)
+    return n > max_rows
 
 
 def _from_service(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]]:

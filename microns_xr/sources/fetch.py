@@ -27,7 +27,7 @@ import requests
 from tqdm.auto import tqdm
 
 from microns_xr.errors import SourceError
-from microns_xr.files import read_json, try_lock, write_file
+from microns_xr.files import one_thread, read_json, try_lock, write_file
 from microns_xr.sources.net import BadAnswer, Refused, Retry, classify, describe, status_of
 
 _READ_BYTES = 64 << 10  # the most that is lost when a connection breaks off
@@ -403,23 +403,25 @@ def fetch_file(
 ) -> FetchedFile:
     """Fetch a file, or the rest of it; `options` as for `open_remote`."""
     path = Path(path)
-    existing = None if refresh else find_file(path)
-    if existing and existing.url == display_url(url) and sha256 in (None, existing.sha256):
-        return existing
-    bar: Any = tqdm(
-        desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress
-    )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with bar, _open_part(path) as part:
-            fetch = _Fetch(open_remote(url, **options), display_url(url), path, part, sha256, bar)
-            return (retry or Retry()).call(
-                fetch.attempt,
-                fetch.url,
-                advice=_ADVICE,
-                clean=clean_urls,
-                progressed=lambda: size_of(part) - fetch.size_before >= _PROGRESS_BYTES,
+        with one_thread(append_suffix(path, ".part")):
+            existing = None if refresh else find_file(path)
+            if existing and existing.url == display_url(url) and sha256 in (None, existing.sha256):
+                return existing
+            path.parent.mkdir(parents=True, exist_ok=True)
+            bar: Any = tqdm(
+                desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress
             )
+            with bar, _open_part(path) as part:
+                remote = open_remote(url, **options)
+                fetch = _Fetch(remote, display_url(url), path, part, sha256, bar)
+                return (retry or Retry()).call(
+                    fetch.attempt,
+                    fetch.url,
+                    advice=_ADVICE,
+                    clean=clean_urls,
+                    progressed=lambda: size_of(part) - fetch.size_before >= _PROGRESS_BYTES,
+                )
     except SourceError:
         raise
     except OSError as error:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -471,6 +472,15 @@ def test_a_folder_that_cannot_be_made(server, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(mx.errors.SourceError, match="cannot be written"):
         fetch(url, tmp_path / "file" / NAME)
+
+
+def test_threads_that_fetch_one_file_wait_for_it(server, tmp_path):
+    url = server.put(f"/{NAME}", SMALL)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: fetch(url, tmp_path / NAME), range(4)))
+    assert {one.size for one in found} == {len(SMALL)}
+    assert [seen.path for seen in server.gets].count(f"/{NAME}") == 1
+    assert (tmp_path / NAME).read_bytes() == SMALL
 
 
 def test_two_processes_never_write_one_part(server, tmp_path):

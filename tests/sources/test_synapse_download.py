@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -386,7 +387,7 @@ def test_a_batch_that_vanishes_meanwhile_is_missed(tmp_path):
     check(download(MemoryService(FRAME), tmp_path, post=ROOTS), expected(FRAME, None, ROOTS))
 
 
-def test_two_downloads_of_one_request_do_not_meet(tmp_path):
+def test_a_second_download_of_one_request_waits(tmp_path):
     inside, go = threading.Event(), threading.Event()
 
     def wait(asked, rows):
@@ -394,18 +395,18 @@ def test_two_downloads_of_one_request_do_not_meet(tmp_path):
         go.wait(10)
 
     slow = MemoryService(FRAME, trouble=wait)
-    thread = threading.Thread(target=download, args=(slow, tmp_path), kwargs={"post": ROOTS})
-    thread.start()
-    assert inside.wait(10)
-    with pytest.raises(
-        mx.errors.SourceError, match=r"another download of request .* is running \(process \d+\)"
-    ):
-        download(MemoryService(FRAME), tmp_path, post=ROOTS)
-    other = download(MemoryService(FRAME), tmp_path, post=ROOTS[:5])  # another request may
-    go.set()
-    thread.join(10)
+    late = MemoryService(FRAME[:0])
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(download, slow, tmp_path, post=ROOTS)
+        assert inside.wait(10)
+        second = pool.submit(download, late, tmp_path, post=ROOTS)
+        other = download(MemoryService(FRAME), tmp_path, post=ROOTS[:5])  # another request may
+        assert not second.done()
+        go.set()
+        check(second.result(), expected(FRAME, None, ROOTS))
+        check(first.result(), expected(FRAME, None, ROOTS))
+    assert late.asked == []
     check(other, expected(FRAME, None, ROOTS[:5]))
-    check(download(MemoryService(FRAME[:0]), tmp_path, post=ROOTS), expected(FRAME, None, ROOTS))
 
 
 # ------------------------------------------------------------------------------- what goes wrong

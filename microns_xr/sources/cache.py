@@ -406,7 +406,8 @@ def choose_remote(spec: ReleaseSpec, datastack: str, folder: Path) -> Remote:
         try:
             served = probe.versions()
         except IncompleteDownloadError as error:
-            reason = str(error).partition(" (1 attempts)")[0]  # it need not be repeated
+            # Neither the number of attempts nor the advice that follows here.
+            reason = str(error).partition(" (1 attempts)")[0].partition(": check the address")[0]
             raise SourceError(
                 f"the service cannot be asked whether it has {datastack} v{version} ({reason}): "
                 "check the connection; without one, a folder of downloaded tables is read with "

@@ -32,6 +32,15 @@ _LOCAL_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileE
 _NETWORK_ERRORS = (OSError, EOFError, http.client.HTTPException, zlib.error, pa.ArrowInvalid)
 # Packages whose exceptions are all failures of a connection or an answer.
 _NETWORK_PACKAGES = ("aiohttp", "urllib3")
+# No address for a name, no route to it, or nothing that listens there, in the words of the HTTP
+# packages: a mistyped address or no network, which waiting for minutes does not mend.
+_UNREACHABLE = re.compile(
+    r"failed to resolve '[^']*'|name or service not known|failure in name resolution"
+    r"|getaddrinfo failed|nodename nor servname|no address associated|network is unreachable"
+    r"|no route to host|connection refused|connect timeout|could not connect to the endpoint",
+    re.IGNORECASE,
+)
+_UNREACHABLE_ATTEMPTS = 2
 _MAX_LENGTH = 300  # of an error in a message, in characters
 
 
@@ -101,14 +110,18 @@ def _retry_after(error: BaseException) -> float:
     return 0.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Retry:
-    """How often to try a request, and how many seconds to wait: from `base` up to `cap`."""
+    """How often to try a request, and how many seconds to wait: from `base` up to `cap`.
+
+    A server that cannot be reached is tried twice only, unless it has answered before.
+    """
 
     attempts: int = 10
     base: float = 1.0
     cap: float = 120.0
     sleep: Callable[[float], Any] = field(default=time.sleep, repr=False)
+    answered: bool = field(default=False, init=False, repr=False, compare=False)
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         assert state.outcome is not None
@@ -132,43 +145,56 @@ class Retry:
         `advice` maps a status to a hint, `clean` removes secrets from a text. An attempt after
         which `progressed` is true, such as one that fetched part of a file, does not count.
         """
-        limit = max(1, min(self.attempts, at_most or self.attempts))
+        most = max(1, min(self.attempts, at_most or self.attempts))
+
+        def limit() -> int:
+            return most if self.answered else min(most, _UNREACHABLE_ATTEMPTS)
 
         def is_transient(state: tenacity.RetryCallState) -> bool:
             error = state.outcome.exception() if state.outcome else None
             if not isinstance(error, Exception) or classify(error) != "transient":
                 return False
-            if progressed():
+            if has_progressed := progressed():
                 state.attempt_number = 0
+            self.answered |= has_progressed or not _UNREACHABLE.search(str(error))
             return True
 
         def log(state: tenacity.RetryCallState) -> None:
             assert state.outcome is not None
-            logger.warning(
+            logger.log(
+                logging.WARNING if self.answered else logging.INFO,
                 "%s: %s; retrying in %.1f s (attempt %d of %d)",
                 what, clean(describe(state.outcome.exception() or BadAnswer())),
-                state.upcoming_sleep, state.attempt_number + 1, limit,
+                state.upcoming_sleep, state.attempt_number + 1, limit(),
             )  # fmt: skip
 
         retrying = tenacity.Retrying(
             retry=is_transient,
-            stop=tenacity.stop_after_attempt(limit),
+            stop=lambda state: state.attempt_number >= limit(),
             wait=self._wait,
             sleep=self.sleep,
             before_sleep=log,
             reraise=True,
         )
         try:
-            return retrying(ask)
+            result = retrying(ask)
+            self.answered = True
+            return result
         except Exception as error:
             kind, text = classify(error), clean(describe(error))
             if kind == "local":
                 raise
             hint = (advice or {}).get(status_of(error) or 0)
+            unreachable = None if self.answered else _UNREACHABLE.search(str(error))
         # Raised outside of the except block: its traceback refers to frames that hold a token.
         if kind == "refused":
             raise SourceError(f"{what}: {text}" + (f": {hint}" if hint else ""))
+        if unreachable:
+            raise IncompleteDownloadError(
+                f"{what}: the server cannot be reached ({unreachable[0]}): check the address and "
+                "the network"
+            )
         raise IncompleteDownloadError(
-            f"{what}: {text} ({limit} attempts): the service or the network is failing; "
+            f"{what}: {text} ({limit()} attempts): the service or the network is failing; "
             "run the same again later, data that has arrived is kept"
         )

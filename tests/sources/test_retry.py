@@ -191,6 +191,36 @@ def test_gives_up_after_so_many_attempts():
     assert service.asked == 5
 
 
+UNREACHABLE = [
+    "Failed to resolve 'nowhere.invalid' ([Errno -2] Name or service not known)",
+    "[Errno -3] Temporary failure in name resolution",
+    "Failed to establish a new connection: [Errno 111] Connection refused",
+    "Failed to establish a new connection: [Errno 101] Network is unreachable",
+    'Could not connect to the endpoint URL: "https://nowhere.s3.amazonaws.com/"',
+]
+
+
+@pytest.mark.parametrize("text", UNREACHABLE, ids=lambda text: text[:25])
+def test_a_server_that_never_answered_is_not_waited_for(text, caplog):
+    waits, service = [], Service(*[requests.ConnectionError(text)] * 99)
+    retry = Retry(sleep=waits.append)
+    with pytest.raises(mx.errors.IncompleteDownloadError, match="the table x: the server cannot"):
+        retry.call(service, "the table x")
+    assert service.asked == 2
+    assert sum(waits) <= 1
+    assert not caplog.records  # the error is all that is said
+    # One that answered may come back.
+    retry.call(lambda: "rows", "the list of tables")
+    with pytest.raises(mx.errors.IncompleteDownloadError, match=r"\(10 attempts\)"):
+        retry.call(service, "the table x")
+
+
+def test_a_download_that_had_begun_waits_for_the_network():
+    unreachable = requests.ConnectionError(UNREACHABLE[0])
+    service = Service(OSError("cut"), *[unreachable] * 8)
+    assert Retry(sleep=lambda s: None).call(service, "the file") == "rows"
+
+
 @pytest.mark.parametrize("error", [Refused(410, "gone"), http_error(410), CodeError(410)])
 def test_a_refusal_raises_at_once_with_what_to_do(error):
     service = Service(error)

@@ -23,11 +23,12 @@ Every group of data (``units``, ``connectivity/by_post``, ...)
     6. Text MUST be of the zarr data type ``string``. Numbers and booleans keep their width. An
        array MUST NOT need pickle, or a codec outside the core list in ``CODECS``.
     7. Chunks MUST hold at most 2^20 positions along the first dimension and all of the others.
-       Codecs are ``bytes`` (``vlen-utf8`` for text) and blosc: zstd level 1, byte shuffle. Every
-       chunk MUST be stored, even if all zeros, so that a lost chunk is noticed. On request, arrays
-       over ``connection`` or ``synapse`` that are longer than 2^16 MAY instead be sharded: codec
-       ``sharding_indexed``, chunks of 2^16 positions coded as above, any number of them per shard,
-       and the index, coded by ``bytes`` and ``crc32c``, at the end of the shard.
+       Codecs are ``bytes`` (``vlen-utf8`` for text), blosc (zstd level 1, byte shuffle) and
+       ``crc32c``, which early stores lack. Every chunk MUST be stored, even if all zeros, so that
+       a lost chunk is noticed. On request, arrays over ``connection`` or ``synapse`` that are
+       longer than 2^16 MAY instead be sharded: codec ``sharding_indexed``, chunks of 2^16
+       positions coded as above, any number of them per shard, and the index, coded by ``bytes``
+       and ``crc32c``, at the end of the shard.
 
 ``connectivity/by_post`` and ``connectivity/by_pre``
     8. MUST hold the same pairs, compressed over the axis that names the group:
@@ -97,7 +98,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from microns_xr.connectivity.arrays import Compressed
 from microns_xr.errors import SchemaError
@@ -127,10 +128,14 @@ SYNAPSE_POINTER: dict[Compressed, str] = {"post": "post_indptr", "pre": "pre_ind
 INDEX_NAMES: dict[Compressed, str] = {"post": "post_index", "pre": "pre_index"}
 
 
-def compressor(itemsize: int) -> BloscCodec:
-    """Return the compressor of format 1 for elements of `itemsize` bytes."""
-    return BloscCodec(
-        typesize=itemsize, cname="zstd", clevel=1, shuffle="shuffle", blocksize=BLOCKSIZE
+def compressors(itemsize: int) -> tuple[BloscCodec, Crc32cCodec]:
+    """Return the compressor and the checksum of format 1 for elements of `itemsize` bytes."""
+    # The checksum comes last, so that blosc never sees a damaged chunk: it reads beyond its end.
+    return (
+        BloscCodec(
+            typesize=itemsize, cname="zstd", clevel=1, shuffle="shuffle", blocksize=BLOCKSIZE
+        ),
+        Crc32cCodec(),
     )
 
 

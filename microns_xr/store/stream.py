@@ -34,7 +34,7 @@ from microns_xr.store.format import (
     VARIABLES_ATTR,
     check_name,
     chunk_of,
-    compressor,
+    compressors,
     grid_of,
     json_attrs,
     matrix_arrays,
@@ -325,7 +325,7 @@ def _create(node: zarr.Group, plan: PlannedArray, shards: bool) -> zarr.Array:
         shards=shard,
         filters=None,
         # Text is compressed as a stream of bytes.
-        compressors=[compressor(1 if text else np.dtype(plan.dtype).itemsize)],
+        compressors=compressors(1 if text else np.dtype(plan.dtype).itemsize),
         # Required by zarr but unused: every chunk is written (rule 7).
         fill_value="" if text else np.dtype(plan.dtype).type(0),
         attributes=plan.attrs,

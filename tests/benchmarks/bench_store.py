@@ -14,7 +14,7 @@ from s3_server import Bucket
 from synthetic import make_connectivity, make_rates, make_units
 
 import microns_xr as mx
-from microns_xr.store.format import compressor
+from microns_xr.store.format import compressors
 from microns_xr.store.locate import read_span, readable
 
 pytestmark = pytest.mark.filterwarnings("ignore:zarr v3 autosharding:UserWarning")  # anndata's
@@ -180,7 +180,7 @@ def test_bucket(benchmark, bucket, scale, neurons, way):
     written = zarr.open_group(place, mode="w-", zarr_format=3)
     written.create_array(
         "data", shape=n, dtype=values.dtype, chunks=(2**16,), shards=(2**22,), filters=None,
-        compressors=[compressor(4)],
+        compressors=compressors(4),
     )[:] = values  # fmt: skip
     array = zarr.open_group(readable(place), mode="r")["data"]
     start = n // partners // 3 * partners

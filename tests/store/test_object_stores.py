@@ -320,7 +320,7 @@ def test_shards_on_disk(tmp_path: Path) -> None:
     (sharding,) = meta["codecs"]
     settings = sharding["configuration"]
     assert sharding["name"] == "sharding_indexed"
-    assert [codec["name"] for codec in settings["codecs"]] == ["bytes", "blosc"]
+    assert [codec["name"] for codec in settings["codecs"]] == ["bytes", "blosc", "crc32c"]
     assert [codec["name"] for codec in settings["index_codecs"]] == ["bytes", "crc32c"]
     assert settings["index_location"] == "end"
     # one shard of three chunks, as long as is needed and no longer, zeros stored as well

@@ -256,14 +256,21 @@ def build_connectivity(
         shared_roots = units.attrs.get("shared_roots")
     shared = None if shared_roots is None else as_ids(shared_roots, "shared_roots")
 
-    codes: dict[str, np.ndarray] = {}
     dropped: dict[str, int] = {}
     n_rows = table.size.size
-    without_unit = np.zeros(n_rows, dtype=bool)
-    for side in ("pre", "post"):
-        partner = lookup.find(table.ids[side])
-        without_unit |= partner < 0
+    # Partners as positions in the lookup; -1 in rows without a unit on either side.
+    partners = {side: lookup.find(table.ids[side]) for side in choices}
+    without_unit = (partners["pre"] < 0) | (partners["post"] < 0)
+    for side, partner in partners.items():
         dropped |= _reasons(table, side, partner < 0, shared)
+        partner[without_unit] = -1
+    codes: dict[str, np.ndarray] = {}
+    for side, partner in partners.items():
+        # What a bare file says nothing about must not look like a neuron without synapses.
+        if scope == "unknown" and choices[side] is None:
+            named = np.zeros(nuclei.size + 1, dtype=bool)  # the extra entry is for -1
+            named[partner] = True
+            axes[side] = np.sort(nuclei[named[:-1]])
         # From positions in the lookup to positions on the axis; the extra entry maps -1 to -1.
         on_axis = np.append(Lookup(axes[side], side).find(nuclei), np.int32(-1))
         codes[side] = on_axis[partner]
@@ -271,10 +278,6 @@ def build_connectivity(
     left_out = (codes["pre"] < 0) | (codes["post"] < 0)
     dropped["any_reason"] = int(without_unit.sum())
     dropped["not_asked_for"] = int(left_out.sum()) - dropped["any_reason"]
-    # What a bare file says nothing about must not look like a neuron without synapses.
-    for side, ids in choices.items():
-        if scope == "unknown" and ids is None:
-            axes[side], codes[side] = _connected(axes[side], codes[side], ~without_unit)
 
     matrix = sum_pairs(codes["post"], codes["pre"], table.size, table.count, axes["post"].size)
     weights = {"synapse_size": matrix.sizes}
@@ -328,16 +331,6 @@ def _axis_ids(ids: Any, units: xr.Dataset, by_nucleus: Lookup, side: str) -> np.
     hint = "take the ids from units.nucleus_id, not from pt_root_id"
     require_known(labels, by_nucleus.find(labels), side, where, hint)
     return labels
-
-
-def _connected(
-    axis: np.ndarray, codes: np.ndarray, kept: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the neurons of an axis that the kept rows name, and the positions on that axis."""
-    named = np.zeros(axis.size + 1, dtype=bool)  # the extra entry is for rows without a neuron
-    named[codes[kept]] = True
-    positions = np.where(named, np.cumsum(named, dtype=np.int32) - 1, np.int32(-1))
-    return axis[named[:-1]], positions[codes]
 
 
 def _reasons(

@@ -498,8 +498,18 @@ def _starts(y, square, grid, dots, residual):  # type: ignore[no-untyped-def]
         if before > here <= after and below > here <= above:
             rows[n] = g
             n += 1
-    rows = rows[:n]
-    return rows[np.argsort(residual[rows], kind="mergesort")][:_STARTS]
+    # The first few of a stable sort; np.argsort takes several seconds to compile.
+    n_starts = min(n, _STARTS)
+    for i in range(n_starts):
+        least = i
+        for j in range(i + 1, n):
+            if residual[rows[j]] < residual[rows[least]]:
+                least = j
+        lowest = rows[least]
+        for j in range(least, i, -1):
+            rows[j] = rows[j - 1]
+        rows[i] = lowest
+    return rows[:n_starts]
 
 
 @_jit
@@ -518,10 +528,18 @@ def _fit(curves, cosine, sine, double, baseline, grid, out):  # type: ignore[no-
     for row in range(curves.shape[0]):
         if out[row, 8] != _OK:
             continue
-        highest = curves[row].max()
-        y[:] = curves[row] / highest
-        square, mean = np.sum(y * y), np.sum(y) / n_angles
-        tss = np.sum((y - mean) ** 2)
+        # Loops in place of array expressions, which take several seconds to compile.
+        highest = 0.0
+        for i in range(n_angles):
+            highest = max(highest, curves[row, i])
+        square = mean = tss = 0.0
+        for i in range(n_angles):
+            y[i] = curves[row, i] / highest
+            square += y[i] * y[i]
+            mean += y[i]
+        mean /= n_angles
+        for i in range(n_angles):
+            tss += (y[i] - mean) ** 2
         best, u, v, converged, at_bound = np.inf, 0.0, 0.0, False, False
         for g in _starts(y, square, grid, dots, residual):
             if residual[g] > best + _WORSE * tss:
@@ -535,8 +553,11 @@ def _fit(curves, cosine, sine, double, baseline, grid, out):  # type: ignore[no-
         if double and (a[1] > a[0] or (a[1] == a[0] and behind)):
             a[0], a[1], u, v = a[1], a[0], -u, -v
         kappa, phase = np.hypot(u, v), np.arctan2(v, u)
-        fitted = y - w.r
-        if fitted.max() - fitted.min() <= 1e-9 * fitted.max():
+        low, high = np.inf, -np.inf
+        for i in range(n_angles):
+            fitted = y[i] - w.r[i]
+            low, high = min(low, fitted), max(high, fitted)
+        if high - low <= 1e-9 * high:
             out[row, 8] = _UNTUNED
             kappa, phase, rss = 0.0, np.nan, tss
             a[:] = 0.0

@@ -11,9 +11,56 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.errors import SchemaError, nearest
+from microns_xr.schema import AXES, FUNCTIONAL, UNITS
 
 MISSING_TEXT = "unknown"
 _INT64 = np.iinfo(np.int64)
+
+# What pandas and pyarrow call an index that has no name.
+_UNNAMED = re.compile(r"(Unnamed: \d+|__index_level_\d+__)?")
+_PARTNERS = ("pre_pt_root_id", "post_pt_root_id", "pre_nucleus_id", "post_nucleus_id")
+_POINTS = ("pt_position", "ctr_pt_position")
+# Columns of raw tables that this package reads, by their name in lower case.
+_SPELLING = {
+    name.lower(): name
+    for name in (
+        *(*UNITS, *FUNCTIONAL, *_PARTNERS, *_POINTS),
+        *(f"{base}_{axis}" for base in _POINTS for axis in AXES),
+        *("id", "id_ref", "target_id", "valid_id", "valid", "created", "created_ref", "tag"),
+        *("status_axon", "status_dendrite", "broad_type", "volume", "size", "synapse_id"),
+    )
+}
+
+
+def tidy_columns(
+    table: pd.DataFrame, what: str, keep: Iterable[str] = (), *, spelling: bool = True
+) -> pd.DataFrame:
+    """Return a table without the unnamed index that pandas writes, and with plain names.
+
+    Names that this package reads get their usual case, unless `spelling` is False. Columns of
+    `keep` stay as they are.
+    """
+    if not isinstance(table, pd.DataFrame):
+        raise SchemaError(f"{what} is a {type(table).__name__}, expected a pandas DataFrame")
+    names, dropped, keep = [], [], set(keep)
+    for i, column in enumerate(table.columns):
+        name = str(column)
+        plain = name if name in keep else name.strip("\ufeff \t\r")
+        if plain not in keep:
+            if _UNNAMED.fullmatch(plain) and pd.api.types.is_integer_dtype(table.dtypes.iloc[i]):
+                dropped.append(i)
+            elif spelling:
+                plain = _SPELLING.get(plain.lower(), plain)
+        names.append(plain)
+    # Two spellings of one name are two columns.
+    names = [
+        new if names.count(new) == 1 else str(old)
+        for new, old in zip(names, table.columns, strict=True)
+    ]
+    if not dropped and names == list(table.columns):
+        return table
+    tidy = table.set_axis(pd.Index(names, dtype=object), axis=1)
+    return tidy.iloc[:, [i for i in range(len(names)) if i not in dropped]]
 
 
 def _id_from_object(value: Any, where: str) -> Any:

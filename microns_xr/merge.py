@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +18,8 @@ from microns_xr.angles import (
     require_likely_angle,
     require_same_angles,
 )
-from microns_xr.columns import as_ids, plain_array, require_columns
-from microns_xr.errors import SchemaError, unknown_label
+from microns_xr.columns import as_ids, plain_array, require_columns, tidy_columns
+from microns_xr.errors import SchemaError, nearest, unknown_label, warn_of_dropped_rows
 from microns_xr.frames import RESOLUTION, as_resolution
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.releases import datastack_of, table_spec
@@ -50,6 +51,7 @@ def merge_table(
     on: On = "nucleus_id",
     how: Literal["left", "inner"] = "left",
     *,
+    key: str | Sequence[str] | None = None,
     angle_units: AngleUnits | None = None,
     angle_convention: AngleConvention | None = None,
 ) -> xr.Dataset:
@@ -70,6 +72,10 @@ def merge_table(
         identifies a neuron only within one release.
     how : {"left", "inner"}, optional
         ``left`` keeps all rows of `dataset`; ``inner`` keeps the rows with a match.
+    key : str or sequence of str, optional
+        Column of a DataFrame with the ids to match; for ``functional``, the three columns. By
+        default those named like `on`, and for nuclei ``target_id``, or ``id`` in tables and views
+        of the service that have one row per nucleus.
     angle_units : {"degree", "radian"}, optional
         Units of the angles of a DataFrame that is not in the registry.
     angle_convention : {"up_clockwise", "right_counterclockwise"}, optional
@@ -91,6 +97,11 @@ def merge_table(
         contradict the registry; if a column holds lists or occurs twice.
     ReleaseMismatchError
         If both are Datasets from different releases.
+
+    Warns
+    -----
+    DroppedRowsWarning
+        If no row of the table has a match.
 
     Examples
     --------
@@ -116,7 +127,7 @@ def merge_table(
         added, keys = _from_dataset(table, columns, on)
     else:
         datastack = datastack_of(dataset)
-        added, keys = _from_frame(table, columns, on, angle_units, angle_convention, datastack)
+        added, keys = _from_frame(table, columns, on, key, angle_units, angle_convention, datastack)
     if on == "functional":
         keys = _without_repeats(added, keys)
     rows = _match(_dataset_keys(dataset, dim, on), keys, dim, on)
@@ -137,6 +148,13 @@ def merge_table(
                 f"the table has {values.values} along {name}, the {kind} have "
                 f"{dataset[name].values}: rates of different stimuli cannot share a dimension"
             )
+    if len(keys) and len(rows) and not (rows >= 0).any():
+        warn_of_dropped_rows(
+            f"none of the {len(keys)} rows of the table meets one of the {len(rows)} {kind} on "
+            f"{on!r}: nothing is added; pass the table of the same datastack"
+            + (" and release" if on == "pt_root_id" else "")
+            + ", or key=, the column that holds the ids"
+        )
     # A key matches at most one row of the table, so no row of the Dataset is repeated.
     if how == "inner":
         dataset, rows = dataset.isel({dim: np.flatnonzero(rows >= 0)}), rows[rows >= 0]
@@ -204,29 +222,30 @@ def _from_frame(
     table: pd.DataFrame,
     columns: list[str] | str | None,
     on: On,
+    key: str | Sequence[str] | None,
     angle_units: str | None,
     angle_convention: str | None,
     datastack: str | None,
 ) -> tuple[xr.Dataset, pd.DataFrame]:
     if not isinstance(table, pd.DataFrame):
         raise SchemaError(f"table is a {type(table).__name__}, expected a DataFrame or a Dataset")
-    name = str(table.attrs.get("table", "table"))
+    # As caveclient and this package name it.
+    name = str(table.attrs.get("table") or table.attrs.get("table_name") or "table")
     spec = complete_spec(table_spec(name, datastack), angle_units, angle_convention)
-    # Variables need names of text; copy, so that the table of the caller is not modified.
-    table = table.copy(deep=False)
-    table.columns = pd.Index([str(c) for c in table.columns], dtype=object)
-    key_columns = list(_KEYS[on])
-    if on == "nucleus_id" and "nucleus_id" not in table.columns:
-        # The nucleus id is target_id in annotation tables, but id in the nucleus table.
-        is_nuclei = name.startswith("nucleus_detection") and "target_id" not in table.columns
-        key_columns = ["id" if is_nuclei else "target_id"]
+    named = [key] if isinstance(key, str) else list(key or ())
+    chosen = [columns] if isinstance(columns, str) else list(columns or ())
+    table = tidy_columns(table, name, keep=[*named, *chosen])
+    key_columns = _key_columns(list(table.columns), name, on, named, spec.key_column)
     require_columns(table, name, key_columns)
     keys = {
         key: as_ids(table[column], f"{name}.{column}", missing=-1)
         for key, column in zip(_KEYS[on], key_columns, strict=True)
     }
     ids = {*key_columns, "target_id", "nucleus_id", "pt_root_id", "valid_id", *SCAN_KEYS}
-    names = _select_columns(columns, table.columns.tolist(), ids | (HOUSEKEEPING - {"volume"}))
+    ids |= HOUSEKEEPING - {"volume"}
+    # The service adds a suffix to those of the nuclei.
+    skipped = {n for n in table.columns if n in ids or n.removesuffix("_ref") in ids}
+    names = _select_columns(columns, table.columns.tolist(), skipped)
     require_columns(table, name, names)
     added = xr.Dataset()
     rates = [n for n in names if n in ("rate_ori", "rate_dir")]
@@ -250,6 +269,39 @@ def _from_frame(
                 attrs = {"units": "voxels", "voxel_nm": stated["xyz".index(column[-1])], **attrs}
         added[column] = (_ROW, values, attrs)
     return added[names], pd.DataFrame(keys)
+
+
+def _key_columns(
+    columns: list[str], name: str, on: On, key: list[str], registered: str
+) -> list[str]:
+    """Return the columns of a table that hold the keys, or raise with the argument that helps."""
+    if key:
+        if len(key) != len(_KEYS[on]):
+            raise SchemaError(f"key is {key}, expected the columns of {list(_KEYS[on])}")
+        return key
+    found = list(_KEYS[on])
+    if on == "nucleus_id" and "nucleus_id" not in columns:
+        # The nucleus id is target_id in annotation tables, but id in the nucleus table.
+        is_nuclei = name.startswith("nucleus_detection") and "target_id" not in columns
+        found = ["id" if is_nuclei else registered]
+    lacking = [c for c in found if c not in columns]
+    if not lacking:
+        return found
+    hints = [f"key=, the name of the column with the {on}s"]
+    if on == "functional":
+        hints = [f"key=[...], the names of the columns of {', '.join(SCAN_KEYS)}"]
+    elif on == "nucleus_id" and "id" in columns:
+        hints = ["key='id' if that column holds nucleus ids"]
+    if on != "functional" and set(SCAN_KEYS) <= set(columns):
+        hints.append("on='functional' to match recorded units")
+    if on != "pt_root_id" and "pt_root_id" in columns:
+        hints.append("on='pt_root_id' to match root ids of the same release")
+    if on != "nucleus_id" and {"nucleus_id", "target_id"} & set(columns):
+        hints.append("on='nucleus_id' to match nuclei")
+    raise SchemaError(
+        f"{name} lacks the columns {lacking}, found {columns}{nearest(lacking[0], columns)}: pass "
+        + ", or ".join(hints)
+    )
 
 
 def _without_repeats(added: xr.Dataset, keys: pd.DataFrame) -> pd.DataFrame:
@@ -283,7 +335,7 @@ def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndar
             f"the table has several rows for {n} {what} of the {_KIND[dim]}, so the join would "
             "repeat them: make one row per neuron first with mx.tuning.collapse_scans, join to "
             "the functional rows (Release.functional()) with on='functional', or drop repeated "
-            "rows"
+            "rows, or spread them over columns with DataFrame.pivot"
         )
     if dim == "nucleus_id" and on == "pt_root_id" and left["pt_root_id"].duplicated().any():
         raise SchemaError(

@@ -13,7 +13,14 @@ import xarray as xr
 from dask.base import is_dask_collection
 
 from microns_xr.angles import AngleConvention, AngleUnits, angle_attrs, require_likely_angle
-from microns_xr.columns import as_ids, plain_values, positions, require_columns, text_column
+from microns_xr.columns import (
+    as_ids,
+    plain_values,
+    positions,
+    require_columns,
+    text_column,
+    tidy_columns,
+)
 from microns_xr.connectivity.arrays import PAIR_DIMS, connectivity_dataset, make_pattern
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.sort import sum_pairs
@@ -99,6 +106,8 @@ def as_units(
     if isinstance(table, xr.Dataset):
         frame, rest, name = _split(table, id)
     elif isinstance(table, pd.DataFrame):
+        used = [id or _DIM, *([position] if isinstance(position, str) else position or ())]
+        table = tidy_columns(table, "table", keep=used, spelling=False)
         frame, name = _with_column(table, id)
     else:
         raise SchemaError(

@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import AngleConvention, AngleUnits, convert, require_likely_units
-from microns_xr.columns import as_ids, require_columns
+from microns_xr.columns import as_ids, require_columns, tidy_columns
 from microns_xr.connectivity.blocks import take_positions
 from microns_xr.connectivity.build import build_connectivity, build_synapses
 from microns_xr.connectivity.labels import Lookup, require_known
@@ -210,7 +210,7 @@ class Release:
         """
         name = self.spec.tables.get(name, name)
         if name not in self._tables:
-            self._tables[name] = self.source.read(name)
+            self._tables[name] = tidy_columns(self.source.read(name), name)
         # A copy, since later Datasets are built from the same table.
         table = self._tables[name].copy()
         table.attrs["table"] = name

@@ -70,6 +70,10 @@ class TableSpec:
         Words of the table to words of the data model, where they differ.
     layers : mapping of str to tuple of str, optional
         Cell types (words of the data model) that mark each layer; empty if not known.
+    key_column : str, optional
+        Column with the nucleus ids, where it is not ``target_id``.
+    area_column : str, optional
+        Column of a table of brain areas.
     axon_column, dendrite_column : str, optional
         Columns of a proofreading table.
     scan_columns : mapping of str to tuple of str, optional
@@ -101,6 +105,8 @@ class TableSpec:
     type_words: Mapping[str, str] = field(default_factory=dict)
     strategy_words: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    key_column: str = "target_id"
+    area_column: str = "tag"
     axon_column: str = "strategy_axon"
     dendrite_column: str = "strategy_dendrite"
     scan_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

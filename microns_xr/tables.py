@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from microns_xr.columns import as_ids, require_columns, text_column
+from microns_xr.columns import as_ids, require_columns, text_column, tidy_columns
 from microns_xr.errors import SchemaError, warn_of_dropped_rows
 from microns_xr.releases import TableSpec
 
@@ -38,9 +38,7 @@ class _Columns(NamedTuple):
     optional: tuple[str, ...] = ()
 
 
-_TYPES = _Columns(
-    ids=("target_id", "id"), optional=("id",)
-)  # its text columns are in the TableSpec
+_TYPES = _Columns(ids=("target_id", "id"), optional=("id",))  # the TableSpec has its text columns
 _SCANS = _Columns(SCAN_KEYS, {"target_id": -1, "pt_root_id": 0}, optional=("pt_root_id",))
 _STATUS = ("status_axon", "status_dendrite")
 _COLUMNS = {
@@ -48,7 +46,7 @@ _COLUMNS = {
     "celltype": _TYPES,
     "celltype_fine": _TYPES,
     "celltype_corrections": _TYPES,
-    "brain_area": _TYPES._replace(text=("tag",)),
+    "brain_area": _TYPES,
     "proofreading": _Columns(
         (), {"pt_root_id": -1, "valid_id": -1}, _STATUS, ("valid_id", *_STATUS)
     ),
@@ -64,14 +62,15 @@ def typed_table(
 ) -> pd.DataFrame:
     """Return a table with the columns required by its role first, typed and checked."""
     name = spec.name
-    if not isinstance(table, pd.DataFrame):
-        raise SchemaError(f"{name} is a {type(table).__name__}, expected a pandas DataFrame")
+    table = tidy_columns(table, name)
     columns = _COLUMNS[role]
     if "session" in columns.ids:
         table = _with_scan_keys(table, spec)
     spec_columns: list[str] = []
     if role.startswith("celltype"):
         spec_columns = [spec.class_column] * spec.has_classes + ["cell_type"] * spec.has_types
+    elif role == "brain_area":
+        spec_columns = [spec.area_column]
     elif role == "proofreading":
         spec_columns = [spec.axon_column, spec.dendrite_column]
     text = dict.fromkeys([*spec_columns, *columns.text])
@@ -119,6 +118,33 @@ def _with_scan_keys(table: pd.DataFrame, spec: TableSpec) -> pd.DataFrame:
             first = 10 * first + digit
         added[key] = first
     return table.assign(**added)
+
+
+def with_target_ids(
+    table: pd.DataFrame, spec: TableSpec, nuclei: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Return a table with the nucleus of each row as ``target_id``.
+
+    Without such a column, nuclei are found by the key of the table, or by their roots among
+    `nuclei`; -1 for a root of no nucleus or of several.
+    """
+    table = tidy_columns(table, spec.name)
+    if "target_id" in table.columns:
+        return table
+    if "nucleus_id" in table.columns:
+        return table.rename(columns={"nucleus_id": "target_id"})
+    if spec.key_column in table.columns:
+        return table.assign(target_id=table[spec.key_column])
+    if nuclei is None or "pt_root_id" not in table.columns:
+        return table
+    roots = as_ids(table["pt_root_id"], f"{spec.name}.pt_root_id", missing=0)
+    known = as_ids(nuclei["pt_root_id"], "pt_root_id of the nuclei", missing=0)
+    require_shared_ids(roots, known, f"{spec.name}.pt_root_id")
+    unique, first, n_nuclei = np.unique(known, return_index=True, return_counts=True)
+    place = pd.Index(unique).get_indexer(roots)
+    alone = (place >= 0) & (roots > 0) & (n_nuclei[place] == 1)
+    ids = as_ids(nuclei["id"], "id of the nuclei")
+    return table.assign(target_id=np.where(alone, ids[first[place]], -1))
 
 
 def _first(rows: pd.DataFrame, keys: list[str]) -> Any:
@@ -202,5 +228,5 @@ def by_role(
             )
         if role_of[key] in out:
             raise SchemaError(f"tables holds {role_of[key]!r} twice, by role and by name: keep one")
-        out[role_of[key]] = table
+        out[role_of[key]] = tidy_columns(table, roles.get(role_of[key], key))
     return out

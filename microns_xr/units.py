@@ -18,7 +18,14 @@ from microns_xr.layers import layer_at, segment_layers
 from microns_xr.provenance import add_history, require_same_release, stamp_release
 from microns_xr.releases import ReleaseSpec, release_spec
 from microns_xr.schema import AXES, UNITS, describe
-from microns_xr.tables import SCAN_KEYS, by_role, latest_by, require_shared_ids, typed_table
+from microns_xr.tables import (
+    SCAN_KEYS,
+    by_role,
+    latest_by,
+    require_shared_ids,
+    typed_table,
+    with_target_ids,
+)
 from microns_xr.tuning.functional import build_functional, collapse_scans, missing_value
 
 logger = logging.getLogger(__name__)
@@ -136,8 +143,10 @@ def build_units(
         del columns["cell_type_raw"]  # redundant unless a word was harmonised
     columns["brain_area"] = np.full(len(nuclei), "unknown", dtype=object)
     if "brain_area" in roles:
-        area = _latest(roles, "brain_area", spec, ["tag"], notes)["tag"].reindex(nuclei["id"])
-        columns["brain_area"] = area.fillna("unknown").to_numpy(dtype=object)
+        column = spec.table_of("brain_area").area_column
+        area = _latest(roles, "brain_area", spec, [column], notes)[column]
+        area = area.reindex(nuclei["id"]).fillna("unknown")
+        columns["brain_area"] = area.to_numpy(dtype=object)
     columns.update(_proofreading(nuclei["pt_root_id"], roles, spec, notes))
     nuclei.attrs = roles["nucleus"].attrs  # with the resolution, if the table states it
     position = positions_um(
@@ -256,8 +265,10 @@ def _latest(
 ) -> pd.DataFrame:
     """Return the latest row of each nucleus."""
     table_spec = spec.table_of(role)
-    typed = typed_table(tables[role], role, table_spec)
+    table = with_target_ids(tables[role], table_spec, tables["nucleus"])
+    typed = typed_table(table, role, table_spec)
     require_shared_ids(typed["target_id"], tables["nucleus"]["id"], f"{table_spec.name}.target_id")
+    typed = typed[typed["target_id"] >= 0]  # -1 for a root of no nucleus or of several
     latest, n_contradicting = latest_by(typed, table_spec.name, "target_id", values)
     if n_contradicting:
         notes[_CONTRADICTING[role]] = n_contradicting
@@ -278,7 +289,7 @@ def _cell_types(tables: Tables, spec: ReleaseSpec, notes: dict[str, int]) -> pd.
         },
         index=rows_by_nucleus.index,
         dtype=object,
-    )
+    ).dropna(how="all")  # a view lists all nuclei
     if "celltype_fine" in tables:
         type_spec = spec.table_of("celltype_fine")
         words["cell_type"] = _latest(tables, "celltype_fine", spec, ["cell_type"], notes)[
@@ -437,7 +448,6 @@ def _add_functional(
         # With several recorded units, none of them is the unit of the neuron.
         for key in SCAN_KEYS:
             collapsed[key] = collapsed[key].where(collapsed["n_scan_units"] == 1, -1)
-    require_shared_ids(table["nucleus_id"], tables["nucleus"]["id"], f"{name}.target_id")
     matched = np.isin(ids, collapsed["nucleus_id"].values)
     tuning_type = np.where(matched, "matched", "not_matched").astype(object)
     units = units.assign(_variables({"tuning_type": tuning_type}))

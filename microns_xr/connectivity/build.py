@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.columns import as_ids, require_columns
+from microns_xr.columns import as_ids, require_columns, tidy_columns
 from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
     ROOT_IDS,
@@ -51,8 +51,7 @@ class SynapseTable:
 
 def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable:
     """Check a table of synapses or of pairs and return its columns as arrays."""
-    if not isinstance(table, pd.DataFrame):
-        raise SchemaError(f"synapses is a {type(table).__name__}, expected a pandas DataFrame")
+    table = tidy_columns(table, _NAME)
     if rows not in ("auto", "synapse", "pair"):
         raise SchemaError(f"rows is {rows!r}, expected one of ('auto', 'synapse', 'pair')")
     columns = list(map(str, table.columns))
@@ -411,6 +410,7 @@ def build_synapses(
     ('synapse', 'axis')
     """
     connectivity = as_pairs(connectivity)
+    synapses = tidy_columns(synapses, _NAME)
     require_columns(synapses, "synapses", ["id", "pre_pt_root_id", "post_pt_root_id", "size"])
     index: dict[str, np.ndarray] = {}
     for side in ("pre", "post"):

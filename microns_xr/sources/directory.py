@@ -94,6 +94,9 @@ class DirectorySource(TableSource):
     a folder ``synapses/`` in one of those. `TableSource` describes `available_tables`, `read` and
     `provenance`; the sha256 is that of the file.
 
+    Column names are read in any case, with or without a byte order mark, and an index without a
+    name that pandas wrote is left out.
+
     A folder that microns-datacleaner downloaded (``data/1300``) is read as it is: its files
     ``connections_table_0.csv`` ... are one set of synapses, ``"connections_table"``, or the file
     into which they were merged; ``data/functional`` is searched as well. A dump of the whole

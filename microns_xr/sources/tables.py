@@ -22,6 +22,7 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
 
+from microns_xr.columns import tidy_columns
 from microns_xr.errors import SourceError
 from microns_xr.files import new_file, read_json, write_file
 from microns_xr.frames import RESOLUTION
@@ -206,7 +207,8 @@ def table_stem(path: Path) -> str | None:
 def read_table_file(path: str | Path) -> pd.DataFrame:
     """Read one csv, csv.gz, parquet or feather file.
 
-    A csv file has no types: a column is integer only if all of its values are integers.
+    A csv file has no types: a column is integer only if all of its values are integers. An index
+    without a name is left out; known names in other case get theirs.
     """
     path = Path(path)
     if not path.is_file():
@@ -225,7 +227,8 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
             table = pa.feather.read_table(path, memory_map=False)
         else:
             table = _read_csv(path)
-        frame = to_frame(table)
+        frame = tidy_columns(to_frame(table), path.name)
+        frame.attrs["table"] = str(table_stem(path)).removesuffix("_merged")
         stated = stated_resolution(table.schema.metadata) or side_resolution(path)
         if stated is not None:
             frame.attrs[RESOLUTION] = stated

@@ -24,7 +24,6 @@ from microns_xr.angles import (
 )
 from microns_xr.columns import (
     MISSING_TEXT,
-    as_ids,
     parse_arrays,
     plain_array,
     plain_values,
@@ -40,7 +39,14 @@ from microns_xr.provenance import (
 )
 from microns_xr.releases import TableSpec
 from microns_xr.schema import FUNCTIONAL, LABELS, UNITS, describe, validate
-from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS, latest_by, typed_table
+from microns_xr.tables import (
+    HOUSEKEEPING,
+    SCAN_KEYS,
+    latest_by,
+    require_shared_ids,
+    typed_table,
+    with_target_ids,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -150,13 +156,12 @@ def build_functional(
 ) -> xr.Dataset:
     """Turn a table of matched or measured units into a Dataset over ``scan_unit``.
 
-    In a table without ``target_id``, neurons are found by their roots among `nuclei`.
+    With `nuclei`, rows must meet them; without ``target_id`` they are found by their roots.
     """
     spec = complete_spec(spec, angle_units, angle_convention)
-    if isinstance(table, pd.DataFrame) and nuclei is not None and "target_id" not in table.columns:
-        require_columns(table, spec.name, ["pt_root_id"])
-        table = table.assign(target_id=_nuclei_of_roots(table, spec.name, nuclei))
-    typed = typed_table(table, role, spec)
+    typed = typed_table(with_target_ids(table, spec, nuclei), role, spec)
+    if nuclei is not None:
+        require_shared_ids(typed["target_id"], nuclei["id"], f"{spec.name}.target_id")
     n_rows = len(typed)
     keys = [*SCAN_KEYS, "target_id"]
     arrays = [c for c in typed.columns if _holds_arrays(c, typed[c])]
@@ -188,22 +193,6 @@ def build_functional(
         dataset.attrs["columns_left_out"] = left_out
     dataset = stamp_release(dataset, datastack, version)
     return add_history(dataset, f"functional from {spec.name}")
-
-
-def _nuclei_of_roots(table: pd.DataFrame, name: str, nuclei: pd.DataFrame) -> np.ndarray:
-    """Return the nucleus of each root, -1 for a root of no nucleus or of several."""
-    roots = as_ids(table["pt_root_id"], f"{name}.pt_root_id", missing=0)
-    known = as_ids(nuclei["pt_root_id"], "pt_root_id of the nuclei", missing=0)
-    ids = as_ids(nuclei["id"], "id of the nuclei")
-    unique, first, n_nuclei = np.unique(known, return_index=True, return_counts=True)
-    place = pd.Index(unique).get_indexer(roots)
-    if (roots > 0).any() and not ((place >= 0) & (roots > 0)).any():
-        raise SchemaError(
-            f"none of the roots of {name} is the root of a nucleus: the table is of another "
-            "release, since root ids change between releases; fetch it for this one"
-        )
-    alone = (place >= 0) & (roots > 0) & (n_nuclei[place] == 1)
-    return np.where(alone, ids[first[place]], -1)
 
 
 def _holds_arrays(column: str, values: pd.Series) -> bool:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import microns_xr as mx
 from microns_xr.errors import MicronsXrError, SchemaError
+from microns_xr.provenance import read_counts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -484,7 +485,8 @@ def ingest(
     # Metadata only: the connections may not fit in memory.
     group: Any = open_root(out)["connectivity/by_post"]
     attrs: dict[str, Any] = group.attrs.asdict()
-    dropped, lines = attrs["dropped_synapses"]["any_reason"], attrs.get("bad_lines", 0)
+    dropped = read_counts(group, "dropped_synapses")["any_reason"]
+    lines = attrs.get("bad_lines", 0)
     typer.echo(f"rows          {attrs['n_synapse_rows']}, of which {dropped} without two units")
     if lines:
         typer.echo(f"bad lines     {lines}")
@@ -512,11 +514,7 @@ def _release_lines(tree: xr.DataTree) -> list[str]:
         f"release       {_release_text(attrs)}",
         f"written by    {attrs.get('created_by', 'unknown')}",
         f"timestamp     {attrs.get('timestamp') or 'not known'}",
-        *(
-            f"  table       {table['name']}"
-            + (f": {table['rows']} rows" if "rows" in table else "")
-            for table in attrs.get("source_tables", [])
-        ),
+        *(f"  table       {table.partition(', ')[0]}" for table in attrs.get("source_tables", [])),
     ]
 
 
@@ -540,15 +538,20 @@ def _store_lines(tree: xr.DataTree) -> list[str]:
             f"connectivity  {mx.n_connections(connectivity)} connections among {n_pre} pre and "
             f"{n_post} post neurons, scope {connectivity.scope.item()}"
         )
-        for reason, n in connectivity.attrs.get("dropped_synapses", {}).items():
+        dropped = _counts(connectivity, "dropped_synapses")
+        for reason, n in dropped.items():
             if n:
-                lines.append(f"  dropped     {n} rows: {str(reason).replace('_', ' ')}")
+                lines.append(f"  dropped     {n} rows: {reason.replace('_', ' ')}")
     return lines
+
+
+def _counts(obj: xr.Dataset, name: str) -> dict[str, int]:
+    return read_counts(obj, name) if name in obj.attrs else {}
 
 
 def _unit_lines(units: xr.Dataset) -> list[str]:
     lines = [f"units         {units.sizes['nucleus_id']}"]
-    selection = units.attrs.get("selection", {})
+    selection = _counts(units, "selection")
     dropped = [
         f"{n} {k.replace('_', ' ')}" for k, n in selection.items() if k not in ("nuclei", "units")
     ]

@@ -18,7 +18,7 @@ import xarray as xr
 
 from microns_xr.errors import SchemaError
 from microns_xr.frames import require_depth
-from microns_xr.provenance import RELEASE_COORDS, add_history
+from microns_xr.provenance import RELEASE_COORDS, add_history, text_lines
 from microns_xr.releases import datastack_of, table_spec
 from microns_xr.schema import LAYERS, describe
 
@@ -94,7 +94,10 @@ def segment_layers(
                 f"units has no {name}, which layers are derived from: use mx.build_units"
             )
     if layer_types is None:
-        layer_types = units.attrs.get("layer_types")
+        lines = units.attrs.get("layer_types")
+        if lines is not None:
+            words = (line.split(": ") for line in text_lines(lines))
+            layer_types = {layer: types.split(", ") for layer, types in words}
     if layer_types is None:
         table = units.attrs.get("celltype_table")
         layer_types = table_spec(str(table), datastack_of(units)).layers if table else {}

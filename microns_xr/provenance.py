@@ -1,4 +1,4 @@
-"""Release and history of an object.
+"""Release, history and attributes of an object.
 
 The release is stored as two scalar coordinates, ``datastack`` and ``materialization_version``,
 because xarray propagates scalar coordinates to DataArrays and through arithmetic, but drops
@@ -8,13 +8,13 @@ attributes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
 
-from microns_xr.errors import ReleaseMismatchError
+from microns_xr.errors import ReleaseMismatchError, SchemaError, unknown_label
 
 RELEASE_COORDS = ("datastack", "materialization_version")
 
@@ -112,15 +112,108 @@ def add_history(
     sources: list[Any]
     sources = [source] if isinstance(source, xr.Dataset | xr.DataArray) else list(source)
     lines: list[str]
-    lines = [line for s in sources for line in str(s.attrs.get("history", "")).splitlines()]
+    lines = [line for s in sources for line in text_lines(s.attrs.get("history"))]
     if len(sources) > 1:
         lines = list(dict.fromkeys(lines))  # sources with a common origin share their first lines
-    joined: dict[str, list[Any]] = {}
-    for name in ("source_tables", "references"):
-        for s in (obj, *sources):
-            known = joined.setdefault(name, [])
-            known += [entry for entry in s.attrs.get(name, ()) if entry not in known]
+    joined = {
+        name: list(dict.fromkeys(x for s in (obj, *sources) for x in text_lines(s.attrs.get(name))))
+        for name in ("source_tables", "references")
+    }
     # A new dict, since selections in xarray share attributes with the original.
     attrs = copy.deepcopy({**obj.attrs, **{name: known for name, known in joined.items() if known}})
-    obj.attrs = {**attrs, "history": "\n".join([*lines, entry])}
+    obj.attrs = {**attrs, "history": [*lines, entry]}
     return obj
+
+
+# Attributes are numbers, text and lists of them, which every file format of xarray holds.
+
+_LINES = frozenset(
+    {"history", "units_history", "source_tables", "selection", "notes", "dropped_synapses",
+     "asked_for_but_no_unit", "layer_types", "left_out", "axons_on_axis", "axons_used"}
+)  # fmt: skip
+
+_OF_TABLE = ("sha256", "timestamp", "url")
+
+
+def text_lines(value: Any) -> list[str]:
+    """Return an attribute as lines of text: of one text, a list, counts or other named values."""
+    if value is None:
+        return []
+    if isinstance(value, str):  # also what netCDF makes of a list of one
+        return value.splitlines()
+    if isinstance(value, Mapping):
+        lines = []
+        for name, entry in value.items():
+            if isinstance(entry, Mapping):
+                lines += [f"{name}_{line}" for line in text_lines(entry)]
+            else:
+                words = entry if isinstance(entry, list | tuple) else [entry]
+                lines.append(f"{name}: {', '.join(map(str, words))}")
+        return lines
+    return [table_line(entry) if isinstance(entry, Mapping) else str(entry) for entry in value]
+
+
+def table_line(table: Mapping[str, Any]) -> str:
+    """Return the record of a table as one line, which begins with its name."""
+    if "name" not in table:
+        raise SchemaError(
+            f"source_tables holds {dict(table)!r}, expected text, or mappings with name, rows and "
+            "sha256"
+        )
+    known = [f"{table['rows']} rows"] if table.get("rows") is not None else []
+    known += [f"{key} {table[key]}" for key in _OF_TABLE if table.get(key) is not None]
+    return f"{table['name']}: {', '.join(known)}" if known else str(table["name"])
+
+
+def source_names(value: Any) -> list[str]:
+    """Return the names of the tables in an attribute ``source_tables``."""
+    return [line.partition(": ")[0] for line in text_lines(value)]
+
+
+def plain_attrs(attrs: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return the attributes of a group of a store; older stores have mappings instead of lines."""
+    plain = {key: text_lines(v) if key in _LINES else v for key, v in attrs.items()}
+    if plain.get("timestamp", "") is None:
+        del plain["timestamp"]
+    return plain
+
+
+def read_counts(obj: xr.Dataset | xr.DataArray | xr.DataTree, name: str) -> dict[str, int]:
+    """Read an attribute of counts, such as ``["pre_zero: 152", "pre_shared: 3"]``.
+
+    Parameters
+    ----------
+    obj : xarray.Dataset, xarray.DataArray or xarray.DataTree
+        Units, connectivity or a result.
+    name : str
+        The attribute: ``"selection"`` or ``"notes"`` of units, ``"dropped_synapses"`` of
+        connectivity, ``"left_out"`` or ``"axons_used"`` of an analysis.
+
+    Returns
+    -------
+    dict of str to int
+        The counts by name.
+
+    Raises
+    ------
+    UnknownLabelError
+        If there is no such attribute.
+    SchemaError
+        If the attribute has other lines than counts.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> connectivity = xr.Dataset(attrs={"dropped_synapses": ["pre_zero: 152", "pre_shared: 3"]})
+    >>> read_counts(connectivity, "dropped_synapses")
+    {'pre_zero': 152, 'pre_shared': 3}
+    """
+    if name not in obj.attrs:
+        raise unknown_label("there is no attribute", name, obj.attrs)
+    lines = text_lines(obj.attrs[name])
+    try:
+        return {word: int(n) for word, n in (line.rsplit(": ", 1) for line in lines)}
+    except ValueError as error:
+        raise SchemaError(
+            f"the attribute {name!r} is {lines}, expected counts, such as 'pre_zero: 152'"
+        ) from error

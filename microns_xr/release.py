@@ -28,7 +28,14 @@ from microns_xr.errors import (
 from microns_xr.files import file_sha256
 from microns_xr.frames import RESOLUTION
 from microns_xr.layers import segment_layers
-from microns_xr.provenance import add_history, release_of, require_same_release
+from microns_xr.provenance import (
+    add_history,
+    read_counts,
+    release_of,
+    require_same_release,
+    source_names,
+    text_lines,
+)
 from microns_xr.recordings.files import open
 from microns_xr.recordings.trials import tuning
 from microns_xr.releases import (
@@ -275,16 +282,16 @@ class Release:
         self, dataset: xr.Dataset, names: Iterable[str], further: Iterable[xr.Dataset] = ()
     ) -> xr.Dataset:
         """Add the tables used, and those of other Datasets, to ``source_tables``."""
-        tables = self._provenance_of(set(names))
+        tables = set(text_lines(self._provenance_of(set(names))))
         for other in (dataset, *further):
-            tables += [t for t in other.attrs.get("source_tables", ()) if t not in tables]
-        names = {str(table["name"]) for table in tables}
+            tables.update(text_lines(other.attrs.get("source_tables")))
+        names = set(source_names(tables))
         # Papers that are not in the registry travel with the data.
         own = {spec.reference for name, spec in self.spec.table_specs.items() if name in names}
         papers = {str(paper) for paper in {*own, *(self.spec.papers or ())} - {None}}
         if further_papers := papers - set(papers_of(names, self.datastack)):
             dataset = dataset.assign_attrs(references=sorted(further_papers))
-        return dataset.assign_attrs(source_tables=sorted(tables, key=lambda t: str(t["name"])))
+        return dataset.assign_attrs(source_tables=sorted(tables))
 
     def _read_roles(self, roles: Iterable[str]) -> tuple[dict[str, pd.DataFrame], list[str]]:
         """Read the tables of some roles; return also the names of missing tables."""
@@ -967,7 +974,7 @@ class Release:
                 f"{no_unit['pre']} pre and {no_unit['post']} post neurons of the request are not "
                 "units, and are not on the axes: units(untyped='keep') has those without a type"
             )
-            connectivity.attrs["asked_for_but_no_unit"] = no_unit
+            connectivity.attrs["asked_for_but_no_unit"] = text_lines(no_unit)
         tables = [name, self.spec.name_of("nucleus")]
         return self._with_sources(connectivity, tables, [whole]), table, name
 
@@ -981,7 +988,8 @@ class Release:
             )
         # A selection keeps the attributes of all units, including their number.
         attrs = units.attrs
-        if attrs.get("selection", {}).get("units") == units.sizes["nucleus_id"]:
+        n_all = read_counts(units, "selection").get("units") if "selection" in attrs else None
+        if n_all == units.sizes["nucleus_id"]:
             return units
         return self.units(**{k: attrs[k] for k in ("multisoma", "untyped") if k in attrs})
 

@@ -18,9 +18,16 @@ import xarray as xr
 
 from microns_xr.errors import ReleaseMismatchError, SchemaError, unknown_label
 from microns_xr.frames import NO_FRAME, Resolution, Space, as_resolution, require_frame, space_in
-from microns_xr.provenance import stamp_release
+from microns_xr.provenance import read_counts, source_names, stamp_release, text_lines
 
-__all__ = ["ReleaseSpec", "TableSpec", "references", "release_spec", "stamp_release"]
+__all__ = [
+    "ReleaseSpec",
+    "TableSpec",
+    "read_counts",
+    "references",
+    "release_spec",
+    "stamp_release",
+]
 
 
 def __dir__() -> list[str]:
@@ -533,11 +540,7 @@ def references(data: xr.Dataset | xr.DataArray | xr.DataTree) -> list[str]:
             f"expected a Dataset, DataArray or tree, found {type(data).__name__}: open a store "
             "with mx.open_store"
         )
-    names = {
-        str(table["name"]) if isinstance(table, Mapping) else str(table)
-        for node in nodes
-        for table in node.attrs.get("source_tables", ())
-    }
+    names = {name for node in nodes for name in source_names(node.attrs.get("source_tables"))}
     if not names:
         raise SchemaError(
             "the data have no attribute 'source_tables': xarray drops attributes in arithmetic; "
@@ -545,7 +548,7 @@ def references(data: xr.Dataset | xr.DataArray | xr.DataTree) -> list[str]:
         )
     stated = [datastack_of(node) or node.attrs.get("datastack") for node in nodes]
     datastack = next((str(name) for name in stated if name is not None), None)
-    recorded = [paper for node in nodes for paper in node.attrs.get("references", ())]
+    recorded = [paper for node in nodes for paper in text_lines(node.attrs.get("references"))]
     return papers_of(names, datastack, recorded)
 
 

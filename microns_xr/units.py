@@ -15,7 +15,12 @@ from microns_xr.columns import as_ids
 from microns_xr.errors import SchemaError, unknown_label
 from microns_xr.frames import positions_um
 from microns_xr.layers import layer_at, segment_layers
-from microns_xr.provenance import add_history, require_same_release, stamp_release
+from microns_xr.provenance import (
+    add_history,
+    require_same_release,
+    stamp_release,
+    text_lines,
+)
 from microns_xr.releases import ReleaseSpec, release_spec
 from microns_xr.schema import AXES, UNITS, describe
 from microns_xr.tables import (
@@ -85,7 +90,8 @@ def build_units(
     xarray.Dataset
         Dim ``nucleus_id`` (int64, sorted, unique) with the variables of
         ``microns_xr.schema.UNITS``; ``position`` in µm, depth from the pia along y.
-        ``attrs["selection"]`` counts dropped nuclei by reason, ``attrs["notes"]`` corrections.
+        ``attrs["selection"]`` counts dropped nuclei by reason, ``attrs["notes"]`` corrections;
+        `microns_xr.releases.read_counts` reads them.
 
     Raises
     ------
@@ -170,10 +176,10 @@ def build_units(
             "celltype_table": spec.name_of(
                 "celltype_fine" if "celltype_fine" in roles else "celltype"
             ),
-            "layer_types": {layer: list(words) for layer, words in layer_types.items()},
+            "layer_types": text_lines(layer_types),
             "multisoma": multisoma,
             "untyped": untyped,
-            "selection": counts,
+            "selection": text_lines(counts),
             "shared_roots": shared_roots.tolist(),
         },
     )
@@ -189,7 +195,7 @@ def build_units(
         )
     units = units.assign(_variables({"layer": layer}))
     units = _add_functional(units, roles, spec, functional, notes)
-    units.attrs["notes"] = notes
+    units.attrs["notes"] = text_lines(notes)
     dropped = {step: n for step, n in counts.items() if step not in ("nuclei", "units")}
     logger.info(
         "%s v%d: %d of %d nuclei are units (dropped: %s; %s)",
@@ -506,8 +512,9 @@ def add_rates(
     result = units.assign(variables).assign_coords(coords)
     outside = ~np.isin(tuning_curves["nucleus_id"].values, ids)
     table, how = tuning_curves.attrs.get("tuning_table", "unknown"), collapsed.attrs["collapse"]
+    count = {"rated_scan_units_of_no_unit": int(outside.sum())}
     result = result.assign_attrs(
-        notes={**units.attrs.get("notes", {}), "rated_scan_units_of_no_unit": int(outside.sum())},
+        notes=text_lines(units.attrs.get("notes")) + text_lines(count),
         tuning_table=str(table),
         collapse=how,
     )

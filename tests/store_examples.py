@@ -56,10 +56,10 @@ def units() -> xr.Dataset:
             "n_scans": ("nucleus_id", np.array([1, 0, 5])),
         },
         attrs={
-            "history": "built by hand\nthen checked",
+            "history": ["built by hand", "then checked"],
             "n_dropped": np.int64(3),
             "steps": {"rows": [6, 3], "why": None},
-            "source_tables": [{"name": "functional_properties_v3_bcm", "rows": 6, "sha256": "ab"}],
+            "source_tables": ["functional_properties_v3_bcm: 6 rows, sha256 ab"],
         },
     )
     return mx.releases.stamp_release(dataset, "minnie65_public", 661)
@@ -119,7 +119,7 @@ def sparse_dataset(
 ) -> xr.Dataset:
     """A connectivity Dataset of dense matrices."""
     dataset = matrices.dataset(count > 0, size, count, compressed, pre, post, version=661)
-    attrs = {"history": "counted", "dropped": {"unknown root": 4, "autapses": 0}}
+    attrs = {"history": ["counted"], "dropped": {"unknown root": 4, "autapses": 0}}
     return dataset.assign_attrs(attrs)
 
 

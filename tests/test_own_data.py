@@ -189,7 +189,7 @@ def test_an_edge_list_names_its_neurons(edges):
     both = connect(edges, pre_ids=[1, 7], post_ids=[4])
     assert both.scope.item() == "requested"
     assert both.strength.data.todense().tolist() == [[0.0], [0.0]]
-    assert "4 rows of other neurons" in both.attrs["history"]
+    assert "4 rows of other neurons" in "\n".join(both.attrs["history"])
     assert connect(edges, scope="complete").scope.item() == "complete"
 
 

@@ -424,7 +424,7 @@ def test_neurons_asked_for_that_are_no_units_are_counted(cave, tmp_path):
     ):
         connectivity = release.connectivity(found)
     assert connectivity.sizes["post_nucleus_id"] == 5
-    assert connectivity.attrs["asked_for_but_no_unit"]["post"] > 0
+    assert mx.releases.read_counts(connectivity, "asked_for_but_no_unit")["post"] > 0
 
 
 def test_command_download_then_build(cave, tmp_path):

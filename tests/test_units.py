@@ -39,10 +39,10 @@ def test_three_neurons_by_hand(three_tables):
         "tuning_type": ["unknown"] * 3,
     }
     assert {name: units[name].values.tolist() for name in expected} == expected
-    assert units.attrs["selection"] == {
+    assert mx.releases.read_counts(units, "selection") == {
         "nuclei": 6, "no_segment": 1, "shared_root": 2, "untyped": 0, "units": 3,
     }  # fmt: skip
-    assert units.attrs["notes"]["proofread_roots_of_no_unit"] == 1
+    assert mx.releases.read_counts(units, "notes")["proofread_roots_of_no_unit"] == 1
     # depth grows with the voxel's y, 13 is the shallowest
     depth = units.position.sel(axis="y").values
     assert depth[2] < depth[0] < depth[1]
@@ -80,8 +80,8 @@ def test_multisoma_any_drops_a_root_with_an_untyped_second_nucleus(three_tables)
     typed = mx.build_units(three_tables, 1300, multisoma="typed")
     assert 15 not in any_.nucleus_id
     assert typed.nucleus_id.values.tolist() == [11, 12, 13, 15]
-    assert typed.attrs["selection"]["shared_root"] == 0
-    assert typed.attrs["selection"]["untyped"] == 1
+    assert mx.releases.read_counts(typed, "selection")["shared_root"] == 0
+    assert mx.releases.read_counts(typed, "selection")["untyped"] == 1
 
 
 def test_untyped_nuclei_are_kept_on_request(three_tables):
@@ -105,7 +105,7 @@ def test_selection_adds_up(three_tables, multisoma, untyped):
         "celltype": three_tables["celltype"].query("target_id in (11, 12, 15)"),
     }
     units = mx.build_units(tables, 1300, multisoma=multisoma, untyped=untyped)
-    n = units.attrs["selection"]
+    n = mx.releases.read_counts(units, "selection")
     assert n["nuclei"] - n["no_segment"] - n["shared_root"] - n["untyped"] == n["units"]
     assert n["units"] == units.sizes["nucleus_id"] == len(np.unique(units.pt_root_id))
 
@@ -141,7 +141,7 @@ def test_of_contradicting_rows_the_latest_wins_and_they_are_counted(
     tables[role] = pd.concat([pd.DataFrame([row])[columns], tables[role]], ignore_index=True)
     units = mx.build_units(tables, spec)
     assert of(units, 11, variable) == [row.get(variable, "AL")]
-    assert units.attrs["notes"][note] == 1
+    assert mx.releases.read_counts(units, "notes")[note] == 1
     del tables[role]["id"]
     with pytest.raises(mx.errors.SchemaError, match=r"expected 'created' or 'id'.*keep one row"):
         mx.build_units(tables, spec)
@@ -180,7 +180,7 @@ def test_corrections_the_latest_wins(three_tables):
     # The latest date, then the highest id. A row without a date is never the latest; an empty
     # word leaves the old one.
     assert of(units, 11, "cell_type", "classification_system") == ["4P", "excitatory_neuron"]
-    notes = units.attrs["notes"]
+    notes = mx.releases.read_counts(units, "notes")
     assert notes["corrections"] == 2
     assert notes["corrections_that_change_a_nucleus"] == 1
     assert notes["nuclei_with_several_corrections"] == 1
@@ -244,7 +244,7 @@ def test_of_two_proofreading_entries_the_more_complete_wins(three_tables):
     )
     for rows in (table, table[::-1]):
         units = mx.build_units({**three_tables, "proofreading": rows}, 1300)
-        assert units.attrs["notes"]["roots_proofread_twice"] == 2
+        assert mx.releases.read_counts(units, "notes")["roots_proofread_twice"] == 2
         assert units.strategy_axon.values.tolist() == ["axon_fully_extended", "none", "odd_words"]
         assert units.strategy_dendrite.values.tolist() == ["none", "none", "none"]
         assert units.axon_completeness.values.tolist() == ["full", "clean", "unknown"]
@@ -260,7 +260,7 @@ def test_functional_match_and_best_only_by_hand(three_tables):
     keys = [match[name].values.tolist() for name in ("session", "scan_idx", "unit_id")]
     assert keys == [[-1, 4, -1], [-1, 7, -1], [-1, 2, -1]]
     assert match.unit_id.dtype == np.int64
-    assert match.attrs["notes"]["scan_units_of_no_unit"] == 1
+    assert mx.releases.read_counts(match, "notes")["scan_units_of_no_unit"] == 1
     best = mx.build_units(three_tables, 1300, functional="best_only")
     # 0.7 twice: the tie goes to the lower (session, scan_idx, unit_id)
     assert best.session.values.tolist() == [4, -1, -1]
@@ -373,7 +373,7 @@ def test_classes_without_types_leave_layers_unknown(three_tables):
     tables["proofreading"] = tables["proofreading"].assign(status_dendrite="non")
     units = mx.build_units(tables, spec)
     assert set(units.cell_type.values) == set(units.layer.values) == {"unknown"}
-    assert units.attrs["layer_types"] == {}
+    assert units.attrs["layer_types"] == []
 
 
 def test_another_table_in_a_role(three_tables):

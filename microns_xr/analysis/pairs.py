@@ -18,7 +18,7 @@ from microns_xr.connectivity.blocks import Side, connected
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, warn_user
 from microns_xr.frames import require_depth
-from microns_xr.provenance import require_same_release
+from microns_xr.provenance import require_same_release, text_lines
 from microns_xr.schema import AXES
 from microns_xr.select import on_axis, select_units
 from microns_xr.units import COMPLETENESS
@@ -126,9 +126,9 @@ def choose_neurons(
         )
     used = count_axons(units, rows["pre"][rows["pre"] >= 0])
     attrs = {
-        "left_out": left_out,
-        "axons_on_axis": axons,
-        "axons_used": used,
+        "left_out": text_lines(left_out),
+        "axons_on_axis": text_lines(axons),
+        "axons_used": text_lines(used),
         "completeness": _completeness_note(used),
     }
     return ChosenNeurons(rows, attrs, f"{text}presynaptic={presynaptic!r}")

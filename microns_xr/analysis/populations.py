@@ -15,7 +15,7 @@ from microns_xr.connectivity.blocks import Side, sums_by_group
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
-from microns_xr.provenance import add_history, require_same_release
+from microns_xr.provenance import add_history, require_same_release, text_lines
 from microns_xr.store.open import Connectivity, connectivity_of
 
 By = str | Iterable[str] | xr.DataArray | pd.Series
@@ -175,7 +175,7 @@ def label_parts(
     # "unknown" stands for neurons without a unit, whose parts are unknown as well.
     of_group = pd.Index(labels.values[rows]).get_indexer(pd.Index(groups))
     coords = {}
-    for part in labels.attrs.get("parts", ()):
+    for part in text_lines(labels.attrs.get("parts")):
         values = labels[part].values.astype(object)[rows][of_group]
         values[of_group < 0] = "unknown"
         coords[f"{side}_{part}"] = (dim, values)
@@ -273,7 +273,7 @@ def _align(labels: xr.DataArray, dataset: xr.Dataset, dim: str) -> xr.DataArray:
     absent = rows < 0
     if rows.size and absent.all():
         raise UnknownLabelError(f"none of the {rows.size} neurons of {dim} has a label {name!r}")
-    parts = [part for part in labels.attrs.get("parts", ()) if part in labels.coords]
+    parts = [part for part in text_lines(labels.attrs.get("parts")) if part in labels.coords]
     columns = {name: _words(labels.values, name)}
     columns |= {part: labels[part].values.astype(object) for part in parts}
     if absent.any() and columns[name].dtype.kind != "O":

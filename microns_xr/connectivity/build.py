@@ -23,7 +23,13 @@ from microns_xr.connectivity.labels import Lookup, require_known, unit_roots
 from microns_xr.connectivity.sort import sum_pairs
 from microns_xr.errors import SchemaError, warn_of_dropped_rows
 from microns_xr.frames import positions_um
-from microns_xr.provenance import RELEASE_COORDS, add_history, release_of, require_same_release
+from microns_xr.provenance import (
+    RELEASE_COORDS,
+    add_history,
+    release_of,
+    require_same_release,
+    text_lines,
+)
 from microns_xr.releases import space_of, space_of_data
 from microns_xr.schema import AXES, SCOPES, UNITS, describe
 
@@ -290,7 +296,7 @@ def build_connectivity(
         axes["post"],
         scope=scope,
         release=(datastack, version),
-        attrs={"n_synapse_rows": n_rows, "dropped_synapses": dropped},
+        attrs={"n_synapse_rows": n_rows, "dropped_synapses": text_lines(dropped)},
     )
     space = space_of_data(units)
     if space != space_of(datastack):  # which single synapses could not look up

@@ -34,7 +34,7 @@ from microns_xr.ingest.read import (
     read_files,
     resolution_of_files,
 )
-from microns_xr.provenance import release_of
+from microns_xr.provenance import read_counts, release_of, table_line, text_lines
 from microns_xr.releases import space_of_data, table_of_file
 from microns_xr.schema import SCOPES, validate
 from microns_xr.store import swap
@@ -263,13 +263,14 @@ def ingest_synapses(
                 tables = _tables(
                     parts.values(), [file.name for file in inputs], datastack, counts["rows"]
                 )
-                dropped = {reason: counts[reason] for reason in template.attrs["dropped_synapses"]}
+                reasons = read_counts(template, "dropped_synapses")
+                dropped = {reason: counts[reason] for reason in reasons}
                 template.attrs = {
                     "source_tables": tables,
                     "n_synapse_rows": counts["rows"],
-                    "dropped_synapses": dropped,
+                    "dropped_synapses": text_lines(dropped),
                     **({"bad_lines": counts["bad_lines"]} if count_bad else {}),
-                    "history": history,
+                    "history": [history],
                 }
                 for copy in copies:
                     copy.finish(plan_copy(template, copy.compressed))
@@ -364,7 +365,7 @@ class _Writer:
             "space": space,
             "release": release_of(template),
             "positions": resolution_nm is not None,
-            "attrs": {"history": history},
+            "attrs": {"history": [history]},
         }
 
     def write_pairs(self, rows: Spill, singles: bool) -> tuple[CopyWriter, CopyWriter]:
@@ -484,13 +485,12 @@ def _sums(values: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 def _tables(
     parts: Iterable[xr.Dataset], files: list[str], datastack: str, n_rows: int
-) -> list[dict[str, Any]]:
+) -> list[str]:
     """List the source tables of the parts and those of the files, without duplicates."""
-    tables = [dict(table) for part in parts for table in part.attrs.get("source_tables", ())]
+    tables = [line for part in parts for line in text_lines(part.attrs.get("source_tables"))]
     names = dict.fromkeys(table_of_file(file, datastack) for file in files)
     rows = {"rows": n_rows} if len(names) == 1 else {}  # not counted by file
-    tables += [{"name": name} | rows for name in names]
-    return [table for i, table in enumerate(tables) if table not in tables[:i]]
+    return list(dict.fromkeys([*tables, *(table_line({"name": name} | rows) for name in names)]))
 
 
 def _take_over(
@@ -498,7 +498,7 @@ def _take_over(
     folder: str,
     parts_path: str,
     parts: Mapping[str, xr.Dataset],
-    tables: Iterable[Mapping[str, Any]],
+    tables: Iterable[str],
 ) -> None:
     """Move the parts into place and make the folder a store."""
     for name in parts:

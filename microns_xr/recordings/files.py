@@ -44,6 +44,7 @@ from microns_xr.errors import (
     unknown_label,
     whole_number,
 )
+from microns_xr.provenance import text_lines
 from microns_xr.schema import FUNCTIONAL, describe
 from microns_xr.store import swap
 from microns_xr.store.locate import decoding, readable
@@ -639,7 +640,7 @@ def open(
         "source": source.name,
         "frames_per_second": FRAMES_PER_SECOND,
         "alignment": _ALIGNMENT,
-        "history": f"recordings of {len(nodes)} scans",
+        "history": [f"recordings of {len(nodes)} scans"],
     }
     tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})
     tree.set_close(source.manager.close)
@@ -805,7 +806,7 @@ def select(
             f"no scan has both units and trials of {entry}: each exists, but not in the same scan; "
             "select fewer criteria"
         )
-    history = f"{recordings.attrs.get('history', '')}\nrecordings.select({entry})".strip()
+    history = [*text_lines(recordings.attrs.get("history")), f"recordings.select({entry})"]
     root = xr.Dataset(attrs={**recordings.attrs, "history": history})
     return xr.DataTree.from_dict({"/": root, **chosen})
 

@@ -22,6 +22,7 @@ from microns_xr.errors import (
     StoreFormatError,
     unknown_label,
 )
+from microns_xr.provenance import plain_attrs
 from microns_xr.schema import require_unique_sorted
 from microns_xr.store.format import (
     COORDS_ATTR,
@@ -110,7 +111,9 @@ def open_store(
             f"{path} has no group 'units', found {names}: the store is damaged, write it again"
         )
     groups = {name: read_group(root, name, lazy=lazy, compressed=compressed) for name in names}
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=root.attrs.asdict()), **groups})
+    return xr.DataTree.from_dict(
+        {"/": xr.Dataset(attrs=plain_attrs(root.attrs.asdict())), **groups}
+    )
 
 
 def open_root(path: Address, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
@@ -292,7 +295,7 @@ def _dataset(
         return xr.Dataset(
             {name: variable for name, variable in all_variables.items() if name not in coords},
             {name: variable for name, variable in all_variables.items() if name in coords},
-            {key: value for key, value in attrs.items() if key not in reserved_attrs(group.path)},
+            plain_attrs({k: v for k, v in attrs.items() if k not in reserved_attrs(group.path)}),
         )
     except ValueError as err:  # different lengths along a dimension
         raise _damaged(group, str(err)) from err

@@ -36,7 +36,12 @@ from microns_xr.connectivity.blocks import (
 )
 from microns_xr.connectivity.sort import transpose_pairs
 from microns_xr.errors import SchemaError, StoreFormatError
-from microns_xr.provenance import RELEASE_COORDS, require_same_release
+from microns_xr.provenance import (
+    RELEASE_COORDS,
+    require_same_release,
+    source_names,
+    text_lines,
+)
 from microns_xr.releases import papers_of
 from microns_xr.schema import validate
 from microns_xr.store import swap
@@ -264,38 +269,30 @@ def _is_within(place: str, address: str) -> bool:
     return f"{place.rstrip('/')}/".startswith(f"{address.rstrip('/')}/")
 
 
-def root_attrs(
-    parts: Iterable[xr.Dataset], tables: Iterable[Mapping[str, Any]] | None = None
-) -> dict[str, Any]:
+def root_attrs(parts: Iterable[xr.Dataset], tables: Iterable[str] | None = None) -> dict[str, Any]:
     """Return the attributes of the root of a store, by default with the tables of the parts."""
     units, *_ = parts = list(parts)
     stated = {n: p.coords[n].item() for p in parts for n in RELEASE_COORDS if n in p.coords}
     tables = _tables_of(parts) if tables is None else list(tables)
-    if not all(isinstance(table, Mapping) and "name" in table for table in tables):
-        raise SchemaError(
-            f"source_tables is {tables!r}, expected mappings with name, rows and sha256"
-        )
-    names = [str(table["name"]) for table in tables]
-    recorded = [paper for part in parts for paper in part.attrs.get("references", ())]
+    recorded = [paper for part in parts for paper in text_lines(part.attrs.get("references"))]
     attrs = {
         FORMAT_ATTR: FORMAT,
         **{name: stated[name] for name in RELEASE_COORDS if name in stated},
         "timestamp": units.attrs.get("timestamp"),
         "created_by": f"microns_xr {__version__}",
         "source_tables": tables,
-        "references": papers_of(names, str(stated.get("datastack", "")), recorded),
+        "references": papers_of(source_names(tables), str(stated.get("datastack", "")), recorded),
     }
     return json_attrs(attrs, "the store")
 
 
-def _tables_of(parts: Iterable[xr.Dataset]) -> list[Mapping[str, Any]]:
+def _tables_of(parts: Iterable[xr.Dataset]) -> list[str]:
     """Collect the source tables in the attributes of Datasets, each table once."""
-    tables: dict[str, Mapping[str, Any]] = {}
+    tables: dict[str, str] = {}
     for part in parts:
-        listed = part.attrs.get("source_tables", ())
-        for table in listed if isinstance(listed, list | tuple) else [listed]:
-            entry = table if isinstance(table, Mapping) else {"name": str(table)}
-            tables.setdefault(str(entry.get("name")), entry)
+        lines = text_lines(part.attrs.get("source_tables"))
+        for name, line in zip(source_names(lines), lines, strict=True):
+            tables.setdefault(name, line)
     return list(tables.values())
 
 

@@ -442,7 +442,7 @@ def test_recordings_of_another_datastack_are_not_matched(source, path):
         mx.recordings.open(path, ["9_3"], datastack=datastack), coregistration=coregistration
     )
     # what happened to both is told
-    lines = curves.attrs["history"].splitlines()
+    lines = curves.attrs["history"]
     assert lines[0] == "recordings of 1 scans"
-    assert set(coregistration.attrs["history"].splitlines()) <= set(lines)
+    assert set(coregistration.attrs["history"]) <= set(lines)
     assert lines[-1].startswith("recordings.tuning(")

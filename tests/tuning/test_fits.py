@@ -96,8 +96,8 @@ def test_metadata_and_leading_dims():
     assert fit.width.attrs["units"] == "radian"
     assert fit.amplitude.attrs["units"] == "Hz"
     assert set(fit.kappa.attrs) == {"long_name", "units", "upper_bound"}  # none of the rates'
-    assert fit.attrs["history"].splitlines()[0] == "measured"
-    assert "double_von_mises" in fit.attrs["history"]
+    assert fit.attrs["history"][0] == "measured"
+    assert "double_von_mises" in "\n".join(fit.attrs["history"])
     moved = mx.tuning.fit(rates.transpose("direction", "scan", "nucleus_id"), dim="direction",
                        model="double_von_mises")  # fmt: skip
     xr.testing.assert_identical(moved.transpose(*fit.dims), fit)

@@ -190,7 +190,7 @@ def test_a_unit_of_five_scans_in_the_units(release, tmp_path):
     assert match.tuning_type.values.tolist() == ["matched", "matched", "not_matched"]
     assert match.n_rated.values.tolist() == [5, 1, 0]
     assert match.rate_ori.sel(nucleus_id=11).values.tolist() == [31 / 5] * 2
-    assert match.attrs["notes"]["rated_scan_units_of_no_unit"] == 1
+    assert mx.releases.read_counts(match, "notes")["rated_scan_units_of_no_unit"] == 1
 
     best = release.units(functional="best_only")
     assert keys_of(best) == [(5, 2, 1), (-1, -1, -1), (-1, -1, -1)]

@@ -63,7 +63,7 @@ class StoreFormatError(MicronsXrError, ValueError):
 
 
 class DroppedRowsWarning(UserWarning):
-    """Rows of a table were dropped because their neurons are not in the units."""
+    """All or most rows of a table are of neurons that are not in the units or nuclei."""
 
 
 def nearest(name: object, known: Iterable[object]) -> str:
@@ -71,11 +71,6 @@ def nearest(name: object, known: Iterable[object]) -> str:
     by_lower = {str(word).lower(): str(word) for word in known}
     near = difflib.get_close_matches(str(name).lower(), list(by_lower), cutoff=0.5)
     return f"; nearest: {', '.join(by_lower[word] for word in near)}" if near else ""
-
-
-def warn_of_dropped_rows(message: str) -> None:
-    """Warn that rows were dropped."""
-    warn_user(message, DroppedRowsWarning)
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -24,13 +25,15 @@ from microns_xr.columns import (
 from microns_xr.connectivity.arrays import PAIR_DIMS, connectivity_dataset, make_pattern
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.sort import sum_pairs
-from microns_xr.errors import SchemaError, require_one_of, warn_of_dropped_rows
+from microns_xr.errors import DroppedRowsWarning, SchemaError, require_one_of, warn_user
 from microns_xr.frames import RESOLUTION, positions_um
-from microns_xr.provenance import add_history
+from microns_xr.provenance import add_history, text_lines
 from microns_xr.releases import space_of
 from microns_xr.schema import AXES, CONNECTIVITY, SCOPES, UNITS, describe, validate
 
 __all__ = ["as_connectivity", "as_units"]
+
+logger = logging.getLogger(__name__)
 
 _DIM = "nucleus_id"
 _IDENTIFIERS = ("pt_root_id", "session", "scan_idx", "unit_id")
@@ -355,7 +358,7 @@ def as_connectivity(
     Warns
     -----
     DroppedRowsWarning
-        If rows are dropped because the id of a neuron is missing.
+        If the id of a neuron is missing in every row.
 
     Examples
     --------
@@ -417,9 +420,17 @@ def as_connectivity(
     ).assign_coords(coords)
     result = _stamped(result, datastack, version)
     validate(result, "connectivity")
-    n_others = n_rows - int(chosen.sum())
-    others = f", {n_others} rows of other neurons" if n_others else ""
-    return add_history(result, f"as_connectivity(): {n_pairs} pairs of {n_rows} rows{others}")
+    n_all = len(edges) if isinstance(edges, pd.DataFrame | pd.Series) else n_rows
+    dropped = {"missing_id": n_all - n_rows, "not_asked_for": n_rows - int(chosen.sum())}
+    entry = f"as_connectivity(): {n_pairs} pairs of {n_all} rows"
+    if any(dropped.values()):
+        result.attrs["dropped_synapses"] = text_lines(dropped)
+        entry += f", {dropped['missing_id']} rows without an id"
+        entry += f", {dropped['not_asked_for']} rows of other neurons"
+        logger.info(entry)
+    if n_all and not n_rows:
+        warn_user(f"each of the {n_all} rows of edges lacks the id of a neuron", DroppedRowsWarning)
+    return add_history(result, entry)
 
 
 _Ends = dict[str, np.ndarray]
@@ -471,13 +482,7 @@ def _rows_of(
             )
     names = [weight] if isinstance(weight, str) else list(weight)
     require_columns(table, "edges", [*partners.values(), *names, *([count] if count else [])])
-    present_rows = table[list(partners.values())].notna().all(axis=1).to_numpy(dtype=bool)
-    if n_null := int((~present_rows).sum()):
-        warn_of_dropped_rows(
-            f"{n_null} of {len(table)} rows of edges are dropped, because the id of a neuron is "
-            "missing"
-        )
-        table = table[present_rows]
+    table = table.dropna(subset=list(partners.values()))
     ends = {side: _own_ids(table[name], f"edges.{name}") for side, name in partners.items()}
     weights = {name: _numbers(table[name], f"edges.{name}", name) for name in names}
     if count is None:

@@ -23,7 +23,6 @@ from microns_xr.errors import (
     SchemaError,
     SourceError,
     unknown_label,
-    warn_of_dropped_rows,
 )
 from microns_xr.files import file_sha256
 from microns_xr.frames import RESOLUTION
@@ -970,10 +969,11 @@ class Release:
             if not on_axis.all():
                 connectivity = take_positions(connectivity, **{side: np.flatnonzero(on_axis)})
         if any(no_unit.values()):
-            warn_of_dropped_rows(
-                f"{no_unit['pre']} pre and {no_unit['post']} post neurons of the request are not "
-                "units, and are not on the axes: units(untyped='keep') has those without a type"
-            )
+            logger.info(
+                "%d pre and %d post neurons of the request are not units, and are not on the axes: "
+                "units(untyped='keep') has those without a type",
+                no_unit["pre"], no_unit["post"],
+            )  # fmt: skip
             connectivity.attrs["asked_for_but_no_unit"] = text_lines(no_unit)
         tables = [name, self.spec.name_of("nucleus")]
         return self._with_sources(connectivity, tables, [whole]), table, name

@@ -18,7 +18,6 @@ BEFORE = """
 import warnings
 warnings.simplefilter("error")
 warnings.filterwarnings("default", module="ipykernel|traitlets|zmq|jupyter_client|anndata|networkx")
-warnings.filterwarnings("default", message=".*rows of synapses are dropped.*")
 import matplotlib
 matplotlib.use("module://matplotlib_inline.backend_inline")
 """

@@ -112,14 +112,6 @@ def test_connectivity_of_a_selection_is_not_full_of_unknown_neurons(source):
     assert mx.to_table(part).equals(mx.to_table(expected))
 
 
-def test_dropped_rows_are_warned_of_at_the_users_line(source):
-    release = mx.Release(1718, source=source)
-    for function in (release.connectivity, release.synapses):
-        with pytest.warns(mx.errors.DroppedRowsWarning, match="a partner is not a unit") as caught:
-            function()
-        assert {warning.filename for warning in caught} == {__file__}
-
-
 def test_rates_from_a_file_state_their_angles(source, folder, tmp_path):
     release = mx.Release(1718, source=source)
     fits = release.table("tuning_curves_fitted_v1")

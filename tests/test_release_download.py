@@ -419,10 +419,7 @@ def test_neurons_asked_for_that_are_no_units_are_counted(cave, tmp_path):
     ]
     asked = np.concatenate([untyped, units.nucleus_id.values[:5]])
     found = release.download_synapses(post=asked, progress=False)
-    with pytest.warns(
-        mx.errors.DroppedRowsWarning, match="post neurons of the request are not units"
-    ):
-        connectivity = release.connectivity(found)
+    connectivity = release.connectivity(found)
     assert connectivity.sizes["post_nucleus_id"] == 5
     assert mx.releases.read_counts(connectivity, "asked_for_but_no_unit")["post"] > 0
 

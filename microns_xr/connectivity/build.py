@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from microns_xr.connectivity.arrays import (
 )
 from microns_xr.connectivity.labels import Lookup, require_known, unit_roots
 from microns_xr.connectivity.sort import sum_pairs
-from microns_xr.errors import SchemaError, warn_of_dropped_rows
+from microns_xr.errors import DroppedRowsWarning, SchemaError, warn_user
 from microns_xr.frames import positions_um
 from microns_xr.provenance import (
     RELEASE_COORDS,
@@ -226,7 +226,7 @@ def build_connectivity(
     Warns
     -----
     DroppedRowsWarning
-        If rows are dropped because a partner is not a unit.
+        If all rows are dropped because a partner is not a unit.
 
     Examples
     --------
@@ -308,23 +308,32 @@ def build_connectivity(
             roots = units["pt_root_id"].values[by_nucleus.find(ids)]
             root = xr.Variable(f"{side}_nucleus_id", roots, describe(UNITS["pt_root_id"]))
             dataset = dataset.assign_coords({f"{side}_pt_root_id": root})
+    counted = "synapse_count" in weights
+    note = "" if counted else "; one row per pair, so synapses are not counted"
+    report_rows(matrix.indices.size, n_rows, dropped, note)
+    return add_history(dataset, f"build_connectivity(scope={scope!r}, rows={rows!r})")
+
+
+def report_rows(n_pairs: int, n_rows: int, dropped: Mapping[str, int], note: str = "") -> None:
+    """Log how many rows were dropped and why; that all were dropped is worth a warning."""
+    if not n_rows:
+        return
+    n_dropped, n_other = dropped["any_reason"], dropped["not_asked_for"]
     reasons = ", ".join(
         f"{n} {reason.replace('_', ' ')}"
         for reason, n in dropped.items()
         if n and reason not in ("any_reason", "not_asked_for")
     )
-    n_dropped, n_other = dropped["any_reason"], dropped["not_asked_for"]
     logger.info(
         "connectivity: %d pairs of %d rows; %d rows dropped (%s), %d not requested%s",
-        matrix.indices.size, n_rows, n_dropped, reasons or "none", n_other,
-        "" if "synapse_count" in weights else "; one row per pair, so synapses are not counted",
+        n_pairs, n_rows, n_dropped, reasons or "none", n_other, note,
     )  # fmt: skip
-    if n_dropped:
-        warn_of_dropped_rows(
-            f"{n_dropped} of {n_rows} rows of synapses are dropped, because a partner is not a "
-            f"unit: {reasons}; see .attrs['dropped_synapses']"
+    if n_dropped == n_rows:
+        warn_user(
+            f"none of the {n_rows} rows of synapses is between two units ({reasons}): pass all "
+            "units, and of the release of the synapses",
+            DroppedRowsWarning,
         )
-    return add_history(dataset, f"build_connectivity(scope={scope!r}, rows={rows!r})")
 
 
 def _axis_ids(ids: Any, units: xr.Dataset, by_nucleus: Lookup, side: str) -> np.ndarray:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -19,8 +17,8 @@ from dask.utils import parse_bytes
 
 from microns_xr.columns import as_ids
 from microns_xr.connectivity.arrays import PAIR_DIMS, ROOT_IDS, Compressed
-from microns_xr.connectivity.build import Rows, build_connectivity
-from microns_xr.errors import SchemaError, SourceError, warn_of_dropped_rows
+from microns_xr.connectivity.build import Rows, build_connectivity, report_rows
+from microns_xr.errors import SchemaError, SourceError
 from microns_xr.frames import Resolution, Space
 from microns_xr.ingest.read import (
     Columns,
@@ -49,8 +47,6 @@ from microns_xr.store.stream import (
 )
 from microns_xr.store.synapses import plan_copy_rows, plan_rows
 from microns_xr.store.write import finish_store, root_attrs, write_store
-
-logger = logging.getLogger(__name__)
 
 # By side, whether each unit is on the axis.
 Axes = dict[Compressed, np.ndarray]
@@ -158,7 +154,7 @@ def ingest_synapses(
     Warns
     -----
     DroppedRowsWarning
-        If rows are dropped because a partner is not a unit, or lines are counted as bad.
+        If all rows are dropped because a partner is not a unit.
 
     Notes
     -----
@@ -287,7 +283,8 @@ def ingest_synapses(
             f"{free / 1e9:.2f} GB are free after removing the partial store); free some space or "
             "write elsewhere"
         ) from error
-    _report(counts, dropped, n_pairs)
+    note = f"; {counts['bad_lines']} lines could not be read" if count_bad else ""
+    report_rows(n_pairs, counts["rows"], dropped, note)
 
 
 def _parts(units: Any) -> dict[str, xr.Dataset]:
@@ -506,21 +503,3 @@ def _take_over(
     shutil.rmtree(os.path.join(folder, ".work"))
     # The last step: without the attributes of its root the folder is not a store.
     finish_store(root, root_attrs(parts.values(), tables), consolidated=False)
-
-
-def _report(counts: Counter[str], dropped: Mapping[str, int], n_pairs: int) -> None:
-    logger.info("connectivity: %d pairs of %d rows", n_pairs, counts["rows"])
-    reasons = ", ".join(
-        f"{n} {reason.replace('_', ' ')}"
-        for reason, n in dropped.items()
-        if n and reason != "any_reason"
-    )
-    if reasons:
-        warn_of_dropped_rows(
-            f"{dropped['any_reason']} of {counts['rows']} rows of synapses are dropped, because a "
-            f"partner is not a unit: {reasons}; see .attrs['dropped_synapses']"
-        )
-    if counts["bad_lines"]:
-        warn_of_dropped_rows(
-            f"{counts['bad_lines']} lines could not be read; see .attrs['bad_lines']"
-        )

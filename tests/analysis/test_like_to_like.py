@@ -460,8 +460,7 @@ def test_real_release_has_next_to_nothing_to_say(real_data):
     """v661: pairs of proofread axons with tuned neurons whose inputs were asked for."""
     release = mx.Release(661, source=real_data / "minnie65_v661")
     units = release.units(functional="match", rates=True)
-    with pytest.warns(mx.errors.DroppedRowsWarning):
-        connectivity = release.connectivity(units=units)
+    connectivity = release.connectivity(units=units)
     harmonic = (units.rate_ori * np.exp(2j * np.deg2rad(units.orientation))).sum("orientation", skipna=False)  # fmt: skip
     pref = (np.rad2deg(xr.apply_ufunc(np.angle, harmonic)) / 2) % 180
     units["pref_ori"] = pref.assign_attrs(units.orientation.attrs)
@@ -473,8 +472,7 @@ def test_real_release_has_next_to_nothing_to_say(real_data):
     post = units.nucleus_id.values[np.isin(known, edges.post_pt_root_id)]
     with pytest.raises(mx.errors.SchemaError, match="scope"):
         mx.analysis.like_to_like(connectivity, units)
-    with pytest.warns(mx.errors.DroppedRowsWarning):
-        asked = release.connectivity(units=units, pre=pre, post=post)
+    asked = release.connectivity(units=units, pre=pre, post=post)
     found = mx.analysis.like_to_like(asked, units, presynaptic="clean")
     assert set(mx.releases.read_counts(found, "axons_used")) == {"clean", "unknown"}
     assert found.attrs["completeness"].startswith("lower bound")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -69,9 +68,7 @@ def generate(path, rows, units):
 
 
 def ingest(path, units, out):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", mx.errors.DroppedRowsWarning)
-        mx.ingest_synapses(path, units, out, memory="1 GB", scope="complete", progress=False)
+    mx.ingest_synapses(path, units, out, memory="1 GB", scope="complete", progress=False)
 
 
 def chunks_of_pandas(path, units, out):

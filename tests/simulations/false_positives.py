@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import time
-import warnings
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -74,11 +73,9 @@ def synthetic(seed: int, clustered: bool, planted: float) -> tuple[xr.Dataset, x
 def demo(seed: int, planted: float) -> tuple[xr.Dataset, xr.Dataset]:
     """Excitatory tuned neurons of a whole synthetic release."""
     source = mx.sources.DemoSource(1718, n_nuclei=1500, seed=seed, like_to_like=planted)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", mx.errors.DroppedRowsWarning)
-        release = mx.Release(1718, source=source)
-        units = release.units(functional="best_only")
-        connectivity = release.connectivity(units=units)
+    release = mx.Release(1718, source=source)
+    units = release.units(functional="best_only")
+    connectivity = release.connectivity(units=units)
     excitatory = {"classification_system": "excitatory_neuron"}
     tuned = mx.analysis.tuned_connections(
         connectivity, units, pre=excitatory, post=excitatory, presynaptic="all"

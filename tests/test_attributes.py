@@ -78,6 +78,9 @@ MADE = {
     "trials": lambda d: mx.tuning.trial_statistics(trials()),
     "test": lambda d: mx.tuning.test(trials(), n_permutations=9, seed=0),
     "cross-validated": lambda d: mx.tuning.cross_validate(trials(), seed=0),
+    "recordings": lambda d: d["recordings"],
+    "trial responses": lambda d: mx.recordings.trial_responses(d["recordings"]),
+    "recorded tuning": lambda d: mx.recordings.tuning(d["recordings"]),
     "store": lambda d: d["tree"],
 }  # fmt: skip
 
@@ -93,9 +96,12 @@ def data(demo_release, tmp_path_factory):
         "connectivity": connectivity,
         "synapses": demo_release.synapses(),
     }
-    path = tmp_path_factory.mktemp("store") / "s.zarr"
-    mx.write_store(path, **parts)
-    return {**parts, "tree": mx.open_store(path)}
+    folder = tmp_path_factory.mktemp("store")
+    mx.write_store(folder / "s.zarr", **parts)
+    options = {"scans": ["9_3"], "n_monet": 2, "n_clip": 0}
+    path = mx.recordings.write_demo(folder / "r.h5", demo_release.source, **options)
+    with mx.recordings.open(path) as recordings:
+        yield {**parts, "tree": mx.open_store(folder / "s.zarr"), "recordings": recordings}
 
 
 def is_plain(value):

@@ -73,6 +73,11 @@ def nearest(name: object, known: Iterable[object]) -> str:
     return f"; nearest: {', '.join(by_lower[word] for word in near)}" if near else ""
 
 
+def warn_of_dropped_rows(message: str) -> None:
+    """Warn that all or most rows of a table were dropped; a few are counted instead."""
+    warn_user(message, DroppedRowsWarning)
+
+
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """Issue a warning for the user's line, from however deep in the package."""
     level, frame = 1, sys._getframe()

@@ -25,7 +25,7 @@ from microns_xr.columns import (
 from microns_xr.connectivity.arrays import PAIR_DIMS, connectivity_dataset, make_pattern
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.sort import sum_pairs
-from microns_xr.errors import DroppedRowsWarning, SchemaError, require_one_of, warn_user
+from microns_xr.errors import SchemaError, require_one_of, warn_of_dropped_rows
 from microns_xr.frames import RESOLUTION, positions_um
 from microns_xr.provenance import add_history, text_lines
 from microns_xr.releases import space_of
@@ -429,7 +429,7 @@ def as_connectivity(
         entry += f", {dropped['not_asked_for']} rows of other neurons"
         logger.info(entry)
     if n_all and not n_rows:
-        warn_user(f"each of the {n_all} rows of edges lacks the id of a neuron", DroppedRowsWarning)
+        warn_of_dropped_rows(f"each of the {n_all} rows of edges lacks the id of a neuron")
     return add_history(result, entry)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from microns_xr.columns import as_ids, require_columns, text_column, tidy_columns
-from microns_xr.errors import DroppedRowsWarning, SchemaError, warn_user
+from microns_xr.errors import SchemaError, warn_of_dropped_rows
 from microns_xr.releases import TableSpec
 
 SCAN_KEYS = ("session", "scan_idx", "unit_id")
@@ -162,8 +162,7 @@ def require_shared_ids(ids: Any, known: Any, column: str) -> None:
     if not n_found:
         raise SchemaError(f"{what} of the nucleus table, expected the ids of its rows: {advice}")
     if n_found < n / 2:
-        message = f"{what}, so that their neurons count as not listed: {advice}"
-        warn_user(message, DroppedRowsWarning)
+        warn_of_dropped_rows(f"{what}, so that their neurons count as not listed: {advice}")
 
 
 def _annotation_suffix(table: pd.DataFrame) -> str:

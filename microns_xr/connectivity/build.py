@@ -21,7 +21,7 @@ from microns_xr.connectivity.arrays import (
 )
 from microns_xr.connectivity.labels import Lookup, require_known, unit_roots
 from microns_xr.connectivity.sort import sum_pairs
-from microns_xr.errors import DroppedRowsWarning, SchemaError, warn_user
+from microns_xr.errors import SchemaError, warn_of_dropped_rows
 from microns_xr.frames import positions_um
 from microns_xr.provenance import (
     RELEASE_COORDS,
@@ -329,10 +329,9 @@ def report_rows(n_pairs: int, n_rows: int, dropped: Mapping[str, int], note: str
         n_pairs, n_rows, n_dropped, reasons or "none", n_other, note,
     )  # fmt: skip
     if n_dropped == n_rows:
-        warn_user(
+        warn_of_dropped_rows(
             f"none of the {n_rows} rows of synapses is between two units ({reasons}): pass all "
-            "units, and of the release of the synapses",
-            DroppedRowsWarning,
+            "units, and of the release of the synapses"
         )
 
 

@@ -58,12 +58,17 @@ def like_to_like_of_unknown_scope(*_):
     mx.analysis.like_to_like(unconnected(), make_units(), **ids)
 
 
+def merged_with_nothing(*_):
+    mx.merge_table(make_units(), pd.DataFrame({"target_id": [1, 2], "area": ["V1", "RL"]}))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (of_another_release, "2 of 3 rows of .*pt_root_id meet no nucleus"),
         (no_synapse_of_units, r"none of the 2 rows of synapses is between two units \(2 pre unk"),
         (no_synapse_of_units_in_a_file, "none of the 2 rows of synapses is between two units"),
+        (merged_with_nothing, "none of the 2 rows of the table meets one of the 2 units"),
         (no_ids, "each of the 2 rows of edges lacks the id of a neuron"),
         (probability_of_unknown_scope, r"2 of 2 neurons of pre \(100.0%\) count as unconnected"),
         (like_to_like_of_unknown_scope, r"2 of 2 neurons of pre \(100.0%\) count as unconnected"),

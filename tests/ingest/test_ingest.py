@@ -85,7 +85,7 @@ def test_by_hand(tmp_path, out, caplog):
     assert mx.releases.read_counts(found, "dropped_synapses")["post_unknown"] == 1
     assert found.scope.item() == "unknown"
     assert "ingest_synapses" in "\n".join(found.attrs["history"])
-    assert found.attrs["source_tables"] == ["synapses"]
+    assert found.attrs["source_tables"] == ["s: 4 rows"]
 
 
 @pytest.mark.parametrize("positions", [False, True])

@@ -142,6 +142,19 @@ def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
     return result
 
 
+def require_once(ids: np.ndarray, what: str) -> None:
+    """Raise if an id is repeated."""
+    if (ids[1:] > ids[:-1]).all():  # as CAVE sends them
+        return
+    ordered = np.sort(ids)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if repeated.size:
+        raise SchemaError(
+            f"{what} repeats {repeated.size} ids, such as {repeated[0]}, expected each synapse "
+            "once: the parts that were joined overlap, drop the duplicates"
+        )
+
+
 _ADVICE = (
     "floats round 18-digit ids (neighbours of 8.6e17 are 128 apart); read the table again with "
     "mx.Release(...).table, or with pandas.read_csv(..., dtype={column: 'Int64'})"

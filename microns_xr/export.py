@@ -20,7 +20,7 @@ from microns_xr.connectivity.arrays import (
     values_of,
     weight_of,
 )
-from microns_xr.connectivity.labels import Lookup, require_known
+from microns_xr.connectivity.labels import Lookup, require_ends, require_known
 from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import SchemaError, import_optional, unknown_label
 from microns_xr.provenance import RELEASE_COORDS, require_same_release
@@ -100,20 +100,9 @@ def _table_along(dataset: xr.Dataset, dim: str) -> pd.DataFrame:
 
 
 def _table_of_synapses(synapses: xr.Dataset) -> pd.DataFrame:
-    table = _table_along(synapses.drop_dims(PAIR_DIMS, errors="ignore"), "synapse")
+    require_ends(synapses)
+    table = _table_along(synapses, "synapse")
     table.columns = table.columns.str.removeprefix("pt_")
-    for side, dim, root in zip(("pre", "post"), PAIR_DIMS, ROOT_IDS, strict=True):
-        if dim not in synapses.variables or f"{side}_index" not in synapses.variables:
-            if dim in table:  # of a selection
-                continue
-            raise SchemaError(
-                f"synapses has no {dim}, found {sorted(map(str, synapses.variables))}: build them "
-                "with mx.build_synapses, or select some with mx.select_synapses"
-            )
-        at = table.pop(f"{side}_index")
-        for name in (dim, root):
-            if name in synapses.variables:
-                table[name] = synapses[name].values[at]
     first = [n for n in ("synapse_id", *PAIR_DIMS, *ROOT_IDS, "size") if n in table]
     return table[[*first, *table.columns.difference(first, sort=False)]]
 

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.connectivity.arrays import PAIR_DIMS, as_pairs, pair_buffers
-from microns_xr.connectivity.labels import Lookup
+from microns_xr.connectivity.labels import Lookup, require_ends
 from microns_xr.errors import SchemaError, import_optional, unknown_label
 from microns_xr.frames import Resolution, Space
 from microns_xr.plot.style import PALETTE, colours_of
@@ -235,7 +235,8 @@ def _synapse_layer(
             "synapses has no 'position': use mx.select_synapses of synapses with positions"
         )
     synapses = synapses.compute()
-    pre, post = (_partner_ids(synapses, side) for side in ("pre", "post"))
+    require_ends(synapses)
+    pre, post = (synapses[dim].values for dim in PAIR_DIMS)
     if set(PAIR_DIMS) <= set(cells.dims):
         keep = np.isin(pre, cells["pre_nucleus_id"].values)
         keep &= np.isin(post, cells["post_nucleus_id"].values)
@@ -260,18 +261,6 @@ def _synapse_layer(
         sizes = synapses["size"].values[keep]
         texts = [f"{text}, size {size}" for text, size in zip(texts, sizes, strict=True)]
     return _annotations(builder, "synapses", names, points, linked, texts, PALETTE[4]), points
-
-
-def _partner_ids(synapses: xr.Dataset, side: str) -> np.ndarray:
-    dim, index = f"{side}_nucleus_id", f"{side}_index"
-    if dim in synapses.variables and synapses[dim].dims == ("synapse",):
-        return np.asarray(synapses[dim].values)
-    if dim not in synapses.variables or index not in synapses.variables:
-        raise SchemaError(
-            f"synapses does not have its {side}synaptic neurons ({dim!r} or {index!r}): "
-            "use mx.build_synapses or mx.select_synapses"
-        )
-    return np.asarray(synapses[dim].values[synapses[index].values])
 
 
 def _voxels(position: xr.DataArray, space: Space, voxel_nm: Resolution) -> np.ndarray:

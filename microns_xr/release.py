@@ -889,8 +889,7 @@ class Release:
         Returns
         -------
         xarray.Dataset
-            Dim ``synapse``; see `microns_xr.build_synapses`. ``pre_index`` and ``post_index`` are
-            positions on the axes of ``connectivity`` with the same arguments.
+            Dim ``synapse``; see `microns_xr.build_synapses`.
 
         Raises
         ------

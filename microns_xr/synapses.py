@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from microns_xr.columns import as_ids
+from microns_xr.columns import as_ids, require_once
 from microns_xr.connectivity.arrays import (
-    PAIR_DIMS,
-    ROOT_IDS,
     Compressed,
     as_pairs,
     connectivity_dataset,
     make_pattern,
 )
-from microns_xr.connectivity.labels import Lookup, require_known
+from microns_xr.connectivity.labels import require_known
 from microns_xr.connectivity.sort import sum_pairs
 from microns_xr.connectivity.subset import drop_unnamed
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, UnknownLabelError
 from microns_xr.provenance import add_history, release_of, require_same_release
 from microns_xr.schema import AXES
+from microns_xr.store.format import INDEX_NAMES, SYNAPSE_IDS
 from microns_xr.store.locate import Address
-from microns_xr.store.synapses import INDEX_NAMES, SynapseRows, rows_of, without_pairs
+from microns_xr.store.synapses import SynapseRows, order_of, rows_of, without_pairs
 from microns_xr.threads import Span, run_spans, usable_threads
 
 Box = Mapping[str, tuple[float, float]]
 Synapses = xr.Dataset | xr.DataTree | Address
-_SIDE_OF = {index: side for side, index in INDEX_NAMES.items()}
 
 
 def select_synapses(
@@ -47,7 +45,9 @@ def select_synapses(
         Single synapses from `microns_xr.build_synapses`, a selection of them, an opened store, or
         the path or URL of a store.
     pre, post : int or collection of int, optional
-        Nucleus ids. If both are passed, the synapses from `pre` onto `post` are selected.
+        Nucleus ids. If both are passed, the synapses from `pre` onto `post` are selected. Ids that
+        are not on the axis of a store, or that a Dataset does not name, are ignored, and counted in
+        the history.
     box : mapping of str to tuple of float, optional
         Bounds in µm by axis, such as ``{"y": (0, 100)}``; y is depth from the pia. The upper bound
         is excluded, so that adjacent boxes share no synapse. Omitted axes are unbounded. Synapses
@@ -56,18 +56,16 @@ def select_synapses(
     Returns
     -------
     xarray.Dataset
-        The variables of the synapses over ``synapse``, sorted by post, then pre, then id, with the
-        coordinates ``pre_nucleus_id(synapse)`` and ``post_nucleus_id(synapse)``, and the root ids
-        if known, instead of ``pre_index`` and ``post_index``.
+        The same variables over ``synapse``, sorted by post, then pre, then id.
 
     Raises
     ------
     UnknownLabelError
-        If an id is not among the neurons by which the synapses are labelled, or the store has no
-        synapses.
+        If none of the ids is known, or the store has no synapses.
     SchemaError
         If no selection is passed, ids are not integers, `box` is not a mapping of axes to ordered
-        bounds, or the synapses lack positions or the neurons that they connect.
+        bounds, the synapses lack positions or the neurons that they connect, or a ``synapse_id`` is
+        repeated.
     StoreFormatError
         If there is no store, or it is damaged.
 
@@ -84,41 +82,59 @@ def select_synapses(
         raise SchemaError("no selection was passed, expected at least one of pre, post and box")
     rows = rows_of(synapses)
     chosen: dict[Compressed, np.ndarray] = {}
-    if pre is not None:
-        chosen["pre"] = _positions(rows, "pre", pre)
-    if post is not None:
-        chosen["post"] = _positions(rows, "post", post)
+    asked: dict[Compressed, Any] = {"pre": pre, "post": post}
+    for side, ids in asked.items():
+        if isinstance(ids, xr.Dataset | xr.DataArray):
+            require_same_release(("synapses", rows.frame), (side, ids))
+        if ids is not None:
+            chosen[side] = np.unique(as_ids(ids, side))
     bounds = {} if box is None else _bounds(box, rows)
     # Choose the copy in which the fewest rows must be read.
     by: Compressed = "post"
     spans, n_read = [(0, rows.n)], rows.n
-    for side, positions in chosen.items():
-        side_spans = rows.spans(side, positions)
+    for side, ids in chosen.items():
+        side_spans = rows.spans(side, ids)
         n = rows.n if side_spans is None else sum(stop - start for start, stop in side_spans)
         if side_spans is not None and n <= n_read:
             by, spans, n_read = side, side_spans, n
-    masks = {side: np.zeros(rows.labels[side].size, dtype=bool) for side in chosen}
-    for side, positions in chosen.items():
-        masks[side][positions] = True
-    names = list(dict.fromkeys([*rows.columns, *INDEX_NAMES.values()]))
+    finders = {side: rows.finder(side, ids) for side, ids in chosen.items()}
+    # which of the ids are known; the last stands for all other neurons
+    named = {side: np.zeros(ids.size + 1, dtype=bool) for side, ids in chosen.items()}
     pieces = run_spans(
-        lambda lo, hi: _take(rows, by, lo, hi, names, masks, bounds),
+        lambda lo, hi: _take(rows, by, lo, hi, finders, named, bounds),
         _pieces(rows, spans),
         usable_threads(None, rows.n),
     )
     parts = [part for part in pieces if part is not None]
     columns = {
         name: np.concatenate([part[name] for part in parts]) if parts else rows.read(name, 0, 0, by)
-        for name in names
+        for name in rows.columns
     }
-    # Check the rows that the pointers of a store lead to against their own indices.
-    n_selected = columns["pre_index"].size
+    # Check the rows that the pointers of a store lead to against their own positions.
+    n_selected = columns[rows.end(by)].size
     if spans != [(0, rows.n)] and list(chosen) == [by] and not bounds and n_selected != n_read:
         raise rows.broken(
             f"{n_selected} of the {n_read} rows that the pointers assign to the requested "
-            f"{by}synaptic neurons are theirs by {INDEX_NAMES[by]}, expected all"
+            f"{by}synaptic neurons are theirs by {rows.end(by)}, expected all"
         )
-    return _selection(rows, by, columns)
+    missing = [_ignored(rows, side, ids, named[side][:-1]) for side, ids in chosen.items()]
+    entry = ", ".join([f"select_synapses: {n_selected} of {rows.n}", *filter(None, missing)])
+    return add_history(_selection(rows, columns), entry)
+
+
+def _ignored(rows: SynapseRows, side: Compressed, ids: np.ndarray, named: np.ndarray) -> str:
+    """Return how many ids are not known, or raise if none is."""
+    # On the axes of a store are also neurons without synapses.
+    axis = rows.axis(side)
+    known = named if axis is None else named | np.isin(ids, axis)
+    if ids.size and not known.any():
+        raise UnknownLabelError(
+            f"none of the {ids.size} ids of {side} is a {side}_nucleus_id of the synapses, such "
+            f"as {ids[0]}: pass nucleus ids, not root ids, of the same release; only neurons that "
+            "were requested have synapses"
+        )
+    n = int((~known).sum())
+    return f"{n} of {ids.size} ids of {side} are not known" if n else ""
 
 
 def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> xr.Dataset:
@@ -144,7 +160,8 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
     UnknownLabelError
         If synapses belong to neurons that are not on the axes of `connectivity`.
     SchemaError
-        If the synapses lack ``size``, or the neurons that they connect.
+        If the synapses lack ``size``, or the neurons that they connect, or a ``synapse_id`` is
+        repeated.
     ReleaseMismatchError
         If the two come from different releases, or do not record their release.
 
@@ -168,13 +185,15 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         connectivity = as_pairs(connectivity)
         require_same_release(("synapses", rows.frame), ("connectivity", connectivity))
         axes = without_pairs(connectivity)
-    labels = {
-        side: rows.labels[side] if axes is None else axes[f"{side}_nucleus_id"].values
+    if rows.root is None and "synapse_id" in rows.columns:
+        require_once(rows.columns["synapse_id"].values, "synapse_id of synapses")
+    labels: dict[Compressed, np.ndarray] = {
+        side: rows.ids(side) if axes is None else axes[f"{side}_nucleus_id"].values
         for side in INDEX_NAMES
     }
-    new = {side: Lookup(labels[side], side).find(rows.labels[side]) for side in INDEX_NAMES}
+    finders = {side: rows.finder(side, ids) for side, ids in labels.items()}
     parts = run_spans(
-        lambda lo, hi: _pair_sums(rows, lo, hi, new),
+        lambda lo, hi: _pair_sums(rows, lo, hi, finders),
         _pieces(rows, [(0, rows.n)]),
         usable_threads(None, rows.n),
     )
@@ -196,17 +215,6 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         others = {n: c.variable for n, c in axes.coords.items() if n not in result.coords}
         result = result.assign_coords(others)
     return add_history(result, "sum_synapses")
-
-
-def _positions(rows: SynapseRows, side: Compressed, ids: Any) -> np.ndarray:
-    """Return the sorted unique positions of ids on an axis."""
-    nucleus_ids, axis = as_ids(ids, side), f"{side}_nucleus_id"
-    at = Lookup(rows.labels[side], axis).find(nucleus_ids)
-    hint = (
-        "pass nucleus ids, not root ids, of the same release; only requested neurons have synapses"
-    )
-    require_known(nucleus_ids, at, side, f"{axis} of the synapses", hint)
-    return np.unique(at)
 
 
 def _bounds(box: Box, rows: SynapseRows) -> dict[int, tuple[float, float]]:
@@ -263,19 +271,20 @@ def _take(
     by: Compressed,
     start: int,
     stop: int,
-    names: list[str],
-    masks: dict[Compressed, np.ndarray],
+    finders: Mapping[Compressed, Callable[[np.ndarray], np.ndarray]],
+    named: Mapping[Compressed, np.ndarray],
     bounds: dict[int, tuple[float, float]],
 ) -> dict[str, np.ndarray] | None:
     """Return the selected rows of one piece, or None; reads as few columns as possible."""
     read: dict[str, np.ndarray] = {}
     selected = np.ones(stop - start, dtype=bool)
-    for side, mask in masks.items():
-        index = read[INDEX_NAMES[side]] = rows.index(side, start, stop, by)
-        selected &= mask[index]
-        if not selected.any():
-            return None
-    if bounds:
+    for side, find in finders.items():
+        end = rows.end(side)
+        read[end] = rows.read(end, start, stop, by)
+        at = find(read[end])
+        named[side][at] = True
+        selected &= at >= 0
+    if bounds and selected.any():
         position = read["position"] = rows.read("position", start, stop, by)
         for column, (low, high) in bounds.items():
             selected &= (position[:, column] >= low) & (position[:, column] < high)
@@ -286,54 +295,45 @@ def _take(
     first, last = int(hits[0]), int(hits[-1]) + 1
     selected = selected[first:last]
     out = {}
-    for name in names:
+    for name in rows.columns:
         if name in read:
             values = read[name][first:last]
-        elif name in _SIDE_OF:
-            values = rows.index(_SIDE_OF[name], start + first, start + last, by)
         else:
             values = rows.read(name, start + first, start + last, by)
         out[name] = values if selected.all() else values[selected]
     return out
 
 
-def _selection(rows: SynapseRows, by: Compressed, columns: dict[str, np.ndarray]) -> xr.Dataset:
-    pre, post = columns.pop("pre_index"), columns.pop("post_index")
-    ascends = (post[1:] > post[:-1]) | ((post[1:] == post[:-1]) & (pre[1:] >= pre[:-1]))
+def _selection(rows: SynapseRows, columns: dict[str, np.ndarray]) -> xr.Dataset:
+    values = rows.with_ids(columns)
+    if "synapse_id" in values:
+        require_once(values["synapse_id"], "synapse_id of synapses")
+    keys = [values["synapse_id"]] if "synapse_id" in values else []
+    found = order_of(values["post_nucleus_id"], values["pre_nucleus_id"], *keys)
     # Rows ordered by post need not be sorted or copied.
-    order: Any = slice(None)
-    if by == "pre" or not ascends.all():
-        keys = [columns["synapse_id"]] if "synapse_id" in columns else []
-        order = np.lexsort([*keys, pre, post])
+    order: Any = slice(None) if found is None else found
     variables = {
-        name: xr.Variable(rows.columns[name].dims, values[order], rows.columns[name].attrs)
-        for name, values in columns.items()
+        name: xr.Variable(variable.dims, values[name][order], variable.attrs)
+        for name, variable in rows.variables.items()
     }
-    index: dict[Compressed, np.ndarray] = {"pre": pre, "post": post}
-    for side, positions in index.items():
-        attrs = {"long_name": f"nucleus id of the {side}synaptic neuron"}
-        labels = rows.labels[side][positions[order]]
-        variables[f"{side}_nucleus_id"] = xr.Variable("synapse", labels, attrs)
-        if (roots := rows.roots.get(f"{side}_pt_root_id")) is not None:
-            of_synapses = np.asarray(roots.values)[positions[order]]
-            variables[f"{side}_pt_root_id"] = xr.Variable("synapse", of_synapses, roots.attrs)
-    coords = [name for name in variables if name in (*rows.coords, *PAIR_DIMS, *ROOT_IDS)]
-    result = rows.frame.assign(variables).set_coords(coords)
-    return add_history(result, f"select_synapses: {pre.size} of {rows.n}")
+    coords = {*rows.coords, *SYNAPSE_IDS} & set(variables)
+    return rows.frame.assign(variables).set_coords(coords)
 
 
 def _pair_sums(
-    rows: SynapseRows, start: int, stop: int, new: Mapping[Compressed, np.ndarray]
+    rows: SynapseRows,
+    start: int,
+    stop: int,
+    finders: Mapping[Compressed, Callable[[np.ndarray], np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Sum adjacent rows of the same pair; return post, pre, size and count per pair."""
-    index: dict[Compressed, np.ndarray] = {}
-    for side in INDEX_NAMES:
-        old = rows.index(side, start, stop)
-        index[side] = new[side][old]
-        hint = "select its synapses first, with mx.select_synapses(synapses, pre=..., post=...)"
-        what, labels = f"{side} of the synapses", rows.labels[side]
-        if (index[side] < 0).any():
-            require_known(labels[old], index[side], what, "the connectivity", hint)
+    ends = {rows.end(side): rows.read(rows.end(side), start, stop) for side in finders}
+    index = {side: find(ends[rows.end(side)]) for side, find in finders.items()}
+    for side, at in index.items():
+        if (at < 0).any():
+            hint = "select its synapses first, with mx.select_synapses(synapses, pre=..., post=...)"
+            ids = rows.ids_of(side, ends[rows.end(side)])
+            require_known(ids, at, f"{side} of the synapses", "the connectivity", hint)
     # Rows of a store are sorted by pair, so most are summed here; `sum_pairs` sums the rest.
     size = rows.read("size", start, stop).astype(np.int64, copy=False)
     post, pre = index["post"], index["pre"]

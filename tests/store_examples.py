@@ -94,20 +94,17 @@ def functional() -> xr.Dataset:
 def synapses() -> xr.Dataset:
     dataset = xr.Dataset(
         {
-            "synapse_id": ("synapse", np.array([9, 8, 7])),
-            "pre_index": ("synapse", np.array([1, 0, 1], dtype=np.int32)),
-            "post_index": ("synapse", np.array([0, 1, 1], dtype=np.int32)),
             "size": ("synapse", np.array([30, 700, 0])),
             "position": (("synapse", "axis"), np.arange(9.0).reshape(3, 3)),
         },
-        coords={"axis": text("x", "y", "z")},
+        coords={
+            "axis": text("x", "y", "z"),
+            "synapse_id": ("synapse", np.array([9, 8, 7])),
+            "pre_nucleus_id": ("synapse", np.array([12, 11, 12])),
+            "post_nucleus_id": ("synapse", np.array([11, 13, 13])),
+        },
     )
     return mx.releases.stamp_release(dataset, "minnie65_public", 661)
-
-
-def labelled() -> xr.Dataset:
-    """The three synapses with the axes that they count along."""
-    return synapses().assign_coords(pre_nucleus_id=PRE, post_nucleus_id=POST)
 
 
 def sparse_dataset(

@@ -158,7 +158,7 @@ def test_synapses_of_the_cells_are_points(units, synapses):
         mx.neuroglancer_link(units.isel(nucleus_id=[2]), synapses=synapses)
     with pytest.raises(mx.errors.SchemaError, match="has no 'position'"):
         mx.neuroglancer_link(units, synapses=synapses.drop_vars("position"))
-    with pytest.raises(mx.errors.SchemaError, match="does not have its presynaptic"):
+    with pytest.raises(mx.errors.SchemaError, match="no pre_nucleus_id over synapse"):
         mx.neuroglancer_link(units, synapses=synapses.drop_vars("pre_nucleus_id"))
     other = mx.releases.stamp_release(synapses, "minnie65_public", 1300)
     with pytest.raises(mx.errors.ReleaseMismatchError):
@@ -203,7 +203,7 @@ def test_a_demo_release_is_refused_unless_asked(demo_release, demo_fresh):
         }
         for given in (synapses, built)
     )
-    # All synapses, which say their neurons by position, add those onto the cells.
+    # All synapses add those onto the cells.
     n_onto = mx.select_synapses(built, post=ids).sizes["synapse"]
     assert drawn.items() <= all_drawn.items()
     assert len(all_drawn) <= len(drawn) + n_onto

@@ -11,10 +11,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.columns import as_ids, require_columns, tidy_columns
+from microns_xr.columns import as_ids, require_columns, require_once, tidy_columns
 from microns_xr.connectivity.arrays import (
-    PAIR_DIMS,
-    ROOT_IDS,
     as_pairs,
     connectivity_dataset,
     make_pattern,
@@ -150,14 +148,7 @@ def _whole_numbers(column: pd.Series, at_least: int) -> np.ndarray:
 
 def _unique_ids(column: pd.Series) -> np.ndarray:
     ids = as_ids(column, f"{_NAME}.{column.name}")
-    if (ids[1:] > ids[:-1]).all():  # as CAVE sends them
-        return ids
-    repeated = pd.Series(ids).duplicated()
-    if repeated.any():
-        raise SchemaError(
-            f"{_NAME}.id repeats {int(repeated.sum())} ids, such as {ids[repeated][0]}, "
-            "expected each synapse once: the parts of the table overlap, drop the duplicates"
-        )
+    require_once(ids, f"{_NAME}.{column.name}")
     return ids
 
 
@@ -403,10 +394,9 @@ def build_synapses(
     Returns
     -------
     xarray.Dataset
-        Dim ``synapse``, sorted by post, then pre, then id: ``synapse_id``, ``pre_index`` and
-        ``post_index`` (positions on the axes of `connectivity`), ``size`` (voxels),
+        Dim ``synapse``, sorted by post, then pre, then id: ``size`` (voxels) and
         ``position(synapse, axis)`` in µm, depth from the pia along y if the datastack has a frame;
-        and the axes of `connectivity`, ``pre_nucleus_id`` and ``post_nucleus_id``, with
+        and the coordinates ``synapse_id``, ``pre_nucleus_id``, ``post_nucleus_id``,
         ``pre_pt_root_id`` and ``post_pt_root_id``. Synapses of other neurons are dropped.
 
     Raises
@@ -447,11 +437,13 @@ def build_synapses(
         kept, "synapses", "ctr_pt_position", None, space,
         given=resolution_nm, call="resolution_nm={}",
     )  # fmt: skip
+    of_ends = {
+        f"{side}_{name}": connectivity[f"{side}_{name}"].values[index[side][rows]]
+        for name in ("nucleus_id", "pt_root_id")
+        for side in index
+    }
     dataset = xr.Dataset(
         {
-            "synapse_id": ("synapse", synapse_ids[rows]),
-            "pre_index": ("synapse", index["pre"][rows]),
-            "post_index": ("synapse", index["post"][rows]),
             "size": (
                 "synapse",
                 _whole_numbers(synapses["size"], at_least=0)[rows],
@@ -465,7 +457,9 @@ def build_synapses(
         },
         coords={
             "axis": ("axis", np.array(AXES, dtype=object)),
-            **{c: connectivity[c].variable for c in (*PAIR_DIMS, *ROOT_IDS, *RELEASE_COORDS)},
+            "synapse_id": ("synapse", synapse_ids[rows]),
+            **{c: ("synapse", values, connectivity[c].attrs) for c, values in of_ends.items()},
+            **{c: connectivity[c].variable for c in RELEASE_COORDS if c in connectivity.coords},
         },
     )
     return add_history(dataset, "build_synapses", source=connectivity)

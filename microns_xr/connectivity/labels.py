@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.columns import plain_array
+from microns_xr.connectivity.arrays import PAIR_DIMS
 from microns_xr.errors import SchemaError, UnknownLabelError
 from microns_xr.threads import equal_spans, run_spans, usable_threads
 
@@ -22,6 +23,22 @@ def require_known(ids: np.ndarray, positions: np.ndarray, what: str, where: str,
             f"{unknown.size} of {ids.size} ({unknown.size / ids.size:.1%}) ids of {what} are not "
             f"in {where}, such as {some}: {hint}"
         )
+
+
+def require_ends(synapses: xr.Dataset) -> None:
+    """Raise unless single synapses have the nucleus ids of both of their neurons."""
+    if "synapse" not in synapses.dims:
+        raise SchemaError(
+            f"synapses has the dims {tuple(synapses.dims)}, expected 'synapse': one row per "
+            "synapse, as returned by mx.build_synapses"
+        )
+    for axis in PAIR_DIMS:
+        if axis not in synapses.variables or synapses[axis].dims != ("synapse",):
+            raise SchemaError(
+                f"synapses has no {axis} over synapse, found {sorted(map(str, synapses.variables))}"
+                ": build them with mx.build_synapses, or read them with mx.open_store or "
+                "xr.open_dataset(..., engine='microns_xr', group='synapses')"
+            )
 
 
 class Lookup:

@@ -79,7 +79,8 @@ Every group of data (``units``, ``connectivity/by_post``, ...)
         ``post_nucleus_id`` the same              int64          the axis of ``connectivity``
         =================== ===================== ============== ===============================
 
-        Each of them MAY be absent, and further variables MAY be present.
+        Each of them MAY be absent, and further variables MAY be present. Readers give each synapse
+        the ids of its neurons in place of positions: Datasets may be sorted, selected and joined.
     13. The group MAY hold ``post_indptr`` (``post_pointer``, int64), the spans of the rows of each
         postsynaptic neuron, as ``indptr`` of rule 9; and the group ``synapses/by_pre``, which MUST
         hold the same rows and variables in ascending order of pre, then of post (and SHOULD then
@@ -101,7 +102,7 @@ from typing import Any
 import numpy as np
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from microns_xr.connectivity.arrays import Compressed
+from microns_xr.connectivity.arrays import PAIR_DIMS, ROOT_IDS, Compressed
 from microns_xr.errors import SchemaError
 
 FORMAT = 1
@@ -127,6 +128,8 @@ OTHER: dict[Compressed, Compressed] = {"post": "pre", "pre": "post"}
 SYNAPSE_GROUP: dict[Compressed, str] = {"post": "synapses", "pre": "synapses/by_pre"}
 SYNAPSE_POINTER: dict[Compressed, str] = {"post": "post_indptr", "pre": "pre_indptr"}
 INDEX_NAMES: dict[Compressed, str] = {"post": "post_index", "pre": "pre_index"}
+# ids of single synapses, which are coordinates
+SYNAPSE_IDS = ("synapse_id", "nucleus_id", *PAIR_DIMS, *ROOT_IDS)
 
 
 def compressors(itemsize: int) -> tuple[BloscCodec, Crc32cCodec]:
@@ -239,6 +242,13 @@ def pointer_problem(indptr: np.ndarray, n_major: int, n: int) -> str | None:
     if indptr[-1] != n:
         return f"ends at {indptr[-1]}, expected the {n} rows it points into"
     return None
+
+
+def index_problem(positions: np.ndarray, n: int) -> str | None:
+    """Return a message unless all are positions on an axis of `n` neurons, else None."""
+    if not positions.size or 0 <= positions.min() <= positions.max() < n:
+        return None
+    return f"runs from {positions.min()} to {positions.max()}, expected 0 to {n - 1} ({n} neurons)"
 
 
 def pattern_problem(

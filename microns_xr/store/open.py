@@ -14,7 +14,14 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 from zarr.abc.store import Store
 
-from microns_xr.connectivity.arrays import PAIR_DIMS, Compressed, as_pairs, gcxs, make_pattern
+from microns_xr.connectivity.arrays import (
+    PAIR_DIMS,
+    ROOT_IDS,
+    Compressed,
+    as_pairs,
+    gcxs,
+    make_pattern,
+)
 from microns_xr.connectivity.blocks import AXIS, lazy_pairs
 from microns_xr.errors import (
     SchemaError,
@@ -34,9 +41,11 @@ from microns_xr.store.format import (
     MATRIX_GROUP,
     OTHER,
     SYNAPSE_GROUP,
+    SYNAPSE_IDS,
     SYNAPSE_POINTER,
     VARIABLES_ATTR,
     WEIGHT_DTYPES,
+    index_problem,
     matrix_arrays,
     matrix_attrs,
     pattern_problem,
@@ -165,7 +174,8 @@ def read_group(
             return _read_connectivity(root, compressed, lazy)
         group = _group(root, name)
         names = [n for n in _variables(group) if n not in SYNAPSE_POINTER.values()]
-        return _dataset(group, _arrays(group, names), {}, lazy)
+        dataset = _dataset(group, _arrays(group, names), {}, lazy)
+        return _with_ids(root, dataset) if name in SYNAPSE_GROUP.values() else dataset
     finally:
         # Everything must come from one store, not partly from one that replaced it meanwhile. Lazy
         # variables check again whenever they are read, since new pairs would be assigned to the old
@@ -299,6 +309,29 @@ def _dataset(
         )
     except ValueError as err:  # different lengths along a dimension
         raise _damaged(group, str(err)) from err
+
+
+def _with_ids(root: zarr.Group, synapses: xr.Dataset) -> xr.Dataset:
+    """Return single synapses with the ids of their neurons in place of positions on the axes."""
+    ids: dict[str, xr.Variable] = {}
+    for axis, root_ids, index in zip(PAIR_DIMS, ROOT_IDS, ("pre_index", "post_index"), strict=True):
+        if index not in synapses.variables:
+            continue
+        axes = synapses
+        if axis not in axes.variables:  # in an early store, only the connectivity has them
+            stored = [side for side, group in MATRIX_GROUP.items() if _node(root, group)]
+            if not stored:
+                raise _damaged(root, f"the synapses have {index}, but there is no {axis}")
+            axes = read_group(root, "connectivity", lazy=True, compressed=stored[0])
+        for name in (axis, root_ids):
+            labels = axes.variables.get(name)
+            if labels is not None and labels.dims == (axis,):
+                found = LabelArray(labels, synapses.variables[index], f"{root.store_path}: {index}")
+                data = indexing.MemoryCachedArray(indexing.LazilyIndexedArray(found))
+                ids[name] = xr.Variable("synapse", data, labels.attrs)
+    rows = synapses.drop_vars(INDEX_NAMES.values(), errors="ignore")
+    rows = rows.drop_dims(PAIR_DIMS, errors="ignore").assign(ids)
+    return rows.set_coords([name for name in SYNAPSE_IDS if name in rows.variables])
 
 
 def _group(root: zarr.Group, name: str) -> zarr.Group:
@@ -459,13 +492,26 @@ def lazy_variable(group: zarr.Group, name: str, dims: tuple[Hashable, ...]) -> x
 
 def read_from(variable: xr.Variable) -> zarr.Group | None:
     """Return the group of a lazy variable, if it is a whole array that is not yet read."""
+    array = _array_of(variable)
+    if isinstance(array, LabelArray):
+        return read_from(array.positions)
+    return array._group if isinstance(array, _Dense) else None
+
+
+def label_array(variable: xr.Variable) -> LabelArray | None:
+    """Return the labels and positions that a variable consists of, if it is not yet read."""
+    array = _array_of(variable)
+    return array if isinstance(array, LabelArray) else None
+
+
+def _array_of(variable: xr.Variable) -> Any:
     data: Any = variable._data
     while not isinstance(data, indexing.LazilyIndexedArray) and hasattr(data, "array"):
         data = data.array
-    if not isinstance(data, indexing.LazilyIndexedArray) or not isinstance(data.array, _Dense):
+    if not isinstance(data, indexing.LazilyIndexedArray):
         return None
     whole = all(isinstance(k, slice) and k == slice(None) for k in data.key.tuple)
-    return data.array._group if whole else None
+    return data.array if whole else None
 
 
 class _Dense(BackendArray):
@@ -491,6 +537,28 @@ class _Dense(BackendArray):
         with decoding(self._array):
             part = np.asarray(self._array.get_orthogonal_selection(key))
             return part.astype(self.dtype, copy=False)
+
+
+class LabelArray(BackendArray):
+    """Labels of an axis at the positions of each synapse, which take less memory than ids."""
+
+    def __init__(self, labels: xr.Variable, positions: xr.Variable, where: str) -> None:
+        self.labels = labels
+        self.positions = positions
+        self.shape = positions.shape
+        self.dtype = labels.dtype
+        self._where = where
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._get
+        )
+
+    def _get(self, key: tuple[Any, ...]) -> Any:
+        positions = self.positions[key].values
+        if problem := index_problem(positions, self.labels.size):
+            raise StoreFormatError(f"{self._where} {problem}; the store is damaged, write it again")
+        return self.labels.values[positions]
 
 
 # A connectivity Dataset or one of its arrays, a tree that has one, or the address of a store.

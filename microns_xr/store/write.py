@@ -18,7 +18,6 @@ from xarray.backends import BackendArray
 
 from microns_xr import __version__
 from microns_xr.connectivity.arrays import (
-    PAIR_DIMS,
     Compressed,
     Pattern,
     as_pairs,
@@ -53,7 +52,7 @@ from microns_xr.store.format import (
     pattern_problem,
 )
 from microns_xr.store.locate import Address, writable
-from microns_xr.store.open import StoredPairs
+from microns_xr.store.open import LabelArray, StoredPairs
 from microns_xr.store.spill import Spill
 from microns_xr.store.stream import (
     ChunkPool,
@@ -119,8 +118,9 @@ def write_store(
         ``post_nucleus_id``), on one pattern, in memory or lazy, and any dense variables over one
         of the axes.
     synapses : xarray.Dataset, optional
-        Single synapses, dims ``synapse`` and ``axis``. If they have ``post_index`` and
-        ``pre_index``, rows must ascend by the two, and are also stored sorted by ``pre_index``.
+        Single synapses, dims ``synapse`` and ``axis``, each ``synapse_id`` once. If they have
+        ``pre_nucleus_id`` and ``post_nucleus_id``, which must be on the axes of `connectivity`,
+        they are stored twice, sorted by post and by pre.
     shards : bool, optional
         Store arrays of connections and of synapses as shards of 4 million, so that there are fewer
         objects and single neurons can still be read. For object stores; a local store is faster
@@ -164,7 +164,7 @@ def write_store(
     }
     parts: dict[str, xr.Dataset] = {k: part for k, part in every.items() if part is not None}
     if connectivity is not None:
-        parts["connectivity"] = connectivity = _with_sorted_axes(connectivity, synapses)
+        parts["connectivity"] = connectivity = as_pairs(connectivity)
     address, store = writable(path, storage_options)
     _check(parts, address)
     plans = [plan_dataset(kind, part) for kind, part in parts.items() if kind in _TABLES]
@@ -206,23 +206,10 @@ def write_store(
     write(root, None)
 
 
-def _with_sorted_axes(connectivity: xr.Dataset, synapses: xr.Dataset | None) -> xr.Dataset:
-    axes = {dim: connectivity[dim].values for dim in PAIR_DIMS if dim in connectivity.coords}
-    result = as_pairs(connectivity)
-    if synapses is not None and not all(
-        np.array_equal(result[dim].values, labels) for dim, labels in axes.items()
-    ):
-        raise SchemaError(
-            "the axes of connectivity are not sorted, so that pre_index and post_index of synapses "
-            f"would change: use .sortby({list(axes)}) and build the synapses again"
-        )
-    return result
-
-
 def _check(parts: Mapping[str, xr.Dataset], address: str) -> None:
     for kind, part in parts.items():
         if kind == "synapses":
-            require_synapses(part, parts.get("connectivity"))
+            require_synapses(part)
         else:
             validate(part, kind)  # type: ignore[arg-type]
     require_same_release(*parts.items())
@@ -258,6 +245,8 @@ def _addresses_of(variable: xr.Variable) -> Iterator[Any]:
             array = array.array
         if isinstance(array, StoredPairs):
             yield array.address
+        elif isinstance(array, LabelArray):
+            yield from (*_addresses_of(array.labels), *_addresses_of(array.positions))
         elif isinstance(array, BackendArray):
             yield getattr(getattr(array, "_array", None), "store_path", None)
 

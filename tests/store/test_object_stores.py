@@ -350,13 +350,15 @@ def test_synapses_in_shards(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     table = xr.Dataset(
         {
-            "synapse_id": ("synapse", rng.permutation(100_000)),
-            "pre_index": ("synapse", pre.astype(np.int32)),
-            "post_index": ("synapse", post.astype(np.int32)),
             "size": ("synapse", rng.integers(0, 9000, 100_000)),
             "position": (("synapse", "axis"), rng.random((100_000, 3))),
         },
-        coords={"axis": ex.text("x", "y", "z")},
+        coords={
+            "axis": ex.text("x", "y", "z"),
+            "synapse_id": ("synapse", rng.permutation(100_000)),
+            "pre_nucleus_id": ("synapse", ms.PRE[pre]),
+            "post_nucleus_id": ("synapse", ms.POST[post]),
+        },
     )
     table = mx.releases.stamp_release(table, "minnie65_public", 661)
     parts = {"units": ex.units(), "connectivity": ms.connectivity(), "synapses": table}

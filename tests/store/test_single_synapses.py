@@ -15,7 +15,7 @@ import pytest
 import store_examples as ex
 import xarray as xr
 import zarr
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
@@ -26,7 +26,7 @@ SMALL = 512
 
 
 def write_three(path: Path) -> str:
-    mx.write_store(path, units=ex.units(), connectivity=ex.connectivity(), synapses=ex.labelled())
+    mx.write_store(path, units=ex.units(), connectivity=ex.connectivity(), synapses=ex.synapses())
     return str(path)
 
 
@@ -45,7 +45,7 @@ def three(tmp_path: Path, shared_three: str) -> str:
 def sources(shared_three: str) -> dict[str, object]:
     path = shared_three
     return {
-        "memory": ex.labelled(),
+        "memory": ex.synapses(),
         "path": path,
         "tree": mx.open_store(path),
         "lazy tree": mx.open_store(path, lazy=True),
@@ -99,12 +99,7 @@ def counting(path: str) -> Counting:
 
 def table(synapses: xr.Dataset) -> pd.DataFrame:
     """Synapses as a plain table, a row each, with the ids of their neurons."""
-    pre, post = (
-        synapses[f"{side}_nucleus_id"].values[synapses[f"{side}_index"].values]
-        if f"{side}_index" in synapses
-        else synapses[f"{side}_nucleus_id"].values
-        for side in ("pre", "post")
-    )
+    pre, post = (synapses[f"{side}_nucleus_id"].values for side in ("pre", "post"))
     frame = {"id": synapses.synapse_id.values, "pre": pre, "post": post, "size": synapses["size"]}
     frame |= {axis: synapses.position.values[:, i] for i, axis in enumerate("xyz")}
     return pd.DataFrame(frame)
@@ -125,9 +120,8 @@ def assert_same_sums(found: xr.Dataset, expected: xr.Dataset) -> None:
 BY_HAND = [
     (dict(post=13), [8, 7]),
     (dict(post=[13, 11]), [9, 8, 7]),
-    (dict(post=15), []),
+    (dict(post=[11, 15]), [9]),
     (dict(pre=12), [9, 7]),
-    (dict(pre=13), []),
     (dict(pre=12, post=13), [7]),
     (dict(pre=11, post=11), []),
     (dict(box={"x": (0, 3)}), [9]),
@@ -161,11 +155,11 @@ def test_sums_by_hand(three: str) -> None:
         np.array([[0, 700, 0], [30, 0, 0], [0, 0, 0]]), np.array([[0, 1, 0], [1, 1, 0], [0, 0, 0]])
     )
     # Without connectivity nothing says that 13 was asked for, or that nothing enters 15.
-    alone = mx.sum_synapses(ex.labelled())
+    alone = mx.sum_synapses(ex.synapses())
     assert alone.scope.item() == "unknown"
     assert_same_sums(alone, expected.isel(pre_nucleus_id=[0, 1], post_nucleus_id=[0, 1]))
     for found in (
-        mx.sum_synapses(ex.labelled(), ex.connectivity("pre")),
+        mx.sum_synapses(ex.synapses(), ex.connectivity("pre")),
         mx.sum_synapses(three),
         mx.sum_synapses(mx.open_store(three, lazy=True)),
     ):
@@ -180,9 +174,7 @@ def test_sums_by_hand(three: str) -> None:
 
 def test_every_source_gives_the_same(in_chunks: str, demo_synapses, small_pieces) -> None:
     busiest = {
-        side: demo_synapses[f"{side}_nucleus_id"].values[
-            np.bincount(demo_synapses[f"{side}_index"].values).argsort()[-5:]
-        ]
+        side: demo_synapses[f"{side}_nucleus_id"].to_series().value_counts().index.values[4::-1]
         for side in ("pre", "post")
     }
     slabs = np.quantile(demo_synapses.position.values, [0.2, 0.25, 0.9], axis=0)
@@ -192,8 +184,8 @@ def test_every_source_gives_the_same(in_chunks: str, demo_synapses, small_pieces
         dict(post=busiest["post"][-1]),
         dict(pre=busiest["pre"][-1]),
         dict(pre=busiest["pre"]),
-        dict(post=demo_synapses.post_nucleus_id.values[::-2], pre=busiest["pre"]),
-        dict(post=demo_synapses.post_nucleus_id.values[::3]),
+        dict(post=np.unique(demo_synapses.post_nucleus_id)[::-2], pre=busiest["pre"]),
+        dict(post=np.unique(demo_synapses.post_nucleus_id)[::3]),
         dict(box=box),
         dict(box=wide, pre=busiest["pre"]),
     ]
@@ -261,55 +253,86 @@ def test_what_is_dropped_is_the_difference(demo_synapses, demo_fresh) -> None:
         assert found.to_dict() == expected.to_dict()
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("stores") / "any.zarr"
+
+
+@settings(max_examples=8, deadline=None)
 @given(
     rows=st.lists(
-        st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 2**31 + 5)), max_size=30
+        st.tuples(st.integers(10, 13), st.integers(20, 22), st.integers(0, 2**31 + 5)),
+        min_size=1,
+        max_size=30,
     ),
-    pre=st.none() | st.sets(st.integers(0, 3)),
-    post=st.none() | st.sets(st.integers(0, 2)),
+    shuffled=st.randoms(use_true_random=False),
+    pre=st.none() | st.sets(st.integers(10, 13), min_size=1),
+    post=st.none() | st.sets(st.integers(20, 22), min_size=1),
 )
-def test_against_plain_loops(rows, pre, post) -> None:
-    rows = sorted(rows, key=lambda row: (row[1], row[0]))
-    a, b, size = (np.array([row[i] for row in rows], dtype=np.int64) for i in range(3))
-    synapses = mx.releases.stamp_release(
-        xr.Dataset(
-            {
-                "synapse_id": ("synapse", np.arange(len(rows), dtype=np.int64)),
-                "pre_index": ("synapse", a.astype(np.int32)),
-                "post_index": ("synapse", b.astype(np.int32)),
-                "size": ("synapse", size),
-            },
-            {"pre_nucleus_id": [10, 11, 12, 13], "post_nucleus_id": [20, 21, 22]},
-        ),
-        "demo",
-        1,
+def test_against_pandas(rows, shuffled, pre, post, scratch: Path) -> None:
+    """In any order of rows and axes, in memory, in two parts, and through a store."""
+    plain = pd.DataFrame(rows, columns=["pre", "post", "size"], dtype=np.int64)
+    for side, ids in (("pre", pre), ("post", post)):
+        assume(ids is None or plain[side].isin(ids).any())
+    plain["id"] = np.array(shuffled.sample(range(1000), len(plain)), dtype=np.int64)
+    synapses = xr.Dataset(
+        {"size": ("synapse", plain["size"])},
+        {
+            "synapse_id": ("synapse", plain["id"]),
+            "pre_nucleus_id": ("synapse", plain["pre"]),
+            "post_nucleus_id": ("synapse", plain["post"]),
+        },
     )
-    sizes, counts = np.zeros((4, 3), np.int64), np.zeros((4, 3), np.int64)
-    for i, j, s in rows:
-        sizes[i, j] += s
-        counts[i, j] += 1
-    summed = mx.sum_synapses(synapses)
-    named = np.ix_(counts.any(axis=1), counts.any(axis=0))
-    np.testing.assert_array_equal(summed.synapse_size.data.todense(), sizes[named])
-    np.testing.assert_array_equal(summed.synapse_count.data.todense(), counts[named])
-    assert summed.synapse_count.data.nnz == np.count_nonzero(counts)
-    if pre is None and post is None:
-        return
-    ids = {
-        side: None if which is None else [first + i for i in which]
-        for side, which, first in (("pre", pre, 10), ("post", post, 20))
-    }
-    found = mx.select_synapses(synapses, **ids)
-    expected = [
-        n
-        for n, (i, j, _) in enumerate(rows)
-        if (pre is None or i in pre) and (post is None or j in post)
-    ]
-    assert found.synapse_id.values.tolist() == expected
-    if found.sizes["synapse"]:
-        again = mx.sum_synapses(found)
-        assert int(again.synapse_size.data.data.sum()) == sum(rows[n][2] for n in expected)
+    synapses = mx.releases.stamp_release(synapses, "minnie65_public", 1718)
+    order = shuffled.sample(range(len(plain)), len(plain))
+    sums = plain.groupby(["pre", "post"])["size"].agg(["sum", "size"])
+    summed = mx.sum_synapses(synapses.isel(synapse=order))
+    assert summed.synapse_count.data.nnz == len(sums)
+    wide = sums.unstack(fill_value=0)
+    for name, column in (("synapse_size", "sum"), ("synapse_count", "size")):
+        expected = wide[column].to_numpy() if len(sums) else np.zeros((0, 0))
+        np.testing.assert_array_equal(summed[name].data.todense(), expected)
+    axes = dict(pre_nucleus_id=shuffled.sample(range(9, 15), 6), post_nucleus_id=[22, 20, 21])
+    empty = ex.sparse_dataset(*[np.zeros((6, 3), dtype=int)] * 2, *axes.values())
+    on_axes = mx.sum_synapses(synapses, mx.releases.stamp_release(empty, "minnie65_public", 1718))
+    pd.testing.assert_frame_equal(mx.to_table(on_axes), mx.to_table(summed))
+    mx.write_store(scratch, units=ex.units().drop_vars(["datastack", "materialization_version"]),
+                   connectivity=on_axes, synapses=synapses.isel(synapse=order))  # fmt: skip
+    sources = [synapses.isel(synapse=order), scratch, mx.open_store(scratch, lazy=True)]
+    sources += [mx.open_store(scratch)["synapses"].to_dataset().isel(synapse=order)]
+    parts = [synapses.isel(synapse=part) for part in (slice(3, None), slice(3))]
+    sources.append(xr.concat(parts, "synapse"))
+    for side in ("pre", "post"):
+        sources.append(synapses.sortby(f"{side}_nucleus_id", ascending=False))
+    right = plain.sort_values(["post", "pre", "id"])
+    for side, ids in (("pre", pre), ("post", post)):
+        right = right if ids is None else right[right[side].isin(ids)]
+    for source in sources:
+        assert mx.sum_synapses(source).synapse_size.data.data.sum() == plain["size"].sum()
+        if pre is None and post is None:
+            continue
+        found = mx.select_synapses(source, pre=pre, post=post)
+        assert found.synapse_id.values.tolist() == right["id"].tolist()
+        assert found["size"].values.tolist() == right["size"].tolist()
+
+
+def test_repeated_synapses(demo_synapses, demo_fresh, tmp_path) -> None:
+    """Parts that overlap would count twice."""
+    boxes = [{"y": (0, 300)}, {"y": (200, 400)}]
+    parts = [mx.select_synapses(demo_synapses, box=box) for box in boxes]
+    both = xr.concat(parts, "synapse", combine_attrs="drop_conflicts")
+    neuron = mx.select_synapses(demo_synapses, box={"y": (250, 260)}).pre_nucleus_id.values[0]
+    for call in (
+        lambda: mx.sum_synapses(both),
+        lambda: mx.select_synapses(both, pre=neuron),
+        lambda: mx.write_store(tmp_path / "s.zarr", **demo_fresh, synapses=both),
+    ):
+        with pytest.raises(mx.errors.SchemaError, match=r"synapse_id .* repeats .* overlap"):
+            call()
+    assert not (tmp_path / "s.zarr").exists()
+    once = both.isel(synapse=np.unique(both.synapse_id, return_index=True)[1])
+    whole = mx.select_synapses(demo_synapses, box={"y": (0, 400)})
+    assert_same_sums(mx.sum_synapses(once), mx.sum_synapses(whole))
 
 
 # --- what is read
@@ -317,15 +340,13 @@ def test_against_plain_loops(rows, pre, post) -> None:
 
 def test_one_neuron_is_one_read_of_each_array(in_chunks: str, demo_synapses, small_pieces) -> None:
     for side, group in (("post", "synapses"), ("pre", "synapses/by_pre")):
-        index = demo_synapses[f"{side}_index"].values
-        counts = np.bincount(index)
+        ids = np.sort(demo_synapses[f"{side}_nucleus_id"].values)
+        unique, starts, counts = np.unique(ids, return_index=True, return_counts=True)
         position = int(np.flatnonzero((counts > 5) & (counts <= 20))[3])
-        start = int(np.searchsorted(np.sort(index), position))
+        start = int(starts[position])
         chunks = (start + counts[position] - 1) // SMALL - start // SMALL + 1
         store = counting(in_chunks)
-        found = mx.select_synapses(
-            store, **{side: int(demo_synapses[f"{side}_nucleus_id"].values[position])}
-        )
+        found = mx.select_synapses(store, **{side: int(unique[position])})
         assert found.sizes["synapse"] == counts[position]
         over = {"synapse_id", "pre_index", "post_index", "size", "position"}
         assert {name.rpartition("/")[2] for name in store.reads} - over == {
@@ -349,7 +370,7 @@ def test_one_neuron_is_one_read_of_each_array(in_chunks: str, demo_synapses, sma
 
 def test_many_neurons_read_no_chunk_twice(in_chunks: str, demo_synapses, small_pieces) -> None:
     store = counting(in_chunks)
-    ids = demo_synapses.post_nucleus_id.values[::2]
+    ids = np.unique(demo_synapses.post_nucleus_id)[::2]
     found = mx.select_synapses(store, post=ids)
     n_chunks = -(-demo_synapses.sizes["synapse"] // SMALL)
     assert found.sizes["synapse"] > demo_synapses.sizes["synapse"] / 4
@@ -396,7 +417,10 @@ def test_the_copy_by_pre_has_the_same_rows(in_chunks: str, demo_synapses) -> Non
     of_post, of_pre = (np.argsort(group["synapse_id"][:]) for group in (post, pre))
     for name in names:
         np.testing.assert_array_equal(post[name][:][of_post], pre[name][:][of_pre])
-        np.testing.assert_array_equal(post[name][:], demo_synapses[name].values)
+        side = name.removesuffix("_index")
+        axis = f"{side}_nucleus_id"
+        stored = post[name][:] if side == name else post[axis][:][post[name][:]]
+        np.testing.assert_array_equal(stored, demo_synapses[name if side == name else axis])
     for group, name in ((post, "post"), (pre, "pre")):
         indptr = group[f"{name}_indptr"]
         assert indptr.dtype == np.int64
@@ -409,7 +433,11 @@ def test_the_copy_by_pre_has_the_same_rows(in_chunks: str, demo_synapses) -> Non
 
 def test_default_chunks(three: str, monkeypatch) -> None:
     n = store_format.SYNAPSE_CHUNK + 5
-    many = ex.labelled().isel(synapse=np.repeat([0, 1, 2], [n, 0, 0]))
+    many = (
+        ex.synapses()
+        .isel(synapse=np.repeat(0, n))
+        .assign_coords(synapse_id=("synapse", np.arange(n)))
+    )
     mx.write_store(three, units=ex.units(), connectivity=ex.connectivity(), synapses=many)
     root = zarr.open_group(three, mode="r")
     assert root["synapses/by_pre/position"].chunks == (2**17, 3)
@@ -430,8 +458,9 @@ def test_plain_readers(three: str, group: str) -> None:
     assert tree[group].to_dataset().sizes["synapse"] == 3
     ours = xr.open_dataset(three, engine="microns_xr", group=group)
     assert pointer not in ours
-    assert ours.sizes == ex.labelled().sizes
-    assert ours["pre_index"].values.tolist() == ([1, 0, 1] if group == "synapses" else [0, 1, 1])
+    assert ours.sizes == ex.synapses().sizes
+    ids = [12, 11, 12] if group == "synapses" else [11, 12, 12]
+    assert ours["pre_nucleus_id"].values.tolist() == ids
 
 
 def test_a_store_without_pointers_and_second_copy(tmp_path: Path) -> None:
@@ -445,17 +474,29 @@ def test_a_store_without_pointers_and_second_copy(tmp_path: Path) -> None:
         for asked, ids in BY_HAND:
             assert mx.select_synapses(source, **asked).synapse_id.values.tolist() == ids
         assert mx.sum_synapses(source).synapse_count.data.data.tolist() == [1, 1, 1]
+    for lazy in (False, True):
+        found = mx.open_store(path, lazy=lazy)["synapses"].to_dataset()
+        xr.testing.assert_equal(found, ex.synapses())
 
 
 # --- refusals
 
 
 def test_unknown_neurons(three: str) -> None:
-    for source in (ex.labelled(), three):
-        with pytest.raises(mx.errors.UnknownLabelError, match=r"1 of 2 .* ids of pre are not in"):
-            mx.select_synapses(source, pre=[12, 99])
-        with pytest.raises(mx.errors.UnknownLabelError, match="post"):
+    for source in (ex.synapses(), three, mx.open_store(three), mx.open_store(three, lazy=True)):
+        found = mx.select_synapses(source, pre=[12, 99])
+        assert found.synapse_id.values.tolist() == [9, 7]
+        assert found.attrs["history"][-1].endswith("2 of 3, 1 of 2 ids of pre are not known")
+        with pytest.raises(mx.errors.UnknownLabelError, match="none of the 1 ids of post"):
             mx.select_synapses(source, post=12)  # 12 is on the other axis only
+    # The axes of a store also have the neurons without synapses.
+    for source in (three, mx.open_store(three), mx.open_store(three, lazy=True)):
+        assert mx.select_synapses(source, post=15).sizes["synapse"] == 0
+    with pytest.raises(mx.errors.UnknownLabelError, match="none of the 1 ids of post"):
+        mx.select_synapses(ex.synapses(), post=15)
+    other = mx.releases.stamp_release(ex.units(), "minnie65_public", 1300)
+    with pytest.raises(mx.errors.ReleaseMismatchError):
+        mx.select_synapses(three, pre=other)
 
 
 @pytest.mark.parametrize(
@@ -475,20 +516,26 @@ def test_unknown_neurons(three: str) -> None:
 )
 def test_invalid_requests_are_refused(asked, message) -> None:
     with pytest.raises(mx.errors.SchemaError, match=message):
-        mx.select_synapses(ex.labelled(), **asked)
+        mx.select_synapses(ex.synapses(), **asked)
 
 
 def test_synapses_that_lack_something(three: str) -> None:
     with pytest.raises(mx.errors.SchemaError, match="no post_nucleus_id"):
-        mx.select_synapses(ex.synapses(), pre=12)
+        mx.select_synapses(ex.synapses().drop_vars("post_nucleus_id"), pre=12)
+    raw = xr.open_zarr(three, group="synapses", consolidated=False)
+    with pytest.raises(mx.errors.SchemaError, match="no pre_nucleus_id over synapse"):
+        mx.sum_synapses(raw)
+    with pytest.raises(mx.errors.SchemaError, match="positions on axes"):
+        mx.write_store(three, units=ex.units(), connectivity=ex.connectivity(), synapses=raw)
     with pytest.raises(mx.errors.SchemaError, match="positions=True"):
-        mx.select_synapses(ex.labelled().drop_vars("position"), box={"x": (0, 1)})
+        mx.select_synapses(ex.synapses().drop_vars("position"), box={"x": (0, 1)})
     with pytest.raises(mx.errors.SchemaError, match="no size"):
-        mx.sum_synapses(ex.labelled().drop_vars("size"))
+        mx.sum_synapses(ex.synapses().drop_vars("size"))
     with pytest.raises(mx.errors.SchemaError, match="'synapse'"):
         mx.select_synapses(ex.units(), pre=12)
-    with pytest.raises(mx.errors.SchemaError, match=r"from 0 to 7, expected 0 to 2"):
-        mx.select_synapses(ex.labelled().assign(pre_index=("synapse", [0, 7, 1])), pre=12)
+    floats = ex.synapses().pre_nucleus_id.astype(float)
+    with pytest.raises(mx.errors.SchemaError, match="float64"):
+        mx.select_synapses(ex.synapses().assign_coords(pre_nucleus_id=floats), pre=12)
     without = mx.open_store(three).drop_nodes("synapses")
     with pytest.raises(mx.errors.UnknownLabelError, match="no single synapses"):
         mx.select_synapses(without, pre=12)
@@ -505,16 +552,16 @@ def test_sums_refuse_other_neurons_and_other_releases() -> None:
     with pytest.raises(
         mx.errors.UnknownLabelError, match=r"ids of post of the synapses .* such as 13"
     ):
-        mx.sum_synapses(ex.labelled(), smaller)
-    part = mx.select_synapses(ex.labelled(), post=[11, 15])
+        mx.sum_synapses(ex.synapses(), smaller)
+    part = mx.select_synapses(ex.synapses(), post=[11, 15])
     assert_same_sums(mx.sum_synapses(part, smaller), ex.sparse_dataset(
         np.array([[0, 0], [30, 0], [0, 0]]), np.array([[0, 0], [1, 0], [0, 0]]),
         post=np.array([11, 15])))  # fmt: skip
     other = mx.releases.stamp_release(connectivity, "minnie65_public", 1300)
     with pytest.raises(mx.errors.ReleaseMismatchError):
-        mx.sum_synapses(ex.labelled(), other)
+        mx.sum_synapses(ex.synapses(), other)
     unstated = connectivity.drop_vars(["datastack", "materialization_version"])
-    assert mx.sum_synapses(ex.labelled(), unstated).materialization_version == 661
+    assert mx.sum_synapses(ex.synapses(), unstated).materialization_version == 661
 
 
 @pytest.mark.parametrize(
@@ -541,7 +588,7 @@ def test_damage_is_seen(three: str, damage, asked, message) -> None:
         mx.select_synapses(three, **asked)
 
 
-@pytest.mark.parametrize("synapses", [ex.labelled, lambda: None])
+@pytest.mark.parametrize("synapses", [ex.synapses, lambda: None])
 def test_a_store_that_was_replaced_is_refused(three: str, synapses) -> None:
     tree = mx.open_store(three, lazy=True)
     mx.write_store(three, units=ex.units(), connectivity=ex.connectivity(), synapses=synapses())
@@ -562,6 +609,7 @@ def test_object_store_in_shards(demo_fresh, demo_synapses) -> None:
     """Shards are read in part, and a missing one is seen."""
     n = demo_synapses.sizes["synapse"]
     many = demo_synapses.isel(synapse=np.repeat(np.arange(n), 4))
+    many = many.assign_coords(synapse_id=("synapse", np.arange(4 * n)))
     store = MemoryStore()
     parts = {name: demo_fresh[name] for name in ("units", "connectivity")}
     mx.write_store(store, **parts, synapses=many, shards=True, consolidated=True)
@@ -569,7 +617,7 @@ def test_object_store_in_shards(demo_fresh, demo_synapses) -> None:
     assert sizes.chunks == (2**16,)
     assert sizes.nchunks > 1
     assert sizes.shards[0] >= sizes.size
-    neuron = many.pre_nucleus_id.values[np.bincount(many.pre_index.values).argmax()]
+    neuron = many.pre_nucleus_id.to_series().value_counts().index[0]
     found = mx.select_synapses(store, pre=neuron)
     xr.testing.assert_identical(found, mx.select_synapses(many, pre=neuron))
     assert found.sizes["synapse"] > 100

@@ -243,7 +243,7 @@ def _other_pattern(connectivity: xr.Dataset) -> xr.Dataset:
 
 
 def _synapses(change: Any) -> dict[str, Any]:
-    return _pairs(lambda c: c) | {"synapses": change(ex.labelled())}
+    return _pairs(lambda c: c) | {"synapses": change(ex.synapses())}
 
 
 def _functional_by_session() -> dict[str, Any]:
@@ -277,14 +277,6 @@ BAD: dict[str, tuple[Any, ...]] = {
     "name with a slash": (lambda: _named("a/b"), "'a/b'"),
     "name of the metadata": (lambda: _named("zarr.json"), "'zarr.json'"),
     "multi-index": (_functional_by_session, "scan_unit"),
-    "synapses along an unsorted axis": (
-        lambda: {
-            **_pairs(lambda c: c.assign_coords(post_nucleus_id=[13, 11, 15])),
-            "synapses": ex.labelled(),
-        },
-        "pre_index and post_index",
-        "sortby",
-    ),
     "repeated axis": (
         lambda: _pairs(lambda c: c.assign_coords(pre_nucleus_id=[11, 11, 15])),
         "pre_nucleus_id repeats",
@@ -312,19 +304,18 @@ BAD: dict[str, tuple[Any, ...]] = {
         "name of an array",
     ),
     "source tables": (lambda: _units(source_tables=[{"rows": 1}]), "source_tables", "sha256"),
-    "synapses in disorder": (
-        lambda: _synapses(lambda s: s.isel(synapse=[1, 0, 2])),
-        "does not ascend at row 1",
+    "synapses of two parts that overlap": (
+        lambda: _synapses(lambda s: s.isel(synapse=[0, 1, 2, 1])),
+        "repeats 1 ids, such as 8",
     ),
-    "synapses off the axis": (
-        lambda: _synapses(lambda s: s.assign(post_index=("synapse", [0, 1, 3]))),
-        "post_index",
-        "from 0 to 3",
-        "0 to 2",
+    "synapses by position": (
+        lambda: _synapses(lambda s: s.assign(post_index=("synapse", [0, 1, 2]))),
+        "['post_index']",
+        "mx.build_synapses",
     ),
     "synapses of other neurons": (
-        lambda: _synapses(lambda s: s.assign_coords(pre_nucleus_id=[11, 12, 14])),
-        "pre_nucleus_id of synapses",
+        lambda: _synapses(lambda s: s.assign_coords(pre_nucleus_id=("synapse", [11, 12, 14]))),
+        "pre_nucleus_id of synapses holds 14",
     ),
     "synapses with a taken name": (
         lambda: _synapses(lambda s: s.assign(post_indptr=("synapse", [0, 1, 2]))),

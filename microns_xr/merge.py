@@ -18,13 +18,13 @@ from microns_xr.angles import (
     require_likely_angle,
     require_same_angles,
 )
-from microns_xr.columns import as_ids, plain_array, require_columns, tidy_columns
+from microns_xr.columns import as_ids, plain_array, require_columns
 from microns_xr.errors import SchemaError, nearest, unknown_label, warn_of_dropped_rows
 from microns_xr.frames import RESOLUTION, as_resolution
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.releases import datastack_of, table_spec
 from microns_xr.schema import LABELS
-from microns_xr.tables import HOUSEKEEPING, SCAN_KEYS
+from microns_xr.tables import HOUSEKEEPING, INVALID, SCAN_KEYS, valid_rows
 from microns_xr.tuning.functional import (
     array_column,
     complete_spec,
@@ -163,7 +163,10 @@ def merge_table(
         for n, v in added.data_vars.items()
     }
     result = dataset.assign(new).assign_coords(added.coords)
-    return add_history(result, f"merge_table({sorted(new)}, on={on!r}, how={how!r})")
+    entry = f"merge_table({sorted(new)}, on={on!r}, how={how!r})"
+    if INVALID in added.attrs:
+        entry += f", {added.attrs[INVALID]} rows are not valid"
+    return add_history(result, entry)
 
 
 def _row_dim(dataset: xr.Dataset) -> str:
@@ -234,7 +237,7 @@ def _from_frame(
     spec = complete_spec(table_spec(name, datastack), angle_units, angle_convention)
     named = [key] if isinstance(key, str) else list(key or ())
     chosen = [columns] if isinstance(columns, str) else list(columns or ())
-    table = tidy_columns(table, name, keep=[*named, *chosen])
+    table = valid_rows(table, name, keep=[*named, *chosen])
     key_columns = _key_columns(list(table.columns), name, on, named, spec.key_column)
     require_columns(table, name, key_columns)
     keys = {
@@ -268,7 +271,8 @@ def _from_frame(
             if stated is not None:
                 attrs = {"units": "voxels", "voxel_nm": stated["xyz".index(column[-1])], **attrs}
         added[column] = (_ROW, values, attrs)
-    return added[names], pd.DataFrame(keys)
+    about = {INVALID: table.attrs[INVALID]} if INVALID in table.attrs else {}
+    return added[names].assign_attrs(about), pd.DataFrame(keys)
 
 
 def _key_columns(

@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import AngleConvention, AngleUnits, convert, require_likely_units
-from microns_xr.columns import as_ids, require_columns, tidy_columns
+from microns_xr.columns import as_ids, require_columns
 from microns_xr.connectivity.blocks import take_positions
 from microns_xr.connectivity.build import build_connectivity, build_synapses
 from microns_xr.connectivity.labels import Lookup, require_known
@@ -65,7 +65,7 @@ from microns_xr.sources.synapses import (
 )
 from microns_xr.sources.tables import TableSource, read_table_file
 from microns_xr.store.write import write_store
-from microns_xr.tables import SCAN_KEYS
+from microns_xr.tables import SCAN_KEYS, valid_rows
 from microns_xr.tuning.fits import MODELS, evaluate
 from microns_xr.tuning.functional import (
     KIND_ROLES,
@@ -207,7 +207,8 @@ class Release:
         -------
         pandas.DataFrame
             A copy of the table, with ids as int64 or Int64 and text as object;
-            ``attrs["table"]`` is the name.
+            ``attrs["table"]`` is the name. Rows that are not ``valid`` are left out, and counted in
+            ``attrs["n_invalid_rows"]``.
 
         Raises
         ------
@@ -216,7 +217,7 @@ class Release:
         """
         name = self.spec.tables.get(name, name)
         if name not in self._tables:
-            self._tables[name] = tidy_columns(self.source.read(name), name)
+            self._tables[name] = valid_rows(self.source.read(name), name)
         # A copy, since later Datasets are built from the same table.
         table = self._tables[name].copy()
         table.attrs["table"] = name
@@ -775,6 +776,7 @@ class Release:
                 return self._curves_of_recordings(path, angle_convention)
             table, spec = read_table_file(path), self._file_spec(path)
             sha256 = file_sha256(path)
+            table = valid_rows(table, spec.name)
             self._provenance[spec.name] = {"name": spec.name, "rows": len(table), "sha256": sha256}
             return self._curves_of_table(table, spec, angle_convention)
         available = self.source.available_tables()
@@ -812,7 +814,9 @@ class Release:
     ) -> xr.Dataset:
         name, origin, words = spec.name, "table", "found in the table"
         if not {"rate_dir", "rate_ori"} & set(table.columns) and "kappa" in _rename(table).columns:
+            about = table.attrs
             table, origin, words = rates_of_fits(table, name), "fits", "drawn from the fits"
+            table.attrs.update(about)
             spec = replace(spec, angle_units="degree")
         spec = complete_spec(spec, angle_convention=angle_convention)
         curves = build_tuning_curves(table, spec, self._functional())

@@ -7,6 +7,7 @@ results later.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from microns_xr.columns import as_ids, require_columns, text_column, tidy_column
 from microns_xr.errors import SchemaError, warn_of_dropped_rows
 from microns_xr.releases import TableSpec
 
+logger = logging.getLogger(__name__)
+
 SCAN_KEYS = ("session", "scan_idx", "unit_id")
 
 # Columns of the annotation service that do not describe the neuron.
@@ -26,6 +29,48 @@ HOUSEKEEPING = frozenset(
      "valid_ref", "pt_supervoxel_id", "pt_position", "pt_position_x", "pt_position_y",
      "pt_position_z", "bb_start_position", "bb_end_position", "volume"}
 )  # fmt: skip
+
+
+INVALID = "n_invalid_rows"  # attribute of a table, and of what is made of it
+
+_FLAGS = {"t": True, "true": True, "1": True, "f": False, "false": False, "0": False}
+
+
+def valid_rows(table: pd.DataFrame, name: str, keep: Iterable[str] = ()) -> pd.DataFrame:
+    """Return a table without the rows that it marks as not valid, and with plain names.
+
+    The service leaves out such rows, which were deleted or replaced; dumps and own files keep them.
+    The attributes of the table count them.
+    """
+    table = tidy_columns(table, name, keep)
+    invalid = np.zeros(len(table), dtype=bool)
+    for column in ("valid", "valid_ref"):
+        if column in table.columns and table.columns.is_unique:
+            invalid |= is_false(table[column], f"{name}.{column}")
+    n = int(invalid.sum())
+    if not n:
+        return table
+    if n == len(table):
+        raise SchemaError(
+            f"all {n} rows of {name} are marked as not valid, expected valid ones: fetch the table "
+            "again, or drop its column 'valid' if it means something else"
+        )
+    logger.info("%s: %d of %d rows are not valid and left out", name, n, len(table))
+    result = table[~invalid]
+    result.attrs = {**table.attrs, INVALID: n + table.attrs.get(INVALID, 0)}
+    return result
+
+
+def is_false(flags: pd.Series, where: str) -> np.ndarray:
+    """Return which flags are false: booleans, 0 and 1, or words of Postgres; not where missing."""
+    codes, words = pd.factorize(flags)
+    known = [_FLAGS.get(str(word).strip().lower().removesuffix(".0")) for word in words]
+    if None in known:
+        raise SchemaError(
+            f"{where} holds {words[known.index(None)]!r}, expected t or f, true or false: rename "
+            "the column if it does not say whether a row is valid"
+        )
+    return np.append(~np.array(known, dtype=bool), False)[codes]
 
 
 class _Columns(NamedTuple):
@@ -62,7 +107,7 @@ def typed_table(
 ) -> pd.DataFrame:
     """Return a table with the columns required by its role first, typed and checked."""
     name = spec.name
-    table = tidy_columns(table, name)
+    table = valid_rows(table, name)
     columns = _COLUMNS[role]
     if "session" in columns.ids:
         table = _with_scan_keys(table, spec)
@@ -92,6 +137,7 @@ def typed_table(
     typed.update({c: text_column(table[c], name) for c in text if c in table.columns})
     rest = {str(c): table[c] for c in table.columns if c not in typed}
     result = pd.DataFrame({**typed, **rest}, index=table.index).reset_index(drop=True)
+    result.attrs = dict(table.attrs)
     keys = list(unique)
     if keys and (repeated := result.duplicated(keys)).any():
         raise SchemaError(
@@ -128,7 +174,7 @@ def with_target_ids(
     Without such a column, nuclei are found by the key of the table, or by their roots among
     `nuclei`; -1 for a root of no nucleus or of several.
     """
-    table = tidy_columns(table, spec.name)
+    table = valid_rows(table, spec.name)
     if "target_id" in table.columns:
         return table
     if "nucleus_id" in table.columns:
@@ -228,5 +274,5 @@ def by_role(
             )
         if role_of[key] in out:
             raise SchemaError(f"tables holds {role_of[key]!r} twice, by role and by name: keep one")
-        out[role_of[key]] = tidy_columns(table, roles.get(role_of[key], key))
+        out[role_of[key]] = valid_rows(table, roles.get(role_of[key], key))
     return out

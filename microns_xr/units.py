@@ -24,6 +24,7 @@ from microns_xr.provenance import (
 from microns_xr.releases import ReleaseSpec, release_spec
 from microns_xr.schema import AXES, UNITS, describe
 from microns_xr.tables import (
+    INVALID,
     SCAN_KEYS,
     by_role,
     latest_by,
@@ -90,8 +91,8 @@ def build_units(
     xarray.Dataset
         Dim ``nucleus_id`` (int64, sorted, unique) with the variables of
         ``microns_xr.schema.UNITS``; ``position`` in µm, depth from the pia along y.
-        ``attrs["selection"]`` counts dropped nuclei by reason, ``attrs["notes"]`` corrections;
-        `microns_xr.releases.read_counts` reads them.
+        ``attrs["selection"]`` counts dropped nuclei by reason, ``attrs["notes"]`` corrections and
+        rows of other tables that are not valid; `microns_xr.releases.read_counts` reads them.
 
     Raises
     ------
@@ -133,10 +134,14 @@ def build_units(
         )
     nucleus_spec = spec.table_of("nucleus")
     nuclei = typed_table(roles["nucleus"], "nucleus", nucleus_spec, unique=["id"])
-    notes: dict[str, int] = {}
+    invalid = {r: table.attrs[INVALID] for r, table in roles.items() if INVALID in table.attrs}
+    notes = {f"invalid_rows_of_{role}": n for role, n in invalid.items() if role != "nucleus"}
     types = _cell_types(roles, spec, notes)
     shared_roots = shared_roots_of(nuclei)
     nuclei, counts = _select_nuclei(nuclei, types.index, multisoma, untyped)
+    if "nucleus" in invalid:
+        n = invalid["nucleus"]
+        counts = {**counts, "nuclei": counts["nuclei"] + n, "not_valid": n}
     if nuclei.empty:
         raise SchemaError(
             f"no nucleus of {nucleus_spec.name} is a unit ({counts}): pass tables of the same "

@@ -30,6 +30,7 @@ from microns_xr.provenance import (
 )
 from microns_xr.releases import space_of, space_of_data
 from microns_xr.schema import AXES, SCOPES, UNITS, describe
+from microns_xr.tables import INVALID, valid_rows
 
 logger = logging.getLogger(__name__)
 
@@ -236,6 +237,7 @@ def build_connectivity(
     if scope not in SCOPES:
         raise SchemaError(f"scope is {scope!r}, expected one of {SCOPES}")
     datastack, version = release_of(units, "units")
+    synapses = valid_rows(synapses, _NAME)
     table = read_synapse_table(synapses, rows)
     unit_ids = as_ids(units, "units")
     by_nucleus = Lookup(unit_ids, "nucleus_id of the units")
@@ -274,6 +276,8 @@ def build_connectivity(
     left_out = (codes["pre"] < 0) | (codes["post"] < 0)
     dropped["any_reason"] = int(without_unit.sum())
     dropped["not_asked_for"] = int(left_out.sum()) - dropped["any_reason"]
+    if INVALID in synapses.attrs:
+        dropped["not_valid"] = synapses.attrs[INVALID]
 
     matrix = sum_pairs(codes["post"], codes["pre"], table.size, table.count, axes["post"].size)
     weights = {"synapse_size": matrix.sizes}
@@ -313,7 +317,7 @@ def report_rows(n_pairs: int, n_rows: int, dropped: Mapping[str, int], note: str
     reasons = ", ".join(
         f"{n} {reason.replace('_', ' ')}"
         for reason, n in dropped.items()
-        if n and reason not in ("any_reason", "not_asked_for")
+        if n and reason not in ("any_reason", "not_asked_for", "not_valid")
     )
     logger.info(
         "connectivity: %d pairs of %d rows; %d rows dropped (%s), %d not requested%s",
@@ -397,7 +401,8 @@ def build_synapses(
         Dim ``synapse``, sorted by post, then pre, then id: ``size`` (voxels) and
         ``position(synapse, axis)`` in µm, depth from the pia along y if the datastack has a frame;
         and the coordinates ``synapse_id``, ``pre_nucleus_id``, ``post_nucleus_id``,
-        ``pre_pt_root_id`` and ``post_pt_root_id``. Synapses of other neurons are dropped.
+        ``pre_pt_root_id`` and ``post_pt_root_id``. Synapses of other neurons are dropped, as are
+        rows that are not ``valid``, counted in ``attrs["n_invalid_rows"]``.
 
     Raises
     ------
@@ -414,7 +419,7 @@ def build_synapses(
     ('synapse', 'axis')
     """
     connectivity = as_pairs(connectivity)
-    synapses = tidy_columns(synapses, _NAME)
+    synapses = valid_rows(synapses, _NAME)
     require_columns(synapses, "synapses", ["id", "pre_pt_root_id", "post_pt_root_id", "size"])
     index: dict[str, np.ndarray] = {}
     for side in ("pre", "post"):
@@ -462,4 +467,6 @@ def build_synapses(
             **{c: connectivity[c].variable for c in RELEASE_COORDS if c in connectivity.coords},
         },
     )
+    if INVALID in synapses.attrs:
+        dataset.attrs[INVALID] = synapses.attrs[INVALID]
     return add_history(dataset, "build_synapses", source=connectivity)

@@ -261,6 +261,8 @@ def ingest_synapses(
                 )
                 reasons = read_counts(template, "dropped_synapses")
                 dropped = {reason: counts[reason] for reason in reasons}
+                if counts["not_valid"]:
+                    dropped["not_valid"] = counts["not_valid"]
                 template.attrs = {
                     "source_tables": tables,
                     "n_synapse_rows": counts["rows"],

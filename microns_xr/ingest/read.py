@@ -44,6 +44,7 @@ from microns_xr.sources.postgres_csv import (
 )
 from microns_xr.sources.tables import side_resolution, stated_resolution
 from microns_xr.store.spill import Spill
+from microns_xr.tables import is_false
 from microns_xr.threads import usable_threads
 
 # The files of a table: their paths, formats and columns.
@@ -81,6 +82,7 @@ class Layout:
     # role to column: "pre", "post", "size", and "count" and "id" if there are such
     columns: dict[str, str]
     points: tuple[str, ...]  # columns of the position: none, one or three
+    valid: tuple[str, ...]  # the column that says which rows are valid, if there is one
 
 
 def find_files(
@@ -263,7 +265,7 @@ def _layout(file: InputFile, rows: Rows, positions: bool, singles: bool) -> Layo
             f"{POSITION if 'id' in columns else 'id'!r}, which single synapses need: leave out "
             "positions=, and keep='both'"
         )
-    return Layout(table.labels, table.rows, columns, points)
+    return Layout(table.labels, table.rows, columns, points, ("valid",) * ("valid" in names))
 
 
 # Blocks of a file to rows. Ids and sizes are exact integers; a size may be written ``12.0`` or
@@ -282,6 +284,7 @@ class Block(NamedTuple):
     null: dict[str, np.ndarray]  # of "pre" and "post": bool, True where the id is missing
     bad: dict[int, str]  # rows that cannot be read, and the reason for a message
     points: Callable[[np.ndarray], list[pa.Array]]  # columns of the positions of some rows
+    valid: list[pa.Array]  # the column that says which rows are valid, if there is one
     begins: np.ndarray | None  # first byte of each row in the block; None for parquet
     size: int  # unpacked bytes; 0 for parquet
 
@@ -339,7 +342,7 @@ def _csv_block(lines: bytes, file: InputFile, layout: Layout) -> Block:
     data = np.frombuffer(lines, dtype=np.uint8)
     n = np.count_nonzero(data == _NEWLINE)  # four times faster than bytes.count
     role_of = {name: role for role, name in layout.columns.items()}
-    kind_of = dict.fromkeys(layout.points, _POINT)
+    kind_of = dict.fromkeys([*layout.points, *layout.valid], _POINT)
     kind_of |= {name: _ID if role in _IDS else _WHOLE for name, role in role_of.items()}
     needed = [role_of.get(name, name) for name in names if name in kind_of]
     kinds = np.array([kind_of.get(name, _SKIP) for name in names], dtype=np.int8)
@@ -372,6 +375,7 @@ def _csv_block(lines: bytes, file: InputFile, layout: Layout) -> Block:
         {side: null[side] for side in ("pre", "post")},
         bad,
         lambda rows: [_texts(data, *field_of[name][:, rows]) for name in layout.points],
+        [_texts(data, *field_of[name]) for name in layout.valid],
         begins,
         len(lines),
     )
@@ -503,11 +507,11 @@ def _parse(data, kinds, values, empty, fields, begins, states):  # type: ignore[
 
 
 def _parquet_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
-    columns = [*layout.columns.values(), *layout.points]
+    columns = [*layout.columns.values(), *layout.points, *layout.valid]
     try:
         with _open(file.name, file.options) as opened:
             table = pq.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
-            for name in columns:
+            for name in columns[: len(columns) - len(layout.valid)]:
                 _require_type(table.schema_arrow.field(name), layout, file)
             n_rows = 0
             for batch in table.iter_batches(_BATCH_ROWS, columns=columns):
@@ -566,6 +570,7 @@ def _parquet_block(batch: pa.RecordBatch, layout: Layout) -> Block:
         {side: null[side] for side in ("pre", "post")},
         bad,
         lambda rows: [batch.column(name).take(pa.array(rows)) for name in layout.points],
+        [batch.column(name) for name in layout.valid],
         None,
         0,
     )
@@ -641,6 +646,10 @@ class Mapper:
         n = len(numbers["size"])
         good = np.ones(n, dtype=bool)
         good[list(bad)] = False
+        for column in block.valid:
+            words = column.dictionary_encode().to_pandas()
+            good &= ~is_false(words.replace("", None), "the column 'valid'")
+        n_invalid = n - len(bad) - int(np.count_nonzero(good))
         both = known["pre"] & known["post"] & good
         keep = both if self._keep == "both" else known[self._keep] & good
         if self._layout.points:
@@ -668,6 +677,7 @@ class Mapper:
             good[rows[wrong]] = False
             both, keep = both & good, keep & good
         counts: dict[str, float] = {"rows": int(np.count_nonzero(good)), "bad_lines": len(bad)}
+        counts["not_valid"] = n_invalid
         for side, code in codes.items():
             require_unrounded(numbers[side], f"the column {self._layout.columns[side]!r}")
             lost = good & ~known[side]

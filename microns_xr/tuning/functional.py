@@ -41,6 +41,7 @@ from microns_xr.releases import TableSpec
 from microns_xr.schema import FUNCTIONAL, LABELS, UNITS, describe, validate
 from microns_xr.tables import (
     HOUSEKEEPING,
+    INVALID,
     SCAN_KEYS,
     latest_by,
     require_shared_ids,
@@ -162,7 +163,7 @@ def build_functional(
     typed = typed_table(with_target_ids(table, spec, nuclei), role, spec)
     if nuclei is not None:
         require_shared_ids(typed["target_id"], nuclei["id"], f"{spec.name}.target_id")
-    n_rows = len(typed)
+    n_rows, n_invalid = len(typed), typed.attrs.get(INVALID)
     keys = [*SCAN_KEYS, "target_id"]
     arrays = [c for c in typed.columns if _holds_arrays(c, typed[c])]
     further = [c for c in typed.columns if c not in {*keys, *arrays, *HOUSEKEEPING}]
@@ -187,6 +188,8 @@ def build_functional(
         "n_rows_in_table": n_rows,
         "n_repeated_rows": n_repeated,
     }
+    if n_invalid:
+        dataset.attrs[INVALID] = n_invalid
     if contradicted:
         dataset.attrs["n_contradicting_rows"] = contradicted
     if left_out := [c for c in arrays if c not in HOUSEKEEPING]:
@@ -335,6 +338,8 @@ def build_tuning_curves(
         coords[key] = (("scan_unit",), typed[key].to_numpy(), describe(FUNCTIONAL[key]))
     further, left_out = _further_variables(typed, spec, coords)
     curves = xr.Dataset(variables | further, coords=coords, attrs={"tuning_table": spec.name})
+    if INVALID in typed.attrs:
+        curves.attrs[INVALID] = typed.attrs[INVALID]
     if left_out:
         curves.attrs["columns_left_out"] = left_out
     curves = match_units(curves, coregistration)

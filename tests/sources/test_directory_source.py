@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
@@ -482,3 +483,61 @@ def test_a_dump_without_columns_is_no_table_of_synapses(downloaded):
     text_file(synapses / "synapse_table.csv", "pre_pt_root_id,post_pt_root_id,size\n1,2,3\n")
     source = mx.sources.DirectorySource(folder, version=1718)
     assert source.choose_synapses() == "synapse_table"
+
+
+def test_rows_that_are_not_valid_do_not_count(tmp_path):
+    """In every table of a release, as dumps hold rows that were deleted or replaced."""
+    folders = tmp_path / "clean", tmp_path / "dump"
+    for folder in folders:
+        mx.sources.DemoSource(1718, n_nuclei=500).write(folder)
+    tables = sorted((folders[1] / "raw").rglob("*.csv"))
+    for path in tables:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        others = table.iloc[:7].assign(id=(10**7 + np.arange(7)).astype(str), valid="f")
+        pd.concat([table.assign(valid="t"), others]).to_csv(path, index=False)
+    clean, dump = (mx.Release(1718, source=folder) for folder in folders)
+    units = dump.units(functional="match", rates=True)
+    xr.testing.assert_equal(units, clean.units(functional="match", rates=True))
+    assert {"nuclei: 507", "not_valid: 7"} <= set(units.attrs["selection"])
+    assert "invalid_rows_of_celltype: 7" in units.attrs["notes"]
+    assert units.attrs["shared_roots"] == clean.shared_roots().tolist()
+    for kind in ("manual", "auto", "digital_twin"):
+        rows = dump.functional(kind)
+        xr.testing.assert_equal(rows, clean.functional(kind))
+        assert rows.attrs["n_invalid_rows"] == 7
+    connectivity = dump.connectivity()
+    assert (mx.to_scipy(connectivity) != mx.to_scipy(clean.connectivity())).nnz == 0
+    assert "not_valid: 7" in connectivity.attrs["dropped_synapses"]
+    synapses = dump.synapses()
+    xr.testing.assert_equal(synapses, clean.synapses())
+    assert synapses.attrs["n_invalid_rows"] == 7
+    # Tables that are passed by hand, and streamed.
+    raw = {path.stem: read_table_file(path) for path in tables}
+    by_role = {r: raw[n] for r, n in dump.spec.tables.items() if n in raw and r != "synapses"}
+    xr.testing.assert_equal(mx.build_units(by_role, dump.spec), clean.units(functional="none"))
+    by_hand = mx.build_connectivity(raw["synapses_pni_2"], units)
+    assert by_hand.attrs["dropped_synapses"] == connectivity.attrs["dropped_synapses"]
+    area = raw["nucleus_functional_area_assignment"].iloc[-50:]
+    merged = mx.merge_table(units, area, ["tag"])
+    assert merged.attrs["history"][-1].endswith("7 rows are not valid")
+    file = next(path for path in tables if path.stem == "synapses_pni_2")
+    mx.ingest_synapses(file, units, tmp_path / "s.zarr", positions=True, progress=False)
+    store = mx.open_store(tmp_path / "s.zarr")
+    streamed = store["connectivity"].to_dataset()
+    assert "not_valid: 7" in streamed.attrs["dropped_synapses"]
+    assert streamed.attrs["n_synapse_rows"] == connectivity.attrs["n_synapse_rows"]
+    assert store["synapses"].synapse_id.isin(synapses.synapse_id).all()
+    assert (mx.to_scipy(streamed) != mx.to_scipy(by_hand)).nnz == 0
+
+
+@pytest.mark.parametrize("word", [True, "true", "T", 1, 1.0, None])
+def test_words_for_valid(word):
+    types = pd.DataFrame({"target_id": [11, 12], "score": [0.5, 0.7], "valid": [word, "f"]})
+    units = mx.as_units(pd.DataFrame({"nucleus_id": [11, 12]}))
+    merged = mx.merge_table(units, types, ["score"])
+    assert merged.score.values.tolist()[0] == 0.5
+    assert np.isnan(merged.score.values[1])
+    with pytest.raises(mx.errors.SchemaError, match="valid holds 'maybe', expected t or f"):
+        mx.merge_table(units, types.assign(valid=["maybe", "t"]))
+    with pytest.raises(mx.errors.SchemaError, match="all 2 rows of table are marked as not valid"):
+        mx.merge_table(units, types.assign(valid=False))

@@ -88,9 +88,28 @@ def describe_angle(
     if convention not in (*ANGLE_CONVENTIONS, None) or (convert and convention is None):
         what = f"{name} has angle_convention"
         raise unknown_label(what, convention, ANGLE_CONVENTIONS, hint, error=SchemaError)
-    turn = full_turn(units) * PERIODS.get(name.rpartition(".")[2], 1.0)
-    period = float(variable.attrs.get("period", turn))
+    turn = full_turn(units)
+    known = PERIODS.get(name.rpartition(".")[2])
+    period = float(variable.attrs.get("period", turn * (known or 1.0)))
+    turns = (0.5, 1.0) if known is None else (known,)
+    if not any(np.isclose(period, turn * one) for one in turns):
+        expected = " or ".join(f"{turn * one:.6g}" for one in turns)
+        raise SchemaError(
+            f"{name} has period {period:.6g} and units {units!r}, expected {expected}: correct its "
+            "units, its period or its name (180 degrees for an orientation, 360 for a direction)"
+        )
     return units, convention, period
+
+
+def period_of(variable: xr.DataArray | xr.Variable, name: str) -> float:
+    """Return the period of an angle, which its name or its attributes must tell."""
+    period = describe_angle(variable, name)[2]
+    if "period" not in variable.attrs and name.rpartition(".")[2] not in PERIODS:
+        raise SchemaError(
+            f"{name} does not state its period, so that it may be an orientation or a direction: "
+            f"set {name}.attrs['period'], half of {period:.6g} or {period:.6g}"
+        )
+    return period
 
 
 def require_likely_units(values: np.ndarray, units: str, name: str) -> None:
@@ -133,6 +152,7 @@ def require_likely_angle(variable: xr.DataArray | xr.Variable, name: str) -> Non
     units = variable.attrs.get("units")
     known = is_angle(variable) or name.rpartition(".")[2] in PERIODS
     if known and units in _UNITS and variable.dtype.kind in "iuf":
+        describe_angle(variable, name)
         require_likely_units(np.asarray(variable.values, dtype=float), units, name)
 
 
@@ -252,7 +272,8 @@ def difference(a: Any, b: Any, period: float) -> Any:
     Parameters
     ----------
     a, b : array-like
-        Angles in the same units, with shapes that broadcast.
+        Angles in the same units, with shapes that broadcast. DataArrays that state their units
+        must state the same ones, as well as convention and period.
     period : float
         Length of the circle in those units: 180 for orientations in degrees.
 
@@ -261,9 +282,29 @@ def difference(a: Any, b: Any, period: float) -> Any:
     array-like
         The difference in ``[-period / 2, period / 2)``.
 
+    Raises
+    ------
+    SchemaError
+        If `a`, `b` and `period` contradict each other.
+
     Examples
     --------
     >>> float(difference(170.0, 10.0, period=180.0))
     -20.0
     """
+    angles = [x for x in (a, b) if isinstance(x, xr.DataArray) and "units" in x.attrs]
+    for key in ("units", "angle_convention"):
+        if len({angle.attrs[key] for angle in angles if key in angle.attrs}) > 1:
+            raise SchemaError(
+                f"a and b have {key} {angles[0].attrs[key]!r} and {angles[1].attrs[key]!r}, "
+                "expected the same: convert one with mx.angles.convert"
+            )
+    for angle in angles:
+        name = str(angle.name or "the angle")
+        of_angle = describe_angle(angle, name)[2]
+        if ("period" in angle.attrs or name in PERIODS) and not np.isclose(of_angle, period):
+            raise SchemaError(
+                f"{name} has a period of {of_angle:.6g} {angle.attrs['units']}, but period is "
+                f"{period:.6g}, expected the same"
+            )
     return (a - b + period / 2) % period - period / 2

@@ -19,7 +19,8 @@ UP = {"units": "degree", "angle_convention": "up_clockwise"}
 
 def angle(values, period=180.0, **attrs):
     attrs = {**UP, "period": period, **attrs}
-    return xr.DataArray(values, dims="nucleus_id", name="pref_ori", attrs=attrs)
+    name = "pref_ori" if period < 360 else "pref_dir"
+    return xr.DataArray(values, dims="nucleus_id", name=name, attrs=attrs)
 
 
 def convert(values, *args, **kw):
@@ -223,9 +224,9 @@ INDICES = {
 }
 
 
-def _doors():
+def _doors(**attrs):
     """Where angles come in: a function of values that state degrees."""
-    degrees = {**UP, "period": 180.0}
+    degrees = {**UP, "period": 180.0, **attrs}
     ids = np.arange(11, 27)
 
     def units(values):
@@ -318,6 +319,83 @@ def test_an_angle_without_a_convention_is_noticed_too():
 @pytest.mark.parametrize("door", _doors().values(), ids=_doors())
 def test_degrees_pass_the_same_doors(door):
     door(np.arange(8) * 22.5)
+
+
+# The units of a DataFrame are passed by keyword.
+@pytest.mark.parametrize(
+    "door", sorted(set(_doors()) - {"merge_table", "trial_statistics without units"})
+)
+@pytest.mark.parametrize("period", [np.pi, 360.0, 90.0])
+def test_a_period_in_other_units_or_of_directions_is_noticed(door, period):
+    with pytest.raises(mx.errors.SchemaError, match=f"period {period:.6g}|period {period}"):
+        _doors(period=period)[door](np.arange(8) * 22.5)
+
+
+@pytest.mark.parametrize("door", ["like_to_like", "align_to_preferred", "preferred_orientations"])
+def test_an_angle_of_an_unknown_period_is_refused(door):
+    """It may be an orientation or a direction."""
+    ids = np.arange(11, 15)
+    units = xr.Dataset({"phase": ("nucleus_id", [0.0, 20, 40, 170], UP)}, {"nucleus_id": ids})
+    size = np.ones((4, 4), dtype=np.int64)
+    shown = {**UP, "period": 180.0}
+    currents = xr.DataArray(
+        size.astype(float), {"post_nucleus_id": ids, "orientation": [0.0, 45, 90, 135]},
+        ("post_nucleus_id", "orientation"),
+    )  # fmt: skip
+    currents.orientation.attrs = shown
+    calls = {
+        "like_to_like": lambda units: mx.analysis.like_to_like(
+            dataset(size > 0, size, size, "post", ids, ids), units, angle="phase",
+            presynaptic="all", interval=None,
+        ),
+        "align_to_preferred": lambda units: mx.analysis.align_to_preferred(
+            currents, units, angle="phase", interval=None
+        ),
+        "preferred_orientations": lambda units: mx.plot.preferred_orientations(units, "phase"),
+    }  # fmt: skip
+    with pytest.raises(mx.errors.SchemaError, match="does not state its period"):
+        calls[door](units)
+    units.phase.attrs["period"] = 180.0
+    calls[door](units)
+
+
+def test_differences_of_angles_that_contradict_each_other():
+    one = angle([10.0, 170.0])
+    assert mx.angles.difference(one, one[::-1].values, 180.0).values.tolist() == [20.0, -20.0]
+    for other, period, message in (
+        (mx.angles.convert(one, units="radian"), 180.0, "units 'degree' and 'radian'"),
+        (mx.angles.convert(one, "right_counterclockwise"), 180.0, "angle_convention 'up"),
+        (angle([10.0, 170.0], period=360.0), 180.0, "pref_dir has a period of 360 degree"),
+        (one, 360.0, "pref_ori has a period of 180 degree, but period is 360"),
+        (one, np.pi, "but period is 3.14159"),
+    ):
+        with pytest.raises(mx.errors.SchemaError, match=message):
+            mx.angles.difference(one, other, period)
+
+
+def test_arguments_in_other_units_than_the_angle():
+    ids = np.arange(11, 27)
+    size = np.ones((16, 16), dtype=np.int64)
+    pairs = dataset(size > 0, size, size, "post", ids, ids)
+    values = np.resize(np.arange(8) * 22.5, 16)
+    units = angle(values).assign_coords(nucleus_id=ids).to_dataset()
+    options = {"presynaptic": "all", "interval": None}
+    with pytest.raises(mx.errors.SchemaError, match=r"bins go to 1\.571, but the angle is in deg"):
+        mx.analysis.like_to_like(pairs, units, bins=[0, np.pi / 4, np.pi / 2], **options)
+    null = mx.analysis.null_models.permute_angles(units, n=3)
+    radians = mx.angles.convert(units, units="radian")
+    with pytest.raises(mx.errors.SchemaError, match=r"pref_ori of the null has .*degree"):
+        mx.analysis.null_models.compare(
+            mx.analysis.like_to_like, pairs, radians, null, presynaptic="all"
+        )
+    rates = xr.DataArray(
+        [[4.0, 1, 2, 1]], {"direction": [0.0, 90, 180, 270]}, ("nucleus_id", "direction")
+    )
+    rates.direction.attrs = {**UP, "period": 360.0}
+    fitted = mx.tuning.fit(rates, dim="direction")
+    orientation = xr.DataArray([0.0, 90.0], attrs={**UP, "period": 180.0}, dims="orientation")
+    with pytest.raises(mx.errors.SchemaError, match="angles have period 180 but the fit is over d"):
+        mx.tuning.evaluate(fitted, orientation)
 
 
 def test_few_or_close_degrees_are_left_alone():

@@ -17,15 +17,16 @@ from microns_xr.analysis.resample import (
     require_interval,
 )
 from microns_xr.angles import (
-    describe_angle,
     difference,
     is_angle,
+    period_of,
     require_likely_angle,
     require_same_angles,
 )
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import add_history, require_same_release
+from microns_xr.tuning.indices import warn_of_negative
 
 
 def align_to_preferred(
@@ -70,8 +71,9 @@ def align_to_preferred(
         the preferred angle; ``mean_current(relative_orientation)`` with ``mean_current_low`` and
         ``mean_current_high``; the preferred angle, named as in the units; ``input_<angle>``, the
         preferred angle of the input (the phase of the first harmonic of the currents) and
-        ``input_selectivity``, that harmonic divided by the mean; ``difference``, the preferred
-        angle of the input minus that of the neuron, from minus half a period upwards;
+        ``input_selectivity``, that harmonic divided by the mean, if that is above 0;
+        ``difference``, the preferred angle of the input minus that of the neuron, from minus half a
+        period upwards;
         ``n_neurons`` in the average. NaN for neurons without an angle or a current. A dim
         "direction" becomes ``relative_direction``.
 
@@ -122,7 +124,9 @@ def align_to_preferred(
         # The phase of a flat curve is only rounding error.
         flat = np.abs(harmonic) <= 1e-12 * np.abs(table).sum(axis=1)
         of_input = np.where(flat, np.nan, np.mod(np.angle(harmonic) / turn, period))
-        selectivity = np.abs(harmonic) / table.sum(axis=1)
+        total = table.sum(axis=1)
+        selectivity = np.where(total > 0, np.abs(harmonic) / total, np.nan)
+    warn_of_negative(table, 1, "currents")
     valid = np.isfinite(preferred) & np.isfinite(table).all(axis=1)
     relative = (np.arange(n) - n // 2) * period / n
     aligned = np.full(table.shape, np.nan)
@@ -187,8 +191,8 @@ def _preferred(
     require_same_angles(named)
     for name, values in named:
         require_likely_angle(values, name)
-    period = describe_angle(units[angle], angle)[2]
-    of_dim = describe_angle(currents[dim], dim)[2]
+    period = period_of(units[angle], angle)
+    of_dim = period_of(currents[dim], dim)
     if not np.isclose(period, of_dim):
         raise SchemaError(
             f"{angle} has period {period:g} but {dim} has {of_dim:g}, expected the same: use "

@@ -413,6 +413,13 @@ def _require_null_of(connectivity: xr.Dataset, units: xr.Dataset, null: Null) ->
             f"the null has the name {null.name!r}, expected that of the variable of the units that "
             "it replaces: rename it with .rename(name)"
         )
+    about = [{n: v.attrs.get(n) for n in ("units", "angle_convention", "period")}
+             for v in (null, units[null.name])]  # fmt: skip
+    if about[0] != about[1]:
+        raise SchemaError(
+            f"{null.name} of the null has {about[0]}, that of the units {about[1]}: make the null "
+            "from the same units, after converting them"
+        )
     if not np.array_equal(null["nucleus_id"].values, units["nucleus_id"].values):
         raise SchemaError(
             "the null was made from other units than the observed ones: make it from the same units"

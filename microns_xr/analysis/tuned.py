@@ -25,7 +25,7 @@ from microns_xr.analysis.resample import (
     ratio,
     require_interval,
 )
-from microns_xr.angles import describe_angle, require_likely_angle
+from microns_xr.angles import describe_angle, period_of, require_likely_angle
 from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
     as_pairs,
@@ -248,7 +248,7 @@ def _choose_tuned(
             f"units.{angle} has dims {units[angle].dims} and dtype {units[angle].dtype}, expected "
             "one number per neuron over ('nucleus_id',)"
         )
-    describe_angle(units[angle], f"units.{angle}")
+    period_of(units[angle], f"units.{angle}")
     require_likely_angle(units[angle], f"units.{angle}")
     has_angle = {f"without_{angle}": np.isfinite(units[angle].values)}
     return choose_neurons(connectivity, units, pre, post, presynaptic, has_angle)
@@ -322,6 +322,11 @@ def _bins(bins: int | Sequence[float], period: float, units: str) -> tuple[np.nd
         middle = (centres[1:] + centres[:-1]) / 2
         return centres, np.concatenate([[0.0], middle, [half]])
     edges = np.asarray(bins, dtype=float)
+    if edges.size > 2 and units == "degree" and edges.max() <= np.pi:
+        raise SchemaError(
+            f"bins go to {edges.max():.4g}, but the angle is in degrees: pass edges in degrees, or "
+            "convert the angle with mx.angles.convert(units, units='radian')"
+        )
     if edges.ndim != 1 or edges.size < 2 or not (np.diff(edges) > 0).all():
         raise SchemaError(f"bins is {bins!r}, expected a number of bins or ascending edges")
     if edges[0] < 0 or edges[-1] > half * (1 + 1e-12):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.angles import describe_angle, is_angle, require_likely_angle
+from microns_xr.angles import is_angle, period_of, require_likely_angle
 from microns_xr.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def scaled(values: xr.DataArray) -> tuple[np.ndarray, Colormap, Normalize]:
 
     numbers = floats(values)
     if is_angle(values):
-        period = describe_angle(values, str(values.name))[2]
+        period = period_of(values, str(values.name))
         require_likely_angle(values, str(values.name))
         return np.mod(numbers, period), cyclic_map(), Normalize(0, period)
     finite = numbers[np.isfinite(numbers)]

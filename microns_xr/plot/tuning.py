@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from microns_xr.angles import PERIODS, describe_angle, is_angle, require_likely_units
+from microns_xr.angles import (
+    PERIODS,
+    describe_angle,
+    is_angle,
+    period_of,
+    require_likely_angle,
+    require_likely_units,
+)
 from microns_xr.errors import SchemaError
 from microns_xr.plot.style import (
     PALETTE,
@@ -171,7 +178,8 @@ def preferred_orientations(
     names = (variable,) if by is None else (variable, by)
     require(units, names, "units", "use mx.Release(...).units(functional='best_only')")
     angle = units[variable]
-    state, convention, period = describe_angle(angle, variable)
+    state, convention, _ = describe_angle(angle, variable)
+    period = period_of(angle, variable)
     values = _one_dim(angle, variable, "one angle per neuron")
     known = np.isfinite(values)
     require_likely_units(values, state, variable)
@@ -287,6 +295,9 @@ def currents_by_angle(
     words = _group_words(groups, currents)
     ax = axes_or_new(ax)
     x = floats(angle)
+    unit = angle.attrs.get("units", "degree" if angle.name in PERIODS else "")
+    if is_angle(angle) or angle.name in PERIODS:
+        require_likely_angle(angle.assign_attrs(units=unit), str(angle.name))
     for word, style in styles_of(words[has_current]).items():
         rows = values[has_current & (words == word)]
         if normalise:
@@ -295,9 +306,6 @@ def currents_by_angle(
         look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "ls": style.line}
         ax.plot(x, mean, ms=3, label=f"{word} ({len(rows)})", **look)
         draw_band(ax, x, mean - error, mean + error, style.colour)
-    unit = angle.attrs.get("units", "degree" if angle.name in PERIODS else "")
-    if is_angle(angle) or angle.name in PERIODS:
-        require_likely_units(x, unit, str(angle.name))
     if unit == "degree" and x.size > 2:
         step = 45.0 if np.ptp(x) < 180 else 90.0
         ax.set_xticks(np.arange(np.ceil(x.min() / step), 1 + x.max() // step) * step)

@@ -813,6 +813,12 @@ def evaluate(fit: xr.Dataset, angles: xr.DataArray | np.ndarray | list[float]) -
     preferred = fit[shape.preferred]
     if isinstance(angles, xr.DataArray):
         require_same_angles([(shape.preferred, preferred), ("angles", angles)])
+        of_dim = full_turn(preferred.attrs["units"]) * PERIODS[dim]
+        if not np.isclose(float(angles.attrs.get("period", of_dim)), of_dim):
+            raise SchemaError(
+                f"angles have period {angles.attrs['period']:.6g} but the fit is over {dim} with "
+                f"{of_dim:.6g}: evaluate it at angles of its own dimension"
+            )
     values = np.asarray(angles, dtype=np.float64)
     if values.ndim != 1:
         raise SchemaError(f"angles have shape {values.shape}, expected one dimension")

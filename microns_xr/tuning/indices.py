@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.angles import PERIODS, wrap
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, warn_user
 from microns_xr.provenance import add_history
 from microns_xr.schema import FUNCTIONAL, describe
 from microns_xr.tuning.fits import (
@@ -127,7 +127,7 @@ def selectivity(rates: xr.DataArray, *, dim: TuningDim) -> xr.Dataset:
     (doi:10.1523/JNEUROSCI.0623-08.2008), but use measured responses where that study uses fitted
     curves. If several angles share the largest response, p is the smallest of them, which can
     affect the OSI and the DSI. Negative responses are used unchanged, and can make an index larger
-    than 1.
+    than 1: a warning says how many curves have them.
 
     gOSI, OSI and pref_ori of directions are those of the folded curve of
     `orientation_from_direction`.
@@ -145,7 +145,9 @@ def selectivity(rates: xr.DataArray, *, dim: TuningDim) -> xr.Dataset:
     order = axis.full_circle(even=dim == "direction")
     names = _OF_DIRECTION if dim == "direction" else _OF_ORIENTATION
     require_free_names(rates, names, "rates")
-    function = partial(_indices, axis=axis, order=order)
+    if rates.chunks is None:
+        warn_of_negative(rates.values, rates.get_axis_num(dim), "rates")
+    function = partial(_indices, axis=axis, order=order, warn=rates.chunks is not None)
     result = xr.Dataset(apply_over_angles(function, rates, dim, names))
     for name in names:
         if name in _CONTRASTS:
@@ -158,8 +160,25 @@ def selectivity(rates: xr.DataArray, *, dim: TuningDim) -> xr.Dataset:
     return add_history(result, f"selectivity(dim={dim!r})", source=rates)
 
 
-def _indices(rates: np.ndarray, *, axis: AngleAxis, order: np.ndarray) -> np.ndarray:
+def warn_of_negative(curves: np.ndarray, axis: int, what: str) -> None:
+    """Warn if curves that get an index of selectivity have negative values, which rates do not."""
+    with np.errstate(invalid="ignore"):
+        known = np.isfinite(curves).all(axis=axis) & (curves.sum(axis=axis) > 0)
+        negative = known & (curves < 0).any(axis=axis)
+    if n := int(negative.sum()):
+        warn_user(
+            f"{n} of {negative.size} curves of {what} have negative values, which responses of "
+            "neurons do not have: their indices may exceed 1 and mean little; select curves "
+            f"without them, or use {what} without a baseline subtracted"
+        )
+
+
+def _indices(
+    rates: np.ndarray, *, axis: AngleAxis, order: np.ndarray, warn: bool = False
+) -> np.ndarray:
     """Return the indices along a new last axis, in the order of their names."""
+    if warn:  # chunked rates, which are not known before
+        warn_of_negative(rates, -1, "rates")
     r = np.asarray(rates, dtype=np.float64)[..., order]
     theta = axis.radians[order]
     with np.errstate(invalid="ignore"):  # infinite responses count as missing

@@ -17,7 +17,14 @@ import numpy as np
 import xarray as xr
 from scipy.stats import false_discovery_control, mannwhitneyu, rankdata
 
-from microns_xr.angles import PERIODS, difference, full_turn, require_likely_units, rounded
+from microns_xr.angles import (
+    PERIODS,
+    describe_angle,
+    difference,
+    full_turn,
+    require_likely_units,
+    rounded,
+)
 from microns_xr.errors import SchemaError, require_one_of, whole_number
 from microns_xr.provenance import add_history
 from microns_xr.schema import FUNCTIONAL, describe
@@ -142,6 +149,7 @@ def _turn(coord: xr.DataArray, name: str) -> float:
     values = np.asarray(coord.values, dtype=np.float64)
     largest = np.nanmax(np.abs(values), initial=0.0)
     if units is not None:
+        describe_angle(coord, name)
         require_likely_units(values, units, name)
     elif 0 < largest <= 2 * np.pi + 1e-6:
         raise SchemaError(

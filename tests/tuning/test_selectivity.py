@@ -89,6 +89,15 @@ def test_where_there_is_no_index():
     assert six.DSI.item() == pytest.approx(3 / 9)
 
 
+def test_negative_responses_are_not_rates():
+    """Indices of curves after subtraction of a baseline may exceed 1."""
+    rates = labelled(np.array([[1.0, 2, 5, 2], [4.0, -1, -1, -1], [0.0, 0, 1, 0]]))
+    for curves in (rates, rates.chunk()):
+        with pytest.warns(UserWarning, match="1 of 3 curves of rates have negative values"):
+            found = mx.tuning.selectivity(curves, dim="direction").compute()
+        assert found.gDSI[1] > 1
+
+
 def test_metadata_lazily_and_not():
     rates = labelled(np.random.default_rng(2).gamma(2, 1, (60, 3, 16)), units="radian")
     rates = mx.releases.stamp_release(rates, "minnie65", 661)

@@ -261,7 +261,11 @@ def test_planted_tuning_is_found(tuned, method):
 def test_radians_give_the_same_in_radians(tuned):
     responses = tuned[0].isel(nucleus_id=slice(0, 5))
     other = responses.assign_coords(
-        direction=("direction", np.deg2rad(DIRECTIONS), {**DEGREES, "units": "radian"})
+        direction=(
+            "direction",
+            np.deg2rad(DIRECTIONS),
+            {**DEGREES, "units": "radian", "period": 2 * np.pi},
+        )
     )
     degrees, radians = mx.tuning.test(responses), mx.tuning.test(other)
     np.testing.assert_array_equal(radians.p, degrees.p)
@@ -435,6 +439,9 @@ def test_arguments_are_checked(tuned):
     with pytest.raises(mx.errors.SchemaError, match="n_folds is 1"):
         mx.tuning.cross_validate(responses, n_folds=1)
     folded = responses.isel(direction=slice(0, 8)).rename(direction="orientation")
+    with pytest.raises(mx.errors.SchemaError, match="orientation has period 360"):
+        mx.tuning.test(folded)
+    folded.orientation.attrs["period"] = 180.0
     assert mx.tuning.test(folded, n_permutations=10).pref_ori.notnull().all()
     with pytest.raises(mx.errors.SchemaError, match="needs directions, found orientations"):
         mx.tuning.test(folded, "opposite")

@@ -93,7 +93,7 @@ def test_the_view_of_all_cells_in_every_role(three_tables, cell_info):
         np.testing.assert_array_equal(units[name], expected[name])
     assert units.cell_type.values.tolist() == ["6P-CT", "5P-ET", "unknown"]
     assert units.cell_type_raw.values.tolist() == ["WM-P", "5P-ET", "error"]
-    assert units.attrs["selection"]["units"] == 3
+    assert mx.releases.read_counts(units, "selection")["units"] == 3
     kept = mx.build_units(dict.fromkeys(roles, cell_info), spec, multisoma="typed")
     assert kept.nucleus_id.values.tolist() == [11, 12, 13, 16]  # 15, without a type, is none
 

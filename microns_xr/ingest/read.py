@@ -82,7 +82,7 @@ class Layout:
     # role to column: "pre", "post", "size", and "count" and "id" if there are such
     columns: dict[str, str]
     points: tuple[str, ...]  # columns of the position: none, one or three
-    valid: tuple[str, ...]  # the column that says which rows are valid, if there is one
+    valid: tuple[str, ...] = ()  # the column that says which rows are valid, if there is one
 
 
 def find_files(

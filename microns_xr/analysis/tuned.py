@@ -351,11 +351,11 @@ def count_pairs(pairs: AnglePairs, post_weight: np.ndarray | None = None) -> np.
     weight = np.ones(pairs.post_ticks.size) if post_weight is None else post_weight
     sums = np.zeros((pairs.pre_ticks.size, 6, pairs.edges.size - 1))
     # Sorted here, since np.argsort takes seconds to compile.
-    orders = [
+    by_angle, order = (
         np.argsort(ticks, kind="stable")[np.count_nonzero(ticks < 0) :]
         for ticks in (pairs.pre_ticks, pairs.post_ticks)
-    ]
-    _count(*pairs, weight, *orders, sums)
+    )
+    _count(*pairs, weight, by_angle, order, sums)
     return sums
 
 

@@ -10,8 +10,11 @@ import pandas as pd
 import pytest
 from benchmark_fixtures import peak, pytest_terminal_summary, scale  # noqa: F401
 from roots import ROOTS
+from sparse_cache import keep_compiled
 
 REAL_DATA = "MICRONS_XR_REAL_DATA"
+
+keep_compiled()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

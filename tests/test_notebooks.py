@@ -14,7 +14,11 @@ assert NOTEBOOKS
 # Of the extras, those that a notebook imports.
 NEEDS = {"02_function": ["h5py"], "03_out_of_core": ["anndata", "networkx"]}
 
-BEFORE = """
+BEFORE = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+from sparse_cache import keep_compiled
+keep_compiled()
 import warnings
 warnings.simplefilter("error")
 warnings.filterwarnings("default", module="ipykernel|traitlets|zmq|jupyter_client|anndata|networkx")

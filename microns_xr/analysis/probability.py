@@ -414,14 +414,17 @@ def _count(  # type: ignore[no-untyped-def]
                 counts[:] = 0
                 for j in range(np.uintp(group_starts[group]), np.uintp(group_starts[group + 1])):
                     counts[np.uintp(bin_of[j])] += 1
-                n_pairs[i, group] = counts[:none]
+                # Assigning a slice takes seconds to compile.
+                for k in range(none):
+                    n_pairs[i, group, k] = counts[k]
                 for d in range(summed.shape[0]):
                     totals[:] = 0
                     for j in range(
                         np.uintp(group_starts[group]), np.uintp(group_starts[group + 1])
                     ):
                         totals[np.uintp(bin_of[j])] += np.int64(distances[d, j] * _PER_UM)
-                    summed[d, group] += totals[:none]
+                    for k in range(none):
+                        summed[d, group, k] += totals[k]
         for p in range(spans[i, 0], spans[i, 1]):
             k = bin_of[partners[p]]
             if k != none:

@@ -236,7 +236,7 @@ def test_slope_of_pairs_whatever_the_bins(bins):
 
 
 def test_interval_of_the_slope_holds_the_planted_one():
-    held = [slope_coverage.covers("out", 200, False, seed) for seed in range(120)]
+    held = [slope_coverage.covers("out", 200, False, seed) for seed in range(80)]
     assert 0.9 < np.mean(held) < 1
     # the example of 1,500 neurons
     connectivity, units = slope_coverage.release(0, 1500, 1500)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -131,13 +133,21 @@ def comparable(result):
     return result
 
 
+def of_unknown_scope() -> xr.Dataset:
+    """The scope is unknown everywhere, since one of the forms has none."""
+    return standard().assign_coords(scope=np.array("unknown", dtype=object)[()])
+
+
+@cache
+def expected_of(function):
+    return comparable(FUNCTIONS[function](of_unknown_scope()))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_any_form_gives_the_same(form, function):
-    # The scope is unknown everywhere, since one of the forms has none.
-    c = standard().assign_coords(scope=np.array("unknown", dtype=object)[()])
-    expected = comparable(FUNCTIONS[function](c))
-    found = comparable(FUNCTIONS[function](FORMS[form](c)))
+    expected = expected_of(function)
+    found = comparable(FUNCTIONS[function](FORMS[form](of_unknown_scope())))
     if isinstance(expected, xr.Dataset | xr.DataArray):
         xr.testing.assert_allclose(found, expected)
     elif isinstance(expected, pd.DataFrame | pd.Series):

@@ -216,3 +216,13 @@ def test_another_writer_at_the_same_time(tmp_path, monkeypatch):
     os.makedirs(tmp_path / "s.zarr.tmp")
     with pytest.raises(mx.errors.StoreFormatError, match="is being written by another process"):
         mx.ingest_synapses(tmp_path / "s.csv", UNITS, tmp_path / "s.zarr", progress=False)
+
+
+def test_a_position_is_in_three_columns_or_in_one():
+    names = ("ctr_pt_position", "ctr_pt_position_x", "id")
+    one = postgres_csv.Header(names, ("text", "integer", "bigint"), "header")
+    assert postgres_csv.columns_of(one, "ctr_pt_position") == ["ctr_pt_position"]
+    axes = [f"ctr_pt_position_{axis}" for axis in "xyz"]
+    three = postgres_csv.Header((*axes, names[0]), ("integer",) * 3 + ("text",), "header")
+    assert postgres_csv.columns_of(three, "ctr_pt_position") == axes
+    assert postgres_csv.columns_of(three, "pre_pt_position") == []

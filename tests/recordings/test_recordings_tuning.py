@@ -402,6 +402,13 @@ def test_times_that_do_not_fit_are_named(tmp_path, onsets, times, message):
         mx.recordings.tuning(mx.recordings.open(path))
 
 
+def test_an_onset_within_a_frame_of_the_last_one_fits(tmp_path):
+    videos = {"a/b": {"directions": [90.0, 270.0], "onsets": [0.0, 2.2]}}
+    path = make_file(tmp_path / "a.h5", [("a/b", np.ones((2, 6)), TIMES)], videos=videos)
+    responses = mx.recordings.trial_responses(mx.recordings.open(path))
+    np.testing.assert_array_equal(responses, [[[1.0, np.nan]]] * 2)
+
+
 def test_a_trial_without_frames_does_not_count(tmp_path):
     empty = ("c", np.zeros((3, 0)), [])
     trials = [BY_HAND[0], empty, BY_HAND[1], empty]

@@ -477,3 +477,15 @@ def test_an_index_over_the_units_stays_and_taken_names_are_refused():
         taken, dim="direction", model="single_von_mises"
     )  # which calls it pref_dir
     assert fitted.pref_ori.values.tolist() == [0, 0, 0]
+
+
+def test_narrow_is_half_a_step_of_the_angles():
+    """Half widths of 20 and 30 degrees, where angles are 45 degrees apart."""
+    angle = np.arange(8) * 45.0
+    kappa = np.log(2) / (1 - np.cos(np.deg2rad([[20.0], [30.0]])))
+    rates = np.exp(kappa * (np.cos(np.deg2rad(angle - 10)) - 1))
+    coords = {"direction": ("direction", angle, {"units": "degree"})}
+    curves = xr.DataArray(rates, coords, ("nucleus_id", "direction"))
+    found = mx.tuning.fit(curves, dim="direction", model="single_von_mises")
+    np.testing.assert_allclose(found.width, [20, 30], rtol=1e-4)
+    assert found.status.values.tolist() == ["narrow", "ok"]

@@ -160,14 +160,11 @@ class PairArray(sparse.GCXS):
                 return self._select(first[:, 0], second[0])
             return self._points(first, second)
         at = [_positions(k, n) for k, n in zip((first, second), self.shape, strict=True)]
-        single = [isinstance(k, int) for k in at]
-        if all(single):
-            return self._points(*map(np.asarray, at))[()]
-        if any(single):
-            axis = single.index(True)
-            vector = self._of_neuron(axis, at[axis])
-            return vector if at[1 - axis] is None else vector[at[1 - axis]]
-        return self._select(*at)
+        for axis, position in enumerate(at):
+            if isinstance(position, int):
+                vector, other = self._of_neuron(axis, position), at[1 - axis]
+                return vector if other is None else vector[other]
+        return self._select(at[0], at[1])
 
     def _of_neuron(self, axis: int, position: int) -> np.ndarray:
         """Return all cells of one neuron, dense."""
@@ -191,9 +188,9 @@ class PairArray(sparse.GCXS):
         out[at >= 0] = self.data[at[at >= 0]]
         return out.reshape(both[0].shape)
 
-    def _select(self, *positions: np.ndarray | slice | None) -> PairArray:
+    def _select(self, first: Any, second: Any) -> PairArray:
         """Select positions of either axis, in any order and repeated; None selects all."""
-        major, minor = positions if self.axis == 0 else positions[::-1]
+        major, minor = (first, second) if self.axis == 0 else (second, first)
         if minor is None and (major is None or isinstance(major, slice)):
             return self._cut(major)
         n_major, n_minor = (self.shape[a] for a in (self.axis, 1 - self.axis))
@@ -335,8 +332,10 @@ class PairArray(sparse.GCXS):
         raise AttributeError("__array_namespace__")
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if not isinstance(ufunc, np.ufunc):  # methods of GCXS, such as round
+            return self.__array_function__(ufunc, (), inputs, kwargs)
         if ufunc is np.matmul and method == "__call__":
-            return _tensordot(*inputs, 1)
+            return _tensordot(inputs[0], inputs[1], 1)
         if method == "reduce" and ufunc in _OF_UFUNC:
             return _OF_UFUNC[ufunc](*inputs, **kwargs)
         if method != "__call__" or kwargs.get("out") is not None or ufunc.nout != 1:
@@ -564,10 +563,8 @@ def _elementwise(function: Callable[..., Any], *inputs: Any, name: Any = None) -
     if name in _PRODUCTS and unstored.dtype.kind == "f":
         unstored = np.nan_to_num(unstored, nan=0.0, posinf=np.inf, neginf=-np.inf)
     fill = unstored.flat[0] if unstored.size else unstored.dtype.type(0)
-    only_sparse = all(map(_is_sparse, inputs))
-    if not (unstored == fill).all() or (fill != 0 and not only_sparse):
-        raise _would_fill(name, first)
-    if fill != 0 and unstored.dtype.kind != "b":
+    # That all other pairs are not so is a result; numbers for all of them are not connectivity.
+    if not (unstored == fill).all() or (fill != 0 and unstored.dtype.kind != "b"):
         raise _would_fill(name, first)
     result = np.asarray(function(*values))
     if result.shape != alike.data.shape:
@@ -636,8 +633,10 @@ def _isclose(
     return _elementwise(close, a, b, name=np.isclose)
 
 
-def _full_like(a: PairArray, fill_value: Any, dtype: Any = None, **kwargs: Any) -> PairArray:
+def _full_like(a: PairArray, fill_value: Any, dtype: Any = None, **kwargs: Any) -> Any:
     dtype = a.dtype if dtype is None else np.dtype(dtype)
+    if kwargs.get("shape") is not None:  # dask broadcasts it to a block
+        return np.full(kwargs["shape"], fill_value, dtype=dtype)
     if fill_value != 0:
         raise _would_fill(np.full_like, a)
     return a._with(np.zeros(a.nnz, dtype=dtype))
@@ -672,6 +671,12 @@ def _concatenate(arrays: Sequence[Any], axis: int = 0, **kwargs: Any) -> PairArr
 
 def _transpose(a: PairArray, axes: Any = None) -> PairArray:
     return a.transpose(axes)
+
+
+def _take(a: PairArray, indices: Any, axis: int | None = None, **kwargs: Any) -> Any:
+    if axis is None:
+        raise _unsupported("take without an axis")
+    return a[:, indices] if axis % 2 else a[indices]
 
 
 def _moveaxis(a: PairArray, source: Any, destination: Any) -> PairArray:
@@ -727,13 +732,11 @@ def _tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
             "the product has no axis to sum over: give both the same dim, such as "
             '.rename(nucleus_id="pre_nucleus_id") for values of the presynaptic neurons'
         )
+    if len(over[0]) == 2:
+        pairs, other = (a, b) if _is_sparse(a) else (b, a)
+        return (pairs * (other if over[0] == over[1] else other.T)).sum()
     if _is_sparse(a) and _is_sparse(b):
         return _sparse_product(PairArray.from_sparse(a), PairArray.from_sparse(b), over)
-    if len(over[0]) == 2:
-        pairs, table, swap = (
-            (a, b, over[0] != over[1]) if _is_sparse(a) else (b, a, over[0] != over[1])
-        )
-        return (pairs * (np.asarray(table).T if swap else np.asarray(table))).sum()
     if _is_sparse(a):
         return _contract(PairArray.from_sparse(a), over[0][0], np.asarray(b), over[1][0])
     sums = _contract(PairArray.from_sparse(b), over[1][0], np.asarray(a), over[0][0])
@@ -812,12 +815,14 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     ),
     np.isclose: _isclose,
     np.array_equal: _array_equal,
-    np.zeros_like: lambda a, dtype=None, **kwargs: _full_like(a, 0, dtype),
+    np.zeros_like: lambda a, dtype=None, **kwargs: _full_like(a, 0, dtype, **kwargs),
     np.full_like: _full_like,
-    np.empty_like: lambda a, dtype=None, **kwargs: _full_like(a, 0, dtype),
+    np.empty_like: lambda a, dtype=None, **kwargs: _full_like(a, 0, dtype, **kwargs),
     np.nan_to_num: lambda x, *args, **kwargs: _elementwise(
         lambda v: np.nan_to_num(v, **kwargs), x, name=np.nan_to_num
     ),
+    np.asarray: lambda a, *args, like=None, **kwargs: np.asarray(a, *args, **kwargs),
+    np.take: _take,
     np.concatenate: _concatenate,
     np.transpose: _transpose,
     np.moveaxis: _moveaxis,

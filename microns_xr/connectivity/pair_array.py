@@ -23,6 +23,7 @@ from microns_xr.errors import SchemaError
 
 # Up to this size, 128 MB of float64, an array becomes dense where one is asked for, as for a plot.
 MAX_DENSE_CELLS = 1 << 24
+MAX_CELLS_ON_REQUEST = 1 << 31
 _INT32_MAX = np.iinfo(np.int32).max
 _EXACT = 1 << 53  # up to here float64 holds every integer
 
@@ -117,17 +118,22 @@ class PairArray(sparse.GCXS):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.size > MAX_DENSE_CELLS:
-            raise SchemaError(
-                f"{self.shape[0]:,} x {self.shape[1]:,} sparse cells would take "
-                f"{self.size * self.dtype.itemsize / 1e9:.1f} GB as a dense array: select neurons "
-                "first with .sel, reduce with .sum or another method, or use mx.to_table for the "
-                "connected pairs and mx.write_store for a file"
-            )
+            raise self._too_large()
         dense = self.todense()
         return dense if dtype is None else dense.astype(dtype, copy=False)
 
+    def _too_large(self) -> SchemaError:
+        return SchemaError(
+            f"{self.shape[0]:,} x {self.shape[1]:,} sparse cells would take "
+            f"{self.size * self.dtype.itemsize / 1e9:.1f} GB as a dense array: select neurons "
+            "first with .sel, reduce with .sum or another method, or use mx.to_table for the "
+            "connected pairs and mx.write_store for a file"
+        )
+
     def todense(self) -> np.ndarray:
-        """Return a dense array, of any size that fits into memory."""
+        """Return a dense array, also a large one if it is asked for by name."""
+        if self.size > MAX_CELLS_ON_REQUEST:
+            raise self._too_large()
         out = np.full(self.shape, self.fill_value, dtype=self.dtype)
         out[self.ends()] = self.data
         return out
@@ -651,8 +657,8 @@ def _concatenate(arrays: Sequence[Any], axis: int = 0, **kwargs: Any) -> PairArr
     parts = [p.compress(along) for p in parts]
     if len(parts) == 1:
         return parts[0]
-    if any(p.fill_value != 0 for p in parts):
-        raise _unsupported("concatenation of arrays with a fill value")
+    if any(p.fill_value != parts[0].fill_value for p in parts):
+        raise _unsupported("concatenation of arrays with different fill values")
     starts = np.cumsum([0, *(p.nnz for p in parts)])
     indptr = np.concatenate([[0], *(p.indptr[1:] + s for p, s in zip(parts, starts, strict=False))])
     shape = list(parts[0].shape)
@@ -664,6 +670,7 @@ def _concatenate(arrays: Sequence[Any], axis: int = 0, **kwargs: Any) -> PairArr
         indptr.astype(dtype),
         shape=(shape[0], shape[1]),
         axis=along,
+        fill_value=parts[0].fill_value,
     )
     # As they were; blocks of whole neurons are already.
     return joined.compress(arrays[0].compressed_axes[0]) if _is_sparse(arrays[0]) else joined
@@ -719,6 +726,8 @@ def _equal(x: Any, y: Any, equal_nan: bool) -> Any:
 
 def _tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
     """Sum products over one axis, with the kernels of `mx.contract`."""
+    if not (_is_sparse(a) or _is_sparse(b)):  # a part of a product has been summed before
+        return np.tensordot(a, b, axes)
     if isinstance(axes, int):
         axes = (list(range(-axes, 0)), list(range(axes)))
     over = [
@@ -769,10 +778,25 @@ def _sparse_product(a: PairArray, b: PairArray, over: list[list[int]]) -> Any:
     return PairArray(product.data, indices, product.indptr, shape=product.shape, axis=1)
 
 
-def _einsum(*args: Any, **kwargs: Any) -> Any:
-    import opt_einsum
-
-    return opt_einsum.contract(*args, **kwargs)
+def _einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Any:
+    """Multiply two arrays; opt_einsum asks for it where it finds no sum over a common axis."""
+    terms, out = subscripts.replace(".", "").replace(" ", "").split("->")
+    letters = terms.split(",")
+    if len(operands) != 2:
+        raise _unsupported("einsum of other than two arrays")
+    arrays = list(operands)
+    for i in (0, 1):  # letters of one array alone that are summed over
+        alone = [c for c in letters[i] if c not in letters[1 - i] + out]
+        if alone:
+            arrays[i] = arrays[i].sum(axis=tuple(letters[i].index(c) for c in alone))
+            letters[i] = "".join(c for c in letters[i] if c not in alone)
+    first, second = letters
+    over = [c for c in first if c in second]
+    if any(c in out for c in over):
+        raise _unsupported("einsum that keeps a common axis")
+    result = _tensordot(*arrays, [[of.index(c) for c in over] for of in letters])
+    kept = [c for c in first + second if c not in over]
+    return np.transpose(result, [kept.index(c) for c in out]) if kept else result
 
 
 _OF_UFUNC: dict[Any, Callable[..., Any]] = {

@@ -447,12 +447,15 @@ def test_common_input_and_common_targets_by_hand():
     np.testing.assert_array_equal(found.data.todense(), (dense_size.T @ dense_size)[1:])
 
 
-def test_the_product_of_pydata_sparse_is_a_trap():
-    """The documentation warns of it: if this fails, labels of such a product can be selected."""
+def test_the_plain_product_is_in_order():
     size = path_example().synapse_size
     middle = size.drop_vars(["pre_layer", "post_layer"])
     paths = xr.dot(middle.rename({POST: "middle"}), middle.rename({PRE: "middle"}), dim="middle")
-    assert paths.sel({PRE: 11}).data.todense().tolist() == [0, 0, 1000]
+    assert paths.sel({PRE: 11}).values.tolist() == [100100, 0, 1000]
+    xr.testing.assert_equal(
+        paths.drop_vars("scope"),
+        mx.contract(size, size, TWO_STEPS).drop_vars(["scope", "pre_layer", "post_layer"]),
+    )
 
 
 def test_neurons_in_the_middle_that_are_missing():

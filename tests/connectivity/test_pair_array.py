@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -149,6 +150,8 @@ REDUCTIONS = {
     "outputs": lambda a: xr.dot(a, gains, dim=POST),
     "whole currents": lambda a: xr.dot(a, (10 * rates).astype(int), dim=PRE),
     "both axes": lambda a: xr.dot(a, a),
+    "summed currents": lambda a: xr.dot(a, rates, dim=[PRE, "orientation"]),
+    "sum of all outputs": lambda a: xr.dot(a, gains, dim=[PRE, POST]),
     "paths": lambda a: xr.dot(a, onwards(a), dim=POST).sel({PRE: [13, 11]}),
     "equal": lambda a: xr.DataArray(a.equals(a.copy(deep=True))),
     "not equal": lambda a: xr.DataArray(a.equals(2 * a.where(a > 0, 0) + a)),
@@ -227,3 +230,93 @@ def test_lazily(typed):
     found = all_of[typed](stored.copy(data=stored.chunk({POST: 2}).data))
     assert typed == "float" or found.chunks is not None
     same(found.compute(), all_of[typed](full))
+
+
+def test_pairs_of_zero_remain():
+    stored, _ = examples()[0]
+    assert (stored.values[0] == 0).any()
+    for changed in (2 * stored, stored.where(stored > 1, 0), stored.astype("float32"), -stored):
+        assert changed.data.nnz == stored.data.nnz
+        assert np.shares_memory(changed.data.indices, stored.data.indices)
+
+
+def test_unconnected_pairs_remain_zero():
+    stored, full = examples()[4]
+    gain = xr.DataArray(np.where(np.arange(N_POST) % 2, np.nan, 2.0), {POST: POST_IDS}, (POST,))
+    found = (stored * gain).values
+    assert (found[full.values == 0][~np.isnan(found[full.values == 0])] == 0).all()
+    np.testing.assert_array_equal(np.isnan(found[1]), (full.values[1] != 0) & np.isnan(gain.values))
+    # as do sums: NaN where a partner has no rate, not elsewhere
+    unrated = rates.where(rates[PRE] != 13)
+    currents = xr.dot(stored, unrated, dim=PRE)
+    has_partner = full.sel({PRE: 13}).values != 0
+    np.testing.assert_array_equal(np.isnan(currents.values).all(axis=1), has_partner)
+    assert 0 < has_partner.sum() < N_POST
+
+
+def test_nan_is_skipped_as_in_dense_arrays():
+    stored, full = examples()[6]
+    with np.errstate(invalid="ignore"):
+        holes, expected = np.sqrt(stored), xr.where(full < 0, np.nan, np.sqrt(abs(full)))
+    for name in ("sum", "mean", "max", "min", "count", "std", "median"):
+        for skipna in (True, False):
+            if name == "count" and not skipna:
+                continue
+            kwargs = {} if name == "count" else {"skipna": skipna}
+            found = getattr(holes, name)(PRE, **kwargs)
+            np.testing.assert_allclose(found, getattr(expected, name)(PRE, **kwargs), rtol=1e-12)
+
+
+def test_currents_are_those_of_contract():
+    stored, _ = examples()[5]
+    expected = mx.contract(stored, rates, over=PRE)
+    np.testing.assert_array_equal((stored @ rates).values, expected.values)
+    assert (stored @ rates.astype("float32")).dtype == np.float64
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Three connections among 94,000 x 94,000 pairs, which no test could hold as a dense array."""
+    ids = np.arange(94_000)
+    edges = pd.DataFrame({"pre": [5, 5, 90_000], "post": [7, 93_999, 7], "weight": [2, 3, 4]})
+    return mx.as_connectivity(edges, pre_ids=ids, post_ids=ids).weight
+
+
+def test_no_cell_is_filled(large):
+    assert large.sum().item() == 9
+    assert (large == 0).sum().item() == 94_000**2 - 3
+    assert large.mean().item() == 9 / 94_000**2
+    assert large.idxmax(PRE).sel({POST: 7}).item() == 90_000
+    assert large.sel({PRE: [90_000, 5], POST: [93_999, 7]}).values.tolist() == [[0, 4], [3, 2]]
+    assert large.equals(large.copy(deep=True))
+    assert pickle.loads(pickle.dumps(large)).identical(large)
+
+
+REFUSED = {
+    "values": (lambda a: a.values, r"94,000 x 94,000 sparse cells would take 70.7 GB.*mx.to_table"),
+    "plot": (lambda a: a.plot(), "mx.to_table"),
+    "as_numpy": (lambda a: a.as_numpy(), "mx.to_table"),
+    "plus one": (lambda a: a + 1, "add would give all 8,836,000,000 pairs.*not 0"),
+    "logarithm": (lambda a: np.log(a), "log would give all"),
+    "where": (lambda a: a.where(a > 1), r"where\(condition, 0\)"),
+    "no common dim": (lambda a: xr.dot(a, xr.DataArray([1.0], dims="nucleus_id")), "rename"),
+    "another dim": (lambda a: a * xr.DataArray([1.0], dims="orientation"), "xr.dot"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_fill_all_pairs_is_refused(large, name):
+    typed, message = REFUSED[name]
+    with pytest.raises(mx.errors.SchemaError, match=message):
+        typed(large)
+
+
+def test_files_name_the_store(large, tmp_path):
+    with pytest.raises(mx.errors.SchemaError, match=r"mx\.write_store"):
+        large.to_netcdf(tmp_path / "large.nc")
+
+
+def test_what_is_not_supported_says_so(large):
+    for typed in (lambda a: a.cumsum(PRE), lambda a: a.diff(PRE).rolling({PRE: 2}).sum()):
+        with pytest.raises(TypeError, match=r"of a sparse array is not supported: .*mx\.to_table"):
+            typed(large)

@@ -93,7 +93,7 @@ def make_pattern(
 def gcxs(values: np.ndarray, pattern: Pattern) -> PairArray:
     """Return an array over (pre, post) with `values` on `pattern`, without copying."""
     axis: Literal[0, 1] = 0 if pattern.compressed == "pre" else 1
-    return PairArray(values, pattern.indices, pattern.indptr, shape=pattern.shape, axis=axis)
+    return PairArray.of(values, pattern.indices, pattern.indptr, shape=pattern.shape, axis=axis)
 
 
 def connectivity_dataset(

@@ -47,8 +47,9 @@ class PairArray(sparse.GCXS):
     ``indptr``, which must not be written to.
     """
 
-    def __init__(
-        self,
+    @classmethod
+    def of(
+        cls,
         values: np.ndarray,
         indices: np.ndarray,
         indptr: np.ndarray,
@@ -56,12 +57,14 @@ class PairArray(sparse.GCXS):
         shape: tuple[int, int],
         axis: Literal[0, 1],
         fill_value: Any = 0,
-    ) -> None:
-        # Without the constructor of GCXS, which reads all indices to check them.
+    ) -> PairArray:
+        """Make an array of sorted buffers, without the checks of the constructor."""
+        self = cls.__new__(cls)
         self.data, self.indices, self.indptr = values, indices, indptr
         self.shape = (int(shape[0]), int(shape[1]))
         self._compressed_axes = (axis,)
         self.fill_value = values.dtype.type(fill_value)
+        return self
 
     @classmethod
     def from_sparse(cls, array: sparse.SparseArray, axis: Literal[0, 1] = 1) -> PairArray:
@@ -74,7 +77,7 @@ class PairArray(sparse.GCXS):
             raise SchemaError(f"a sparse array has {array.ndim} dims, expected 2 axes of neurons")
         buffers = (array.data, array.indices.astype(np.int32, copy=False), array.indptr)
         of_array: Literal[0, 1] = array.compressed_axes[0]
-        return cls(*buffers, shape=array.shape, axis=of_array, fill_value=array.fill_value)
+        return cls.of(*buffers, shape=array.shape, axis=of_array, fill_value=array.fill_value)
 
     @property
     def axis(self) -> Literal[0, 1]:
@@ -83,7 +86,7 @@ class PairArray(sparse.GCXS):
 
     def _with(self, values: np.ndarray, fill_value: Any = 0) -> PairArray:
         """Return other values on the same pairs."""
-        return PairArray(
+        return PairArray.of(
             values, self.indices, self.indptr,
             shape=self.shape, axis=self.axis, fill_value=fill_value,
         )  # fmt: skip
@@ -104,7 +107,7 @@ class PairArray(sparse.GCXS):
             return self
         new = transpose_pattern(self.indices, self.indptr, self.shape[axis])
         values = take_values(self.data, new.source)
-        return PairArray(
+        return PairArray.of(
             values, new.indices, new.indptr,
             shape=self.shape, axis=axis, fill_value=self.fill_value,
         )  # fmt: skip
@@ -208,7 +211,7 @@ class PairArray(sparse.GCXS):
         new_minor[chosen] = np.arange(chosen.size, dtype=np.int32)
         new = select_pairs(self.indices, self.indptr, Rule(majors, new_minor, chosen.size))
         shape = (majors.size, chosen.size)
-        result = PairArray(
+        result = PairArray.of(
             take_values(self.data, new.source), new.indices, new.indptr,
             shape=shape if self.axis == 0 else shape[::-1], axis=self.axis,
             fill_value=self.fill_value,
@@ -229,7 +232,7 @@ class PairArray(sparse.GCXS):
         span = slice(indptr[0], indptr[-1])
         shape = list(self.shape)
         shape[self.axis] = indptr.size - 1
-        return PairArray(
+        return PairArray.of(
             self.data[span], self.indices[span], indptr - indptr[0],
             shape=(shape[0], shape[1]), axis=self.axis, fill_value=self.fill_value,
         )  # fmt: skip
@@ -243,7 +246,7 @@ class PairArray(sparse.GCXS):
         """Exchange the axes, without copying."""
         if axes is not None and [operator.index(a) % 2 for a in axes] == [0, 1]:
             return self
-        return PairArray(
+        return PairArray.of(
             self.data, self.indices, self.indptr,
             shape=self.shape[::-1], axis=0 if self.axis == 1 else 1, fill_value=self.fill_value,
         )  # fmt: skip
@@ -609,7 +612,7 @@ def _on_common_pairs(arrays: list[PairArray], name: Any) -> tuple[PairArray, lis
     n_major = first.shape[first.axis]
     indptr = np.concatenate([[0], np.cumsum(np.bincount(major, minlength=n_major))])
     dtype = np.int32 if every.size <= _INT32_MAX else np.int64
-    alike = PairArray(
+    alike = PairArray.of(
         stored[0], minor.astype(np.int32), indptr.astype(dtype),
         shape=first.shape, axis=first.axis,
     )  # fmt: skip
@@ -664,7 +667,7 @@ def _concatenate(arrays: Sequence[Any], axis: int = 0, **kwargs: Any) -> PairArr
     shape = list(parts[0].shape)
     shape[along] = indptr.size - 1
     dtype = np.int32 if starts[-1] <= _INT32_MAX else np.int64
-    joined = PairArray(
+    joined = PairArray.of(
         np.concatenate([p.data for p in parts]),
         np.concatenate([p.indices for p in parts]),
         indptr.astype(dtype),
@@ -775,7 +778,7 @@ def _sparse_product(a: PairArray, b: PairArray, over: list[list[int]]) -> Any:
     product = (left.to_scipy_sparse() @ right.to_scipy_sparse()).tocsc()
     product.sort_indices()  # as pydata-sparse does not do
     indices = product.indices.astype(np.int32, copy=False)
-    return PairArray(product.data, indices, product.indptr, shape=product.shape, axis=1)
+    return PairArray.of(product.data, indices, product.indptr, shape=product.shape, axis=1)
 
 
 def _einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Any:

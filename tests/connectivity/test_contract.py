@@ -410,8 +410,8 @@ def test_two_step_paths_by_hand(compressed, other):
     assert found.dtype == np.int64
     expected = [[100100, 0, 1000], [10000000, 100, 1000], [0, 10000, 100000]]
     np.testing.assert_array_equal(found.data.todense(), expected)
-    assert found.sel({PRE: 11}).data.todense().tolist() == [100100, 0, 1000]
-    assert found.sel({POST: 13}).data.todense().tolist() == [1000, 1000, 100000]
+    assert found.sel({PRE: 11}).values.tolist() == [100100, 0, 1000]
+    assert found.sel({POST: 13}).values.tolist() == [1000, 1000, 100000]
     # labels of either axis, release and scope go with it, and so does the package
     assert found.pre_layer.values.tolist() == found.post_layer.values.tolist()
     assert found.pre_layer.dims == (PRE,)
@@ -548,6 +548,6 @@ def test_products_against_dense_numpy(seed, sizes, compressed, other, over, lazy
     assert found[POST].values.tolist() == columns.tolist()
     np.testing.assert_array_equal(found.data.todense(), expected)
     for i, neuron in enumerate(rows):
-        np.testing.assert_array_equal(found.sel({PRE: neuron}).data.todense(), expected[i])
+        np.testing.assert_array_equal(found.sel({PRE: neuron}).values, expected[i])
     pattern = pair_buffers(found.to_dataset())[0]
     check_sorted(pattern.indices, pattern.indptr, pattern.n_minor)

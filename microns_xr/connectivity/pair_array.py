@@ -797,7 +797,7 @@ def _einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Any:
     over = [c for c in first if c in second]
     if any(c in out for c in over):
         raise _unsupported("einsum that keeps a common axis")
-    result = _tensordot(*arrays, [[of.index(c) for c in over] for of in letters])
+    result = _tensordot(arrays[0], arrays[1], [[of.index(c) for c in over] for of in letters])
     kept = [c for c in first + second if c not in over]
     return np.transpose(result, [kept.index(c) for c in out]) if kept else result
 

@@ -461,7 +461,8 @@ def test_what_is_not_lazy_says_so(by_post):
         mx.degrees(mixed)
     count = by_post.synapse_count
     few = count.data.map_blocks(
-        lambda block: sparse.GCXS(block.todense() // 2, compressed_axes=(1,))
+        lambda block: sparse.GCXS(block.todense() // 2, compressed_axes=(1,)),
+        meta=count.data._meta,
     )
     filtered = by_post.assign(synapse_count=count.copy(data=few))
     with pytest.raises(mx.errors.SchemaError, match="store different pairs"):

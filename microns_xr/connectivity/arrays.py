@@ -18,6 +18,7 @@ import xarray as xr
 from dask.base import is_dask_collection
 
 from microns_xr.columns import as_ids
+from microns_xr.connectivity.pair_array import PairArray
 from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
 from microns_xr.provenance import stamp_release
 from microns_xr.releases import space_of
@@ -89,14 +90,10 @@ def make_pattern(
     )
 
 
-def gcxs(values: np.ndarray, pattern: Pattern) -> sparse.GCXS:
-    """Return a GCXS over (pre, post) with `values` on `pattern`, without copying."""
-    return sparse.GCXS(
-        (values, pattern.indices, pattern.indptr),
-        shape=pattern.shape,
-        compressed_axes=(_AXIS[pattern.compressed],),
-        fill_value=values.dtype.type(0),
-    )
+def gcxs(values: np.ndarray, pattern: Pattern) -> PairArray:
+    """Return an array over (pre, post) with `values` on `pattern`, without copying."""
+    axis: Literal[0, 1] = 0 if pattern.compressed == "pre" else 1
+    return PairArray.of(values, pattern.indices, pattern.indptr, shape=pattern.shape, axis=axis)
 
 
 def connectivity_dataset(

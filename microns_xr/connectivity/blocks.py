@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import dask
 import dask.array as da
-import numba
 import numpy as np
 import sparse
 import xarray as xr
@@ -40,6 +39,8 @@ from microns_xr.connectivity.arrays import (
 )
 from microns_xr.connectivity.kernels import Contraction, contract_buffers
 from microns_xr.connectivity.labels import Lookup, require_known
+from microns_xr.connectivity.pair_array import PairArray
+from microns_xr.connectivity.reduce import Sums, group_sums, neuron_sums
 from microns_xr.connectivity.sort import (
     Rule,
     Selection,
@@ -48,7 +49,7 @@ from microns_xr.connectivity.sort import (
     take_values,
 )
 from microns_xr.errors import SchemaError
-from microns_xr.threads import Span, balanced_spans, run_spans, usable_threads
+from microns_xr.threads import Span
 
 BLOCK_PAIRS = 4_000_000  # stored pairs per block: 48 MB in memory with one variable
 AXIS = {"pre": 0, "post": 1}
@@ -161,27 +162,8 @@ def block_key(axis: int, i: int) -> tuple[int, int]:
 @concatenate_lookup.register(sparse.GCXS)
 def _concatenate(arrays: Sequence[sparse.GCXS], axis: int = 0, **_: Any) -> Any:
     """Concatenate blocks for dask, which supports only COO; buffers are joined without sorting."""
-    if len(arrays) == 1:
-        return arrays[0]
-    compressed: Compressed = "pre" if axis in (0, -2) else "post"
-    fits = all(
-        isinstance(a, sparse.GCXS)
-        and a.ndim == 2
-        and tuple(a.compressed_axes) == (axis % 2,)
-        and a.fill_value == 0
-        for a in arrays
-    )
-    if not fits:
-        return sparse.concatenate(arrays, axis=axis)
-    starts = np.cumsum([0, *(a.nnz for a in arrays)])
-    indptr = np.concatenate(
-        [[0], *(a.indptr[1:] + start for a, start in zip(arrays, starts, strict=False))]
-    )
-    shape = list(arrays[0].shape)
-    shape[axis % 2] = sum(a.shape[axis % 2] for a in arrays)
-    indices = np.concatenate([a.indices for a in arrays])
-    pattern = make_pattern(indices, indptr, (shape[0], shape[1]), compressed)
-    return gcxs(np.concatenate([a.data for a in arrays]), pattern)
+    parts: list[Any] = [PairArray.from_sparse(a) for a in arrays]
+    return np.concatenate(parts, axis=axis)
 
 
 # Splitting lazy connectivity into blocks, and calling functions on them.
@@ -499,146 +481,6 @@ def _filter_block(pattern: Pattern, values: Values, rule: Rule, lo: int, hi: int
     return gcxs(
         stored[new.source], make_pattern(new.indices, new.indptr, shape, pattern.compressed)
     )
-
-
-# Number of pairs and sum of every weight, per neuron and per pair of groups. Integers are summed as
-# int64 and other weights as float64, in two tables, the number of pairs in the first column of the
-# integers. Two weights are summed in one pass over the pairs.
-
-
-class Sums(NamedTuple):
-    """Sums of the weights, along the last axis."""
-
-    whole: Any  # int64: the number of pairs, then the integer weights
-    real: Any  # float64: the other weights
-
-    def by_name(self, names: Sequence[str], kinds: Sequence[str]) -> dict[str, Any]:
-        """Return the number of pairs as ``n_connections``, and the sums of each weight."""
-        columns = {"n_connections": self.whole[..., 0]}
-        for table, kind in zip(self, "if", strict=True):
-            chosen = [n for n, k in zip(names, kinds, strict=True) if k == kind]
-            first = table.shape[-1] - len(chosen)
-            columns |= {name: table[..., first + i] for i, name in enumerate(chosen)}
-        return {name: columns[name] for name in ("n_connections", *names)}
-
-
-def neuron_sums(
-    weights: Sequence[np.ndarray],
-    indices: np.ndarray,
-    indptr: np.ndarray,
-    n_minor: int,
-    threads: int | None = None,
-) -> tuple[Sums, Sums]:
-    """Sum the pairs of every neuron of the compressed axis, and of the other axis."""
-
-    def one_pass(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        n_threads = _threads_for(first, threads, indices.size)
-        major = np.zeros((indptr.size - 1, 3), dtype=first.dtype)
-        minors = run_spans(
-            lambda lo, hi: _neuron_sums(first, second, indices, indptr, n_minor, major, lo, hi),
-            balanced_spans(indptr, n_threads),
-            n_threads,
-        )
-        return major, sum(minors, start=np.zeros((n_minor, 3), dtype=first.dtype))
-
-    major, minor = _in_passes(weights, one_pass)
-    return major, minor
-
-
-def _threads_for(weight: np.ndarray, threads: int | None, n_pairs: int) -> int:
-    # Sums of integers do not depend on their order, so each thread has a separate table; sums of
-    # other numbers do, in their last digits.
-    return 1 if weight.dtype.kind == "f" else usable_threads(threads, n_pairs)
-
-
-def _in_passes(
-    weights: Sequence[np.ndarray],
-    one_pass: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]],
-) -> list[Sums]:
-    """Sum weights two at a time; each pass returns tables of pairs, first and second weight."""
-    kinds = [[w for w in weights if w.dtype.kind == kind] for kind in "if"]
-    passes = [same[i : i + 2] for same in kinds for i in range(0, len(same), 2)]
-    tables = [one_pass(part[0], part[-1][: None if len(part) == 2 else 0]) for part in passes]
-    if len(passes) == 1 and len(kinds[0]) == 2:
-        return [Sums(table, np.zeros((*table.shape[:-1], 0))) for table in tables[0]]
-    result = []
-    for of_passes in zip(*tables, strict=True):
-        columns: dict[str, list[np.ndarray]] = {
-            "i": [of_passes[0][..., :1].astype(np.int64)],
-            "f": [],
-        }
-        for part, table in zip(passes, of_passes, strict=True):
-            columns[table.dtype.kind].append(table[..., 1 : 1 + len(part)])
-        nothing = np.zeros((*of_passes[0].shape[:-1], 0))
-        result.append(Sums(*(np.concatenate(c or [nothing], axis=-1) for c in columns.values())))
-    return result
-
-
-@numba.njit(nogil=True, cache=True)
-def _neuron_sums(  # type: ignore[no-untyped-def]
-    first, second, indices, indptr, n_minor, major, lo, hi
-):
-    minor = np.zeros((n_minor, 3), dtype=first.dtype)
-    for j in range(lo, hi):
-        start, stop = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
-        sum_first = major[j, 1]
-        sum_second = major[j, 2]
-        for p in range(start, stop):
-            i = np.uintp(indices[p])
-            minor[i, 0] += 1
-            minor[i, 1] += first[p]
-            sum_first += first[p]
-            if second.size:
-                minor[i, 2] += second[p]
-                sum_second += second[p]
-        major[j, 0] = stop - start
-        major[j, 1] = sum_first
-        major[j, 2] = sum_second
-    return minor
-
-
-def group_sums(
-    weights: Sequence[np.ndarray],
-    indices: np.ndarray,
-    indptr: np.ndarray,
-    major_codes: np.ndarray,
-    minor_codes: np.ndarray,
-    n_groups: tuple[int, int],
-    threads: int | None = None,
-) -> Sums:
-    """Sum the pairs between groups of neurons."""
-    # Large tables, one per thread, would take much memory beside the pairs.
-    n_cells = n_groups[0] * n_groups[1]
-    major_codes = np.ascontiguousarray(major_codes, dtype=np.int32)
-    minor_codes = np.ascontiguousarray(minor_codes, dtype=np.int32)
-    rest = (indices, indptr, major_codes, minor_codes, *n_groups)
-
-    def one_pass(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray]:
-        n_threads = _threads_for(first, threads, indices.size if n_cells < 1_000_000 else 0)
-        tables = run_spans(
-            lambda lo, hi: _group_sums(first, second, *rest, lo, hi),
-            balanced_spans(indptr, n_threads),
-            n_threads,
-        )
-        return (sum(tables, start=np.zeros((*n_groups, 3), dtype=first.dtype)),)
-
-    return _in_passes(weights, one_pass)[0]
-
-
-@numba.njit(nogil=True, cache=True)
-def _group_sums(  # type: ignore[no-untyped-def]
-    first, second, indices, indptr, major_codes, minor_codes, n_major, n_minor, lo, hi
-):
-    table = np.zeros((n_major, n_minor, 3), dtype=first.dtype)
-    for j in range(lo, hi):
-        row = table[np.uintp(major_codes[j])]
-        for p in range(np.uintp(indptr[j]), np.uintp(indptr[j + 1])):
-            group = np.uintp(minor_codes[np.uintp(indices[p])])
-            row[group, 0] += 1
-            row[group, 1] += first[p]
-            if second.size:
-                row[group, 2] += second[p]
-    return table
 
 
 def sums_by_neuron(connectivity: xr.Dataset) -> dict[Side, dict[str, Any]]:

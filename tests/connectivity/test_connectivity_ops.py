@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -329,7 +330,9 @@ def test_sizes_and_counts_on_different_pairs_are_refused(connectivity):
 
 
 def test_equal_patterns_in_different_buffers_are_fine(connectivity):
-    mixed = connectivity.assign(synapse_count=copy.deepcopy(connectivity.synapse_count))
+    mixed = connectivity.assign(
+        synapse_count=pickle.loads(pickle.dumps(connectivity.synapse_count))
+    )
     assert mixed.synapse_count.data.indices is not mixed.synapse_size.data.indices
     assert mx.degrees(mixed).identical(mx.degrees(connectivity))
 
@@ -341,8 +344,8 @@ def test_sparse_arrays_in_coordinate_form_are_taken(connectivity):
 
 
 def test_another_fill_value_is_refused(connectivity):
-    with pytest.raises(mx.errors.SchemaError, match="fill value 1"):
-        pattern_of(connectivity.synapse_size + 1)
+    with pytest.raises(mx.errors.SchemaError, match="fill value True"):
+        pattern_of(connectivity.synapse_size == 0)
 
 
 @few

@@ -410,8 +410,8 @@ def test_two_step_paths_by_hand(compressed, other):
     assert found.dtype == np.int64
     expected = [[100100, 0, 1000], [10000000, 100, 1000], [0, 10000, 100000]]
     np.testing.assert_array_equal(found.data.todense(), expected)
-    assert found.sel({PRE: 11}).data.todense().tolist() == [100100, 0, 1000]
-    assert found.sel({POST: 13}).data.todense().tolist() == [1000, 1000, 100000]
+    assert found.sel({PRE: 11}).values.tolist() == [100100, 0, 1000]
+    assert found.sel({POST: 13}).values.tolist() == [1000, 1000, 100000]
     # labels of either axis, release and scope go with it, and so does the package
     assert found.pre_layer.values.tolist() == found.post_layer.values.tolist()
     assert found.pre_layer.dims == (PRE,)
@@ -447,12 +447,15 @@ def test_common_input_and_common_targets_by_hand():
     np.testing.assert_array_equal(found.data.todense(), (dense_size.T @ dense_size)[1:])
 
 
-def test_the_product_of_pydata_sparse_is_a_trap():
-    """The documentation warns of it: if this fails, labels of such a product can be selected."""
+def test_the_plain_product_is_in_order():
     size = path_example().synapse_size
     middle = size.drop_vars(["pre_layer", "post_layer"])
     paths = xr.dot(middle.rename({POST: "middle"}), middle.rename({PRE: "middle"}), dim="middle")
-    assert paths.sel({PRE: 11}).data.todense().tolist() == [0, 0, 1000]
+    assert paths.sel({PRE: 11}).values.tolist() == [100100, 0, 1000]
+    xr.testing.assert_equal(
+        paths.drop_vars("scope"),
+        mx.contract(size, size, TWO_STEPS).drop_vars(["scope", "pre_layer", "post_layer"]),
+    )
 
 
 def test_neurons_in_the_middle_that_are_missing():
@@ -545,6 +548,6 @@ def test_products_against_dense_numpy(seed, sizes, compressed, other, over, lazy
     assert found[POST].values.tolist() == columns.tolist()
     np.testing.assert_array_equal(found.data.todense(), expected)
     for i, neuron in enumerate(rows):
-        np.testing.assert_array_equal(found.sel({PRE: neuron}).data.todense(), expected[i])
+        np.testing.assert_array_equal(found.sel({PRE: neuron}).values, expected[i])
     pattern = pair_buffers(found.to_dataset())[0]
     check_sorted(pattern.indices, pattern.indptr, pattern.n_minor)

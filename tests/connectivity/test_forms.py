@@ -230,7 +230,7 @@ def test_forms_that_are_refused():
     for made, match in (
         (gaps, r"synapse_size is NaN for 1 pairs.*\.fillna\(0\)"),
         (c.assign(synapse_count=more), "synapse_count is dense and not 0 for pairs"),
-        (c.synapse_size + 1, "fill value 1"),
+        (c.synapse_size == 0, "fill value True"),
         (c.drop_vars(PRE), f"{PRE} is absent"),
         (words, "no numbers are over"),
         (c.assign_coords({PRE: c[PRE].astype(float)}), "expected int64"),

@@ -15,9 +15,9 @@ from matrices import compress, contract_scipy, ids, random_tables
 import microns_xr as mx
 import microns_xr.threads as threads_module
 from microns_xr.columns import as_ids
-from microns_xr.connectivity.blocks import group_sums, neuron_sums
 from microns_xr.connectivity.kernels import contract_buffers
 from microns_xr.connectivity.labels import Lookup
+from microns_xr.connectivity.reduce import group_sums, neuron_sums
 from microns_xr.connectivity.sort import (
     Rule,
     check_sorted,

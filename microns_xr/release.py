@@ -64,6 +64,7 @@ from microns_xr.sources.synapses import (
     resolve_ids,
 )
 from microns_xr.sources.tables import TableSource, read_table_file
+from microns_xr.store.swap import address_of, require_replaceable
 from microns_xr.store.write import write_store
 from microns_xr.tables import SCAN_KEYS, valid_rows
 from microns_xr.tuning.fits import MODELS, evaluate
@@ -1002,11 +1003,11 @@ class Release:
         Parameters
         ----------
         path : str or Path
-            Path or URL of the store; an existing one is replaced when the new one is complete.
+            Path or URL of the store.
         request : str, optional
             Which set of synapses to use, if the source has several.
         **options
-            Passed to `microns_xr.write_store`.
+            Passed to `microns_xr.write_store`, such as ``overwrite=True``.
 
         Raises
         ------
@@ -1027,6 +1028,8 @@ class Release:
         >>> sorted(mx.open_store(folder / "release.zarr").children)
         ['connectivity', 'functional', 'layers', 'units']
         """
+        if isinstance(path, str | Path) and "://" not in (address := address_of(path)):
+            require_replaceable(address, options.get("overwrite", False))  # before the work begins
         has = self.has_tables()
         units = self.units(
             functional="match" if has["coregistration"] else "none",

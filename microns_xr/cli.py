@@ -817,7 +817,7 @@ def plot(
         case Picture.degrees:
             _require_groups(tree, "connectivity")
             names = (variable,) if variable else ("out_degree", "in_degree")
-            ax = mx.plot.degree_distribution(mx.degrees(tree).compute(), names)
+            ax = mx.plot.degree_distribution(_of_neurons(tree, mx.degrees(tree)).compute(), names)
         case Picture.tuning:
             ax = _draw_tuning(_read(tree, "units"), variable or "rate_dir", nucleus_id)
         case Picture.orientations:
@@ -884,7 +884,20 @@ def _layers(tree: xr.DataTree) -> xr.Dataset | None:
 def _neurons(tree: xr.DataTree) -> xr.Dataset:
     """Return the units that are neurons, without glia and other cells."""
     units = _read(tree, "units")
+    if "classification_system" not in units.variables:  # own data
+        return units
     return units.isel(nucleus_id=(units["classification_system"] != "nonneuron").values)
+
+
+def _of_neurons(tree: xr.DataTree, result: Any) -> Any:
+    """Return a result over the axes of the connectivity without glia and other cells."""
+    if "units" not in tree.children:
+        return result
+    import numpy as np
+
+    ids = _neurons(tree)["nucleus_id"].values
+    dims = [dim for dim in ("pre_nucleus_id", "post_nucleus_id") if dim in result.dims]
+    return result.isel({dim: np.flatnonzero(np.isin(result[dim].values, ids)) for dim in dims})
 
 
 def _with_angle(units: xr.Dataset, name: str) -> xr.Dataset:
@@ -940,7 +953,8 @@ def _draw_currents(tree: xr.DataTree, rates: str, by: str) -> Axes:
     units = _read(tree, "units")
     _require_rates(units, rates)
     _require_groups(tree, "connectivity")
-    return mx.plot.currents_by_angle(mx.input_currents(tree, units[rates]).compute(), units[by])
+    currents = _of_neurons(tree, mx.input_currents(tree, units[rates]).compute())
+    return mx.plot.currents_by_angle(currents, units[by])
 
 
 def _draw_like_to_like(

@@ -22,6 +22,7 @@ from microns_xr.errors import (
     ReleaseMismatchError,
     SchemaError,
     SourceError,
+    answer_old_keywords,
     unknown_label,
 )
 from microns_xr.files import file_sha256
@@ -144,6 +145,7 @@ class Release:
     (dtype('int64'), 'tuning_curves_fitted_v1')
     """
 
+    @answer_old_keywords
     def __init__(
         self,
         version: int | ReleaseSpec,
@@ -328,6 +330,7 @@ class Release:
             )
         return self.source
 
+    @answer_old_keywords
     def download(
         self,
         policy: Literal["minimum", "all", "extra"] = "minimum",
@@ -385,6 +388,7 @@ class Release:
             self._provenance.pop(name, None)
         return records
 
+    @answer_old_keywords
     def download_synapses(
         self,
         pre: Any = None,
@@ -546,6 +550,7 @@ class Release:
 
     # ----------------------------------------------------------------------------- Datasets
 
+    @answer_old_keywords
     def units(
         self,
         functional: FunctionalMode = "none",
@@ -830,6 +835,7 @@ class Release:
         curves = tuning(open(path), coregistration=matches, angle_convention=angle_convention)
         return _with_origin(curves, "trials", f"computed from the trials of {path.name}")
 
+    @answer_old_keywords
     def connectivity(
         self,
         request: str | SynapseSet | None = None,
@@ -875,6 +881,7 @@ class Release:
         """
         return self._connect(request, units, {"pre": pre, "post": post}, scope)[0]
 
+    @answer_old_keywords
     def synapses(
         self,
         request: str | SynapseSet | None = None,
@@ -925,6 +932,7 @@ class Release:
         if isinstance(source, DirectorySource) and (source.synapse_files() or key):
             name = source.choose_synapses(key)
             table = source.read_synapses(name)
+            table.attrs["table"] = name
             self._provenance["synapses"] = source.provenance(name)
             return table, "synapses", {}
         if key is not None:

@@ -21,7 +21,7 @@ from microns_xr.connectivity.blocks import (
 )
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import drop_unnamed, keep_touching
-from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
+from microns_xr.errors import SchemaError, UnknownLabelError, answer_old_keywords, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.store.open import Connectivity, connectivity_of
 from microns_xr.units import COMPLETENESS
@@ -49,6 +49,7 @@ _EXTENDED_STRATEGIES = {
 }
 
 
+@answer_old_keywords
 def select_units(
     units: xr.Dataset,
     *,
@@ -244,6 +245,7 @@ def _proofread(units: xr.Dataset, part: str, conditions: list[str]) -> np.ndarra
 Neurons = Any  # ids, units, or a mapping of conditions
 
 
+@answer_old_keywords
 def select_connections(
     connectivity: xr.Dataset,
     units: xr.Dataset | None = None,
@@ -352,6 +354,7 @@ def on_axis(
     return positions, f"{positions.size}{of} ids"
 
 
+@answer_old_keywords
 def inputs_to(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     """Return the presynaptic partners of one or several neurons.
 
@@ -391,6 +394,7 @@ def inputs_to(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     return _partners(connectivity, nucleus_id, "post", "inputs_to")
 
 
+@answer_old_keywords
 def outputs_from(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     """Return the postsynaptic partners of one or several neurons.
 

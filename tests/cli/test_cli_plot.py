@@ -83,6 +83,21 @@ def test_a_probability_of_what_was_asked_for(demo_store, tmp_path):
     assert "written" in run(*words, "--pre", "layer=L4", "--post", "all").output
 
 
+def test_degrees_are_those_of_neurons(demo_store, tmp_path, monkeypatch):
+    drawn = []
+    draw = mx.plot.degree_distribution
+    monkeypatch.setattr(mx.plot, "degree_distribution", lambda d, n: drawn.append(d) or draw(d, n))
+    run(demo_store, "degrees", "--out", tmp_path / "a.png")
+    units = mx.open_store(demo_store)["units"].to_dataset()
+    glia = units.nucleus_id[units.classification_system == "nonneuron"]
+    assert glia.size
+    (degrees,) = drawn
+    assert not np.isin(degrees.post_nucleus_id, glia).any()
+    # What they have in all, also from glia.
+    expected = mx.degrees(demo_store).sel(post_nucleus_id=degrees.post_nucleus_id).in_degree
+    np.testing.assert_array_equal(degrees.in_degree, expected)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_the_same_picture_is_the_same_file(demo_store, tmp_path, suffix):
     out = tmp_path / f"a{suffix}"

@@ -625,12 +625,9 @@ class Release:
         # Other modes do not add angles to the units.
         if angle_convention is not None and functional == "best_only":
             units = convert(units, angle_convention, "degree")
-        if isinstance(rates, str | Path):
-            # The convention of files in the registry is fixed, and passing one is an error.
-            stated = self._file_spec(rates).angle_convention is not None
-            rates = self._tuning_curves(rates, None if stated else angle_convention)
-        elif rates is True:
-            rates = self._tuning_curves()
+        if rates is True or isinstance(rates, str | Path):
+            path = None if rates is True else rates
+            rates = self._tuning_curves(path, angle_convention, only_unstated=True)
         if isinstance(rates, xr.Dataset):
             if angle_convention is not None:
                 rates = convert(rates, angle_convention, "degree")
@@ -774,17 +771,32 @@ class Release:
         return self._labelled(self._tuning_curves(path, angle_convention))
 
     def _tuning_curves(
-        self, path: str | Path | None = None, angle_convention: AngleConvention | None = None
+        self,
+        path: str | Path | None = None,
+        angle_convention: AngleConvention | None = None,
+        *,
+        only_unstated: bool = False,
     ) -> xr.Dataset:
+        """See `tuning_curves`; the convention may be for tables only that do not state theirs."""
+
+        def of_table(table: pd.DataFrame, spec: TableSpec) -> xr.Dataset:
+            # Of a table in the registry it is fixed, and passing one is an error.
+            known = only_unstated and spec.angle_convention is not None
+            return self._curves_of_table(table, spec, None if known else angle_convention)
+
+        def of_recordings(path: Path) -> xr.Dataset:
+            # Their stimuli state it.
+            return self._curves_of_recordings(path, None if only_unstated else angle_convention)
+
         if path is not None:
             path = Path(path)
             if path.suffix in RECORDING_SUFFIXES or path.is_dir():
-                return self._curves_of_recordings(path, angle_convention)
+                return of_recordings(path)
             table, spec = read_table_file(path), self._file_spec(path)
             sha256 = file_sha256(path)
             table = valid_rows(table, spec.name)
             self._provenance[spec.name] = {"name": spec.name, "rows": len(table), "sha256": sha256}
-            return self._curves_of_table(table, spec, angle_convention)
+            return of_table(table, spec)
         available = self.source.available_tables()
         fits = [n for n in available if re.search(r"(^|_)fits(_|$)", n)]
         files = recording_files(self)
@@ -792,7 +804,7 @@ class Release:
         if name in available:
             try:
                 table = self.table(name)
-                return self._curves_of_table(table, self._file_spec(name), angle_convention)
+                return of_table(table, self._file_spec(name))
             except SourceError as error:
                 # An archive that cannot be listed may report tables that it does not have.
                 if not fits and not files:
@@ -806,9 +818,9 @@ class Release:
             )
         if fits:
             table = self.table(fits[0])
-            return self._curves_of_table(table, self._file_spec(fits[0]), angle_convention)
+            return of_table(table, self._file_spec(fits[0]))
         if files:
-            return self._curves_of_recordings(files[0], angle_convention)
+            return of_recordings(files[0])
         raise SourceError(
             f"{self!r} has no tuning curves, expected a table "
             f"{name or 'with the role tuning_curves'}, a table of fits, or recordings: put a table "

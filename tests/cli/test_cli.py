@@ -192,7 +192,7 @@ def test_currents_by_any_number_of_a_connection(tmp_path):
     )
     mx.write_store(
         tmp_path / "own.zarr",
-        units=xr.Dataset({"rate_ori": rates, "pt_root_id": ("nucleus_id", [5, 6])}),
+        units=rates.to_dataset(name="rate_ori"),
         connectivity=mx.as_connectivity(pairs, weight="strength", pre_ids=[1, 2], post_ids=[1, 2]),
     )
     for weight in ([], ["--weight", "strength"]):

@@ -110,13 +110,18 @@ def answer_old_keywords(function: Callable[Arguments, Result]) -> Callable[Argum
     def call(*args: Arguments.args, **keywords: Arguments.kwargs) -> Result:
         for name in keywords:
             if name in _OLD_KEYWORDS and name not in own:
-                raise TypeError(
-                    f"{function.__qualname__}() has no argument {name!r}, which is one of "
-                    f"microns-datacleaner: {_OLD_KEYWORDS[name]}"
-                )
+                raise TypeError(old_keyword(function.__qualname__, name))
         return function(*args, **keywords)
 
     return call
+
+
+def old_keyword(function: str, name: str) -> str:
+    """Return the answer to a keyword of the pandas package; empty for any other."""
+    if name not in _OLD_KEYWORDS:
+        return ""
+    what = f"{function}() has no argument {name!r}, which is one of microns-datacleaner"
+    return f"{what}: {_OLD_KEYWORDS[name]}"
 
 
 def nearest(name: object, known: Iterable[object]) -> str:

@@ -239,7 +239,7 @@ OLD_CALLS = {
         r"synapses\(\) for synapses",
     ),
     "method": (lambda r: mx.merge_table(None, None, method="functional"), "use on="),
-    "proofread": (lambda r: mx.select_units(None, proofread="ax_clean"), "use axon="),
+    "proofread": (lambda r: mx.select_units(r.units(), proofread="ax_clean"), "use axon="),
     "layer": (lambda r: mx.select_connections(None, layer=["L4", "L4"]), "pre={'layer'"),
     "post_id": (lambda r: mx.inputs_to(None, post_id=5), "use nucleus_id="),
 }

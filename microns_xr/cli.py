@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 import warnings
@@ -18,7 +19,7 @@ import typer
 from tqdm import tqdm
 
 import microns_xr as mx
-from microns_xr.errors import MicronsXrError, SchemaError
+from microns_xr.errors import MicronsXrError, SchemaError, unknown_label
 from microns_xr.provenance import read_counts
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ app = typer.Typer(
 EXIT_ERROR = 1  # an expected error; 2 is a usage error
 EXIT_UNEXPECTED = 3
 
-_state = {"debug": False}
+_state: dict[str, Any] = {"debug": False, "command": None}
 
 Datastack = Annotated[
     str | None,
@@ -53,6 +54,7 @@ Datastack = Annotated[
 Version = Annotated[int, typer.Option(help="Materialization version.")]
 Store = Annotated[Path, typer.Argument(help="A store written by microns-xr.")]
 NewStore = Annotated[Path, typer.Option(help="The store to write, such as v1718.zarr.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a store of that name.")]
 
 
 def _print_version(value: bool) -> None:
@@ -63,6 +65,7 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log each step.")] = False,
     version: Annotated[
@@ -72,7 +75,7 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    _state["debug"] = debug
+    _state.update(debug=debug, command=context.invoked_subcommand)
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s"
     )
@@ -97,22 +100,14 @@ def _require_parent(out: Path) -> None:
         raise SchemaError(f"{out.name} cannot be written: create the folder {out.parent} first")
 
 
-def _require_no_loss_of_scope(out: Path, scope: str) -> None:
-    """Raise if a store of known scope would be replaced by one of an unknown scope."""
-    from microns_xr.store.open import groups_of, open_root, read_group
-    from microns_xr.store.swap import is_store
+def _require_new_store(out: Path, overwrite: bool) -> None:
+    """Raise, before the work begins, if a store cannot be written."""
+    from microns_xr.store.swap import address_of, require_replaceable
 
-    if scope != "unknown" or not is_store(str(out)):
-        return
-    root = open_root(out)
-    if "connectivity" not in groups_of(root):
-        return
-    stored = read_group(root, "connectivity", lazy=True)["scope"].item()
-    if stored != "unknown":
-        raise SchemaError(
-            f"--out {out} has the scope {stored}, and would be replaced by a store of unknown "
-            f"scope: pass --scope {stored} if the synapses cover it, or give another name"
-        )
+    if out.suffix not in ("", ".zarr"):
+        raise SchemaError(f"--out is {out.name!r}, expected the name of a store, such as NAME.zarr")
+    _require_parent(out)
+    require_replaceable(address_of(out), overwrite)
 
 
 def _release_text(attrs: Mapping[Any, Any]) -> str:
@@ -188,6 +183,7 @@ def demo(
             layers=layers,
             functional=release.functional(),
             connectivity=connectivity,
+            overwrite=True,  # of an earlier demonstration
         )
         advance()
         figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
@@ -240,6 +236,13 @@ class Scope(StrEnum):
     complete = "complete"
 
 
+class Multisoma(StrEnum):
+    """Which roots with several nuclei to drop."""
+
+    any = "any"
+    typed = "typed"
+
+
 @app.command()
 def build(
     raw_dir: Annotated[
@@ -248,9 +251,9 @@ def build(
     version: Version,
     out: NewStore,
     multisoma: Annotated[
-        str,
+        Multisoma,
         typer.Option(help="any: drop roots with several nuclei; typed: count typed nuclei only."),
-    ] = "any",
+    ] = Multisoma.any,
     synapses: Annotated[
         str | None, typer.Option(help="Which synapse file to use if there are several.")
     ] = None,
@@ -262,6 +265,7 @@ def build(
         ),
     ] = None,
     datastack: Datastack = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Build a store from the raw tables of a release.
 
@@ -269,14 +273,14 @@ def build(
     synapses/ below one of them. Missing tables (coregistration, tuning curves, synapses) are
     listed, and the parts that need them are left out of the store.
     """
+    _require_new_store(out, overwrite)
     release = _release_of(raw_dir, version, datastack)
     has = release.has_tables()
     stated = release.source.scope if scope is None else scope.value
-    _require_no_loss_of_scope(out, stated)
     with _steps("units", "layers", "functional", "connectivity", "store") as advance:
         units = release.units(
             functional="match" if has["coregistration"] else "none",
-            multisoma=multisoma,  # type: ignore[arg-type]
+            multisoma=multisoma.value,
             rates=True if has["coregistration"] and has["tuning_curves"] else None,
         )
         advance()
@@ -289,7 +293,12 @@ def build(
             connectivity = release.connectivity(synapses, units=units, scope=stated)
         advance()
         mx.write_store(
-            out, units=units, layers=layers, functional=functional, connectivity=connectivity
+            out,
+            units=units,
+            layers=layers,
+            functional=functional,
+            connectivity=connectivity,
+            overwrite=overwrite,
         )
         advance()
     absent = [role for role in ("coregistration", "tuning_curves", "synapses") if not has[role]]
@@ -299,6 +308,22 @@ def build(
     typer.echo(f"store         {out}")
 
 
+class Source(StrEnum):
+    """Where tables come from."""
+
+    auto = "auto"
+    cave = "cave"
+    archive = "archive"
+
+
+class Policy(StrEnum):
+    """Which tables to download."""
+
+    minimum = "minimum"
+    extra = "extra"
+    all = "all"
+
+
 @app.command()
 def download(
     version: Version,
@@ -306,9 +331,14 @@ def download(
         Path, typer.Option(help="Folder of downloads, with one folder per release.")
     ] = Path("data"),
     source: Annotated[
-        str, typer.Option(help="auto, cave (versions that are still served) or archive.")
-    ] = "auto",
-    policy: Annotated[str, typer.Option(help="minimum, extra or all.")] = "minimum",
+        Source, typer.Option(help="cave: versions that are still served; archive: others.")
+    ] = Source.auto,
+    policy: Annotated[
+        Policy, typer.Option(help="minimum: what units need; extra: also the tables of --extra.")
+    ] = Policy.minimum,
+    extra: Annotated[
+        list[str] | None, typer.Option(help="A further table; may be repeated.")
+    ] = None,
     pre: Annotated[
         str | None,
         typer.Option(
@@ -333,8 +363,10 @@ def download(
     neurons are fetched too; conditions are joined by commas, as in
     --pre axon=extended,cell_type=23P.
     """
-    if source not in ("auto", "cave", "archive"):
-        raise SchemaError(f"--source is {source!r}, expected auto, cave or archive")
+    if policy is Policy.extra and not extra:
+        raise SchemaError("--policy is extra, which needs --extra NAME, the name of a table")
+    if policy is Policy.all and extra:
+        raise SchemaError(f"--extra is {', '.join(extra)}, but --policy all has every table")
     of_cave = server is not None or token_file is not None
     of_archive = archive_url is not None
     if (of_cave and (of_archive or source == "archive")) or (of_archive and source == "cave"):
@@ -343,7 +375,7 @@ def download(
             "give those of one source"
         )
     mx.releases.release_spec(version, datastack=datastack)
-    table_source: Any = source
+    table_source: Any = source.value
     if of_cave:
         if token_file is not None and not token_file.is_file():
             raise SchemaError(f"--token-file: there is no file {token_file}")
@@ -359,7 +391,8 @@ def download(
     sides = {"--pre": _parse_side(pre, "--pre"), "--post": _parse_side(post, "--post")}
     release = mx.Release(version, datadir=datadir, datastack=datastack, source=table_source)
     typer.echo(f"source        {release.source}")
-    for name, record in release.download(policy).items():  # type: ignore[arg-type]
+    chosen: Any = "extra" if extra else policy.value
+    for name, record in release.download(chosen, extra or ()).items():
         typer.echo(f"table         {name}: {record['rows']} rows")
     folder = datadir / release.datastack / f"v{version}"
     synapse_option = ""
@@ -403,7 +436,7 @@ def _parse_side(value: str | None, option: str) -> Any:
     for pair in value.split(","):
         name, _, word = pair.partition("=")
         if name.strip() not in known:
-            raise SchemaError(f"{option}: {name.strip()!r} is not one of {known}")
+            raise unknown_label(f"{option} has the condition", name.strip(), known)
         conditions.setdefault(name.strip(), []).append(word.strip())
     return conditions
 
@@ -443,6 +476,7 @@ def ingest(
         bool, typer.Option(help="Leave out lines that cannot be read, and count them.")
     ] = False,
     datastack: Datastack = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Stream files of synapses of any size into a store.
 
@@ -457,7 +491,7 @@ def ingest(
             f"--out is the store to read the units from, {units}, and would replace it: give "
             "another name"
         )
-    _require_no_loss_of_scope(out, scope.value)
+    _require_new_store(out, overwrite)
     if is_store(str(units)):
         root = open_root(units)
         names = [name for name in ("units", "layers", "functional") if name in groups_of(root)]
@@ -481,6 +515,7 @@ def ingest(
         positions=positions,
         on_bad_lines="count" if count_bad_lines else "error",
         scope=scope.value,
+        overwrite=overwrite,
     )
     # Metadata only: the connections may not fit in memory.
     group: Any = open_root(out)["connectivity/by_post"]
@@ -572,13 +607,6 @@ def _unit_lines(units: xr.Dataset) -> list[str]:
     return lines
 
 
-class Weight(StrEnum):
-    """Weight of a connection."""
-
-    synapse_size = "synapse_size"
-    synapse_count = "synapse_count"
-
-
 @app.command()
 def currents(
     store: Annotated[Path, typer.Argument(help="A store with units, rates and connectivity.")],
@@ -586,7 +614,13 @@ def currents(
     rates: Annotated[
         str, typer.Option(help="Rates of the units: rate_ori or rate_dir.")
     ] = "rate_ori",
-    weight: Annotated[Weight, typer.Option(help="Weight of a connection.")] = Weight.synapse_size,
+    weight: Annotated[
+        str | None,
+        typer.Option(
+            help="Weight of a connection, such as synapse_count (default: synapse_size, or else "
+            "the only one)."
+        ),
+    ] = None,
 ) -> None:
     """Compute the input current of every neuron: the sum over presynaptic partners of size x rate.
 
@@ -613,9 +647,7 @@ def currents(
         units = tree["units"].to_dataset()
         _require_rates(units, rates)
         advance()
-        result = mx.input_currents(
-            tree["connectivity"].to_dataset(), units[rates], weight=weight.value
-        )
+        result = mx.input_currents(tree["connectivity"].to_dataset(), units[rates], weight=weight)
         advance()
         _write_currents(result, units, out)
         advance()
@@ -643,8 +675,9 @@ def _write_currents(result: xr.DataArray, units: xr.Dataset, out: Path) -> None:
     dim, ids = str(result.dims[1]), result["post_nucleus_id"]
     columns = [f"current_{dim}_{angle:g}" for angle in result[dim].values]
     table = pd.DataFrame(result.values, index=ids.to_index(), columns=columns)
-    roots = units["pt_root_id"].reindex(nucleus_id=ids.values, fill_value=0)
-    table.insert(0, "post_pt_root_id", roots.values)
+    if "pt_root_id" in units.variables:
+        roots = units["pt_root_id"].reindex(nucleus_id=ids.values, fill_value=0)
+        table.insert(0, "post_pt_root_id", roots.values)
     table["rated_fraction"] = result["rated_fraction"].values
     with new_file(out) as part:
         table.to_csv(part, compression="gzip" if out.suffix == ".gz" else None)
@@ -667,8 +700,48 @@ class Picture(StrEnum):
     degrees = "degrees"
 
 
+# The pictures that each option applies to.
+_PICTURES = {
+    "by": (
+        Picture.depth, Picture.cells, Picture.connectivity, Picture.probability,
+        Picture.orientations, Picture.currents, Picture.like_to_like,
+    ),
+    "variable": (
+        Picture.cells, Picture.connectivity, Picture.degrees, Picture.tuning,
+        Picture.orientations, Picture.currents, Picture.like_to_like,
+    ),
+    "axes": (Picture.cells,),
+    "distance": (Picture.probability,),
+    "pre": (Picture.connectivity, Picture.probability, Picture.like_to_like),
+    "post": (Picture.connectivity, Picture.probability, Picture.like_to_like),
+    "presynaptic": (Picture.connectivity, Picture.probability, Picture.like_to_like),
+    "nucleus_id": (Picture.tuning,),
+    "null": (Picture.like_to_like,),
+}  # fmt: skip
+
+
+def _require_effect(what: Picture, passed: Mapping[str, Any]) -> None:
+    """Raise for an option that the picture does not use."""
+    for name, pictures in _PICTURES.items():
+        if name in passed and what not in pictures:
+            raise SchemaError(
+                f"--{name.replace('_', '-')} has no effect on {what}: it applies to "
+                f"{', '.join(pictures)}"
+            )
+    if what is Picture.cells and {"by", "variable"} <= set(passed):
+        raise SchemaError("--by and --variable both colour the cells: give one of them")
+    if what is Picture.like_to_like and "by" in passed and not passed.get("null"):
+        raise SchemaError(
+            "--by has no effect on like-to-like without --null, whose permutations it groups"
+        )
+    of_probability = what is not Picture.connectivity or passed.get("variable") == "probability"
+    if "presynaptic" in passed and not of_probability:
+        raise SchemaError("--presynaptic has no effect without --variable probability")
+
+
 @app.command()
 def plot(
+    context: typer.Context,
     store: Store,
     what: Annotated[Picture, typer.Argument(help="Which picture.")],
     out: Annotated[Path, typer.Option(help="FILE.png, FILE.pdf or FILE.svg.")],
@@ -684,6 +757,15 @@ def plot(
     distance: Annotated[
         str, typer.Option(help="probability: START:STOP:STEP in µm, lateral distance.")
     ] = "0:400:50",
+    pre: Annotated[
+        str | None,
+        typer.Option(
+            help="connectivity, probability, like-to-like: presynaptic neurons, a file of nucleus "
+            "ids, conditions like layer=L4, or all; if the scope is unknown, those that were "
+            "asked for."
+        ),
+    ] = None,
+    post: Annotated[str | None, typer.Option(help="The same for postsynaptic neurons.")] = None,
     presynaptic: Annotated[
         str, typer.Option(help="Which axons are complete enough: extended, full, clean, all.")
     ] = "extended",
@@ -703,7 +785,14 @@ def plot(
     _require_parent(out)
     if out.is_dir():
         raise SchemaError(f"--out is the folder {out}, expected the name of a file")
+    is_passed = {n: v for n, v in context.params.items() if _is_passed(context, n)}
+    _require_effect(what, is_passed)
+    between = {"pre": _parse_neurons(pre, "--pre"), "post": _parse_neurons(post, "--post")}
     tree = mx.open_store(store, lazy=True)
+    if by is not None and "units" in tree.children:
+        known = [str(n) for n, v in tree["units"].variables.items() if v.dims == ("nucleus_id",)]
+        if by not in (*known, "pref_ori", "pref_dir"):
+            raise unknown_label("--by is", by, known, error=SchemaError)
     match what:
         case Picture.depth:
             ax = mx.plot.depth_profile(_read(tree, "units"), _layers(tree), by=by or "layer")
@@ -714,7 +803,7 @@ def plot(
             ax = mx.plot.cells_in_space(units, colour, axes=right_up, layers=_layers(tree))
         case Picture.connectivity:
             ax = _draw_connectivity(
-                tree, by or "cell_type", variable or "n_connections", presynaptic
+                tree, by or "cell_type", variable or "n_connections", presynaptic, between
             )
         case Picture.probability:
             probability = mx.analysis.connection_probability(
@@ -723,12 +812,13 @@ def plot(
                 by or "classification_system",
                 _parse_distance(distance),
                 presynaptic=presynaptic,
+                **between,
             )
             ax = mx.plot.connection_probability(probability)
         case Picture.degrees:
             _require_groups(tree, "connectivity")
             names = (variable,) if variable else ("out_degree", "in_degree")
-            ax = mx.plot.degree_distribution(mx.degrees(tree).compute(), names)
+            ax = mx.plot.degree_distribution(_of_neurons(tree, mx.degrees(tree)).compute(), names)
         case Picture.tuning:
             ax = _draw_tuning(_read(tree, "units"), variable or "rate_dir", nucleus_id)
         case Picture.orientations:
@@ -738,11 +828,23 @@ def plot(
         case Picture.currents:
             ax = _draw_currents(tree, variable or "rate_ori", by or "layer")
         case Picture.like_to_like:
-            ax = _draw_like_to_like(tree, variable or "probability", by, presynaptic, null)
+            ax = _draw_like_to_like(
+                tree, variable or "probability", by, null, {"presynaptic": presynaptic, **between}
+            )
     release = _release_text(tree.attrs)
     ax.set_title(f"{ax.get_title()}, {release}" if ax.get_title() else release, fontsize="medium")
     _save(ax.figure, out)
     typer.echo(f"written       {out}")
+
+
+def _is_passed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _parse_neurons(value: str | None, option: str) -> Any:
+    """Parse an option as `_parse_side`; ``all`` are all units, without conditions."""
+    return {} if value == "all" else _parse_side(value, option)
 
 
 def _save(figure: Any, out: Path) -> None:
@@ -761,11 +863,14 @@ def _parse_distance(text: str) -> Any:
 
     try:
         start, stop, step = (float(part) for part in text.split(":"))
-        return np.arange(start, stop + step / 2, step)
-    except (ValueError, ZeroDivisionError) as error:
+        edges = np.arange(start, stop + step / 2, step)
+    except (ValueError, ZeroDivisionError):
+        edges = np.empty(0)
+    if edges.size < 2:
         raise SchemaError(
             f"--distance is {text!r}, expected START:STOP:STEP in µm, such as 0:400:50"
-        ) from error
+        )
+    return edges
 
 
 def _read(tree: xr.DataTree, name: str) -> xr.Dataset:
@@ -780,7 +885,20 @@ def _layers(tree: xr.DataTree) -> xr.Dataset | None:
 def _neurons(tree: xr.DataTree) -> xr.Dataset:
     """Return the units that are neurons, without glia and other cells."""
     units = _read(tree, "units")
+    if "classification_system" not in units.variables:  # own data
+        return units
     return units.isel(nucleus_id=(units["classification_system"] != "nonneuron").values)
+
+
+def _of_neurons(tree: xr.DataTree, result: Any) -> Any:
+    """Return a result over the axes of the connectivity without glia and other cells."""
+    if "units" not in tree.children:
+        return result
+    import numpy as np
+
+    ids = _neurons(tree)["nucleus_id"].values
+    dims = [dim for dim in ("pre_nucleus_id", "post_nucleus_id") if dim in result.dims]
+    return result.isel({dim: np.flatnonzero(np.isin(result[dim].values, ids)) for dim in dims})
 
 
 def _with_angle(units: xr.Dataset, name: str) -> xr.Dataset:
@@ -802,15 +920,18 @@ def _fit(rates: xr.DataArray, dim: str) -> xr.Dataset:
     return mx.tuning.fit(rates, dim="orientation", model="von_mises")
 
 
-def _draw_connectivity(tree: xr.DataTree, by: str, variable: str, presynaptic: str) -> Axes:
+def _draw_connectivity(
+    tree: xr.DataTree, by: str, variable: str, presynaptic: str, between: Mapping[str, Any]
+) -> Axes:
     connectivity, units = _read(tree, "connectivity"), _neurons(tree)
     if variable == "probability":
         interval = mx.analysis.Wilson()
         table = mx.analysis.connection_probability(
-            connectivity, units, by, presynaptic=presynaptic, interval=interval
+            connectivity, units, by, presynaptic=presynaptic, interval=interval, **between
         )
     else:
         connections = mx.select_connections(connectivity, pre=units, post=units)
+        connections = mx.select_connections(connections, units, **between)
         table = mx.group_connectivity(connections, by, units=units)
     return mx.plot.connectivity_matrix(table, variable)
 
@@ -820,8 +941,8 @@ def _draw_tuning(units: xr.Dataset, name: str, nucleus_id: int | None) -> Axes:
     if nucleus_id is None or nucleus_id not in units["nucleus_id"].values:
         with_rates = units["nucleus_id"].values[units[name].notnull().values.all(axis=1)]
         raise SchemaError(
-            f"--nucleus-id is {nucleus_id}, expected a neuron of the store; {with_rates.size} have "
-            f"rates, such as {with_rates[:3].tolist()}"
+            f"--nucleus-id is {nucleus_id or 'missing'}, expected a neuron of the store; "
+            f"{with_rates.size} have rates, such as {with_rates[:3].tolist()}"
         )
     rates = units[name].sel(nucleus_id=nucleus_id)
     ax = mx.plot.tuning_curve(rates, _fit(rates, str(rates.dims[0])))
@@ -832,26 +953,25 @@ def _draw_tuning(units: xr.Dataset, name: str, nucleus_id: int | None) -> Axes:
 def _draw_currents(tree: xr.DataTree, rates: str, by: str) -> Axes:
     units = _read(tree, "units")
     _require_rates(units, rates)
-    if by not in units:
-        raise SchemaError(f"the units have no {by!r}, found {sorted(map(str, units.data_vars))}")
     _require_groups(tree, "connectivity")
-    return mx.plot.currents_by_angle(mx.input_currents(tree, units[rates]).compute(), units[by])
+    currents = _of_neurons(tree, mx.input_currents(tree, units[rates]).compute())
+    return mx.plot.currents_by_angle(currents, units[by])
 
 
 def _draw_like_to_like(
-    tree: xr.DataTree, variable: str, by: str | None, presynaptic: str, null: int
+    tree: xr.DataTree, variable: str, by: str | None, null: int, chosen: Mapping[str, Any]
 ) -> Axes:
     from microns_xr.analysis import null_models
 
     connectivity = _read(tree, "connectivity")
     units = _with_angle(_read(tree, "units"), "pref_ori")
     estimate = mx.analysis.like_to_like
-    result = estimate(connectivity, units, presynaptic=presynaptic)
+    result = estimate(connectivity, units, **chosen)
     comparison = None
     if null:
         permuted = null_models.permute_angles(units, within=by or "cell_type", n=null)
         comparison = null_models.compare(
-            estimate, connectivity, units, permuted, variable=variable, presynaptic=presynaptic
+            estimate, connectivity, units, permuted, variable=variable, **chosen
         )
     return mx.plot.like_to_like(result, comparison, variable=variable)
 
@@ -859,8 +979,66 @@ def _draw_like_to_like(
 # Errors
 
 
+# Options that are not named like the argument of the package.
+_OPTIONS = {
+    "request": "--synapses",
+    "on_bad_lines": "--count-bad-lines",
+    "auth_token": "--token-file",
+    "server_address": "--server",
+    "url": "--archive-url",
+}
+# Calls of the package, and what does the same on the command line.
+_CALLS = {
+    r"(?:Release\.)?download_synapses\([^)]*\)": "microns-xr download --pre ... --post ...",
+    r"mx\.Release\((\d+), source='cave'\), or source='archive'": "microns-xr download",
+    r"(?:mx\.)?Release\((\d+), datastack='([^']*)'[^)]*\)": r"--version \1 --datastack \2",
+    r"(?:mx\.)?Release\((\d+), \.\.\.\)": r"--version \1",
+    r"read with source='path/of/the/folder'": "read by microns-xr build FOLDER",
+    r"with source='path/of/the/folder'": "for microns-xr build FOLDER",
+    r"pass on_bad_lines='error'": "leave out --count-bad-lines",
+    r"build the connectivity with their ids as pre= and post=": "state them in Python, with "
+    "mx.build_connectivity(..., pre=..., post=...)",
+    # What is found in the store is all that there is.
+    r": use mx\.[\w.]+(\([^)]*\)(\.\w+\([^)]*\))?)?$": "",
+    r"mx\.Release\(\.\.\.\)\.units\(\)|mx\.write_store": "microns-xr build",
+}
+# `name=value`, or `name is value` at the beginning.
+_ARGUMENT = re.compile(
+    r"(?<![\w.'\"-])([a-z_]+)=('[^']*'|\"[^\"]*\"|\.\.\.|[\w./:]+)?|^([a-z_]+) is (?=['\"\[(\d-])"
+)
+_PYTHON = re.compile(r"\bmx\.[a-z]|(?<![\w.'\"-])[a-z_]+=(?:[\s,'\"\[({.]|$)|\w\(\)")
+
+
+def _in_options(message: str) -> str:
+    """Return a message with options of the command instead of arguments of the package."""
+    group: Any = typer.main.get_command(app)
+    by_command = {
+        name: {param.name: param.opts[0] for param in command.params if param.opts[0][0] == "-"}
+        for name, command in group.commands.items()
+    }
+    own = by_command.get(_state["command"], {})
+    own |= {name: option for name, option in _OPTIONS.items() if option in own.values()}
+
+    def option(match: re.Match[str]) -> str:
+        name, value, subject = match.groups()
+        if subject:
+            return f"{own[subject]} is " if subject in own else match[0]
+        if name in own:
+            after = match.string[match.end() : match.end() + 1]
+            value = {"True": "", "'count'": ""}.get(value or "", (value or "").strip("'\""))
+            space = " " if value or after in ("[", "(", "{") else ""
+            return f"{own[name]}{space}{value}"
+        built = by_command["build"].get(name)
+        return f"{built} of microns-xr build" if built else match[0]
+
+    for call, words in _CALLS.items():
+        message = re.sub(call, words, message)
+    message = _ARGUMENT.sub(option, message)
+    return f"{message} (in Python)" if _PYTHON.search(message) else message
+
+
 def _one_line(message: object) -> str:
-    return " ".join(str(message).split())
+    return _in_options(" ".join(str(message).split()))
 
 
 def main() -> None:

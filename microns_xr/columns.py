@@ -156,8 +156,9 @@ def require_once(ids: np.ndarray, what: str) -> None:
 
 
 _ADVICE = (
-    "floats round 18-digit ids (neighbours of 8.6e17 are 128 apart); read the table again with "
-    "mx.Release(...).table, or with pandas.read_csv(..., dtype={column: 'Int64'})"
+    "floats round 18-digit ids (neighbours of 8.6e17 are 128 apart); a file that holds digits is "
+    "read with pandas.read_csv(..., dtype={column: 'Int64'}), one that holds floats (8.6e+17) has "
+    "to be fetched or exported again"
 )
 _EXACT = 2**53  # floats hold all whole numbers up to this
 

@@ -6,13 +6,15 @@ Every message names the variable, what was found, what was expected and what to 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import inspect
 import sys
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from numbers import Integral
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 __all__ = [
     "DroppedRowsWarning",
@@ -64,6 +66,62 @@ class StoreFormatError(MicronsXrError, ValueError):
 
 class DroppedRowsWarning(UserWarning):
     """All or most rows of a table are of neurons that are not in the units or nuclei."""
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+_REPEATED = "leave it out, since failed requests are repeated, and run the same again to continue"
+_EACH_SIDE = "give conditions of each side, such as pre={'layer': 'L4'}, post={'axon': 'clean'}"
+# Keywords of the pandas package microns-datacleaner (now microns-combiner), and what to do instead.
+_OLD_KEYWORDS = {
+    "download_policy": "call download(policy)",
+    "extra_tables": "call download('extra', extra=[...])",
+    "custom_tables": "use tables=",
+    "functional_data": "use functional= ('match' or 'best_only')",
+    "method": "use on=",
+    "unit_table": "pass the units first",
+    "new_table": "use table=",
+    "presynaptic_set": "use pre=",
+    "postsynaptic_set": "use post=",
+    "pre_ids": "use pre=",
+    "post_ids": "use post=",
+    "pre_id": "use nucleus_id=",
+    "post_id": "use nucleus_id=",
+    "only_id": "leave it out, the ids are the coordinate of the result",
+    "connections": "pass the connectivity first",
+    "syn_table_name": "leave it out, the result has a key, which connectivity(request) takes",
+    "neurs_per_steps": "use batch=",
+    "start_index": _REPEATED,
+    "max_retries": _REPEATED,
+    "delay": _REPEATED,
+    "chunksize": "leave it out",
+    "drop_synapses_duplicates": "call connectivity() for sums of pairs, synapses() for synapses",
+    "proofread": "use axon= and dendrite=, such as axon='clean'",
+    **dict.fromkeys(("layer", "tuning", "brain_area", "cell_type"), _EACH_SIDE),
+}
+
+
+def answer_old_keywords(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let a function answer keywords of the pandas package with its own."""
+    own = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **keywords: Arguments.kwargs) -> Result:
+        for name in keywords:
+            if name in _OLD_KEYWORDS and name not in own:
+                raise TypeError(old_keyword(function.__qualname__, name))
+        return function(*args, **keywords)
+
+    return call
+
+
+def old_keyword(function: str, name: str) -> str:
+    """Return the answer to a keyword of the pandas package; empty for any other."""
+    if name not in _OLD_KEYWORDS:
+        return ""
+    what = f"{function}() has no argument {name!r}, which is one of microns-datacleaner"
+    return f"{what}: {_OLD_KEYWORDS[name]}"
 
 
 def nearest(name: object, known: Iterable[object]) -> str:

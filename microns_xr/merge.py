@@ -19,7 +19,13 @@ from microns_xr.angles import (
     require_same_angles,
 )
 from microns_xr.columns import as_ids, plain_array, require_columns
-from microns_xr.errors import SchemaError, nearest, unknown_label, warn_of_dropped_rows
+from microns_xr.errors import (
+    SchemaError,
+    answer_old_keywords,
+    nearest,
+    unknown_label,
+    warn_of_dropped_rows,
+)
 from microns_xr.frames import RESOLUTION, as_resolution
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.releases import datastack_of, table_spec
@@ -44,6 +50,7 @@ _KIND = {"nucleus_id": "units", "scan_unit": "functional rows"}
 _ROW = "row of the table"  # a dim name that no column has
 
 
+@answer_old_keywords
 def merge_table(
     dataset: xr.Dataset,
     table: pd.DataFrame | xr.Dataset,

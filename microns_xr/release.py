@@ -22,6 +22,7 @@ from microns_xr.errors import (
     ReleaseMismatchError,
     SchemaError,
     SourceError,
+    answer_old_keywords,
     unknown_label,
 )
 from microns_xr.files import file_sha256
@@ -64,6 +65,7 @@ from microns_xr.sources.synapses import (
     resolve_ids,
 )
 from microns_xr.sources.tables import TableSource, read_table_file
+from microns_xr.store.swap import address_of, require_replaceable
 from microns_xr.store.write import write_store
 from microns_xr.tables import SCAN_KEYS, valid_rows
 from microns_xr.tuning.fits import MODELS, evaluate
@@ -143,6 +145,7 @@ class Release:
     (dtype('int64'), 'tuning_curves_fitted_v1')
     """
 
+    @answer_old_keywords
     def __init__(
         self,
         version: int | ReleaseSpec,
@@ -327,6 +330,7 @@ class Release:
             )
         return self.source
 
+    @answer_old_keywords
     def download(
         self,
         policy: Literal["minimum", "all", "extra"] = "minimum",
@@ -384,6 +388,7 @@ class Release:
             self._provenance.pop(name, None)
         return records
 
+    @answer_old_keywords
     def download_synapses(
         self,
         pre: Any = None,
@@ -545,6 +550,7 @@ class Release:
 
     # ----------------------------------------------------------------------------- Datasets
 
+    @answer_old_keywords
     def units(
         self,
         functional: FunctionalMode = "none",
@@ -619,12 +625,9 @@ class Release:
         # Other modes do not add angles to the units.
         if angle_convention is not None and functional == "best_only":
             units = convert(units, angle_convention, "degree")
-        if isinstance(rates, str | Path):
-            # The convention of files in the registry is fixed, and passing one is an error.
-            stated = self._file_spec(rates).angle_convention is not None
-            rates = self._tuning_curves(rates, None if stated else angle_convention)
-        elif rates is True:
-            rates = self._tuning_curves()
+        if rates is True or isinstance(rates, str | Path):
+            path = None if rates is True else rates
+            rates = self._tuning_curves(path, angle_convention, only_unstated=True)
         if isinstance(rates, xr.Dataset):
             if angle_convention is not None:
                 rates = convert(rates, angle_convention, "degree")
@@ -768,17 +771,32 @@ class Release:
         return self._labelled(self._tuning_curves(path, angle_convention))
 
     def _tuning_curves(
-        self, path: str | Path | None = None, angle_convention: AngleConvention | None = None
+        self,
+        path: str | Path | None = None,
+        angle_convention: AngleConvention | None = None,
+        *,
+        only_unstated: bool = False,
     ) -> xr.Dataset:
+        """See `tuning_curves`; the convention may be for tables only that do not state theirs."""
+
+        def of_table(table: pd.DataFrame, spec: TableSpec) -> xr.Dataset:
+            # Of a table in the registry it is fixed, and passing one is an error.
+            known = only_unstated and spec.angle_convention is not None
+            return self._curves_of_table(table, spec, None if known else angle_convention)
+
+        def of_recordings(path: Path) -> xr.Dataset:
+            # Their stimuli state it.
+            return self._curves_of_recordings(path, None if only_unstated else angle_convention)
+
         if path is not None:
             path = Path(path)
             if path.suffix in RECORDING_SUFFIXES or path.is_dir():
-                return self._curves_of_recordings(path, angle_convention)
+                return of_recordings(path)
             table, spec = read_table_file(path), self._file_spec(path)
             sha256 = file_sha256(path)
             table = valid_rows(table, spec.name)
             self._provenance[spec.name] = {"name": spec.name, "rows": len(table), "sha256": sha256}
-            return self._curves_of_table(table, spec, angle_convention)
+            return of_table(table, spec)
         available = self.source.available_tables()
         fits = [n for n in available if re.search(r"(^|_)fits(_|$)", n)]
         files = recording_files(self)
@@ -786,7 +804,7 @@ class Release:
         if name in available:
             try:
                 table = self.table(name)
-                return self._curves_of_table(table, self._file_spec(name), angle_convention)
+                return of_table(table, self._file_spec(name))
             except SourceError as error:
                 # An archive that cannot be listed may report tables that it does not have.
                 if not fits and not files:
@@ -800,9 +818,9 @@ class Release:
             )
         if fits:
             table = self.table(fits[0])
-            return self._curves_of_table(table, self._file_spec(fits[0]), angle_convention)
+            return of_table(table, self._file_spec(fits[0]))
         if files:
-            return self._curves_of_recordings(files[0], angle_convention)
+            return of_recordings(files[0])
         raise SourceError(
             f"{self!r} has no tuning curves, expected a table "
             f"{name or 'with the role tuning_curves'}, a table of fits, or recordings: put a table "
@@ -829,6 +847,7 @@ class Release:
         curves = tuning(open(path), coregistration=matches, angle_convention=angle_convention)
         return _with_origin(curves, "trials", f"computed from the trials of {path.name}")
 
+    @answer_old_keywords
     def connectivity(
         self,
         request: str | SynapseSet | None = None,
@@ -874,6 +893,7 @@ class Release:
         """
         return self._connect(request, units, {"pre": pre, "post": post}, scope)[0]
 
+    @answer_old_keywords
     def synapses(
         self,
         request: str | SynapseSet | None = None,
@@ -924,6 +944,7 @@ class Release:
         if isinstance(source, DirectorySource) and (source.synapse_files() or key):
             name = source.choose_synapses(key)
             table = source.read_synapses(name)
+            table.attrs["table"] = name
             self._provenance["synapses"] = source.provenance(name)
             return table, "synapses", {}
         if key is not None:
@@ -1002,11 +1023,11 @@ class Release:
         Parameters
         ----------
         path : str or Path
-            Path or URL of the store; an existing one is replaced when the new one is complete.
+            Path or URL of the store.
         request : str, optional
             Which set of synapses to use, if the source has several.
         **options
-            Passed to `microns_xr.write_store`.
+            Passed to `microns_xr.write_store`, such as ``overwrite=True``.
 
         Raises
         ------
@@ -1027,6 +1048,8 @@ class Release:
         >>> sorted(mx.open_store(folder / "release.zarr").children)
         ['connectivity', 'functional', 'layers', 'units']
         """
+        if isinstance(path, str | Path) and "://" not in (address := address_of(path)):
+            require_replaceable(address, options.get("overwrite", False))  # before the work begins
         has = self.has_tables()
         units = self.units(
             functional="match" if has["coregistration"] else "none",

@@ -105,11 +105,11 @@ FUNCTIONAL |= {
 }
 
 CONNECTIVITY = _specs(
-    VariableSpec("pre_nucleus_id", _PAIR[:1], "int64", "", "never", "presynaptic neurons that were asked for", True),
-    VariableSpec("post_nucleus_id", _PAIR[1:], "int64", "", "never", "postsynaptic neurons that were asked for", True),
+    VariableSpec("pre_nucleus_id", _PAIR[:1], "int64", "", "never", "presynaptic neurons", True),
+    VariableSpec("post_nucleus_id", _PAIR[1:], "int64", "", "never", "postsynaptic neurons", True),
     VariableSpec("synapse_size", _PAIR, "number", VOXEL_UNITS, "no synapse seen", "summed size of the synapses of a pair"),
     VariableSpec("synapse_count", _PAIR, "number", "synapses", "no synapse seen", "number of synapses of a pair"),
-    VariableSpec("scope", (), "text", "", "unknown", "which pairs were asked for: complete, requested or unknown", True),
+    VariableSpec("scope", (), "text", "", "unknown", "what a pair without a synapse means: complete, requested or unknown", True),
 )
 
 LAYERS = _specs(

@@ -21,7 +21,13 @@ from microns_xr.connectivity.blocks import (
 )
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import drop_unnamed, keep_touching
-from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
+from microns_xr.errors import (
+    SchemaError,
+    UnknownLabelError,
+    answer_old_keywords,
+    old_keyword,
+    unknown_label,
+)
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.store.open import Connectivity, connectivity_of
 from microns_xr.units import COMPLETENESS
@@ -139,6 +145,8 @@ def _any_value(units: xr.Dataset, dim: str, name: str, accepted: Any) -> np.ndar
     """Return which units have an accepted value of a variable, or one in a range."""
     usable = [str(n) for n, v in units.variables.items() if v.dims == (dim,)]
     if name not in usable:
+        if answer := old_keyword("select_units", name):
+            raise TypeError(answer)
         raise unknown_label("select_units has the condition", name, {*_CONDITIONS, *usable})
     values = units[name].values
     if values.dtype.kind in "OUT":
@@ -244,6 +252,7 @@ def _proofread(units: xr.Dataset, part: str, conditions: list[str]) -> np.ndarra
 Neurons = Any  # ids, units, or a mapping of conditions
 
 
+@answer_old_keywords
 def select_connections(
     connectivity: xr.Dataset,
     units: xr.Dataset | None = None,
@@ -352,6 +361,7 @@ def on_axis(
     return positions, f"{positions.size}{of} ids"
 
 
+@answer_old_keywords
 def inputs_to(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     """Return the presynaptic partners of one or several neurons.
 
@@ -391,6 +401,7 @@ def inputs_to(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     return _partners(connectivity, nucleus_id, "post", "inputs_to")
 
 
+@answer_old_keywords
 def outputs_from(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     """Return the postsynaptic partners of one or several neurons.
 

@@ -428,13 +428,12 @@ def _add_functional(
         return units.assign(_variables({"tuning_type": unknown}))
     role = FUNCTIONAL_ROLES[mode]
     if role not in tables:
+        name = f" ({spec.tables[role]}), which is missing: download it" if spec.has(role) else ""
+        instead = "use functional='match', and fit the rates with mx.tuning.fit"
         raise SchemaError(
             f"functional={mode!r} requires a table with the role {role!r}"
-            + (
-                f" ({spec.tables[role]})"
-                if spec.has(role)
-                else ", which this release does not have"
-            )
+            + (name or f", which v{spec.version} does not have")
+            + (f"; or {instead}" if name else f": {instead}") * (mode == "best_only")
         )
     name = spec.name_of(role)
     table = build_functional(

@@ -100,7 +100,7 @@ def in_memory(frame: pd.DataFrame, units: xr.Dataset, path: Path, **options: Any
     singles = options.pop("singles", False)
     connectivity = mx.build_connectivity(frame, units, **options)
     synapses = mx.build_synapses(frame, connectivity) if singles else None
-    mx.write_store(path, units=units, connectivity=connectivity, synapses=synapses)
+    mx.write_store(path, units=units, connectivity=connectivity, synapses=synapses, overwrite=True)
     return mx.open_store(path)
 
 

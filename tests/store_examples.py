@@ -134,8 +134,9 @@ DENSE = {"units": units, "layers": layers, "functional": functional, "synapses":
 
 def write(place: Any, compressed: Any = "post", **changes: Any) -> None:
     """Write a store of all parts; `changes` are other parts, or options."""
-    parts = {name: make() for name, make in DENSE.items()}
-    mx.write_store(place, **{**parts, "connectivity": connectivity(compressed), **changes})
+    parts: dict[str, Any] = {name: make() for name, make in DENSE.items()}
+    parts |= {"connectivity": connectivity(compressed), "overwrite": True}
+    mx.write_store(place, **{**parts, **changes})
 
 
 def assert_same_tree(found: Any) -> None:

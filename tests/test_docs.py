@@ -113,7 +113,7 @@ def test_the_traps_of_sparse_arrays_in_plain_xarray():
 
 def _rows() -> list[list[str]]:
     text = (NOTEBOOKS / "from_microns_datacleaner.md").read_text(encoding="utf-8")
-    table = text.split("## Old call, new call")[1].split("The words of a filter")[0]
+    table = text.split("## Old call, new call")[1].split("Every argument:")[0]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
     assert len(rows) > 25
     return rows

@@ -227,3 +227,44 @@ def test_an_empty_synapse_file_connects_nobody(folder):
     path.unlink()
     path.with_suffix(".csv").write_text("id,pre_pt_root_id,post_pt_root_id,size\n")
     assert mx.n_connections(mx.Release(1718, source=folder).connectivity()) == 0
+
+
+OLD_CALLS = {
+    "functional_data": (lambda r: r.units(functional_data="match"), "use functional="),
+    "download_policy": (lambda r: mx.Release(1718, download_policy="all"), "call download"),
+    "presynaptic_set": (lambda r: r.download_synapses(presynaptic_set=[1]), "use pre="),
+    "start_index": (lambda r: r.download_synapses(start_index=3), "run the same again"),
+    "drop_synapses_duplicates": (
+        lambda r: r.connectivity(drop_synapses_duplicates=False),
+        r"synapses\(\) for synapses",
+    ),
+    "method": (lambda r: mx.merge_table(None, None, method="functional"), "use on="),
+    "proofread": (lambda r: mx.select_units(r.units(), proofread="ax_clean"), "use axon="),
+    "layer": (lambda r: mx.select_connections(None, layer=["L4", "L4"]), "pre={'layer'"),
+    "post_id": (lambda r: mx.inputs_to(None, post_id=5), "use nucleus_id="),
+}
+
+
+@pytest.mark.parametrize("keyword", OLD_CALLS)
+def test_keywords_of_the_pandas_package_are_answered(source, keyword):
+    call, answer = OLD_CALLS[keyword]
+    with pytest.raises(TypeError, match=f"{keyword}.* microns-datacleaner: .*{answer}"):
+        call(mx.Release(1718, source=source))
+
+
+def test_pairs_are_no_single_synapses(folder):
+    (path,) = folder.rglob("synapses_pni_2.parquet")
+    pairs = pd.read_parquet(path).groupby(["pre_pt_root_id", "post_pt_root_id"], as_index=False)
+    pairs.agg(n_syn=("id", "size"), sum_size=("size", "sum")).to_parquet(path)
+    with pytest.raises(mx.errors.SchemaError, match=r"one row per pair .* use connectivity\(\)"):
+        mx.Release(1718, source=folder).synapses()
+
+
+def test_rounded_roots_name_their_file(folder):
+    (path,) = folder.rglob("synapses_pni_2.parquet")
+    table = pd.read_parquet(path).head(9)
+    path.unlink()
+    table.astype({"pre_pt_root_id": float}).to_csv(path.with_name("mine.csv"), index=False)
+    message = r"mine\.pre_pt_root_id has dtype float64.* has to be fetched or exported again"
+    with pytest.raises(mx.errors.SchemaError, match=message):
+        mx.Release(1718, source=folder).connectivity()

@@ -288,6 +288,9 @@ def test_options_and_functional_tables_that_do_not_exist(three_tables):
     del tables["functional_properties"]
     with pytest.raises(mx.errors.SchemaError, match=r"role 'functional_properties' \(functional_"):
         mx.build_units(tables, 1300, functional="best_only")
+    release = mx.Release(661, source=mx.sources.DemoSource(661, n_nuclei=500))
+    with pytest.raises(mx.errors.SchemaError, match=r"v661 does not have: use functional='match'"):
+        release.units(functional="best_only")
 
 
 def test_one_log_line_says_what_was_dropped(three_tables, caplog):
@@ -311,7 +314,7 @@ def test_positions_may_be_text_or_columns(three_tables):
 BAD = {
     "float root ids": (
         "nucleus", lambda t: t.assign(pt_root_id=t.pt_root_id.astype(float)),
-        r"nucleus_detection_v0\.pt_root_id has dtype float64, expected int64.*read the table again"),
+        r"nucleus_detection_v0\.pt_root_id has dtype float64, expected int64.*exported again"),
     "repeated nucleus": (
         "nucleus", lambda t: pd.concat([t, t.iloc[:1]]), r"nucleus_detection_v0 repeats 1 of 7 keys \(id\), first: 13"),
     "no position": (

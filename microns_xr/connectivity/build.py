@@ -75,7 +75,7 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
     for side in ("pre", "post"):
         column = table[f"{side}_{labels}"]
         null[side] = column.isna().to_numpy(dtype=bool)
-        ids[side] = as_ids(column, f"{_NAME}.{column.name}", missing=0)
+        ids[side] = as_ids(column, f"{table.attrs.get('table', _NAME)}.{column.name}", missing=0)
     # The column names of CAVE, of exports of this package and of published tables of pairs.
     size_name, count_name = _one_of(columns, _SIZES), _one_of(columns, _COUNTS)
     if size_name is None:
@@ -420,6 +420,12 @@ def build_synapses(
     """
     connectivity = as_pairs(connectivity)
     synapses = valid_rows(synapses, _NAME)
+    if "id" not in synapses.columns and _one_of(list(map(str, synapses.columns)), _COUNTS):
+        raise SchemaError(
+            f"synapses has the columns {list(map(str, synapses.columns))}, one row per pair of "
+            "neurons, expected one per synapse, with id and size: use connectivity(), or a table "
+            "of synapses"
+        )
     require_columns(synapses, "synapses", ["id", "pre_pt_root_id", "post_pt_root_id", "size"])
     index: dict[str, np.ndarray] = {}
     for side in ("pre", "post"):

@@ -76,6 +76,7 @@ def ingest_synapses(
     on_bad_lines: Literal["error", "count"] = "error",
     scope: str = "unknown",
     rows: Rows = "auto",
+    overwrite: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> None:
@@ -99,8 +100,8 @@ def ingest_synapses(
         ``units.attrs["shared_roots"]`` lists the root ids that contain several nuclei (see
         ``Release.shared_roots``), they are counted separately from unknown ones.
     out : str or path-like
-        Local folder of the store. An existing store is replaced when the new one is complete;
-        an interrupted run leaves the old one, and the next run starts again from the beginning.
+        Local folder of the store, which appears when it is complete; after an interruption the
+        next run starts again from the beginning.
     header : path, Header or sequence of str, optional
         Columns of a csv file without a header line: a header file of the archive, or names. By
         default the file ``<name>_header.csv`` beside the data file, as in the archive; without
@@ -129,6 +130,8 @@ def ingest_synapses(
     rows : {"auto", "synapse", "pair"}, optional
         What a row is, see `build_connectivity`; "auto" looks for repeated pairs among the kept
         rows only.
+    overwrite : bool, optional
+        Replace an existing store when the new one is complete.
     storage_options : mapping, optional
         Passed to fsspec.
     progress : bool, optional
@@ -149,7 +152,7 @@ def ingest_synapses(
     ReleaseMismatchError
         If `units` does not state its release, or a part is of another release.
     StoreFormatError
-        If `out` exists and is not a store, or is being written.
+        If `out` exists and `overwrite` is False, is not a store, or is being written.
 
     Warns
     -----
@@ -195,6 +198,7 @@ def ingest_synapses(
             f"out is {address}, expected a local folder: an object store cannot be sorted in; "
             "copy the finished store there"
         )
+    swap.require_replaceable(address, overwrite)
     parts: dict[str, Any] = _parts(units)
     neurons = parts["units"]
     singles = positions or keep != "both"
@@ -219,7 +223,7 @@ def ingest_synapses(
     history = f"ingest_synapses(keep={keep!r}, positions={positions}, rows={rows!r})"
     n = neurons.sizes["nucleus_id"]
     try:
-        with swap.replacing(address) as folder, ExitStack() as stack:
+        with swap.replacing(address, overwrite=overwrite) as folder, ExitStack() as stack:
             work = os.path.join(folder, ".work")
             os.makedirs(work)
             parts_path = os.path.join(work, "parts")

@@ -283,8 +283,12 @@ def currents_by_angle(
         raise SchemaError(
             f"currents is a {type(currents).__name__}, expected a DataArray: use mx.input_currents"
         )
-    if currents.ndim != 2 or currents.dims[0] != "post_nucleus_id":
-        raise SchemaError(f"currents has dims {currents.dims}, expected (post_nucleus_id, angle)")
+    if currents.ndim != 2 or "post_nucleus_id" not in currents.dims:
+        raise SchemaError(
+            f"currents has dims {currents.dims}, expected (post_nucleus_id, angle): select along "
+            "the others, or take the mean"
+        )
+    currents = currents.transpose("post_nucleus_id", ...)
     angle = currents[currents.dims[1]]
     values = np.asarray(currents.values)
     has_current = np.isfinite(values).all(axis=1) & (values.sum(axis=1) > 0)

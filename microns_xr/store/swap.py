@@ -87,7 +87,7 @@ def recover(path: str, *, writing: bool = False) -> None:
 def replacing(path: str, *, overwrite: bool = True, kind: str = RELEASE) -> Iterator[str]:
     """Yield a new folder to write to, which replaces a store of that kind if the block succeeds."""
     recover(path, writing=True)
-    _require_replaceable(path, overwrite, kind)
+    require_replaceable(path, overwrite, kind)
     tmp = path + ".tmp"
     try:
         os.makedirs(tmp)
@@ -127,7 +127,8 @@ def _busy(path: str) -> StoreFormatError:
     )
 
 
-def _require_replaceable(path: str, overwrite: bool, kind: str) -> None:
+def require_replaceable(path: str, overwrite: bool, kind: str = RELEASE) -> None:
+    """Raise if a path holds something else than a store of a kind, or one that must be kept."""
     if not os.path.lexists(path) or (os.path.isdir(path) and not os.listdir(path)):
         return
     if (found := kind_of(path)) != kind:

@@ -181,7 +181,7 @@ def rows_of(synapses: xr.Dataset | xr.DataTree | Address) -> SynapseRows:
     # If nothing was read, selected or replaced since the store was opened lazily, its pointers and
     # its rows by pre can be used.
     groups = [read_from(v) for v in dataset.variables.values() if "synapse" in v.dims]
-    if groups[0] is not None and all(group is groups[0] for group in groups):
+    if groups and groups[0] is not None and all(group is groups[0] for group in groups):
         path = groups[0].path.removesuffix(SYNAPSE_GROUP["post"]).rstrip("/")
         root = zarr.open_group(groups[0].store, mode="r", path=path, zarr_format=3)
         return SynapseRows(dataset, root=root)

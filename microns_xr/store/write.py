@@ -88,7 +88,7 @@ def write_store(
     synapses: xr.Dataset | None = None,
     shards: bool = False,
     consolidated: bool = False,
-    overwrite: bool = True,
+    overwrite: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a release, or part of one, as a zarr store.
@@ -105,8 +105,7 @@ def write_store(
     Parameters
     ----------
     path : str, path-like or zarr.abc.store.Store
-        A local folder, an fsspec URL (``s3://``, ``gs://``, ``memory://``) or a zarr store. A store
-        in the folder is replaced; a folder with anything else is an error.
+        A local folder, an fsspec URL (``s3://``, ``gs://``, ``memory://``) or a zarr store.
     units : xarray.Dataset
         Neurons, dim ``nucleus_id``.
     layers : xarray.Dataset, optional
@@ -129,7 +128,7 @@ def write_store(
         Also write the metadata of all arrays in one place, so that opening an object store takes
         one request. Required for buckets that can be read but not listed.
     overwrite : bool, optional
-        If False, an existing store raises an error.
+        Replace a store in the folder; a folder with anything else is always an error.
     storage_options : mapping, optional
         Options for fsspec if `path` is a URL, such as credentials or an endpoint.
 
@@ -141,8 +140,9 @@ def write_store(
     ReleaseMismatchError
         If the parts come from different releases.
     StoreFormatError
-        If `path` is something other than a store, is being written by another process, is a URL
-        that is taken or read-only, or is the store from which a part is lazily read.
+        If `path` exists and `overwrite` is False, is something other than a store, is being
+        written by another process, is a URL that is taken or read-only, or is the store from which
+        a part is lazily read.
     SourceError
         If a URL cannot be reached, or access is denied. Objects that were written remain, but are
         not a store.

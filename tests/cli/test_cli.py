@@ -72,11 +72,14 @@ def test_build_states_the_scope(tmp_path):
     assert connectivity.scope.item() == "complete"
     units = mx.open_store(tmp_path / "s.zarr")["units"]
     assert connectivity.sizes["pre_nucleus_id"] == units.sizes["nucleus_id"]
-    # The same tables without a scope do not replace it.
-    refused = run(*arguments)
+    # It is not replaced unless asked to, which is said before the tables are read.
+    refused = run("build", tmp_path, *arguments[2:])
     assert refused.returncode == 1
-    assert "pass --scope complete" in refused.stderr
+    assert "s.zarr exists" in refused.stderr
+    assert "pass --overwrite" in refused.stderr
     assert mx.open_store(tmp_path / "s.zarr")["connectivity"].scope.item() == "complete"
+    assert run(*arguments, "--overwrite").returncode == 0
+    assert mx.open_store(tmp_path / "s.zarr")["connectivity"].scope.item() == "unknown"
 
 
 def test_build_without_function_or_synapses_says_so(tmp_path, three_tables):
@@ -129,6 +132,16 @@ BAD_CALLS = {
     "no store": (["info", "nothing.zarr"], 1, "nothing.zarr"),
     "no such command": (["biuld"], 2, "biuld"),
     "missing option": (["build", "."], 2, "--version"),
+    "suffix of the store": (["build", ".", "--version", 1718, "--out", "s.csv"], 1, "NAME.zarr"),
+    "no parent": (["build", ".", "--version", 1718, "--out", "a/s.zarr"], 1, "create the folder a"),
+    "policy": (["download", "--version", 1718, "--policy", "most"], 2, "minimum"),
+    "policy of no table": (["download", "--version", 1718, "--policy", "extra"], 1, "--extra NAME"),
+    "condition": (["download", "--version", 1718, "--pre", "ax=full"], 1, "nearest: axon"),
+    "server that is not there": (
+        ["download", "--version", 1718, "--archive-url", "http://127.0.0.1:9/a"],
+        1,
+        "cannot be reached",
+    ),
     "format of the file": (["currents", "s.zarr", "--out", "c.xlsx"], 1, "expected FILE.csv"),
 }
 
@@ -146,6 +159,46 @@ def test_bad_calls_are_one_readable_line(tmp_path, case):
             line for line in result.stderr.splitlines() if line.startswith("microns-xr: error:")
         ]
         assert message in line
+
+
+def test_errors_name_options(demo_folder, tmp_path):
+    store = demo_folder / "demo_v1718.zarr"
+    (tmp_path / "s.csv").write_text("pre_pt_root_id,post_pt_root_id,size\n1,2,70\n")
+    (tmp_path / "bad.csv").write_text("id,pre_pt_root_id,post_pt_root_id,size\n1,2,x,70\n")
+    one = ["--out", tmp_path / "one.zarr", "--units", store]
+    version = ["--out", tmp_path / "one.zarr", "--version"]
+    png = ["--out", tmp_path / "a.png"]
+    for words, expected in (
+        (["ingest", tmp_path / "s.csv", *one, "--positions"], "leave out --positions, and --keep"),
+        (["ingest", tmp_path / "bad.csv", *one], "pass --count-bad-lines to leave such lines out"),
+        (["ingest", tmp_path / "bad.csv", *one, "--count-bad-lines"], "leave out --count-bad-"),
+        (["ingest", tmp_path / "s.csv", *one, "--memory", "much"], "--memory is 'much'"),
+        (["build", tmp_path, *version, 9], "ReleaseSpec, with the tables of the release (in Py"),
+        (["build", tmp_path, *version, 1300, "--datastack", "v1dd_public"], "pass --datastack m"),
+        (["plot", store, "cells", *png, "--axes", "xx"], "--axes is ('x', 'x')"),
+        (["currents", store, "--out", tmp_path / "c.csv", "--weight", "n"], "no weight 'n', exp"),
+    ):
+        result = run(*words)
+        assert result.returncode == 1, result.stderr
+        assert expected in result.stderr.splitlines()[-1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.csv", "s.csv"]
+
+
+def test_currents_by_any_number_of_a_connection(tmp_path):
+    pairs = pd.DataFrame({"pre": [1, 2], "post": [2, 1], "strength": [0.5, 2.0]})
+    ids = {"nucleus_id": [1, 2]}
+    rates = xr.DataArray(
+        [[3.0], [4.0]], {**ids, "orientation": [0.0]}, ["nucleus_id", "orientation"]
+    )
+    mx.write_store(
+        tmp_path / "own.zarr",
+        units=rates.to_dataset(name="rate_ori"),
+        connectivity=mx.as_connectivity(pairs, weight="strength", pre_ids=[1, 2], post_ids=[1, 2]),
+    )
+    for weight in ([], ["--weight", "strength"]):
+        result = run("currents", tmp_path / "own.zarr", "--out", tmp_path / "c.csv", *weight)
+        assert result.returncode == 0, result.stderr
+        assert pd.read_csv(tmp_path / "c.csv").current_orientation_0.tolist() == [8.0, 1.5]
 
 
 def test_debug_shows_the_trace(tmp_path):

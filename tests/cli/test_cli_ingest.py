@@ -26,11 +26,10 @@ def test_from_a_store_of_units(tmp_path):
     ex.in_memory(frame, units, tmp_path / "expected.zarr", singles=True, scope="complete")
     ex.assert_same_store(out, tmp_path / "expected.zarr")
     arguments += ["--keep", "post", "--count-bad-lines"]
-    # A store that says what a zero means is not replaced by one that does not.
-    vague = CliRunner().invoke(app, arguments)
-    assert "pass --scope complete" in str(vague.exception)
+    again = CliRunner().invoke(app, arguments)
+    assert "exists, expected a new name" in str(again.exception)
     assert mx.open_store(out)["connectivity"].scope.item() == "complete"
-    kept = CliRunner().invoke(app, [*arguments, "--scope", "complete"])
+    kept = CliRunner().invoke(app, [*arguments, "--scope", "complete", "--overwrite"])
     assert kept.exit_code == 0, kept.output
     assert "post_pt_root_id" in mx.open_store(out)["synapses"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import command
 import numpy as np
 import pytest
 import xarray as xr
@@ -40,7 +41,11 @@ def test_every_picture_of_a_store(demo_store, tmp_path):
         (["tuning", "--variable", "gOSI"], "no rates 'gOSI'"),
         (["probability", "--distance", "0:100"], "START:STOP:STEP"),
         (["currents", "--variable", "rate_x"], "no rates 'rate_x'"),
-        (["depth", "--by", "colour"], "colour"),
+        (["depth", "--by", "colour"], "--by is 'colour', expected one of"),
+        (["depth", "--null", "5"], "--null has no effect on depth: it applies to like-to-like"),
+        (["cells", "--by", "layer", "--variable", "cell_type"], "give one of them"),
+        (["connectivity", "--presynaptic", "all"], "without --variable probability"),
+        (["probability", "--distance", "9:5:1"], "START:STOP:STEP"),
         (["depth", "--out", "{folder}/a.txt"], "ends in one of"),
         (["depth", "--out", "{folder}/none/a.png"], "create the folder"),
     ],
@@ -57,6 +62,40 @@ def test_a_store_of_units_has_no_degrees(demo_store, tmp_path):
     mx.write_store(tmp_path / "units.zarr", units=units)
     with pytest.raises(mx.errors.SchemaError, match="has no connectivity"):
         run(tmp_path / "units.zarr", "degrees", "--out", tmp_path / "a.svg")
+
+
+def test_a_probability_of_what_was_asked_for(demo_store, tmp_path):
+    tree = mx.open_store(demo_store)
+    units, pairs = tree["units"].to_dataset(), tree["connectivity"].to_dataset()
+    pairs["scope"] = "unknown"
+    mx.write_store(tmp_path / "s.zarr", units=units, connectivity=pairs)
+    words = [
+        tmp_path / "s.zarr",
+        "probability",
+        "--presynaptic",
+        "all",
+        "--out",
+        tmp_path / "a.png",
+    ]
+    refused = command.run("plot", *words)
+    assert "pass --pre and --post, neurons" in refused.stderr
+    assert "state --scope of microns-xr build" in refused.stderr
+    assert "written" in run(*words, "--pre", "layer=L4", "--post", "all").output
+
+
+def test_degrees_are_those_of_neurons(demo_store, tmp_path, monkeypatch):
+    drawn = []
+    draw = mx.plot.degree_distribution
+    monkeypatch.setattr(mx.plot, "degree_distribution", lambda d, n: drawn.append(d) or draw(d, n))
+    run(demo_store, "degrees", "--out", tmp_path / "a.png")
+    units = mx.open_store(demo_store)["units"].to_dataset()
+    glia = units.nucleus_id[units.classification_system == "nonneuron"]
+    assert glia.size
+    (degrees,) = drawn
+    assert not np.isin(degrees.post_nucleus_id, glia).any()
+    # What they have in all, also from glia.
+    expected = mx.degrees(demo_store).sel(post_nucleus_id=degrees.post_nucleus_id).in_degree
+    np.testing.assert_array_equal(degrees.in_degree, expected)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])

@@ -43,4 +43,4 @@ def die_at(name: str, number: int, files: str, units: xr.Dataset, out: str) -> N
         return real(*arguments, **options)
 
     setattr(owner, name, step)
-    mx.ingest_synapses(files, units, out, progress=False)
+    mx.ingest_synapses(files, units, out, overwrite=True, progress=False)

@@ -55,7 +55,7 @@ def out(tmp_path) -> Path:
 
 def run(files, out: Path, units=UNITS, **options) -> None:
     out.parent.mkdir(exist_ok=True)
-    mx.ingest_synapses(files, units, out, progress=False, **options)
+    mx.ingest_synapses(files, units, out, overwrite=True, progress=False, **options)
     assert os.listdir(out.parent) == [out.name]
     assert not [name for name in os.listdir(out) if name.startswith(".")]
 
@@ -533,7 +533,7 @@ def test_a_failing_thread_ends_all_others(monkeypatch, tmp_path, out, expected, 
 
     def work() -> None:
         try:
-            mx.ingest_synapses(path, UNITS, out, progress=False)
+            mx.ingest_synapses(path, UNITS, out, overwrite=True, progress=False)
         except BaseException as error:
             failure.append(error)
 

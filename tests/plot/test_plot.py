@@ -377,7 +377,7 @@ def test_currents_are_means_over_neurons():
     layer = xr.DataArray(
         np.array(["L5", "L4", "L4", "L4"], dtype=object), {"nucleus_id": [4, 3, 2, 1]}, ["nucleus_id"]
     )  # fmt: skip
-    for given in (currents, currents.chunk()):
+    for given in (currents, currents.chunk(), currents.T):
         ax = rendered(plot.currents_by_angle(given, layer))
         lines = {line.get_label(): line.get_ydata() for line in ax.lines}
         assert {k: v.tolist() for k, v in lines.items()} == {
@@ -390,7 +390,7 @@ def test_currents_are_means_over_neurons():
     for wrong, groups, match in (
         (currents * 0, None, "nothing to draw"),
         (currents.to_dataset(name="a"), None, "expected a DataArray"),
-        (currents.T, None, r"expected \(post_nucleus_id, angle\)"),
+        (currents.expand_dims("a"), None, r"expected \(post_nucleus_id, angle\)"),
         (currents, ["L4"] * 4, "expected one word per neuron"),
         (currents, layer.expand_dims("a"), "expected one word per neuron"),
     ):

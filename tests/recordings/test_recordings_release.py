@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from file_server import FileServer
 
 import microns_xr as mx
@@ -107,6 +108,13 @@ def test_curves_are_read_then_drawn_then_computed(source, folder, recorded, tmp_
         (9, 3),
     }
     assert int(computed.materialization_version) == 1718
+    # For units it is converted, not taken for the convention of the recordings.
+    assert computed.direction.attrs["angle_convention"] == "up_clockwise"
+    converted = mx.angles.convert(computed, "right_counterclockwise", "degree")
+    expected = release.units(rates=converted).rate_dir
+    for rates in (True, recorded):
+        found = release.units(rates=rates, angle_convention="right_counterclockwise")
+        xr.testing.assert_equal(found.rate_dir, expected)
 
     fits = fits_of(source)
     write_table_file(fits, folder / "functional" / "orientation_fits_v1.parquet")
@@ -116,6 +124,8 @@ def test_curves_are_read_then_drawn_then_computed(source, folder, recorded, tmp_
     drawn = release.tuning_curves(angle_convention="up_clockwise")
     assert drawn.attrs["tuning_from"] == "fits"
     assert "drawn from the fits orientation_fits_v1" in caplog.text
+    rated = release.units(rates=True, angle_convention="up_clockwise")
+    xr.testing.assert_equal(rated.rate_dir, release.units(rates=drawn).rate_dir)
     by_unit = {row["unit_id"]: row for row in fits.to_dict("records")}
     for unit, rates in zip(drawn.unit_id.values, drawn.rate_dir.values, strict=True):
         np.testing.assert_allclose(rates, curve(by_unit[unit]), rtol=1e-12)

@@ -119,7 +119,8 @@ def test_workers_refuse_a_store_that_was_replaced(client, demo_store, units, tmp
     path = tmp_path / "s.zarr"
     shutil.copytree(demo_store, path)
     lazy = mx.degrees(lz.connectivity_in(path))
-    mx.write_store(path, units=units, connectivity=mx.drop_autapses(lz.in_memory(demo_store)))
+    connectivity = mx.drop_autapses(lz.in_memory(demo_store))
+    mx.write_store(path, units=units, connectivity=connectivity, overwrite=True)
     with pytest.raises(mx.errors.StoreFormatError, match="has been replaced"):
         client.compute(lazy).result()
 

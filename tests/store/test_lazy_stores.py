@@ -122,7 +122,7 @@ def test_a_store_that_was_replaced_is_refused(copied, memory, units, few_units):
     connectivity = lz.connectivity_in(copied)
     before = mx.open_store(copied, lazy=True)["units"].to_dataset()
     shorter = mx.drop_autapses(memory)
-    mx.write_store(copied, units=few_units, connectivity=shorter)
+    mx.write_store(copied, units=few_units, connectivity=shorter, overwrite=True)
     with pytest.raises(mx.errors.StoreFormatError, match=r"has been replaced .* open it again"):
         mx.degrees(connectivity).compute(scheduler="synchronous")
     with pytest.raises(mx.errors.StoreFormatError, match="replaced"):
@@ -140,7 +140,8 @@ def test_a_store_that_is_replaced_meanwhile_is_refused(copied, memory, few_units
     def replacing(self, name, start, stop):
         seen.append(name)
         if len(seen) == 4:
-            mx.write_store(copied, units=few_units, connectivity=lz.with_scaled_sizes(memory, 2))
+            scaled = lz.with_scaled_sizes(memory, 2)
+            mx.write_store(copied, units=few_units, connectivity=scaled, overwrite=True)
         return read(self, name, start, stop)
 
     monkeypatch.setattr(StoredPairs, "read", replacing)
@@ -161,7 +162,8 @@ def test_a_store_that_is_replaced_while_it_is_opened_is_refused(
         found = arrays(node, names)
         if node.path == group and not written:
             written.append(group)
-            mx.write_store(copied, units=few_units, connectivity=lz.with_scaled_sizes(memory, 2))
+            scaled = lz.with_scaled_sizes(memory, 2)
+            mx.write_store(copied, units=few_units, connectivity=scaled, overwrite=True)
         return found
 
     monkeypatch.setattr(opening, "_arrays", replacing)

@@ -438,7 +438,7 @@ def test_default_chunks(three: str, monkeypatch) -> None:
         .isel(synapse=np.repeat(0, n))
         .assign_coords(synapse_id=("synapse", np.arange(n)))
     )
-    mx.write_store(three, units=ex.units(), connectivity=ex.connectivity(), synapses=many)
+    ex.write(three, synapses=many)
     root = zarr.open_group(three, mode="r")
     assert root["synapses/by_pre/position"].chunks == (2**17, 3)
     assert root["synapses/size"].nchunks == 2
@@ -539,7 +539,7 @@ def test_synapses_that_lack_something(three: str) -> None:
     without = mx.open_store(three).drop_nodes("synapses")
     with pytest.raises(mx.errors.UnknownLabelError, match="no single synapses"):
         mx.select_synapses(without, pre=12)
-    mx.write_store(three, units=ex.units(), connectivity=ex.connectivity())
+    ex.write(three, synapses=None)
     with pytest.raises(mx.errors.UnknownLabelError, match="synapses"):
         mx.select_synapses(three, pre=12)
     with pytest.raises(mx.errors.StoreFormatError, match="no store"):
@@ -591,7 +591,7 @@ def test_damage_is_seen(three: str, damage, asked, message) -> None:
 @pytest.mark.parametrize("synapses", [ex.synapses, lambda: None])
 def test_a_store_that_was_replaced_is_refused(three: str, synapses) -> None:
     tree = mx.open_store(three, lazy=True)
-    mx.write_store(three, units=ex.units(), connectivity=ex.connectivity(), synapses=synapses())
+    ex.write(three, synapses=synapses())
     with pytest.raises(mx.errors.StoreFormatError, match=r"replaced.* open it again"):
         mx.select_synapses(tree, post=13)
 

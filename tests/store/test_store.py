@@ -91,7 +91,8 @@ def test_writing_again_what_was_opened_changes_nothing(path: str, tmp_path: Path
     mx.write_store(again, **{str(k): node.to_dataset() for k, node in tree.children.items()})
     ex.assert_same_tree(mx.open_store(again))
     # in memory already, so the store itself may be written too
-    mx.write_store(path, **{str(k): node.to_dataset() for k, node in tree.children.items()})
+    parts: Any = {str(k): node.to_dataset() for k, node in tree.children.items()}
+    mx.write_store(path, **parts, overwrite=True)
     assert beside(path) == ["again.zarr", "three.zarr"]
 
 
@@ -118,7 +119,8 @@ def test_root_attributes_state_the_provenance(path: str) -> None:
     assert mx.open_store(path).attrs == attrs
     tables = [{"name": "t", "rows": np.int64(2)}]
     layers = ex.layers().assign_attrs(source_tables=["nuclei", *tables])
-    mx.write_store(path, units=ex.units().assign_attrs(source_tables=tables), layers=layers)
+    units = ex.units().assign_attrs(source_tables=tables)
+    mx.write_store(path, units=units, layers=layers, overwrite=True)
     assert mx.open_store(path).attrs["source_tables"] == ["t: 2 rows", "nuclei"]
     assert "timestamp" not in mx.open_store(path).attrs
 
@@ -365,7 +367,7 @@ def test_a_part_without_a_release_is_written(path: str) -> None:
     mx.write_store(path, units=ex.units(), layers=other)
     xr.testing.assert_identical(mx.open_store(path)["layers"].to_dataset(), other)
     own = ex.units().drop_vars(["datastack", "materialization_version"])
-    mx.write_store(path, units=own)
+    mx.write_store(path, units=own, overwrite=True)
     tree = mx.open_store(path)
     xr.testing.assert_identical(tree["units"].to_dataset(), own)
     assert not {"datastack", "materialization_version"} & set(tree.attrs)
@@ -403,20 +405,24 @@ def test_writing_onto_the_store_that_is_lazily_read_is_refused(path: str, chunks
     elsewhere = path.replace("three", "copy")
     mx.write_store(elsewhere, units=lazy)
     assert mx.open_store(elsewhere)["units"]["cell_type"].values.tolist()[0] == "23P"
-    mx.write_store(path, units=lazy.load())
+    mx.write_store(path, units=lazy.load(), overwrite=True)
     assert beside(path) == ["copy.zarr", "three.zarr"]
 
 
 def test_engine_datasets_are_in_memory_and_may_be_written_back(store: str) -> None:
     tree = xr.open_datatree(store, engine="microns_xr")
-    mx.write_store(store, units=tree["units"].to_dataset(), layers=tree["layers"].to_dataset())
+    parts = {name: tree[name].to_dataset() for name in ("units", "layers")}
+    mx.write_store(store, **parts, overwrite=True)
     assert list(mx.open_store(store).children) == ["units", "layers"]
 
 
-def test_overwrite_false(path: str) -> None:
-    mx.write_store(path, units=ex.units(), overwrite=False)
+def test_a_store_is_replaced_only_on_request(path: str) -> None:
+    mx.write_store(path, units=ex.units())
     with pytest.raises(mx.errors.StoreFormatError, match="overwrite=True"):
-        mx.write_store(path, units=ex.units(), overwrite=False)
+        mx.write_store(path, units=ex.units(), layers=ex.layers())
+    assert list(mx.open_store(path).children) == ["units"]
+    mx.write_store(path, units=ex.units(), layers=ex.layers(), overwrite=True)
+    assert list(mx.open_store(path).children) == ["units", "layers"]
 
 
 # --- opening -------------------------------------------------------------------------------------
@@ -591,7 +597,7 @@ def test_a_store_is_found_relative_to_home_and_through_links(
     mx.write_store("~/three.zarr", units=ex.units())
     assert mx.open_store(f"file://{path}")["units"].sizes["nucleus_id"] == 3
     os.symlink(path, f"{path}.link")
-    mx.write_store(f"{path}.link", units=ex.units().isel(nucleus_id=[0, 1]))
+    mx.write_store(f"{path}.link", units=ex.units().isel(nucleus_id=[0, 1]), overwrite=True)
     assert os.path.islink(f"{path}.link")
     assert mx.open_store("~/three.zarr")["units"].sizes["nucleus_id"] == 2
 

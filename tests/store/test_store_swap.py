@@ -242,7 +242,7 @@ def test_an_empty_folder_and_missing_parents_are_fine(tmp_path: Path) -> None:
 def test_a_store_of_a_newer_format_may_be_replaced(path: str) -> None:
     put(path, "newer")
     Path(path, "zarr.json").write_text('{"attributes": {"microns_xr_format": 7}}')
-    mx.write_store(path, units=ex.units())
+    mx.write_store(path, units=ex.units(), overwrite=True)
     assert list(mx.open_store(path).children) == ["units"]
 
 
@@ -310,7 +310,7 @@ def test_opening_finishes_an_interrupted_write(path: str, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         _cut_at_rename(patch, 2)  # the old store is put aside, the new one not in its place
         with pytest.raises(PowerCut):
-            mx.write_store(path, units=ex.units(), layers=ex.layers())
+            mx.write_store(path, units=ex.units(), layers=ex.layers(), overwrite=True)
     assert beside(path) == ["a.zarr.old", "a.zarr.tmp"]
     tree = xr.open_datatree(path, engine="microns_xr")
     assert list(tree.children) == ["units", "layers"]
@@ -335,7 +335,7 @@ KILLED = """
         return call(*args, **kwargs)
 
     setattr(module, name, fatal)
-    write.write_store(path, units=ex.units(), layers=ex.layers())
+    write.write_store(path, units=ex.units(), layers=ex.layers(), overwrite=True)
 """
 LEFT = [
     (["a.zarr", "a.zarr.tmp"], ["units"]),
@@ -359,6 +359,6 @@ def test_a_killed_process(tmp_path: Path) -> None:
         assert beside(path) == folders
         assert list(mx.open_store(path).children) == children
         np.testing.assert_array_equal(mx.open_store(path)["units"]["nucleus_id"], ex.PRE)
-        mx.write_store(path, units=ex.units(), layers=ex.layers())
+        mx.write_store(path, units=ex.units(), layers=ex.layers(), overwrite=True)
         assert beside(path) == ["a.zarr"]
         assert list(mx.open_store(path).children) == ["units", "layers"]

@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.errors import SchemaError, nearest
-from microns_xr.schema import AXES, FUNCTIONAL, UNITS
+from microns_xr.schema import AXES, EXACT, FUNCTIONAL, ROUNDED, UNITS, require_unrounded
 
 MISSING_TEXT = "unknown"
 _INT64 = np.iinfo(np.int64)
@@ -155,45 +155,17 @@ def require_once(ids: np.ndarray, what: str) -> None:
         )
 
 
-_ADVICE = (
-    "floats round 18-digit ids (neighbours of 8.6e17 are 128 apart); a file that holds digits is "
-    "read with pandas.read_csv(..., dtype={column: 'Int64'}), one that holds floats (8.6e+17) has "
-    "to be fetched or exported again"
-)
-_EXACT = 2**53  # floats hold all whole numbers up to this
-
-
 def _whole_floats(column: pd.Series, what: str) -> pd.Series:
     """Return floats that hold their ids exactly as nullable integers."""
     values = column.to_numpy(dtype=np.float64, na_value=np.nan)
     present = values[~np.isnan(values)]
     # 2**53 itself may have been 2**53 + 1; single precision is exact up to 2**24 only.
-    exact = _EXACT if column.dtype.name.lower().startswith(("float64", "double")) else 2**24
+    exact = EXACT if column.dtype.name.lower().startswith(("float64", "double")) else 2**24
     if (~(np.abs(present) < exact) | (present != np.floor(present))).any():
-        raise SchemaError(f"{what} has dtype {column.dtype}, expected int64: {_ADVICE}")
+        raise SchemaError(f"{what} has dtype {column.dtype}, expected int64: {ROUNDED}")
     missing = np.isnan(values)
     whole = pd.Series(np.where(missing, 0, values).astype(np.int64), index=column.index)
     return whole.astype("Int64").mask(missing)
-
-
-def require_unrounded(ids: np.ndarray, what: str) -> None:
-    """Raise if large ids went through float64 before they became integers."""
-    # Root ids lie between 2**59 and 2**60, where neighbouring floats are 128 apart. By chance, one
-    # id is a multiple of 128 in 1 of 128 cases, two in 1 of 16,384, three in 1 of 2 million: three
-    # different ids are evidence, and fewer are taken, since somebody may ask for one or two.
-    if ids.max(initial=0) <= _EXACT:  # as ids of nuclei and of synapses are
-        return
-    for part in (ids[:1000], ids):  # the first rows of a good table suffice
-        large = part > _EXACT
-        if ((part & 127 != 0) & large).any():
-            return
-    different = np.unique(ids[large])
-    if different.size >= 3:
-        raise SchemaError(
-            f"{what} holds {different.size} different ids above 2**53, all multiples of 128, such "
-            f"as {different[0]}: they went through floats, which changed their last digits; "
-            + _ADVICE
-        )
 
 
 def text_column(column: pd.Series, table: str) -> pd.Series:
@@ -213,6 +185,8 @@ def text_column(column: pd.Series, table: str) -> pd.Series:
 def plain_values(column: pd.Series, table: str, *, as_float: bool = False) -> np.ndarray:
     """Convert a column to bool, int64, float64 or text, by its values rather than its dtype."""
     where = f"{table}.{column.name}"
+    if str(column.name).endswith("root_id"):
+        as_ids(column, where, missing=0)  # raises if they went through floats
     values = _plain(column, table, where)
     if not values.flags.writeable:  # pandas 3 returns read-only views of its columns
         values = values.copy()

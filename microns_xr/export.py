@@ -24,7 +24,7 @@ from microns_xr.connectivity.labels import Lookup, require_ends, require_known
 from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import SchemaError, import_optional, unknown_label
 from microns_xr.provenance import RELEASE_COORDS, require_same_release
-from microns_xr.schema import AXES, require_unique_sorted, validate
+from microns_xr.schema import AXES, require_unique_sorted, require_unrounded_roots, validate
 from microns_xr.store.format import json_attrs
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
     Raises
     ------
     SchemaError
-        If the Dataset is none of these.
+        If the Dataset is none of these, or its root ids went through floats.
 
     Examples
     --------
@@ -74,6 +74,7 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
         return _table_of_pairs(as_pairs(dataset))
     if not isinstance(dataset, xr.Dataset):
         raise SchemaError(f"expected a Dataset, found {type(dataset).__name__}")
+    require_unrounded_roots(dataset)
     if "synapse" in dataset.dims:
         return _table_of_synapses(dataset)
     if {"pre_nucleus_id", "post_nucleus_id"} <= set(dataset.dims):

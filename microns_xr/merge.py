@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -241,7 +242,10 @@ def _from_frame(
         raise SchemaError(f"table is a {type(table).__name__}, expected a DataFrame or a Dataset")
     # As caveclient and this package name it.
     name = str(table.attrs.get("table") or table.attrs.get("table_name") or "table")
-    spec = complete_spec(table_spec(name, datastack), angle_units, angle_convention)
+    spec = table_spec(name, datastack)
+    stated = ("angle_units", "angle_convention")  # of a custom registry entry, see Release.table
+    spec = replace(spec, **{n: table.attrs.get(n) or getattr(spec, n) for n in stated})
+    spec = complete_spec(spec, angle_units, angle_convention)
     named = [key] if isinstance(key, str) else list(key or ())
     chosen = [columns] if isinstance(columns, str) else list(columns or ())
     table = valid_rows(table, name, keep=[*named, *chosen])
@@ -274,9 +278,9 @@ def _from_frame(
             continue
         values, attrs = table_variable(table[column], spec)
         if re.fullmatch(r".*_position_[xyz]", column):
-            stated = as_resolution(table.attrs.get(RESOLUTION), f"{name}.attrs[{RESOLUTION!r}]")
-            if stated is not None:
-                attrs = {"units": "voxels", "voxel_nm": stated["xyz".index(column[-1])], **attrs}
+            voxel = as_resolution(table.attrs.get(RESOLUTION), f"{name}.attrs[{RESOLUTION!r}]")
+            if voxel is not None:
+                attrs = {"units": "voxels", "voxel_nm": voxel["xyz".index(column[-1])], **attrs}
         added[column] = (_ROW, values, attrs)
     about = {INVALID: table.attrs[INVALID]} if INVALID in table.attrs else {}
     return added[names].assign_attrs(about), pd.DataFrame(keys)

@@ -210,7 +210,8 @@ class Release:
         -------
         pandas.DataFrame
             A copy of the table, with ids as int64 or Int64 and text as object;
-            ``attrs["table"]`` is the name. Rows that are not ``valid`` are left out, and counted in
+            ``attrs["table"]`` is the name; ``angle_units`` and ``angle_convention`` are those of
+            the registry, if it has them. Rows that are not ``valid`` are left out, and counted in
             ``attrs["n_invalid_rows"]``.
 
         Raises
@@ -224,6 +225,9 @@ class Release:
         # A copy, since later Datasets are built from the same table.
         table = self._tables[name].copy()
         table.attrs["table"] = name
+        spec = self.spec.spec_of(name)
+        stated = {n: getattr(spec, n) for n in ("angle_units", "angle_convention")}
+        table.attrs.update({n: word for n, word in stated.items() if word is not None})
         return table
 
     def has_tables(self) -> dict[str, bool]:
@@ -724,13 +728,14 @@ class Release:
         name = self.spec.name_of(role)
         table = self.table(name)
         by_root = "target_id" not in table.columns
+        known = by_root or self.spec.name_of("nucleus") in self.source.available_tables()
         rows = build_functional(
             table,
             self.spec.table_of(role),
             datastack=self.datastack,
             version=self.version,
             role=role,
-            nuclei=self.table("nucleus") if by_root else None,
+            nuclei=self.table("nucleus") if known else None,
             **options,
         )
         return self._with_sources(rows, [name, self.spec.name_of("nucleus")][: 1 + by_root])
@@ -1140,7 +1145,9 @@ def rates_of_fits(table: pd.DataFrame, name: str = "fits") -> pd.DataFrame:
         raise SchemaError(
             f"{name} has no rows: fetch the table again, or pass another one with path="
         )
-    fits = fits.sort_values("r2", ascending=False, kind="stable", na_position="last")
+    # Ties of r2 do not depend on the order of the file.
+    order = ["r2", "model", "amplitude", "kappa"]
+    fits = fits.sort_values(order, ascending=[False, True, True, True], na_position="last")
     fits = fits.drop_duplicates(list(SCAN_KEYS))
     model = fits["model"].map(lambda word: _MODELS.get(word, word))
     if unknown := sorted(set(model) - set(MODELS), key=str):

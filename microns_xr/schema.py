@@ -19,6 +19,13 @@ AXES = ("x", "y", "z")
 SCOPES = ("complete", "requested", "unknown")
 VOXEL_UNITS = "voxels"  # where the voxel size of the datastack is not known
 
+ROUNDED = (
+    "floats round 18-digit ids (neighbours of 8.6e17 are 128 apart); a file that holds digits is "
+    "read with pandas.read_csv(..., dtype={column: 'Int64'}), one that holds floats (8.6e+17) has "
+    "to be fetched or exported again"
+)
+EXACT = 2**53  # floats hold all whole numbers up to this
+
 Kind = Literal["units", "functional", "connectivity", "layers"]
 
 
@@ -160,6 +167,7 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
                 else ""
             )
             problems.append(f"{name} has dtype {variable.dtype}, expected {spec.dtype}{rounded}")
+    require_unrounded_roots(dataset)
     for name in {"units": _N, "connectivity": _PAIR}.get(kind, ()):
         if name in dataset.variables and dataset[name].dims == (name,):
             problems += _index_problems(name, dataset[name].values)
@@ -196,3 +204,30 @@ def require_unique_sorted(name: str, labels: np.ndarray) -> None:
     """Raise unless labels are sorted and unique."""
     if problems := _index_problems(name, labels):
         raise SchemaError("; ".join(problems))
+
+
+def require_unrounded(ids: np.ndarray, what: str) -> None:
+    """Raise if large ids went through float64 before they became integers."""
+    # Root ids lie between 2**59 and 2**60, where neighbouring floats are 128 apart. By chance, one
+    # id is a multiple of 128 in 1 of 128 cases, two in 1 of 16,384, three in 1 of 2 million: three
+    # different ids are evidence, and fewer are taken, since somebody may ask for one or two.
+    if ids.max(initial=0) <= EXACT:  # as ids of nuclei and of synapses are
+        return
+    for part in (ids[:1000], ids):  # the first rows of a good table suffice
+        large = part > EXACT
+        if ((part & 127 != 0) & large).any():
+            return
+    different = np.unique(ids[large])
+    if different.size >= 3:
+        raise SchemaError(
+            f"{what} holds {different.size} different ids above 2**53, all multiples of 128, such "
+            f"as {different[0]}: they went through floats, which changed their last digits; "
+            + ROUNDED
+        )
+
+
+def require_unrounded_roots(dataset: xr.Dataset) -> None:
+    """Raise if root ids of a Dataset went through floats."""
+    for name, variable in dataset.variables.items():
+        if str(name).endswith("root_id") and variable.dtype == np.int64 and variable.ndim == 1:
+            require_unrounded(np.asarray(variable.values), str(name))

@@ -225,12 +225,16 @@ def _annotation_suffix(table: pd.DataFrame) -> str:
     return "_ref" if (plain == target).sum() > (suffixed == target).sum() else ""
 
 
+_TIE = "rank of the values"  # a name that no column has
+
+
 def latest_by(
     table: pd.DataFrame, name: str, key: str | list[str], values: list[str]
 ) -> tuple[pd.DataFrame, int]:
     """Select one row per key, by the latest ``created``, then the highest ``id``.
 
-    Return also the number of keys with contradicting rows.
+    Of rows equal in both, the last in the order of `values` is taken, whatever their order in the
+    file. Return also the number of keys with contradicting rows.
     """
     keys = [key] if isinstance(key, str) else key
     if not table.duplicated(keys).any():
@@ -256,8 +260,15 @@ def latest_by(
             ) from error
         table = table.assign(**{time: created})
     # A row without a time is never the latest.
-    latest = table.sort_values([*keys, *order], kind="stable", na_position="first")
-    return latest.drop_duplicates(keys, keep="last", ignore_index=True), len(contradicted)
+    rank = pd.Series(0, index=table.index)
+    ties = table.duplicated([*keys, *order], keep=False)
+    if len(contradicted) and ties.any():
+        text = table.loc[ties, values].astype(str).agg("\0".join, axis=1)
+        rank[ties] = np.unique(text, return_inverse=True)[1]
+    table = table.assign(**{_TIE: rank})
+    latest = table.sort_values([*keys, *order, _TIE], kind="stable", na_position="first")
+    latest = latest.drop_duplicates(keys, keep="last", ignore_index=True).drop(columns=_TIE)
+    return latest, len(contradicted)
 
 
 def by_role(

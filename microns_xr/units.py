@@ -12,7 +12,7 @@ import xarray as xr
 
 from microns_xr.angles import is_angle, require_same_angles
 from microns_xr.columns import as_ids
-from microns_xr.errors import SchemaError, unknown_label
+from microns_xr.errors import SchemaError, unknown_label, warn_of_dropped_rows
 from microns_xr.frames import positions_um
 from microns_xr.layers import layer_at, segment_layers
 from microns_xr.provenance import (
@@ -152,8 +152,7 @@ def build_units(
     columns.update({str(name): words.to_numpy(dtype=object) for name, words in types.items()})
     if (columns["cell_type"] == columns["cell_type_raw"]).all():
         del columns["cell_type_raw"]  # redundant unless a word was harmonised
-    columns["brain_area"] = np.full(len(nuclei), "unknown", dtype=object)
-    if "brain_area" in roles:
+    if "brain_area" in roles:  # without a table, there is no such variable
         column = spec.table_of("brain_area").area_column
         area = _latest(roles, "brain_area", spec, [column], notes)[column]
         area = area.reindex(nuclei["id"]).fillna("unknown")
@@ -335,7 +334,8 @@ def _cell_types(tables: Tables, spec: ReleaseSpec, notes: dict[str, int]) -> pd.
 def _harmonise(words: pd.Series, mapping: Mapping[str, str], known: Iterable[str]) -> pd.Series:
     """Unify words that differ between releases, or only in case."""
     spelling = {word.lower(): word for word in known}
-    for word in words.dropna().value_counts().index:  # most frequent first
+    counts = words.dropna().value_counts().items()
+    for word, _ in sorted(counts, key=lambda item: (-item[1], str(item[0]))):  # most frequent first
         spelling.setdefault(str(word).lower(), str(word))
     spelling.update({old.lower(): new for old, new in mapping.items()})
     target = {word: spelling[str(word).lower()] for word in words.dropna().unique()}
@@ -398,7 +398,10 @@ def _proofreading(
     frame = frame.assign(
         rank=frame["axon_completeness"].map(COMPLETENESS.index),
         has_dendrite=frame["strategy_dendrite"] != "none",
-    ).sort_values(["pt_root_id", "rank", "has_dendrite"], kind="stable")
+    )
+    # The words last, so that ties do not depend on the order of the file.
+    ties = ["strategy_axon", "strategy_dendrite", "axon_proofread", "root_changed"]
+    frame = frame.sort_values(["pt_root_id", "rank", "has_dendrite", *ties], kind="stable")
     if n := frame.loc[frame.duplicated("pt_root_id"), "pt_root_id"].nunique():
         notes["roots_proofread_twice"] = n
     by_root = frame.drop_duplicates("pt_root_id", keep="last").set_index("pt_root_id")
@@ -515,6 +518,11 @@ def add_rates(
     coords = {d: collapsed.coords[d] for d in angles if d in collapsed.coords}
     result = units.assign(variables).assign_coords(coords)
     outside = ~np.isin(tuning_curves["nucleus_id"].values, ids)
+    if outside.size and outside.all() and (tuning_curves["nucleus_id"].values >= 0).any():
+        warn_of_dropped_rows(
+            f"none of the {outside.size} rows of tuning_curves is of one of the {len(ids)} units, "
+            "so that no unit has rates: pass tables of the same datastack"
+        )
     table, how = tuning_curves.attrs.get("tuning_table", "unknown"), collapsed.attrs["collapse"]
     count = {"rated_scan_units_of_no_unit": int(outside.sum())}
     result = result.assign_attrs(

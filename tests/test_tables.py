@@ -8,7 +8,7 @@ import pytest
 from roots import ROOTS
 
 import microns_xr as mx
-from microns_xr.tuning.functional import build_functional
+from microns_xr.tuning.functional import build_functional, build_tuning_curves
 
 
 @pytest.fixture
@@ -234,25 +234,156 @@ REAL = {
 
 
 def test_real_tables_are_merged_with_one_call(real_data):
-    units = mx.Release(661, source=real_data / "minnie65_v661").units(functional="match")
+    source = mx.sources.DirectorySource(real_data / "minnie65_v661")
+    matches = source.read("coregistration_manual_v3")
+    one = matches.drop_duplicates("target_id")[["target_id", "session", "scan_idx", "unit_id"]]
+    nuclei = source.read("nucleus_detection_v0")[["id", "pt_root_id"]]
+    nuclei = nuclei.merge(one, left_on="id", right_on="target_id", how="left")
+    nuclei = nuclei[~nuclei.pt_root_id.duplicated(keep=False)].drop(columns="target_id")
+    units = mx.as_units(nuclei, id="id", datastack="minnie65_public", version=661)
     source = mx.sources.DirectorySource(real_data / "minnie65_real")
     for name, options in REAL.items():
         merged = mx.merge_table(units, source.read(name), **options)
         assert merged.nucleus_id.equals(units.nucleus_id), name
+    # Fits name the unit cell_id.
     fits = source.read("orientation_fits_v661").query("tuning_type == 'single'")
-    rows = mx.Release(661, source=real_data / "minnie65_v661").functional()
     keys = ["session", "scan_idx", "cell_id"]
-    merged = mx.merge_table(rows, fits, ["pvalue"], on="functional", key=keys)
-    plain = pd.DataFrame(
-        {k: rows[n].values for k, n in zip(keys, ("session", "scan_idx", "unit_id"), strict=True)}
-    )
-    plain = plain.merge(fits, on=keys)
-    assert np.isfinite(merged.pvalue).sum() == plain.pvalue.notna().sum() > 5000
-    with pytest.raises(mx.errors.SchemaError, match="drop_vars"):
-        mx.merge_table(units, source.read("area_membership"), on="functional")
+    merged = mx.merge_table(units, fits, ["pvalue"], on="functional", key=keys)
+    plain = one.rename(columns={"unit_id": "cell_id"}).merge(fits, on=keys)
+    n = plain.target_id.isin(units.nucleus_id.values).sum()
+    assert np.isfinite(merged.pvalue).sum() == n > 4000
+    areas = mx.merge_table(units, source.read("area_membership"), on="functional")
+    assert set(areas.brain_area.values) == {"V1", "LM", "RL", "AL", "unknown"}
+    cells = source.read("v1300_cell_info")
     cells = mx.as_units(
-        source.read("v1300_cell_info"), id="pt_root_id", resolution_nm=(1, 1, 1), datastack="minnie65_public",
-    )  # fmt: skip
+        cells, id="pt_root_id", resolution_nm=(1, 1, 1), datastack="minnie65_public"
+    )
     published = source.read("v1300_unit_table").set_index("pt_root_id")
     depth = cells.position.sel(nucleus_id=published.index.values, axis="y").values
     np.testing.assert_allclose(depth, published.pial_dist_y, atol=1e-9)
+
+
+# Rows that are equal in time and id, and ids that went through floats.
+
+
+@pytest.mark.parametrize("role", ["celltype", "brain_area", "coregistration", "proofreading"])
+def test_ties_do_not_depend_on_the_order_of_the_file(three_tables, role):
+    table = three_tables[role].assign(created="2025-01-01", id=5)
+    other = table.assign(**{
+        "celltype": {"cell_type": "NGC"},
+        "brain_area": {"tag": "AL"},
+        "coregistration": {"field": 3},
+        "proofreading": {"strategy_axon": "axon_new", "strategy_dendrite": "x"},
+    }[role])  # fmt: skip
+    if role == "proofreading":
+        table = table.assign(strategy_axon="axon_newer")
+    if role == "coregistration":
+        table["field"] = 2
+    built = []
+    for rows in ([table, other], [other, table]):
+        tables = {**three_tables, role: pd.concat(rows, ignore_index=True)}
+        if role == "coregistration":
+            built.append(
+                build_functional(
+                    tables[role], mx.releases.TableSpec("c"), datastack="minnie65_public", version=1300
+                )
+            )  # fmt: skip
+        else:
+            built.append(mx.build_units(tables, 1300))
+    assert built[0].identical(built[1])
+
+
+def test_of_spellings_of_equal_number_the_first_of_the_alphabet(three_tables):
+    for words in (["X", "x", "BC", "MC", "BC"], ["x", "X", "BC", "MC", "BC"]):
+        types = three_tables["celltype"].assign(cell_type=words)
+        units = mx.build_units({**three_tables, "celltype": types}, 1300)
+        assert units.cell_type.values.tolist() == ["X", "X", "BC"]
+
+
+def test_root_ids_that_went_through_floats_pass_no_door(units, three_tables, tmp_path):
+    rounded = [int(np.float64(root)) for root in (ROOTS[11], ROOTS[12] + 10**6, ROOTS[13] + 10**7)]
+    assert all(root % 128 == 0 for root in rounded)
+    spoilt = units.assign_coords(pt_root_id=("nucleus_id", rounded))
+    partners = {"pre_nucleus_id": [11], "post_nucleus_id": [12], "size": [5]}
+    by_nucleus = mx.build_connectivity(pd.DataFrame(partners), units)
+    by_root = pd.DataFrame({"pre_pt_root_id": rounded, "post_pt_root_id": rounded, "size": 1})
+    other = pd.DataFrame({"nucleus_id": [11, 12, 13], "old_root_id": rounded})
+    doors = {
+        "to_table": lambda: mx.to_table(spoilt),
+        "write_store": lambda: mx.write_store(tmp_path / "s.zarr", units=spoilt),
+        "units of synapses": lambda: mx.build_connectivity(by_root[:0], spoilt),
+        "synapses": lambda: mx.build_connectivity(by_root, units),
+        "table of connectivity": lambda: mx.to_table(
+            by_nucleus.assign_coords(post_pt_root_id=("post_nucleus_id", rounded[:1]))
+        ),
+        "merge": lambda: mx.merge_table(units, other),
+        "merge floats": lambda: mx.merge_table(units, other.astype({"old_root_id": float})),
+        "own": lambda: mx.as_units(other.rename(columns={"old_root_id": "pt_root_id"})),
+        "own, of another release": lambda: mx.as_units(other),
+    }
+    del doors["table of connectivity"]  # one id is no evidence
+    for door, call in doors.items():
+        with pytest.raises(mx.errors.SchemaError, match=r"floats"):
+            call()
+        assert not (tmp_path / "s.zarr").exists(), door
+
+
+def test_a_table_of_nucleus_ids_needs_no_release(units):
+    own = mx.as_units(pd.DataFrame({"nucleus_id": [11, 12, 13]}))
+    table = pd.DataFrame({"id": [1, 2], "pre_nucleus_id": [11, 11], "post_nucleus_id": [12, 13], "size": [5, 7]})  # fmt: skip
+    connectivity = mx.build_connectivity(table, own)
+    assert connectivity.synapse_size.sel(pre_nucleus_id=11).data.todense().tolist() == [5, 7]
+    assert "datastack" not in connectivity.coords
+    roots = table.rename(columns=lambda name: name.replace("nucleus", "pt_root"))
+    with pytest.raises(mx.errors.ReleaseMismatchError, match="no coordinate 'datastack'"):
+        mx.build_connectivity(roots, units.drop_vars(["datastack", "materialization_version"]))
+
+
+def test_matches_and_curves_that_meet_nothing(three_tables):
+    spec = mx.releases.release_spec(1300)
+    nuclei = three_tables["nucleus"]
+    about = {"datastack": "minnie65_public", "version": 1300, "nuclei": nuclei}
+    table = three_tables["coregistration"]
+    with pytest.raises(mx.errors.SchemaError, match=r"5 of 5 rows of .*target_id meet no nucleus"):
+        build_functional(table.assign(target_id=99), spec.table_of("coregistration"), **about)
+    most = table.assign(target_id=[11, 99, 98, 97, 96])
+    with pytest.warns(mx.errors.DroppedRowsWarning, match="4 of 5 rows"):
+        build_functional(most, spec.table_of("coregistration"), **about)
+    rows = build_functional(table, spec.table_of("coregistration"), **about)
+    curves = pd.DataFrame(
+        {"session": [99], "scan_idx": [7], "unit_id": [9], "rate_ori": [[1.0, 2.0]]}
+    )
+    with pytest.warns(mx.errors.DroppedRowsWarning, match="none of the 1 recorded units"):
+        build_tuning_curves(curves, spec.table_of("tuning_curves"), rows)
+
+
+def test_a_release_without_areas_has_no_such_variable(three_tables):
+    del three_tables["brain_area"]
+    units = mx.build_units(three_tables, 1300)
+    assert "brain_area" not in units
+    areas = pd.DataFrame({"nucleus_id": [11], "brain_area": ["V1"]})
+    assert mx.merge_table(units, areas).brain_area.values.tolist() == ["V1", "unknown", "unknown"]
+    with pytest.raises(mx.errors.SchemaError, match="units has no brain_area"):
+        mx.select_units(units, brain_area="V1")
+
+
+def test_a_registered_table_of_rates_needs_no_convention(tmp_path, three_tables):
+    rates = pd.DataFrame({"session": [4], "scan_idx": [7], "unit_id": [9], "rate_ori": ["[1. 2.]"]})
+    rates.to_csv(tmp_path / "tuning_curves_fitted_v1.csv")
+    read = mx.sources.DirectorySource(tmp_path).read("tuning_curves_fitted_v1")
+    rows = build_functional(
+        three_tables["coregistration"], mx.releases.TableSpec("c"), datastack="minnie65_public", version=1300,
+    )  # fmt: skip
+    merged = mx.merge_table(rows, read, on="functional")
+    assert merged.orientation.attrs["angle_convention"] == "up_clockwise"
+    # What a custom entry says travels with the table.
+    rates.to_csv(tmp_path / "mine.csv", index=False)
+    own = mx.releases.TableSpec(
+        "mine", angle_units="degree", angle_convention="right_counterclockwise"
+    )
+    spec = mx.releases.ReleaseSpec(
+        1300, {"tuning_curves": "mine"}, "minnie65_public", {"mine": own}
+    )
+    table = mx.Release(spec, source=tmp_path).table("mine")
+    merged = mx.merge_table(rows, table, on="functional")
+    assert merged.orientation.attrs["angle_convention"] == "right_counterclockwise"

@@ -222,7 +222,6 @@ def test_release_661_takes_classes_and_types_from_two_tables(three_tables):
         "strategy_dendrite": ["none", "extended", "none"],
         # "extended" does not say how far
         "axon_completeness": ["unknown", "clean", "none"],
-        "brain_area": ["unknown"] * 3,
     }
     assert {name: units[name].values.tolist() for name in expected} == expected
     assert mx.select_units(units, axon="extended").nucleus_id.values.tolist() == [11]

@@ -236,9 +236,12 @@ def build_connectivity(
         scope = "unknown" if pre is None or post is None else "requested"
     if scope not in SCOPES:
         raise SchemaError(f"scope is {scope!r}, expected one of {SCOPES}")
-    datastack, version = release_of(units, "units")
     synapses = valid_rows(synapses, _NAME)
     table = read_synapse_table(synapses, rows)
+    # Nucleus ids mean the same in every release, root ids only in theirs.
+    by_root = table.labels == "pt_root_id"
+    stated = by_root or all(c in units.coords for c in RELEASE_COORDS)
+    release = release_of(units, "units") if stated else None
     unit_ids = as_ids(units, "units")
     by_nucleus = Lookup(unit_ids, "nucleus_id of the units")
     axes = {"pre": np.sort(unit_ids), "post": np.sort(unit_ids)}
@@ -247,7 +250,7 @@ def build_connectivity(
             axes[side] = _axis_ids(ids, units, by_nucleus, side)
     # The lookup of partner ids, and the nucleus id of each of its labels.
     lookup, nuclei = by_nucleus, unit_ids
-    if table.labels == "pt_root_id":
+    if by_root:
         roots, have_root = unit_roots(units)
         lookup, nuclei = Lookup(roots, "pt_root_id of the units"), unit_ids[have_root]
     if shared_roots is None:
@@ -290,11 +293,11 @@ def build_connectivity(
         axes["pre"],
         axes["post"],
         scope=scope,
-        release=(datastack, version),
+        release=release,
         attrs={"n_synapse_rows": n_rows, "dropped_synapses": text_lines(dropped)},
     )
     space = space_of_data(units)
-    if space != space_of(datastack):  # which single synapses could not look up
+    if space != space_of(release[0] if release else ""):  # which single synapses could not look up
         dataset["synapse_size"].attrs["units"] = space.size_units
         dataset.attrs.update(space.record())
     # Root ids, too, by which exported tables and single synapses can be matched.

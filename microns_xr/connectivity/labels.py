@@ -9,6 +9,7 @@ import xarray as xr
 from microns_xr.columns import plain_array
 from microns_xr.connectivity.arrays import PAIR_DIMS
 from microns_xr.errors import SchemaError, UnknownLabelError
+from microns_xr.schema import require_unrounded
 from microns_xr.threads import equal_spans, run_spans, usable_threads
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: Knuth's multiplicative hashing
@@ -124,6 +125,7 @@ def unit_roots(units: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
                 "expected ('nucleus_id',) and int64"
             )
     roots = units["pt_root_id"].values
+    require_unrounded(roots, "units.pt_root_id")
     # 0 means "no segment" and occurs repeatedly.
     positions = np.flatnonzero(roots > 0)
     return roots[positions], positions

@@ -33,7 +33,7 @@ from microns_xr.ingest.read import (
     resolution_of_files,
 )
 from microns_xr.provenance import read_counts, release_of, table_line, text_lines
-from microns_xr.releases import space_of_data, table_of_file
+from microns_xr.releases import datastack_of, space_of_data, table_of_file
 from microns_xr.schema import SCOPES, validate
 from microns_xr.store import swap
 from microns_xr.store.spill import Spill, Stretch, collate
@@ -216,7 +216,9 @@ def ingest_synapses(
     # Rows that may be synapses are counted until it is known that no pair has several.
     template = _template(layout, neurons, scope, axes, repeated=True)
     space = space_of_data(neurons)
-    datastack = release_of(neurons, "units")[0]
+    datastack = datastack_of(neurons) or ""
+    if layout.labels == "pt_root_id" or datastack or singles:
+        release_of(neurons, "units")
     resolution = resolution_of_files(inputs, space, resolution_nm, datastack) if positions else None
     mapper = Mapper(neurons, layout, keep, shared, space, resolution)
     max_rows = _max_rows(memory, mapper, singles)
@@ -366,7 +368,7 @@ class _Writer:
         self._space, self._resolution_nm = space, resolution_nm  # None without positions
         self._plan: dict[str, Any] = {
             "space": space,
-            "release": release_of(template),
+            "release": release_of(template) if "datastack" in template.coords else None,
             "positions": resolution_nm is not None,
             "attrs": {"history": [history]},
         }

@@ -26,12 +26,13 @@ import pyarrow.parquet as pq
 import xarray as xr
 from isal import igzip
 
-from microns_xr.columns import as_ids, require_unrounded
+from microns_xr.columns import as_ids
 from microns_xr.connectivity.build import Rows, read_synapse_table
 from microns_xr.connectivity.labels import Lookup, unit_roots
 from microns_xr.errors import SchemaError, SourceError
 from microns_xr.frames import RESOLUTION, Resolution, Space, resolution_of
 from microns_xr.releases import table_of_file, table_spec
+from microns_xr.schema import require_unrounded
 from microns_xr.sources.postgres_csv import (
     DAMAGED,
     Header,

@@ -15,7 +15,7 @@ from microns_xr.angles import (
     require_likely_angle,
     require_likely_units,
 )
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, UnknownLabelError
 from microns_xr.plot.style import (
     PALETTE,
     axes_or_new,
@@ -330,4 +330,9 @@ def _group_words(groups: Any, currents: xr.DataArray) -> np.ndarray:
             "the label nucleus_id, such as units.layer"
         )
     ids = currents["post_nucleus_id"].values
+    if ids.size and not np.isin(ids, groups[groups.dims[0]].values).any():
+        raise UnknownLabelError(
+            f"none of the {ids.size} neurons of post_nucleus_id has a group: pass one word per "
+            "neuron with the label nucleus_id, such as units.layer"
+        )
     return np.asarray(groups.reindex({groups.dims[0]: ids}, fill_value="unknown"), dtype=object)

@@ -194,6 +194,7 @@ class DirectorySource(TableSource):
 
     def read(self, name: str) -> pd.DataFrame:
         frame = read_table_file(self._path_of(name))
+        frame.attrs["table"] = name.removesuffix("_merged")  # by which the registry knows it
         self._rows[name] = len(frame)
         return frame
 

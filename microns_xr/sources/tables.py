@@ -228,7 +228,6 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
         else:
             table = _read_csv(path)
         frame = tidy_columns(to_frame(table), path.name)
-        frame.attrs["table"] = str(table_stem(path)).removesuffix("_merged")
         stated = stated_resolution(table.schema.metadata) or side_resolution(path)
         if stated is not None:
             frame.attrs[RESOLUTION] = stated

@@ -29,7 +29,12 @@ from microns_xr.columns import (
     plain_values,
     require_columns,
 )
-from microns_xr.errors import SchemaError, require_one_of, unknown_label
+from microns_xr.errors import (
+    SchemaError,
+    require_one_of,
+    unknown_label,
+    warn_of_dropped_rows,
+)
 from microns_xr.provenance import (
     RELEASE_COORDS,
     add_history,
@@ -324,7 +329,14 @@ def match_units(curves: xr.Dataset, coregistration: xr.Dataset) -> xr.Dataset:
     result = curves.isel(scan_unit=rows["row"].to_numpy()).assign_coords(nucleus_id=ids)
     result = label_rows(result, coregistration, "scan_unit")
     result.attrs["coregistration_table"] = coregistration.attrs.get("functional_table", "unknown")
-    result.attrs["n_unmatched"] = int((rows["nucleus_id"] < 0).sum())
+    n_unmatched = int((rows["nucleus_id"] < 0).sum())
+    if n_unmatched == len(rows) > 0:
+        warn_of_dropped_rows(
+            f"none of the {len(rows)} recorded units is matched to a neuron in "
+            f"{result.attrs['coregistration_table']}, so that no neuron has rates: check session, "
+            "scan_idx and unit_id, and pass tables of the same datastack"
+        )
+    result.attrs["n_unmatched"] = n_unmatched
     return stamp_release(result, *release_of(coregistration, "coregistration"))
 
 

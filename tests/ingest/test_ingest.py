@@ -606,3 +606,18 @@ def test_root_ids_that_went_through_floats(tmp_path, out):
     rounded.to_parquet(tmp_path / "s.parquet")
     with pytest.raises(mx.errors.SchemaError, match=r"pre_pt_root_id.*all multiples of 128"):
         run([tmp_path / "s.parquet"], out)
+
+
+@pytest.mark.parametrize("labels", ["pt_root_id", "nucleus_id"])
+def test_units_need_the_ids_of_the_table_alone(tmp_path, out, labels):
+    bare = UNITS[["pt_root_id"]].drop_attrs()
+    if labels == "nucleus_id":  # which mean the same in every release
+        bare = bare.drop_vars(["pt_root_id", "datastack", "materialization_version"])
+    ids = (bare.pt_root_id if labels == "pt_root_id" else bare.nucleus_id).values
+    rows = [f"{i},{ids[0]},{ids[i]},{5 + i}" for i in (1, 2)]
+    file = tmp_path / "s.csv"
+    file.write_text("\n".join([f"id,pre_{labels},post_{labels},size", *rows, ""]))
+    run(file, out, bare)
+    connectivity = mx.open_store(out)["connectivity"]
+    assert connectivity.synapse_size.data.todense().tolist() == [[6, 7]]
+    assert ("datastack" in connectivity.coords) == (labels == "pt_root_id")

@@ -396,6 +396,9 @@ def test_currents_are_means_over_neurons():
     ):
         with pytest.raises(mx.errors.SchemaError, match=match):
             plot.currents_by_angle(wrong, groups)
+    others = layer.assign_coords(nucleus_id=layer.nucleus_id + 1000)
+    with pytest.raises(mx.errors.UnknownLabelError, match="none of the 4 neurons"):
+        plot.currents_by_angle(currents, others)
 
 
 @pytest.mark.parametrize(

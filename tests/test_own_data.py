@@ -83,6 +83,10 @@ def test_fifteen_lines(neurons, edges, tmp_path):
     assert like.n_pairs.values.tolist() == [4, 2]
     assert like.probability.values.tolist() == [0.25, 0.0]
     assert like.mean_size.values[0] == 0.75
+    assert like.mean_size.attrs["long_name"] == "mean strength of a connection"
+    made = [currents.to_dataset(), degrees, groups, probability, like]
+    told = [str(v.attrs) for dataset in made for v in dataset.variables.values()]
+    assert not any("voxel" in text or "synaps" in text.replace("synaptic", "") for text in told)
     assert all(ax.has_data() for ax in axes)
     plt.close("all")
     xr.testing.assert_identical(tree["units"].to_dataset(), units)

@@ -91,7 +91,7 @@ def connection_probability(
     presynaptic : str or collection of str, optional
         Which axons are complete enough, as the condition `axon` of `select_units`:
         ``"extended"`` (partial or full; before release 1078 the status "extended"), ``"full"``,
-        ``"clean"`` (proofread in any way), words of ``axon_completeness``, or ``"all"``.
+        ``"proofread"`` (in any way), words of ``axon_completeness``, or ``"all"``.
     interval : Bootstrap or Wilson, optional
         Resampling of presynaptic neurons, each with all its pairs; or Wilson's interval, which
         treats pairs as independent and is too narrow where neurons differ.

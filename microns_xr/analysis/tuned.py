@@ -90,7 +90,7 @@ def like_to_like(
     presynaptic : str or collection of str, optional
         Which axons are complete enough, as the condition `axon` of `select_units`:
         ``"extended"`` (partial or full; before release 1078 the status "extended"), ``"full"``,
-        ``"clean"`` (proofread in any way), words of ``axon_completeness``, or ``"all"``. Anything
+        ``"proofread"`` (in any way), words of ``axon_completeness``, or ``"all"``. Anything
         but "full" gives lower bounds, since targets beyond a reconstruction count as unconnected.
     weight : str, optional
         Weight that is averaged over connections; by default ``synapse_size``, or else the only one.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from microns_xr.angles import PERIODS, is_angle
 from microns_xr.errors import SchemaError
 from microns_xr.layers import depth_of
 from microns_xr.plot.style import (
@@ -15,7 +16,6 @@ from microns_xr.plot.style import (
     axes_or_new,
     draw_legend,
     floats,
-    is_circular,
     label_of,
     one_word_each,
     require,
@@ -167,6 +167,9 @@ def cells_in_space(
     has_position = np.isfinite(xy).all(axis=1)
     _require_positions(has_position)
     xy, values = xy[has_position], values[has_position]
+    if values.name in PERIODS and values.attrs.get("units") in ("degree", "radian"):
+        # A picture of angles does not need their convention.
+        values = values.assign_attrs(angle_convention=values.attrs.get("angle_convention"))
     ax = axes_or_new(ax)
     area = size if size is not None else float(np.clip(15000 / len(xy), 2.0, 25.0))
     dots: dict[str, Any] = {"s": area, "lw": 0, "rasterized": len(xy) > 5000}
@@ -225,7 +228,7 @@ def _draw_numbers(ax: Axes, xy: np.ndarray, values: xr.DataArray, dots: dict[str
     # Axes with equal scales rarely fill their space; a usual colour bar would be taller than them.
     bar_axes = ax.inset_axes((1.03, 0.0, 0.03, 1.0))
     bar = ax.figure.colorbar(points, cax=bar_axes, label=label)
-    if is_circular(values):
+    if is_angle(values):
         bar.set_ticks(np.linspace(0, float(norm.vmax or 1.0), 5).tolist())
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.angles import PERIODS, describe_angle, is_angle, require_likely_angle
+from microns_xr.angles import describe_angle, is_angle, require_likely_angle
 from microns_xr.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -95,20 +95,13 @@ def _srgb(lab: np.ndarray) -> np.ndarray:
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
-def is_circular(values: xr.DataArray) -> bool:
-    """Whether values are angles, for a picture of which they need units but no convention."""
-    return is_angle(values) or (
-        values.attrs.get("units") in ("degree", "radian") and values.name in PERIODS
-    )
-
-
 def scaled(values: xr.DataArray) -> tuple[np.ndarray, Colormap, Normalize]:
     """Return numbers with their colour map and limits; angles go around their period."""
     import matplotlib as mpl
     from matplotlib.colors import Normalize
 
     numbers = floats(values)
-    if is_circular(values):
+    if is_angle(values):
         period = describe_angle(values, str(values.name))[2]
         require_likely_angle(values, str(values.name))
         return np.mod(numbers, period), cyclic_map(), Normalize(0, period)

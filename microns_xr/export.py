@@ -136,7 +136,9 @@ def _table_of_pairs(connectivity: xr.Dataset) -> pd.DataFrame:
     order = slice(None) if pattern.compressed == "post" else np.lexsort(pattern.ends())
     ends = {dim: at[order] for dim, at in zip(PAIR_DIMS, pattern.ends(), strict=True)}
     ids = {dim: connectivity[dim].values[at] for dim, at in ends.items()}
-    sums = {_COLUMNS.get(name, name): stored[order] for name, stored in values.items()}
+    # Somebody's own weight may be named "size" already.
+    columns = {n: _COLUMNS[n] for n in values if n in _COLUMNS and _COLUMNS[n] not in values}
+    sums = {columns.get(name, name): stored[order] for name, stored in values.items()}
     annotations: dict[str, np.ndarray] = {}
     for name, coord in connectivity.coords.items():
         if name not in connectivity.dims and coord.ndim == 1:

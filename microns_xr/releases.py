@@ -379,6 +379,29 @@ def table_spec(name: str, datastack: str | None = None) -> TableSpec:
     return found[0] if len(found) == 1 else TableSpec(name)
 
 
+@lru_cache(maxsize=64)
+def label_words(datastack: str | None, label: str) -> frozenset[str]:
+    """Return the words of a label of neurons in any release of a datastack.
+
+    Of every datastack, if it is not in the registry.
+    """
+    known = _registry()["datastacks"]
+    stacks = [stack for stack in known if "like" not in known[stack]]
+    if datastack is not None and datastack in known:
+        stacks = [datastack]
+    words: set[str] = set()
+    for stack in stacks:
+        words.update(_datastack(stack).get("words", {}).get(label, ()))
+        for spec in _table_specs(stack).values():
+            if label == "layer":
+                words.update(spec.layers)
+            elif label == "classification_system":
+                words.update(spec.class_words.values())
+            elif label == "cell_type":
+                words.update(spec.type_words.values(), *spec.layers.values())
+    return frozenset(words)
+
+
 def table_of_file(file: str, datastack: str) -> str:
     """Return the name of the table in a file, by the file name."""
     stem = re.split(r"[/\\]", file)[-1].split(".")[0]

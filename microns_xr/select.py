@@ -29,6 +29,7 @@ from microns_xr.errors import (
     unknown_label,
 )
 from microns_xr.provenance import add_history, require_same_release
+from microns_xr.releases import datastack_of, label_words
 from microns_xr.store.open import Connectivity, connectivity_of
 from microns_xr.units import COMPLETENESS
 
@@ -37,21 +38,11 @@ Words = str | Iterable[str] | None
 _CONDITIONS = (
     "layer", "brain_area", "cell_type", "classification_system", "tuning", "axon", "dendrite",
 )  # fmt: skip
-# Words of the releases, which a subset of the units may lack.
-_KNOWN = {
-    "layer": {"L1", "L2/3", "L4", "L5", "L6", "WM"},
-    "brain_area": {"V1", "RL", "AL", "LM"},
-    "classification_system": {"excitatory_neuron", "inhibitory_neuron", "nonneuron"},
-    "cell_type": {
-        *("23P", "4P", "5P-IT", "5P-ET", "5P-NP", "6P-IT", "6P-CT", "BC", "MC", "BPC", "NGC"),
-        *("OPC", "astrocyte", "microglia", "oligo", "pericyte"),
-    },
-    "axon_completeness": set(COMPLETENESS),
-}
-_EXTENDED_STRATEGIES = {
-    # Before release 1078 the table says "extended" without the degree.
-    "axon": ("extended",),
-    "dendrite": ("extended", "dendrite_extended"),
+# What words of the conditions axon and dendrite mean in a variable, where not only themselves.
+_EXACTLY = {
+    ("axon_completeness", "extended"): {"partial", "full"},
+    ("strategy_dendrite", "extended"): {"extended", "dendrite_extended"},
+    ("strategy_dendrite", "clean"): {"clean", "dendrite_clean"},
 }
 
 
@@ -79,9 +70,10 @@ def select_units(
         ``"matched"`` (any tuning type except ``not_matched``), ``"not_matched"``, or a value of
         ``tuning_type``.
     axon, dendrite : str or collection of str, optional
-        ``"clean"`` (proofread in any way: any strategy except ``none``), ``"extended"`` (an axon
-        that is partial or full; in releases before 1078 the status ``extended``), a value of
-        ``axon_completeness``, or a strategy as spelled in the table.
+        ``"proofread"`` (in any way: any strategy except ``none``), ``"extended"`` (an axon that is
+        partial or full; in releases before 1078 the status ``extended``), a value of
+        ``axon_completeness``, or a strategy as spelled in the table. ``"clean"`` means exactly
+        that: free of merge errors, but not extended.
     **conditions : str, number, bool, collection of them, or tuple of two numbers
         Accepted values of any other variable with one value per unit, such as
         ``axon_completeness="full"``; ``(low, high)`` accepts a range with both ends, of which one
@@ -95,10 +87,12 @@ def select_units(
     Raises
     ------
     UnknownLabelError
-        If a word is neither in the data nor in a release, or there is no such variable; the message
-        suggests similar words.
+        If a word is neither in the data nor in any release of their datastack, or there is no such
+        variable; the message suggests similar words. A word of a release that the units lack
+        selects none of them.
     SchemaError
-        If a variable is missing, or `tuning` is passed but no functional table was joined.
+        If a variable is missing, words are compared with numbers, or `tuning` is passed but no
+        functional table was joined.
 
     Examples
     --------
@@ -110,7 +104,7 @@ def select_units(
     array([2])
     >>> select_units(units, layer="L23")
     Traceback (most recent call last):
-    microns_xr.errors.UnknownLabelError: units have no layer 'L23', expected one of L2/3, L4; ...
+    microns_xr.errors.UnknownLabelError: units have no layer 'L23', expected one of L1, L2/3, ...
     """
     dims = [
         d for d in ("scan_unit", "nucleus_id") if isinstance(units, xr.Dataset) and d in units.dims
@@ -127,16 +121,16 @@ def select_units(
     for name, words in zip(_CONDITIONS, named, strict=True):
         if words is None:
             continue
-        accepted_words = _as_list(words)
+        accepted = _as_list(words)
         if name == "tuning":
-            mask &= _tuning(units, accepted_words)
+            mask &= _tuning(units, accepted)
         elif name in ("axon", "dendrite"):
-            mask &= _proofread(units, name, accepted_words)
+            mask &= _proofread(units, name, accepted)
+        elif name in units.variables and units[name].dtype.kind not in "OUT":
+            mask &= _any_value(units, dim, name, words)  # somebody's numbered layers
         else:
-            mask &= _any_word(units, name, accepted_words)
-        history.append(
-            f"{name}={accepted_words[0] if len(accepted_words) == 1 else accepted_words!r}"
-        )
+            mask &= _any_word(units, name, accepted)
+        history.append(f"{name}={accepted[0] if len(accepted) == 1 else accepted!r}")
     result = units.isel({dim: np.flatnonzero(mask)})
     return add_history(result, f"select_units({', '.join(history)})", source=units)
 
@@ -147,42 +141,39 @@ def _any_value(units: xr.Dataset, dim: str, name: str, accepted: Any) -> np.ndar
     if name not in usable:
         if answer := old_keyword("select_units", name):
             raise TypeError(answer)
-        raise unknown_label("select_units has the condition", name, {*_CONDITIONS, *usable})
+        known = dict.fromkeys([*_CONDITIONS, *usable])
+        raise unknown_label("select_units has the condition", name, known)
     values = units[name].values
     if values.dtype.kind in "OUT":
-        return _any_word(units, name, _as_list(accepted))
+        return _any_word(units, name, accepted)
     if isinstance(accepted, tuple):
         low, high = accepted if len(accepted) == 2 else (None, "")
-        if isinstance(high, str):
+        if isinstance(low, str) or isinstance(high, str):
             raise SchemaError(
                 f"{name} is {accepted!r}, expected (low, high), of which one may be None"
             )
         above = np.ones(values.size, dtype=bool) if low is None else values >= low
         return np.asarray(above if high is None else above & (values <= high))
-    wanted = np.atleast_1d(np.asarray(accepted))
-    if wanted.dtype.kind not in "biuf":
+    wanted = np.atleast_1d(np.asarray(_as_list(accepted)))
+    if wanted.size and wanted.dtype.kind not in "biuf":
         raise SchemaError(
             f"{name} is {accepted!r}, expected numbers, since {name} is {values.dtype}"
         )
     return np.isin(values, wanted)
 
 
-def _as_list(words: Any) -> list[str]:
-    if isinstance(words, np.ndarray | xr.DataArray):
-        words = np.asarray(words).tolist()
-    accepted_words = (
-        [words] if isinstance(words, str) or not isinstance(words, Iterable) else list(words)
-    )
-    for word in accepted_words:
-        if not isinstance(word, str):
-            raise SchemaError(f"expected words, found {word!r} ({type(word).__name__})")
-    return [str(word) for word in accepted_words]
+def _as_list(accepted: Any) -> list[Any]:
+    if isinstance(accepted, np.ndarray | xr.DataArray):
+        accepted = np.asarray(accepted).tolist()
+    if isinstance(accepted, str) or not isinstance(accepted, Iterable):
+        return [accepted]
+    return list(accepted)
 
 
 def _column(units: xr.Dataset, name: str) -> tuple[np.ndarray, list[str]]:
     """Return a code per unit, and the word of each code."""
-    if name not in units:
-        raise SchemaError(f"units has no {name}, found {sorted(map(str, units.data_vars))}")
+    if name not in units.variables:
+        raise SchemaError(f"units has no {name}, found {sorted(map(str, units.variables))}")
     codes, words = pd.factorize(units[name].values)
     return codes, [str(word) for word in words]
 
@@ -192,18 +183,34 @@ def _fits(codes: np.ndarray, words: list[str], accepted: Iterable[str]) -> np.nd
     return np.isin(codes, [i for i, word in enumerate(words) if word in accepted])
 
 
-def _any_word(units: xr.Dataset, name: str, accepted: list[str]) -> np.ndarray:
+def _known_words(units: xr.Dataset, name: str, words: Iterable[str]) -> set[str]:
+    """Return the words of a variable, and those of the releases, unless the units have others.
+
+    A subset of a release may lack a word of it, which then selects nothing.
+    """
+    words = set(words)
+    known = set(label_words(datastack_of(units), name))
+    if name == "axon_completeness":
+        known |= set(COMPLETENESS)
+    return words | known if known & words or words <= {"unknown", "none"} else words
+
+
+def _any_word(units: xr.Dataset, name: str, accepted: Any) -> np.ndarray:
     codes, words = _column(units, name)
+    known = _known_words(units, name, words)
+    accepted = _as_list(accepted)
     for word in accepted:
-        if word not in words and word not in _KNOWN.get(name, ()):
-            has_classes = name == "cell_type" and "classification_system" in units
+        if not isinstance(word, str):
+            raise unknown_label(f"{name} is", word, known, error=SchemaError)
+        if word not in known:
+            has_classes = name == "cell_type" and "classification_system" in units.variables
             classes = _column(units, "classification_system")[1] if has_classes else []
             hint = f"it is a class, use classification_system={word!r}" if word in classes else ""
-            raise unknown_label(f"units have no {name}", word, set(words), hint)
+            raise unknown_label(f"units have no {name}", word, known, hint)
     return _fits(codes, words, accepted)
 
 
-def _tuning(units: xr.Dataset, conditions: list[str]) -> np.ndarray:
+def _tuning(units: xr.Dataset, conditions: list[Any]) -> np.ndarray:
     codes, words = _column(units, "tuning_type")
     # "unknown" differs from "not_matched": it is not known whether units were recorded.
     if set(words) == {"unknown"}:
@@ -223,30 +230,26 @@ def _tuning(units: xr.Dataset, conditions: list[str]) -> np.ndarray:
     return _fits(codes, words, accepted)
 
 
-def _proofread(units: xr.Dataset, part: str, conditions: list[str]) -> np.ndarray:
+def _proofread(units: xr.Dataset, part: str, conditions: list[Any]) -> np.ndarray:
     # A condition may be a strategy or a completeness: units that match either are selected.
-    codes, words = _column(units, f"strategy_{part}")
-    has_degrees = part == "axon" and "axon_completeness" in units
-    degree_codes, degrees = _column(units, "axon_completeness") if has_degrees else (codes, [])
-    strategies: set[str] = set()
-    completeness: set[str] = set()
+    names = [f"strategy_{part}", *["axon_completeness"] * (part == "axon")]
+    names = [name for name in names if name in units.variables] or names[:1]
+    columns = {name: _column(units, name) for name in names}
+    known = {"proofread", "clean", "extended"}
+    known = known.union(*(_known_words(units, name, words) for name, (_, words) in columns.items()))
+    accepted: dict[str, set[str]] = {name: set() for name in names}
     for word in conditions:
-        if word == "clean":
-            # Completeness is also "clean" if the table has a status but no strategy.
-            strategies |= set(words) - {"none"}
-            completeness |= set(degrees) - {"none"}
-        elif word == "extended":
-            strategies |= set(_EXTENDED_STRATEGIES[part])
-            completeness |= {"partial", "full"}
-        elif word == "none":
-            (completeness if degrees else strategies).add("none")
-        elif word in words or word in degrees:
-            strategies.add(word)
-            completeness.add(word)
-        else:
-            known = {*words, *degrees, "clean", "extended"}
+        if word not in known:
             raise unknown_label(f"units have no strategy_{part}", word, known)
-    return _fits(codes, words, strategies) | _fits(degree_codes, degrees, completeness)
+        for name, (_, words) in columns.items():
+            if word == "proofread":
+                accepted[name] |= set(words) - {"none"}
+            elif word != "none" or name == names[-1]:
+                # A status without a strategy makes an axon clean, whose strategy is "none".
+                accepted[name] |= _EXACTLY.get((name, word), {word})
+    return np.logical_or.reduce(
+        [_fits(codes, words, accepted[name]) for name, (codes, words) in columns.items()]
+    )
 
 
 Neurons = Any  # ids, units, or a mapping of conditions
@@ -269,9 +272,10 @@ def select_connections(
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory or lazy.
     units : xarray.Dataset, optional
         Units of the same release, required for conditions.
-    pre, post : int, collection of int, xarray.Dataset or mapping, optional
-        Nucleus ids, units, or conditions of `select_units` such as ``{"layer": "L4"}``. Ids that
-        are not on the axis are ignored, and counted in the history.
+    pre, post : int, collection of int, xarray.Dataset, mapping or mask, optional
+        Nucleus ids, units, or conditions of `select_units` such as ``{"layer": "L4"}``; or truth
+        values with the ids as labels, such as ``units.layer == "L4"``, or one per neuron of the
+        axis. Ids that are not on the axis are ignored, and counted in the history.
     both : bool, optional
         If True, select the neurons of both sets; None means all neurons. If False, select every
         pair whose presynaptic neuron is in `pre` or whose postsynaptic neuron is in `post`; None
@@ -344,7 +348,12 @@ def on_axis(
         return np.flatnonzero(np.isin(labels, chosen)), repr(dict(neurons))
     if isinstance(neurons, xr.Dataset | xr.DataArray):
         require_same_release(("connectivity", connectivity), (side, neurons))
-    ids = np.unique(as_ids(neurons, side))
+    if isinstance(neurons, str):
+        raise SchemaError(
+            f"{side} is {neurons!r}, expected nucleus ids, units, or conditions such as "
+            f"{{'layer': {neurons!r}}}"
+        )
+    ids = np.unique(as_ids(_ids_of_mask(neurons, labels, side), side))
     if all_of_them:
         return np.sort(positions_of(connectivity, side, ids)), f"{ids.size} ids"
     # Units have more neurons than most axes, so ids that are not on the axis are ignored and
@@ -361,7 +370,30 @@ def on_axis(
     return positions, f"{positions.size}{of} ids"
 
 
+<<<<<<< HEAD
 @answer_old_keywords
+=======
+def _ids_of_mask(neurons: Neurons, labels: np.ndarray, side: Side) -> Neurons:
+    """Return the ids for which truth values are True; other neurons as they are."""
+    is_labelled = isinstance(neurons, xr.DataArray | pd.Series)
+    values = np.asarray(neurons) if is_labelled or isinstance(neurons, np.ndarray | list) else None
+    if values is None or values.dtype.kind != "b":
+        return neurons
+    ids: Any = labels
+    if isinstance(neurons, pd.Series):
+        ids = neurons.index
+    elif isinstance(neurons, xr.DataArray) and set(neurons.dims) & set(neurons.coords):
+        ids = neurons[neurons.dims[0]].values
+    if values.shape != (len(ids),):
+        raise SchemaError(
+            f"{side} is a mask of shape {values.shape}, expected {len(ids)} truth values, one per "
+            f"neuron of {side}_nucleus_id: pass a DataArray with the ids as labels, such as "
+            "units.layer == 'L4', or the ids, units.nucleus_id[mask]"
+        )
+    return ids[values]
+
+
+>>>>>>> own
 def inputs_to(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     """Return the presynaptic partners of one or several neurons.
 

@@ -83,6 +83,10 @@ def test_fifteen_lines(neurons, edges, tmp_path):
     assert like.n_pairs.values.tolist() == [4, 2]
     assert like.probability.values.tolist() == [0.25, 0.0]
     assert like.mean_size.values[0] == 0.75
+    assert like.mean_size.attrs["long_name"] == "mean strength of a connection"
+    made = [currents.to_dataset(), degrees, groups, probability, like]
+    told = [str(v.attrs) for dataset in made for v in dataset.variables.values()]
+    assert not any("voxel" in text or "synaps" in text.replace("synaptic", "") for text in told)
     assert all(ax.has_data() for ax in axes)
     plt.close("all")
     xr.testing.assert_identical(tree["units"].to_dataset(), units)
@@ -194,6 +198,18 @@ def test_an_edge_list_names_its_neurons(edges):
     assert connect(edges, scope="complete").scope.item() == "complete"
 
 
+def test_groups_of_which_the_list_says_nothing_have_no_sum(neurons, edges):
+    units = mx.as_units(neurons, id="neuron")
+    bare, asked = connect(edges), connect(edges, pre_ids=units, post_ids=units)
+    pair = {"pre_kind": "inh", "post_kind": "exc"}
+    for connectivity, expected in ((bare, np.nan), (asked, 0.0)):
+        groups = mx.group_connectivity(connectivity, "kind", units=units).sel(pair)
+        np.testing.assert_equal(groups.strength.item(), expected)
+        assert groups.n_connections.item() == 0
+    whole = connect(edges.assign(strength=[1, 2, 3, 4, 5]))
+    assert np.isnan(mx.group_connectivity(whole, "kind", units=units).strength.sel(pair).item())
+
+
 def test_synapses_are_counted_when_they_are_said_to_be(edges):
     counted = connect(edges, rows="synapse")
     assert counted.synapse_count.data.todense().tolist() == [[2, 0, 1], [0, 0, 1], [0, 1, 0]]
@@ -212,6 +228,9 @@ def test_synapses_are_counted_when_they_are_said_to_be(edges):
     assert two.n.data.todense()[0, 0] == 2
     with pytest.raises(mx.errors.SchemaError, match="pass weight="):
         mx.as_connectivity(edges.assign(n=1), pre="source", post="target")
+    sized = edges.assign(size=0.5, synapse_size=[1, 2, 3, 4, 5])
+    both = mx.as_connectivity(sized, pre="source", post="target", weight=["size", "synapse_size"])
+    assert mx.to_table(both)[["size", "synapse_size"]].sum().tolist() == [2.5, 15]
 
 
 def test_rows_that_are_no_connections(edges):

@@ -136,6 +136,10 @@ def test_only_neurons_of_the_file_are_counted(release):
     currents = mx.input_currents(connectivity, units.rate_ori)
     aligned = mx.analysis.align_to_preferred(currents, units, interval=None)
     assert aligned.n_neurons.item() == 911
+    # Of four of them the only rated partner is themselves, among 7 to 21 others without rates.
+    without = mx.input_currents(mx.drop_autapses(connectivity), units.rate_ori)
+    aligned = mx.analysis.align_to_preferred(without, units, interval=None)
+    assert aligned.n_neurons.item() == 907
     groups = mx.group_connectivity(connectivity, "classification_system", units=units)
     assert groups.n_post.to_series().to_dict() == {"excitatory_neuron": 910, "inhibitory_neuron": 1}
     graph = mx.to_networkx(connectivity)

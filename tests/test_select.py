@@ -24,7 +24,7 @@ CASES = {
     ),
     "matched": (dict(tuning="matched"), lambda t: t.n_scan_units > 0),
     "not matched": (dict(tuning="not_matched"), lambda t: t.n_scan_units == 0),
-    "clean": (dict(axon="clean"), lambda t: t.axon_completeness != "none"),
+    "proofread": (dict(axon="proofread"), lambda t: t.axon_completeness != "none"),
     "extended": (dict(axon="extended"), lambda t: t.axon_completeness.isin(["partial", "full"])),
     "none": (dict(axon="none"), lambda t: t.axon_completeness == "none"),
     "raw strategy": (
@@ -36,7 +36,8 @@ CASES = {
         lambda t: t.axon_completeness.isin(["full", "partial"]),
     ),
     "dendrite": (dict(dendrite="extended"), lambda t: t.strategy_dendrite == "dendrite_extended"),
-    "dendrite clean": (dict(dendrite="clean"), lambda t: t.strategy_dendrite != "none"),
+    "dendrite clean": (dict(dendrite="clean"), lambda t: t.strategy_dendrite == "dendrite_clean"),
+    "dendrite proofread": (dict(dendrite="proofread"), lambda t: t.strategy_dendrite != "none"),
     "nothing": (dict(layer=[]), lambda t: t.layer == "no such word"),
 }
 
@@ -77,9 +78,40 @@ def test_words_that_are_nowhere_raise_with_the_nearest(demo, conditions, message
         mx.select_units(demo["units"], **conditions)
 
 
+def test_words_of_the_release_that_a_subset_lacks_select_nothing(demo):
+    l4 = mx.select_units(demo["units"], layer="L4", cell_type="4P", brain_area="V1", axon="none")
+    for conditions in (
+        {"layer": ["L1", "WM"]},
+        {"cell_type": "astrocyte"},
+        {"classification_system": "nonneuron"},
+        {"brain_area": "LM"},
+        {"axon": "axon_fully_extended"},
+        {"strategy_axon": "axon_interareal"},
+        {"axon_completeness": "full"},
+        {"dendrite": "dendrite_extended", "axon": "full"},
+    ):
+        assert mx.select_units(l4, **conditions).sizes["nucleus_id"] == 0
+        assert mx.select_units(l4.isel(nucleus_id=[]), **conditions).sizes["nucleus_id"] == 0
+    with pytest.raises(mx.errors.UnknownLabelError, match="nearest: L4IT"):
+        mx.select_units(l4.drop_vars("datastack"), cell_type="L44IT")
+    # The words of another datastack, or somebody's own, are not those of minnie65.
+    v1dd = l4.assign_coords(
+        datastack="v1dd_public", cell_type=("nucleus_id", ["L4IT"] * l4.sizes["nucleus_id"])
+    )
+    assert mx.select_units(v1dd, cell_type="L6SP").sizes["nucleus_id"] == 0
+    with pytest.raises(mx.errors.UnknownLabelError, match="no cell_type '23P'"):
+        mx.select_units(v1dd, cell_type="23P")
+    own = l4.drop_vars("datastack").assign_coords(layer=("nucleus_id", ["granular"] * v1dd.sizes["nucleus_id"]))  # fmt: skip
+    assert mx.select_units(own, layer="granular").sizes == own.sizes
+    with pytest.raises(mx.errors.UnknownLabelError, match="expected one of granular"):
+        mx.select_units(own, layer="L4")
+    numbered = own.assign_coords(layer=("nucleus_id", [4] * own.sizes["nucleus_id"]))
+    assert mx.select_units(numbered, layer=4).sizes == own.sizes
+
+
 def test_what_is_no_word_or_no_units(demo, three_tables):
-    with pytest.raises(mx.errors.SchemaError, match="expected words, found 4"):
-        mx.select_units(demo["units"], layer=[4])
+    with pytest.raises(mx.errors.SchemaError, match=r"layer is 4, expected .*; nearest: L4"):
+        mx.select_units(demo["units"], layer=4)
     with pytest.raises(mx.errors.SchemaError, match="not a Dataset over nucleus_id"):
         mx.select_units(demo["functional"].to_dataframe(), layer="L4")
     rows = mx.select_units(demo["functional"], session=int(demo["functional"].session[0]))
@@ -95,7 +127,9 @@ def test_extended_in_releases_before_1078():
     release = mx.Release(661, source="demo")
     units = release.units()
     assert set(mx.select_units(units, axon="extended").strategy_axon.values) == {"extended"}
-    assert set(mx.select_units(units, axon="clean").strategy_axon.values) == {"clean", "extended"}
+    proofread = mx.select_units(units, axon="proofread")
+    assert set(proofread.strategy_axon.values) == {"clean", "extended"}
+    assert set(mx.select_units(units, axon="clean").strategy_axon.values) == {"clean"}
     assert set(mx.select_units(units, dendrite="extended").strategy_dendrite.values) == {"extended"}
 
 
@@ -145,11 +179,27 @@ def test_ids_that_are_not_on_the_axis_are_left_out_and_counted(demo):
     assert found.post_nucleus_id.values.tolist() == post.tolist()
     last = found.attrs["history"][-1]
     assert last == "select_connections(pre=None, post=3 of 4 ids)"
+    one = mx.select_connections(connectivity, post=int(post[0]))
+    assert one.post_nucleus_id.values.tolist() == post[:1].tolist()
     none = mx.select_connections(connectivity, post=[])
     assert none.sizes["post_nucleus_id"] == 0
     for both in (True, False):
         with pytest.raises(mx.errors.UnknownLabelError, match="none of the 2 ids of post is on"):
             mx.select_connections(connectivity, pre=post, post=[7, 8], both=both)
+
+
+def test_truth_values_select_neurons(demo):
+    units, connectivity = demo["units"], demo["connectivity"]
+    expected = mx.select_connections(connectivity, units, post={"layer": "L4"})
+    is_l4 = units.layer == "L4"
+    on_axis = is_l4.sel(nucleus_id=connectivity.post_nucleus_id).values
+    for mask in (is_l4, is_l4.to_series(), on_axis, on_axis.tolist()):
+        found = mx.select_connections(connectivity, post=mask)
+        np.testing.assert_array_equal(found.post_nucleus_id, expected.post_nucleus_id)
+    with pytest.raises(mx.errors.SchemaError, match=r"mask of shape \(1,\), expected"):
+        mx.select_connections(connectivity, post=[True])
+    with pytest.raises(mx.errors.SchemaError, match=r"conditions such as \{'layer': 'L4'\}"):
+        mx.select_connections(connectivity, units, post="L4")
 
 
 def test_connections_of_two_releases_or_unknown_conditions(demo):

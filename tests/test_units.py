@@ -225,7 +225,8 @@ def test_release_661_takes_classes_and_types_from_two_tables(three_tables):
     }
     assert {name: units[name].values.tolist() for name in expected} == expected
     assert mx.select_units(units, axon="extended").nucleus_id.values.tolist() == [11]
-    assert mx.select_units(units, axon="clean").nucleus_id.values.tolist() == [11, 12]
+    assert mx.select_units(units, axon="proofread").nucleus_id.values.tolist() == [11, 12]
+    assert mx.select_units(units, axon="clean").nucleus_id.values.tolist() == [12]
 
 
 def test_of_two_proofreading_entries_the_more_complete_wins(three_tables):

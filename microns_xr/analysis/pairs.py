@@ -114,8 +114,8 @@ def choose_neurons(
                 f"none of the {of_axis.size} neurons of {side}_nucleus_id remains; left out: "
                 f"{left_out[side]}"
                 + (f"; axons on the axis: {axons}" if side == "pre" else "")
-                + ": choose other neurons, or allow less complete axons (presynaptic='clean' or "
-                "'all', which give lower bounds)"
+                + ": choose other neurons, or allow less complete axons (presynaptic='proofread' "
+                "or 'all', which give lower bounds)"
             )
         rows[side] = np.where(keep, of_axis, -1)
     if without:

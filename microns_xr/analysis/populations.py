@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.columns import as_ids
-from microns_xr.connectivity.arrays import pair_names
+from microns_xr.connectivity.arrays import is_scope_known, pair_names
 from microns_xr.connectivity.blocks import Side, sums_by_group
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import drop_unnamed
@@ -106,7 +106,8 @@ def group_connectivity(
         ``mean_size``, ``mean_synapses`` or ``mean_<name>`` (of a connected pair), float64, NaN
         where no pair is connected; and the neurons of each population, connected or not,
         ``n_pre(pre_<name>)`` and ``n_post(post_<name>)``. If the scope is "unknown", only neurons
-        with a connection are counted. Sums and means of lazy connectivity are lazy.
+        with a connection are counted, and sums are NaN where no pair is connected. Sums and means
+        of lazy connectivity are lazy.
 
     Raises
     ------
@@ -157,11 +158,14 @@ def group_connectivity(
         table[f"n_{side}"] = (dims[side], members, {"units": "neurons"})
     # NaN and not 0 where no pair is connected: there is nothing to average.
     connected = table["n_connections"].where(table["n_connections"] > 0)
+    scope_known = is_scope_known(pairs)
     for part in pair_names(pairs):
         name = _MEANS.get(part, f"mean_{part}")
         table[name] = (table[part] / connected).assign_attrs(
             long_name=f"mean {part} of a connected pair", units=units_of[part]
         )
+        if not scope_known:  # other pairs may be connected, too
+            table[part] = table[part].where(table["n_connections"] > 0)
     table = table.compute() if compute else table
     entry = f"group_connectivity(pre={dims['pre']}, post={dims['post']})"
     return add_history(table, entry, source=pairs)

@@ -91,7 +91,7 @@ def connection_probability(
     presynaptic : str or collection of str, optional
         Which axons are complete enough, as the condition `axon` of `select_units`:
         ``"extended"`` (partial or full; before release 1078 the status "extended"), ``"full"``,
-        ``"clean"`` (proofread in any way), words of ``axon_completeness``, or ``"all"``.
+        ``"proofread"`` (in any way), words of ``axon_completeness``, or ``"all"``.
     interval : Bootstrap or Wilson, optional
         Resampling of presynaptic neurons, each with all its pairs; or Wilson's interval, which
         treats pairs as independent and is too narrow where neurons differ.
@@ -323,12 +323,12 @@ def _estimate(
     n_pairs, n_connected, n_tested, probability, low, high = map(np.stack, zip(*rows, strict=True))
     text = f"{type(interval).__name__.lower()} interval of confidence {interval.confidence}"
     result["n_pairs"] = labelled(dims, n_pairs, "pairs tested", "pairs")
-    result["n_connected"] = labelled(dims, n_connected, "pairs with a synapse", "pairs")
+    result["n_connected"] = labelled(dims, n_connected, "connected pairs", "pairs")
     tested = "presynaptic neurons with a tested pair"
     result["n_pre_tested"] = labelled(dims, n_tested, tested, "neurons")
     for name, mean in zip(directions, np.stack(distances, axis=1), strict=True):
-        text = f"mean of the tested pairs: {DIRECTIONS[name][1]}"
-        result[f"mean_{name}_distance"] = labelled(dims, mean, text, "µm")
+        about = f"mean of the tested pairs: {DIRECTIONS[name][1]}"
+        result[f"mean_{name}_distance"] = labelled(dims, mean, about, "µm")
     result["probability"] = labelled(dims, probability, "connection probability", "1")
     result["probability_low"] = labelled(dims, low, f"lower end of the {text}", "1")
     result["probability_high"] = labelled(dims, high, f"upper end of the {text}", "1")

@@ -90,7 +90,7 @@ def like_to_like(
     presynaptic : str or collection of str, optional
         Which axons are complete enough, as the condition `axon` of `select_units`:
         ``"extended"`` (partial or full; before release 1078 the status "extended"), ``"full"``,
-        ``"clean"`` (proofread in any way), words of ``axon_completeness``, or ``"all"``. Anything
+        ``"proofread"`` (in any way), words of ``axon_completeness``, or ``"all"``. Anything
         but "full" gives lower bounds, since targets beyond a reconstruction count as unconnected.
     weight : str, optional
         Weight that is averaged over connections; by default ``synapse_size``, or else the only one.
@@ -103,14 +103,14 @@ def like_to_like(
     -------
     xarray.Dataset
         Over ``difference`` (bin centres, absolute, in the units of the angle; edges in
-        ``difference_start`` and ``difference_end``): ``probability``, ``mean_size`` (NaN without
-        a connection), ``n_pairs``, ``n_connected``, ``mean_difference`` (of the pairs of a bin,
-        which is not its centre: 5.6° in the first of five bins if all orientations are equally
-        frequent); scalars ``contrast`` (probability of the first minus that of the last bin),
-        ``slope`` (per unit of angle, least squares over the differences of all pairs in the bins,
-        so that it does not depend on how they are binned) and ``size_contrast``; ends of the
-        intervals as ``probability_low``, ``probability_high``
-        and so on, NaN if a bin has no connection; ``n_pre`` and ``n_post``. The attributes count
+        ``difference_start`` and ``difference_end``): ``probability``, ``mean_size`` (mean of
+        `weight`, NaN without a connection), ``n_pairs``, ``n_connected``, ``mean_difference`` (of
+        the pairs of a bin, which is not its centre: 5.6° in the first of five bins if all
+        orientations are equally frequent); scalars ``contrast`` (probability of the first minus
+        that of the last bin), ``slope`` (per unit of angle, least squares over the
+        differences of all pairs in the bins, so that it does not depend on how they are binned) and
+        ``size_contrast``; ends of the intervals as ``probability_low``, ``probability_high`` and so
+        on, NaN if a bin has no connection; ``n_pre`` and ``n_post``. The attributes count
         the presynaptic neurons by completeness of the axon (``axons_used``) and the neurons that
         were ``left_out`` by reason; ``completeness`` says what that means for the probability.
 
@@ -162,9 +162,12 @@ def like_to_like(
     for side in SIDES:
         text = f"{side}synaptic neurons that take part"
         result[f"n_{side}"] = labelled((), neurons.positions(side).size, text)
-    size_units = "1" if normalise else connectivity[weight].attrs.get("units", f"units of {weight}")
+    about = {"units": "1" if normalise else connectivity[weight].attrs.get("units")}
     for name in ("mean_size", "size_contrast"):
-        result[name].attrs["units"] = size_units
+        text = result[name].attrs["long_name"]
+        if weight != "synapse_size":  # sizes of synapses are not what is averaged
+            about["long_name"] = text.replace("mean size", f"mean {weight}")
+        result[name].attrs |= {key: value for key, value in about.items() if value}
     result = result.assign_coords({n: c for n, c in connectivity.coords.items() if not c.ndim})
     if interval is not None:
         draws = statistics(_draw(pairs, counts, neurons, interval), bin_coords, normalise)
@@ -499,11 +502,12 @@ def _draw(
 
 def _add_intervals(result: xr.Dataset, draws: xr.Dataset, confidence: float) -> None:
     connected = result["n_connected"] > 0
-    for name, text in (_OF_BINS | _OF_CURVE).items():
+    for name in _OF_BINS | _OF_CURVE:
         # Without a connection all draws agree: the interval is unknown.
         valid = result[name].notnull() & (connected if name in _OF_BINS else connected.any())
         low, high = percentile_interval(draws[name].values, confidence)
         for end, values in ((f"{name}_low", low), (f"{name}_high", high)):
             which = "lower" if values is low else "upper"
             result[end] = result[name].copy(data=values).where(valid)
-            result[end].attrs = result[name].attrs | {"long_name": f"{which} end of: {text}"}
+            text = f"{which} end of: {result[name].attrs['long_name']}"
+            result[end].attrs = result[name].attrs | {"long_name": text}

@@ -96,6 +96,8 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
             _unique_ids(table["id"])
         if {"id", _POSITION, f"{_POSITION}_x"} & set(columns):
             rows = "synapse"
+    if rows == "auto" and size_name != "size":  # a sum over the synapses of a pair
+        rows = "pair"
     return SynapseTable(ids, null, labels, size, count, "pair" if count is not None else rows)
 
 
@@ -172,7 +174,7 @@ def build_connectivity(
         ``post_nucleus_id`` if present, else ``pre_pt_root_id`` and ``post_pt_root_id``; integers,
         null where a partner is not known. ``size`` (or ``sum_size``) is in voxels. A
         table of pairs has ``n_syn`` (or ``synapse_count``), a table of synapses an ``id``. The
-        table may be empty.
+        table may be empty. A table of pairs must not repeat a pair.
     units : xarray.Dataset
         Units of the same release: ``pt_root_id(nucleus_id)``.
     pre, post : collection of int, or units Dataset, optional
@@ -186,7 +188,8 @@ def build_connectivity(
         else "unknown".
     rows : {"auto", "synapse", "pair"}, optional
         What a row is. "auto" takes rows with an ``id``, a ``ctr_pt_position`` or repeated pairs for
-        synapses, and else for pairs.
+        synapses, and else for pairs; repeated pairs without either are logged, and an error if
+        their sizes are repeated as well, as in overlapping files of pairs.
     shared_roots : collection of int, optional
         Root ids with several nuclei, which are counted apart from unknown ones; by default
         ``units.attrs["shared_roots"]``, as `Release.units` records them. If they are not known,
@@ -208,8 +211,8 @@ def build_connectivity(
     ------
     SchemaError
         If the table lacks columns, ids are not integers, sizes are negative, not whole numbers or
-        sum to more than int64 holds, a synapse ``id`` is repeated, a pair without a count is
-        repeated although ``rows="pair"``, or `scope` is not one of the three.
+        sum to more than int64 holds, a synapse ``id`` is repeated, a table of pairs repeats a pair,
+        or `scope` is not one of the three.
     UnknownLabelError
         If `pre` or `post` contain neurons that are not among the units.
     ReleaseMismatchError
@@ -361,22 +364,42 @@ def _reasons(
 
 def _are_synapses(synapses: pd.DataFrame, table: SynapseTable, n_pairs: int, n_summed: int) -> bool:
     """Whether synapses were counted: rows are synapses, or the table counts those of each pair."""
-    if table.rows == "synapse" or table.count is not None:
+    if table.rows == "synapse":
         return True
     # A repeated pair shows that rows are synapses.
-    repeated = n_summed > n_pairs
     if table.rows == "pair":
-        if repeated:
-            raise SchemaError(
-                f"rows is 'pair' but {n_summed} rows hold {n_pairs} pairs, expected each pair "
-                "once: pass rows='synapse' if they are synapses, or add a column n_syn"
-            )
+        if n_summed > n_pairs:
+            raise repeated_pairs(n_summed, n_pairs)
+        return table.count is not None
+    if n_summed == n_pairs == table.size.size:
         return False
-    if not repeated and n_summed < table.size.size:
-        # Repeated pairs among the dropped rows show it, too.
-        partners = [f"pre_{table.labels}", f"post_{table.labels}"]
-        repeated = bool(synapses.duplicated(partners).any())
-    return repeated
+    # Repeated pairs among the dropped rows show it, too.
+    rows = synapses[[f"pre_{table.labels}", f"post_{table.labels}"]]
+    if n_repeated := int(rows.duplicated().sum()):
+        if int(rows.assign(size=table.size).duplicated().sum()) == n_repeated:
+            raise SchemaError(
+                f"{n_repeated} of {len(rows)} rows of synapses repeat a pair of neurons with the "
+                "same size, as in overlapping files of pairs, expected each pair, or each synapse, "
+                "once: use .drop_duplicates(), or pass rows='synapse' if they are synapses"
+            )
+        logger.warning(READ_AS_SYNAPSES, n_repeated, len(rows))
+    return n_repeated > 0
+
+
+READ_AS_SYNAPSES = (
+    "rows of synapses have neither ids nor positions, and %d of %d repeat a pair of neurons: each "
+    "row is read as a synapse; rows='synapse' states it, rows='pair' if pairs must not be repeated"
+)
+
+
+def repeated_pairs(n_rows: int, n_pairs: int) -> SchemaError:
+    """Return the error to raise for a table of pairs that repeats some."""
+    return SchemaError(
+        f"rows is 'pair' but {n_rows} rows hold {n_pairs} pairs, expected each pair once: if files "
+        "overlap, drop the duplicates; if each row has some of the synapses of its pair, sum them "
+        "with .groupby([...]).sum(); if rows are synapses, drop the column that counts them, and "
+        "pass rows='synapse'"
+    )
 
 
 def build_synapses(

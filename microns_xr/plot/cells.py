@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from microns_xr.angles import is_angle
+from microns_xr.angles import PERIODS, is_angle
 from microns_xr.errors import SchemaError
 from microns_xr.layers import depth_of
 from microns_xr.plot.style import (
@@ -28,14 +28,14 @@ from microns_xr.schema import AXES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_UNITS_FROM = "use mx.Release(...).units()"
+_UNITS_FROM = "use mx.Release(...).units(), or mx.as_units"
 
 
 def depth_profile(
     units: xr.Dataset,
     layers: xr.Dataset | None = None,
     *,
-    by: str = "layer",
+    by: str | None = None,
     bin_um: float = 20.0,
     ax: Axes | None = None,
 ) -> Axes:
@@ -44,11 +44,12 @@ def depth_profile(
     Parameters
     ----------
     units : xarray.Dataset
-        With ``position`` in µm and the variable `by`.
+        With ``position`` in µm.
     layers : xarray.Dataset, optional
         Layer borders, drawn as lines with the names of the layers.
     by : str, optional
-        Variable with words, one colour each.
+        Variable with words, one colour each; by default ``layer`` if the units have it, else all
+        cells have the same colour.
     bin_um : float, optional
         Bin height in µm.
     ax : matplotlib.axes.Axes, optional
@@ -72,11 +73,12 @@ def depth_profile(
     >>> depth_profile(release.units(), release.layers()).get_ylabel()
     'depth from the pia (µm)'
     """
-    require(units, ("position", by), "units", _UNITS_FROM)
+    by = _require_units(units, by, "layer")
     _require_layers(layers)
     if bin_um <= 0:
         raise SchemaError(f"bin_um is {bin_um}, expected a height in µm above 0")
-    words = one_word_each(units, by, units["position"].transpose(..., "axis").dims[:-1])
+    dims = units["position"].transpose(..., "axis").dims[:-1]
+    words = _one_population(units) if by is None else one_word_each(units, by, dims)
     depth = np.asarray(depth_of(units))
     _require_positions(np.isfinite(depth))
     ax = axes_or_new(ax)
@@ -99,14 +101,14 @@ def depth_profile(
         left += counts
     ax.set(xlabel=f"cells per bin of {bin_um:g} µm", ylabel="depth from the pia (µm)")
     _draw_downwards(ax, layers)
-    if by != "layer" or layers is None:
+    if by is not None and (by != "layer" or layers is None):
         draw_legend(ax, by.replace("_", " "))
     return ax
 
 
 def cells_in_space(
     units: xr.Dataset,
-    colour: str = "cell_type",
+    colour: str | None = None,
     *,
     axes: tuple[str, str] = ("x", "y"),
     layers: xr.Dataset | None = None,
@@ -118,10 +120,11 @@ def cells_in_space(
     Parameters
     ----------
     units : xarray.Dataset
-        With ``position`` in µm and the variable `colour`.
+        With ``position`` in µm.
     colour : str, optional
         Variable with words (a colour and marker each), numbers (a colour bar) or angles (a cyclic
-        colour map). Cells without a value are grey, below the others.
+        colour map). Cells without a value are grey, below the others. By default ``cell_type`` if
+        the units have it, else all cells have the same colour.
     axes : tuple of str, optional
         Horizontal and vertical axis, of x, y and z; y is depth and runs downwards.
     layers : xarray.Dataset, optional
@@ -150,18 +153,23 @@ def cells_in_space(
     >>> ax.get_xlabel(), bool(ax.yaxis_inverted())
     ('z (µm)', True)
     """
-    require(units, ("position", colour), "units", _UNITS_FROM)
+    colour = _require_units(units, colour, "cell_type")
     _require_layers(layers)
     if len(axes) != 2 or axes[0] == axes[1] or not set(axes) <= set(AXES):
         raise SchemaError(f"axes is {axes!r}, expected two of {AXES}, such as ('x', 'y')")
-    values = units[colour]
-    where = units["position"].sel(axis=list(axes)).transpose(..., "axis")
+    position = units["position"].transpose(..., "axis")
+    order = list(position["axis"].values) if "axis" in position.coords else list(AXES)
+    where = position.isel(axis=[order.index(name) for name in axes])
+    values = units[colour] if colour else where[..., 0].copy(data=_one_population(units))
     if values.dims != where.dims[:-1]:
         raise SchemaError(f"{colour} has dims {values.dims}, expected one value per cell")
     xy = floats(where)
     has_position = np.isfinite(xy).all(axis=1)
     _require_positions(has_position)
     xy, values = xy[has_position], values[has_position]
+    if values.name in PERIODS and values.attrs.get("units") in ("degree", "radian"):
+        # A picture of angles does not need their convention.
+        values = values.assign_attrs(angle_convention=values.attrs.get("angle_convention"))
     ax = axes_or_new(ax)
     area = size if size is not None else float(np.clip(15000 / len(xy), 2.0, 25.0))
     dots: dict[str, Any] = {"s": area, "lw": 0, "rasterized": len(xy) > 5000}
@@ -171,13 +179,26 @@ def cells_in_space(
     else:
         _draw_words(ax, xy, words, dots)
         # Markers of the legend have an area of 30, independent of the size of those of the cells.
-        draw_legend(ax, colour.replace("_", " "), markerscale=(30 / area) ** 0.5, **BESIDE)
+        title = (colour or "").replace("_", " ")
+        draw_legend(ax, title or None, markerscale=(30 / area) ** 0.5, **BESIDE)
     for name, axis in zip(axes, (ax.xaxis, ax.yaxis), strict=True):
         axis.set_label_text("depth from the pia (µm)" if name == "y" else f"{name} (µm)")
     ax.set_aspect("equal")
     if axes[1] == "y":
         _draw_downwards(ax, layers)
     return ax
+
+
+def _require_units(units: xr.Dataset, variable: str | None, default: str) -> str | None:
+    """Return the variable that colours the cells, None if the units lack the default one."""
+    if variable is None and default in getattr(units, "variables", ()):
+        variable = default
+    require(units, ("position", *([variable] if variable else [])), "units", _UNITS_FROM)
+    return variable
+
+
+def _one_population(units: xr.Dataset) -> np.ndarray:
+    return np.full(units["position"].size // len(AXES), "cells", dtype=object)
 
 
 def _draw_words(ax: Axes, xy: np.ndarray, words: np.ndarray, dots: dict[str, Any]) -> None:

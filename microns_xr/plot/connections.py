@@ -47,8 +47,8 @@ def connectivity_matrix(
     -------
     matplotlib.axes.Axes
         Presynaptic populations are rows, postsynaptic ones columns. Colours are logarithmic, for a
-        probability linear from 0. Cells that are 0 or NaN are grey. Small tables show their
-        numbers.
+        probability linear from 0; if there are numbers below 0, linear, with white at 0. Cells that
+        are 0 or NaN are grey. Small tables show their numbers.
 
     Raises
     ------
@@ -75,13 +75,16 @@ def connectivity_matrix(
     table = table.transpose(*sorted(table.dims, key=lambda d: not str(d).startswith("pre_")))
     ax = axes_or_new(ax)
     numbers = floats(table)
-    values = np.ma.masked_invalid(np.ma.masked_less_equal(numbers, 0))
-    norm = None
+    values = np.ma.masked_invalid(np.ma.masked_equal(numbers, 0))
+    norm, cmap = None, "viridis"
     if values.count():
         low, high = values.min(), values.max()
         linear = variable == "probability" or low == high
-        norm = Normalize(0, high) if linear else LogNorm(low, high)
-    image = ax.imshow(values, norm=norm, cmap="viridis", aspect="auto")
+        if low < 0:  # inhibitory connections, say
+            norm, cmap = Normalize(-max(-low, high), max(-low, high)), "RdBu_r"
+        else:
+            norm = Normalize(0, high) if linear else LogNorm(low, high)
+    image = ax.imshow(values, norm=norm, cmap=cmap, aspect="auto")
     ax.set_facecolor("#E8E8E8")
     ax.figure.colorbar(image, ax=ax, label=label_of(table))
     sides = ("presynaptic", "postsynaptic")
@@ -91,11 +94,12 @@ def connectivity_matrix(
     ax.tick_params(axis="x", rotation=90 if max(table.shape) > 4 else 30)
     if max(table.shape) <= _MAX_NUMBERS:
         for (row, column), value in np.ndenumerate(numbers):
-            whole = table.dtype.kind in "iu" or value >= 100
+            whole = table.dtype.kind in "iu" or abs(value) >= 100
             text = f"{value:,.0f}" if whole else f"{value:.2g}"
-            # Black on the light end of the colours and on grey cells.
-            light = not value > 0 or np.asarray(image.norm(value)) > 0.6
             if np.isfinite(value):
+                # Black on light colours and on grey cells.
+                red, green, blue, _ = image.cmap(image.norm(value)) if value else (1, 1, 1, 1)
+                light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
                 colour = "black" if light else "white"
                 ax.text(column, row, text, color=colour, ha="center", va="center", size="small")
     return ax
@@ -140,6 +144,8 @@ def degree_distribution(
     >>> ax.get_xscale(), ax.get_ylabel()
     ('log', 'share of neurons with at least x')
     """
+    from matplotlib.ticker import LogFormatter
+
     names = (variables,) if isinstance(variables, str) else tuple(variables)
     require(degrees, names, "degrees", "use mx.degrees(connectivity)")
     units = degrees[names[0]].attrs.get("units", "")
@@ -168,6 +174,9 @@ def degree_distribution(
     xlabel = f"{what} ({units})" if units not in ("", "1") else what
     ylabel = "share of neurons with at least x"
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    # Shorter than powers of ten, which overlap where ticks lie between them.
+    ax.xaxis.set_major_formatter(LogFormatter())
+    ax.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     if "scope" in degrees.coords and degrees["scope"].item() == "unknown":
         ax.set_title("scope unknown: only neurons with a connection", fontsize="small")
     ax.legend(fontsize="small", loc="lower left")
@@ -331,7 +340,8 @@ def like_to_like(
     if variable == "probability" and "lower bound" in result.attrs.get("completeness", ""):
         ylabel += " (lower bound)"
     ax.set(xlabel=label_of(observed["difference"]), ylabel=ylabel, xticks=centres)
-    ax.set_ylim(bottom=0)
+    if ax.get_ylim()[0] > 0:  # a mean weight may be negative
+        ax.set_ylim(bottom=0)
     ax.margins(x=0.08)
     ax.legend(fontsize="small")
     return ax

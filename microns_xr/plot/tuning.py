@@ -257,7 +257,7 @@ def currents_by_angle(
         One word per neuron, matched by label, such as ``units.layer``; one line per word.
     normalise : bool, optional
         Divide the current of each neuron by its mean, so that neurons with strong input do not
-        outweigh others.
+        outweigh others. Neurons with a mean of 0 or less are left out.
     ax : matplotlib.axes.Axes, optional
         Where to draw; new axes by default.
 
@@ -291,10 +291,13 @@ def currents_by_angle(
     currents = currents.transpose("post_nucleus_id", ...)
     angle = currents[currents.dims[1]]
     values = np.asarray(currents.values)
-    has_current = np.isfinite(values).all(axis=1) & (values.sum(axis=1) > 0)
+    # Weights below 0 may make a current negative.
+    has_current = values.sum(axis=1) > 0 if normalise else (values != 0).any(axis=1)
+    has_current &= np.isfinite(values).all(axis=1)
     if not has_current.any():
         raise SchemaError(
-            f"none of the {values.shape[0]} neurons has a current above 0: nothing to draw"
+            f"none of the {values.shape[0]} neurons has a current"
+            + (" with a mean above 0: nothing to draw, unless normalise=False" if normalise else "")
         )
     words = _group_words(groups, currents)
     ax = axes_or_new(ax)

@@ -177,7 +177,7 @@ CLASSES = ["none", "clean", "truncated", "interareal", "unknown", "partial", "fu
     [
         ("extended", ["partial", "full"]),
         ("full", ["full"]),
-        ("clean", CLASSES[1:]),
+        ("proofread", CLASSES[1:]),
         ("all", CLASSES),
         (["truncated", "interareal"], ["truncated", "interareal"]),
     ],

@@ -270,7 +270,7 @@ def test_only_axons_that_are_complete_enough_and_pairs_that_were_asked_for():
         ).n_pairs.values[0]
 
     # four neurons have an angle, and none makes a pair with itself
-    assert [pairs(presynaptic=w) for w in ("all", "clean", "extended", "full")] == [12, 9, 6, 3]
+    assert [pairs(presynaptic=w) for w in ("all", "proofread", "extended", "full")] == [12, 9, 6, 3]
     assert pairs(presynaptic=["full", "partial"]) == 6
     assert pairs(pre=ids(5)[[0, 3]], post=ids(5)[1:2]) == 1
     assert pairs(pre={"axon": "full"}, post={"axon": "none"}) == 1
@@ -473,7 +473,7 @@ def test_real_release_has_next_to_nothing_to_say(real_data):
     with pytest.raises(mx.errors.SchemaError, match="scope"):
         mx.analysis.like_to_like(connectivity, units)
     asked = release.connectivity(units=units, pre=pre, post=post)
-    found = mx.analysis.like_to_like(asked, units, presynaptic="clean")
+    found = mx.analysis.like_to_like(asked, units, presynaptic="proofread")
     assert set(mx.releases.read_counts(found, "axons_used")) == {"clean", "unknown"}
     assert found.attrs["completeness"].startswith("lower bound")
     assert found.n_post.item() == int(np.isfinite(units.pref_ori.sel(nucleus_id=post)).sum())

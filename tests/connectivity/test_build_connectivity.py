@@ -122,7 +122,7 @@ def test_pre_and_post_say_what_was_asked_for(chosen, scope, axes, found_scope):
 @pytest.mark.parametrize("size", ["size", "sum_size", "synapse_size"])
 @pytest.mark.parametrize("count", ["n_syn", "synapse_count"])
 def test_a_table_of_pairs(size, count):
-    rows = by_root((11, 12, 700, 2), (12, 13, 0, 1), (13, 13, 4, 3), (13, 13, 5, 4))
+    rows = by_root((11, 12, 700, 2), (12, 13, 0, 1), (13, 13, 9, 7))
     synapses = table(rows, ("pre_pt_root_id", "post_pt_root_id", size, count))
     found = mx.build_connectivity(synapses, make_units())
     assert dense(found).tolist() == SIZE_OF_NAMED
@@ -194,6 +194,22 @@ def test_a_pair_repeated_among_rows_left_out_tells_that_rows_are_synapses():
     found = mx.build_connectivity(table(THREE), make_units(), post=[13])
     assert "synapse_count" in found
     assert mx.releases.read_counts(found, "dropped_synapses")["not_asked_for"] == 2
+
+
+@pytest.mark.parametrize("more", [{"n_syn": 1}, {"sum_size": 5}, {}])
+def test_overlapping_tables_of_pairs_are_not_added_up(more, caplog):
+    pairs = table(THREE[1:]).assign(**more)
+    if "sum_size" in more:
+        pairs = pairs.drop(columns="size")
+    overlapping = pd.concat([pairs, pairs.iloc[:2]])
+    match = "expected each pair once: if files overlap" if more else "2 of 5 rows .* the same size"
+    with pytest.raises(mx.errors.SchemaError, match=match):
+        mx.build_connectivity(overlapping, make_units())
+    counted = mx.build_connectivity(overlapping.drop_duplicates(), make_units())
+    assert ("synapse_count" in counted) == ("n_syn" in more)
+    assert not caplog.records
+    mx.build_connectivity(table(THREE), make_units())
+    assert "1 of 4 repeat a pair of neurons: each row is read as a synapse" in caplog.text
 
 
 def test_rows_that_contradict_the_table():

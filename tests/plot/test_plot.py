@@ -125,6 +125,22 @@ def test_cells_by_number_and_by_angle(units):
     assert bar.get_ylabel() == "preferred (degree)\ngrey: no value (1)"
 
 
+def test_pictures_ask_for_no_more_than_they_draw(units):
+    bare = units[["position", "pref_ori"]].drop_vars("axis")
+    bare["pref_ori"].attrs = {"units": "degree"}
+    ax = rendered(plot.cells_in_space(bare))
+    assert [(c.get_label(), len(c.get_offsets())) for c in ax.collections] == [("cells (4)", 4)]
+    ax = rendered(plot.depth_profile(bare, bin_um=300.0))
+    assert [b.get_width() for b in ax.containers[0]] == [4]
+    assert ax.get_legend() is None
+    full = rendered(plot.cells_in_space(bare, "pref_ori")).collections[1]
+    assert (full.norm.vmax, full.cmap.name) == (180, "microns_xr_angles")
+    typed = units.assign_coords(cell_type=("nucleus_id", np.array(["BC"] * 4, dtype=object)))
+    assert plot.cells_in_space(typed).collections[0].get_label() == "BC (4)"
+    with pytest.raises(mx.errors.SchemaError, match=r"mx\.as_units"):
+        plot.cells_in_space(bare.drop_vars("position"))
+
+
 def test_cyclic_map_closes_and_is_seen_by_all():
     """Neighbours are equally near all the way around; opposite angles differ in L* or b*."""
     rgb = cyclic_map()(np.arange(256))[:, :3]
@@ -183,6 +199,9 @@ def test_matrix_is_the_table():
     p = rendered(plot.connectivity_matrix(grouped_table([[0.2, np.nan], [0.1, 0.05]], "probability"), "probability"))  # fmt: skip
     assert (p.images[0].norm.vmin, p.images[0].norm.vmax) == (0, 0.2)
     assert type(p.images[0].norm).__name__ == "Normalize"
+    signed = rendered(plot.connectivity_matrix(grouped_table([[-4.0, 2.0], [0.0, -0.5]])))
+    assert (signed.images[0].norm.vmin, signed.images[0].norm.vmax) == (-4, 4)
+    assert signed.images[0].get_array().mask.tolist() == [[False, False], [True, False]]
     for values in ([[4, 4], [4, 4]], [[0, 0], [0, 0]]):
         rendered(plot.connectivity_matrix(grouped_table(values)))
 
@@ -233,6 +252,8 @@ def test_probability_against_distance(demo_network):
     np.testing.assert_array_equal(drawn[label].lines[0].get_xdata(), one.mean_lateral_distance)
     ends = np.stack([one.probability_low, one.probability_high], axis=1)
     np.testing.assert_allclose(errors_of(drawn[label]), ends)
+    assert found.attrs["interval"] == "bootstrap interval of confidence 0.95"
+    assert ax.get_legend().get_title().get_text() == "bootstrap interval, 0.95"
     wide = mx.analysis.connection_probability(
         connectivity, units, "cell_type", [0, 100], presynaptic="all", interval=mx.analysis.Wilson()
     )

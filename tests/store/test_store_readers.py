@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import sparse
 import store_examples as ex
@@ -193,6 +194,47 @@ def test_archived_store_of_format_1_stays_readable(tmp_path: Path) -> None:
         tree = mx.open_store(path, compressed=compressed)  # type: ignore[arg-type]
         assert tree.attrs["microns_xr_format"] == 1
         ex.assert_same_tree(tree)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_old_stores_of_an_unknown_scope_have_all_units_on_their_axes(tmp_path, lazy) -> None:
+    """Of which the file says nothing; and they count one synapse for each of its rows."""
+    neurons = {"nucleus_id": [1, 2, 3, 4, 5], "kind": list("aabbb"), "x": 0.0, "y": 9.0, "z": 0.0}
+    neurons = pd.DataFrame(neurons).assign(pref_ori=[0.0, 45.0, 90.0, 135.0, 0.0])
+    angles = {"angle_units": "degree", "angle_convention": "up_clockwise"}
+    units = mx.as_units(neurons, **angles)
+    edges = pd.DataFrame({"pre": [1, 2], "post": [2, 3], "synapse_size": [10, 20]})
+    weights = ["synapse_size", "synapse_count"]
+    asked = {"pre_ids": units, "post_ids": units, "scope": "unknown"}
+    old = mx.as_connectivity(edges.assign(synapse_count=1), weight=weights, **asked)
+    old.synapse_count.attrs["counts"] = "rows of a table with one row per pair"
+    mx.write_store(tmp_path / "old.zarr", units=units.reset_coords("kind"), connectivity=old)
+
+    tree = mx.open_store(tmp_path / "old.zarr", lazy=lazy)
+    connectivity = tree["connectivity"].to_dataset()
+    assert list(connectivity.data_vars) == ["synapse_size"]
+    degrees = mx.degrees(connectivity).compute()
+    assert degrees.in_size.to_series().to_dict() == {2: 10, 3: 20}
+    assert degrees.out_degree.to_series().to_dict() == {1: 1, 2: 1}
+    groups = mx.group_connectivity(tree, "kind", units=units).compute()
+    assert groups.n_pre.to_series().to_dict() == {"a": 2}
+    assert groups.n_post.to_series().to_dict() == {"a": 1, "b": 1}
+    assert groups.synapse_size.values.tolist() == [[10, 20]]
+    assert sorted(mx.to_networkx(connectivity.compute()).nodes) == [1, 2, 3]
+    orientation = ("orientation", [0.0, 90.0], {**units.pref_ori.attrs})
+    rates = xr.DataArray(
+        np.ones((5, 2)), {"nucleus_id": neurons.nucleus_id, "orientation": orientation}
+    )
+    currents = mx.input_currents(connectivity, rates).compute()
+    assert currents.isnull().all("orientation").values.tolist() == [True, False, False, True, True]
+    aligned = mx.analysis.align_to_preferred(currents, units, interval=None)
+    assert aligned.n_neurons.item() == 2
+    everybody = {"pre": units, "post": units, "presynaptic": "all"}
+    with pytest.warns(UserWarning, match=r"3 of 5 neurons of pre \(60.0%\) count as unconnected"):
+        found = mx.analysis.connection_probability(connectivity, units, None, **everybody)
+    assert (found.n_connected.item(), found.n_pairs.item()) == (2, 20)
+    with pytest.raises(mx.errors.SchemaError, match="may never have been requested"):
+        mx.analysis.connection_probability(connectivity, units, None, presynaptic="all")
 
 
 def test_the_archive_can_be_made_again(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from microns_xr.errors import SchemaError, SourceError
 from microns_xr.frames import RESOLUTION, Resolution, Space, resolution_of
 from microns_xr.releases import table_of_file, table_spec
 from microns_xr.sources.postgres_csv import (
-    DAMAGED,
+    CUT,
     Header,
     columns_of,
     parse_header,
@@ -42,7 +42,13 @@ from microns_xr.sources.postgres_csv import (
     unreadable,
     whole_lines,
 )
-from microns_xr.sources.tables import side_resolution, stated_resolution
+from microns_xr.sources.tables import (
+    DAMAGED,
+    require_whole,
+    side_resolution,
+    stated_resolution,
+    warn_of_cut_text,
+)
 from microns_xr.store.spill import Spill
 from microns_xr.tables import is_false
 from microns_xr.threads import usable_threads
@@ -146,6 +152,7 @@ def _inspect(name: str, header: Header | None, options: Mapping[str, Any]) -> In
             size = int(fs.size(path) or 0)
         else:
             size = os.path.getsize(name)
+            require_whole(Path(name))
         with _open(name, options) as file:
             magic = file.read(4)
             if not magic and name.split("?")[0].endswith((".gz", ".parquet")):
@@ -160,7 +167,9 @@ def _inspect(name: str, header: Header | None, options: Mapping[str, Any]) -> In
             line = (igzip.open(file, "rb") if kind == "csv.gz" else file).readline(_FIRST_LINE)
     except Exception as error:
         # Each protocol of fsspec has its own errors.
-        if isinstance(error, SchemaError) or not (remote or isinstance(error, DAMAGED)):
+        if isinstance(error, SchemaError | SourceError) or not (
+            remote or isinstance(error, DAMAGED)
+        ):
             raise
         raise unreadable(name, error) from error
     header = header or _sidecar_header(name, options) or _first_line(line, name)
@@ -316,6 +325,11 @@ def _csv_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
                     # Parsed in the thread that calls it, so that blocks are parsed in parallel.
                     yield partial(_csv_block, lines[:stop], file, layout), at
         if rest.strip(b"\r\n"):
+            # Postgres ends every line; other programs and people may not end the last one.
+            if any(file.header.types):
+                raise EOFError(CUT)
+            if n_unpacked > len(rest):
+                warn_of_cut_text(file.name)
             yield partial(_csv_block, rest + b"\n", file, layout), file.size
     except Exception as error:
         # Each protocol of fsspec has its own errors.

@@ -132,7 +132,8 @@ def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
     if n_null and missing is None:
         raise SchemaError(
             f"{what} has {n_null} nulls in {len(column)} rows, expected an id in every row: "
-            "drop those rows, or download the table again"
+            "drop those rows, or download the table again with "
+            "mx.Release(...).download(refresh=True)"
         )
     if n_null:
         column = column.astype("Int64").fillna(missing)  # unsigned dtypes cannot hold -1
@@ -157,7 +158,8 @@ def require_once(ids: np.ndarray, what: str) -> None:
 
 _ADVICE = (
     "floats round 18-digit ids (neighbours of 8.6e17 are 128 apart); read the table again with "
-    "mx.Release(...).table, or with pandas.read_csv(..., dtype={column: 'Int64'})"
+    "mx.Release(...).table, or with pandas.read_csv(..., dtype={column: 'Int64'}); a table that is "
+    "in the folder already is fetched anew by mx.Release(...).download(refresh=True)"
 )
 _EXACT = 2**53  # floats hold all whole numbers up to this
 

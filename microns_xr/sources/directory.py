@@ -44,7 +44,7 @@ def read_identity(folder: Path) -> tuple[str, int] | None:
         try:
             identity = json.loads(file.read_text(encoding="utf-8"))
             return str(identity["datastack"]), int(identity["version"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SourceError(
                 f"{file} does not state a datastack and a version ({error}): correct or remove it"
             ) from error

@@ -54,7 +54,7 @@ class Header:
 
 def _arrow_type(name: str, sql: str) -> pa.DataType:
     # Ids never pass through a float, whatever type the header states.
-    if sql in _INTEGERS or (sql in ("numeric", "decimal") and (name + "_").endswith("id_")):
+    if sql in _INTEGERS or (sql in _FLOATS and (name == "id" or name.endswith("_id"))):
         return pa.int64()
     if sql in _FLOATS:
         return pa.float64()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.errors import SchemaError, nearest
+from microns_xr.errors import SchemaError, nearest, require_instance
 from microns_xr.schema import AXES, FUNCTIONAL, UNITS
 
 MISSING_TEXT = "unknown"
@@ -276,6 +276,7 @@ def plain_array(values: np.ndarray, name: str) -> np.ndarray:
 
 def require_columns(table: pd.DataFrame, name: str, columns: Iterable[str]) -> None:
     """Raise unless a table has every column exactly once."""
+    require_instance(name, table, pd.DataFrame, "a DataFrame")
     columns = list(columns)
     repeated = sorted({str(c) for c in table.columns[table.columns.duplicated()] if c in columns})
     if repeated:

@@ -95,7 +95,7 @@ def find_files(
     files: Any, header: HeaderLike | None, options: Mapping[str, Any]
 ) -> list[InputFile]:
     """Return the files of a table with their columns, after checking that each is given once."""
-    several = isinstance(files, Iterable) and not isinstance(files, str)
+    several = isinstance(files, Iterable) and not isinstance(files, str | xr.DataArray)
     names = [_name_of(file) for file in (list(files) if several else [files])]
     if not names:
         raise SchemaError("files is empty, expected at least one file of synapses")

@@ -461,7 +461,7 @@ def make_source(
     source: str | Path | TableSource, spec: ReleaseSpec, datastack: str, datadir: Path
 ) -> TableSource:
     """Return the source for a name, a path or an object."""
-    if source == "demo":
+    if isinstance(source, str) and source == "demo":
         return DemoSource(spec.version)
     synapses = spec.tables.get("synapses")
     folder = datadir / datastack / f"v{spec.version}"

@@ -566,6 +566,11 @@ class CaveSource(TableSource):
         -------
         int
             Number of rows.
+
+        Raises
+        ------
+        SchemaError
+            If a filter holds floats.
         """
         client, values = self._client(), _filter_values(filter_in)
 
@@ -604,6 +609,11 @@ class CaveSource(TableSource):
         -------
         Answer
             The rows, and whether they may be truncated at the service's row limit.
+
+        Raises
+        ------
+        SchemaError
+            If a filter holds floats.
         """
         client, values = self._client(), _filter_values(filter_in)
         columns = list(select_columns) if select_columns is not None else None

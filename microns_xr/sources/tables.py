@@ -261,7 +261,7 @@ def stated_resolution(metadata: Mapping[bytes, bytes] | None) -> Any:
         try:
             content = json.loads(document or b"{}")
             attrs = {**content, **(content.get("attributes") or {})}
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             continue
         if attrs.get(RESOLUTION) is not None:
             return attrs[RESOLUTION]

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import xarray as xr
 
-from microns_xr.errors import SchemaError, require_one_of, unknown_label
+from microns_xr.errors import SchemaError, require_instance, require_one_of, unknown_label
 from microns_xr.provenance import add_history
 
 __all__ = ["ANGLE_CONVENTIONS", "AngleConvention", "convert", "difference"]
@@ -229,6 +229,7 @@ def convert(
     """
     require_one_of("convention", convention, (*ANGLE_CONVENTIONS, None))
     require_one_of("units", units, (*_UNITS, None))
+    require_instance("obj", obj, (xr.Dataset, xr.DataArray), "a Dataset or DataArray")
     result: Any = obj
     variables = obj.variables if isinstance(obj, xr.Dataset) else obj.coords
     names = [n for n in variables if is_angle(obj[n])]

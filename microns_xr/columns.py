@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.errors import SchemaError, nearest
+from microns_xr.errors import SchemaError, nearest, require_instance
 from microns_xr.schema import AXES, EXACT, FUNCTIONAL, ROUNDED, UNITS, require_unrounded
 
 MISSING_TEXT = "unknown"
@@ -132,7 +132,8 @@ def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
     if n_null and missing is None:
         raise SchemaError(
             f"{what} has {n_null} nulls in {len(column)} rows, expected an id in every row: "
-            "drop those rows, or download the table again"
+            "drop those rows, or download the table again with "
+            "mx.Release(...).download(refresh=True)"
         )
     if n_null:
         column = column.astype("Int64").fillna(missing)  # unsigned dtypes cannot hold -1
@@ -249,6 +250,7 @@ def plain_array(values: np.ndarray, name: str) -> np.ndarray:
 
 def require_columns(table: pd.DataFrame, name: str, columns: Iterable[str]) -> None:
     """Raise unless a table has every column exactly once."""
+    require_instance(name, table, pd.DataFrame, "a DataFrame")
     columns = list(columns)
     repeated = sorted({str(c) for c in table.columns[table.columns.duplicated()] if c in columns})
     if repeated:

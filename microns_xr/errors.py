@@ -11,7 +11,7 @@ import importlib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from numbers import Integral
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
@@ -166,8 +166,17 @@ def unknown_label(
 
 def require_one_of(name: str, value: object, words: Collection[object]) -> None:
     """Raise unless an argument has one of the allowed values."""
-    if value not in words:
+    # Arrays and tables compare element by element.
+    if not isinstance(value, Hashable) or value not in words:
         raise unknown_label(f"{name} is", value, words, error=SchemaError)
+
+
+def require_instance(
+    name: str, value: object, kinds: type | tuple[type, ...], expected: str
+) -> None:
+    """Raise unless an argument is of one of some kinds."""
+    if not isinstance(value, kinds):
+        raise SchemaError(f"{name} is a {type(value).__name__}, expected {expected}")
 
 
 def whole_number(name: str, value: Any, least: int) -> int:

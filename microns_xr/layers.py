@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, require_instance
 from microns_xr.frames import require_depth
 from microns_xr.provenance import RELEASE_COORDS, add_history, text_lines
 from microns_xr.releases import datastack_of, table_spec
@@ -88,6 +88,7 @@ def segment_layers(
     >>> list(layers.layer_name.values), float(layers.y_end[0])
     (['L2/3', 'L4'], 250.0)
     """
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     for name in ("position", "cell_type"):
         if name not in units:
             raise SchemaError(

@@ -25,7 +25,13 @@ from microns_xr.columns import (
 from microns_xr.connectivity.arrays import PAIR_DIMS, connectivity_dataset, make_pattern
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.sort import sum_pairs
-from microns_xr.errors import SchemaError, require_one_of, warn_of_dropped_rows
+from microns_xr.errors import (
+    SchemaError,
+    require_instance,
+    require_one_of,
+    warn_of_dropped_rows,
+    whole_number,
+)
 from microns_xr.frames import RESOLUTION, positions_um
 from microns_xr.provenance import add_history, text_lines
 from microns_xr.releases import space_of
@@ -287,6 +293,9 @@ def _has(columns: set[str], names: str | Sequence[str]) -> bool:
 
 def _stamped(dataset: xr.Dataset, datastack: str | None, version: int | None) -> xr.Dataset:
     """Write what is known of the release as scalar coordinates."""
+    require_instance("datastack", datastack, (str, type(None)), "text")
+    if version is not None:
+        version = whole_number("version", version, 0)
     stated = {
         "datastack": None if datastack is None else np.array(datastack, dtype=object),
         "materialization_version": None if version is None else np.int64(version),

@@ -14,7 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 import xarray as xr
 
-from microns_xr.errors import ReleaseMismatchError, SchemaError, unknown_label
+from microns_xr.errors import (
+    ReleaseMismatchError,
+    SchemaError,
+    require_instance,
+    unknown_label,
+)
 
 RELEASE_COORDS = ("datastack", "materialization_version")
 
@@ -64,6 +69,8 @@ def release_of(obj: xr.Dataset | xr.DataArray, name: str = "object") -> tuple[st
 
 
 def _stated_release(obj: xr.Dataset | xr.DataArray, name: str) -> dict[str, Any]:
+    expected = "a Dataset or DataArray: open a store with mx.open_store, and take one from a tree"
+    require_instance(name, obj, (xr.Dataset, xr.DataArray), expected)
     stated = {coord: obj.coords[coord] for coord in RELEASE_COORDS if coord in obj.coords}
     for coord, values in stated.items():
         if values.ndim:

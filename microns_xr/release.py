@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -23,6 +24,7 @@ from microns_xr.errors import (
     SchemaError,
     SourceError,
     answer_old_keywords,
+    require_instance,
     unknown_label,
 )
 from microns_xr.files import file_sha256
@@ -606,6 +608,7 @@ class Release:
         """
         # Read only the required functional table, since a release may lack the others.
         roles = [role for role in MINIMUM_ROLES if role not in FUNCTIONAL_ROLES.values()]
+        require_instance("functional", functional, str, "'none', 'match' or 'best_only'")
         if functional in FUNCTIONAL_ROLES:
             roles.append(FUNCTIONAL_ROLES[functional])
         tables, absent = self._read_roles(roles)
@@ -794,6 +797,7 @@ class Release:
             return self._curves_of_recordings(path, None if only_unstated else angle_convention)
 
         if path is not None:
+            require_instance("path", path, (str, os.PathLike), "a path")
             path = Path(path)
             if path.suffix in RECORDING_SUFFIXES or path.is_dir():
                 return of_recordings(path)
@@ -1015,6 +1019,8 @@ class Release:
                 f"units is from {datastack} v{version}, expected {self.datastack} v{self.version}: "
                 "build them with units() of this release"
             )
+        if "nucleus_id" not in units.dims:
+            raise SchemaError(f"units has the dims {tuple(units.dims)}, expected nucleus_id")
         # A selection keeps the attributes of all units, including their number.
         attrs = units.attrs
         n_all = read_counts(units, "selection").get("units") if "selection" in attrs else None

@@ -16,7 +16,7 @@ from typing import Any
 
 import xarray as xr
 
-from microns_xr.errors import ReleaseMismatchError, SchemaError, unknown_label
+from microns_xr.errors import ReleaseMismatchError, SchemaError, require_instance, unknown_label
 from microns_xr.frames import NO_FRAME, Resolution, Space, as_resolution, require_frame, space_in
 from microns_xr.provenance import read_counts, source_names, stamp_release, text_lines
 
@@ -496,6 +496,7 @@ def release_spec(
             )
     else:
         spec = _spec_of_registry(version, datastack or _default_datastack())
+    require_instance("tables", tables, (Mapping, type(None)), "a mapping of roles to names")
     if not tables:
         return spec
     merged: dict[str, str | None] = {**spec.tables, **tables}
@@ -516,7 +517,7 @@ def _spec_of_registry(version: Any, datastack: str) -> ReleaseSpec:
         others = [
             stack
             for stack in stacks
-            if "like" not in stacks[stack] and version in supported_versions(stack)
+            if "like" not in stacks[stack] and str(version) in map(str, supported_versions(stack))
         ]
         hint = f"for another version {custom}"
         if others:

@@ -22,7 +22,7 @@ VOXEL_UNITS = "voxels"  # where the voxel size of the datastack is not known
 ROUNDED = (
     "floats round 18-digit ids (neighbours of 8.6e17 are 128 apart); a file that holds digits is "
     "read with pandas.read_csv(..., dtype={column: 'Int64'}), one that holds floats (8.6e+17) has "
-    "to be fetched or exported again"
+    "to be fetched or exported again (mx.Release(...).download(refresh=True) for one in its folder)"
 )
 EXACT = 2**53  # floats hold all whole numbers up to this
 

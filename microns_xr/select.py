@@ -370,9 +370,6 @@ def on_axis(
     return positions, f"{positions.size}{of} ids"
 
 
-<<<<<<< HEAD
-@answer_old_keywords
-=======
 def _ids_of_mask(neurons: Neurons, labels: np.ndarray, side: Side) -> Neurons:
     """Return the ids for which truth values are True; other neurons as they are."""
     is_labelled = isinstance(neurons, xr.DataArray | pd.Series)
@@ -393,7 +390,7 @@ def _ids_of_mask(neurons: Neurons, labels: np.ndarray, side: Side) -> Neurons:
     return ids[values]
 
 
->>>>>>> own
+@answer_old_keywords
 def inputs_to(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
     """Return the presynaptic partners of one or several neurons.
 

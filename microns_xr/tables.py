@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from microns_xr.columns import as_ids, require_columns, text_column, tidy_columns
-from microns_xr.errors import SchemaError, warn_of_dropped_rows
+from microns_xr.errors import SchemaError, require_instance, warn_of_dropped_rows
 from microns_xr.releases import TableSpec
 
 logger = logging.getLogger(__name__)
@@ -275,6 +275,7 @@ def by_role(
     tables: Mapping[str, pd.DataFrame], roles: Mapping[str, str]
 ) -> dict[str, pd.DataFrame]:
     """Return tables by role, from tables by role or by table name."""
+    require_instance("tables", tables, Mapping, "a mapping of roles to DataFrames")
     role_of = {**{name: role for role, name in roles.items()}, **{role: role for role in roles}}
     out: dict[str, pd.DataFrame] = {}
     for key, table in tables.items():

@@ -12,7 +12,13 @@ import xarray as xr
 
 from microns_xr.angles import is_angle, require_same_angles
 from microns_xr.columns import as_ids
-from microns_xr.errors import SchemaError, unknown_label, warn_of_dropped_rows
+from microns_xr.errors import (
+    SchemaError,
+    require_instance,
+    require_one_of,
+    unknown_label,
+    warn_of_dropped_rows,
+)
 from microns_xr.frames import positions_um
 from microns_xr.layers import layer_at, segment_layers
 from microns_xr.provenance import (
@@ -115,6 +121,7 @@ def build_units(
     >>> units.pt_root_id.values, units.axon_completeness.values
     (array([864691135639235593]), array(['full'], dtype=object))
     """
+    require_instance("functional", functional, str, "text")
     if functional == "all":
         raise SchemaError(
             "functional='all' would repeat neurons that were recorded in several scans: the rows "
@@ -123,8 +130,7 @@ def build_units(
         )
     options = {"functional": functional, "multisoma": multisoma, "untyped": untyped}
     for name, word in options.items():
-        if word not in _OPTIONS[name]:
-            raise unknown_label(f"{name} is", word, _OPTIONS[name], error=SchemaError)
+        require_one_of(name, word, _OPTIONS[name])
     spec = release_spec(version)
     roles = by_role(tables, spec.tables)
     if missing := [role for role in REQUIRED if role not in roles]:

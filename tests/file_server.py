@@ -24,6 +24,7 @@ class Served:
     says_length: bool = True
     get_says_length: bool = True
     login: str | None = None  # the Authorization that it needs
+    moved_to: str | None = None  # the address that requests are redirected to
     # How many HEADs are answered with a web page.
     pages: int = 0
     # To how many bytes of the body the next GETs are cut, with the length of just these.
@@ -49,6 +50,7 @@ class Seen:
     status: int
     sent: int
     if_range: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class FileServer:
@@ -112,6 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
             status, body, headers = 404, b"", {}
         elif file.login and self.headers.get("Authorization") != file.login:
             status, body, headers = 401, b"", {}
+        elif file.moved_to:
+            status, body, headers = 302, b"", {"Location": file.moved_to}
         else:
             status, body, headers = _part_of(file, wanted, self.headers.get("If-Range"))
         if file is not None and self.command == "HEAD" and file.pages:
@@ -126,7 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
         if file is not None and self.command == "GET" and file.cuts:
             cut = file.cuts.pop(0)
         sent = body if cut is None else body[:cut]
-        seen = Seen(self.command, path, wanted, status, len(sent), self.headers.get("If-Range"))
+        if_range = self.headers.get("If-Range")
+        seen = Seen(self.command, path, wanted, status, len(sent), if_range, dict(self.headers))
         owner.log.append(seen)
         self.send_response(status)
         for name, value in headers.items():

@@ -24,7 +24,7 @@ from microns_xr.angles import (
     require_same_angles,
 )
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
+from microns_xr.errors import SchemaError, UnknownLabelError, require_instance, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.tuning.indices import warn_of_negative
 
@@ -180,6 +180,7 @@ def _preferred(
     currents: xr.DataArray, units: xr.Dataset, angle: str, neurons: str, dim: str
 ) -> tuple[np.ndarray, float]:
     """Return the angle of every neuron of the currents, NaN if it has none, and the period."""
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     if angle not in units:
         raise unknown_label(
             "units has no variable",

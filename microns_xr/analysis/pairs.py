@@ -16,7 +16,7 @@ import xarray as xr
 from microns_xr.connectivity.arrays import is_scope_known
 from microns_xr.connectivity.blocks import Side, connected
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import SchemaError, warn_user
+from microns_xr.errors import SchemaError, require_instance, warn_user
 from microns_xr.frames import require_depth
 from microns_xr.provenance import require_same_release, text_lines
 from microns_xr.schema import AXES
@@ -66,7 +66,7 @@ def choose_neurons(
             "units has no axon_completeness, which decides which axons count: pass "
             "presynaptic='all' to count all axons, which gives lower bounds, or add the variable"
         )
-    if not units.sizes["nucleus_id"]:
+    if not units.sizes.get("nucleus_id"):
         raise SchemaError("units has no neuron, expected at least one: select others")
     presynaptic = presynaptic if isinstance(presynaptic, str) else list(presynaptic)
     lookup = Lookup(units["nucleus_id"].values, "nucleus_id of the units")
@@ -184,6 +184,7 @@ def same_neurons(pre_ids: np.ndarray, post_ids: np.ndarray) -> np.ndarray:
 
 def unit_positions(units: xr.Dataset, axes: Iterable[str] = AXES) -> np.ndarray:
     """Return positions in µm, (axes, units), 0 on the other axes."""
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     if "position" not in units or set(units["position"].dims) != {"nucleus_id", "axis"}:
         raise SchemaError(
             "units has no position(nucleus_id, axis), which distances need: build them with "

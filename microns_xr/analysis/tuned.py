@@ -34,7 +34,7 @@ from microns_xr.connectivity.arrays import (
     weight_of,
 )
 from microns_xr.connectivity.subset import drop_autapses, take
-from microns_xr.errors import SchemaError, unknown_label
+from microns_xr.errors import SchemaError, require_instance, unknown_label
 from microns_xr.provenance import add_history
 from microns_xr.threads import equal_spans, run_spans, usable_threads
 
@@ -239,6 +239,7 @@ def _choose_tuned(
     post: Any,
     presynaptic: Presynaptic,
 ) -> ChosenNeurons:
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     if angle not in units.variables:
         raise unknown_label(
             "units has no variable",

@@ -19,7 +19,7 @@ from microns_xr.connectivity.arrays import (
 )
 from microns_xr.connectivity.labels import Lookup, require_known, unit_roots
 from microns_xr.connectivity.sort import sum_pairs
-from microns_xr.errors import SchemaError, warn_of_dropped_rows
+from microns_xr.errors import SchemaError, require_one_of, warn_of_dropped_rows
 from microns_xr.frames import positions_um
 from microns_xr.provenance import (
     RELEASE_COORDS,
@@ -57,8 +57,7 @@ class SynapseTable:
 def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable:
     """Check a table of synapses or of pairs and return its columns as arrays."""
     table = tidy_columns(table, _NAME)
-    if rows not in ("auto", "synapse", "pair"):
-        raise SchemaError(f"rows is {rows!r}, expected one of ('auto', 'synapse', 'pair')")
+    require_one_of("rows", rows, ("auto", "synapse", "pair"))
     columns = list(map(str, table.columns))
     # Prefer nucleus ids: they stay valid when the segment of a neuron is edited.
     for labels in ("nucleus_id", "pt_root_id"):

@@ -18,7 +18,7 @@ from dask.utils import parse_bytes
 from microns_xr.columns import as_ids
 from microns_xr.connectivity.arrays import PAIR_DIMS, ROOT_IDS, Compressed
 from microns_xr.connectivity.build import Rows, build_connectivity, report_rows
-from microns_xr.errors import SchemaError, SourceError
+from microns_xr.errors import SchemaError, SourceError, require_instance
 from microns_xr.frames import Resolution, Space
 from microns_xr.ingest.read import (
     Columns,
@@ -192,6 +192,7 @@ def ingest_synapses(
     ):
         if value not in words:
             raise SchemaError(f"{name} is {value!r}, expected one of {words}")
+    require_instance("out", out, (str, os.PathLike), "the path of a store")
     address = swap.address_of(out)
     if "://" in address:
         raise SchemaError(

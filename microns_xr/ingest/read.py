@@ -34,7 +34,7 @@ from microns_xr.frames import RESOLUTION, Resolution, Space, resolution_of
 from microns_xr.releases import table_of_file, table_spec
 from microns_xr.schema import require_unrounded
 from microns_xr.sources.postgres_csv import (
-    DAMAGED,
+    CUT,
     Header,
     columns_of,
     parse_header,
@@ -43,7 +43,13 @@ from microns_xr.sources.postgres_csv import (
     unreadable,
     whole_lines,
 )
-from microns_xr.sources.tables import side_resolution, stated_resolution
+from microns_xr.sources.tables import (
+    DAMAGED,
+    require_whole,
+    side_resolution,
+    stated_resolution,
+    warn_of_cut_text,
+)
 from microns_xr.store.spill import Spill
 from microns_xr.tables import is_false
 from microns_xr.threads import usable_threads
@@ -90,7 +96,7 @@ def find_files(
     files: Any, header: HeaderLike | None, options: Mapping[str, Any]
 ) -> list[InputFile]:
     """Return the files of a table with their columns, after checking that each is given once."""
-    several = isinstance(files, Iterable) and not isinstance(files, str)
+    several = isinstance(files, Iterable) and not isinstance(files, str | xr.DataArray)
     names = [_name_of(file) for file in (list(files) if several else [files])]
     if not names:
         raise SchemaError("files is empty, expected at least one file of synapses")
@@ -147,6 +153,7 @@ def _inspect(name: str, header: Header | None, options: Mapping[str, Any]) -> In
             size = int(fs.size(path) or 0)
         else:
             size = os.path.getsize(name)
+            require_whole(Path(name))
         with _open(name, options) as file:
             magic = file.read(4)
             if not magic and name.split("?")[0].endswith((".gz", ".parquet")):
@@ -161,7 +168,9 @@ def _inspect(name: str, header: Header | None, options: Mapping[str, Any]) -> In
             line = (igzip.open(file, "rb") if kind == "csv.gz" else file).readline(_FIRST_LINE)
     except Exception as error:
         # Each protocol of fsspec has its own errors.
-        if isinstance(error, SchemaError) or not (remote or isinstance(error, DAMAGED)):
+        if isinstance(error, SchemaError | SourceError) or not (
+            remote or isinstance(error, DAMAGED)
+        ):
             raise
         raise unreadable(name, error) from error
     header = header or _sidecar_header(name, options) or _first_line(line, name)
@@ -317,6 +326,11 @@ def _csv_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
                     # Parsed in the thread that calls it, so that blocks are parsed in parallel.
                     yield partial(_csv_block, lines[:stop], file, layout), at
         if rest.strip(b"\r\n"):
+            # Postgres ends every line; other programs and people may not end the last one.
+            if any(file.header.types):
+                raise EOFError(CUT)
+            if n_unpacked > len(rest):
+                warn_of_cut_text(file.name)
             yield partial(_csv_block, rest + b"\n", file, layout), file.size
     except Exception as error:
         # Each protocol of fsspec has its own errors.

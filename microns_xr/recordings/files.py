@@ -41,6 +41,7 @@ from microns_xr.errors import (
     SourceError,
     UnknownLabelError,
     import_optional,
+    require_instance,
     unknown_label,
     whole_number,
 )
@@ -886,6 +887,7 @@ def to_zarr(
     >>> list(open(store))
     ['scan_9_3']
     """
+    require_instance("path", path, (str, os.PathLike), "a path")
     path = Path(path).expanduser()
     nodes = scan_nodes(recordings)
     for name, size in (("frames", frames), ("units", units)):

@@ -22,6 +22,7 @@ import pyarrow.parquet
 from tqdm.auto import tqdm
 
 from microns_xr import __version__
+from microns_xr.columns import as_ids
 from microns_xr.errors import (
     IncompleteDownloadError,
     ReleaseMismatchError,
@@ -198,6 +199,7 @@ class CachedSource(TableSource):
     def write(self, name: str, table: pa.Table, provenance: Mapping[str, Any]) -> dict[str, Any]:
         """Write a table and its record atomically, replacing an old one."""
         path = self.path(name)
+        _require_exact_ids(table, name)
         # The outer context ends last, so the record is renamed after the table.
         with new_file(path.with_suffix(".json")) as record_part, new_file(path) as part:
             pa.parquet.write_table(plain_types(table), part, compression="zstd")
@@ -250,9 +252,12 @@ class CachedSource(TableSource):
         if isinstance(self._remote, ArchiveSource) or not self._listing.is_file():
             return self.require_remote("list tables").available_tables()
         try:
-            return [str(name) for name in json.loads(self._listing.read_text(encoding="utf-8"))]
-        except ValueError as error:
+            names = json.loads(self._listing.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise SourceError(f"{self._listing} is damaged ({error}): remove it") from error
+        if not isinstance(names, list):
+            raise SourceError(f"{self._listing} is damaged, expected a list of names: remove it")
+        return [str(name) for name in names]
 
     def read(self, name: str) -> pd.DataFrame:
         """Return one table, which is downloaded into the folder if it is not there."""
@@ -373,6 +378,23 @@ def _is_longer(source: CaveSource, name: str, max_rows: int) -> bool:
     return n > max_rows
 
 
+def _require_exact_ids(table: pa.Table, name: str) -> None:
+    """Raise if ids went through floats: from the folder they would be read again and again."""
+    for column in table.column_names:
+        if column != "id" and not column.endswith("_id"):
+            continue
+        values = table[column].drop_null().to_numpy()
+        if values.dtype.kind in "if":
+            try:
+                as_ids(values, f"{name}.{column}")
+            except SchemaError as error:
+                reason = str(error).partition("; read the table again")[0]
+                raise SourceError(
+                    f"{reason}: the table is damaged at its source and is not kept; tell those who "
+                    "serve it"
+                ) from None
+
+
 def _from_service(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]]:
     table, answers = fetch_table(source, name)
     return table, {"timestamp": source.timestamp(), "source": "cave", **answers}
@@ -439,7 +461,7 @@ def make_source(
     source: str | Path | TableSource, spec: ReleaseSpec, datastack: str, datadir: Path
 ) -> TableSource:
     """Return the source for a name, a path or an object."""
-    if source == "demo":
+    if isinstance(source, str) and source == "demo":
         return DemoSource(spec.version)
     synapses = spec.tables.get("synapses")
     folder = datadir / datastack / f"v{spec.version}"

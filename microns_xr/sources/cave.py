@@ -23,12 +23,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import requests
 
-from microns_xr.errors import SchemaError, SourceError, whole_number
+from microns_xr.errors import MicronsXrError, SchemaError, SourceError, whole_number
 from microns_xr.frames import RESOLUTION
 from microns_xr.releases import datastack_entry
-from microns_xr.sources.net import BadAnswer, Refused, Retry
+from microns_xr.sources.net import BadAnswer, Refused, Retry, describe
 from microns_xr.sources.synapse_plan import split_range
-from microns_xr.sources.tables import TableSource, frame_sha256, plain_types, to_frame
+from microns_xr.sources.tables import (
+    TABLE_NAME,
+    TableSource,
+    frame_sha256,
+    plain_types,
+    to_frame,
+)
 
 Result = TypeVar("Result")
 Filters = Mapping[str, Sequence[Any]]
@@ -42,6 +48,8 @@ _FILLING = 0.7
 # The end of an Arrow stream. The format makes it optional, but without it a stream that breaks off
 # between two messages looks complete; the service always writes it.
 _STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+# What taking an answer apart raises if it is JSON of another form.
+_OTHER_FORM = (ValueError, TypeError, LookupError, AttributeError)
 # The service opens a quotation mark before this and never closes it.
 _LIMITED = re.compile(r"Limited query to (\d+) rows")
 _LOGIN = re.compile(r"/(?:sticky_)?auth(?:orize)?(?:/|$)|/login(?:/|$)")
@@ -80,10 +88,10 @@ class Secret:
 
     def __init__(self, value: str | None = None) -> None:
         if value is not None:
-            value = str(value).strip()
+            value = value.strip() if isinstance(value, str) else ""
             if not re.fullmatch(r"[!-~]+", value):
                 raise SchemaError(
-                    "auth_token is empty or contains spaces or non-ASCII characters: "
+                    "auth_token is no text, empty, or contains spaces or non-ASCII characters: "
                     f"{_token_help()}"
                 )
         self.value = value
@@ -179,7 +187,7 @@ def _check(response: requests.Response) -> None:
 def _reason(response: requests.Response) -> str:
     """Return the error message of the service, from a JSON document or a web page."""
     text, document = response.text[:10_000], None
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         document = json.loads(text)
     if not isinstance(document, dict):
         words = re.sub(r"(?s)<(head|style|script)\b.*?</\1>|<[^>]*>", " ", text)
@@ -223,7 +231,9 @@ def read_answer(content: bytes, headers: Mapping[str, str]) -> Answer:
     with pa.ipc.open_stream(content) as reader:
         table = reader.read_all()
     limit = _LIMITED.search(headers.get("Warning", ""))
-    resolution = re.findall(r"[\d.]+", headers.get("dataframe_resolution", ""))
+    if len(set(table.column_names)) < table.num_columns:
+        raise BadAnswer(f"the answer has columns of the same name, {table.column_names}")
+    resolution = re.findall(r"\d+(?:\.\d+)?", headers.get("dataframe_resolution", ""))
     return Answer(
         plain_types(table),
         int(limit[1]) if limit else None,
@@ -243,15 +253,18 @@ def _as_number(document: Any) -> int:
     return document
 
 
-def _filter_values(column: str, values: Any) -> list[Any]:
-    """Return the values of a filter as plain Python values, for JSON."""
-    values = np.asarray(values if isinstance(values, np.ndarray) else list(values))
-    if values.dtype.kind == "f" and values.size:
-        raise SchemaError(
-            f"the filter of {column} holds floats, expected integers: 18-digit ids are rounded by "
-            "floats; read the ids again as int64"
-        )
-    return list(values.tolist())
+def _filter_values(filters: Filters | None) -> dict[str, list[Any]]:
+    """Return the values of filters as plain Python values, for JSON."""
+    lists = {}
+    for column, values in (filters or {}).items():
+        array = np.asarray(values if isinstance(values, np.ndarray) else list(values))
+        if array.dtype.kind == "f" and array.size:
+            raise SchemaError(
+                f"the filter of {column} holds floats, expected integers: 18-digit ids are rounded "
+                "by floats; read the ids again as int64"
+            )
+        lists[column] = list(array.tolist())
+    return lists
 
 
 # ----------------------------------------------------------------------------------- the service
@@ -367,8 +380,17 @@ class CaveSource(TableSource):
             client.session.close()
 
     def _call(self, ask: Callable[[], Result], what: str, at_most: int | None = None) -> Result:
+        def ask_checked() -> Result:
+            try:
+                return ask()
+            except (*_OTHER_FORM, RecursionError) as error:
+                # caveclient and `ask` take an answer apart, whatever JSON it is.
+                if isinstance(error, MicronsXrError | OSError):
+                    raise
+                raise BadAnswer(f"the answer is of another form ({describe(error)})") from None
+
         return self.retry.call(
-            ask,
+            ask_checked,
             f"{what} of {self.datastack} v{self.version}",
             advice=_advice(self.datastack, self.version),
             # Looked up at each call: connecting may read a token from caveclient's file.
@@ -400,14 +422,15 @@ class CaveSource(TableSource):
         auth, problem = None, ""
         try:
             auth = AuthClient(token=self._secret.value, server_address=address)
-        except (ValueError, OSError) as error:
+            secret = Secret(auth.token)
+        except Exception as error:  # the file may hold anything
             problem = type(error).__name__
-        if auth is None:  # raised outside of except: the error of the JSON reader holds the file
+        if problem:  # raised outside of except: the error of the JSON reader holds the file
             raise SourceError(
-                f"caveclient's token file cannot be read ({problem}): write it again; "
-                f"{_token_help(self.datastack)}"
+                f"caveclient's token file cannot be read ({problem}), expected a JSON object with "
+                f"the token as text: write it again; {_token_help(self.datastack)}"
             )
-        self._secret = Secret(auth.token)
+        self._secret = secret
         return address, auth
 
     def _connect(self, address: str, auth: Any) -> Any:
@@ -422,18 +445,25 @@ class CaveSource(TableSource):
             "pool_maxsize": self.connections,
         }
         info_client = _checked(InfoServiceClient, self.timeout)
-        try:
-            info = info_client(server_address=address, api_version=2, **options)
-            self._record = dict(info.get_datastack_info())
-            server = self._record["local_server"].rstrip("/")
-        except (KeyError, AttributeError, TypeError) as error:
-            raise BadAnswer(f"the record of the datastack is incomplete ({error!r})") from None
+        info = info_client(server_address=address, api_version=2, **options)
+        self._record = dict(info.get_datastack_info())
+        server = self._record["local_server"].rstrip("/")
         info.session.close()
+        if address.startswith("https://") and not server.startswith("https://"):
+            raise Refused(
+                200,
+                f"the record of the datastack names the server {server[:80]}, where the token "
+                "would be sent without encryption; check server_address",
+            )
         # A fixed API version: to find the latest one caveclient makes a request and, if that
         # fails, silently and permanently uses an old version.
-        return _checked(MaterializationClient, self.timeout)(
+        client = _checked(MaterializationClient, self.timeout)(
             server_address=server, version=self.version, api_version=3, **options
         )
+        # caveclient never asks again, and refuses all queries.
+        if client.server_version is None:
+            raise BadAnswer("the service does not state its version (HTTP 404)")
+        return client
 
     def versions(self, expired: bool = False) -> list[int]:
         """Return the versions of the datastack that the service serves.
@@ -449,8 +479,10 @@ class CaveSource(TableSource):
             Ascending.
         """
         client, what = self._client(), "the list of versions"
-        found = self._call(lambda: _as_list(client.get_versions(expired=expired)), what)
-        return sorted(int(version) for version in found)
+        found = self._call(
+            lambda: list(map(_as_number, _as_list(client.get_versions(expired=expired)))), what
+        )
+        return sorted(found)
 
     def status(self) -> Literal["served", "expired", "unknown"]:
         """Return whether the service serves the version.
@@ -477,9 +509,11 @@ class CaveSource(TableSource):
 
             def ask() -> str:
                 # caveclient cannot parse a time without a fraction of a second: parse it here.
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(*_OTHER_FORM):
                     client.get_version_metadata(version=self.version)
-                time = pd.Timestamp(client.session.take_answer().json()["time_stamp"])
+                stated = client.session.take_answer().json()["time_stamp"]
+                if not isinstance(stated, str) or pd.isna(time := pd.Timestamp(stated)):
+                    raise BadAnswer(f"the time is {stated!r}, expected text")
                 time = time.tz_convert("UTC") if time.tzinfo else time.tz_localize("UTC")
                 return time.isoformat()
 
@@ -495,7 +529,8 @@ class CaveSource(TableSource):
             None if the datastack has none.
         """
         self._client()
-        return self._record.get("synapse_table")
+        name = self._record.get("synapse_table")
+        return name if isinstance(name, str) else None
 
     def available_tables(self) -> list[str]:
         if self._names is None:
@@ -503,7 +538,8 @@ class CaveSource(TableSource):
             names = self._call(
                 lambda: _as_list(client.get_tables(version=self.version)), "the list of tables"
             )
-            self._names = sorted(map(str, names))
+            # A name that cannot be that of a file is asked for by nobody.
+            self._names = sorted(n for n in names if isinstance(n, str) and TABLE_NAME.fullmatch(n))
         return list(self._names)
 
     def count(
@@ -530,13 +566,18 @@ class CaveSource(TableSource):
         -------
         int
             Number of rows.
+
+        Raises
+        ------
+        SchemaError
+            If a filter holds floats.
         """
-        client = self._client()
+        client, values = self._client(), _filter_values(filter_in)
 
         def ask() -> int:
             if filter_in is None and filter_range is None:
                 return _as_number(client.get_annotation_count(table, version=self.version))
-            counts = self._query(client, table, filter_in, filter_range, get_counts=True).table
+            counts = self._query(client, table, values, filter_range, get_counts=True).table
             if counts.column_names != ["count"] or counts.num_rows != 1:
                 raise BadAnswer(f"the answer has {counts.shape} rows and columns, expected 1, 1")
             return _as_number(counts["count"][0].as_py())
@@ -568,11 +609,16 @@ class CaveSource(TableSource):
         -------
         Answer
             The rows, and whether they may be truncated at the service's row limit.
+
+        Raises
+        ------
+        SchemaError
+            If a filter holds floats.
         """
-        client = self._client()
+        client, values = self._client(), _filter_values(filter_in)
         columns = list(select_columns) if select_columns is not None else None
         answer = self._call(
-            lambda: self._query(client, table, filter_in, filter_range, select_columns=columns),
+            lambda: self._query(client, table, values, filter_range, select_columns=columns),
             f"the table {table}",
         )
         if answer.limited_to is not None:
@@ -583,12 +629,11 @@ class CaveSource(TableSource):
         self,
         client: Any,
         table: str,
-        filter_in: Filters | None,
+        values: Mapping[str, list[Any]],
         filter_range: Ranges | None,
         **options: Any,
     ) -> Answer:
         ranges = (filter_range or {}).items()
-        values = {name: _filter_values(name, ids) for name, ids in (filter_in or {}).items()}
         client.query_table(
             table,
             filter_in_dict=values or None,
@@ -629,7 +674,10 @@ def fetch_table(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]
         expected = source.count(name)
         answers = _query_whole(source, name, expected)
         # Types may differ if a column has only nulls in one of the answers.
-        table = pa.concat_tables([a.table for a in answers], promote_options="permissive")
+        try:
+            table = pa.concat_tables([a.table for a in answers], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise BadAnswer(f"answers differ in their columns ({describe(error)})") from None
         table = table.sort_by("id").combine_chunks()
         n_ids = pc.count_distinct(table["id"]).as_py()
         if n_ids != table.num_rows:
@@ -652,6 +700,12 @@ def fetch_table(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]
     return source.retry.call(ask, what, at_most=_TABLE_ATTEMPTS)
 
 
+def _require_ids(answer: Answer) -> None:
+    ids = answer.table["id"]
+    if not pa.types.is_integer(ids.type) or ids.null_count:
+        raise BadAnswer(f"the ids are {ids.type} with {ids.null_count} nulls, expected integers")
+
+
 def _query_whole(source: CaveSource, name: str, expected: int) -> list[Answer]:
     """Query a table, in ranges of ids if the row limit would truncate it."""
     too_long = source.row_limit is not None and expected > source.row_limit
@@ -663,6 +717,7 @@ def _query_whole(source: CaveSource, name: str, expected: int) -> list[Answer]:
             f"{name} has no column 'id', found {first.table.column_names}: it is not a table of "
             "annotations and cannot be fetched without loss"
         )
+    _require_ids(first)
     if first.limited_to is None:
         return [first]
     # The table may have exactly as many rows as the limit. Two counts must agree, because digits
@@ -677,6 +732,7 @@ def _query_whole(source: CaveSource, name: str, expected: int) -> list[Answer]:
         low, high = ranges.pop()
         answer = source.query(name, filter_range={"id": (low, high)})
         one_id = low is not None and high is not None and high - low == 1
+        _require_ids(answer)
         if answer.limited_to is None or one_id:
             answers.append(answer)
         else:

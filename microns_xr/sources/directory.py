@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from microns_xr.errors import ReleaseMismatchError, SourceError, nearest, unknown_label
+from microns_xr.errors import (
+    ReleaseMismatchError,
+    SourceError,
+    nearest,
+    require_instance,
+    unknown_label,
+)
 from microns_xr.files import file_sha256, write_file
 from microns_xr.releases import synapse_tables
 from microns_xr.sources.tables import TABLE_SUFFIXES, TableSource, read_table_file, table_stem
@@ -44,7 +51,7 @@ def read_identity(folder: Path) -> tuple[str, int] | None:
         try:
             identity = json.loads(file.read_text(encoding="utf-8"))
             return str(identity["datastack"]), int(identity["version"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SourceError(
                 f"{file} does not state a datastack and a version ({error}): correct or remove it"
             ) from error
@@ -151,6 +158,7 @@ class DirectorySource(TableSource):
         version: int | None = None,
         datastack: str | None = None,
     ) -> None:
+        require_instance("path", path, (str, os.PathLike), "the path of a folder")
         self.path = Path(path).expanduser()
         self.version = version
         self.datastack = datastack

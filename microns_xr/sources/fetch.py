@@ -38,6 +38,8 @@ _PROGRESS_BYTES = 256 << 10
 _WHOLE_FETCHES = 3  # of a file whose checksum is wrong, or that changes while it is fetched
 _SERVER_CHECKSUMS = ("md5", "crc32c")
 _WEB_PAGES = ("text/html", "application/xhtml+xml")
+# Headers that a request keeps when it is redirected to another host.
+_PLAIN_HEADERS = ("accept", "accept-encoding", "connection", "if-range", "range", "user-agent")
 _GZIP = b"\x1f\x8b"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _CLOUD_PACKAGES = ("botocore", "aiobotocore", "boto3", "gcsfs", "google", "adlfs", "azure")
@@ -106,6 +108,26 @@ class RemoteInfo:
 Stream = tuple[int, RemoteInfo, Callable[[int], bytes]]
 
 
+class _Session(requests.Session):
+    """A session that sends a login nowhere but to the host that it is for.
+
+    Files may be kept on another host than their address says, so redirects are followed. `requests`
+    removes the Authorization header from them, but no other header and no cookie of the caller.
+    """
+
+    def rebuild_auth(
+        self, prepared_request: requests.PreparedRequest, response: requests.Response
+    ) -> None:
+        """Remove what could be a login before a request is redirected to another host."""
+        super().rebuild_auth(prepared_request, response)
+        headers = prepared_request.headers
+        if self.should_strip_auth(str(response.request.url), str(prepared_request.url)):
+            for name in [name for name in headers if name.lower() not in _PLAIN_HEADERS]:
+                del headers[name]
+            prepared_request.prepare_cookies({})
+            prepared_request.hooks = requests.hooks.default_hooks()
+
+
 class HttpFile:
     """A file at an http or https address."""
 
@@ -117,7 +139,8 @@ class HttpFile:
         # Ask for the stored bytes: offsets into a compressed answer are not those in the file.
         headers = {"Accept-Encoding": "identity", **self._options.get("headers", {}), **headers}
         options = {**self._options, "headers": headers}
-        answer = requests.request(method, self._url + suffix, **options)
+        with _Session() as session:
+            answer = session.request(method, self._url + suffix, **options)
         if answer.status_code >= 400:
             answer.close()
             raise Refused(answer.status_code, answer.reason or "", answer.headers)
@@ -361,7 +384,9 @@ class FetchedFile:
 def find_file(path: Path) -> FetchedFile | None:
     """Return the record of a file from `fetch_file`, if the file is still complete."""
     record = read_json(append_suffix(path, ".json"))
-    if not record or not path.is_file() or path.stat().st_size != record.get("size"):
+    if not record.keys() >= {"url", "size", "sha256", "checked"}:
+        return None
+    if not path.is_file() or path.stat().st_size != record["size"]:
         return None
     return FetchedFile(path, record["url"], record["size"], record["sha256"], record["checked"])
 

@@ -73,7 +73,7 @@ def classify(error: BaseException) -> Literal["transient", "refused", "local"]:
     if status is not None:
         transient = status >= 500 or status in _TRANSIENT_STATUSES
         return "transient" if transient else "refused"
-    if isinstance(error, (MicronsXrError, *_LOCAL_ERRORS)):
+    if isinstance(error, (MicronsXrError, MemoryError, *_LOCAL_ERRORS)):
         return "local"
     package = type(error).__module__.partition(".")[0]
     if type(error).__name__ == "JSONDecodeError":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import os
 import re
 import zlib
 from binascii import unhexlify
@@ -17,7 +18,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from isal import igzip
 from isal.igzip_lib import IsalError
 
 from microns_xr.errors import IncompleteDownloadError, SourceError
+from microns_xr.sources.tables import DAMAGED, GzipText
 
 _INTEGERS = ("smallint", "integer", "bigint", "smallserial", "serial", "bigserial")
 _FLOATS = ("real", "double precision", "numeric", "decimal")
@@ -52,7 +54,7 @@ class Header:
 
 def _arrow_type(name: str, sql: str) -> pa.DataType:
     # Ids never pass through a float, whatever type the header states.
-    if sql in _INTEGERS or (sql in ("numeric", "decimal") and (name + "_").endswith("id_")):
+    if sql in _INTEGERS or (sql in _FLOATS and (name == "id" or name.endswith("_id"))):
         return pa.int64()
     if sql in _FLOATS:
         return pa.float64()
@@ -222,8 +224,7 @@ _CSV_BYTES = 4 << 20  # parsed at a time by one thread; a row must fit in it
 _BLOCK_BYTES = 8 << 20  # unpacked; larger ones cost more system time (measured)
 _LONGEST_LINE = 64 << 20
 _AHEAD = 3  # blocks that are unpacked in advance
-# Errors that unpacking may raise.
-DAMAGED: Any = (EOFError, OSError, zlib.error, IsalError)
+CUT = "its last line has no line break"  # Postgres ends every line
 
 
 def reason_of(error: Exception) -> str:
@@ -249,6 +250,7 @@ def read_archived(path: str | Path, header: Header) -> pa.Table:
     """Read a whole data file."""
     path = Path(path)
     try:
+        _require_bytes(path)
         with igzip.open(path, "rb") as file:
             empty = not file.read(1)
         if empty:
@@ -260,6 +262,11 @@ def read_archived(path: str | Path, header: Header) -> pa.Table:
             raise
         raise unreadable(str(path), error) from error
     return finish_columns(table, header, str(path))
+
+
+def _require_bytes(path: str | Path) -> None:
+    if os.path.getsize(path) == 0:  # read as gzip it would be a table without rows
+        raise EOFError("it is empty")
 
 
 def _parse(
@@ -285,8 +292,10 @@ def _parse(
         read_options = pa.csv.ReadOptions(
             column_names=list(header.names), block_size=_CSV_BYTES, use_threads=threads
         )
-        with igzip.open(data) if isinstance(data, Path) else pa.BufferReader(data) as source:
+        with GzipText(data) if isinstance(data, Path) else pa.BufferReader(data) as source:
             table = pa.csv.read_csv(source, read_options, parse_options, convert_options)
+            if isinstance(source, GzipText) and source.last != b"\n":
+                raise EOFError(CUT)
         return _without_empty_lines(table, header)
 
     try:
@@ -346,6 +355,7 @@ def read_blocks(
     """Read some columns of a data file in blocks, starting at a line."""
     line = first_line
     try:
+        _require_bytes(path)
         with open(path, "rb") as packed, igzip.open(packed, "rb") as file:
             file.seek(start)
             if file.tell() < start:
@@ -354,6 +364,8 @@ def read_blocks(
                     "read before; remove it and fetch it again"
                 )
             for lines, at in whole_lines(file, packed, str(path)):
+                if not lines.endswith(b"\n"):
+                    raise EOFError(CUT)
                 table = _parse(lines, header, columns, line, str(path))
                 yield Block(table, start, start + len(lines), at)
                 start += len(lines)

@@ -276,8 +276,10 @@ class SynapseSet:
     @property
     def is_complete(self) -> bool:
         """Whether all synapses of the request have been downloaded."""
+        complete = self.document("complete")
         try:
-            return self.path.stat().st_size == self.document("complete").get("bytes")
+            has_all = complete.keys() >= {"rows", "sha256"}
+            return has_all and self.path.stat().st_size == complete.get("bytes")
         except OSError:
             return False
 
@@ -346,8 +348,7 @@ class SynapseSet:
     def provenance(self) -> dict[str, Any]:
         """Return ``name``, ``rows`` and ``sha256`` of the set, and its release."""
         complete = self.require_complete()
-        record = self.document("request").get("request", {})
-        release = {name: record.get(name) for name in ("datastack", "version", "table")}
+        release = {name: self.request[name] for name in ("datastack", "version", "table")}
         complete = {key: value for key, value in complete.items() if key != "timestamp"}
         return {"name": self.key, **complete, **_stamp_in(self.document("complete")), **release}
 
@@ -425,7 +426,10 @@ class RequestFolder(SynapseSet):
         if before.keys() != stamp.keys():
             return None  # batches from the archive do not fit those from the service
         if before == stamp:
-            return Strategy(**earlier["strategy"])
+            try:
+                return Strategy(**earlier["strategy"])
+            except (KeyError, TypeError):
+                return None  # damaged: begun again
         if "archived_file" in stamp:
             raise SourceError(
                 f"the archived file of {request.table} has changed since {self.directory} was "

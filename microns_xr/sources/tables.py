@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,9 +23,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
+from isal import igzip
+from isal.igzip_lib import IsalError
 
 from microns_xr.columns import tidy_columns
-from microns_xr.errors import SourceError
+from microns_xr.errors import IncompleteDownloadError, SourceError, warn_user
 from microns_xr.files import new_file, read_json, write_file
 from microns_xr.frames import RESOLUTION
 
@@ -34,6 +38,8 @@ TABLE_NAME = re.compile(r"\w[\w.-]*")
 # Words that are nulls in a column of numbers; text columns keep them as they are.
 _NULLS = ["", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL", "None"]
 _BLOCK_BYTES = 8 << 20  # a row must fit in a block
+# Errors that unpacking may raise.
+DAMAGED: Any = (EOFError, OSError, zlib.error, IsalError)
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
@@ -218,6 +224,7 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
             f"{path} has none of the suffixes {', '.join(TABLE_SUFFIXES)}: "
             "save the table in one of these formats"
         )
+    require_whole(path)
     try:
         if path.suffix == ".parquet":
             # ParquetFile, because read_table turns folders that are named a=b into columns.
@@ -232,7 +239,7 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
         if stated is not None:
             frame.attrs[RESOLUTION] = stated
         return frame
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, *DAMAGED, ValueError) as error:
         if isinstance(error, SourceError):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -253,7 +260,7 @@ def stated_resolution(metadata: Mapping[bytes, bytes] | None) -> Any:
         try:
             content = json.loads(document or b"{}")
             attrs = {**content, **(content.get("attributes") or {})}
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             continue
         if attrs.get(RESOLUTION) is not None:
             return attrs[RESOLUTION]
@@ -272,22 +279,64 @@ def side_resolution(path: str | Path) -> Any:
     return content.get(RESOLUTION, content.get("resolution_nm"))
 
 
-def _read_csv(path: Path) -> pa.Table:
-    def read(text_columns: list[str]) -> pa.Table:
-        return pa.csv.read_csv(
-            path,
-            read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
-            # Arrays printed by numpy may span several lines.
-            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pa.csv.ConvertOptions(
-                null_values=_NULLS, column_types={name: pa.string() for name in text_columns}
-            ),
+# A text that was cut short may read as a smaller number, and a gzip file that was cut between two
+# of its members is a valid one. What is left to see is the line break that the last line lacks.
+
+
+class GzipText(igzip.IGzipFile):
+    """A gzip file that keeps the last byte that was read."""
+
+    last = b"\n"
+
+    def read(self, size: int | None = -1) -> bytes:
+        data: bytes = super().read(size)
+        self.last = data[-1:] or self.last
+        return data
+
+
+def require_whole(path: Path) -> None:
+    """Raise unless a file that was fetched has the size that it had then."""
+    record_path = path.with_name(f"{path.name}.json")
+    record = read_json(record_path)
+    if record.keys() >= {"url", "size", "sha256"} and path.stat().st_size != record["size"]:
+        raise IncompleteDownloadError(
+            f"{path} has {path.stat().st_size} bytes, expected {record['size']} as when it was "
+            f"fetched: fetch it again, or remove {record_path.name} if you have changed the file"
         )
 
-    table = read([])
+
+def warn_of_cut_text(name: str | Path) -> None:
+    """Warn that the last of several lines does not end."""
+    warn_user(
+        f"the last line of {name} has no line break, unlike the others: if the file was cut short, "
+        "that line has lost digits and others are missing; compare the file with its source, or "
+        "end it with a line break"
+    )
+
+
+def _read_csv(path: Path) -> pa.Table:
+    def read(text_columns: list[str]) -> tuple[pa.Table, bytes]:
+        with GzipText(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            table = pa.csv.read_csv(
+                file,
+                read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
+                # Arrays printed by numpy may span several lines.
+                parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+                convert_options=pa.csv.ConvertOptions(
+                    null_values=_NULLS, column_types={name: pa.string() for name in text_columns}
+                ),
+            )
+            if isinstance(file, GzipText):
+                return table, file.last
+            file.seek(-1, os.SEEK_END)
+            return table, file.read()
+
+    table, last = read([])
     # Keep text that looks like a time of day as text.
     times = [field.name for field in table.schema if pa.types.is_time(field.type)]
-    return read(times) if times else table
+    if last != b"\n" and table.num_rows:
+        warn_of_cut_text(path)
+    return read(times)[0] if times else table
 
 
 def write_table_file(frame: pd.DataFrame, path: str | Path) -> Path:

@@ -116,7 +116,7 @@ def test_every_kind_of_file(tmp_path, out, expected, kind):
         FRAME[1500:].to_parquet(paths[1])
     else:
         paths = tmp_path / "s.csv"
-        paths.write_bytes(ex.archived(FRAME).rstrip(b"\n"))
+        paths.write_bytes(ex.archived(FRAME))
         named = {"header": list(ex.HEADER)}
         if kind == "address":
             import fsspec

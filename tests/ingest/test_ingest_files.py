@@ -16,7 +16,9 @@ import pytest
 import microns_xr as mx
 from microns_xr.ingest.read import find_files, layout_of, read_jobs
 from microns_xr.sources import postgres_csv
+from microns_xr.sources.fetch import fetch_file
 from microns_xr.sources.postgres_csv import points_of
+from microns_xr.sources.tables import read_table_file
 from microns_xr.store import swap
 
 UNITS = ex.make_units(3)
@@ -36,7 +38,7 @@ def values(path: Path, header=None, points: bool = False):
     return rows, {row: what for block in blocks for row, what in block.bad.items()}, blocks
 
 
-@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("end", [b"\n", b"\n\n\n", b"\r\n\r\n"])
 @pytest.mark.parametrize("block", [7, 40, 10**6])
 def test_blank_lines_at_the_end_are_not_rows(tmp_path, monkeypatch, end, block):
     """Whatever the blocks are cut like; between other lines they are bad."""
@@ -47,6 +49,42 @@ def test_blank_lines_at_the_end_are_not_rows(tmp_path, monkeypatch, end, block):
     rows, bad, _ = values(tmp_path / "s.csv")
     assert rows == [5, 5]
     assert [what.startswith("is '', expected 4 columns") for what in bad.values()] == [True]
+
+
+@pytest.mark.parametrize("name", ["s.csv", "s.csv.gz"])
+@pytest.mark.parametrize("lost", [1, 3])
+def test_a_last_line_that_does_not_end_is_told(tmp_path, name, lost):
+    """A number that has lost its last digits is a number, too."""
+
+    def write(content: bytes) -> None:
+        # Two members: cut at the end of the first, the file is a valid one.
+        half = len(content) // 2
+        packed = gzip.compress(content[:half]) + gzip.compress(content[half:])
+        (tmp_path / name).write_bytes(packed if name.endswith("gz") else content)
+
+    sizes = [b"1,%d,%d,1234\n" % (A, B)] * 2
+    write((HEAD + b"".join(sizes))[:-lost])
+    with pytest.warns(UserWarning, match=rf"the last line of .*{name} has no line break, unlike"):
+        assert values(tmp_path / name)[0] == [1234, 12 if lost == 3 else 1234]
+    write(sizes[0][:-lost])  # a single line, without a header, may just be written so
+    assert len(values(tmp_path / name, header=NAMES)[0]) == 1
+    # Postgres ends each line.
+    (tmp_path / "s_header.csv").write_text("".join(f"{column},bigint\n" for column in NAMES))
+    write(b"".join(sizes)[:-lost])
+    with pytest.raises(
+        mx.errors.IncompleteDownloadError, match=r"ends too early .*its last line has no line break"
+    ):
+        values(tmp_path / name)
+
+
+def test_a_file_of_another_size_than_when_it_was_fetched(tmp_path):
+    (tmp_path / "there.csv").write_bytes(HEAD + LINE * 3)
+    path = fetch_file(str(tmp_path / "there.csv"), tmp_path / "s.csv", progress=False).path
+    assert values(path)[0] == [5, 5, 5]
+    path.write_bytes(HEAD + LINE)  # cut at the end of a line, which the text does not show
+    for read in (values, read_table_file):
+        with pytest.raises(mx.errors.IncompleteDownloadError, match=r"bytes, expected \d+ as when"):
+            read(path)
 
 
 def test_a_header_line_although_a_header_is_given(tmp_path):

@@ -222,3 +222,22 @@ def test_a_table_of_another_release_is_refused(cache, release):
         with pytest.raises(mx.errors.ReleaseMismatchError, match="expected minnie65_public v1718"):
             use("nuclei")
     assert other.has("nuclei")
+
+
+@pytest.mark.parametrize("column", ["id", "pt_root_id"])
+@pytest.mark.parametrize("ids", [[float(ROOT)], [2**60, 2**60 + 128, 2**60 + 256], [0.5]])
+def test_ids_that_went_through_floats_are_not_kept(cache, column, ids):
+    """From the folder they would be read again and again, whatever an error says."""
+    with pytest.raises(mx.errors.SourceError, match=rf"{column}.*damaged at its source"):
+        write(cache, frame=pd.DataFrame({column: ids}))
+    assert cache.names() == []
+    write(cache, frame=pd.DataFrame({column: [7.0, None], "score": [0.5, 2.0**60]}))
+
+
+@pytest.mark.parametrize("content", ["{}", "5", "[[", "[" * 99_999])
+def test_a_damaged_list_of_tables(cache, content):
+    cache.remote = mx.sources.CaveSource(1718, auth_token="none")
+    cache.folder.mkdir(parents=True)
+    (cache.folder / "tables.json").write_text(content)
+    with pytest.raises(mx.errors.SourceError, match=r"tables\.json is damaged.*remove it"):
+        cache.available_tables()

@@ -1,6 +1,7 @@
 """CaveSource against the loopback service: what it asks, what it returns, what it never shows."""
 
 import copy
+import io
 import json
 import logging
 import pickle
@@ -10,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pytest
+import requests
 from cave_server import CaveServer, cave_fixture
 from cave_server.sample import N_SYNAPSES, NUCLEI, ROOT, STATUS, SYNAPSES, TYPES, make_tables
 
 import microns_xr as mx
-from microns_xr.sources.cave import Answer, Secret, read_answer
-from microns_xr.sources.net import BadAnswer, Retry
+from microns_xr.sources.cave import Answer, CheckedSession, Secret, read_answer
+from microns_xr.sources.net import BadAnswer, Refused, Retry
 from microns_xr.sources.tables import plain_types
 
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -310,6 +312,83 @@ def test_lists_and_numbers_of_another_kind_are_asked_for_again(cave, source, bod
     assert cave.faults.pending == 0
 
 
+SHAPES = [
+    "null", "5", "-1.5", "true", '"text"', '""', "[]", "{}", "[null]", '["x", 5]', "[[1]]", "[[", '{"time_stamp": 5}',
+    '{"time_stamp": "soon"}', '{"time_stamp": "NaT"}', '{"local_server": 5}', '{"message": [1]}', "[" * 99_999,
+]  # fmt: skip
+ASKED = {
+    "/info/api": lambda source: source.synapse_table(),
+    "/materialize/version$": lambda source: source.count(NUCLEI),
+    "/versions$": lambda source: source.versions(),
+    r"/version/\d+$": lambda source: source.timestamp(),
+    "/tables$": lambda source: source.available_tables(),
+    "/count$": lambda source: source.count(NUCLEI),
+    "/query$": lambda source: len(source.read(NUCLEI)),
+}
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_json_of_another_form_is_an_error_of_the_package(cave, path):
+    with source_of(cave) as source:
+        truth = ASKED[path](source)
+    for shape in SHAPES:
+        for status in (200, 404):
+            with source_of(cave, retry=Retry(attempts=2, sleep=no_sleep)) as source:
+                cave.faults.add("status", match=path, status=status, body=shape, times=9)
+                try:
+                    found = ASKED[path](source)
+                except mx.errors.SourceError:
+                    found = None  # and the next answer is taken as if nothing had been
+                    cave.faults.clear()
+                    assert ASKED[path](source) == truth
+                assert found is None or type(found) is type(truth)
+                cave.faults.clear()
+
+
+def test_one_404_does_not_break_the_source_for_good(cave, source):
+    cave.faults.add("status", match="/materialize/version$", status=404)
+    assert len(source.read(NUCLEI)) == 4
+
+
+@pytest.mark.parametrize(
+    "ids", [["1", "2"], [1.0, 2.0], [1, None], [[1], [2]]], ids=["text", "floats", "null", "lists"]
+)
+def test_ids_that_are_none_are_refused(cave, source, monkeypatch, ids):
+    table = plain_types(pa.table({"id": ids, "size": [1, 2]}))
+    monkeypatch.setattr(source, "count", lambda *_, **__: 2)
+    monkeypatch.setattr(source, "query", lambda *_, **__: Answer(table))
+    with pytest.raises(mx.errors.IncompleteDownloadError, match=r"the ids are .*expected integers"):
+        source.read(NUCLEI)
+
+
+def test_columns_of_one_name_are_refused():
+    table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["id", "id"])
+    with pytest.raises(BadAnswer, match="columns of the same name"):
+        read_answer(stream(table), {"Content-Type": "data.arrow"})
+
+
+def test_the_token_is_not_sent_without_encryption(cave, source, monkeypatch):
+    record = {"local_server": "http://127.0.0.1:9", "aligned_volume": {"name": "m", "id": 1}}
+    monkeypatch.setattr(
+        "caveclient.infoservice.InfoServiceClient.get_datastack_info",
+        lambda *_, **__: record,
+    )
+    address = source._log_in()
+    monkeypatch.setattr(source, "_log_in", lambda: ("https://127.0.0.1:9", address[1]))
+    monkeypatch.setattr("caveclient.base.ClientBase._get_version", lambda _: None)
+    with pytest.raises(mx.errors.SourceError, match="without encryption; check server_address"):
+        source.count(NUCLEI)
+    for before, after in (
+        ("https://a.org/x", "http://a.org/x"),
+        ("https://a.org", "https://b.org"),
+    ):
+        answer = requests.Response()
+        answer.raw = io.BytesIO()
+        answer.status_code, answer.url, answer.headers["Location"] = 302, before, after
+        with pytest.raises(Refused, match="not followed"):
+            CheckedSession((1, 1)).get_redirect_target(answer)
+
+
 # --------------------------------------------------------------------------- faults and refusals
 
 
@@ -320,10 +399,10 @@ def test_a_wrong_address_is_given_up_soon():
         options = {"auth_token": "none", "retry": Retry(sleep=waits.append)}
         return mx.sources.CaveSource(1718, server_address=address, **options).available_tables()
 
-    message = r"connection to the service.*\(5 attempts\)"
+    message = r"connection to the service.* cannot be reached"
     with pytest.raises(mx.errors.IncompleteDownloadError, match=message):
         tables_at("http://127.0.0.1:9")
-    assert len(waits) == 4
+    assert len(waits) == 1
     with pytest.raises(mx.errors.SourceError, match="MissingSchema"):
         tables_at("127.0.0.1")
 
@@ -342,7 +421,7 @@ def test_a_record_that_is_not_whole_is_asked_for_again(cave, source, record):
     cave.faults.add("status", match="/info/api", status=200, body=json.dumps(record), times=99)
     with (
         source_of(cave) as other,
-        pytest.raises(mx.errors.IncompleteDownloadError, match="incomplete"),
+        pytest.raises(mx.errors.IncompleteDownloadError, match="of another form"),
     ):
         other.count(NUCLEI)
 
@@ -424,10 +503,24 @@ def test_a_broken_file_of_the_token(cave, home):
     assert TOKEN not in shown(caught.value)
 
 
+@pytest.mark.parametrize("content", [
+    f'["{TOKEN}"]', f'"{TOKEN}"', "null", f'{{"token": {{"a": "{TOKEN}"}}}}', '{"token": 5}', '{"token": "a b"}',
+    "[" * 99_999,
+])  # fmt: skip
+def test_a_file_of_the_token_of_another_form(cave, home, content):
+    write_secrets(home, **{"cave-secret": content})
+    with (
+        source_of(cave, auth_token=None) as source,
+        pytest.raises(mx.errors.SourceError, match="token file cannot be read") as caught,
+    ):
+        source.count(NUCLEI)
+    assert TOKEN not in shown(caught.value)
+
+
 @pytest.mark.parametrize("token", ["", "  ", "two words", "line\nbreak", "naïve"])
 def test_what_is_no_token_is_refused_and_not_repeated(token):
     with pytest.raises(
-        mx.errors.SchemaError, match="auth_token is empty or contains spaces"
+        mx.errors.SchemaError, match="auth_token is no text, empty, or contains spaces"
     ) as caught:
         mx.sources.CaveSource(1718, auth_token=token)
     assert not token.strip() or token not in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -145,6 +146,20 @@ def test_csv_gz_whole_and_cut(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(mx.errors.SourceError, match=r"t\.csv\.gz cannot be read"):
             read_table_file(path)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_a_last_line_that_does_not_end_is_told(tmp_path, name):
+    path, text = tmp_path / name, f"id,size\n{ROOT},1234\n{ROOT + 1},1234\n".encode()
+    for lost, size in ((0, 1234), (1, 1234), (3, 12)):
+        cut = text[: len(text) - lost]
+        # Cut at the end of its first member, the file is a valid one.
+        path.write_bytes(gzip.compress(cut[:20]) + gzip.compress(cut[20:]))
+        if name == "t.csv":
+            path.write_bytes(cut)
+        told = pytest.warns(UserWarning, match="the last line of .* has no line break, unlike")
+        with told if lost else nullcontext():
+            assert read_table_file(path)["size"].tolist() == [1234, size]
 
 
 @settings(max_examples=25, deadline=None)

@@ -514,6 +514,25 @@ def test_a_login_is_passed_on(server, tmp_path):
     assert fetch(url, tmp_path / NAME, storage_options=login).size == len(SMALL)
 
 
+def test_a_login_stays_with_its_host(server, tmp_path):
+    secret = "s3cr3t"
+    with FileServer() as other:
+        stored = other.put(f"/store/{NAME}", BODY, cuts=[3_000_000])
+        url = server.put(f"/{NAME}", b"", moved_to=server.url + "/next")
+        server.put("/next", b"", moved_to=stored)
+        login = {
+            "headers": {"X-Api-Key": secret, "Authorization": f"Bearer {secret}"},
+            "cookies": {"session": secret},
+        }
+        fetch(url, tmp_path / NAME, storage_options=login)
+        assert (tmp_path / NAME).read_bytes() == BODY
+        assert all(str(seen.headers).count(secret) == 3 for seen in server.log)
+        assert other.log
+        assert not any(secret in str(seen.headers) for seen in other.log)
+        # It is continued, not begun again, which needs the other headers.
+        assert [seen.range for seen in other.gets if seen.path == f"/store/{NAME}"][-1]
+
+
 def test_no_secret_of_an_address_is_shown_or_kept(server, tmp_path, caplog):
     caplog.set_level(logging.DEBUG, logger="microns_xr")
     server.put(f"/{NAME}", BODY, cuts=[10])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -15,6 +17,9 @@ import pandas as pd
 import xarray as xr
 import zarr
 from xarray.backends import BackendArray
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 
 from microns_xr import __version__
 from microns_xr.connectivity.arrays import (
@@ -45,11 +50,15 @@ from microns_xr.releases import papers_of
 from microns_xr.schema import validate
 from microns_xr.store import swap
 from microns_xr.store.format import (
+    CHECKSUMS_ATTR,
     FORMAT,
     FORMAT_ATTR,
+    ID_ATTR,
     OTHER,
     json_attrs,
+    metadata_checksum,
     pattern_problem,
+    root_checksum,
 )
 from microns_xr.store.locate import Address, writable
 from microns_xr.store.open import LabelArray, StoredPairs
@@ -287,12 +296,28 @@ def _tables_of(parts: Iterable[xr.Dataset]) -> list[str]:
 
 def finish_store(root: zarr.Group, attrs: Mapping[str, Any], consolidated: bool) -> None:
     """Write the attributes of the root, which mark the store as finished."""
+    attrs = {**attrs, ID_ATTR: uuid.uuid4().hex}
+    checksums = sync(_checksums(root.store)) | {"/": root_checksum(attrs)}
+    attrs[CHECKSUMS_ATTR] = [f"{checksum} {path}" for path, checksum in sorted(checksums.items())]
     if consolidated:
         with warnings.catch_warnings():
             # zarr warns that other implementations may not support consolidated metadata
             warnings.simplefilter("ignore")
             root = zarr.consolidate_metadata(root.store, path=root.path)
-    root.update_attributes(dict(attrs))
+    root.attrs.put(attrs)
+
+
+async def _checksums(store: Store) -> dict[str, str]:
+    """Return the checksum of the metadata of every group and array below the root."""
+    found = {}
+    async for key in store.list():
+        if key.endswith("/zarr.json"):
+            content = await store.get(key, default_buffer_prototype())
+            assert content is not None
+            found[key.removesuffix("/zarr.json")] = metadata_checksum(
+                json.loads(content.to_bytes())
+            )
+    return found
 
 
 def _pairs_of(connectivity: xr.Dataset) -> tuple[Pattern, dict[str, np.ndarray]]:

@@ -632,13 +632,9 @@ def _write_currents(result: xr.DataArray, units: xr.Dataset, out: Path) -> None:
     from microns_xr.files import new_file
 
     if out.suffix == ".zarr":
-        from microns_xr.store import swap
+        from microns_xr.store.write import write_tree
 
-        kind = "currents"
-        dataset = result.to_dataset(name="input_current").assign_attrs({swap.KIND_ATTR: kind})
-        swap.replace_by(
-            out, lambda path: dataset.to_zarr(path, zarr_format=3, consolidated=False), kind
-        )
+        write_tree(out, result.to_dataset(name="input_current"), "currents")
         return
     dim, ids = str(result.dims[1]), result["post_nucleus_id"]
     columns = [f"current_{dim}_{angle:g}" for angle in result[dim].values]

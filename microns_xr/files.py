@@ -7,11 +7,13 @@ one: ``results.tmp`` beside ``results`` is theirs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import secrets
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,32 @@ TEMPORARY = ".microns_xr.tmp"
 _thread_locks: dict[tuple[int, str], threading.RLock] = {}
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that a disk or a quota is full."""
+    return error.errno in _FULL and not isinstance(error, MicronsXrError)
+
+
+def write_error(path: str | Path, error: Any, needed: int | None = None) -> MicronsXrError:
+    """Return the error to raise where something cannot be written; `needed` is in bytes."""
+    if isinstance(error, MicronsXrError):
+        return error
+    folder = Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    advice = "check the folder"
+    if is_full(error):
+        room = "" if needed is None else f"at least {needed / 1e6:,.1f} MB are needed, "
+        free = shutil.disk_usage(folder).free
+        advice = f"{room}{free / 1e6:,.1f} MB are free; free some space or write elsewhere"
+    elif error.errno in _REFUSED:
+        advice = f"choose a folder that you may write to, not {folder}"
+    return SourceError(f"{path} cannot be written ({error}): {advice}")
+
+
 def _temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
 
@@ -40,8 +68,11 @@ def remove_temporary(folder: Path, name: str = "*") -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name to write to; it replaces the file `path` if the block succeeds."""
+def new_file(path: str | Path, needed: int | None = None) -> Iterator[Path]:
+    """Yield a temporary name to write to; it replaces the file `path` if the block succeeds.
+
+    `needed` is the number of bytes to state if the disk is full, by default those written so far.
+    """
     path = Path(path)
     part = _temporary_name(path)
     try:
@@ -54,7 +85,8 @@ def new_file(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, MicronsXrError):
             raise
-        raise SourceError(f"{path} cannot be written ({error}): check the folder") from error
+        written = part.stat().st_size if part.exists() else None
+        raise write_error(path, error, written if needed is None else needed) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -62,8 +94,9 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 def write_file(path: str | Path, content: bytes | str) -> None:
     """Write a file atomically."""
-    with new_file(path) as part:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+    content = content.encode() if isinstance(content, str) else content
+    with new_file(path, len(content)) as part:
+        part.write_bytes(content)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -108,9 +141,7 @@ def locked(folder: str | Path, what: str) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise SourceError(
-                f"{folder} cannot be written ({error}): choose another folder, or free disk space"
-            ) from error
+            raise write_error(folder / "lock", error) from error
         try:
             if not try_lock(descriptor):
                 holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"

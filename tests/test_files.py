@@ -108,7 +108,7 @@ def test_a_file_system_without_locks_does_not_stop_the_work(tmp_path, monkeypatc
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(SourceError, match=r"cannot be written .*: choose another folder"),
+        pytest.raises(SourceError, match=r"lock cannot be written .*: check the folder"),
         files.locked(tmp_path / "file", "tables"),
     ):
         pass

@@ -211,8 +211,10 @@ def _one_store(root: zarr.Group) -> Iterator[None]:
     # old neurons.
     try:
         yield
+    except SourceError:
+        raise
     except Exception:
-        require_unchanged(root)  # the more likely cause
+        require_unchanged(root, read_root=True)  # the more likely cause
         raise
     require_unchanged(root, read_root=True)
 

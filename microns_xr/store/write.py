@@ -55,6 +55,7 @@ from microns_xr.store.format import (
     FORMAT_ATTR,
     ID_ATTR,
     OTHER,
+    compressors,
     json_attrs,
     metadata_checksum,
     pattern_problem,
@@ -67,6 +68,7 @@ from microns_xr.store.stream import (
     ChunkPool,
     CopyWriter,
     GroupWriter,
+    PlannedGroup,
     arrays_of,
     narrowest,
     plan_copy,
@@ -202,7 +204,8 @@ def write_store(
         finish_store(root, attrs, consolidated)
 
     if store is None:
-        with swap.replacing(address, overwrite=overwrite) as folder:
+        needed = _bytes_of(plans, pairs) if pairs or connectivity is None else None
+        with swap.replacing(address, overwrite=overwrite, needed=needed) as folder:
             write(zarr.open_group(folder, mode="a", zarr_format=3), folder)
         return
     try:
@@ -213,6 +216,19 @@ def write_store(
             "there is never replaced; remove objects that an interrupted write has left"
         ) from err
     write(root, None)
+
+
+def _bytes_of(
+    plans: Iterable[PlannedGroup], pairs: tuple[Pattern, dict[str, np.ndarray]] | None
+) -> int:
+    """Return the bytes of all arrays, not compressed."""
+    n = sum(a.values.nbytes for p in plans for a in p.arrays if a.values is not None)
+    if pairs is None:
+        return n
+    pattern, values = pairs
+    # both copies: positions on both axes, and weights as int32 or float64
+    widths = [8 if stored.dtype.kind == "f" else 4 for stored in values.values()]
+    return n + 2 * pattern.nnz * (8 + sum(widths))
 
 
 def _check(parts: Mapping[str, xr.Dataset], address: str) -> None:
@@ -292,6 +308,33 @@ def _tables_of(parts: Iterable[xr.Dataset]) -> list[str]:
         for name, line in zip(source_names(lines), lines, strict=True):
             tables.setdefault(name, line)
     return list(tables.values())
+
+
+def write_tree(
+    path: str | os.PathLike[str],
+    tree: xr.DataTree | xr.Dataset,
+    kind: str,
+    *,
+    overwrite: bool = True,
+) -> None:
+    """Write Datasets other than a release as a local store that xarray can read."""
+    tree = xr.DataTree(tree) if isinstance(tree, xr.Dataset) else tree
+    nodes = {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
+    encoding = {
+        name: {
+            key: {"compressors": compressors(1 if v.dtype.kind == "O" else v.dtype.itemsize)}
+            for key, v in node.variables.items()
+        }
+        for name, node in nodes.items()
+    }
+    # The attributes of the root come last.
+    bare = xr.DataTree.from_dict({**nodes, "/": nodes["/"].drop_attrs(deep=False)})
+    attrs = json_attrs({**tree.attrs, swap.KIND_ATTR: kind}, kind)
+    with swap.replacing(swap.address_of(path), overwrite=overwrite, kind=kind) as folder:
+        # Chunks of zeros, too, so that a missing chunk is known to be lost.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            bare.to_zarr(folder, zarr_format=3, consolidated=False, encoding=encoding)
+        finish_store(zarr.open_group(folder, mode="r+"), attrs, consolidated=False)
 
 
 def finish_store(root: zarr.Group, attrs: Mapping[str, Any], consolidated: bool) -> None:

@@ -159,6 +159,7 @@ def demo(
     """
     import matplotlib as mpl
 
+    from microns_xr.files import new_file
     from microns_xr.plot import connectivity_matrix, currents_by_angle, depth_profile
 
     mpl.use("Agg")
@@ -206,7 +207,8 @@ def demo(
         axes[0].set_title("cells by depth and layer")
         axes[1].set_title("connections between types")
         axes[2].set_title("mean input current")
-        figure.savefig(out / "demo.png", dpi=110)
+        with new_file(out / "demo.png") as part:
+            figure.savefig(part, format="png", dpi=110)
         plt.close(figure)
         advance()
     tree = mx.open_store(store)

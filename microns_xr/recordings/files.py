@@ -41,6 +41,7 @@ from microns_xr.errors import (
     SourceError,
     UnknownLabelError,
     import_optional,
+    is_shortage,
     unknown_label,
     whole_number,
 )
@@ -154,6 +155,8 @@ class RecordingsFile:
             except MicronsXrError:
                 raise
             except (KeyError, OSError, ValueError, RuntimeError) as error:
+                if is_shortage(error):
+                    raise
                 raise SourceError(
                     f"{self.name}: {what} cannot be read ({error}): the file is damaged or "
                     "truncated, fetch it again"
@@ -951,6 +954,8 @@ def _open_zarr(path: Path, scans: Iterable[Any] | None) -> xr.DataTree:
         complete.require_unchanged()  # the more likely cause
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if is_shortage(error):
+            raise
         raise SourceError(f"{path} cannot be opened as recordings in zarr ({error})") from error
     # Stores written by DataTree.to_zarr have the name of the file in `source`.
     for name in (swap.KIND_ATTR, ID_ATTR, CHECKSUMS_ATTR):

@@ -23,7 +23,7 @@ import pyarrow.feather
 import pyarrow.parquet
 
 from microns_xr.columns import tidy_columns
-from microns_xr.errors import SourceError
+from microns_xr.errors import SourceError, is_shortage
 from microns_xr.files import new_file, read_json, write_file
 from microns_xr.frames import RESOLUTION
 
@@ -234,7 +234,7 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
             frame.attrs[RESOLUTION] = stated
         return frame
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, SourceError):
+        if isinstance(error, SourceError) or is_shortage(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(

@@ -25,7 +25,13 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath, WrapperStore
 
-from microns_xr.errors import MicronsXrError, SchemaError, SourceError, StoreFormatError
+from microns_xr.errors import (
+    MicronsXrError,
+    SchemaError,
+    SourceError,
+    StoreFormatError,
+    is_shortage,
+)
 from microns_xr.sources.net import describe
 from microns_xr.store import swap
 from microns_xr.store.format import CHECKSUMS_ATTR, metadata_checksum, root_checksum
@@ -114,6 +120,8 @@ def _naming_errors(store: CompleteStore | NewStore, verb: str, key: str) -> Iter
     except MicronsXrError:
         raise
     except Exception as error:
+        if is_shortage(error):
+            raise
         place = f"{store.address.rstrip('/')}/{key}".rstrip("/")
         raise SourceError(
             f"{place} cannot be {verb} ({describe(error)}): check the address, the permissions and "
@@ -308,7 +316,7 @@ def decoding(array: zarr.Array) -> Iterator[None]:
         yield
     except (StoreFormatError, RuntimeError, ValueError, TypeError) as err:
         store.require_unchanged()  # a replaced store is the more likely cause
-        if isinstance(err, StoreFormatError):
+        if isinstance(err, StoreFormatError) or is_shortage(err):
             raise
         raise StoreFormatError(
             f"{array.store_path} cannot be decoded ({err}): the store is damaged, write or copy "

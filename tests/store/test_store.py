@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import itertools
 import json
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -375,17 +377,69 @@ def test_a_part_without_a_release_is_written(path: str) -> None:
         mx.write_store(path, units=ex.units(), layers=other)
 
 
-def test_an_error_while_writing_leaves_the_old_store(
+def test_a_failed_write_keeps_its_error_and_the_old_store(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where a thread still writes after the error; the next write is not hindered."""
+    mx.write_store(path, units=ex.units())
+    threads = []
+
+    def straggle(folder: Path) -> None:
+        for i in range(60):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / str(i)).touch()
+            time.sleep(0.002)
+
+    def fail(array: Any, *args: Any) -> None:
+        if not threads:
+            threads.append(threading.Thread(target=straggle, args=(array.store.root / "late",)))
+            threads[0].start()
+        raise MemoryError("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "_write_slice", fail)
+        with pytest.raises(MemoryError, match="no more"):
+            ex.write(path)
+    assert list(mx.open_store(path).children) == ["units"]
+    threads[0].join()
+    ex.write(path)
+    assert beside(path) == ["three.zarr"]
+    ex.assert_same_tree(mx.open_store(path))
+
+
+def test_no_thread_is_not_called_damage(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mx.write_store(path, units=ex.units())
 
-    def full(*args: Any) -> None:
-        raise OSError("no space left on device")
+    def none(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(stream, "_write_slice", full)
-    with pytest.raises(OSError, match="no space left"):
-        ex.write(path)
+    for where, call in (
+        ("concurrent.futures.ThreadPoolExecutor.submit", lambda: ex.write(path)),
+        ("asyncio.to_thread", lambda: mx.open_store(path)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, none)
+            with pytest.raises(RuntimeError, match=r"^can't start new thread$"):
+                call()
+    assert list(mx.open_store(path).children) == ["units"]
+    assert beside(path) == ["three.zarr"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_or_read_only_disk(path: str, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    mx.write_store(path, units=ex.units())
+
+    def refuse(array: Any, *args: Any) -> None:
+        raise OSError(number, os.strerror(number), str(array.store.root / "x"))
+
+    says = {
+        errno.ENOSPC: r"No space left.*: at least \d\.\d MB are needed, [\d,.]+ MB are free",
+        errno.EROFS: r"Read-only.*: choose a folder that you may write to",
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "_write_slice", refuse)
+        with pytest.raises(mx.errors.SourceError, match=rf"three\.zarr cannot .*{says[number]}"):
+            ex.write(path)
     assert beside(path) == ["three.zarr"]
     assert list(mx.open_store(path).children) == ["units"]
 

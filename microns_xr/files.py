@@ -35,13 +35,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def is_full(error: OSError) -> bool:
+def is_full(error: BaseException) -> bool:
     """Whether an error says that a disk or a quota is full."""
-    return error.errno in _FULL and not isinstance(error, MicronsXrError)
+    # HDF5 raises a RuntimeError with the words of the system.
+    full = getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error)
+    return full and not isinstance(error, MicronsXrError)
 
 
 def write_error(path: str | Path, error: Any, needed: int | None = None) -> MicronsXrError:
-    """Return the error to raise where something cannot be written; `needed` is in bytes."""
+    """Return the error to raise where something cannot be written; `needed` is in bytes, at most.
+
+    What was written in part is to be removed before, so that the free space is right.
+    """
     if isinstance(error, MicronsXrError):
         return error
     folder = Path(path).absolute().parent
@@ -49,10 +54,12 @@ def write_error(path: str | Path, error: Any, needed: int | None = None) -> Micr
         folder = folder.parent
     advice = "check the folder"
     if is_full(error):
-        room = "" if needed is None else f"at least {needed / 1e6:,.1f} MB are needed, "
-        free = shutil.disk_usage(folder).free
-        advice = f"{room}{free / 1e6:,.1f} MB are free; free some space or write elsewhere"
-    elif error.errno in _REFUSED:
+        free = shutil.disk_usage(folder).free / 1e6
+        room = f"more than the {free:,.1f} MB that are free are needed"
+        if needed is not None:
+            room = f"up to {needed / 1e6:,.1f} MB are needed, {free:,.1f} MB are free"
+        advice = f"{room}; free some space or write elsewhere"
+    elif getattr(error, "errno", None) in _REFUSED:
         advice = f"choose a folder that you may write to, not {folder}"
     return SourceError(f"{path} cannot be written ({error}): {advice}")
 
@@ -71,7 +78,7 @@ def remove_temporary(folder: Path, name: str = "*") -> None:
 def new_file(path: str | Path, needed: int | None = None) -> Iterator[Path]:
     """Yield a temporary name to write to; it replaces the file `path` if the block succeeds.
 
-    `needed` is the number of bytes to state if the disk is full, by default those written so far.
+    `needed` is the number of bytes, at most, to state if the disk is full.
     """
     path = Path(path)
     part = _temporary_name(path)
@@ -82,11 +89,12 @@ def new_file(path: str | Path, needed: int | None = None) -> Iterator[Path]:
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:
-        if isinstance(error, MicronsXrError):
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, MicronsXrError) or not (isinstance(error, OSError) or is_full(error)):
             raise
-        written = part.stat().st_size if part.exists() else None
-        raise write_error(path, error, written if needed is None else needed) from error
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise write_error(path, error, needed) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)

@@ -64,6 +64,12 @@ def test_a_file_that_cannot_be_written_says_which(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SourceError, match=r"a\.txt cannot be written .*: check the folder"):
         files.write_file(tmp_path / "file" / "a.txt", b"")
+    with (
+        pytest.raises(SourceError, match=r"b cannot be .*more than the [\d,.]+ MB that are free"),
+        files.new_file(tmp_path / "b"),
+    ):
+        raise RuntimeError(f"as HDF5 says it: {os.strerror(errno.ENOSPC)}")
+    assert os.listdir(tmp_path) == ["file"]
     with pytest.raises(SourceError, match="my own words"), files.new_file(tmp_path / "a"):
         raise SourceError("my own words")
 

@@ -89,7 +89,7 @@ def replacing(
 ) -> Iterator[str]:
     """Yield a new folder to write to, which replaces a store of that kind if the block succeeds.
 
-    `needed` is the number of bytes to state if the disk is full, by default those written so far.
+    `needed` is the number of bytes, at most, to state if the disk is full.
     """
     folder = path + SUFFIX
     # No name is used twice, so that a thread of a failed write that still runs cannot write to the
@@ -109,12 +109,11 @@ def replacing(
         try:
             yield new
         except BaseException as error:
-            written = _bytes_in(new) if needed is None else needed
             _remove(folder)
-            if isinstance(error, OSError) and (
-                is_full(error) or str(error.filename).startswith(folder)
+            if is_full(error) or (
+                isinstance(error, OSError) and str(error.filename).startswith(folder)
             ):
-                raise write_error(path, error, written) from error
+                raise write_error(path, error, needed) from error
             raise
         try:
             _finish(path)
@@ -186,15 +185,6 @@ def _remove(folder: str) -> None:
                 logger.warning("%s could not be removed (%s): remove it", folder, error)
                 return
             time.sleep(0.01)
-
-
-def _bytes_in(folder: str) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                total += os.path.getsize(os.path.join(parent, name))
-    return total
 
 
 def _lock(folder: str, create: bool) -> int | None:

@@ -8,6 +8,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -332,7 +333,9 @@ def write_tree(
     attrs = json_attrs({**tree.attrs, swap.KIND_ATTR: kind}, kind)
     with swap.replacing(swap.address_of(path), overwrite=overwrite, kind=kind) as folder:
         # Chunks of zeros, too, so that a missing chunk is known to be lost.
-        with zarr.config.set({"array.write_empty_chunks": True}):
+        settings = zarr.config.set({"array.write_empty_chunks": True})
+        # Threads of its own, so that none of them still writes when the folder is removed.
+        with settings, ThreadPoolExecutor(_THREADS) as pool, dask.config.set(pool=pool):
             bare.to_zarr(folder, zarr_format=3, consolidated=False, encoding=encoding)
         finish_store(zarr.open_group(folder, mode="r+"), attrs, consolidated=False)
 

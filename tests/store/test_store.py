@@ -118,6 +118,8 @@ def test_root_attributes_state_the_provenance(path: str) -> None:
         "MICrONS Consortium 2025, doi:10.1038/s41586-025-08790-w",
         "Wang et al. 2025, doi:10.1038/s41586-025-08829-y",
     ]
+    assert attrs.pop("microns_xr_checksums")[0].endswith(" /")
+    assert len(attrs.pop("microns_xr_id")) == 32
     assert mx.open_store(path).attrs == attrs
     tables = [{"name": "t", "rows": np.int64(2)}]
     layers = ex.layers().assign_attrs(source_tables=["nuclei", *tables])

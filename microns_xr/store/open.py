@@ -358,7 +358,7 @@ def _with_ids(root: zarr.Group, synapses: xr.Dataset) -> xr.Dataset:
             stored = [side for side, group in MATRIX_GROUP.items() if _node(root, group)]
             if not stored:
                 raise _damaged(root, f"the synapses have {index}, but there is no {axis}")
-            axes = read_group(root, "connectivity", lazy=True, compressed=stored[0])
+            axes = _read_group(root, "connectivity", True, stored[0])
         for name in (axis, root_ids):
             labels = axes.variables.get(name)
             if labels is not None and labels.dims == (axis,):

@@ -154,6 +154,7 @@ def demo(
     """
     import matplotlib as mpl
 
+    from microns_xr.files import new_file
     from microns_xr.plot import connectivity_matrix, currents_by_angle, depth_profile
 
     mpl.use("Agg")
@@ -202,7 +203,8 @@ def demo(
         axes[0].set_title("cells by depth and layer")
         axes[1].set_title("connections between types")
         axes[2].set_title("mean input current")
-        figure.savefig(out / "demo.png", dpi=110)
+        with new_file(out / "demo.png") as part:
+            figure.savefig(part, format="png", dpi=110)
         plt.close(figure)
         advance()
     tree = mx.open_store(store)
@@ -664,13 +666,9 @@ def _write_currents(result: xr.DataArray, units: xr.Dataset, out: Path) -> None:
     from microns_xr.files import new_file
 
     if out.suffix == ".zarr":
-        from microns_xr.store import swap
+        from microns_xr.store.write import write_tree
 
-        kind = "currents"
-        dataset = result.to_dataset(name="input_current").assign_attrs({swap.KIND_ATTR: kind})
-        swap.replace_by(
-            out, lambda path: dataset.to_zarr(path, zarr_format=3, consolidated=False), kind
-        )
+        write_tree(out, result.to_dataset(name="input_current"), "currents")
         return
     dim, ids = str(result.dims[1]), result["post_nucleus_id"]
     columns = [f"current_{dim}_{angle:g}" for angle in result[dim].values]

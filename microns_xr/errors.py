@@ -186,6 +186,11 @@ def whole_number(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error says that the machine is short of memory or of threads."""
+    return isinstance(error, MemoryError) or "can't start new thread" in str(error)
+
+
 def import_optional(name: str, extra: str) -> ModuleType:
     """Import a package that only `extra` of the optional dependencies installs."""
     try:

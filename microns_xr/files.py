@@ -7,11 +7,13 @@ one: ``results.tmp`` beside ``results`` is theirs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import secrets
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,39 @@ TEMPORARY = ".microns_xr.tmp"
 _thread_locks: dict[tuple[int, str], threading.RLock] = {}
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk or a quota is full."""
+    # HDF5 raises a RuntimeError with the words of the system.
+    full = getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error)
+    return full and not isinstance(error, MicronsXrError)
+
+
+def write_error(path: str | Path, error: Any, needed: int | None = None) -> MicronsXrError:
+    """Return the error to raise where something cannot be written; `needed` is in bytes, at most.
+
+    What was written in part is to be removed before, so that the free space is right.
+    """
+    if isinstance(error, MicronsXrError):
+        return error
+    folder = Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    advice = "check the folder"
+    if is_full(error):
+        free = shutil.disk_usage(folder).free / 1e6
+        room = f"more than the {free:,.1f} MB that are free are needed"
+        if needed is not None:
+            room = f"up to {needed / 1e6:,.1f} MB are needed, {free:,.1f} MB are free"
+        advice = f"{room}; free some space or write elsewhere"
+    elif getattr(error, "errno", None) in _REFUSED:
+        advice = f"choose a folder that you may write to, not {folder}"
+    return SourceError(f"{path} cannot be written ({error}): {advice}")
+
+
 def _temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
 
@@ -40,8 +75,11 @@ def remove_temporary(folder: Path, name: str = "*") -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name to write to; it replaces the file `path` if the block succeeds."""
+def new_file(path: str | Path, needed: int | None = None) -> Iterator[Path]:
+    """Yield a temporary name to write to; it replaces the file `path` if the block succeeds.
+
+    `needed` is the number of bytes, at most, to state if the disk is full.
+    """
     path = Path(path)
     part = _temporary_name(path)
     try:
@@ -51,10 +89,12 @@ def new_file(path: str | Path) -> Iterator[Path]:
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:
-        if isinstance(error, MicronsXrError):
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, MicronsXrError) or not (isinstance(error, OSError) or is_full(error)):
             raise
-        raise SourceError(f"{path} cannot be written ({error}): check the folder") from error
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise write_error(path, error, needed) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -62,8 +102,9 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 def write_file(path: str | Path, content: bytes | str) -> None:
     """Write a file atomically."""
-    with new_file(path) as part:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+    content = content.encode() if isinstance(content, str) else content
+    with new_file(path, len(content)) as part:
+        part.write_bytes(content)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -108,9 +149,7 @@ def locked(folder: str | Path, what: str) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise SourceError(
-                f"{folder} cannot be written ({error}): choose another folder, or free disk space"
-            ) from error
+            raise write_error(folder / "lock", error) from error
         try:
             if not try_lock(descriptor):
                 holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"

@@ -64,6 +64,12 @@ def test_a_file_that_cannot_be_written_says_which(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SourceError, match=r"a\.txt cannot be written .*: check the folder"):
         files.write_file(tmp_path / "file" / "a.txt", b"")
+    with (
+        pytest.raises(SourceError, match=r"b cannot be .*more than the [\d,.]+ MB that are free"),
+        files.new_file(tmp_path / "b"),
+    ):
+        raise RuntimeError(f"as HDF5 says it: {os.strerror(errno.ENOSPC)}")
+    assert os.listdir(tmp_path) == ["file"]
     with pytest.raises(SourceError, match="my own words"), files.new_file(tmp_path / "a"):
         raise SourceError("my own words")
 
@@ -108,7 +114,7 @@ def test_a_file_system_without_locks_does_not_stop_the_work(tmp_path, monkeypatc
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(SourceError, match=r"cannot be written .*: choose another folder"),
+        pytest.raises(SourceError, match=r"lock cannot be written .*: check the folder"),
         files.locked(tmp_path / "file", "tables"),
     ):
         pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from dask.utils import parse_bytes
 from microns_xr.columns import as_ids
 from microns_xr.connectivity.arrays import PAIR_DIMS, ROOT_IDS, Compressed
 from microns_xr.connectivity.build import Rows, build_connectivity, report_rows
-from microns_xr.errors import SchemaError, SourceError, require_instance
+from microns_xr.errors import SchemaError, require_instance
 from microns_xr.frames import Resolution, Space
 from microns_xr.ingest.read import (
     Columns,
@@ -52,7 +51,6 @@ from microns_xr.store.write import finish_store, root_attrs, write_store
 Axes = dict[Compressed, np.ndarray]
 
 _PARTS = ("units", "layers", "functional")
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The interpreter with all imports, the blocks being parsed, chunks to be written.
 _BASE = 550_000_000
 _LEAST = 600_000_000
@@ -162,8 +160,8 @@ def ingest_synapses(
     Notes
     -----
     Files are decompressed in one thread and parsed block by block in others. The kept rows are
-    sorted in ``out + ".tmp"``: 12 bytes of disk per row, 8 more with an ``id`` and up to 24 more
-    with a position.
+    sorted in ``out + ".microns_xr.swap"``: 12 bytes of disk per row, 8 more with an ``id`` and up
+    to 24 more with a position.
 
     With ``keep="pre"`` or ``"post"``, ``synapses/`` has a row for each synapse of a unit:
     ``synapse_id``, ``nucleus_id`` of that unit, ``pre_pt_root_id`` and ``post_pt_root_id`` (0 for
@@ -225,73 +223,63 @@ def ingest_synapses(
     max_rows = _max_rows(memory, mapper, singles)
     history = f"ingest_synapses(keep={keep!r}, positions={positions}, rows={rows!r})"
     n = neurons.sizes["nucleus_id"]
-    try:
-        with swap.replacing(address, overwrite=overwrite) as folder, ExitStack() as stack:
-            work = os.path.join(folder, ".work")
-            os.makedirs(work)
-            parts_path = os.path.join(work, "parts")
-            # First, so that parts that cannot be written raise before the files are read.
-            write_store(parts_path, **parts)
-            root = zarr.open_group(folder, mode="a", zarr_format=3)
-            spills = [
-                stack.enter_context(Spill(os.path.join(work, f"rows{i}"), n, columns, max_rows))
-                for i, columns in enumerate(mapper.columns)
-            ]
-            # Single synapses are spilled once more and stored twice.
-            row_bytes = _bytes_of(mapper.columns[-1]) * (4 if singles else 1) + _PAIR_BYTES
-            count_bad = on_bad_lines == "count"
-            counts = read_files(inputs, layout, mapper, spills, row_bytes, count_bad, progress)
-            if scope == "unknown":  # only now is it known which neurons the files name
-                spills[0].flush()
-                axes = {"pre": mapper.named_pre, "post": spills[0].per_major > 0}
-                template = _template(layout, neurons, scope, axes, repeated=True)
-            with ChunkPool() as pool:
-                writer = _Writer(
-                    root, work, template, axes, max_rows, pool, space, resolution, history,
-                    progress,
-                )  # fmt: skip
-                copies = writer.write_pairs(spills[0], singles and keep == "both")
-                if keep != "both":
-                    ids = neurons["nucleus_id"].values
-                    writer.write_unit_synapses(spills[1], keep, ids, mapper.units_by_position)
-                # Only now is it known whether a pair has several rows, so that rows are synapses.
-                n_rows, n_pairs = spills[0].rows, copies[0].n_connections
-                repeated = n_pairs < n_rows
-                if repeated and layout.rows == "pair" and "count" not in layout.columns:
-                    raise SchemaError(
-                        f"rows is 'pair' but {n_rows} rows hold {n_pairs} pairs, expected each "
-                        "pair once: pass rows='synapse' if they are synapses, or add a column n_syn"
-                    )
-                template = _template(layout, neurons, scope, axes, repeated)
-                tables = _tables(
-                    parts.values(), [file.name for file in inputs], datastack, counts["rows"]
+    with swap.replacing(address, overwrite=overwrite) as folder, ExitStack() as stack:
+        work = os.path.join(folder, ".work")
+        os.makedirs(work)
+        parts_path = os.path.join(work, "parts")
+        # First, so that parts that cannot be written raise before the files are read.
+        write_store(parts_path, **parts)
+        root = zarr.open_group(folder, mode="a", zarr_format=3)
+        spills = [
+            stack.enter_context(Spill(os.path.join(work, f"rows{i}"), n, columns, max_rows))
+            for i, columns in enumerate(mapper.columns)
+        ]
+        # Single synapses are spilled once more and stored twice.
+        row_bytes = _bytes_of(mapper.columns[-1]) * (4 if singles else 1) + _PAIR_BYTES
+        count_bad = on_bad_lines == "count"
+        counts = read_files(inputs, layout, mapper, spills, row_bytes, count_bad, progress)
+        if scope == "unknown":  # only now is it known which neurons the files name
+            spills[0].flush()
+            axes = {"pre": mapper.named_pre, "post": spills[0].per_major > 0}
+            template = _template(layout, neurons, scope, axes, repeated=True)
+        with ChunkPool() as pool:
+            writer = _Writer(
+                root, work, template, axes, max_rows, pool, space, resolution, history,
+                progress,
+            )  # fmt: skip
+            copies = writer.write_pairs(spills[0], singles and keep == "both")
+            if keep != "both":
+                ids = neurons["nucleus_id"].values
+                writer.write_unit_synapses(spills[1], keep, ids, mapper.units_by_position)
+            # Only now is it known whether a pair has several rows, so that rows are synapses.
+            n_rows, n_pairs = spills[0].rows, copies[0].n_connections
+            repeated = n_pairs < n_rows
+            if repeated and layout.rows == "pair" and "count" not in layout.columns:
+                raise SchemaError(
+                    f"rows is 'pair' but {n_rows} rows hold {n_pairs} pairs, expected each "
+                    "pair once: pass rows='synapse' if they are synapses, or add a column n_syn"
                 )
-                reasons = read_counts(template, "dropped_synapses")
-                dropped = {reason: counts[reason] for reason in reasons}
-                if counts["not_valid"]:
-                    dropped["not_valid"] = counts["not_valid"]
-                template.attrs = {
-                    "source_tables": tables,
-                    "n_synapse_rows": counts["rows"],
-                    "dropped_synapses": text_lines(dropped),
-                    **({"bad_lines": counts["bad_lines"]} if count_bad else {}),
-                    "history": [history],
-                }
-                for copy in copies:
-                    copy.finish(plan_copy(template, copy.compressed))
-            parent = plan_parent(template)
-            root.require_group(parent.path).update_attributes(parent.attrs)
-            stack.close()
-            _take_over(root, folder, parts_path, parts, tables)
-    except OSError as error:
-        if error.errno not in _DISK_FULL or isinstance(error, SourceError):
-            raise
-        free = shutil.disk_usage(os.path.dirname(address)).free
-        raise SourceError(
-            f"{address} cannot be written: the disk or your quota is full ({error.strerror}; "
-            f"{free / 1e9:.2f} GB are free after removing the partial store); free some space or "
-            "write elsewhere"
-        ) from error
+            template = _template(layout, neurons, scope, axes, repeated)
+            tables = _tables(
+                parts.values(), [file.name for file in inputs], datastack, counts["rows"]
+            )
+            reasons = read_counts(template, "dropped_synapses")
+            dropped = {reason: counts[reason] for reason in reasons}
+            if counts["not_valid"]:
+                dropped["not_valid"] = counts["not_valid"]
+            template.attrs = {
+                "source_tables": tables,
+                "n_synapse_rows": counts["rows"],
+                "dropped_synapses": text_lines(dropped),
+                **({"bad_lines": counts["bad_lines"]} if count_bad else {}),
+                "history": [history],
+            }
+            for copy in copies:
+                copy.finish(plan_copy(template, copy.compressed))
+        parent = plan_parent(template)
+        root.require_group(parent.path).update_attributes(parent.attrs)
+        stack.close()
+        _take_over(root, folder, parts_path, parts, tables)
     note = f"; {counts['bad_lines']} lines could not be read" if count_bad else ""
     report_rows(n_pairs, counts["rows"], dropped, note)
 

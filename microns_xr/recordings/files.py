@@ -41,6 +41,7 @@ from microns_xr.errors import (
     SourceError,
     UnknownLabelError,
     import_optional,
+    is_shortage,
     require_instance,
     unknown_label,
     whole_number,
@@ -48,7 +49,9 @@ from microns_xr.errors import (
 from microns_xr.provenance import text_lines
 from microns_xr.schema import FUNCTIONAL, describe
 from microns_xr.store import swap
+from microns_xr.store.format import CHECKSUMS_ATTR, ID_ATTR
 from microns_xr.store.locate import decoding, readable
+from microns_xr.store.write import write_tree
 
 FRAMES_PER_SECOND = 7.5
 PUPIL_ROWS = ("x", "y", "major_radius", "minor_radius")
@@ -153,6 +156,8 @@ class RecordingsFile:
             except MicronsXrError:
                 raise
             except (KeyError, OSError, ValueError, RuntimeError) as error:
+                if is_shortage(error):
+                    raise
                 raise SourceError(
                     f"{self.name}: {what} cannot be read ({error}): the file is damaged or "
                     "truncated, fetch it again"
@@ -900,15 +905,8 @@ def to_zarr(
         streams = {s: node[s].variable.chunk({d: sizes[d] for d in node[s].dims}) for s in _STREAMS}
         times = {"stim_time": streams.pop("stim_time")}
         chunked[name] = node.assign(streams).assign_coords(times)
-    attrs[swap.KIND_ATTR] = _KIND
     tree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **chunked})
-
-    def write(folder: str) -> None:
-        # Chunks of zeros, too, so that a missing chunk is known to be lost.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            tree.to_zarr(folder, consolidated=False)
-
-    swap.replace_by(path, write, _KIND, overwrite=overwrite)
+    write_tree(path, tree, _KIND, overwrite=overwrite)
     return path
 
 
@@ -953,12 +951,16 @@ def _open_zarr(path: Path, scans: Iterable[Any] | None) -> xr.DataTree:
                     )
                     node[n] = xr.Variable(variable.dims, lazy, variable.attrs, variable.encoding)
             nodes[name] = node
-        complete.require_unchanged()
+        complete.require_unchanged(read_root=True)
     except MicronsXrError:
+        complete.require_unchanged()  # the more likely cause
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if is_shortage(error):
+            raise
         raise SourceError(f"{path} cannot be opened as recordings in zarr ({error})") from error
     # Stores written by DataTree.to_zarr have the name of the file in `source`.
-    attrs.pop(swap.KIND_ATTR, None)
+    for name in (swap.KIND_ATTR, ID_ATTR, CHECKSUMS_ATTR):
+        attrs.pop(name, None)
     attrs |= {"recorded_in": attrs.get("recorded_in", attrs["source"]), "source": str(path)}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})

@@ -24,7 +24,7 @@ from microns_xr.errors import (
     nearest,
     whole_number,
 )
-from microns_xr.files import file_sha256
+from microns_xr.files import file_sha256, write_error
 from microns_xr.releases import ReleaseSpec, datastack_entry, release_spec, supported_versions
 from microns_xr.sources.fetch import (
     FetchedFile,
@@ -188,7 +188,10 @@ class ArchiveSource(TableSource):
     def folder(self) -> Path:
         """Where files are kept; a temporary folder is created when it is first needed."""
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="microns_xr-archive-"))
+            try:
+                self._folder = Path(tempfile.mkdtemp(prefix="microns_xr-archive-"))
+            except OSError as error:
+                raise write_error(tempfile.gettempdir(), error) from error
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder
 

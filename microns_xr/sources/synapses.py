@@ -53,6 +53,7 @@ from microns_xr.errors import (
     ReleaseMismatchError,
     SchemaError,
     SourceError,
+    is_shortage,
     unknown_label,
     whole_number,
 )
@@ -62,6 +63,7 @@ from microns_xr.files import (
     new_file,
     read_json,
     remove_temporary,
+    write_error,
     write_file,
 )
 from microns_xr.frames import RESOLUTION
@@ -310,6 +312,8 @@ class SynapseSet:
                         fields[side] = file.read()["root_id"].to_numpy()
             fields["positions"] = len(record["columns"]) > 4
         except (KeyError, TypeError, OSError, pa.ArrowException) as error:
+            if is_shortage(error):
+                raise
             raise SourceError(
                 f"{self.directory} cannot be read ({error!r}): remove it, and download again"
             ) from error
@@ -413,9 +417,7 @@ class RequestFolder(SynapseSet):
         except OSError as error:
             if isinstance(error, MicronsXrError):
                 raise
-            raise SourceError(
-                f"{self.directory} cannot be written ({error}): check the disk"
-            ) from error
+            raise write_error(self.directory, error) from error
 
     def strategy(self, request: SynapseRequest, stamp: Stamp) -> Strategy | None:
         """Return the strategy of an earlier run of the same request, if there was one."""

@@ -27,7 +27,7 @@ from isal import igzip
 from isal.igzip_lib import IsalError
 
 from microns_xr.columns import tidy_columns
-from microns_xr.errors import IncompleteDownloadError, SourceError, warn_user
+from microns_xr.errors import IncompleteDownloadError, SourceError, is_shortage, warn_user
 from microns_xr.files import new_file, read_json, write_file
 from microns_xr.frames import RESOLUTION
 
@@ -240,7 +240,7 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
             frame.attrs[RESOLUTION] = stated
         return frame
     except (pa.ArrowException, *DAMAGED, ValueError) as error:
-        if isinstance(error, SourceError):
+        if isinstance(error, SourceError) or is_shortage(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(

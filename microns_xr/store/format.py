@@ -88,14 +88,24 @@ Every group of data (``units``, ``connectivity/by_post``, ...)
         ``post_indptr``. Readers MUST NOT require either, and a Dataset of synapses has neither.
     14. Arrays over ``synapse`` SHOULD have chunks of 2^17 rows: a neuron has a few thousand.
 
+Checksums of the metadata
+    15. The root attribute ``microns_xr_checksums``, which early stores lack, MUST list the
+        ``zarr.json`` of every group and array, one line of text each: the CRC-32 in eight
+        hexadecimal digits, a space, and the path. It is computed over the JSON with sorted keys,
+        no spaces, only ASCII characters and without ``consolidated_metadata``; that of the root,
+        path ``/``, over its attributes without this one. ``microns_xr_id`` MUST be a text that no
+        other store has. So nothing in a store may be changed once it is finished.
+
 A local store is replaced by renaming (see `microns_xr.store.swap`); an object store is written to
 a new prefix. Readers MUST refuse a store of a newer format, and keep reading older ones.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,6 +117,8 @@ from microns_xr.errors import SchemaError
 
 FORMAT = 1
 FORMAT_ATTR = "microns_xr_format"
+CHECKSUMS_ATTR = "microns_xr_checksums"
+ID_ATTR = "microns_xr_id"
 VARIABLES_ATTR = "microns_xr_variables"
 COORDS_ATTR = "coordinates"
 DATA_ATTR = "data_variable"
@@ -141,6 +153,19 @@ def compressors(itemsize: int) -> tuple[BloscCodec, Crc32cCodec]:
         ),
         Crc32cCodec(),
     )
+
+
+def metadata_checksum(metadata: Mapping[str, Any]) -> str:
+    """Return the checksum of the content of one ``zarr.json`` (rule 15)."""
+    plain = {key: value for key, value in metadata.items() if key != "consolidated_metadata"}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def root_checksum(attributes: Mapping[str, Any]) -> str:
+    """Return the checksum of the attributes of the root (rule 15)."""
+    plain = {key: value for key, value in attributes.items() if key != CHECKSUMS_ATTR}
+    return metadata_checksum({"attributes": plain})
 
 
 def chunk_of(dims: tuple[str, ...]) -> int:

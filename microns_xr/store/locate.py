@@ -6,11 +6,14 @@ A store is a local folder, an fsspec URL such as ``s3://bucket/name``, or a zarr
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,9 +25,16 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath, WrapperStore
 
-from microns_xr.errors import MicronsXrError, SchemaError, SourceError, StoreFormatError
+from microns_xr.errors import (
+    MicronsXrError,
+    SchemaError,
+    SourceError,
+    StoreFormatError,
+    is_shortage,
+)
 from microns_xr.sources.net import describe
 from microns_xr.store import swap
+from microns_xr.store.format import CHECKSUMS_ATTR, metadata_checksum, root_checksum
 
 Address = str | os.PathLike[str] | Store
 Item = TypeVar("Item")
@@ -110,6 +120,8 @@ def _naming_errors(store: CompleteStore | NewStore, verb: str, key: str) -> Iter
     except MicronsXrError:
         raise
     except Exception as error:
+        if is_shortage(error):
+            raise
         place = f"{store.address.rstrip('/')}/{key}".rstrip("/")
         raise SourceError(
             f"{place} cannot be {verb} ({describe(error)}): check the address, the permissions and "
@@ -118,29 +130,48 @@ def _naming_errors(store: CompleteStore | NewStore, verb: str, key: str) -> Iter
         ) from error
 
 
+@dataclass
+class _Root:
+    """What was found when the root of a store was first read."""
+
+    content: int | None = None  # checksum
+    checksums: dict[str, str] = field(default_factory=dict)  # of all metadata (rule 15)
+
+
 class CompleteStore(WrapperStore[Store]):
     """A finished store that was not replaced since it was opened, even after pickling."""
 
-    def __init__(self, store: Store, address: str, state: Any = None) -> None:
+    def __init__(
+        self, store: Store, address: str, state: Any = None, root: _Root | None = None
+    ) -> None:
         super().__init__(store)
         self.address = address
         # A local store is identified by its root metadata, which a replacement rewrites. A URL may
         # mean different buckets on different machines, so each opening gets a new identity.
         self.state = state or self._state_now() or uuid.uuid4().hex
+        self._root = root or _Root()
         self._pieces: dict[str, _Piece] = {}  # parts of shards fetched before, see `read_span`
 
     def _with_store(self, store: Store) -> CompleteStore:
-        return CompleteStore(store, self.address, self.state)
+        return CompleteStore(store, self.address, self.state, self._root)
 
     def __str__(self) -> str:
         return self.address
 
-    def require_unchanged(self) -> None:
-        """Raise if the store is no longer the one that was opened."""
+    def require_unchanged(self, read_root: bool = False) -> None:
+        """Raise if the store is no longer the one that was opened.
+
+        Where the root was replaced at a URL, only reading it again shows that.
+        """
         if self._state_now() not in (None, self.state):
-            raise StoreFormatError(
-                f"{self.address} has been replaced since it was opened: open it again"
-            )
+            raise self._replaced()
+        if read_root and self._root.content is not None:
+            sync(self.get("zarr.json", default_buffer_prototype()))
+
+    def _replaced(self) -> StoreFormatError:
+        return StoreFormatError(
+            f"{self.address} has been replaced since it was opened: open it again"
+        )
 
     def _state_now(self) -> tuple[int, ...] | None:
         if not isinstance(self._store, LocalStore):
@@ -166,6 +197,7 @@ class CompleteStore(WrapperStore[Store]):
         with _naming_errors(self, "read", key):
             content = await self._store.get(key, prototype, byte_range)
         if not _is_chunk(key):
+            self._check_metadata(key, content)
             return content
         if content is None:
             raise StoreFormatError(
@@ -180,6 +212,43 @@ class CompleteStore(WrapperStore[Store]):
                 f"expected {expected}): the store is damaged, write or copy it again"
             )
         return content
+
+    def _check_metadata(self, key: str, content: Buffer | None) -> None:
+        """Raise if metadata are not those that were written, or those of another root."""
+        raw = b"" if content is None else content.to_bytes()
+        if key == "zarr.json" and self._root.content not in (None, zlib.crc32(raw)):
+            raise self._replaced()
+        if content is None:
+            return  # a group that was not written or was removed
+        try:
+            found = self._checksums_of(key.removesuffix("zarr.json").rstrip("/"), json.loads(raw))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            self.require_unchanged()
+            raise StoreFormatError(
+                f"{self.address}/{key} cannot be read ({error}): the store is damaged, write or "
+                "copy it again"
+            ) from error
+        if key == "zarr.json":
+            self._root.content = zlib.crc32(raw)
+        for path, checksum in found.items():
+            expected = self._root.checksums.get(path)
+            if self._root.checksums and checksum != expected:
+                self.require_unchanged()  # the more likely cause
+                raise StoreFormatError(
+                    f"{self.address}: the metadata of {path!r} have the checksum {checksum}, "
+                    f"expected {expected}: the store is damaged or was changed by another program, "
+                    "write or copy it again"
+                )
+
+    def _checksums_of(self, path: str, metadata: dict[str, Any]) -> dict[str, str]:
+        if path:
+            return {path: metadata_checksum(metadata)}
+        attributes = metadata.get("attributes", {})
+        lines = (line.partition(" ") for line in attributes.get(CHECKSUMS_ATTR, ()))
+        self._root.checksums = {name: checksum for checksum, _, name in lines}
+        nodes = metadata.get("consolidated_metadata") or {"metadata": {}}
+        found = {name: metadata_checksum(node) for name, node in nodes["metadata"].items()}
+        return found | {"/": root_checksum(attributes)}
 
 
 class NewStore(MemoryStore):
@@ -247,7 +316,7 @@ def decoding(array: zarr.Array) -> Iterator[None]:
         yield
     except (StoreFormatError, RuntimeError, ValueError, TypeError) as err:
         store.require_unchanged()  # a replaced store is the more likely cause
-        if isinstance(err, StoreFormatError):
+        if isinstance(err, StoreFormatError) or is_shortage(err):
             raise
         raise StoreFormatError(
             f"{array.store_path} cannot be decoded ({err}): the store is damaged, write or copy "
@@ -302,7 +371,7 @@ def _with_pieces(array: zarr.Array, start: int, stop: int) -> zarr.Array:
     if array.shards is None or start >= stop:
         return array
     store: Any = array.store
-    fetched = CompleteStore(store._store, store.address, store.state)
+    fetched = store._with_store(store._store)
     fetched._pieces = sync(_fetch(store, array, start, stop))
     return zarr.Array(zarr.AsyncArray(array.metadata, StorePath(fetched, array.path)))
 

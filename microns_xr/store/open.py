@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,16 @@ from microns_xr.errors import (
     StoreFormatError,
     unknown_label,
 )
-from microns_xr.provenance import plain_attrs
+from microns_xr.provenance import RELEASE_COORDS, plain_attrs
 from microns_xr.schema import require_unique_sorted
 from microns_xr.store.format import (
+    CHECKSUMS_ATTR,
     COORDS_ATTR,
     DATA_ATTR,
     DATA_GROUPS,
     FORMAT,
     FORMAT_ATTR,
+    ID_ATTR,
     INDEX_NAMES,
     MATRIX_GROUP,
     OTHER,
@@ -114,15 +117,17 @@ def open_store(
     microns_xr.errors.StoreFormatError: there is no store at ...no/such/store.zarr: ...
     """
     root = open_root(path, storage_options)
-    names = groups_of(root)
-    if "units" not in names:
-        raise StoreFormatError(
-            f"{path} has no group 'units', found {names}: the store is damaged, write it again"
-        )
-    groups = {name: read_group(root, name, lazy=lazy, compressed=compressed) for name in names}
-    return xr.DataTree.from_dict(
-        {"/": xr.Dataset(attrs=plain_attrs(root.attrs.asdict())), **groups}
-    )
+    with _one_store(root):
+        names = groups_of(root)
+        if "units" not in names:
+            raise StoreFormatError(
+                f"{path} has no group 'units', found {names}: the store is damaged, write it again"
+            )
+        groups = {name: _read_group(root, name, lazy, compressed) for name in names}
+    attrs = root.attrs.asdict()
+    for name in (CHECKSUMS_ATTR, ID_ATTR):
+        attrs.pop(name, None)
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=plain_attrs(attrs)), **groups})
 
 
 def open_root(path: Address, storage_options: Mapping[str, Any] | None = None) -> zarr.Group:
@@ -161,6 +166,11 @@ def read_group(
     root: zarr.Group, name: str, *, lazy: bool = False, compressed: Compressed = "post"
 ) -> xr.Dataset:
     """Read one group of a store."""
+    with _one_store(root):
+        return _read_group(root, name, lazy, compressed)
+
+
+def _read_group(root: zarr.Group, name: str, lazy: bool, compressed: Compressed) -> xr.Dataset:
     if compressed not in OTHER:
         raise SchemaError(f"compressed is {compressed!r}, expected 'post' or 'pre'")
     name = name.strip("/")
@@ -169,24 +179,50 @@ def read_group(
             name, compressed = "connectivity", axis
     if name not in (*DATA_GROUPS, SYNAPSE_GROUP["pre"]) or _node(root, name) is None:
         raise unknown_label("the store has no group", name, groups_of(root))
-    try:
-        if name == "connectivity":
-            return _read_connectivity(root, compressed, lazy)
+    if name == "connectivity":
+        dataset = _read_connectivity(root, compressed, lazy)
+    else:
         group = _group(root, name)
         names = [n for n in _variables(group) if n not in SYNAPSE_POINTER.values()]
         dataset = _dataset(group, _arrays(group, names), {}, lazy)
-        return _with_ids(root, dataset) if name in SYNAPSE_GROUP.values() else dataset
-    finally:
-        # Everything must come from one store, not partly from one that replaced it meanwhile. Lazy
-        # variables check again whenever they are read, since new pairs would be assigned to the old
-        # neurons.
-        require_unchanged(root)
+        if name in SYNAPSE_GROUP.values():
+            dataset = _with_ids(root, dataset)
+    _require_stated_release(root, name, dataset)
+    return dataset
 
 
-def require_unchanged(group: zarr.Group) -> None:
+def _require_stated_release(root: zarr.Group, name: str, dataset: xr.Dataset) -> None:
+    """Raise unless coordinates and attributes state the same release (rule 4)."""
+    for key in set(RELEASE_COORDS) & set(dataset.coords):
+        for node in (root, _group(root, name)):
+            stated = node.attrs.get(key, dataset[key].item())
+            if stated != dataset[key].item():
+                raise _damaged(
+                    root,
+                    f"{key} of {name} is {dataset[key].item()!r}, but an attribute of "
+                    f"{node.path or 'the root'!r} says {stated!r}",
+                )
+
+
+@contextmanager
+def _one_store(root: zarr.Group) -> Iterator[None]:
+    """Raise if what is read in the block does not all come from the store that was opened."""
+    # Lazy variables check again whenever they are read, since new pairs would be assigned to the
+    # old neurons.
+    try:
+        yield
+    except SourceError:
+        raise
+    except Exception:
+        require_unchanged(root, read_root=True)  # the more likely cause
+        raise
+    require_unchanged(root, read_root=True)
+
+
+def require_unchanged(group: zarr.Group, read_root: bool = False) -> None:
     """Raise if the store of a group is no longer the one that was opened."""
     store: Any = group.store
-    store.require_unchanged()
+    store.require_unchanged(read_root)
 
 
 def _read_connectivity(root: zarr.Group, compressed: Compressed, lazy: bool) -> xr.Dataset:
@@ -322,7 +358,7 @@ def _with_ids(root: zarr.Group, synapses: xr.Dataset) -> xr.Dataset:
             stored = [side for side, group in MATRIX_GROUP.items() if _node(root, group)]
             if not stored:
                 raise _damaged(root, f"the synapses have {index}, but there is no {axis}")
-            axes = read_group(root, "connectivity", lazy=True, compressed=stored[0])
+            axes = _read_group(root, "connectivity", True, stored[0])
         for name in (axis, root_ids):
             labels = axes.variables.get(name)
             if labels is not None and labels.dims == (axis,):
@@ -357,6 +393,8 @@ def _array(group: zarr.Group, name: str) -> zarr.Array:
 def _node(group: zarr.Group, name: str) -> zarr.Group | zarr.Array | None:
     try:
         return group.get(name)
+    except StoreFormatError:
+        raise
     except (ValueError, KeyError, TypeError) as err:
         raise _damaged(group, f"the metadata of {name!r} cannot be read ({err})") from err
 

@@ -1,31 +1,34 @@
-"""Replace a local store atomically, and finish an interrupted replacement.
+"""Replace a local store in one step, and finish an interrupted replacement.
 
-A store ``NAME`` is written as ``NAME.tmp``; then the old one is renamed to ``NAME.old``, the new
-one to ``NAME``, and ``NAME.old`` is removed. At every point one complete store is on disk, and
-`recover`, which opening and writing call first, continues from there. A folder belongs to a
-replacement only if it is empty or holds the file ``.microns_xr_swap``: a ``NAME.old`` of the user
-is never removed. The file is locked while the writing process is alive.
+While a store ``NAME`` is written, the folder ``NAME.microns_xr.swap`` stands beside it, with the
+new store and a file ``lock``, which is locked while the writing process is alive. At the end the
+old store is renamed to ``old`` in that folder and the new one to ``NAME``, and the folder is
+removed. At every point one complete store is on disk, and `recover`, which opening and writing call
+first, continues from there. Nothing else beside a store is ever changed.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from microns_xr.errors import StoreFormatError
-from microns_xr.files import try_lock
+from microns_xr.files import is_full, try_lock, write_error
 from microns_xr.store.format import FORMAT_ATTR
 
-MARK = ".microns_xr_swap"
+logger = logging.getLogger(__name__)
+
+SUFFIX = ".microns_xr.swap"
 # Root attribute that says what a store holds if it is not a release, which has `FORMAT_ATTR`.
 KIND_ATTR = "microns_xr_kind"
 RELEASE = "a release"
-_PATIENCE = 2.0  # seconds a reader waits for a writer between its two renames
+_PATIENCE = 2.0  # seconds to wait for a writer between its renames, or for its last threads
 
 
 def address_of(path: str | os.PathLike[str]) -> str:
@@ -54,71 +57,72 @@ def is_store(path: str) -> bool:
 
 def recover(path: str, *, writing: bool = False) -> None:
     """Finish an interrupted replacement of a local store, if there is one."""
-    tmp, old = path + ".tmp", path + ".old"
-    if not any(map(os.path.lexists, (tmp, old, os.path.join(path, MARK)))):
+    folder = path + SUFFIX
+    if not os.path.isdir(folder):
         return
-    if _is_locked(tmp) or _is_locked(path):
+    lock = _lock(folder, create=writing)
+    if lock is None:
         if writing:
             raise _busy(path)
         deadline = time.monotonic() + _PATIENCE
         # Between the two renames there is no store at `path` for a moment.
-        while not is_store(path) and is_store(tmp) and time.monotonic() < deadline:
+        while not is_store(path) and os.path.isdir(folder) and time.monotonic() < deadline:
             time.sleep(0.02)
         return
-    if writing:
-        for folder in (tmp, old):
-            if os.path.lexists(folder) and not _is_ours(folder):
-                raise StoreFormatError(
-                    f"{folder} was not left by an interrupted write, but {path} needs that name "
-                    "while it is written: move it"
-                )
-        if os.path.lexists(tmp) and not is_store(tmp):
-            _remove(tmp)
     try:
-        _finish(path)
+        # A folder that is half-written, or was just begun, is left to the next writer.
+        finished = _finish(path)
+        left = (os.path.join(folder, name) for name in os.listdir(folder))
+        if finished or (writing and not any(map(is_store, left))):
+            _remove(folder)
     except OSError:
-        # A reader may lack permissions, or another process was faster. Reading needs only a
-        # complete store.
+        # A reader may lack permissions. Reading needs only a complete store.
         if writing or not is_store(path):
             raise
-
-
-@contextmanager
-def replacing(path: str, *, overwrite: bool = True, kind: str = RELEASE) -> Iterator[str]:
-    """Yield a new folder to write to, which replaces a store of that kind if the block succeeds."""
-    recover(path, writing=True)
-    require_replaceable(path, overwrite, kind)
-    tmp = path + ".tmp"
-    try:
-        os.makedirs(tmp)
-    except FileExistsError as error:  # created after `recover` checked
-        raise _busy(path) from error
-    _mark(tmp)
-    lock = os.open(os.path.join(tmp, MARK), os.O_RDWR)
-    try:
-        while not try_lock(lock):  # a reader in `_is_locked` may briefly hold it
-            time.sleep(0.001)
-        try:
-            yield tmp
-        except BaseException:
-            _remove(tmp)
-            raise
-        _finish(path)
     finally:
         os.close(lock)
 
 
-def replace_by(
-    path: str | os.PathLike[str], write: Callable[[str], Any], kind: str, *, overwrite: bool = True
-) -> None:
-    """Replace a store other than a release by what a function writes to a new path."""
-    with replacing(address_of(path), overwrite=overwrite, kind=kind) as folder:
-        # Not directly into the folder: xarray lists it, and zarr warns of the mark.
-        content = os.path.join(folder, "content")
-        write(content)
-        for name in sorted(os.listdir(content), key=lambda name: name == "zarr.json"):
-            os.rename(os.path.join(content, name), os.path.join(folder, name))
-        os.rmdir(content)
+@contextmanager
+def replacing(
+    path: str, *, overwrite: bool = True, kind: str = RELEASE, needed: int | None = None
+) -> Iterator[str]:
+    """Yield a new folder to write to, which replaces a store of that kind if the block succeeds.
+
+    `needed` is the number of bytes, at most, to state if the disk is full.
+    """
+    folder = path + SUFFIX
+    # No name is used twice, so that a thread of a failed write that still runs cannot write to the
+    # next store.
+    new = os.path.join(folder, f"new-{secrets.token_hex(4)}")
+    lock = None
+    try:
+        try:
+            recover(path, writing=True)
+            require_replaceable(path, overwrite, kind)
+            lock = _lock(folder, create=True)
+            if lock is None:
+                raise _busy(path)
+            os.makedirs(new, exist_ok=True)
+        except OSError as error:
+            raise write_error(path, error, needed) from error
+        try:
+            yield new
+        except BaseException as error:
+            _remove(folder)
+            if is_full(error) or (
+                isinstance(error, OSError) and str(error.filename).startswith(folder)
+            ):
+                raise write_error(path, error, needed) from error
+            raise
+        try:
+            _finish(path)
+        except OSError as error:  # the new store stays, and is put in its place later
+            raise write_error(path, error) from error
+        _remove(folder)
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _busy(path: str) -> StoreFormatError:
@@ -143,64 +147,68 @@ def require_replaceable(path: str, overwrite: bool, kind: str = RELEASE) -> None
         )
 
 
-def _finish(path: str) -> None:
-    """Continue a replacement, which may have been interrupted before any step."""
-    tmp, old = path + ".tmp", path + ".old"
-    if is_store(path):
-        _remove(old)
-    if _is_ours(tmp) and is_store(tmp):
+def _finish(path: str) -> bool:
+    """Continue the renames, which may have been interrupted before each.
+
+    Return whether a store was there to be renamed and is in its place.
+    """
+    folder = path + SUFFIX
+    old = os.path.join(folder, "old")
+    stores = [os.path.join(folder, name) for name in os.listdir(folder) if name.startswith("new-")]
+    new = next(filter(is_store, stores), None)
+    if new is not None and not os.path.lexists(old):
         if is_store(path):
-            # The mark moves with the old store, which may then be removed under its new name.
-            _mark(path)
             os.rename(path, old)
         elif os.path.lexists(path):
             os.rmdir(path)  # fails, as intended, unless the folder is empty
-        os.rename(tmp, path)
-    elif not os.path.lexists(path) and _is_ours(old) and is_store(old):
-        os.rename(old, path)
-    if is_store(path):
-        _remove(old)
-        with suppress(FileNotFoundError):
-            os.unlink(os.path.join(path, MARK))
-
-
-def _is_ours(folder: str) -> bool:
-    return os.path.isdir(folder) and (
-        os.path.exists(os.path.join(folder, MARK)) or not os.listdir(folder)
-    )
-
-
-def _mark(folder: str) -> None:
-    with open(os.path.join(folder, MARK), "ab"):
-        pass
+    put_aside = is_store(old)
+    if not os.path.lexists(path) and (new is not None or put_aside):
+        os.rename(new or old, path)
+    return (new is not None or put_aside) and is_store(path)
 
 
 def _remove(folder: str) -> None:
-    """Remove a folder of a replacement, its mark last, so that removal can be continued."""
-    if not _is_ours(folder):
-        return
-    for name in os.listdir(folder):
-        entry = os.path.join(folder, name)
-        if os.path.isdir(entry) and not os.path.islink(entry):
-            shutil.rmtree(entry)
-        elif name != MARK:
-            os.unlink(entry)
-    with suppress(FileNotFoundError):
-        os.unlink(os.path.join(folder, MARK))
-    os.rmdir(folder)
+    """Remove the folder of a replacement, which its lock guards to the end."""
+    deadline = time.monotonic() + _PATIENCE
+    while os.path.isdir(folder):
+        try:
+            for name in set(os.listdir(folder)) - {"lock"}:
+                # The root first: if this is interrupted, the rest is not taken for a store.
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    os.unlink(os.path.join(folder, name, "zarr.json"))
+                shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, "lock"))
+            os.rmdir(folder)
+        except OSError as error:
+            # After an error, threads of zarr may still be writing to it.
+            if time.monotonic() > deadline:
+                logger.warning("%s could not be removed (%s): remove it", folder, error)
+                return
+            time.sleep(0.01)
 
 
-def _is_locked(folder: str) -> bool:
-    """Whether the process that writes to a folder is alive."""
-    try:
-        mark = os.open(os.path.join(folder, MARK), os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        for _ in range(3):  # another reader may briefly hold the lock
-            if try_lock(mark):
-                return False
-            time.sleep(0.002)
-        return True
-    finally:
-        os.close(mark)
+def _lock(folder: str, create: bool) -> int | None:
+    """Lock the folder of a replacement until the file is closed; None if its writer is alive."""
+    name = os.path.join(folder, "lock")
+    for _ in range(50):  # whoever looks after an interrupted replacement holds the lock briefly
+        try:
+            if create:
+                os.makedirs(folder, exist_ok=True)
+            lock = os.open(name, os.O_RDWR | os.O_CREAT if create else os.O_RDONLY, 0o666)
+        except FileNotFoundError:
+            if create:
+                continue  # another process removed the folder
+            return None
+        try:
+            # Another process may have removed the file while this one waited for its lock.
+            if try_lock(lock) and os.path.samestat(os.fstat(lock), os.stat(name)):
+                return lock
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+        time.sleep(0.002)
+    return None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -15,6 +18,9 @@ import pandas as pd
 import xarray as xr
 import zarr
 from xarray.backends import BackendArray
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 
 from microns_xr import __version__
 from microns_xr.connectivity.arrays import (
@@ -45,11 +51,16 @@ from microns_xr.releases import papers_of
 from microns_xr.schema import validate
 from microns_xr.store import swap
 from microns_xr.store.format import (
+    CHECKSUMS_ATTR,
     FORMAT,
     FORMAT_ATTR,
+    ID_ATTR,
     OTHER,
+    compressors,
     json_attrs,
+    metadata_checksum,
     pattern_problem,
+    root_checksum,
 )
 from microns_xr.store.locate import Address, writable
 from microns_xr.store.open import LabelArray, StoredPairs
@@ -58,6 +69,7 @@ from microns_xr.store.stream import (
     ChunkPool,
     CopyWriter,
     GroupWriter,
+    PlannedGroup,
     arrays_of,
     narrowest,
     plan_copy,
@@ -193,7 +205,8 @@ def write_store(
         finish_store(root, attrs, consolidated)
 
     if store is None:
-        with swap.replacing(address, overwrite=overwrite) as folder:
+        needed = _bytes_of(plans, pairs) if pairs or connectivity is None else None
+        with swap.replacing(address, overwrite=overwrite, needed=needed) as folder:
             write(zarr.open_group(folder, mode="a", zarr_format=3), folder)
         return
     try:
@@ -204,6 +217,19 @@ def write_store(
             "there is never replaced; remove objects that an interrupted write has left"
         ) from err
     write(root, None)
+
+
+def _bytes_of(
+    plans: Iterable[PlannedGroup], pairs: tuple[Pattern, dict[str, np.ndarray]] | None
+) -> int:
+    """Return the bytes of all arrays, not compressed."""
+    n = sum(a.values.nbytes for p in plans for a in p.arrays if a.values is not None)
+    if pairs is None:
+        return n
+    pattern, values = pairs
+    # both copies: positions on both axes, and weights as int32 or float64
+    widths = [8 if stored.dtype.kind == "f" else 4 for stored in values.values()]
+    return n + 2 * pattern.nnz * (8 + sum(widths))
 
 
 def _check(parts: Mapping[str, xr.Dataset], address: str) -> None:
@@ -285,14 +311,59 @@ def _tables_of(parts: Iterable[xr.Dataset]) -> list[str]:
     return list(tables.values())
 
 
+def write_tree(
+    path: str | os.PathLike[str],
+    tree: xr.DataTree | xr.Dataset,
+    kind: str,
+    *,
+    overwrite: bool = True,
+) -> None:
+    """Write Datasets other than a release as a local store that xarray can read."""
+    tree = xr.DataTree(tree) if isinstance(tree, xr.Dataset) else tree
+    nodes = {node.path: node.to_dataset(inherit=False) for node in tree.subtree}
+    encoding = {
+        name: {
+            key: {"compressors": compressors(1 if v.dtype.kind == "O" else v.dtype.itemsize)}
+            for key, v in node.variables.items()
+        }
+        for name, node in nodes.items()
+    }
+    # The attributes of the root come last.
+    bare = xr.DataTree.from_dict({**nodes, "/": nodes["/"].drop_attrs(deep=False)})
+    attrs = json_attrs({**tree.attrs, swap.KIND_ATTR: kind}, kind)
+    with swap.replacing(swap.address_of(path), overwrite=overwrite, kind=kind) as folder:
+        # Chunks of zeros, too, so that a missing chunk is known to be lost.
+        settings = zarr.config.set({"array.write_empty_chunks": True})
+        # Threads of its own, so that none of them still writes when the folder is removed.
+        with settings, ThreadPoolExecutor(_THREADS) as pool, dask.config.set(pool=pool):
+            bare.to_zarr(folder, zarr_format=3, consolidated=False, encoding=encoding)
+        finish_store(zarr.open_group(folder, mode="r+"), attrs, consolidated=False)
+
+
 def finish_store(root: zarr.Group, attrs: Mapping[str, Any], consolidated: bool) -> None:
     """Write the attributes of the root, which mark the store as finished."""
+    attrs = {**attrs, ID_ATTR: uuid.uuid4().hex}
+    checksums = sync(_checksums(root.store)) | {"/": root_checksum(attrs)}
+    attrs[CHECKSUMS_ATTR] = [f"{checksum} {path}" for path, checksum in sorted(checksums.items())]
     if consolidated:
         with warnings.catch_warnings():
             # zarr warns that other implementations may not support consolidated metadata
             warnings.simplefilter("ignore")
             root = zarr.consolidate_metadata(root.store, path=root.path)
-    root.update_attributes(dict(attrs))
+    root.attrs.put(attrs)
+
+
+async def _checksums(store: Store) -> dict[str, str]:
+    """Return the checksum of the metadata of every group and array below the root."""
+    found = {}
+    async for key in store.list():
+        if key.endswith("/zarr.json"):
+            content = await store.get(key, default_buffer_prototype())
+            assert content is not None
+            found[key.removesuffix("/zarr.json")] = metadata_checksum(
+                json.loads(content.to_bytes())
+            )
+    return found
 
 
 def _pairs_of(connectivity: xr.Dataset) -> tuple[Pattern, dict[str, np.ndarray]]:

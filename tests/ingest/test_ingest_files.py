@@ -251,7 +251,7 @@ def test_another_writer_at_the_same_time(tmp_path, monkeypatch):
     """Between the look and the first folder another run may have begun."""
     (tmp_path / "s.csv").write_bytes(HEAD + LINE)
     monkeypatch.setattr(swap, "recover", lambda *_, **__: None)
-    os.makedirs(tmp_path / "s.zarr.tmp")
+    assert swap._lock(str(tmp_path / "s.zarr") + swap.SUFFIX, create=True)
     with pytest.raises(mx.errors.StoreFormatError, match="is being written by another process"):
         mx.ingest_synapses(tmp_path / "s.csv", UNITS, tmp_path / "s.zarr", progress=False)
 

@@ -42,6 +42,7 @@ def template_of(connectivity):
 def stream_store(path, connectivity, units, span: int, run_rows: int) -> None:
     """Write a store as a caller of the writers does: pairs by post, so many neurons at a time."""
     mx.write_store(path, units=units, connectivity=template_of(connectivity))
+    ex.as_early_store(path)
     root = zarr.open_group(str(path), mode="a")
     for axis in ("post", "pre"):
         for name in list(root[f"connectivity/by_{axis}"]):

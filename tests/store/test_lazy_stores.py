@@ -188,7 +188,7 @@ def test_a_lost_or_damaged_chunk_is_seen(copied, units, array):
         ):
             with pytest.raises(
                 mx.errors.StoreFormatError,
-                match=rf"by_post/{array} cannot be decoded .* has {length} bytes",
+                match=rf"by_post/{array} cannot be decoded .* (has {length} bytes|checksum)",
             ):
                 function()
 
@@ -217,6 +217,7 @@ def test_copies_that_differ_are_seen(copied, memory, units, tmp_path, few_units)
         memory, pre=memory.pre_nucleus_id[:700], post=memory.post_nucleus_id[:800]
     )
     mx.write_store(tmp_path / "t.zarr", units=few_units, connectivity=part)
+    ex.as_early_store(copied)
     shutil.rmtree(copied / "connectivity" / "by_pre")
     shutil.copytree(tmp_path / "t.zarr/connectivity/by_pre", copied / "connectivity/by_pre")
     connectivity = lz.connectivity_in(copied)
@@ -291,7 +292,8 @@ def test_a_bucket_is_read_lazily(spans, monkeypatch):
         ms.write("s3://data/a", shards=True, consolidated=True, **options)
         with bucket.asked() as seen:
             tree = mx.open_store("s3://data/a", lazy=True, **options)
-        assert [one.key for one in seen if one.key.endswith(".json")] == ["a/zarr.json"]
+        # once at the end, too, to see whether it is still the same store
+        assert [one.key for one in seen if one.key.endswith(".json")] == ["a/zarr.json"] * 2
         lazy = tree["connectivity"].to_dataset()
         assert lazy.synapse_size.data.npartitions > 5
         for connectivity in (lazy, pickle.loads(pickle.dumps(lazy)), copy.deepcopy(lazy)):

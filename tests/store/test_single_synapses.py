@@ -583,6 +583,7 @@ def test_damage_is_seen(three: str, damage, asked, message) -> None:
         Path(three, "synapses", damage).unlink()
     else:
         name, values = damage
+        ex.as_early_store(three)
         zarr.open_group(three, mode="a")[f"synapses/{name}"][:] = np.array(values)
     with pytest.raises(mx.errors.StoreFormatError, match=message):
         mx.select_synapses(three, **asked)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import itertools
 import json
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(path: str, written: Path) -> str:
-    """A store of all parts that a test may damage."""
+    """A store of all parts that a test may damage; without checksums, to see the other checks."""
     shutil.copytree(written, path)
+    ex.as_early_store(path)
     return path
 
 
@@ -116,6 +119,8 @@ def test_root_attributes_state_the_provenance(path: str) -> None:
         "MICrONS Consortium 2025, doi:10.1038/s41586-025-08790-w",
         "Wang et al. 2025, doi:10.1038/s41586-025-08829-y",
     ]
+    assert attrs.pop("microns_xr_checksums")[0].endswith(" /")
+    assert len(attrs.pop("microns_xr_id")) == 32
     assert mx.open_store(path).attrs == attrs
     tables = [{"name": "t", "rows": np.int64(2)}]
     layers = ex.layers().assign_attrs(source_tables=["nuclei", *tables])
@@ -376,17 +381,69 @@ def test_a_part_without_a_release_is_written(path: str) -> None:
         mx.write_store(path, units=ex.units(), layers=other)
 
 
-def test_an_error_while_writing_leaves_the_old_store(
+def test_a_failed_write_keeps_its_error_and_the_old_store(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where a thread still writes after the error; the next write is not hindered."""
+    mx.write_store(path, units=ex.units())
+    threads = []
+
+    def straggle(folder: Path) -> None:
+        for i in range(60):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / str(i)).touch()
+            time.sleep(0.002)
+
+    def fail(array: Any, *args: Any) -> None:
+        if not threads:
+            threads.append(threading.Thread(target=straggle, args=(array.store.root / "late",)))
+            threads[0].start()
+        raise MemoryError("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "_write_slice", fail)
+        with pytest.raises(MemoryError, match="no more"):
+            ex.write(path)
+    assert list(mx.open_store(path).children) == ["units"]
+    threads[0].join()
+    ex.write(path)
+    assert beside(path) == ["three.zarr"]
+    ex.assert_same_tree(mx.open_store(path))
+
+
+def test_no_thread_is_not_called_damage(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mx.write_store(path, units=ex.units())
 
-    def full(*args: Any) -> None:
-        raise OSError("no space left on device")
+    def none(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(stream, "_write_slice", full)
-    with pytest.raises(OSError, match="no space left"):
-        ex.write(path)
+    for where, call in (
+        ("concurrent.futures.ThreadPoolExecutor.submit", lambda: ex.write(path)),
+        ("asyncio.to_thread", lambda: mx.open_store(path)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, none)
+            with pytest.raises(RuntimeError, match=r"^can't start new thread$"):
+                call()
+    assert list(mx.open_store(path).children) == ["units"]
+    assert beside(path) == ["three.zarr"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_or_read_only_disk(path: str, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    mx.write_store(path, units=ex.units())
+
+    def refuse(array: Any, *args: Any) -> None:
+        raise OSError(number, os.strerror(number), str(array.store.root / "x"))
+
+    says = {
+        errno.ENOSPC: r"No space left.*: up to \d\.\d MB are needed, [\d,.]+ MB are free",
+        errno.EROFS: r"Read-only.*: choose a folder that you may write to",
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "_write_slice", refuse)
+        with pytest.raises(mx.errors.SourceError, match=rf"three\.zarr cannot .*{says[number]}"):
+            ex.write(path)
     assert beside(path) == ["three.zarr"]
     assert list(mx.open_store(path).children) == ["units"]
 
@@ -474,7 +531,7 @@ DAMAGE: dict[str, tuple[Any, ...]] = {
     "no array": (lambda p: _remove(p, "units/layer"), "'layer' is missing"),
     "metadata cut short": (
         lambda p: Path(p, "units/layer/zarr.json").write_text("{"),
-        "the metadata of 'layer' cannot be read",
+        "units/layer/zarr.json cannot be read",
     ),
     "unknown codec": (_unknown_codec, "the metadata of 'data' cannot be read"),
     "no list of arrays": (
@@ -565,6 +622,75 @@ def test_damage_is_named(store: str, case: str) -> None:
         assert word in str(caught.value), str(caught.value)
 
 
+def _flip(file: Path, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+def _read(path: Path, compressed: Any) -> dict[str, Any]:
+    tree = mx.open_store(path, compressed=compressed)
+    pairs = tree["connectivity"]["synapse_size"]
+    rest = tree["connectivity"].to_dataset().drop_vars(pairs.name)
+    return {
+        "sizes": pairs.data.todense().tolist(),
+        "attrs": tree.attrs,
+        "units": tree["units"].to_dataset(),
+        "rest": rest,
+    }
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_flipped_bit_is_an_error_or_changes_no_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: bool
+) -> None:
+    monkeypatch.setattr("microns_xr.store.format.INNER_CHUNK", 2)
+    units = ex.units()[["pt_root_id", "cell_type", "pref_ori"]]
+    connectivity = ex.connectivity().drop_vars("synapse_count")
+    path = tmp_path / "a.zarr"
+    mx.write_store(path, units=units, connectivity=connectivity, shards=shards)
+    right = {axis: _read(path, axis) for axis in ("post", "pre")}
+    rng = np.random.default_rng(7)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    root, n_errors = path / "zarr.json", 0
+    for i, file in enumerate([*files, *files, *[root] * 20]):
+        compressed = "pre" if "by_pre" in str(file) or (file == root and i % 2) else "post"
+        bit = int(rng.integers(8 * file.stat().st_size))
+        _flip(file, bit)
+        try:
+            found = _read(path, compressed)
+        except mx.errors.MicronsXrError:
+            n_errors += 1
+        else:
+            expected = right[compressed]
+            assert found["sizes"] == expected["sizes"], (file, bit)
+            assert found["attrs"] | expected["attrs"] == found["attrs"], (file, bit)
+            for part in ("units", "rest"):
+                xr.testing.assert_identical(found[part], expected[part])
+        _flip(file, bit)
+    assert n_errors > len(files)
+    _read(path, "post")
+
+
+def test_metadata_that_somebody_changed(path: str, written: Path) -> None:
+    shutil.copytree(written, path)
+    array = zarr.open_array(path, path="units/pref_ori", mode="r+")
+    array.update_attributes({"units": "radian"})
+    with pytest.raises(
+        mx.errors.StoreFormatError, match=r"metadata of 'units/pref_ori' .*changed by another"
+    ):
+        mx.open_store(path)
+    assert mx.open_store(written).attrs.keys().isdisjoint({"microns_xr_id", "microns_xr_checksums"})
+
+
+def test_releases_that_a_store_states_twice_are_compared(store: str) -> None:
+    _attrs(store, "units", materialization_version=943)
+    with pytest.raises(
+        mx.errors.StoreFormatError, match=r"materialization_version of units is 661, .*says 943"
+    ):
+        mx.open_store(store)
+
+
 @pytest.mark.parametrize("what", ["nothing", "file", "folder", "array", "zarr v2"])
 def test_what_is_not_a_store(path: str, what: str) -> None:
     if what == "file":
@@ -632,6 +758,7 @@ def test_threads_may_write_different_stores(tmp_path: Path) -> None:
 def test_row_counts_of_earlier_stores_are_not_numbers_of_synapses(tmp_path) -> None:
     path = tmp_path / "s.zarr"
     ex.write(path)
+    ex.as_early_store(path)
     for axis in ("post", "pre"):
         array = zarr.open_array(str(path), path=f"connectivity/by_{axis}/synapse_count")
         array.update_attributes({"counts": "rows of a table with one row per pair"})

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import store_examples as ex
 import xarray as xr
+from zarr.storage import MemoryStore
 
 import microns_xr as mx
 from microns_xr.store import swap
-from microns_xr.store.swap import MARK, is_store, recover, replacing
+from microns_xr.store.locate import CompleteStore
+from microns_xr.store.swap import SUFFIX, is_store, recover, replacing
 
 
 class PowerCut(BaseException):
@@ -62,7 +64,6 @@ def cut_before(monkeypatch: pytest.MonkeyPatch, step: int) -> list[str]:
     for name in ("rename", "unlink", "rmdir", "makedirs"):
         monkeypatch.setattr(swap.os, name, counted(name, getattr(os, name)))
     monkeypatch.setattr(swap.shutil, "rmtree", counted("rmtree", swap.shutil.rmtree))
-    monkeypatch.setattr(swap, "_mark", counted("mark", swap._mark))
     return done
 
 
@@ -87,7 +88,12 @@ def replace(path: str, word: str) -> None:
         Path(folder, "zarr.json").write_text('{"attributes": {"microns_xr_format": 1}}')
 
 
-STEPS = 12
+STEPS = 11
+
+
+def finished(path: str) -> bool:
+    """Whether a new store is complete but perhaps not in its place."""
+    return any(is_store(str(new)) for new in Path(path + SUFFIX).glob("new-*"))
 
 
 def test_the_steps_of_a_replacement(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,15 +101,12 @@ def test_the_steps_of_a_replacement(path: str, monkeypatch: pytest.MonkeyPatch) 
     put(path, "old")
     done = cut_before(monkeypatch, 99)
     replace(path, "new")
-    assert [step for step in done if step not in ("unlink", "rmdir")] == [
-        *("makedirs", "mark"),  # then the folder is written
-        *("mark", "rename", "rename", "rmtree"),
-    ]
-    assert done[-3:] == ["unlink", "rmdir", "unlink"]  # the mark, what it was in, the new one's
+    assert done[:6] == ["makedirs", "makedirs", "rename", "rename", "unlink", "rmtree"]
+    assert done[-2:] == ["unlink", "rmdir"]  # the lock last
     assert len(done) == STEPS
     assert word_of(path) == "new"
     assert beside(path) == ["a.zarr"]
-    assert MARK not in os.listdir(path)
+    assert sorted(os.listdir(path)) == ["units", "zarr.json"]
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -119,7 +122,7 @@ def test_interrupted_at_any_step(path: str, step: int, writing: bool, there: boo
             ended = True
         except PowerCut:
             ended = False
-    complete = ended or is_store(path + ".tmp") or (is_store(path) and word_of(path) == "new")
+    complete = ended or finished(path) or (is_store(path) and word_of(path) == "new")
     assert complete or not there or word_of(path) == "old"
     recover(path, writing=writing)
     if complete:
@@ -128,11 +131,9 @@ def test_interrupted_at_any_step(path: str, step: int, writing: bool, there: boo
         assert word_of(path) == "old"
     else:
         assert not os.path.exists(path)
-    leftovers = set(beside(path)) - {"a.zarr"}
     # a reader leaves a folder that is half-written, or may just have been begun, to the writer
-    assert leftovers == (set() if writing or complete else leftovers & {"a.zarr.tmp"})
-    if is_store(path):
-        assert MARK not in os.listdir(path)
+    left = set(beside(path)) - {"a.zarr"}
+    assert left <= ({"a.zarr" + SUFFIX} if not writing else set())
     replace(path, "newest")
     assert word_of(path) == "newest"
     assert beside(path) == ["a.zarr"]
@@ -150,7 +151,6 @@ def test_interrupted_again_while_it_is_finished(path: str, first: int, second: i
     recover(path, writing=True)
     assert word_of(path) in ("old", "new")
     assert beside(path) == ["a.zarr"]
-    assert MARK not in os.listdir(path)
 
 
 def test_an_exception_while_writing_leaves_nothing(path: str) -> None:
@@ -177,7 +177,7 @@ def test_a_refused_rename_is_an_error_and_finished_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(swap.os, "rename", refused)
-        with pytest.raises(PermissionError, match="rename refused"):
+        with pytest.raises(mx.errors.SourceError, match=r"a\.zarr cannot be .*rename refused"):
             replace(path, "new")
         recover(path)  # a reader that may not rename reads what is there
         assert word_of(path) == "old"
@@ -189,8 +189,9 @@ def test_a_refused_rename_is_an_error_and_finished_later(
 
 
 def test_an_old_store_put_aside_comes_back_when_there_is_no_new_one(path: str) -> None:
-    put(path + ".old", "old")
-    Path(path + ".old", MARK).touch()
+    os.makedirs(path + SUFFIX)
+    put(path + SUFFIX + "/old", "old")
+    Path(path + SUFFIX, "lock").touch()
     recover(path)
     assert word_of(path) == "old"
     assert beside(path) == ["a.zarr"]
@@ -200,14 +201,11 @@ def test_an_old_store_put_aside_comes_back_when_there_is_no_new_one(path: str) -
 def test_folders_that_somebody_made_are_never_changed(path: str, suffix: str) -> None:
     put(path, "mine")
     put(path + suffix, "my backup")
-    recover(path)
-    with pytest.raises(
-        mx.errors.StoreFormatError, match=rf"a\.zarr\{suffix} was not left by .*move it"
-    ):
-        mx.write_store(path, units=ex.units())
-    assert word_of(path) == "mine"
+    os.makedirs(path + suffix + suffix)
+    replace(path, "new")
+    assert word_of(path) == "new"
     assert word_of(path + suffix) == "my backup"
-    assert beside(path) == ["a.zarr", "a.zarr" + suffix]
+    assert beside(path) == ["a.zarr", "a.zarr" + suffix, "a.zarr" + suffix * 2]
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "link"])
@@ -266,33 +264,49 @@ def test_a_reader_waits_for_the_renames_of_a_live_writer(
 
     def renamed(seconds: float) -> None:
         waited.append(seconds)
-        if len(waited) == 9:
-            os.rename(path + ".tmp", path)
+        if seconds == 0.02 and not os.path.exists(path):
+            os.rename(folder, path)
 
-    monkeypatch.setattr(swap.time, "sleep", renamed)
     with replacing(path) as folder:
         put(folder, "new")
+        monkeypatch.setattr(swap.time, "sleep", renamed)
         recover(path)
-        assert len(waited) == 9
+        assert 0.02 in waited
         assert word_of(path) == "new"
 
 
 def test_a_reader_that_checks_the_lock_is_not_taken_for_a_writer(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(path + ".tmp", "new")
-    Path(path + ".tmp", MARK).touch()
-    other = os.open(Path(path + ".tmp", MARK), os.O_RDONLY)
+    os.makedirs(path + SUFFIX)
+    put(path + SUFFIX + "/new-1", "new")
+    Path(path + SUFFIX, "lock").touch()
+    other = os.open(Path(path + SUFFIX, "lock"), os.O_RDONLY)
     assert swap.try_lock(other)
     monkeypatch.setattr(swap.time, "sleep", lambda _: os.close(other))
     recover(path, writing=True)
     assert word_of(path) == "new"
-    # nor does a writer give up because a reader holds the lock for an instant
-    held = [True]
-    monkeypatch.setattr(swap.time, "sleep", lambda _: held.clear())
-    monkeypatch.setattr(swap, "try_lock", lambda _: not held)
-    replace(path, "newer")
-    assert not held
+
+
+def test_a_lock_whose_file_was_removed_is_taken_again(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening and locking it, another process may have finished a replacement."""
+    lock, calls = swap.try_lock, []
+
+    def removed(descriptor: int) -> bool:
+        calls.append(descriptor)
+        if len(calls) == 1:
+            os.unlink(path + SUFFIX + "/lock")
+        return lock(descriptor)
+
+    monkeypatch.setattr(swap, "try_lock", removed)
+    with replacing(path) as folder:
+        assert len(calls) == 2
+        with pytest.raises(mx.errors.StoreFormatError, match="being written by another process"):
+            replace(path, "mine")
+        put(folder, "new")
+    assert word_of(path) == "new"
 
 
 def test_without_file_locks_everything_else_is_the_same(
@@ -311,10 +325,75 @@ def test_opening_finishes_an_interrupted_write(path: str, monkeypatch: pytest.Mo
         _cut_at_rename(patch, 2)  # the old store is put aside, the new one not in its place
         with pytest.raises(PowerCut):
             mx.write_store(path, units=ex.units(), layers=ex.layers(), overwrite=True)
-    assert beside(path) == ["a.zarr.old", "a.zarr.tmp"]
+    assert beside(path) == ["a.zarr" + SUFFIX]
     tree = xr.open_datatree(path, engine="microns_xr")
     assert list(tree.children) == ["units", "layers"]
     assert beside(path) == ["a.zarr"]
+
+
+def _two(version: int) -> dict[str, xr.Dataset]:
+    """Parts of a release whose sizes say which one it is."""
+    units = ex.units()[["pt_root_id", "cell_type"]].drop_vars("n_scans")
+    connectivity = ex.connectivity()[["synapse_size"]].drop_vars(["pre_cell_type", "post_y"])
+    connectivity["synapse_size"] = connectivity.synapse_size * version
+    coords = {"materialization_version": version}
+    return {
+        "units": units.assign_coords(coords),
+        "connectivity": connectivity.assign_coords(coords),
+    }
+
+
+def _of_one(tree: Any) -> bool:
+    versions = {int(tree[name].materialization_version) for name in tree.children}
+    versions.add(tree.attrs["materialization_version"])
+    if (sizes := tree["connectivity"].synapse_size).chunks is None:
+        versions.add(int(sizes.data.data.max()) // ex.SIZE.max())
+    return len(versions) == 1
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("where", ["folder", "object store"])
+def test_an_open_is_of_one_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, lazy: bool
+) -> None:
+    """A writer that steps between any two reads: the store is replaced, then opened again."""
+    stores: list[Any] = [str(tmp_path / name) for name in "ab"]
+    if where == "object store":
+        stores = [MemoryStore(), MemoryStore()]
+    for store, version in zip(stores, (661, 943), strict=True):
+        mx.write_store(store, **_two(version))
+
+    def exchange() -> None:
+        if where == "folder":
+            for source, target in (("a", "c"), ("b", "a"), ("c", "b")):
+                os.rename(tmp_path / source, tmp_path / target)
+        else:
+            a, b = (store._store_dict for store in stores)
+            kept = dict(a)
+            for mapping, content in ((a, dict(b)), (b, kept)):
+                mapping.clear()
+                mapping.update(content)
+
+    reads: list[str] = []
+    at, read = 0, CompleteStore.get
+
+    async def stepped(self: Any, key: str, *args: Any, **options: Any) -> Any:
+        reads.append(key)
+        if len(reads) == at:
+            exchange()
+        return await read(self, key, *args, **options)
+
+    monkeypatch.setattr(CompleteStore, "get", stepped)
+    assert _of_one(mx.open_store(stores[0], lazy=lazy))
+    n, refused = len(reads), 0
+    for at in range(1, n + 1):
+        reads.clear()
+        try:
+            assert _of_one(mx.open_store(stores[0], lazy=lazy)), at
+        except mx.errors.StoreFormatError as error:
+            assert "has been replaced since it was opened: open it again" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused >= n - 1  # at the first read of a URL, it is still the other store
 
 
 KILLED = """
@@ -338,8 +417,8 @@ KILLED = """
     write.write_store(path, units=ex.units(), layers=ex.layers(), overwrite=True)
 """
 LEFT = [
-    (["a.zarr", "a.zarr.tmp"], ["units"]),
-    (["a.zarr.old", "a.zarr.tmp"], ["units", "layers"]),
+    (["a.zarr", "a.zarr" + SUFFIX], ["units"]),
+    (["a.zarr" + SUFFIX], ["units", "layers"]),
 ]
 
 

@@ -332,7 +332,7 @@ def test_a_table_of_nucleus_ids_needs_no_release(units):
     own = mx.as_units(pd.DataFrame({"nucleus_id": [11, 12, 13]}))
     table = pd.DataFrame({"id": [1, 2], "pre_nucleus_id": [11, 11], "post_nucleus_id": [12, 13], "size": [5, 7]})  # fmt: skip
     connectivity = mx.build_connectivity(table, own)
-    assert connectivity.synapse_size.sel(pre_nucleus_id=11).data.todense().tolist() == [5, 7]
+    assert connectivity.synapse_size.sel(pre_nucleus_id=11).values.tolist() == [5, 7]
     assert "datastack" not in connectivity.coords
     roots = table.rename(columns=lambda name: name.replace("nucleus", "pt_root"))
     with pytest.raises(mx.errors.ReleaseMismatchError, match="no coordinate 'datastack'"):

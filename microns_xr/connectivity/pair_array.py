@@ -91,6 +91,15 @@ class PairArray(sparse.GCXS):
             shape=self.shape, axis=self.axis, fill_value=fill_value,
         )  # fmt: skip
 
+    def _without_zeros(self) -> PairArray:
+        """Return the same values without stored zeros."""
+        keep = self.data != 0
+        n_before = np.concatenate([[0], np.cumsum(keep)]).astype(self.indptr.dtype)
+        return PairArray.of(
+            self.data[keep], self.indices[keep], n_before[self.indptr],
+            shape=self.shape, axis=self.axis, fill_value=self.fill_value,
+        )  # fmt: skip
+
     def ends(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the positions of every stored pair on both axes."""
         major = np.repeat(np.arange(self.indptr.size - 1, dtype=np.int32), np.diff(self.indptr))
@@ -578,7 +587,9 @@ def _elementwise(function: Callable[..., Any], *inputs: Any, name: Any = None) -
     result = np.asarray(function(*values))
     if result.shape != alike.data.shape:
         result = np.broadcast_to(result, alike.data.shape).copy()
-    return alike._with(result, fill)
+    alike = alike._with(result, fill)
+    # ``(a != b).nnz`` counts the pairs that differ, as in scipy.
+    return alike._without_zeros() if name is np.not_equal and len(arrays) == 2 else alike
 
 
 def _would_fill(name: Any, array: PairArray) -> SchemaError:

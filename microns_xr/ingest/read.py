@@ -89,7 +89,6 @@ class Layout:
     # role to column: "pre", "post", "size", and "count" and "id" if there are such
     columns: dict[str, str]
     points: tuple[str, ...]  # columns of the position: none, one or three
-    valid: tuple[str, ...] = ()  # the column that says which rows are valid, if there is one
 
 
 def find_files(
@@ -275,7 +274,7 @@ def _layout(file: InputFile, rows: Rows, positions: bool, singles: bool) -> Layo
             f"{POSITION if 'id' in columns else 'id'!r}, which single synapses need: leave out "
             "positions=, and keep='both'"
         )
-    return Layout(table.labels, table.rows, columns, points, ("valid",) * ("valid" in names))
+    return Layout(table.labels, table.rows, columns, points)
 
 
 # Blocks of a file to rows. Ids and sizes are exact integers; a size may be written ``12.0`` or
@@ -284,6 +283,7 @@ def _layout(file: InputFile, rows: Rows, positions: bool, singles: bool) -> Layo
 
 _BATCH_ROWS = 1 << 17
 _IDS = ("pre", "post", "id")
+_VALID = "valid"  # the column that says which rows of a table are valid
 _DIGITS = re.compile(r"(-?\d+)(\.\d*)?([eE][-+]?\d{1,4})?", re.ASCII)
 
 
@@ -294,7 +294,7 @@ class Block(NamedTuple):
     null: dict[str, np.ndarray]  # of "pre" and "post": bool, True where the id is missing
     bad: dict[int, str]  # rows that cannot be read, and the reason for a message
     points: Callable[[np.ndarray], list[pa.Array]]  # columns of the positions of some rows
-    valid: list[pa.Array]  # the column that says which rows are valid, if there is one
+    valid: Callable[[np.ndarray], pa.Array] | None  # which of some rows are valid, if stated
     begins: np.ndarray | None  # first byte of each row in the block; None for parquet
     size: int  # unpacked bytes; 0 for parquet
 
@@ -357,7 +357,7 @@ def _csv_block(lines: bytes, file: InputFile, layout: Layout) -> Block:
     data = np.frombuffer(lines, dtype=np.uint8)
     n = np.count_nonzero(data == _NEWLINE)  # four times faster than bytes.count
     role_of = {name: role for role, name in layout.columns.items()}
-    kind_of = dict.fromkeys([*layout.points, *layout.valid], _POINT)
+    kind_of = dict.fromkeys([*layout.points, _VALID], _POINT)
     kind_of |= {name: _ID if role in _IDS else _WHOLE for name, role in role_of.items()}
     needed = [role_of.get(name, name) for name in names if name in kind_of]
     kinds = np.array([kind_of.get(name, _SKIP) for name in names], dtype=np.int8)
@@ -390,7 +390,7 @@ def _csv_block(lines: bytes, file: InputFile, layout: Layout) -> Block:
         {side: null[side] for side in ("pre", "post")},
         bad,
         lambda rows: [_texts(data, *field_of[name][:, rows]) for name in layout.points],
-        [_texts(data, *field_of[name]) for name in layout.valid],
+        (lambda rows: _texts(data, *field_of[_VALID][:, rows])) if _VALID in names else None,
         begins,
         len(lines),
     )
@@ -522,12 +522,13 @@ def _parse(data, kinds, values, empty, fields, begins, states):  # type: ignore[
 
 
 def _parquet_jobs(file: InputFile, layout: Layout) -> Generator[Job, None, None]:
-    columns = [*layout.columns.values(), *layout.points, *layout.valid]
+    columns = [*layout.columns.values(), *layout.points]
     try:
         with _open(file.name, file.options) as opened:
             table = pq.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False)
-            for name in columns[: len(columns) - len(layout.valid)]:
+            for name in columns:
                 _require_type(table.schema_arrow.field(name), layout, file)
+            columns += [_VALID] * (_VALID in table.schema_arrow.names)
             n_rows = 0
             for batch in table.iter_batches(_BATCH_ROWS, columns=columns):
                 n_rows += batch.num_rows
@@ -585,7 +586,9 @@ def _parquet_block(batch: pa.RecordBatch, layout: Layout) -> Block:
         {side: null[side] for side in ("pre", "post")},
         bad,
         lambda rows: [batch.column(name).take(pa.array(rows)) for name in layout.points],
-        [batch.column(name) for name in layout.valid],
+        (lambda rows: batch.column(_VALID).take(pa.array(rows)))
+        if _VALID in batch.schema.names
+        else None,
         None,
         0,
     )
@@ -661,10 +664,23 @@ class Mapper:
         n = len(numbers["size"])
         good = np.ones(n, dtype=bool)
         good[list(bad)] = False
-        for column in block.valid:
-            words = column.dictionary_encode().to_pandas()
-            good &= ~is_false(words.replace("", None), "the column 'valid'")
-        n_invalid = n - len(bad) - int(np.count_nonzero(good))
+        n_invalid = 0
+        if block.valid is not None:
+            rows = np.flatnonzero(good)
+            codes_of, words = pd.factorize(
+                block.valid(rows).dictionary_encode().to_pandas().replace("", None)
+            )
+            for code, word in enumerate(words):
+                try:
+                    is_valid = not is_false(pd.Series([word]), "the column 'valid'").any()
+                except SchemaError:
+                    is_valid = False
+                    what = f"column 'valid' is {str(word)[:40]!r}, expected t or f, true or false"
+                    bad |= dict.fromkeys(rows[codes_of == code].tolist(), what)
+                else:
+                    n_invalid += 0 if is_valid else int(np.count_nonzero(codes_of == code))
+                if not is_valid:
+                    good[rows[codes_of == code]] = False
         both = known["pre"] & known["post"] & good
         keep = both if self._keep == "both" else known[self._keep] & good
         if self._layout.points:

@@ -271,6 +271,8 @@ def currents_by_angle(
     SchemaError
         If the currents are not (post_nucleus_id, angle), no neuron has a current, or groups are not
         labelled words.
+    UnknownLabelError
+        If none of the neurons is among the groups.
 
     Examples
     --------

@@ -204,7 +204,7 @@ def test_no_axon_is_complete_enough(three):
     units = make_units(LINE, ["none"] * 3)
     with pytest.raises(mx.errors.SchemaError, match=r"axon_not_complete_enough': 3.*'none': 3"):
         mx.analysis.connection_probability(three, units)
-    with pytest.raises(mx.errors.UnknownLabelError, match="no strategy_axon 'full'"):
+    with pytest.raises(mx.errors.SchemaError, match=r"axon_not_complete_enough': 3"):
         mx.analysis.connection_probability(three, units, presynaptic="full")
 
 

@@ -21,7 +21,7 @@ _ONE, _CODE = np.array([1]), np.array([0], np.int32)
 Lookup(_ONE, "ids").find(_ONE, 1)
 _FILE = read.InputFile("", 0, "csv", read.Header(("a", "b", "c"), ("",) * 3), 0, {})
 _ROLES = {"pre": "a", "post": "b", "size": "c"}
-read._csv_block(b"1,2,3\n", _FILE, read.Layout("pt_root_id", "synapse", _ROLES, (), ()))
+read._csv_block(b"1,2,3\n", _FILE, read.Layout("pt_root_id", "synapse", _ROLES, ()))
 spill.collate(np.array([0, 1]), _CODE, _ONE)
 spill._counting_sort(_CODE, 1)
 

@@ -480,7 +480,12 @@ def test_shapes_at_the_edge(tmp_path, few_units, name, monkeypatch):
     # and both copies written from either, whatever is left of an axis
     for part in ("without autapses", "no post"):
         with dask.config.set(scheduler="synchronous"):
-            mx.write_store(tmp_path / "b.zarr", units=few, connectivity=EDGES[part](lazy, rates))
+            mx.write_store(
+                tmp_path / "b.zarr",
+                units=few,
+                connectivity=EDGES[part](lazy, rates),
+                overwrite=True,
+            )
         lz.assert_same_pairs(
             EDGES[part](memory, rates), lz.connectivity_in(tmp_path / "b.zarr", lazy=False)
         )

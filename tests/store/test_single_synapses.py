@@ -296,7 +296,7 @@ def test_against_pandas(rows, shuffled, pre, post, scratch: Path) -> None:
     empty = ex.sparse_dataset(*[np.zeros((6, 3), dtype=int)] * 2, *axes.values())
     on_axes = mx.sum_synapses(synapses, mx.releases.stamp_release(empty, "minnie65_public", 1718))
     pd.testing.assert_frame_equal(mx.to_table(on_axes), mx.to_table(summed))
-    mx.write_store(scratch, units=ex.units().drop_vars(["datastack", "materialization_version"]),
+    mx.write_store(scratch, overwrite=True, units=ex.units().drop_vars(["datastack", "materialization_version"]),
                    connectivity=on_axes, synapses=synapses.isel(synapse=order))  # fmt: skip
     sources = [synapses.isel(synapse=order), scratch, mx.open_store(scratch, lazy=True)]
     sources += [mx.open_store(scratch)["synapses"].to_dataset().isel(synapse=order)]

@@ -765,7 +765,9 @@ def test_row_counts_of_earlier_stores_are_not_numbers_of_synapses(tmp_path) -> N
     for lazy in (False, True):
         found = mx.open_store(path, lazy=lazy)["connectivity"].to_dataset()
         assert list(found.data_vars) == ["synapse_size"]
-        mx.write_store(tmp_path / "again.zarr", units=ex.units(), connectivity=found)
+        mx.write_store(
+            tmp_path / "again.zarr", units=ex.units(), connectivity=found, overwrite=True
+        )
         again = mx.open_store(tmp_path / "again.zarr")["connectivity"].to_dataset()
         assert list(again.data_vars) == ["synapse_size"]
         assert not list((tmp_path / "again.zarr").rglob("synapse_count"))
@@ -781,7 +783,7 @@ def test_other_weights(tmp_path) -> None:
         path = tmp_path / f"{name}.zarr"
         if name == "computed":  # not as it was opened
             made = made.assign(big=made.big * 1)
-        mx.write_store(path, units=ex.units(), connectivity=made)
+        mx.write_store(path, units=ex.units(), connectivity=made, overwrite=True)
         group = zarr.open_group(str(path), mode="r", path="connectivity/by_pre")
         assert (group["data"].dtype, group["big"].dtype) == (np.float64, np.int64)
         assert group.attrs["data_variable"] == "strength"

@@ -374,7 +374,7 @@ def test_one_download_at_a_time(cave, tmp_path):
         release.download()
     assert set(release.download(progress=False))
     (tmp_path / "file").write_text("")
-    with pytest.raises(mx.errors.SourceError, match="cannot be written .*check the folder"):
+    with pytest.raises(mx.errors.SourceError, match=r"cannot be written .*check the folder"):
         release_of(cave, tmp_path / "file").download()
 
 

@@ -670,17 +670,17 @@ class Mapper:
             codes_of, words = pd.factorize(
                 block.valid(rows).dictionary_encode().to_pandas().replace("", None)
             )
-            for code, word in enumerate(words):
+            for k, word in enumerate(words):
                 try:
                     is_valid = not is_false(pd.Series([word]), "the column 'valid'").any()
                 except SchemaError:
                     is_valid = False
                     what = f"column 'valid' is {str(word)[:40]!r}, expected t or f, true or false"
-                    bad |= dict.fromkeys(rows[codes_of == code].tolist(), what)
+                    bad |= dict.fromkeys(rows[codes_of == k].tolist(), what)
                 else:
-                    n_invalid += 0 if is_valid else int(np.count_nonzero(codes_of == code))
+                    n_invalid += 0 if is_valid else int(np.count_nonzero(codes_of == k))
                 if not is_valid:
-                    good[rows[codes_of == code]] = False
+                    good[rows[codes_of == k]] = False
         both = known["pre"] & known["post"] & good
         keep = both if self._keep == "both" else known[self._keep] & good
         if self._layout.points:

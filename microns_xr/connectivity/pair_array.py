@@ -8,6 +8,7 @@ operations run on the kernels of this package. Reductions give dense arrays.
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -769,7 +770,8 @@ def _tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
 def _contract(pairs: PairArray, axis: int, values: np.ndarray, over: int) -> np.ndarray:
     """Return the sums over `axis` of the pairs, with the other axis of the pairs first."""
     values = np.moveaxis(values, over, 0)
-    table = np.ascontiguousarray(values.reshape(values.shape[0], -1))
+    n_columns = math.prod(values.shape[1:])
+    table = np.ascontiguousarray(values.reshape(values.shape[0], n_columns))
     whole = table.dtype.kind in "iub" and pairs.dtype.kind in "iub"
     if table.dtype != np.float32:
         table = table.astype(np.float64, copy=False)

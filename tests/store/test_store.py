@@ -156,7 +156,7 @@ def test_any_matrix_comes_back_from_both_copies(path: str, data: Any, in_memory:
     expected = ex.sparse_dataset(
         size, count, np.arange(n_pre) * 2, np.arange(n_post) + 7, compressed=in_memory
     )
-    mx.write_store(path, units=ex.units(), connectivity=expected)
+    mx.write_store(path, units=ex.units(), connectivity=expected, overwrite=True)
     for compressed in ("post", "pre"):
         found = mx.open_store(path, compressed=compressed)["connectivity"].to_dataset()  # type: ignore[arg-type]
         ex.assert_same_connectivity(found, expected)

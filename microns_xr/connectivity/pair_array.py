@@ -8,6 +8,7 @@ operations run on the kernels of this package. Reductions give dense arrays.
 from __future__ import annotations
 
 import copy
+import html
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -21,12 +22,12 @@ from microns_xr.connectivity import reduce
 from microns_xr.connectivity.kernels import contract_buffers
 from microns_xr.connectivity.sort import Rule, select_pairs, take_values, transpose_pattern
 from microns_xr.errors import SchemaError
+from microns_xr.schema import EXACT
 
 # Up to this size, 128 MB of float64, an array becomes dense where one is asked for, as for a plot.
 MAX_DENSE_CELLS = 1 << 24
 MAX_CELLS_ON_REQUEST = 1 << 31
 _INT32_MAX = np.iinfo(np.int32).max
-_EXACT = 1 << 53  # up to here float64 holds every integer
 
 # Where one of the operands of these is not stored there is no connection, whatever the other is.
 _PRODUCTS = (np.multiply, np.true_divide, np.floor_divide, np.remainder)
@@ -168,7 +169,7 @@ class PairArray(sparse.GCXS):
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        return f"<pre>{self!r}</pre>".replace("<PairArray", "&lt;PairArray").replace(">&", "&")
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
     # Selection.
 
@@ -552,7 +553,7 @@ def _elementwise(function: Callable[..., Any], *inputs: Any, name: Any = None) -
     first = arrays[0]
     if any(a.shape != first.shape for a in arrays):
         raise ValueError(f"sparse arrays have shapes {[a.shape for a in arrays]}, expected one")
-    alike, stored = _on_common_pairs([a.compress(first.axis) for a in arrays], name)
+    alike, stored = _on_common_pairs([a.compress(first.axis) for a in arrays])
     ends = alike.ends() if any(np.ndim(x) for x in inputs if not _is_sparse(x)) else None
     values, fills = [], []
     of_sparse = iter(zip(stored, arrays, strict=True))
@@ -606,7 +607,7 @@ def _is_sparse(x: Any) -> bool:
     return isinstance(x, sparse.SparseArray)
 
 
-def _on_common_pairs(arrays: list[PairArray], name: Any) -> tuple[PairArray, list[np.ndarray]]:
+def _on_common_pairs(arrays: list[PairArray]) -> tuple[PairArray, list[np.ndarray]]:
     """Return an array with the pairs that any of the arrays stores, and their values on them."""
     first = arrays[0]
     if all(_same_pairs(first, a) for a in arrays[1:]):
@@ -780,7 +781,7 @@ def _contract(pairs: PairArray, axis: int, values: np.ndarray, over: int) -> np.
         table, np.arange(table.shape[0], dtype=np.int32),
         over="major" if axis == pairs.axis else "minor",
     ).sums  # fmt: skip
-    if whole and np.abs(sums).max(initial=0) < _EXACT:
+    if whole and np.abs(sums).max(initial=0) < EXACT:
         sums = sums.astype(np.int64)
     return sums.reshape(sums.shape[0], *values.shape[1:])
 

@@ -379,7 +379,7 @@ def _is_longer(source: CaveSource, name: str, max_rows: int) -> bool:
 
 
 def _require_exact_ids(table: pa.Table, name: str) -> None:
-    """Raise if ids went through floats: from the folder they would be read again and again."""
+    """Raise if ids went through floats, since a table in the folder is read every time."""
     for column in table.column_names:
         if column != "id" and not column.endswith("_id"):
             continue

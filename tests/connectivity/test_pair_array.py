@@ -316,6 +316,10 @@ def test_files_name_the_store(large, tmp_path):
         large.to_netcdf(tmp_path / "large.nc")
 
 
+def test_repr_in_a_notebook_is_escaped(large):
+    assert large.data._repr_html_().startswith("<pre>&lt;PairArray: 94000 x 94000, 3 stored pairs")
+
+
 def test_what_is_not_supported_says_so(large):
     for typed in (lambda a: a.cumsum(PRE), lambda a: a.diff(PRE).rolling({PRE: 2}).sum()):
         with pytest.raises(TypeError, match=r"of a sparse array is not supported: .*mx\.to_table"):

@@ -408,7 +408,7 @@ def as_connectivity(
             codes[side][chosen] = of_chosen
     shape = (axes["pre"].size, axes["post"].size)
     for name, values in list(weights.items()) or [("", np.ones(n_rows, dtype=np.int64))]:
-        summed = sum_pairs(codes["post"], codes["pre"], values, counts, shape[1])
+        summed = sum_pairs(codes["post"], codes["pre"], values, counts, *shape[::-1])
         weights[name] = summed.sizes
     n_pairs = summed.indices.size
     if "" in weights:  # pairs without a weight

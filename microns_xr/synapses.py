@@ -198,8 +198,8 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         usable_threads(None, rows.n),
     )
     post, pre, size, count = (np.concatenate(part) for part in zip(*parts, strict=True))
-    summed = sum_pairs(post, pre, size, count, labels["post"].size)
     shape = (labels["pre"].size, labels["post"].size)
+    summed = sum_pairs(post, pre, size, count, *shape[::-1])
     result = connectivity_dataset(
         {"synapse_size": summed.sizes, "synapse_count": summed.counts},
         make_pattern(summed.indices, summed.indptr, shape, "post"),

@@ -284,11 +284,11 @@ def build_connectivity(
     if INVALID in synapses.attrs:
         dropped["not_valid"] = synapses.attrs[INVALID]
 
-    matrix = sum_pairs(codes["post"], codes["pre"], table.size, table.count, axes["post"].size)
+    shape = (axes["pre"].size, axes["post"].size)
+    matrix = sum_pairs(codes["post"], codes["pre"], table.size, table.count, *shape[::-1])
     weights = {"synapse_size": matrix.sizes}
     if _are_synapses(synapses, table, matrix.indices.size, int((~left_out).sum())):
         weights["synapse_count"] = matrix.counts
-    shape = (axes["pre"].size, axes["post"].size)
     dataset = connectivity_dataset(
         weights,
         make_pattern(matrix.indices, matrix.indptr, shape, "post"),

@@ -262,84 +262,84 @@ def sum_pairs(
     size: np.ndarray,
     count: np.ndarray | None,
     n_major: int,
+    n_minor: int,
     threads: int | None = None,
 ) -> SummedPairs:
     """Sort rows by pair and add up the rows of each pair; rows with a position < 0 are dropped."""
     n_threads = usable_threads(threads, major.size)
-    starts = _starts(major, minor, n_major, n_threads)
-    n = int(starts[-1])
-    # Minor, size and count of the rows of each neuron.
     summed = np.float64 if size.dtype.kind == "f" else np.int64
-    rows = (np.empty(n, np.int32), np.empty(n, summed), np.empty(n, np.int64))
-    counts = np.empty(0, dtype=np.int64) if count is None else count
-    free, lengths = starts[:-1].copy(), np.zeros(n_major, dtype=np.int64)
+    none = np.empty(0, dtype=np.int64)
+    counts = none if count is None else count
 
-    def work(lo: int, hi: int) -> None:
-        _group_rows(major, minor, size, counts, free, *rows, lo, hi)
-        _merge(starts, *rows, count is not None, lengths, lo, hi)
+    def buffers(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return (
+            np.empty(n, np.int32),
+            np.empty(n, summed),
+            np.empty(n if counts.size else 0, np.int64),
+        )
 
-    run_spans(work, balanced_spans(starts, n_threads), n_threads)
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    # The pairs of a neuron are at the beginning of its rows: close the gaps.
+    # Grouped by minor neuron, then by major neuron, each time in the order of the rows: within a
+    # major neuron the rows are then sorted by minor neuron.
+    starts = _starts(minor, major, n_minor, n_threads)
+    majors, *weights = buffers(int(starts[-1]))
+    grouped = (minor, major, size, counts, starts[:-1].copy(), majors, *weights)
+    spans = balanced_spans(starts, n_threads)
+    run_spans(lambda lo, hi: _group_rows(*grouped, lo, hi), spans, n_threads)
+    by_minor = starts
+    starts = _starts(majors, majors, n_major, n_threads)
+    minors, sizes, synapses = buffers(majors.size)
+    placed = (majors, by_minor, starts[:-1].copy(), minors, none, *weights, sizes, synapses)
+    spans = balanced_spans(starts, n_threads)
+    run_spans(lambda lo, hi: _place(*placed, lo, hi), spans, n_threads)
+    lengths = np.zeros(n_major + 1, dtype=np.int64)
+    run_spans(lambda lo, hi: _count_distinct(starts, minors, lengths, lo, hi), spans, n_threads)
+    indptr = np.cumsum(lengths)
     n = int(indptr[-1])
-    to = (np.empty(n, np.int32), np.empty(n, summed), np.empty(n, np.int64))
-    buffers = (starts, indptr, *rows, *to)
-    run_spans(
-        lambda lo, hi: _close(*buffers, lo, hi),
-        balanced_spans(indptr, n_threads),
-        n_threads,
-    )
-    return SummedPairs(to[0], indptr, *to[1:])
+    sums = SummedPairs(np.empty(n, np.int32), indptr, np.empty(n, summed), np.empty(n, np.int64))
+    rows = (starts, minors, sizes, synapses)
+    run_spans(lambda lo, hi: _add_up(*rows, *sums, lo, hi), spans, n_threads)
+    return sums
 
 
 @numba.njit(nogil=True, cache=True)
 def _group_rows(  # type: ignore[no-untyped-def]
-    major, minor, size, count, free, to_minor, to_size, to_count, lo, hi
+    key, other, size, count, free, to_other, to_size, to_count, lo, hi
 ):
-    for r in range(major.size):
-        m = major[r]
-        if lo <= m < hi and minor[r] >= 0:
+    for r in range(key.size):
+        m = key[r]
+        if lo <= m < hi and other[r] >= 0:
             to = free[m]
             free[m] = to + 1
-            to_minor[to] = minor[r]
+            to_other[to] = other[r]
             to_size[to] = size[r]
             if count.size:
                 to_count[to] = count[r]
 
 
 @numba.njit(nogil=True, cache=True)
-def _merge(starts, minor, size, count, has_count, lengths, lo, hi):  # type: ignore[no-untyped-def]
+def _count_distinct(starts, minor, lengths, lo, hi):  # type: ignore[no-untyped-def]
     for m in range(lo, hi):
-        start, stop = starts[m], starts[m + 1]
-        # Partner and row number in one integer: sorting these is faster than an argsort.
-        keys = np.empty(stop - start, dtype=np.int64)
-        for k in range(keys.size):
-            keys[k] = np.int64(minor[start + k]) << 32 | k
-        keys.sort()
-        sizes, counts = size[start:stop].copy(), count[start:stop].copy()
-        n = start
-        before = np.int64(-1)
-        for key in keys:
-            row = key & 0xFFFFFFFF
-            synapses = counts[row] if has_count else 1
-            if key >> 32 == before:
-                size[n - 1] += sizes[row]
-                count[n - 1] += synapses
-            else:
-                before = key >> 32
-                minor[n] = before
-                size[n] = sizes[row]
-                count[n] = synapses
-                n += 1
-        lengths[m] = n - start
+        before = np.int32(-1)
+        for r in range(starts[m], starts[m + 1]):
+            lengths[m + 1] += minor[r] != before
+            before = minor[r]
 
 
 @numba.njit(nogil=True, cache=True)
-def _close(  # type: ignore[no-untyped-def]
-    starts, indptr, minor, size, count, to_minor, to_size, to_count, lo, hi
+def _add_up(  # type: ignore[no-untyped-def]
+    starts, minor, size, count, to_minor, indptr, to_size, to_count, lo, hi
 ):
     for m in range(lo, hi):
-        for k in range(indptr[m + 1] - indptr[m]):
-            to_minor[indptr[m] + k] = minor[starts[m] + k]
-            to_size[indptr[m] + k] = size[starts[m] + k]
-            to_count[indptr[m] + k] = count[starts[m] + k]
+        n = indptr[m] - 1
+        before = np.int32(-1)
+        for r in range(starts[m], starts[m + 1]):
+            synapses = count[r] if count.size else 1
+            if minor[r] == before:
+                to_size[n] += size[r]
+                to_count[n] += synapses
+            else:
+                n += 1
+                before = minor[r]
+                to_minor[n] = before
+                to_size[n] = size[r]
+                to_count[n] = synapses

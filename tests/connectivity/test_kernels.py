@@ -292,7 +292,7 @@ def test_sums_by_neuron_and_by_group(seed, n_major, n_minor, threads):
 def test_rows_are_sorted_and_summed(rows, threads, with_count):
     major, minor, size, count = np.array(rows, dtype=np.int64).reshape(-1, 4).T
     ends = major.astype(np.int32), minor.astype(np.int32)
-    found = sum_pairs(*ends, size, count if with_count else None, 5, threads)
+    found = sum_pairs(*ends, size, count if with_count else None, 5, 7, threads)
     expected: dict[tuple[int, int], list[int]] = {}
     for a, b, s, c in rows:
         if a >= 0 and b >= 0:

@@ -16,7 +16,6 @@ from read_only import read_only
 import microns_xr as mx
 from microns_xr.files import locked
 from microns_xr.sources.cache import CachedSource
-from microns_xr.sources.net import Retry
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,10 @@ def cave(tables):
 
 def release_of(server, datadir, token="secret0token"):
     source = mx.sources.CaveSource(
-        1718, server_address=server.url, auth_token=token, retry=Retry(sleep=lambda _: None)
+        1718,
+        server_address=server.url,
+        auth_token=token,
+        retry=mx.sources.Retry(sleep=lambda _: None),
     )
     return mx.Release(1718, datadir=datadir, source=source)
 

@@ -281,14 +281,15 @@ def sum_pairs(
     # Grouped by minor neuron, then by major neuron, each time in the order of the rows: within a
     # major neuron the rows are then sorted by minor neuron.
     starts = _starts(minor, major, n_minor, n_threads)
-    majors, *weights = buffers(int(starts[-1]))
-    grouped = (minor, major, size, counts, starts[:-1].copy(), majors, *weights)
+    by_minor = buffers(int(starts[-1]))
+    grouped = (minor, major, size, counts, starts[:-1].copy(), *by_minor)
     spans = balanced_spans(starts, n_threads)
     run_spans(lambda lo, hi: _group_rows(*grouped, lo, hi), spans, n_threads)
-    by_minor = starts
+    majors, indptr = by_minor[0], starts
     starts = _starts(majors, majors, n_major, n_threads)
     minors, sizes, synapses = buffers(majors.size)
-    placed = (majors, by_minor, starts[:-1].copy(), minors, none, *weights, sizes, synapses)
+    free = starts[:-1].copy()
+    placed = (majors, indptr, free, minors, none, *by_minor[1:], sizes, synapses)
     spans = balanced_spans(starts, n_threads)
     run_spans(lambda lo, hi: _place(*placed, lo, hi), spans, n_threads)
     lengths = np.zeros(n_major + 1, dtype=np.int64)

@@ -4,9 +4,10 @@ from microns_xr.sources.archive import ArchiveSource
 from microns_xr.sources.cave import CaveSource
 from microns_xr.sources.demo import DemoSource
 from microns_xr.sources.directory import DirectorySource
+from microns_xr.sources.net import Retry
 from microns_xr.sources.tables import TableSource
 
-__all__ = ["ArchiveSource", "CaveSource", "DemoSource", "DirectorySource", "TableSource"]
+__all__ = ["ArchiveSource", "CaveSource", "DemoSource", "DirectorySource", "Retry", "TableSource"]
 
 
 def __dir__() -> list[str]:

@@ -26,7 +26,7 @@ import requests
 from microns_xr.errors import MicronsXrError, SchemaError, SourceError, whole_number
 from microns_xr.frames import RESOLUTION
 from microns_xr.releases import datastack_entry
-from microns_xr.sources.net import BadAnswer, Refused, Retry, describe
+from microns_xr.sources.net import BadAnswer, Refused, Retry, attempt, describe
 from microns_xr.sources.synapse_plan import split_range
 from microns_xr.sources.tables import (
     TABLE_NAME,
@@ -389,7 +389,8 @@ class CaveSource(TableSource):
                     raise
                 raise BadAnswer(f"the answer is of another form ({describe(error)})") from None
 
-        return self.retry.call(
+        return attempt(
+            self.retry,
             ask_checked,
             f"{what} of {self.datastack} v{self.version}",
             advice=_advice(self.datastack, self.version),
@@ -697,7 +698,7 @@ def fetch_table(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]
         return table, {"resolution_nm": stated.pop(), "queries": len(answers)}
 
     what = f"the table {name} of {source.datastack} v{source.version}"
-    return source.retry.call(ask, what, at_most=_TABLE_ATTEMPTS)
+    return attempt(source.retry, ask, what, at_most=_TABLE_ATTEMPTS)
 
 
 def _require_ids(answer: Answer) -> None:

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from microns_xr.errors import SourceError
 from microns_xr.files import one_thread, read_json, try_lock, write_file
-from microns_xr.sources.net import BadAnswer, Refused, Retry, classify, describe, status_of
+from microns_xr.sources.net import BadAnswer, Refused, Retry, attempt, classify, describe, status_of
 
 _READ_BYTES = 64 << 10  # the most that is lost when a connection breaks off
 _RANGE_BYTES = 8 << 20  # per request, where a protocol reads ranges
@@ -351,7 +351,7 @@ def exists(url: str, *, retry: Retry, **options: Any) -> bool:
             raise
         return True
 
-    return retry.call(ask, display_url(url), clean=clean_urls)
+    return attempt(retry, ask, display_url(url), clean=clean_urls)
 
 
 def list_names(url: str, *, retry: Retry, **options: Any) -> list[str] | None:
@@ -359,7 +359,7 @@ def list_names(url: str, *, retry: Retry, **options: Any) -> list[str] | None:
     remote = open_remote(url, **options)
     if isinstance(remote, HttpFile):
         return None
-    return retry.call(remote.names, display_url(url), clean=clean_urls)
+    return attempt(retry, remote.names, display_url(url), clean=clean_urls)
 
 
 # ------------------------------------------------------------------------------------ files here
@@ -440,7 +440,8 @@ def fetch_file(
             with bar, _open_part(path) as part:
                 remote = open_remote(url, **options)
                 fetch = _Fetch(remote, display_url(url), path, part, sha256, bar)
-                return (retry or Retry()).call(
+                return attempt(
+                    retry or Retry(),
                     fetch.attempt,
                     fetch.url,
                     advice=_ADVICE,

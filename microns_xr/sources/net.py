@@ -112,9 +112,25 @@ def _retry_after(error: BaseException) -> float:
 
 @dataclass
 class Retry:
-    """How often to try a request, and how many seconds to wait: from `base` up to `cap`.
+    """How often to try a request, and how long to wait in between.
 
     A server that cannot be reached is tried twice only, unless it has answered before.
+
+    Parameters
+    ----------
+    attempts : int, optional
+        Number of attempts, the first included.
+    base, cap : float, optional
+        Seconds to wait after the first failure, doubled after each of the next, and the most of
+        them. A server that says how long to wait (``Retry-After``) is waited for, up to `cap`.
+    sleep : callable, optional
+        What waits for a number of seconds.
+
+    Examples
+    --------
+    >>> import microns_xr as mx
+    >>> patient = mx.sources.Retry(attempts=20, cap=600)
+    >>> source = mx.sources.ArchiveSource(1507, retry=patient)
     """
 
     attempts: int = 10
@@ -123,78 +139,80 @@ class Retry:
     sleep: Callable[[float], Any] = field(default=time.sleep, repr=False)
     answered: bool = field(default=False, init=False, repr=False, compare=False)
 
-    def _wait(self, state: tenacity.RetryCallState) -> float:
+
+def attempt(
+    retry: Retry,
+    ask: Callable[[], Result],
+    what: str,
+    *,
+    advice: Mapping[int, str] | None = None,
+    clean: Callable[[str], str] = str,
+    at_most: int | None = None,
+    progressed: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Make a request until it succeeds, is refused, or has failed too often.
+
+    `advice` maps a status to a hint, `clean` removes secrets from a text. An attempt after
+    which `progressed` is true, such as one that fetched part of a file, does not count.
+    """
+    most = max(1, min(retry.attempts, at_most or retry.attempts))
+
+    def limit() -> int:
+        return most if retry.answered else min(most, _UNREACHABLE_ATTEMPTS)
+
+    def is_transient(state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        if not isinstance(error, Exception) or classify(error) != "transient":
+            return False
+        if has_progressed := progressed():
+            state.attempt_number = 0
+        retry.answered |= has_progressed or not _UNREACHABLE.search(str(error))
+        return True
+
+    def log(state: tenacity.RetryCallState) -> None:
         assert state.outcome is not None
-        backoff = tenacity.wait_exponential(multiplier=self.base, max=self.cap)(state)
-        retry_after = _retry_after(state.outcome.exception() or BadAnswer())
-        # Jitter, so that clients do not all come back at the same moment.
-        return max(backoff * random.uniform(0.5, 1.0), min(retry_after, self.cap))
+        logger.log(
+            logging.WARNING if retry.answered else logging.INFO,
+            "%s: %s; retrying in %.1f s (attempt %d of %d)",
+            what, clean(describe(state.outcome.exception() or BadAnswer())),
+            state.upcoming_sleep, state.attempt_number + 1, limit(),
+        )  # fmt: skip
 
-    def call(
-        self,
-        ask: Callable[[], Result],
-        what: str,
-        *,
-        advice: Mapping[int, str] | None = None,
-        clean: Callable[[str], str] = str,
-        at_most: int | None = None,
-        progressed: Callable[[], bool] = lambda: False,
-    ) -> Result:
-        """Make a request until it succeeds, is refused, or has failed too often.
-
-        `advice` maps a status to a hint, `clean` removes secrets from a text. An attempt after
-        which `progressed` is true, such as one that fetched part of a file, does not count.
-        """
-        most = max(1, min(self.attempts, at_most or self.attempts))
-
-        def limit() -> int:
-            return most if self.answered else min(most, _UNREACHABLE_ATTEMPTS)
-
-        def is_transient(state: tenacity.RetryCallState) -> bool:
-            error = state.outcome.exception() if state.outcome else None
-            if not isinstance(error, Exception) or classify(error) != "transient":
-                return False
-            if has_progressed := progressed():
-                state.attempt_number = 0
-            self.answered |= has_progressed or not _UNREACHABLE.search(str(error))
-            return True
-
-        def log(state: tenacity.RetryCallState) -> None:
-            assert state.outcome is not None
-            logger.log(
-                logging.WARNING if self.answered else logging.INFO,
-                "%s: %s; retrying in %.1f s (attempt %d of %d)",
-                what, clean(describe(state.outcome.exception() or BadAnswer())),
-                state.upcoming_sleep, state.attempt_number + 1, limit(),
-            )  # fmt: skip
-
-        retrying = tenacity.Retrying(
-            retry=is_transient,
-            stop=lambda state: state.attempt_number >= limit(),
-            wait=self._wait,
-            sleep=self.sleep,
-            before_sleep=log,
-            reraise=True,
-        )
-        try:
-            result = retrying(ask)
-            self.answered = True
-            return result
-        except Exception as error:
-            kind, text = classify(error), clean(describe(error))
-            if kind == "local":
-                raise
-            hint = (advice or {}).get(status_of(error) or 0)
-            unreachable = None if self.answered else _UNREACHABLE.search(str(error))
-        # Raised outside of the except block: its traceback refers to frames that hold a token.
-        if kind == "refused":
-            raise SourceError(f"{what}: {text}" + (f": {hint}" if hint else ""))
-        if unreachable:
-            raise IncompleteDownloadError(
-                f"{what}: the server cannot be reached ({unreachable[0]}): check the address and "
-                "the network"
-            )
+    retrying = tenacity.Retrying(
+        retry=is_transient,
+        stop=lambda state: state.attempt_number >= limit(),
+        wait=lambda state: _wait(retry, state),
+        sleep=retry.sleep,
+        before_sleep=log,
+        reraise=True,
+    )
+    try:
+        result = retrying(ask)
+        retry.answered = True
+        return result
+    except Exception as error:
+        kind, text = classify(error), clean(describe(error))
+        if kind == "local":
+            raise
+        hint = (advice or {}).get(status_of(error) or 0)
+        unreachable = None if retry.answered else _UNREACHABLE.search(str(error))
+    # Raised outside of the except block: its traceback refers to frames that hold a token.
+    if kind == "refused":
+        raise SourceError(f"{what}: {text}" + (f": {hint}" if hint else ""))
+    if unreachable:
         raise IncompleteDownloadError(
-            f"{what}: {text} ({limit()} attempts): the service or the network is failing; "
-            "run the same again later, data that has arrived is kept"
+            f"{what}: the server cannot be reached ({unreachable[0]}): check the address and "
+            "the network"
         )
+    raise IncompleteDownloadError(
+        f"{what}: {text} ({limit()} attempts): the service or the network is failing; "
+        "run the same again later, data that has arrived is kept"
+    )
+
+
+def _wait(retry: Retry, state: tenacity.RetryCallState) -> float:
+    assert state.outcome is not None
+    backoff = tenacity.wait_exponential(multiplier=retry.base, max=retry.cap)(state)
+    retry_after = _retry_after(state.outcome.exception() or BadAnswer())
+    # Jitter, so that clients do not all come back at the same moment.
+    return max(backoff * random.uniform(0.5, 1.0), min(retry_after, retry.cap))

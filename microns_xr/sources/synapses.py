@@ -69,7 +69,7 @@ from microns_xr.files import (
 from microns_xr.frames import RESOLUTION
 from microns_xr.provenance import release_of
 from microns_xr.sources.cave import CaveSource
-from microns_xr.sources.net import BadAnswer
+from microns_xr.sources.net import BadAnswer, attempt
 from microns_xr.sources.synapse_plan import (
     Piece,
     Side,
@@ -865,7 +865,7 @@ class _Download:
 
         what = f"{request.table}, " + (f"{len(piece)} {side} roots" if side else "all")
         what += f", synapses {piece.id_from} to {piece.id_below}" if piece.is_range else ""
-        found = self.service.retry.call(ask, what, at_most=_ATTEMPTS)
+        found = attempt(self.service.retry, ask, what, at_most=_ATTEMPTS)
         if found is None:
             return
         rows, resolution = found

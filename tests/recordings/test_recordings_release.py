@@ -14,7 +14,6 @@ from file_server import FileServer
 import microns_xr as mx
 from microns_xr.release import rates_of_fits, recording_files
 from microns_xr.sources.fetch import file_name
-from microns_xr.sources.net import Retry
 from microns_xr.sources.tables import write_table_file
 
 TABLE = "tuning_curves_fitted_v1"
@@ -47,7 +46,7 @@ def server():
 
 
 def patient():
-    return Retry(attempts=6, sleep=lambda _: None)
+    return mx.sources.Retry(attempts=6, sleep=lambda _: None)
 
 
 def fits_of(source, names=None):
@@ -295,7 +294,7 @@ def test_recordings_are_downloaded_in_pieces_and_checked(server, recorded, tmp_p
 def test_a_download_that_ends_is_continued_by_the_next(server, recorded, tmp_path):
     body = recorded.read_bytes()
     url = server.put("/microns.h5", body, cuts=[len(body) // 2, 0, 0, 0])
-    once = Retry(attempts=2, sleep=lambda _: None)
+    once = mx.sources.Retry(attempts=2, sleep=lambda _: None)
     with pytest.raises(mx.errors.IncompleteDownloadError):
         mx.recordings.download(tmp_path, url, retry=once, progress=False)
     assert not (tmp_path / "microns.h5").exists()

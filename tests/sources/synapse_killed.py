@@ -13,14 +13,13 @@ from synapse_service import MemoryService
 
 import microns_xr as mx
 from microns_xr.sources import synapses
-from microns_xr.sources.net import Retry
 from microns_xr.sources.synapses import download_synapses
 
 
 def from_server(url: str, folder: str, post: list[int], batch: int) -> None:
     """Download through the real client."""
     with mx.sources.CaveSource(
-        1718, server_address=url, auth_token="t", retry=Retry(base=0.01)
+        1718, server_address=url, auth_token="t", retry=mx.sources.Retry(base=0.01)
     ) as source:
         download_synapses(source, folder, post=post, batch=batch, workers=3, progress=False)
 

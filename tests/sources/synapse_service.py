@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from microns_xr.sources.net import Retry
+import microns_xr as mx
 
 ROOT = 864_691_135_000_000_000  # float64 holds only every 128th id of this size
 COLUMNS = ["id", "pre_pt_root_id", "post_pt_root_id", "size"]
@@ -72,7 +72,9 @@ class MemoryService:
     trouble: Callable[[Asked, pd.DataFrame | None], pd.DataFrame | None] | None = None
     asked: list[Asked] = field(default_factory=list)
     seed: int = 0
-    retry: Retry = field(default_factory=lambda: Retry(attempts=4, sleep=lambda seconds: None))
+    retry: mx.sources.Retry = field(
+        default_factory=lambda: mx.sources.Retry(attempts=4, sleep=lambda seconds: None)
+    )
 
     def __post_init__(self):
         self._lock = threading.Lock()

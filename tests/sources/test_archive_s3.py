@@ -9,7 +9,7 @@ import pytest
 
 import microns_xr as mx
 from microns_xr.sources.fetch import _cloud_errors, fetch_file, open_remote
-from microns_xr.sources.net import Retry, classify, status_of
+from microns_xr.sources.net import classify, status_of
 
 pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'microns-xr[cloud]'")
 moto = pytest.importorskip(
@@ -44,7 +44,7 @@ def archive(options, folder, version=661) -> mx.sources.ArchiveSource:
         url="s3://archive",
         folder=folder,
         storage_options=options,
-        retry=Retry(attempts=3, sleep=lambda seconds: None),
+        retry=mx.sources.Retry(attempts=3, sleep=lambda seconds: None),
         progress=False,
     )
 

@@ -18,12 +18,11 @@ from pandas.testing import assert_frame_equal
 import microns_xr as mx
 from microns_xr.sources import postgres_csv
 from microns_xr.sources.cache import CachedSource
-from microns_xr.sources.net import Retry
 from microns_xr.sources.postgres_csv import Header, parse_header, read_archived, read_blocks
 
 
-def retry() -> Retry:
-    return Retry(attempts=4, sleep=lambda seconds: None)
+def retry() -> mx.sources.Retry:
+    return mx.sources.Retry(attempts=4, sleep=lambda seconds: None)
 
 
 @pytest.fixture

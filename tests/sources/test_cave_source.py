@@ -17,7 +17,7 @@ from cave_server.sample import N_SYNAPSES, NUCLEI, ROOT, STATUS, SYNAPSES, TYPES
 
 import microns_xr as mx
 from microns_xr.sources.cave import Answer, CheckedSession, Secret, read_answer
-from microns_xr.sources.net import BadAnswer, Refused, Retry
+from microns_xr.sources.net import BadAnswer, Refused
 from microns_xr.sources.tables import plain_types
 
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -45,7 +45,11 @@ def no_sleep(seconds: float) -> None:
 
 
 def source_of(server, version=1718, **options):
-    options = {"auth_token": "none", "retry": Retry(attempts=4, sleep=no_sleep), **options}
+    options = {
+        "auth_token": "none",
+        "retry": mx.sources.Retry(attempts=4, sleep=no_sleep),
+        **options,
+    }
     return mx.sources.CaveSource(version, server_address=server.url, **options)
 
 
@@ -333,7 +337,7 @@ def test_json_of_another_form_is_an_error_of_the_package(cave, path):
         truth = ASKED[path](source)
     for shape in SHAPES:
         for status in (200, 404):
-            with source_of(cave, retry=Retry(attempts=2, sleep=no_sleep)) as source:
+            with source_of(cave, retry=mx.sources.Retry(attempts=2, sleep=no_sleep)) as source:
                 cave.faults.add("status", match=path, status=status, body=shape, times=9)
                 try:
                     found = ASKED[path](source)
@@ -396,7 +400,7 @@ def test_a_wrong_address_is_given_up_soon():
     waits = []
 
     def tables_at(address):
-        options = {"auth_token": "none", "retry": Retry(sleep=waits.append)}
+        options = {"auth_token": "none", "retry": mx.sources.Retry(sleep=waits.append)}
         return mx.sources.CaveSource(1718, server_address=address, **options).available_tables()
 
     message = r"connection to the service.* cannot be reached"
@@ -577,7 +581,7 @@ def test_copies_and_pickles(guarded):
         with copy.copy(source) as same, copy.deepcopy(source) as deep:
             assert same.count(NUCLEI) == deep.count(NUCLEI) == 4
         with pickle.loads(
-            pickle.dumps(source_of(guarded, auth_token=TOKEN, retry=Retry()))
+            pickle.dumps(source_of(guarded, auth_token=TOKEN, retry=mx.sources.Retry()))
         ) as thawed:
             assert (thawed.version, thawed.server_address) == (1718, guarded.url)
             with pytest.raises(mx.errors.SourceError, match="401"):

@@ -21,7 +21,6 @@ import microns_xr as mx
 from microns_xr.releases import MINIMUM_ROLES
 from microns_xr.sources.cache import CachedSource, table_names
 from microns_xr.sources.cave import Answer, fetch_table
-from microns_xr.sources.net import Retry
 
 NAMES = [NUCLEI, TYPES, STATUS, SYNAPSES]
 
@@ -41,7 +40,7 @@ def no_sleep(seconds: float) -> None:
 
 
 def source_of(server: CaveServer, **options) -> mx.sources.CaveSource:
-    retry = Retry(attempts=4, sleep=no_sleep)
+    retry = mx.sources.Retry(attempts=4, sleep=no_sleep)
     options = {"auth_token": "none", "retry": retry, **options}
     return mx.sources.CaveSource(server.service.version, server_address=server.url, **options)
 
@@ -62,7 +61,7 @@ class Rows(mx.sources.CaveSource):
     """A service in memory: cuts at its limit, in a random order."""
 
     def __init__(self, ids: list[int], limit: int, seed: int = 0) -> None:
-        super().__init__(1718, retry=Retry(attempts=3, sleep=no_sleep))
+        super().__init__(1718, retry=mx.sources.Retry(attempts=3, sleep=no_sleep))
         self.ids = np.array(ids, dtype=np.int64)
         self.limit = limit
         self.rng = np.random.default_rng(seed)

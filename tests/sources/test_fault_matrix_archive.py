@@ -14,7 +14,6 @@ from cave_server.sample import ROOT, STATUS, make_tables
 import microns_xr as mx
 from microns_xr.files import file_sha256
 from microns_xr.sources.cache import CachedSource
-from microns_xr.sources.net import Retry
 
 HEADER_FILE = rf"/v661/{STATUS}_merged_header\.csv$"
 DATA_FILE = rf"/v661/{STATUS}_merged\.csv\.gz$"
@@ -78,7 +77,7 @@ def get(
         661,
         url=server.archive_url,
         folder=folder / "archive",
-        retry=Retry(attempts=attempts, sleep=sleep),
+        retry=mx.sources.Retry(attempts=attempts, sleep=sleep),
         timeout=0.3,  # what a busy machine keeps
         progress=False,
     )

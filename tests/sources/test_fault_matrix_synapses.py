@@ -11,7 +11,6 @@ from synapse_service import ROOT, expected, make_synapses
 
 import microns_xr as mx
 from microns_xr.sources import synapses
-from microns_xr.sources.net import Retry
 from microns_xr.sources.synapses import download_synapses
 
 # caveclient joins position columns by DataFrame.drop(inplace=True), which pandas 3.1 warns of.
@@ -76,7 +75,10 @@ def clean(tmp_path_factory):
 
 
 def download(server, folder):
-    options = {"retry": Retry(attempts=4, sleep=lambda seconds: None), "timeout": (1.0, 0.3)}
+    options = {
+        "retry": mx.sources.Retry(attempts=4, sleep=lambda seconds: None),
+        "timeout": (1.0, 0.3),
+    }
     with mx.sources.CaveSource(
         1718, server_address=server.url, auth_token=TOKEN, **options
     ) as source:

@@ -14,7 +14,6 @@ from cave_server.sample import NUCLEI, STATUS, SYNAPSES, TYPES, make_tables
 
 import microns_xr as mx
 from microns_xr.sources.cache import CachedSource
-from microns_xr.sources.net import Retry
 
 TOKEN = "fedcba9876543210fedcba9876543210"
 NAMES = [TYPES, NUCLEI, STATUS, SYNAPSES]  # the row limit cuts the last
@@ -114,7 +113,7 @@ class Bench:
         self.waits: list[float] = []
 
     def download(self, refresh: bool = False, timeout: float = 10.0) -> dict:
-        retry = Retry(attempts=ATTEMPTS, cap=50.0, sleep=self.waits.append)
+        retry = mx.sources.Retry(attempts=ATTEMPTS, cap=50.0, sleep=self.waits.append)
         with mx.sources.CaveSource(
             1718,
             server_address=self.server.url,

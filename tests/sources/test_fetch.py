@@ -27,7 +27,6 @@ from hypothesis import strategies as st
 import microns_xr as mx
 from microns_xr.sources import fetch as fetch_module
 from microns_xr.sources.fetch import exists, fetch_file, find_file, list_names
-from microns_xr.sources.net import Retry
 
 NAME = "nuclei_merged.csv.gz"
 # Random bytes do not pack: a body of 4 MB.
@@ -42,9 +41,9 @@ def server():
         yield running
 
 
-def retry(attempts: int = 6) -> tuple[Retry, list[float]]:
+def retry(attempts: int = 6) -> tuple[mx.sources.Retry, list[float]]:
     waits: list[float] = []
-    return Retry(attempts=attempts, sleep=waits.append), waits
+    return mx.sources.Retry(attempts=attempts, sleep=waits.append), waits
 
 
 def fetch(url, path, **options):
@@ -197,7 +196,7 @@ def test_a_file_that_changes_meanwhile_is_fetched_anew(server, tmp_path):
         waits.append(seconds)
         server.put(f"/{NAME}", OTHER)
 
-    fetch(url, tmp_path / NAME, retry=Retry(sleep=change))
+    fetch(url, tmp_path / NAME, retry=mx.sources.Retry(sleep=change))
     assert (tmp_path / NAME).read_bytes() == OTHER
     assert server.gets[1].range is not None  # the rest of the old one was asked for
 
@@ -211,7 +210,7 @@ def test_a_file_that_keeps_changing_is_an_error(server, tmp_path):
     with pytest.raises(
         mx.errors.SourceError, match="has changed since the download began, 3 times"
     ):
-        fetch(url, tmp_path / NAME, retry=Retry(sleep=change, attempts=50))
+        fetch(url, tmp_path / NAME, retry=mx.sources.Retry(sleep=change, attempts=50))
     assert names(tmp_path) == []
 
 
@@ -343,7 +342,7 @@ def test_a_changed_byte_is_noticed(server, tmp_path, which):
     def mend(seconds):
         server.files[f"/{NAME}"].content = BODY
 
-    found = fetch(url, tmp_path / NAME, retry=Retry(sleep=mend))
+    found = fetch(url, tmp_path / NAME, retry=mx.sources.Retry(sleep=mend))
     assert (tmp_path / NAME).read_bytes() == BODY
     assert set(found.checked) == {"length", *which}
     assert [g.range for g in server.gets] == [None, None]  # whole, both times
@@ -502,7 +501,7 @@ def test_a_connection_that_stalls_is_given_up_and_asked_again(server, tmp_path):
     def hurry(seconds):
         server.files[f"/{NAME}"].seconds_a_block = 0
 
-    fetch(url, tmp_path / NAME, retry=Retry(sleep=hurry), timeout=0.3)
+    fetch(url, tmp_path / NAME, retry=mx.sources.Retry(sleep=hurry), timeout=0.3)
     assert (tmp_path / NAME).read_bytes() == BODY[:200_000]
 
 
@@ -618,7 +617,7 @@ def test_one_bar_in_bytes(server, tmp_path, monkeypatch):
     said = io.StringIO()
     monkeypatch.setattr(sys, "stderr", said)
     url = server.put(f"/{NAME}", BODY, cuts=[1_500_000])
-    fetch_file(url, tmp_path / NAME, retry=Retry(sleep=lambda s: None))
+    fetch_file(url, tmp_path / NAME, retry=mx.sources.Retry(sleep=lambda s: None))
     lines = [line for line in said.getvalue().replace("\r", "\n").split("\n") if NAME in line]
     assert "100%" in lines[-1]
     assert "4.00M/4.00M" in lines[-1]

@@ -14,7 +14,7 @@ import requests
 import urllib3
 
 import microns_xr as mx
-from microns_xr.sources.net import BadAnswer, Refused, Retry, classify, describe, status_of
+from microns_xr.sources.net import BadAnswer, Refused, attempt, classify, describe, status_of
 
 
 def http_error(status: int, **headers: str) -> requests.HTTPError:
@@ -115,8 +115,8 @@ def test_describe_is_one_short_line():
 def waits_of(*errors: Exception, **options) -> list[float]:
     """Waits of a request that fails with these errors and then succeeds."""
     waits: list[float] = []
-    retry = Retry(attempts=len(errors) + 1, sleep=waits.append, **options)
-    assert retry.call(Service(*errors), "the table x") == "rows"
+    retry = mx.sources.Retry(attempts=len(errors) + 1, sleep=waits.append, **options)
+    assert attempt(retry, Service(*errors), "the table x") == "rows"
     return waits
 
 
@@ -173,7 +173,7 @@ class Service:
 @pytest.mark.parametrize("error", TRANSIENT, ids=lambda e: f"{type(e).__name__}-{str(e)[:12]}")
 def test_asks_until_there_is_an_answer(error):
     waits, service = [], Service(error, error)
-    assert Retry(sleep=waits.append).call(service, "the table x") == "rows"
+    assert attempt(mx.sources.Retry(sleep=waits.append), service, "the table x") == "rows"
     assert service.asked == 3
     assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2
 
@@ -183,11 +183,11 @@ def test_gives_up_after_so_many_attempts():
     with pytest.raises(
         mx.errors.IncompleteDownloadError, match=r"the table x: ConnectionError: reset \(4 att"
     ):
-        Retry(attempts=4, sleep=waits.append).call(service, "the table x")
+        attempt(mx.sources.Retry(attempts=4, sleep=waits.append), service, "the table x")
     assert service.asked == 4
     assert len(waits) == 3
     with pytest.raises(mx.errors.IncompleteDownloadError):
-        Retry(attempts=4, sleep=waits.append).call(service, "the table x", at_most=1)
+        attempt(mx.sources.Retry(attempts=4, sleep=waits.append), service, "the table x", at_most=1)
     assert service.asked == 5
 
 
@@ -203,22 +203,22 @@ UNREACHABLE = [
 @pytest.mark.parametrize("text", UNREACHABLE, ids=lambda text: text[:25])
 def test_a_server_that_never_answered_is_not_waited_for(text, caplog):
     waits, service = [], Service(*[requests.ConnectionError(text)] * 99)
-    retry = Retry(sleep=waits.append)
+    retry = mx.sources.Retry(sleep=waits.append)
     with pytest.raises(mx.errors.IncompleteDownloadError, match="the table x: the server cannot"):
-        retry.call(service, "the table x")
+        attempt(retry, service, "the table x")
     assert service.asked == 2
     assert sum(waits) <= 1
     assert not caplog.records  # the error is all that is said
     # One that answered may come back.
-    retry.call(lambda: "rows", "the list of tables")
+    attempt(retry, lambda: "rows", "the list of tables")
     with pytest.raises(mx.errors.IncompleteDownloadError, match=r"\(10 attempts\)"):
-        retry.call(service, "the table x")
+        attempt(retry, service, "the table x")
 
 
 def test_a_download_that_had_begun_waits_for_the_network():
     unreachable = requests.ConnectionError(UNREACHABLE[0])
     service = Service(OSError("cut"), *[unreachable] * 8)
-    assert Retry(sleep=lambda s: None).call(service, "the file") == "rows"
+    assert attempt(mx.sources.Retry(sleep=lambda s: None), service, "the file") == "rows"
 
 
 @pytest.mark.parametrize("error", [Refused(410, "gone"), http_error(410), CodeError(410)])
@@ -227,7 +227,12 @@ def test_a_refusal_raises_at_once_with_what_to_do(error):
     with pytest.raises(
         mx.errors.SourceError, match=r"the table x: .*410.*: look in the archive"
     ) as caught:
-        Retry(sleep=pytest.fail).call(service, "the table x", advice={410: "look in the archive"})
+        attempt(
+            mx.sources.Retry(sleep=pytest.fail),
+            service,
+            "the table x",
+            advice={410: "look in the archive"},
+        )
     assert service.asked == 1
     assert not isinstance(caught.value, mx.errors.IncompleteDownloadError)
 
@@ -238,20 +243,22 @@ def test_a_refusal_raises_at_once_with_what_to_do(error):
 ])  # fmt: skip
 def test_what_is_no_matter_of_the_network_is_raised_as_it_is(error):
     with pytest.raises(type(error)) as caught:
-        Retry(sleep=pytest.fail).call(Service(error), "the table x")
+        attempt(mx.sources.Retry(sleep=pytest.fail), Service(error), "the table x")
     assert caught.value is error
 
 
 def test_an_address_without_sense_is_the_source_s_error():
     with pytest.raises(mx.errors.SourceError, match="MissingSchema"):
-        Retry(sleep=pytest.fail).call(
-            Service(requests.exceptions.MissingSchema("x")), "the table x"
+        attempt(
+            mx.sources.Retry(sleep=pytest.fail),
+            Service(requests.exceptions.MissingSchema("x")),
+            "the table x",
         )
 
 
 def test_an_interrupt_goes_through():
     with pytest.raises(KeyboardInterrupt):
-        Retry(sleep=pytest.fail).call(Service(KeyboardInterrupt()), "the table x")
+        attempt(mx.sources.Retry(sleep=pytest.fail), Service(KeyboardInterrupt()), "the table x")
 
 
 @pytest.mark.parametrize("status", [401, 503])
@@ -262,8 +269,11 @@ def test_secrets_are_cleaned_and_frames_are_left_behind(status, caplog):
 
     caplog.set_level(logging.DEBUG)
     with pytest.raises(mx.errors.SourceError) as caught:
-        Retry(attempts=2, sleep=lambda s: None).call(
-            ask, "the table x", clean=lambda text: text.replace("deadbeef01", "<token>")
+        attempt(
+            mx.sources.Retry(attempts=2, sleep=lambda s: None),
+            ask,
+            "the table x",
+            clean=lambda text: text.replace("deadbeef01", "<token>"),
         )
     shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
     assert "deadbeef01" not in "".join(shown.format())
@@ -274,8 +284,10 @@ def test_secrets_are_cleaned_and_frames_are_left_behind(status, caplog):
 
 
 def test_every_new_attempt_is_logged_with_its_wait(caplog):
-    Retry(attempts=5, sleep=lambda s: None).call(
-        Service(Refused(503, "busy"), Refused(503, "busy")), "the table x"
+    attempt(
+        mx.sources.Retry(attempts=5, sleep=lambda s: None),
+        Service(Refused(503, "busy"), Refused(503, "busy")),
+        "the table x",
     )
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
     assert "the table x: HTTP 503: busy; retrying in" in caplog.text
@@ -285,8 +297,8 @@ def test_every_new_attempt_is_logged_with_its_wait(caplog):
 def test_attempts_that_make_progress_do_not_count():
     waits, service = [], Service(*[OSError("cut")] * 7)
     progress = [True, True, False, True, True, False, True]
-    retry = Retry(attempts=2, sleep=waits.append)
-    assert retry.call(service, "the file", progressed=lambda: progress.pop(0)) == "rows"
+    retry = mx.sources.Retry(attempts=2, sleep=waits.append)
+    assert attempt(retry, service, "the file", progressed=lambda: progress.pop(0)) == "rows"
     assert all(wait <= 1 for wait in waits)
     with pytest.raises(mx.errors.IncompleteDownloadError, match="2 attempts"):
-        retry.call(Service(*[OSError("cut")] * 7), "the file")
+        attempt(retry, Service(*[OSError("cut")] * 7), "the file")

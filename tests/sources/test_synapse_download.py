@@ -22,7 +22,6 @@ from synapse_service import COLUMNS, PLACES, ROOT, MemoryService, expected, make
 
 import microns_xr as mx
 from microns_xr.sources import synapses
-from microns_xr.sources.net import Retry
 from microns_xr.sources.synapses import (
     SynapseRequest,
     SynapseSet,
@@ -171,7 +170,7 @@ def test_three_thousand_rows_over_a_limit_of_a_thousand_from_the_real_client(tmp
 
 
 def cave(server, **options):
-    patience = Retry(attempts=6, sleep=lambda seconds: None)
+    patience = mx.sources.Retry(attempts=6, sleep=lambda seconds: None)
     return mx.sources.CaveSource(
         1718, server_address=server.url, auth_token="t", retry=patience, **options
     )

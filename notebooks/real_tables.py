@@ -1,0 +1,60 @@
+"""Draw the figure of the README from real tables: ``python real_tables.py FOLDER OUT.png``.
+
+FOLDER has one folder of raw tables for each of two releases: ``minnie65_v1300`` with the nuclei,
+cell types, areas and proofreading, ``minnie65_v661`` with those, the functional rates and pairs of
+connected neurons.
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+import microns_xr as mx
+
+
+def draw(folder: Path) -> plt.Figure:
+    fig, (cells, matrix, aligned) = plt.subplots(
+        1, 3, figsize=(15, 4.0), layout="constrained", width_ratios=[1.6, 0.85, 1.1]
+    )
+    units = mx.Release(1300, source=folder / "minnie65_v1300").units()
+    neurons = mx.select_units(
+        units, classification_system=["excitatory_neuron", "inhibitory_neuron"]
+    )
+    layers = mx.segment_layers(units)
+    mx.plot.cells_in_space(neurons, "layer", layers=layers, size=0.4, ax=cells)
+    cells.set_title(f"{neurons.sizes['nucleus_id']:,} neurons and their layers (release 1300)")
+
+    release = mx.Release(661, source=folder / "minnie65_v661")
+    units = release.units(rates=True)
+    connectivity = mx.drop_autapses(release.connectivity(units=units))
+    typed = [str(word) for word in set(units.cell_type.values) - {"unknown"}]
+    between = mx.select_connections(
+        connectivity, units, pre={"cell_type": typed}, post={"cell_type": ["23P", "4P", "5P-IT"]}
+    )
+    grouped = mx.group_connectivity(between, "cell_type", units=units)
+    mx.plot.connectivity_matrix(grouped, ax=matrix)
+    matrix.set_title(f"{mx.n_connections(between):,} connections (release 661)")
+
+    currents = mx.input_currents(connectivity, units.rate_ori)
+    selectivity = mx.tuning.selectivity(units.rate_ori, dim="orientation")
+    tuned = units.assign(pref_ori=selectivity.pref_ori)
+    result = mx.analysis.align_to_preferred(currents, tuned, normalise=True)
+    # -90 and 90 degrees are the same orientation.
+    mean = result[["mean_current", "mean_current_low", "mean_current_high"]].isel(
+        relative_orientation=[*range(result.sizes["relative_orientation"]), 0]
+    )
+    angle = [*result.relative_orientation.values, 90]
+    aligned.fill_between(angle, mean.mean_current_low, mean.mean_current_high, alpha=0.25, lw=0)
+    aligned.plot(angle, mean.mean_current, marker="o", ms=4)
+    aligned.set(
+        title=f"Input current of {int(result.n_neurons)} neurons (release 661)",
+        xlabel="stimulus − preferred orientation (degree)",
+        ylabel="input current / its mean",
+        xticks=range(-90, 91, 45),
+    )
+    return fig
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1])).savefig(sys.argv[2], dpi=110)

@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-EXECUTABLE = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EXECUTABLE = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 class Chromium:
@@ -89,9 +91,13 @@ class Chromium:
             match answer.get("method"):
                 case "Runtime.exceptionThrown":
                     details = event["exceptionDetails"]
-                    self.messages.append(str(details.get("exception", {}).get("description", details["text"])))
+                    self.messages.append(
+                        str(details.get("exception", {}).get("description", details["text"]))
+                    )
                 case "Runtime.consoleAPICalled" if event["type"] in ("error", "warning"):
-                    self.messages.append(" ".join(str(a.get("value", a.get("description"))) for a in event["args"]))
+                    self.messages.append(
+                        " ".join(str(a.get("value", a.get("description"))) for a in event["args"])
+                    )
                 case "Log.entryAdded" if event["entry"]["level"] == "error":
                     self.messages.append(event["entry"]["text"])
                 case "Network.requestWillBeSent":

@@ -59,6 +59,7 @@
   const value = (v, i) => v.words ? v.words[v.values[i]] : say(v.values[i]) + (Number.isFinite(v.values[i]) && v.units ? ` ${v.units}` : "");
 
   const B = Bokeh, P = B.Plotting;
+  B.set_log_level("error"); // a figure of which all is hidden has no range, which is a warning
   const source = (...names) => new B.ColumnDataSource({ data: Object.fromEntries(names.map((n) => [n, []])) });
   const range = (start, end) => new B.Range1d({ start, end });
   function figure(id, options) {
@@ -92,7 +93,7 @@
     marks = [["triangle", COLOURS[0]], ["inverted_triangle", COLOURS[1]], ["star", "#000000"]].map(([marker, colour]) =>
       cells.scatter({ field: "x" }, { field: "y" }, { source: source("x", "y", "s"), marker, size: { field: "s" }, fill_color: colour, line_color: "#FFFFFF", line_width: 0.7 }));
     depth = figure("depth", { x_range: new B.DataRange1d({ start: 0 }), y_range: range(extent.y[1], extent.y[0]), tools: "hover", min_border_top: 30 });
-    depth.quad({ field: "left" }, { field: "right" }, { field: "top" }, { field: "bottom" }, { source: depthSource, fill_color: { field: "colour" }, line_color: null });
+    depth.quad({ field: "left" }, { field: "right" }, { field: "top" }, { field: "bottom" }, { source: depthSource, fill_color: { field: "colour" }, line_color: { field: "colour" }, line_width: 0.5 });
     depth.toolbar.tools.forEach((t) => { t.tooltips = [["", "@word"], ["cells", "@n{0,0}"]]; });
     depth.xaxes[0].ticker.desired_num_ticks = 3;
     depth.yaxes[0].axis_label = named.y;
@@ -209,7 +210,10 @@
     groupBar = new B.ColorBar({ color_mapper: new B.LinearColorMapper({ palette: ["#ffffff"] }), width: 10, padding: 2, label_standoff: 4 });
     groups.add_layout(groupBar, "right");
     $("measure").onchange = drawGroups;
-  } else $("groups-card").hidden = true;
+  } else {
+    $("groups-card").hidden = true;
+    $("neuron-card").classList.add("full");
+  }
 
   function drawGroups() {
     if (!groups || !G()) return;
@@ -249,14 +253,14 @@
   function drawNeuron() {
     const i = S.chosen, box = $("neuron"), known = (n) => (n < 0 ? "not known" : say(n));
     let hint = "Drag to move, scroll or pinch to zoom, click a cell.";
-    if (i >= 0) hint = `Star: neuron ${A.nucleus_id[i]}${D.connections ? `. Blue triangles: its inputs (${known(A.in_degree[i])}); orange: its outputs (${known(A.out_degree[i])})` : ""}. More below.`;
+    if (i >= 0) hint = `Star: cell ${A.nucleus_id[i]}${D.connections ? `. Blue triangles: its inputs (${known(A.in_degree[i])}); orange: its outputs (${known(A.out_degree[i])})` : ""}. More below.`;
     $("cells-hint").textContent = hint;
     box.replaceChildren();
     if (has) {
       dots.glyph.fill_alpha = i < 0 ? 0.75 : 0.14;
       [...links, ...marks].forEach((r) => { r.data_source.data = Object.fromEntries(Object.keys(r.data_source.data).map((k) => [k, []])); });
     }
-    $("neuron-title").textContent = i < 0 ? "A neuron" : `Neuron ${A.nucleus_id[i]} `;
+    $("neuron-title").textContent = i < 0 ? "A cell" : `Cell ${A.nucleus_id[i]} `;
     if (i >= 0) make($("neuron-title"), "button", "Close").onclick = () => choose(-1);
     if (i < 0) {
       make(box, "p", `Click on a cell to see ${D.connections ? "its inputs and outputs, here and in space" : "what is known of it"}. ${D.connections ? "Until then, how many partners the cells have:" : ""}`);
@@ -331,7 +335,7 @@
     const lines = fig.multi_line({ field: "xs" }, { field: "ys" }, { source: many, line_color: { field: "colour" }, line_width: 2 });
     fig.line({ field: "x" }, { field: "y" }, { source: one, line_color: "#000000", line_width: 3 });
     fig.toolbar.tools.forEach((t) => { t.tooltips = [["mean of", "@word"], ["neurons", "@n{0,0}"]]; t.renderers = [lines]; t.line_policy = "interp"; });
-    fig.xaxes[0].axis_label = `${T.dim} of the stimulus (degrees)`;
+    fig.xaxes[0].axis_label = `${T.dim} of the stimulus (degrees${T.zero && `; ${T.zero}`})`;
     fig.xaxes[0].ticker = new B.FixedTicker({ ticks: [0, 1, 2, 3, 4].map((q) => q * T.period / 4) });
     fig.yaxes[0].axis_label = name === "currents" ? "input current" : "mean response";
     $(`${name}-title`).textContent = name === "currents" ? `Input current by ${T.dim}` : `Response by ${T.dim}`;
@@ -357,7 +361,7 @@
       const i = S.chosen, row = i < 0 ? [] : Array.from(a.subarray(i * K, i * K + K)), known = row.length && Number.isFinite(row[0]);
       one.data = known ? { x: xs, y: close(row) } : { x: [], y: [] };
       let hint = `Mean of the shown cells by ${v.name}, ${say(n.reduce((s, x) => s + x, 0))} with ${name === "currents" ? "input from neurons with a measured response" : "a measured response"}; colours as in the legend of ${v.name}.${few.length ? ` Not drawn, with fewer than 5 cells: ${few.join(", ")}.` : ""}`;
-      if (i >= 0) hint = `Neuron ${A.nucleus_id[i]}${known ? "" : name === "currents" ? ": not known, none of its known inputs has a measured response" : ": not measured"}.`;
+      if (i >= 0) hint = `Cell ${A.nucleus_id[i]}${known ? "" : name === "currents" ? ": not known, none of its known inputs has a measured response" : ": not measured"}.`;
       if (i >= 0 && known && name === "currents") hint += ` Partners with a measured response make ${say(100 * A.rated_fraction[i], 3)} % of its input weight.`;
       $(`${name}-hint`).textContent = hint;
     }
@@ -395,7 +399,7 @@
   $("find").onsubmit = (e) => {
     e.preventDefault();
     const id = idOf($("query").value), i = [A.nucleus_id, A.pt_root_id].map((ids) => (ids && id !== null ? ids.indexOf(id) : -1)).find((k) => k >= 0);
-    if (i === undefined) $("shown").textContent = `There is no neuron ${$("query").value}.`;
+    if (i === undefined) $("shown").textContent = `There is no cell ${$("query").value}.`;
     else choose(i);
   };
   $("any").onclick = () => {

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.analysis.populations import group_connectivity
+from microns_xr.angles import ANGLE_CONVENTIONS
 from microns_xr.connectivity.arrays import PAIR_DIMS, as_pairs, pair_buffers, weight_of
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.currents import input_currents
@@ -23,7 +24,7 @@ from microns_xr.files import write_file
 from microns_xr.frames import NO_FRAME
 from microns_xr.plot.style import label_of, of_angles, require, scaled, styles_of, words_of
 from microns_xr.plot.tuning import with_angle
-from microns_xr.provenance import text_lines
+from microns_xr.provenance import require_same_release, text_lines
 from microns_xr.schema import AXES
 from microns_xr.select import degrees
 from microns_xr.store.locate import Address
@@ -58,7 +59,7 @@ def to_html(
     tree: xr.DataTree | Mapping[str, xr.Dataset] | Address,
     path: str | PathLike[str],
     *,
-    max_connections: int = 2_000_000,
+    max_connections: int = 1_500_000,
     overwrite: bool = False,
 ) -> None:
     """Write a release as one HTML page to look at in a browser, without Python and network.
@@ -71,10 +72,11 @@ def to_html(
     ----------
     tree : xarray.DataTree, mapping of str to xarray.Dataset, str, path-like or zarr.abc.store.Store
         With ``units`` (dim ``nucleus_id``), and those of ``layers`` and ``connectivity`` that
-        there are; or the address of a store. Of units the page uses ``position`` (µm),
-        ``rate_ori`` or ``rate_dir``, and every variable with one word or number per neuron.
+        there are; or the address of a store. Connectivity is read into memory. Of units the page
+        uses ``position`` (µm), ``rate_ori`` or ``rate_dir``, and every variable with one word or
+        number per neuron.
     path : str or path-like
-        The file to write, about 2 MB and 4 bytes per connection.
+        The file to write: 2 MB of code, about 50 bytes per neuron and 6 per connection.
     max_connections : int, optional
         If there are more, only the largest are listed by neuron, and the page says so; counts of
         partners, populations and currents are always of all.
@@ -85,6 +87,8 @@ def to_html(
     ------
     SchemaError
         If `path` exists and `overwrite` is False, or `tree` has no units.
+    ReleaseMismatchError
+        If units and connectivity state different releases.
     MicronsXrError
         If bokeh is not installed, which the extra ``view`` brings.
 
@@ -107,8 +111,8 @@ def to_html(
     )
     if not isinstance(tree, Mapping):
         tree = open_store(tree, lazy=True)
-    parts = {}
-    for name in {"units", "layers", "connectivity"} & set(tree):
+    parts: dict[str, Any] = {}
+    for name in [n for n in ("units", "layers", "connectivity") if n in tree]:
         node = tree[name]
         parts[name] = (node.to_dataset() if isinstance(node, xr.DataTree) else node).compute()
     require(parts.get("units"), ("nucleus_id",), "units", _FROM)
@@ -125,7 +129,7 @@ def to_html(
         "TITLE": html.escape(header["title"]),
     }.items():
         page = page.replace(f"%{mark}%", text, 1)
-    write_file(path, page)
+    write_file(Path(path), page)
 
 
 def _packed(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
@@ -168,7 +172,7 @@ def _content(
         n_without = int((~np.isfinite(position.values).all(axis=1)).sum())
         header["has_depth"] = position.attrs.get("frame") != NO_FRAME
         if n_without:
-            header["notes"].append(f"{n_without:,} cells have no position and are not drawn.")
+            header["notes"].append(f"Without a position, so not drawn: {n_without:,} cells.")
     else:
         header["absent"].append("positions")
     if "layers" in parts:
@@ -183,6 +187,7 @@ def _content(
     else:
         _add_rates(header, arrays, units[rates], parts.get("connectivity"))
     if "connectivity" in parts:
+        require_same_release(("units", units), ("connectivity", parts["connectivity"]))
         _add_connections(header, arrays, as_pairs(parts["connectivity"]), words, max_connections)
     header["provenance"] = _provenance(about, parts)
     return header, arrays
@@ -192,6 +197,8 @@ def _add_variables(
     header: dict[str, Any], arrays: dict[str, np.ndarray], units: xr.Dataset
 ) -> dict[str, xr.DataArray]:
     """Add what colours the cells; return the variables that are words."""
+    from matplotlib.colors import to_hex
+
     names = [str(n) for n, v in units.variables.items() if v.dims == ("nucleus_id",)]
     names = [*(n for n in _FIRST if n in names), *(n for n in names if n not in _FIRST)]
     header["variables"], result, left_out = [], {}, []
@@ -207,12 +214,11 @@ def _add_variables(
             if not np.isfinite(numbers).any():
                 left_out.append(f"{name} (not measured)")
                 continue
-            colours = [cmap(x) for x in np.linspace(0, 1, 128)]
             entry |= {
                 "low": float(norm.vmin or 0.0),
                 "high": float(norm.vmax or 1.0),
-                "palette": [_hex(c) for c in colours],
-                "units": str(values.attrs.get("units", "")).replace("1", ""),
+                "palette": [to_hex(cmap(x)).upper() for x in np.linspace(0, 1, 128)],
+                "units": str(values.attrs.get("units", "1")).removesuffix("1"),
             }
             arrays[f"of {name}"] = _floats(numbers)
         else:
@@ -221,19 +227,16 @@ def _add_variables(
                 n = f"{len(styles)} words" if len(styles) > 1 else f"always {''.join(styles)}"
                 left_out.append(f"{name} ({n})")
                 continue
-            entry |= {"words": list(styles), "palette": _distinct([s.colour for s in styles.values()])}
+            palette = _distinct([style.colour for style in styles.values()])
+            entry |= {"words": list(styles), "palette": palette}
             place = {word: i for i, word in enumerate(styles)}
             arrays[f"of {name}"] = np.array([place[w] for w in words], dtype=np.uint8)
-            result[name] = xr.DataArray(words, {"nucleus_id": units["nucleus_id"].values}, name=name)
+            result[name] = values.copy(data=words)
         entry["array"] = f"of {name}"
         header["variables"].append(entry)
     if left_out:
         header["notes"].append(f"Not offered as colours: {', '.join(left_out)}.")
     return result
-
-
-def _hex(colour: Any) -> str:
-    return "#" + "".join(f"{round(255 * part):02X}" for part in colour[:3])
 
 
 def _distinct(colours: list[str]) -> list[str]:
@@ -264,7 +267,7 @@ def _add_rates(
         "angles": [float(a) for a in values],
         "period": period,
         "rates": label_of(rates, width=999),
-        "convention": str(angle.attrs.get("angle_convention", "")).replace("_", " "),
+        "zero": ANGLE_CONVENTIONS.get(angle.attrs.get("angle_convention"), ""),
     }
     if connectivity is not None:
         currents = input_currents(connectivity, rates)
@@ -319,9 +322,10 @@ def _add_connections(
     counts = degrees(connectivity)
     for side, name in (("post", "in_degree"), ("pre", "out_degree")):
         # -1 is a neuron whose partners are not known: it is not on the axis.
-        n = counts[name].reindex({f"{side}_nucleus_id": ids}, fill_value=-1)
-        arrays[name] = n.values.astype(np.int32)
-        header["counts"].append([f"cells with {name[:-7]}puts", int((n > 0).sum())])
+        of_units = counts[name].reindex({f"{side}_nucleus_id": ids}, fill_value=-1)
+        arrays[name] = of_units.values.astype(np.int32)
+        n_with = int((arrays[name] > 0).sum())
+        header["counts"].append([f"cells with {name[:-7]}puts", n_with])
     header["connections"] = {
         "weight": label_of(connectivity[weight], width=999),
         "weight_name": weight.replace("_", " "),

@@ -55,7 +55,7 @@
   const S = { by: 0, view: "xy", chosen: -1, shown: [] };
   const GREY = "#D4D4D4", COLOURS = ["#0072B2", "#D55E00"], variable = () => V[S.by] || { values: new Uint8Array(N), words: ["cells"], palette: ["#0072B2"], hidden: new Set(), name: "" };
   const grouping = () => (variable().words ? variable() : V.find((v) => v.words) || V[S.by]);
-  const isShown = (i) => V.every((v) => !v.hidden.size || !v.hidden.has(v.words ? v.values[i] : Number.isNaN(v.values[i]) ? -1 : 0));
+  const isHidden = (v, i) => v.hidden.has(v.words ? v.values[i] : Number.isNaN(v.values[i]) ? -1 : 0);
   const value = (v, i) => v.words ? v.words[v.values[i]] : say(v.values[i]) + (Number.isFinite(v.values[i]) && v.units ? ` ${v.units}` : "");
 
   const B = Bokeh, P = B.Plotting;
@@ -125,7 +125,8 @@
     // Cells without a value are drawn first, below the others.
     const v = variable(), without = [], others = [];
     const isWithout = v.words ? (i) => v.palette[v.values[i]] === GREY : (i) => Number.isNaN(v.values[i]);
-    for (let i = 0; i < N; i++) if (isShown(i)) (isWithout(i) ? without : others).push(i);
+    const filters = V.filter((other) => other.hidden.size);
+    for (let i = 0; i < N; i++) if (!filters.some((other) => isHidden(other, i))) (isWithout(i) ? without : others).push(i);
     S.shown = without.concat(others);
     $("shown").textContent = `${say(S.shown.length)} of ${say(N)} cells shown`;
     $("all").hidden = S.shown.length === N;
@@ -198,7 +199,7 @@
   const measures = [["n", "number of connections"], ["share", "connected pairs (%)"], ["mean", "mean"]];
   const G = () => grouping() && grouping().groups;
   if (D.connections && V.some((v) => v.groups)) {
-    measures[2][1] = `mean ${D.connections.weight_name}`;
+    measures[2][1] = `mean ${D.connections.weight_name} ${D.connections.units && `(${D.connections.units})`}`;
     // Pairs that the file does not name may be connected: there is no share.
     measures.filter(([m]) => m !== "share" || D.connections.scope_known).forEach(([m, words]) => { make($("measure"), "option", words).value = m; });
     groups = figure("groups", { x_range: new B.FactorRange(), y_range: new B.FactorRange(), tools: "hover" });
@@ -307,7 +308,7 @@
         marks[s].data_source.data = { x: pairs.map((p) => a[p.i]), y: pairs.map((p) => b[p.i]), s: pairs.map((p) => 6 + 8 * Math.sqrt(Math.max(0, p.w / top))) };
       }
     });
-    make(side, "div", `By ${D.connections.weight_name}${A.synapse_count ? " (number of synapses)" : ""}; click one to go there.`, "hint").title = D.connections.weight;
+    make(side, "div", `By ${D.connections.weight}${A.synapse_count ? "; in brackets the number of synapses" : ""}. Click one to go there.`, "hint");
     if (v) drawBars(chart, v.words, counts, `number of partners, by ${v.name}`);
   }
 
@@ -335,11 +336,10 @@
     const lines = fig.multi_line({ field: "xs" }, { field: "ys" }, { source: many, line_color: { field: "colour" }, line_width: 2 });
     fig.line({ field: "x" }, { field: "y" }, { source: one, line_color: "#000000", line_width: 3 });
     fig.toolbar.tools.forEach((t) => { t.tooltips = [["mean of", "@word"], ["neurons", "@n{0,0}"]]; t.renderers = [lines]; t.line_policy = "interp"; });
-    fig.xaxes[0].axis_label = `${T.dim} of the stimulus (degrees${T.zero && `; ${T.zero}`})`;
+    fig.xaxes[0].axis_label = `${T.dim} of the stimulus (degrees)`;
     fig.xaxes[0].ticker = new B.FixedTicker({ ticks: [0, 1, 2, 3, 4].map((q) => q * T.period / 4) });
     fig.yaxes[0].axis_label = name === "currents" ? "input current" : "mean response";
     $(`${name}-title`).textContent = name === "currents" ? `Input current by ${T.dim}` : `Response by ${T.dim}`;
-    $(`${name}-title`).title = T[name];
     curves[name] = { fig, many, one };
   }
 
@@ -360,10 +360,10 @@
       many.data = { xs: codes.map(() => xs), ys: codes.map((c) => close(Array.from(sums[c], (s) => s / n[c]))), colour: codes.map((c) => v.palette[c]), word: codes.map((c) => v.words[c]), n: codes.map((c) => n[c]) };
       const i = S.chosen, row = i < 0 ? [] : Array.from(a.subarray(i * K, i * K + K)), known = row.length && Number.isFinite(row[0]);
       one.data = known ? { x: xs, y: close(row) } : { x: [], y: [] };
-      let hint = `Mean of the shown cells by ${v.name}, ${say(n.reduce((s, x) => s + x, 0))} with ${name === "currents" ? "input from neurons with a measured response" : "a measured response"}; colours as in the legend of ${v.name}.${few.length ? ` Not drawn, with fewer than 5 cells: ${few.join(", ")}.` : ""}`;
-      if (i >= 0) hint = `Cell ${A.nucleus_id[i]}${known ? "" : name === "currents" ? ": not known, none of its known inputs has a measured response" : ": not measured"}.`;
+      let hint = `mean of the shown cells by ${v.name}, ${say(n.reduce((s, x) => s + x, 0))} with ${name === "currents" ? "input from neurons with a measured response" : "a measured response"}; colours as in the legend of ${v.name}.${few.length ? ` Not drawn, with fewer than 5 cells: ${few.join(", ")}.` : ""}`;
+      if (i >= 0) hint = `cell ${A.nucleus_id[i]}${known ? "" : name === "currents" ? ": not known, none of its known inputs has a measured response" : ": not measured"}.`;
       if (i >= 0 && known && name === "currents") hint += ` Partners with a measured response make ${say(100 * A.rated_fraction[i], 3)} % of its input weight.`;
-      $(`${name}-hint`).textContent = hint;
+      $(`${name}-hint`).textContent = `${T[name]}: ${hint}${T.zero && ` Angles: ${T.zero}.`}`;
     }
   }
 

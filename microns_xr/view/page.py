@@ -267,7 +267,7 @@ def _add_rates(
         "angles": [float(a) for a in values],
         "period": period,
         "rates": label_of(rates, width=999),
-        "zero": ANGLE_CONVENTIONS.get(angle.attrs.get("angle_convention"), ""),
+        "zero": ANGLE_CONVENTIONS.get(str(angle.attrs.get("angle_convention")), ""),
     }
     if connectivity is not None:
         currents = input_currents(connectivity, rates)
@@ -329,6 +329,7 @@ def _add_connections(
     header["connections"] = {
         "weight": label_of(connectivity[weight], width=999),
         "weight_name": weight.replace("_", " "),
+        "units": str(connectivity[weight].attrs.get("units", "1")).removesuffix("1"),
         "scope": _SCOPES.get(scope, scope),
         "scope_known": scope != "unknown",
         "all": n_all,

@@ -151,9 +151,15 @@ def test_errors(own, tmp_path, monkeypatch):
         mx.to_html({"connectivity": own["connectivity"]}, tmp_path / "a.html")
     with pytest.raises(mx.errors.SchemaError, match="is a folder"):
         mx.to_html(own, tmp_path)
+    labels = {"datastack": "minnie65_public", "materialization_version": 1300}
+    units = own["units"].assign_coords(labels)
+    other = own["connectivity"].assign_coords(labels | {"materialization_version": 1718})
+    with pytest.raises(mx.errors.ReleaseMismatchError, match="v1300"):
+        mx.to_html({"units": units, "connectivity": other}, tmp_path / "a.html")
     monkeypatch.setitem(sys.modules, "bokeh.resources", None)
     with pytest.raises(mx.errors.MicronsXrError, match=r"microns-xr\[view\]"):
         mx.to_html(own, tmp_path / "a.html")
+    assert list(tmp_path.iterdir()) == []
 
 
 # In a browser

@@ -151,6 +151,7 @@ def _content(
     parts: dict[str, xr.Dataset], attrs: Mapping[Any, Any], max_connections: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return what the page shows: text and small tables, and arrays over neurons or pairs."""
+    require_same_release(*((n, parts[n]) for n in ("units", "connectivity") if n in parts))
     units = with_angle(parts["units"], "pref_ori")
     ids = units["nucleus_id"].values
     arrays = {"nucleus_id": ids.astype(np.int64)}
@@ -187,7 +188,6 @@ def _content(
     else:
         _add_rates(header, arrays, units[rates], parts.get("connectivity"))
     if "connectivity" in parts:
-        require_same_release(("units", units), ("connectivity", parts["connectivity"]))
         _add_connections(header, arrays, as_pairs(parts["connectivity"]), words, max_connections)
     header["provenance"] = _provenance(about, parts)
     return header, arrays

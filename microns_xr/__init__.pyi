@@ -37,5 +37,6 @@ from .store.write import write_store as write_store
 from .synapses import select_synapses as select_synapses
 from .synapses import sum_synapses as sum_synapses
 from .units import build_units as build_units
+from .view.page import to_html as to_html
 
 __version__: str

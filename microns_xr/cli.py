@@ -684,6 +684,26 @@ def _write_currents(result: xr.DataArray, units: xr.Dataset, out: Path) -> None:
 # From a store to pictures
 
 
+@app.command()
+def view(
+    store: Store,
+    out: Annotated[
+        Path | None, typer.Option(help="FILE.html; by default the name of the store, here.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that file.")] = False,
+) -> None:
+    """Write a page for a browser: cells, connections, partners of a neuron, currents.
+
+    The page needs no network: its data are inside. Send it to a colleague.
+    """
+    out = out or Path(f"{store.resolve().stem}.html")
+    if out.suffix != ".html":
+        raise SchemaError(f"--out is {out.name!r}, expected FILE.html")
+    _require_parent(out)
+    mx.to_html(store, out, overwrite=overwrite)
+    typer.echo(f"page          {out}, {out.stat().st_size / 1e6:.1f} MB: open it in a browser")
+
+
 class Picture(StrEnum):
     """Which picture."""
 
@@ -786,6 +806,8 @@ def plot(
     is_passed = {n: v for n, v in context.params.items() if _is_passed(context, n)}
     _require_effect(what, is_passed)
     between = {"pre": _parse_neurons(pre, "--pre"), "post": _parse_neurons(post, "--post")}
+    from microns_xr.plot.tuning import with_angle
+
     tree = mx.open_store(store, lazy=True)
     if by is not None and "units" in tree.children:
         known = [str(n) for n, v in tree["units"].variables.items() if v.dims == ("nucleus_id",)]
@@ -796,7 +818,7 @@ def plot(
             ax = mx.plot.depth_profile(_read(tree, "units"), _layers(tree), by=by or "layer")
         case Picture.cells:
             colour = by or variable or "cell_type"
-            units = _with_angle(_read(tree, "units"), colour)
+            units = with_angle(_read(tree, "units"), colour)
             right_up: Any = tuple(axes)
             ax = mx.plot.cells_in_space(units, colour, axes=right_up, layers=_layers(tree))
         case Picture.connectivity:
@@ -821,7 +843,7 @@ def plot(
             ax = _draw_tuning(_read(tree, "units"), variable or "rate_dir", nucleus_id)
         case Picture.orientations:
             name = variable or "pref_ori"
-            units = _with_angle(_read(tree, "units"), name)
+            units = with_angle(_read(tree, "units"), name)
             ax = mx.plot.preferred_orientations(units, name, by=by)
         case Picture.currents:
             ax = _draw_currents(tree, variable or "rate_ori", by or "layer")
@@ -899,25 +921,6 @@ def _of_neurons(tree: xr.DataTree, result: Any) -> Any:
     return result.isel({dim: np.flatnonzero(np.isin(result[dim].values, ids)) for dim in dims})
 
 
-def _with_angle(units: xr.Dataset, name: str) -> xr.Dataset:
-    """Return units with an angle, from their table or from a curve fitted to their rates."""
-    dims = {"pref_ori": "orientation", "pref_dir": "direction"}
-    dim = dims.get(name, "")
-    rates = f"rate_{dim[:3]}"
-    if name in units or name not in dims or rates not in units:
-        return units
-    fit = _fit(units[rates], dim)
-    angle = fit[name].where(fit["converged"])
-    text = f"{angle.attrs.get('long_name', name)} of fitted curves"
-    return units.assign({name: angle.assign_attrs(long_name=text)})
-
-
-def _fit(rates: xr.DataArray, dim: str) -> xr.Dataset:
-    if dim == "direction":
-        return mx.tuning.fit(rates, dim="direction", model="double_von_mises")
-    return mx.tuning.fit(rates, dim="orientation", model="von_mises")
-
-
 def _draw_connectivity(
     tree: xr.DataTree, by: str, variable: str, presynaptic: str, between: Mapping[str, Any]
 ) -> Axes:
@@ -935,6 +938,8 @@ def _draw_connectivity(
 
 
 def _draw_tuning(units: xr.Dataset, name: str, nucleus_id: int | None) -> Axes:
+    from microns_xr.plot.tuning import fit_of
+
     _require_rates(units, name)
     if nucleus_id is None or nucleus_id not in units["nucleus_id"].values:
         with_rates = units["nucleus_id"].values[units[name].notnull().values.all(axis=1)]
@@ -943,7 +948,7 @@ def _draw_tuning(units: xr.Dataset, name: str, nucleus_id: int | None) -> Axes:
             f"{with_rates.size} have rates, such as {with_rates[:3].tolist()}"
         )
     rates = units[name].sel(nucleus_id=nucleus_id)
-    ax = mx.plot.tuning_curve(rates, _fit(rates, str(rates.dims[0])))
+    ax = mx.plot.tuning_curve(rates, fit_of(rates))
     ax.set_title(f"neuron {nucleus_id}")
     return ax
 
@@ -960,9 +965,10 @@ def _draw_like_to_like(
     tree: xr.DataTree, variable: str, by: str | None, null: int, chosen: Mapping[str, Any]
 ) -> Axes:
     from microns_xr.analysis import null_models
+    from microns_xr.plot.tuning import with_angle
 
     connectivity = _read(tree, "connectivity")
-    units = _with_angle(_read(tree, "units"), "pref_ori")
+    units = with_angle(_read(tree, "units"), "pref_ori")
     estimate = mx.analysis.like_to_like
     result = estimate(connectivity, units, **chosen)
     comparison = None

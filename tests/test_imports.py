@@ -31,6 +31,7 @@ ROWS = [
     ["merge", "own", "select", "currents", "synapses"],
     ["analysis"],
     ["plot", "export", "neuroglancer"],
+    ["view"],
     ["release"],
     ["cli", "__main__"],
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from microns_xr.angles import PERIODS, is_angle
+from microns_xr.angles import is_angle
 from microns_xr.errors import SchemaError
 from microns_xr.layers import depth_of
 from microns_xr.plot.style import (
@@ -17,6 +17,7 @@ from microns_xr.plot.style import (
     draw_legend,
     floats,
     label_of,
+    of_angles,
     one_word_each,
     require,
     scaled,
@@ -167,9 +168,7 @@ def cells_in_space(
     has_position = np.isfinite(xy).all(axis=1)
     _require_positions(has_position)
     xy, values = xy[has_position], values[has_position]
-    if values.name in PERIODS and values.attrs.get("units") in ("degree", "radian"):
-        # A picture of angles does not need their convention.
-        values = values.assign_attrs(angle_convention=values.attrs.get("angle_convention"))
+    values = of_angles(values)
     ax = axes_or_new(ax)
     area = size if size is not None else float(np.clip(15000 / len(xy), 2.0, 25.0))
     dots: dict[str, Any] = {"s": area, "lw": 0, "rasterized": len(xy) > 5000}

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.angles import is_angle, period_of, require_likely_angle
+from microns_xr.angles import PERIODS, is_angle, period_of, require_likely_angle
 from microns_xr.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -108,6 +108,13 @@ def scaled(values: xr.DataArray) -> tuple[np.ndarray, Colormap, Normalize]:
     finite = numbers[np.isfinite(numbers)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     return numbers, mpl.colormaps["viridis"], Normalize(low, high if high > low else low + 1)
+
+
+def of_angles(values: xr.DataArray) -> xr.DataArray:
+    """Mark angles without a convention as angles, of which a picture needs no more."""
+    if values.name in PERIODS and values.attrs.get("units") in ("degree", "radian"):
+        return values.assign_attrs(angle_convention=values.attrs.get("angle_convention"))
+    return values
 
 
 def words_of(values: xr.DataArray) -> np.ndarray | None:

@@ -27,7 +27,7 @@ from microns_xr.plot.style import (
     require,
     styles_of,
 )
-from microns_xr.tuning.fits import angle_axis, evaluate
+from microns_xr.tuning.fits import angle_axis, evaluate, fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -341,3 +341,21 @@ def _group_words(groups: Any, currents: xr.DataArray) -> np.ndarray:
             "neuron with the label nucleus_id, such as units.layer"
         )
     return np.asarray(groups.reindex({groups.dims[0]: ids}, fill_value="unknown"), dtype=object)
+
+
+def with_angle(units: xr.Dataset, name: str) -> xr.Dataset:
+    """Return units with a preferred angle, from their table or from a curve fitted to rates."""
+    rates = {"pref_ori": "rate_ori", "pref_dir": "rate_dir"}.get(name)
+    if name in units.variables or rates not in units.variables:
+        return units
+    curve = fit_of(units[rates])
+    angle = curve[name].where(curve["converged"])
+    text = f"{angle.attrs.get('long_name', name)} of fitted curves"
+    return units.assign({name: angle.assign_attrs(long_name=text)})
+
+
+def fit_of(rates: xr.DataArray) -> xr.Dataset:
+    """Fit the usual curve to rates by direction or orientation."""
+    if "direction" in rates.dims:
+        return fit(rates, dim="direction", model="double_von_mises")
+    return fit(rates, dim="orientation", model="von_mises")

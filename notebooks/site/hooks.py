@@ -29,7 +29,7 @@ TOP_LEVEL = {
     "release": ("release", "releases"),
     "units": ("units", "layers", "merge"),
     "connectivity": ("connectivity", "select", "synapses", "currents", "analysis"),
-    "stores": ("store", "ingest", "export", "neuroglancer"),
+    "stores": ("store", "ingest", "export", "neuroglancer", "view"),
 }
 TITLES = {
     "release": "Releases",

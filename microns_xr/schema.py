@@ -157,7 +157,7 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
     required = [name for name, spec in specs.items() if spec.required]
     problems = [f"{n} is absent" for n in (*required, *require) if n not in dataset.variables]
     for name in [name for name in specs if name in dataset.variables]:
-        variable, spec = dataset[name], specs[name]
+        variable, spec = dataset.variables[name], specs[name]
         if variable.dims != spec.dims:
             problems.append(f"{name} has dims {variable.dims}, expected {spec.dims}")
         if not _has_dtype(variable.dtype, spec.dtype):
@@ -174,7 +174,7 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
     if "axis" in dataset.indexes and tuple(dataset["axis"].values) != AXES:
         problems.append(f"axis is {tuple(dataset['axis'].values)}, expected {AXES}")
     if kind == "connectivity" and not any(
-        set(v.dims) == set(_PAIR) and v.dtype.kind in "biuf" for v in dataset.values()
+        set(v.dims) == set(_PAIR) and v.dtype.kind in "biuf" for v in dataset.variables.values()
     ):
         problems.append(f"no numbers are over {_PAIR}, expected synapse_size or another weight")
     if kind == "connectivity" and "scope" in dataset.coords and not dataset["scope"].ndim:

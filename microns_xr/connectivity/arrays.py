@@ -151,7 +151,8 @@ def as_pairs(connectivity: Any) -> xr.Dataset:
         connectivity = connectivity.to_dataset(name=connectivity.name or "weight")
         connectivity.attrs.update(about)
     if isinstance(connectivity, xr.Dataset) and all(
-        dim in connectivity.coords and connectivity[dim].dims == (dim,) for dim in PAIR_DIMS
+        dim in connectivity.coords and connectivity.variables[dim].dims == (dim,)
+        for dim in PAIR_DIMS
     ):
         connectivity = _in_order(_with_weights(_with_ids(connectivity)))
     validate(connectivity, "connectivity")
@@ -159,7 +160,9 @@ def as_pairs(connectivity: Any) -> xr.Dataset:
 
 
 def _with_ids(connectivity: xr.Dataset) -> xr.Dataset:
-    ids = {dim: connectivity[dim] for dim in PAIR_DIMS if connectivity[dim].dtype != np.int64}
+    ids = {
+        dim: connectivity[dim] for dim in PAIR_DIMS if connectivity.variables[dim].dtype != np.int64
+    }
     if ids:
         connectivity = connectivity.assign_coords(
             {dim: (dim, as_ids(labels.values, dim), labels.attrs) for dim, labels in ids.items()}
@@ -174,13 +177,15 @@ def _with_weights(connectivity: xr.Dataset) -> xr.Dataset:
     names = pair_names(connectivity)
     dense = {
         str(name): variable.transpose(*PAIR_DIMS).values
-        for name, variable in connectivity.data_vars.items()
+        for name, variable in connectivity.variables.items()
         if name not in names
         and set(variable.dims) == set(PAIR_DIMS)
         and variable.dtype.kind in "biuf"
         and (not names or name in CONNECTIVITY)
     }
-    if not dense and all(_is_weight(connectivity[name], connectivity[names[0]]) for name in names):
+    if not dense and all(
+        _is_weight(connectivity.variables[name], connectivity.variables[names[0]]) for name in names
+    ):
         return connectivity
     arrays: dict[str, Any] = {}
     pattern: Pattern | None = None
@@ -210,7 +215,7 @@ def _with_weights(connectivity: xr.Dataset) -> xr.Dataset:
     )
 
 
-def _is_weight(array: xr.DataArray, first: xr.DataArray) -> bool:
+def _is_weight(array: xr.Variable, first: xr.Variable) -> bool:
     """Whether an array is in the form of a weight, compressed as the first."""
     if array.dims != PAIR_DIMS or array.dtype not in (np.int64, np.float64):
         return False
@@ -243,7 +248,7 @@ def gcxs_of_dense(values: np.ndarray, name: str) -> sparse.GCXS:
 
 def _in_order(connectivity: xr.Dataset) -> xr.Dataset:
     """Sort both axes by id; in memory the pairs are sorted as well."""
-    ids = {dim: connectivity[dim].values for dim in PAIR_DIMS}
+    ids = {dim: connectivity.variables[dim].values for dim in PAIR_DIMS}
     orders = {d: np.argsort(v, kind="stable") for d, v in ids.items() if (np.diff(v) < 0).any()}
     names = pair_names(connectivity)
     if not orders:
@@ -326,7 +331,7 @@ def pair_names(connectivity: xr.Dataset) -> list[str]:
     """Return the names of the weights: the sparse variables, in memory or lazy."""
     return [
         str(name)
-        for name, variable in connectivity.data_vars.items()
+        for name, variable in connectivity.variables.items()
         if set(variable.dims) == set(PAIR_DIMS)
         and (variable.chunks is not None or isinstance(variable.data, sparse.SparseArray))
     ]

@@ -66,7 +66,9 @@ def is_lazy(connectivity: xr.Dataset | xr.DataArray) -> bool:
     """Whether connectivity, or one of its arrays, is backed by dask."""
     if isinstance(connectivity, xr.DataArray):
         return connectivity.chunks is not None
-    return any(v.chunks is not None and v.dims == PAIR_DIMS for v in connectivity.values())
+    return any(
+        v.chunks is not None and v.dims == PAIR_DIMS for v in connectivity.variables.values()
+    )
 
 
 def block_spans(indptr: np.ndarray, pairs: int | None = None) -> list[Span]:

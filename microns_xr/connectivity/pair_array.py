@@ -857,6 +857,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.isclose: _isclose,
     np.array_equal: _array_equal,
     np.zeros_like: lambda a, dtype=None, **kwargs: _full_like(a, 0, dtype, **kwargs),
+    np.ones_like: lambda a, dtype=None, **kwargs: _full_like(a, 1, dtype, **kwargs),
     np.full_like: _full_like,
     np.empty_like: lambda a, dtype=None, **kwargs: _full_like(a, 0, dtype, **kwargs),
     np.nan_to_num: lambda x, *args, **kwargs: _elementwise(

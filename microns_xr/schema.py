@@ -1,7 +1,8 @@
 """The variables of the data model, and validation of Datasets.
 
 ``UNITS``, ``FUNCTIONAL``, ``CONNECTIVITY`` and ``LAYERS`` list the variables of the four kinds of
-Dataset; `validate` compares a Dataset with its list and reports all problems at once.
+Dataset; `validate` compares a Dataset with its list and reports all problems at once. `is_label`
+decides which variables of a row are coordinates.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def _specs(*specs: VariableSpec) -> dict[str, VariableSpec]:
 
 _N = ("nucleus_id",)
 _S = ("scan_unit",)
+_ROWS = (_N, _S, ("synapse",))
 _PAIR = ("pre_nucleus_id", "post_nucleus_id")
 
 # fmt: off
@@ -134,6 +136,23 @@ KINDS: dict[str, dict[str, VariableSpec]] = {
     "connectivity": CONNECTIVITY,
     "layers": LAYERS,
 }
+
+
+def is_label(name: str, dtype: np.dtype) -> bool:
+    """Whether values identify or label rows: text, truth values and ids, but no other numbers."""
+    if dtype.kind in "iu":
+        return name in ("session", "scan_idx") or name.endswith("_id")
+    return dtype.kind in "OUTb"
+
+
+def with_labels(dataset: xr.Dataset) -> xr.Dataset:
+    """Return units, functional rows or synapses with identifiers and labels as coordinates."""
+    names = [
+        name
+        for name, variable in dataset.data_vars.items()
+        if variable.dims in _ROWS and is_label(str(name), variable.dtype)
+    ]
+    return dataset.set_coords(names)
 
 
 def describe(spec: VariableSpec) -> dict[str, Any]:

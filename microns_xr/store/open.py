@@ -31,7 +31,7 @@ from microns_xr.errors import (
     unknown_label,
 )
 from microns_xr.provenance import RELEASE_COORDS, plain_attrs
-from microns_xr.schema import require_unique_sorted
+from microns_xr.schema import require_unique_sorted, with_labels
 from microns_xr.store.format import (
     CHECKSUMS_ATTR,
     COORDS_ATTR,
@@ -184,7 +184,8 @@ def _read_group(root: zarr.Group, name: str, lazy: bool, compressed: Compressed)
     else:
         group = _group(root, name)
         names = [n for n in _variables(group) if n not in SYNAPSE_POINTER.values()]
-        dataset = _dataset(group, _arrays(group, names), {}, lazy)
+        # Stores written so far may hold labels as variables.
+        dataset = with_labels(_dataset(group, _arrays(group, names), {}, lazy))
         if name in SYNAPSE_GROUP.values():
             dataset = _with_ids(root, dataset)
     _require_stated_release(root, name, dataset)

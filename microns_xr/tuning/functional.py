@@ -43,7 +43,7 @@ from microns_xr.provenance import (
     stamp_release,
 )
 from microns_xr.releases import TableSpec
-from microns_xr.schema import FUNCTIONAL, LABELS, UNITS, describe, validate
+from microns_xr.schema import FUNCTIONAL, LABELS, UNITS, describe, validate, with_labels
 from microns_xr.tables import (
     HOUSEKEEPING,
     INVALID,
@@ -187,7 +187,7 @@ def build_functional(
     typed = typed.rename(columns={"target_id": "nucleus_id"})
     names = ["nucleus_id", *SCAN_KEYS, *further]
     dataset = xr.Dataset({n: ("scan_unit", *table_variable(typed[n], spec)) for n in names})
-    dataset = dataset.set_coords(["nucleus_id", *SCAN_KEYS])
+    dataset = with_labels(dataset)
     dataset.attrs = {
         "functional_table": spec.name,
         "n_rows_in_table": n_rows,
@@ -350,6 +350,7 @@ def build_tuning_curves(
         coords[key] = (("scan_unit",), typed[key].to_numpy(), describe(FUNCTIONAL[key]))
     further, left_out = _further_variables(typed, spec, coords)
     curves = xr.Dataset(variables | further, coords=coords, attrs={"tuning_table": spec.name})
+    curves = with_labels(curves)
     if INVALID in typed.attrs:
         curves.attrs[INVALID] = typed.attrs[INVALID]
     if left_out:
@@ -559,7 +560,7 @@ def _select_units(
         rank = np.unique(functional[by].values, return_inverse=True)[1] * (1 if lowest else -1)
     rows = np.lexsort([rank, owner])
     _, first = np.unique(owner[rows], return_index=True)
-    chosen = functional.isel(scan_unit=rows[first]).reset_coords(list(SCAN_KEYS))
+    chosen = functional.isel(scan_unit=rows[first])
     chosen = chosen.swap_dims(scan_unit="nucleus_id")
     fill = {}
     for name, variable in dict(chosen.variables).items():

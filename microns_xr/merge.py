@@ -144,10 +144,11 @@ def merge_table(
         keys = _without_repeats(added, keys)
     rows = _match(_dataset_keys(dataset, dim, on), keys, dim, on)
     matched = rows >= 0
-    differing = [
+    differing = [  # rows of a recorded unit may be matched to several neurons
         str(n)
         for n, words in labels.items()
-        if not np.array_equal(words.values[rows[matched]], dataset[n].values[matched])
+        if on != "functional"
+        and not np.array_equal(words.values[rows[matched]], dataset[n].values[matched])
     ]
     if present := [str(n) for n in added.data_vars if n in dataset.variables] + differing:
         raise SchemaError(

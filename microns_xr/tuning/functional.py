@@ -544,7 +544,9 @@ def _mean_rates(
     angles = [d for d in functional.dims if d != "scan_unit" and d in functional.coords]
     coords = {"nucleus_id": nuclei, **{d: functional.coords[d] for d in angles}}
     result = xr.Dataset(variables, coords=coords)
-    if left_out := [str(n) for n in functional.data_vars if n not in rates]:
+    kept = {*rates, *LABELS, *SCAN_KEYS, "nucleus_id", "scan_unit"}
+    others = {str(n) for n, v in functional.variables.items() if "scan_unit" in v.dims} - kept
+    if left_out := sorted(others):
         result.attrs["left_out"] = left_out
     return result
 

@@ -340,4 +340,5 @@ def _group_words(groups: Any, currents: xr.DataArray) -> np.ndarray:
             f"none of the {ids.size} neurons of post_nucleus_id has a group: pass one word per "
             "neuron with the label nucleus_id, such as units.layer"
         )
-    return np.asarray(groups.reindex({groups.dims[0]: ids}, fill_value="unknown"), dtype=object)
+    words = groups.reset_coords(drop=True).reindex({groups.dims[0]: ids}, fill_value="unknown")
+    return np.asarray(words, dtype=object)

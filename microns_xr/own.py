@@ -94,7 +94,8 @@ def as_units(
         Over ``nucleus_id`` (int64, sorted, unique). Text is a coordinate, of dtype object, with
         "unknown" for missing words (or "none", where the data model says so); so are truth
         values and ids (``pt_root_id``, ``session``, other integers in columns that end in ``_id``).
-        Numbers are variables; integers with missing values become float64. ``position(nucleus_id, axis)`` is in µm.
+        Numbers are variables; integers with missing values become float64.
+        ``position(nucleus_id, axis)`` is in µm.
 
     Raises
     ------

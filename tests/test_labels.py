@@ -132,9 +132,28 @@ def test_selections_of_units_keep_their_ids(units):
     assert (by_root.nucleus_id.item(), by_root.depth.item()) == (5, 300)
 
 
+def test_a_selection_by_where_is_written(units, tmp_path):
+    mx.write_store(tmp_path / "l4.zarr", units=units.where(units.layer == "L4", drop=True))
+    written = mx.open_store(tmp_path / "l4.zarr")["units"].to_dataset()
+    assert_labelled(written, [1, 2, 3])
+    assert written.n_scans.values.tolist() == [0, 3, 0]
+
+
+def test_ids_that_became_floats_are_refused():
+    units = mx.as_units(neurons())
+    wider = units.reindex(nucleus_id=[5, 11])
+    with pytest.raises(mx.errors.SchemaError, match=r"float64, expected int64.*fill_value"):
+        mx.to_table(wider)
+    stated = {"pt_root_id": 0, "session": -1, "layer": "unknown", "axon_proofread": False}
+    wider = units.reindex(nucleus_id=[5, 11], fill_value=stated)
+    assert wider.pt_root_id.values.tolist() == [ROOT_IDS[1], 0]
+    assert mx.to_table(wider).layer.tolist() == ["L4", "unknown"]
+
+
 def test_labels_are_dropped_added_and_changed(units):
     without = units.drop_vars("layer")
-    assert "layer" not in without.rate_ori.coords and "layer" in units.coords
+    assert "layer" not in without.rate_ori.coords
+    assert "layer" in units.coords
     own = units.assign_coords(my_type=("nucleus_id", ["a", "b", "a", "b"]))
     assert own.depth.groupby("my_type").mean().values.tolist() == [205, 310]
     lower = units.assign(cell_type=units.cell_type.str.lower())
@@ -161,8 +180,10 @@ def test_units_become_data_frames(units):
     assert units.rate_ori.to_dataframe().loc[(7, 90.0), ["rate_ori", "layer"]].tolist() == [8, "L4"]
     assert units.cell_type.to_series().to_dict() == {3: "23P", 5: "4P", 7: "4P", 9: "BC"}
     table = mx.to_table(units)
-    assert table.pt_root_id.tolist() == ROOT_IDS and table["rate_ori_90"].tolist()[:3] == [3, 4, 8]
-    assert set(table) >= LABELS and table.columns[0] == "nucleus_id"
+    assert table.pt_root_id.tolist() == ROOT_IDS
+    assert table["rate_ori_90"].tolist()[:3] == [3, 4, 8]
+    assert set(table) >= LABELS
+    assert table.columns[0] == "nucleus_id"
 
 
 @pytest.mark.parametrize("kind", ["netcdf", "zarr", "store"])
@@ -241,7 +262,8 @@ def test_releases_are_built_with_labels(three_tables):
     }  # fmt: skip
     assert units.pt_root_id.values.tolist() == [ROOTS[11], ROOTS[12], ROOTS[13]]
     best = units.cc_abs.where(units.tuning_type == "matched", drop=True)
-    assert best.unit_id.values.tolist() == [3, -1] and best.unit_id.dtype == np.int64
+    assert best.unit_id.values.tolist() == [3, -1]
+    assert best.unit_id.dtype == np.int64
 
 
 def test_rows_of_scans_and_synapses_have_labels(demo_fresh, demo_release):
@@ -259,7 +281,8 @@ def test_rows_of_scans_and_synapses_have_labels(demo_fresh, demo_release):
     }  # fmt: skip
     large = synapses.where(synapses["size"] > 5000, drop=True)
     roots = units.pt_root_id.sel(nucleus_id=large.post_nucleus_id.values)
-    assert large.post_pt_root_id.dtype == np.int64 and large.sizes["synapse"] > 100
+    assert large.post_pt_root_id.dtype == np.int64
+    assert large.sizes["synapse"] > 100
     np.testing.assert_array_equal(large.post_pt_root_id, roots)
 
 
@@ -285,7 +308,8 @@ def test_labels_of_a_merged_dataset_must_agree():
     selection = units[["rate_ori"]].rename(rate_ori="rate_of_model").isel(nucleus_id=[2, 0])
     merged = mx.merge_table(units, selection)
     np.testing.assert_array_equal(merged.rate_of_model, [[1, 3], [np.nan] * 2, [4, 8], [np.nan] * 2])  # fmt: skip
-    assert merged.cell_type.identical(merged.cell_type) and set(merged.coords) == set(units.coords)
+    assert_labelled(merged, [0, 1, 2, 3])
+    assert set(merged.coords) == set(units.coords)
     other = selection.assign_coords(layer=("nucleus_id", np.array(["L5", "L2/3"], dtype=object)))
     with pytest.raises(mx.errors.SchemaError, match=r"already have \['layer'\]"):
         mx.merge_table(units, other)
@@ -301,7 +325,9 @@ def test_exports_have_labels(connectivity, tmp_path):
     table.to_csv(tmp_path / "units.csv", index=False)
     for read in (pd.read_parquet(tmp_path / "units.parquet"), pd.read_csv(tmp_path / "units.csv")):
         again = mx.as_units(
-            read.drop(columns=["rate_ori_0", "rate_ori_90"]), datastack="minnie65_public", version=1300
+            read.drop(columns=["rate_ori_0", "rate_ori_90"]),
+            datastack="minnie65_public",
+            version=1300,
         )
         assert set(again.data_vars) == {"n_scans", "depth"}
         assert_labelled(again, [0, 1, 2, 3])

@@ -114,7 +114,7 @@ from typing import Any
 import numpy as np
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from microns_xr.connectivity.arrays import PAIR_DIMS, ROOT_IDS, Compressed
+from microns_xr.connectivity.arrays import Compressed
 from microns_xr.errors import SchemaError
 
 FORMAT = 1
@@ -142,8 +142,6 @@ OTHER: dict[Compressed, Compressed] = {"post": "pre", "pre": "post"}
 SYNAPSE_GROUP: dict[Compressed, str] = {"post": "synapses", "pre": "synapses/by_pre"}
 SYNAPSE_POINTER: dict[Compressed, str] = {"post": "post_indptr", "pre": "pre_indptr"}
 INDEX_NAMES: dict[Compressed, str] = {"post": "post_index", "pre": "pre_index"}
-# ids of single synapses, which are coordinates
-SYNAPSE_IDS = ("synapse_id", "nucleus_id", *PAIR_DIMS, *ROOT_IDS)
 
 
 def compressors(itemsize: int) -> tuple[BloscCodec, Crc32cCodec]:

@@ -44,7 +44,6 @@ from microns_xr.store.format import (
     MATRIX_GROUP,
     OTHER,
     SYNAPSE_GROUP,
-    SYNAPSE_IDS,
     SYNAPSE_POINTER,
     VARIABLES_ATTR,
     WEIGHT_DTYPES,
@@ -367,8 +366,7 @@ def _with_ids(root: zarr.Group, synapses: xr.Dataset) -> xr.Dataset:
                 data = indexing.MemoryCachedArray(indexing.LazilyIndexedArray(found))
                 ids[name] = xr.Variable("synapse", data, labels.attrs)
     rows = synapses.drop_vars(INDEX_NAMES.values(), errors="ignore")
-    rows = rows.drop_dims(PAIR_DIMS, errors="ignore").assign(ids)
-    return rows.set_coords([name for name in SYNAPSE_IDS if name in rows.variables])
+    return with_labels(rows.drop_dims(PAIR_DIMS, errors="ignore").assign(ids))
 
 
 def _group(root: zarr.Group, name: str) -> zarr.Group:

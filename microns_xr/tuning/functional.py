@@ -394,10 +394,10 @@ def collapse_scans(
     Returns
     -------
     xarray.Dataset
-        Dim ``nucleus_id``, sorted, unique: the variables (for ``best`` and ``first`` also
-        ``session``, ``scan_idx``, ``unit_id``), ``n_scans``, ``n_scan_units`` and, if there are
-        rates, ``n_rated``, the number of units that contribute rates. The labels of the neurons
-        (``cell_type``, ``layer`` ...) stay coordinates.
+        Dim ``nucleus_id``, sorted, unique: the variables, ``n_scans``, ``n_scan_units`` and, if
+        there are rates, ``n_rated``, the number of units that contribute rates. The labels of the
+        neurons (``cell_type``, ``layer`` ...) stay coordinates, as do, for ``best`` and ``first``,
+        ``session``, ``scan_idx``, ``unit_id`` and other labels of the chosen unit.
 
     Raises
     ------

@@ -498,7 +498,7 @@ def collapse_scans(
 
 def _require_orderable(functional: xr.Dataset, by: str) -> None:
     if by not in functional.variables:
-        raise unknown_label("functional has no variable", by, functional.data_vars)
+        raise unknown_label("functional has no variable", by, functional.variables)
     values = functional[by]
     if values.dims != ("scan_unit",) or values.dtype.kind not in "biuf":
         raise SchemaError(

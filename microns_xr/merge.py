@@ -143,13 +143,7 @@ def merge_table(
     if on == "functional":
         keys = _without_repeats(added, keys)
     rows = _match(_dataset_keys(dataset, dim, on), keys, dim, on)
-    matched = rows >= 0
-    differing = [  # rows of a recorded unit may be matched to several neurons
-        str(n)
-        for n, words in labels.items()
-        if on != "functional"
-        and not np.array_equal(words.values[rows[matched]], dataset[n].values[matched])
-    ]
+    differing = [] if on == "functional" else _differing(labels, dataset, rows)
     if present := [str(n) for n in added.data_vars if n in dataset.variables] + differing:
         raise SchemaError(
             f"the {kind} already have {present}: rename them in the table, "
@@ -167,7 +161,7 @@ def merge_table(
                 f"the table has {values.values} along {name}, the {kind} have "
                 f"{dataset[name].values}: rates of different stimuli cannot share a dimension"
             )
-    if len(keys) and len(rows) and not matched.any():
+    if len(keys) and len(rows) and not (rows >= 0).any():
         warn_of_dropped_rows(
             f"none of the {len(keys)} rows of the table meets one of the {len(rows)} {kind} on "
             f"{on!r}: nothing is added; pass the table of the same datastack"
@@ -176,7 +170,7 @@ def merge_table(
         )
     # A key matches at most one row of the table, so no row of the Dataset is repeated.
     if how == "inner":
-        dataset, rows = dataset.isel({dim: np.flatnonzero(matched)}), rows[matched]
+        dataset, rows = dataset.isel({dim: np.flatnonzero(rows >= 0)}), rows[rows >= 0]
     new = {
         str(n): ((dim, *v.dims[1:]), _take(v.values, rows, str(n)), v.attrs)
         for n, v in added.data_vars.items()
@@ -370,6 +364,13 @@ def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndar
     rows = np.full(len(left), -1, dtype=np.int64)
     rows[matched["left_row"]] = matched["row"]
     return rows
+
+
+def _differing(labels: xr.Dataset, dataset: xr.Dataset, rows: np.ndarray) -> list[str]:
+    """Return the labels of a table that differ from those of the rows that they match."""
+    at = np.flatnonzero(rows >= 0)
+    pairs = {n: (words.values[rows[at]], dataset[n].values[at]) for n, words in labels.items()}
+    return [str(n) for n, (theirs, ours) in pairs.items() if not np.array_equal(theirs, ours)]
 
 
 def _take(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:

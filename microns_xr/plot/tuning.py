@@ -334,11 +334,11 @@ def _group_words(groups: Any, currents: xr.DataArray) -> np.ndarray:
             f"groups has dims {getattr(groups, 'dims', ())}, expected one word per neuron with "
             "the label nucleus_id, such as units.layer"
         )
+    groups = groups.reset_coords(drop=True)
     ids = currents["post_nucleus_id"].values
     if ids.size and not np.isin(ids, groups[groups.dims[0]].values).any():
         raise UnknownLabelError(
             f"none of the {ids.size} neurons of post_nucleus_id has a group: pass one word per "
             "neuron with the label nucleus_id, such as units.layer"
         )
-    words = groups.reset_coords(drop=True).reindex({groups.dims[0]: ids}, fill_value="unknown")
-    return np.asarray(words, dtype=object)
+    return np.asarray(groups.reindex({groups.dims[0]: ids}, fill_value="unknown"), dtype=object)

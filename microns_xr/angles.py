@@ -183,7 +183,7 @@ def _convert_variable(
         attrs["angle_convention_from"] = f"converted from {old_convention}: {origin}"
     if "period" in attrs:
         attrs["period"] = period * scale
-    return variable.copy(data=values).assign_attrs(attrs)
+    return variable.copy(deep=False, data=values).assign_attrs(attrs)
 
 
 def convert(

@@ -674,7 +674,8 @@ def _write_currents(result: xr.DataArray, units: xr.Dataset, out: Path) -> None:
     columns = [f"current_{dim}_{angle:g}" for angle in result[dim].values]
     table = pd.DataFrame(result.values, index=ids.to_index(), columns=columns)
     if "pt_root_id" in units.variables:
-        roots = units["pt_root_id"].reindex(nucleus_id=ids.values, fill_value=0)
+        roots = units["pt_root_id"].reset_coords(drop=True)
+        roots = roots.reindex(nucleus_id=ids.values, fill_value=0)
         table.insert(0, "post_pt_root_id", roots.values)
     table["rated_fraction"] = result["rated_fraction"].values
     with new_file(out) as part:

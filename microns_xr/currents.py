@@ -230,16 +230,15 @@ def contract(
     name, other = _name(values), f"{prefer}_nucleus_id"
     rest = [d for d in values.dims if d != dim]
     # Coordinates of the connectivity take precedence, since they include the release.
-    coords = {c: v for c, v in values.coords.items() if dim not in v.dims}
-    coords |= {c: v for c, v in connectivity.coords.items() if over not in v.dims}
+    coords = {c: v.variable for c, v in values.coords.items() if dim not in v.dims}
+    coords |= {c: v.variable for c, v in connectivity.coords.items() if over not in v.dims}
     if rated:
         attrs = {"long_name": f"share of {weight} whose partner has a value", "units": "1"}
-        coords["rated_fraction"] = xr.DataArray(share, dims=other, attrs=attrs)
+        coords["rated_fraction"] = xr.Variable(other, share, attrs)
     partners = "presynaptic" if over == "pre_nucleus_id" else "postsynaptic"
     result = xr.DataArray(
         sums.reshape(sums.shape[0], *(values.sizes[d] for d in rest)),
         dims=(other, *rest),
-        coords=coords,
         name=f"weighted_{name}",
         attrs={
             "long_name": f"{name} summed over {partners} partners, weighted by {weight}",
@@ -248,7 +247,7 @@ def contract(
             "over": over,
             **counts,
         },
-    )
+    ).assign_coords(coords)  # DataArray(coords=) would copy each word of the labels
     entry = f"contract({name}, over={over!r}, weight={weight!r}, missing={missing!r})"
     result = add_history(result, entry, source=(connectivity, values))
     return result.compute() if compute else result
@@ -313,13 +312,12 @@ def _product(
         share = np.divide(of_known, total, out=np.full(total.size, np.nan), where=total != 0)
         text = f"share of {weight} of the partners that are in the other connectivity"
         attrs = {"long_name": text, "units": "1"}
-        coords["rated_fraction"] = xr.DataArray(share, dims=PAIR_DIMS[0], attrs=attrs)
+        coords["rated_fraction"] = xr.Variable(PAIR_DIMS[0], share, attrs)
     name = _name(factors[1])
     text = f"{_name(factors[0])} summed over {over[0]} times {name} over {over[1]}"
     result = xr.DataArray(
         gcxs(product.data, pattern),
         dims=PAIR_DIMS,
-        coords=coords,
         name=f"weighted_{name}",
         attrs={
             "long_name": text,
@@ -329,7 +327,7 @@ def _product(
             "n_missing": n_missing,
             "n_outside": of_other.size - int(is_known.sum()),
         },
-    )
+    ).assign_coords(coords)
     entry = f"contract({name}, over={over}, weight={weight!r}, missing={missing!r})"
     return add_history(result, entry, source=(connectivity, other))
 

@@ -112,7 +112,8 @@ def _columns_along(
     dataset: xr.Dataset, dim: str
 ) -> Iterator[tuple[str, np.ndarray, str | None, list[Any]]]:
     """Yield name, values, other dim and its labels for each variable over `dim`."""
-    for key in [*dataset.coords, *dataset.data_vars]:
+    # The ids of the rows first, then the labels.
+    for key in [*sorted(dataset.coords, key=lambda name: name != dim), *dataset.data_vars]:
         name, variable = str(key), dataset[key]
         if dim not in variable.dims:
             continue
@@ -403,7 +404,7 @@ def _node_attributes(
     hint = "select the connections of the units first, with mx.select_connections"
     require_known(nodes, rows, "the connectivity", "the units", hint)
     scalars = {str(n) for n, v in units.variables.items() if v.dims == ("nucleus_id",)}
-    known = [*sorted(scalars - {"nucleus_id"}), "position"]
+    known = [*sorted(scalars - {"nucleus_id"}), *(["position"] if "position" in units else [])]
     attributes: dict[str, np.ndarray] = {}
     for name in known if names is None else names:
         if name not in known:

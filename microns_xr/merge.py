@@ -30,7 +30,7 @@ from microns_xr.errors import (
 from microns_xr.frames import RESOLUTION, as_resolution
 from microns_xr.provenance import RELEASE_COORDS, add_history, require_same_release
 from microns_xr.releases import datastack_of, table_spec
-from microns_xr.schema import LABELS
+from microns_xr.schema import with_labels
 from microns_xr.tables import HOUSEKEEPING, INVALID, SCAN_KEYS, valid_rows
 from microns_xr.tuning.functional import (
     array_column,
@@ -73,7 +73,8 @@ def merge_table(
         The table to add: a DataFrame with the key among its columns, or units or functional rows of
         the same release.
     columns : list of str, optional
-        Columns to add; by default all except keys, ids and columns of the annotation service.
+        Columns to add; by default all except keys, ids and columns of the annotation service, and
+        labels of a Dataset that `dataset` has, too.
     on : {"nucleus_id", "pt_root_id", "functional"}, optional
         ``nucleus_id`` matches the nucleus (``target_id`` of the annotation tables);
         ``functional`` matches (session, scan_idx, unit_id); ``pt_root_id`` the segment, which
@@ -92,7 +93,8 @@ def merge_table(
     Returns
     -------
     xarray.Dataset
-        `dataset` with the columns added, over the same dim; the inputs are not modified. Rows
+        `dataset` with the columns added, over the same dim, text, truth values and ids as
+        coordinates and numbers as variables; the inputs are not modified. Rows
         without a match have -1 in integer columns, NaN in floats, "unknown" in text; if there are
         any, booleans become the words "true", "false" and "unknown".
 
@@ -128,18 +130,21 @@ def merge_table(
         raise unknown_label("on is", on, _KEYS, error=SchemaError)
     dim = _row_dim(dataset)
     kind = _KIND[dim]
+    labels = xr.Dataset()
     if isinstance(table, xr.Dataset):
         require_same_release(("dataset", dataset), ("table", table))
-        if columns is None:  # labels of the neurons, which both have
-            table = table.drop_vars([n for n in LABELS if n in dataset.variables], errors="ignore")
         added, keys = _from_dataset(table, columns, on)
+        if columns is None:  # labels of the neurons, which travel with every selection
+            both = [n for n in added.data_vars if n in table.coords and n in dataset.variables]
+            labels, added = added[both], added.drop_vars(both)
     else:
         datastack = datastack_of(dataset)
         added, keys = _from_frame(table, columns, on, key, angle_units, angle_convention, datastack)
     if on == "functional":
         keys = _without_repeats(added, keys)
     rows = _match(_dataset_keys(dataset, dim, on), keys, dim, on)
-    if present := [str(n) for n in added.data_vars if n in dataset.variables]:
+    differing = [] if on == "functional" else _differing(labels, dataset, rows)
+    if present := [str(n) for n in added.data_vars if n in dataset.variables] + differing:
         raise SchemaError(
             f"the {kind} already have {present}: rename them in the table, "
             "choose others with columns=, or drop them first with .drop_vars"
@@ -170,7 +175,7 @@ def merge_table(
         str(n): ((dim, *v.dims[1:]), _take(v.values, rows, str(n)), v.attrs)
         for n, v in added.data_vars.items()
     }
-    result = dataset.assign(new).assign_coords(added.coords)
+    result = with_labels(dataset.assign(new).assign_coords(added.coords))
     entry = f"merge_table({sorted(new)}, on={on!r}, how={how!r})"
     if INVALID in added.attrs:
         entry += f", {added.attrs[INVALID]} rows are not valid"
@@ -359,6 +364,13 @@ def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndar
     rows = np.full(len(left), -1, dtype=np.int64)
     rows[matched["left_row"]] = matched["row"]
     return rows
+
+
+def _differing(labels: xr.Dataset, dataset: xr.Dataset, rows: np.ndarray) -> list[str]:
+    """Return the labels of a table that differ from those of the rows that they match."""
+    at = np.flatnonzero(rows >= 0)
+    pairs = {n: (words.values[rows[at]], dataset[n].values[at]) for n, words in labels.items()}
+    return [str(n) for n, (theirs, ours) in pairs.items() if not np.array_equal(theirs, ours)]
 
 
 def _take(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:

@@ -35,14 +35,13 @@ from microns_xr.errors import (
 from microns_xr.frames import RESOLUTION, positions_um
 from microns_xr.provenance import add_history, text_lines
 from microns_xr.releases import space_of
-from microns_xr.schema import AXES, CONNECTIVITY, SCOPES, UNITS, describe, validate
+from microns_xr.schema import AXES, CONNECTIVITY, SCOPES, UNITS, describe, is_label, validate
 
 __all__ = ["as_connectivity", "as_units"]
 
 logger = logging.getLogger(__name__)
 
 _DIM = "nucleus_id"
-_IDENTIFIERS = ("pt_root_id", "session", "scan_idx", "unit_id")
 _SIDES = ("pre", "post")
 # Names of columns for the two neurons, in order of preference.
 _PARTNERS = {side: (f"{side}_nucleus_id", side) for side in _SIDES}
@@ -93,9 +92,10 @@ def as_units(
     -------
     xarray.Dataset
         Over ``nucleus_id`` (int64, sorted, unique). Text is a coordinate, of dtype object, with
-        "unknown" for missing words (or "none", where the data model says so); so are ids
-        (``pt_root_id``, ``session`` ...). Numbers are variables; integers with missing values
-        become float64. ``position(nucleus_id, axis)`` is in µm.
+        "unknown" for missing words (or "none", where the data model says so); so are truth
+        values and ids (``pt_root_id``, ``session``, other integers in columns that end in ``_id``).
+        Numbers are variables; integers with missing values become float64.
+        ``position(nucleus_id, axis)`` is in µm.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def as_units(
     angles = {"pref_ori", "pref_dir"} & set(frame.columns)
     for column in [c for c in frame.columns if c not in (name, *used)]:
         values = _values_of(frame[column], str(column))
-        into = coords if _is_label(str(column), values) else variables
+        into = coords if is_label(str(column), values.dtype) else variables
         into[str(column)] = (_DIM, values[order], _attrs_of(table, column))
     if angle_convention is not None and angle_units is None:
         raise SchemaError("angle_convention is given without angle_units: pass both")
@@ -198,10 +198,6 @@ def _attrs_of(table: pd.DataFrame | xr.Dataset, column: Any) -> dict[str, Any]:
     if isinstance(table, xr.Dataset) and table[column].attrs:
         return dict(table[column].attrs)
     return describe(UNITS[column]) if column in UNITS else {}
-
-
-def _is_label(name: str, values: np.ndarray) -> bool:
-    return values.dtype == object or name in (*_IDENTIFIERS, "axon_proofread", "root_changed")
 
 
 def _own_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:

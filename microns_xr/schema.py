@@ -1,7 +1,8 @@
 """The variables of the data model, and validation of Datasets.
 
 ``UNITS``, ``FUNCTIONAL``, ``CONNECTIVITY`` and ``LAYERS`` list the variables of the four kinds of
-Dataset; `validate` compares a Dataset with its list and reports all problems at once.
+Dataset; `validate` compares a Dataset with its list and reports all problems at once. `is_label`
+decides which variables of a row are coordinates.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def _specs(*specs: VariableSpec) -> dict[str, VariableSpec]:
 
 _N = ("nucleus_id",)
 _S = ("scan_unit",)
+_ROWS = (_N, _S, ("synapse",))
 _PAIR = ("pre_nucleus_id", "post_nucleus_id")
 
 # fmt: off
@@ -70,8 +72,8 @@ UNITS = _specs(
     VariableSpec("root_changed", _N, "bool", "", "False", "the root was edited after it was proofread"),
     VariableSpec("layer", _N, "text", "", "unknown", "cortical layer, from the depth profile of cell types"),
     VariableSpec("tuning_type", _N, "text", "", "unknown", "matched or not_matched to a recorded unit"),
-    VariableSpec("n_scans", _N, "int64", "", "0", "scans the neuron was recorded in"),
-    VariableSpec("n_scan_units", _N, "int64", "", "0", "recorded units matched to the neuron"),
+    VariableSpec("n_scans", _N, "number", "", "0", "scans the neuron was recorded in"),
+    VariableSpec("n_scan_units", _N, "number", "", "0", "recorded units matched to the neuron"),
     VariableSpec("session", _N, "int64", "", "-1", "session of the chosen, or only, unit"),
     VariableSpec("scan_idx", _N, "int64", "", "-1", "scan of the chosen, or only, unit"),
     VariableSpec("unit_id", _N, "int64", "", "-1", "functional unit within the scan"),
@@ -82,7 +84,7 @@ UNITS = _specs(
     VariableSpec("cc_abs", _N, "float", "1", "NaN", "correlation of the model's prediction with the response"),
     VariableSpec("rate_ori", (*_N, "orientation"), "float", "rate", "NaN", "mean response by orientation"),
     VariableSpec("rate_dir", (*_N, "direction"), "float", "rate", "NaN", "mean response by direction of motion"),
-    VariableSpec("n_rated", _N, "int64", "", "0", "recorded units that give the rates"),
+    VariableSpec("n_rated", _N, "number", "", "0", "recorded units that give the rates"),
 )
 
 FUNCTIONAL = _specs(
@@ -136,6 +138,23 @@ KINDS: dict[str, dict[str, VariableSpec]] = {
 }
 
 
+def is_label(name: str, dtype: np.dtype) -> bool:
+    """Whether values identify or label rows: text, truth values and ids, but no other numbers."""
+    if dtype.kind in "iu":
+        return name in ("session", "scan_idx") or name.endswith("_id")
+    return dtype.kind in "OUTb"
+
+
+def with_labels(dataset: xr.Dataset) -> xr.Dataset:
+    """Return units, functional rows or synapses with identifiers and labels as coordinates."""
+    names = [
+        name
+        for name, variable in dataset.data_vars.items()
+        if variable.dims in _ROWS and is_label(str(name), variable.dtype)
+    ]
+    return dataset.set_coords(names)
+
+
 def describe(spec: VariableSpec) -> dict[str, Any]:
     """Return the attributes of a variable in memory and on disk."""
     attrs: dict[str, Any] = {"long_name": spec.doc}
@@ -167,7 +186,6 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
                 else ""
             )
             problems.append(f"{name} has dtype {variable.dtype}, expected {spec.dtype}{rounded}")
-    require_unrounded_roots(dataset)
     for name in {"units": _N, "connectivity": _PAIR}.get(kind, ()):
         if name in dataset.variables and dataset[name].dims == (name,):
             problems += _index_problems(name, dataset[name].values)
@@ -183,6 +201,7 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
             problems.append(f"scope is {scope!r}, expected one of {SCOPES}")
     if problems:
         raise SchemaError(f"this is not a {kind} Dataset: " + "; ".join(dict.fromkeys(problems)))
+    require_unrounded_roots(dataset)
 
 
 def _has_dtype(dtype: np.dtype, expected: str) -> bool:
@@ -229,5 +248,13 @@ def require_unrounded(ids: np.ndarray, what: str) -> None:
 def require_unrounded_roots(dataset: xr.Dataset) -> None:
     """Raise if root ids of a Dataset went through floats."""
     for name, variable in dataset.variables.items():
-        if str(name).endswith("root_id") and variable.dtype == np.int64 and variable.ndim == 1:
+        if not str(name).endswith("root_id") or variable.ndim != 1:
+            continue
+        if variable.dtype == np.int64:
             require_unrounded(np.asarray(variable.values), str(name))
+        elif variable.dtype.kind == "f":
+            raise SchemaError(
+                f"{name} has dtype {variable.dtype}, expected int64, since floats round 18-digit "
+                f"ids: after .reindex or an outer join, state fill_value={{{name!r}: 0}} in it, or "
+                "join neurons with xr.concat"
+            )

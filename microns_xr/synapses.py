@@ -21,8 +21,8 @@ from microns_xr.connectivity.sort import sum_pairs
 from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import SchemaError, UnknownLabelError
 from microns_xr.provenance import add_history, release_of, require_same_release
-from microns_xr.schema import AXES
-from microns_xr.store.format import INDEX_NAMES, SYNAPSE_IDS
+from microns_xr.schema import AXES, with_labels
+from microns_xr.store.format import INDEX_NAMES
 from microns_xr.store.locate import Address
 from microns_xr.store.synapses import SynapseRows, order_of, rows_of, without_pairs
 from microns_xr.threads import Span, run_spans, usable_threads
@@ -316,8 +316,7 @@ def _selection(rows: SynapseRows, columns: dict[str, np.ndarray]) -> xr.Dataset:
         name: xr.Variable(variable.dims, values[name][order], variable.attrs)
         for name, variable in rows.variables.items()
     }
-    coords = {*rows.coords, *SYNAPSE_IDS} & set(variables)
-    return rows.frame.assign(variables).set_coords(coords)
+    return with_labels(rows.frame.assign(variables).set_coords(rows.coords))
 
 
 def _pair_sums(

@@ -28,7 +28,7 @@ from microns_xr.provenance import (
     text_lines,
 )
 from microns_xr.releases import ReleaseSpec, release_spec
-from microns_xr.schema import AXES, UNITS, describe
+from microns_xr.schema import AXES, UNITS, describe, with_labels
 from microns_xr.tables import (
     INVALID,
     SCAN_KEYS,
@@ -96,7 +96,8 @@ def build_units(
     -------
     xarray.Dataset
         Dim ``nucleus_id`` (int64, sorted, unique) with the variables of
-        ``microns_xr.schema.UNITS``; ``position`` in µm, depth from the pia along y.
+        ``microns_xr.schema.UNITS``: ids and labels as coordinates, measurements as data variables;
+        ``position`` in µm, depth from the pia along y.
         ``attrs["selection"]`` counts dropped nuclei by reason, ``attrs["notes"]`` corrections and
         rows of other tables that are not valid; `microns_xr.releases.read_counts` reads them.
 
@@ -205,6 +206,7 @@ def build_units(
         )
     units = units.assign(_variables({"layer": layer}))
     units = _add_functional(units, roles, spec, functional, notes)
+    units = with_labels(units)
     units.attrs["notes"] = text_lines(notes)
     dropped = {step: n for step, n in counts.items() if step not in ("nuclei", "units")}
     logger.info(

@@ -25,21 +25,11 @@ def text(*words: Any) -> np.ndarray:
 def units() -> xr.Dataset:
     dataset = xr.Dataset(
         {
-            "pt_root_id": ("nucleus_id", np.array([864691135639235593, 864691135639235594, 5])),
             "position": (
                 ("nucleus_id", "axis"),
                 np.array([[1.5, 100.25, -3.0], [2.0, 300.0, 0.0], [np.nan] * 3]),
                 {"units": "µm", "note": "y is depth"},
             ),
-            "classification_system": ("nucleus_id", text("excitatory_neuron", "x", "unknown")),
-            "cell_type": ("nucleus_id", text("23P", "5P-ET", "Übergang-µ")),
-            "brain_area": ("nucleus_id", text("V1", "AL", "unknown")),
-            "strategy_axon": ("nucleus_id", text("axon_fully_extended", "none", "none")),
-            "strategy_dendrite": ("nucleus_id", text("dendrite_extended", "none", "none")),
-            "axon_proofread": ("nucleus_id", np.array([True, False, False])),
-            "axon_completeness": ("nucleus_id", text("full", "none", "none")),
-            "layer": ("nucleus_id", text("L2/3", "L5", "unknown")),
-            "tuning_type": ("nucleus_id", text("matched", "not_matched", "not_matched")),
             "pref_ori": (
                 "nucleus_id",
                 np.array([12.5, np.nan, np.nan]),
@@ -52,6 +42,16 @@ def units() -> xr.Dataset:
         },
         coords={
             "nucleus_id": PRE,
+            "pt_root_id": ("nucleus_id", np.array([864691135639235593, 864691135639235594, 5])),
+            "classification_system": ("nucleus_id", text("excitatory_neuron", "x", "unknown")),
+            "cell_type": ("nucleus_id", text("23P", "5P-ET", "Übergang-µ")),
+            "brain_area": ("nucleus_id", text("V1", "AL", "unknown")),
+            "strategy_axon": ("nucleus_id", text("axon_fully_extended", "none", "none")),
+            "strategy_dendrite": ("nucleus_id", text("dendrite_extended", "none", "none")),
+            "axon_proofread": ("nucleus_id", np.array([True, False, False])),
+            "axon_completeness": ("nucleus_id", text("full", "none", "none")),
+            "layer": ("nucleus_id", text("L2/3", "L5", "unknown")),
+            "tuning_type": ("nucleus_id", text("matched", "not_matched", "not_matched")),
             "axis": text("x", "y", "z"),
             "orientation": ("orientation", [0.0, 90.0], {"units": "degree"}),
             "n_scans": ("nucleus_id", np.array([1, 0, 5])),

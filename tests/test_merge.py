@@ -44,7 +44,9 @@ def test_onto_units_by_nucleus_by_hand(units):
     np.testing.assert_array_equal(merged.value, [1.5, np.nan, 0.5])
     assert merged.flag.values.tolist() == ["false", "unknown", "true"]
     assert "id" not in merged
-    assert merged.pt_root_id.equals(units.pt_root_id)
+    np.testing.assert_array_equal(merged.pt_root_id, units.pt_root_id)
+    assert {"word", "flag"} <= set(merged.coords)
+    assert {"n_spines", "value"} <= set(merged.data_vars)
     inner = mx.merge_table(units, table, how="inner")
     assert inner.nucleus_id.values.tolist() == [11, 13]
     assert inner.flag.dtype == bool

@@ -554,7 +554,7 @@ def permute_angles(
         chunks=(numbers.chunks[0], (values.size,)),
         meta=np.empty((0, 0), dtype=values.dtype),
     )
-    result = units[angle].expand_dims(replicate=np.arange(n)).copy(data=drawn)
+    result = units[angle].expand_dims(replicate=np.arange(n)).copy(deep=False, data=drawn)
     result.attrs = dict(units[angle].attrs) | {
         "null": "permute_angles",
         "keeps": f"every connection; the values of {angle}{_within(names)}; which neurons have one",

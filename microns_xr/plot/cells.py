@@ -161,7 +161,8 @@ def cells_in_space(
     position = units["position"].transpose(..., "axis")
     order = list(position["axis"].values) if "axis" in position.coords else list(AXES)
     where = position.isel(axis=[order.index(name) for name in axes])
-    values = units[colour] if colour else where[..., 0].copy(data=_one_population(units))
+    one = where[..., 0]
+    values = units[colour] if colour else one.copy(deep=False, data=_one_population(units))
     if values.dims != where.dims[:-1]:
         raise SchemaError(f"{colour} has dims {values.dims}, expected one value per cell")
     xy = floats(where)

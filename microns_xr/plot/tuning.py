@@ -334,6 +334,7 @@ def _group_words(groups: Any, currents: xr.DataArray) -> np.ndarray:
             f"groups has dims {getattr(groups, 'dims', ())}, expected one word per neuron with "
             "the label nucleus_id, such as units.layer"
         )
+    groups = groups.reset_coords(drop=True)
     ids = currents["post_nucleus_id"].values
     if ids.size and not np.isin(ids, groups[groups.dims[0]].values).any():
         raise UnknownLabelError(

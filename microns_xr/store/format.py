@@ -17,7 +17,9 @@ Root
 Every group of data (``units``, ``connectivity/by_post``, ...)
     4. MUST repeat ``datastack`` and ``materialization_version`` as attributes if the root has
        them, and MUST list its variables, in order, in the attribute ``microns_xr_variables``.
-       The attribute ``coordinates`` MUST name those that are coordinates, separated by spaces.
+       The attribute ``coordinates`` MUST name those that are coordinates, separated by spaces: the
+       ids and labels of the rows among them, which early stores hold as variables, and which
+       readers make coordinates.
        All other attributes belong to the data, as do all attributes of the arrays.
     5. Every array MUST have ``dimension_names`` (except scalars). A name MUST NOT contain
        whitespace or slashes. An array named like its only dimension is the index of that dimension.
@@ -112,7 +114,7 @@ from typing import Any
 import numpy as np
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from microns_xr.connectivity.arrays import PAIR_DIMS, ROOT_IDS, Compressed
+from microns_xr.connectivity.arrays import Compressed
 from microns_xr.errors import SchemaError
 
 FORMAT = 1
@@ -140,8 +142,6 @@ OTHER: dict[Compressed, Compressed] = {"post": "pre", "pre": "post"}
 SYNAPSE_GROUP: dict[Compressed, str] = {"post": "synapses", "pre": "synapses/by_pre"}
 SYNAPSE_POINTER: dict[Compressed, str] = {"post": "post_indptr", "pre": "pre_indptr"}
 INDEX_NAMES: dict[Compressed, str] = {"post": "post_index", "pre": "pre_index"}
-# ids of single synapses, which are coordinates
-SYNAPSE_IDS = ("synapse_id", "nucleus_id", *PAIR_DIMS, *ROOT_IDS)
 
 
 def compressors(itemsize: int) -> tuple[BloscCodec, Crc32cCodec]:

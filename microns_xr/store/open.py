@@ -31,7 +31,7 @@ from microns_xr.errors import (
     unknown_label,
 )
 from microns_xr.provenance import RELEASE_COORDS, plain_attrs
-from microns_xr.schema import require_unique_sorted
+from microns_xr.schema import require_unique_sorted, with_labels
 from microns_xr.store.format import (
     CHECKSUMS_ATTR,
     COORDS_ATTR,
@@ -44,7 +44,6 @@ from microns_xr.store.format import (
     MATRIX_GROUP,
     OTHER,
     SYNAPSE_GROUP,
-    SYNAPSE_IDS,
     SYNAPSE_POINTER,
     VARIABLES_ATTR,
     WEIGHT_DTYPES,
@@ -184,7 +183,8 @@ def _read_group(root: zarr.Group, name: str, lazy: bool, compressed: Compressed)
     else:
         group = _group(root, name)
         names = [n for n in _variables(group) if n not in SYNAPSE_POINTER.values()]
-        dataset = _dataset(group, _arrays(group, names), {}, lazy)
+        # Stores written so far may hold labels as variables.
+        dataset = with_labels(_dataset(group, _arrays(group, names), {}, lazy))
         if name in SYNAPSE_GROUP.values():
             dataset = _with_ids(root, dataset)
     _require_stated_release(root, name, dataset)
@@ -366,8 +366,7 @@ def _with_ids(root: zarr.Group, synapses: xr.Dataset) -> xr.Dataset:
                 data = indexing.MemoryCachedArray(indexing.LazilyIndexedArray(found))
                 ids[name] = xr.Variable("synapse", data, labels.attrs)
     rows = synapses.drop_vars(INDEX_NAMES.values(), errors="ignore")
-    rows = rows.drop_dims(PAIR_DIMS, errors="ignore").assign(ids)
-    return rows.set_coords([name for name in SYNAPSE_IDS if name in rows.variables])
+    return with_labels(rows.drop_dims(PAIR_DIMS, errors="ignore").assign(ids))
 
 
 def _group(root: zarr.Group, name: str) -> zarr.Group:

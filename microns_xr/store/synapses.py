@@ -17,14 +17,13 @@ from microns_xr.connectivity.labels import Lookup, require_ends
 from microns_xr.errors import MicronsXrError, SchemaError, StoreFormatError, UnknownLabelError
 from microns_xr.frames import Space
 from microns_xr.provenance import stamp_release
-from microns_xr.schema import AXES
+from microns_xr.schema import AXES, with_labels
 from microns_xr.store.format import (
     INDEX_NAMES,
     MATRIX_GROUP,
     OTHER,
     SYNAPSE_CHUNK,
     SYNAPSE_GROUP,
-    SYNAPSE_IDS,
     SYNAPSE_POINTER,
     index_problem,
     pointer_problem,
@@ -315,8 +314,8 @@ def plan_rows(
         template = template.assign_coords(axis=("axis", np.array(AXES, dtype=object)))
     if pointer is not None:
         template = _with_pointer(template, *pointer)
-    template = template.set_coords([name for name in SYNAPSE_IDS if name in template.variables])
-    return plan_dataset(path, stamp_release(template, *release), appended="synapse")
+    template = stamp_release(with_labels(template), *release)
+    return plan_dataset(path, template, appended="synapse")
 
 
 def plan_copy_rows(

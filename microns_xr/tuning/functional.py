@@ -43,7 +43,7 @@ from microns_xr.provenance import (
     stamp_release,
 )
 from microns_xr.releases import TableSpec
-from microns_xr.schema import FUNCTIONAL, LABELS, UNITS, describe, validate
+from microns_xr.schema import FUNCTIONAL, LABELS, UNITS, describe, validate, with_labels
 from microns_xr.tables import (
     HOUSEKEEPING,
     INVALID,
@@ -187,7 +187,7 @@ def build_functional(
     typed = typed.rename(columns={"target_id": "nucleus_id"})
     names = ["nucleus_id", *SCAN_KEYS, *further]
     dataset = xr.Dataset({n: ("scan_unit", *table_variable(typed[n], spec)) for n in names})
-    dataset = dataset.set_coords(["nucleus_id", *SCAN_KEYS])
+    dataset = with_labels(dataset)
     dataset.attrs = {
         "functional_table": spec.name,
         "n_rows_in_table": n_rows,
@@ -350,6 +350,7 @@ def build_tuning_curves(
         coords[key] = (("scan_unit",), typed[key].to_numpy(), describe(FUNCTIONAL[key]))
     further, left_out = _further_variables(typed, spec, coords)
     curves = xr.Dataset(variables | further, coords=coords, attrs={"tuning_table": spec.name})
+    curves = with_labels(curves)
     if INVALID in typed.attrs:
         curves.attrs[INVALID] = typed.attrs[INVALID]
     if left_out:
@@ -393,10 +394,10 @@ def collapse_scans(
     Returns
     -------
     xarray.Dataset
-        Dim ``nucleus_id``, sorted, unique: the variables (for ``best`` and ``first`` also
-        ``session``, ``scan_idx``, ``unit_id``), ``n_scans``, ``n_scan_units`` and, if there are
-        rates, ``n_rated``, the number of units that contribute rates. The labels of the neurons
-        (``cell_type``, ``layer`` ...) stay coordinates.
+        Dim ``nucleus_id``, sorted, unique: the variables, ``n_scans``, ``n_scan_units`` and, if
+        there are rates, ``n_rated``, the number of units that contribute rates. The labels of the
+        neurons (``cell_type``, ``layer`` ...) stay coordinates, as do, for ``best`` and ``first``,
+        ``session``, ``scan_idx``, ``unit_id`` and other labels of the chosen unit.
 
     Raises
     ------
@@ -497,7 +498,7 @@ def collapse_scans(
 
 def _require_orderable(functional: xr.Dataset, by: str) -> None:
     if by not in functional.variables:
-        raise unknown_label("functional has no variable", by, functional.data_vars)
+        raise unknown_label("functional has no variable", by, functional.variables)
     values = functional[by]
     if values.dims != ("scan_unit",) or values.dtype.kind not in "biuf":
         raise SchemaError(
@@ -543,7 +544,9 @@ def _mean_rates(
     angles = [d for d in functional.dims if d != "scan_unit" and d in functional.coords]
     coords = {"nucleus_id": nuclei, **{d: functional.coords[d] for d in angles}}
     result = xr.Dataset(variables, coords=coords)
-    if left_out := [str(n) for n in functional.data_vars if n not in rates]:
+    kept = {*rates, *LABELS, *SCAN_KEYS, "nucleus_id", "scan_unit"}
+    others = {str(n) for n, v in functional.variables.items() if "scan_unit" in v.dims} - kept
+    if left_out := sorted(others):
         result.attrs["left_out"] = left_out
     return result
 
@@ -559,7 +562,7 @@ def _select_units(
         rank = np.unique(functional[by].values, return_inverse=True)[1] * (1 if lowest else -1)
     rows = np.lexsort([rank, owner])
     _, first = np.unique(owner[rows], return_index=True)
-    chosen = functional.isel(scan_unit=rows[first]).reset_coords(list(SCAN_KEYS))
+    chosen = functional.isel(scan_unit=rows[first])
     chosen = chosen.swap_dims(scan_unit="nucleus_id")
     fill = {}
     for name, variable in dict(chosen.variables).items():

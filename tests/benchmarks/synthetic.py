@@ -19,16 +19,15 @@ def make_units(n: int, seed: int = 0) -> xr.Dataset:
     rng = np.random.default_rng(seed)
     words = np.array([f"type {i:02}" for i in range(20)], dtype=object)
     roots = 864_691_135_000_000_000 + rng.choice(10**9, n, replace=False)
+    position = rng.uniform(0, [1200, 800, 800], (n, 3))
     units = xr.Dataset(
-        {
-            "pt_root_id": ("nucleus_id", roots),
-            "position": (("nucleus_id", "axis"), rng.uniform(0, [1200, 800, 800], (n, 3))),
-            "axon_proofread": ("nucleus_id", rng.random(n) < 0.02),
-            **{name: ("nucleus_id", rng.choice(words, n)) for name in WORDS.split()},
-        },
+        {"position": (("nucleus_id", "axis"), position)},
         coords={
             "nucleus_id": 100_000 + 5 * np.arange(n),
             "axis": np.array(["x", "y", "z"], dtype=object),
+            "pt_root_id": ("nucleus_id", roots),
+            "axon_proofread": ("nucleus_id", rng.random(n) < 0.02),
+            **{name: ("nucleus_id", rng.choice(words, n)) for name in WORDS.split()},
         },
     )
     return mx.releases.stamp_release(units, *RELEASE)

@@ -220,7 +220,7 @@ def test_real_fits_are_curves_of_the_real_units(real_data):
     best = fits.sort_values("mean_r_sqrd").groupby(["session", "scan_idx", "cell_id"]).last()
     keys = zip(drawn.session.values, drawn.scan_idx.values, drawn.unit_id.values, strict=True)
     np.testing.assert_array_equal(drawn.pvalue, best.loc[list(keys), "pvalue"])
-    assert {"amplitude", "kappa", "r2", "r_squared_diff", "model"} <= set(drawn.data_vars)
+    assert {"amplitude", "kappa", "r2", "r_squared_diff", "model"} <= set(drawn.variables)
     assert "root_id" not in drawn.variables
 
 

@@ -532,6 +532,7 @@ def _quantiles_of(a: PairArray, q: Any, axis: int | None, skipna: bool) -> np.nd
 def _quantile(skipna: bool) -> Callable[..., Any]:
     def quantile(a: Any, q: Any, axis: Any = None, out: Any = None, overwrite_input: bool = False,
                  method: str = "linear", keepdims: Any = False, **kwargs: Any) -> Any:  # fmt: skip
+        method = kwargs.pop("interpolation", None) or method  # as dask says it to an older numpy
         if method != "linear":
             raise _unsupported(f"quantile with method={method!r}")
         of_q = _reduction(lambda a, over, skip: _quantiles_of(a, q, over, skip), skipna)

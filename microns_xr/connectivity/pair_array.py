@@ -532,9 +532,10 @@ def _quantiles_of(a: PairArray, q: Any, axis: int | None, skipna: bool) -> np.nd
 def _quantile(skipna: bool) -> Callable[..., Any]:
     def quantile(a: Any, q: Any, axis: Any = None, out: Any = None, overwrite_input: bool = False,
                  method: str = "linear", keepdims: Any = False, **kwargs: Any) -> Any:  # fmt: skip
-        method = kwargs.pop("interpolation", None) or method  # as dask says it to an older numpy
-        if method != "linear":
-            raise _unsupported(f"quantile with method={method!r}")
+        # dask passes both, the first for an older numpy
+        method = kwargs.pop("interpolation", None) or method
+        if method != "linear" or kwargs.pop("weights", None) is not None:
+            raise _unsupported("a quantile with weights, or a method other than 'linear'")
         of_q = _reduction(lambda a, over, skip: _quantiles_of(a, q, over, skip), skipna)
         return of_q(a, axis, out=out, keepdims=keepdims, **kwargs)
 

@@ -375,20 +375,25 @@ def _are_synapses(synapses: pd.DataFrame, table: SynapseTable, n_pairs: int, n_s
     # Repeated pairs among the dropped rows show it, too.
     rows = synapses[[f"pre_{table.labels}", f"post_{table.labels}"]]
     if n_repeated := int(rows.duplicated().sum()):
-        if int(rows.assign(size=table.size).duplicated().sum()) == n_repeated:
-            raise SchemaError(
-                f"{n_repeated} of {len(rows)} rows of synapses repeat a pair of neurons with the "
-                "same size, as in overlapping files of pairs, expected each pair, or each synapse, "
-                "once: use .drop_duplicates(), or pass rows='synapse' if they are synapses"
-            )
-        logger.warning(READ_AS_SYNAPSES, n_repeated, len(rows))
+        n_same_size = int(rows.assign(size=table.size).duplicated().sum())
+        require_synapses(n_same_size, n_repeated, len(rows))
     return n_repeated > 0
 
 
-READ_AS_SYNAPSES = (
-    "rows of synapses have neither ids nor positions, and %d of %d repeat a pair of neurons: each "
-    "row is read as a synapse; rows='synapse' states it, rows='pair' if pairs must not be repeated"
-)
+def require_synapses(n_same_size: int, n_repeated: int, n_rows: int) -> None:
+    """Raise if rows that repeat a pair all repeat its size too, else log what they are read as."""
+    if n_same_size == n_repeated:
+        raise SchemaError(
+            f"{n_repeated} of {n_rows} rows of synapses repeat a pair of neurons with the "
+            "same size, as in overlapping files of pairs, expected each pair, or each synapse, "
+            "once: use .drop_duplicates(), or pass rows='synapse' if they are synapses"
+        )
+    logger.warning(
+        "rows of synapses have neither ids nor positions, and %d of %d repeat a pair of neurons: "
+        "each row is read as a synapse; rows='synapse' states it, rows='pair' if pairs must not "
+        "be repeated",
+        n_repeated, n_rows,
+    )  # fmt: skip
 
 
 def repeated_pairs(n_rows: int, n_pairs: int) -> SchemaError:

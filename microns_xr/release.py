@@ -26,6 +26,7 @@ from microns_xr.errors import (
     answer_old_keywords,
     require_instance,
     unknown_label,
+    whole_number,
 )
 from microns_xr.files import file_sha256
 from microns_xr.frames import RESOLUTION
@@ -171,7 +172,7 @@ class Release:
             )
         self.spec = replace(spec, datastack=self.datastack)
         of_source = getattr(self.source, "version", None)
-        if of_source is not None and int(of_source) != self.version:
+        if of_source is not None and whole_number("source.version", of_source, 1) != self.version:
             raise ReleaseMismatchError(
                 f"the source has version {of_source}, expected version {self.version}: use "
                 f"Release({of_source}, ...) or a source of version {self.version}"

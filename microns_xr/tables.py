@@ -234,12 +234,23 @@ def _annotation_suffix(table: pd.DataFrame) -> str:
     In a table that the service merged with the nuclei the other pair is the nucleus's, whose ids
     are those of ``target_id``; which of them has the suffix depends on the call that fetched it.
     """
-    if not {"target_id", "id", "id_ref"} <= set(table.columns):
+    if "target_id" not in table.columns:
         return ""
-    target, plain, suffixed = (
-        as_ids(table[c], c, missing=-1) for c in ("target_id", "id", "id_ref")
-    )
-    return "_ref" if (plain == target).sum() > (suffixed == target).sum() else ""
+    target = as_ids(table["target_id"], "target_id", missing=-1)
+    same = {
+        suffix: float((as_ids(table[f"id{suffix}"], f"id{suffix}", missing=-1) == target).mean())
+        for suffix in ("", "_ref")
+        if f"id{suffix}" in table.columns
+    }
+    if len(same) == 2:
+        return "_ref" if same[""] > same["_ref"] else ""
+    other = {"": "_ref", "_ref": ""}
+    for suffix, share in same.items():  # the other id was dropped
+        return other[suffix] if share == 1 and f"created{other[suffix]}" in table else suffix
+    if {"created", "created_ref"} <= set(table.columns):  # that of a nucleus is always the same
+        n_times = table.groupby("target_id")[["created", "created_ref"]].nunique().max()
+        return "_ref" if n_times["created"] == 1 else ""
+    return ""
 
 
 _TIE = "rank of the values"  # a name that no column has

@@ -154,6 +154,8 @@ def _any_value(units: xr.Dataset, dim: str, name: str, accepted: Any) -> np.ndar
             )
         above = np.ones(values.size, dtype=bool) if low is None else values >= low
         return np.asarray(above if high is None else above & (values <= high))
+    if name.endswith("root_id"):  # a rounded id could select another neuron
+        accepted = as_ids(_as_list(accepted), name)
     wanted = np.atleast_1d(np.asarray(_as_list(accepted)))
     if wanted.size and wanted.dtype.kind not in "biuf":
         raise SchemaError(

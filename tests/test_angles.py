@@ -398,6 +398,18 @@ def test_arguments_in_other_units_than_the_angle():
         mx.tuning.evaluate(fitted, orientation)
 
 
+def test_indices_are_not_converted_into_degrees_that_pass():
+    """90° - index would be taken for degrees."""
+    units = angle(np.resize(np.arange(8.0), 16)).to_dataset(name="pref_ori")
+    for call in (
+        lambda: mx.angles.convert(units, "right_counterclockwise"),
+        lambda: mx.angles.convert(units.pref_ori, units="radian"),
+        lambda: mx.angles.difference(units.pref_ori, 45.0, 180.0),
+    ):
+        with pytest.raises(mx.errors.SchemaError, match=r"indices of stimuli.* \* 22\.5"):
+            call()
+
+
 def test_few_or_close_degrees_are_left_alone():
     for values in (
         [0, 1, 2],

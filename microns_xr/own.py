@@ -554,7 +554,11 @@ def _cells_of(
         if matrix.fill_value != 0:
             raise SchemaError(f"edges has fill value {matrix.fill_value}, expected 0")
         matrix = matrix.to_scipy_sparse()
-    if not scipy.sparse.issparse(matrix) and not isinstance(matrix, np.ndarray):
+    if isinstance(matrix, np.matrix):
+        matrix = np.asarray(matrix)
+    if isinstance(matrix, np.ma.MaskedArray) or not (
+        scipy.sparse.issparse(matrix) or isinstance(matrix, np.ndarray)
+    ):
         raise SchemaError(
             f"edges is a {type(matrix).__name__}, expected a DataFrame, a matrix of numpy, scipy "
             "or sparse, or a DataArray"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -400,3 +402,16 @@ def test_axons_of_no_stated_completeness_are_taken_with_all_only():
         mx.analysis.connection_probability(connectivity, units, "layer")
     found = mx.analysis.connection_probability(connectivity, units, "layer", presynaptic="all")
     assert found.axon_completeness.values.tolist() == ["unknown"]
+
+
+def test_matrices_of_other_kinds():
+    """A matrix of numpy is one; of a masked array it is not known what is behind the mask."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy advises against it
+        matrix = np.matrix([[0, 3], [1, 0]])
+    found = mx.as_connectivity(matrix, pre=[11, 12], post=[11, 12])
+    assert found.weight.data.todense().tolist() == [[0, 3], [1, 0]]
+    masked = np.ma.masked_equal([[0, 3], [1, 0]], 3)
+    for other in (masked, [[0, 3], [1, 0]]):
+        with pytest.raises(mx.errors.SchemaError, match="edges is a .*, expected a DataFrame"):
+            mx.as_connectivity(other, pre=[11, 12], post=[11, 12])

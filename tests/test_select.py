@@ -232,6 +232,7 @@ def test_conditions_on_rounded_root_ids_are_refused():
     units = xr.Dataset({"pt_root_id": ("nucleus_id", roots)}, {"nucleus_id": np.arange(5)})
     assert mx.select_units(units, pt_root_id=roots[[1, 3]]).nucleus_id.values.tolist() == [1, 3]
     assert mx.select_units(units, pt_root_id=str(roots[4])).nucleus_id.values.tolist() == [4]
+    assert mx.select_units(units, nucleus_id=(1, 3)).nucleus_id.values.tolist() == [1, 3]
     for rounded in (roots.astype(float), roots.astype(float).astype(np.int64)):
         with pytest.raises(mx.errors.SchemaError, match="pt_root_id h.* floats"):
             mx.select_units(units, pt_root_id=rounded)

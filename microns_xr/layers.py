@@ -60,9 +60,9 @@ def segment_layers(
         Whether the deep end where glia outnumber neurons is white matter, ``"WM"``. If False, L6
         extends to the last cell, as in the pandas package.
     layer_types : mapping of str to sequence of str, optional
-        Cell types that mark each layer, from the pia down, in any case. By default those of the classification
-        table of the units (``units.attrs["layer_types"]``); if the registry does not have that
-        table, the result is a single region called "unknown".
+        Cell types that mark each layer, from the pia down, in any case. By default those of the
+        classification table of the units (``units.attrs["layer_types"]``); if it has no types, the
+        result is a single region called "unknown".
 
     Returns
     -------

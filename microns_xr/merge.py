@@ -70,8 +70,8 @@ def merge_table(
     dataset : xarray.Dataset
         Units (dim ``nucleus_id``) or functional rows (dim ``scan_unit``).
     table : pandas.DataFrame or xarray.Dataset
-        The table to add: a DataFrame with the key among its columns, or units or functional rows of
-        the same release.
+        The table to add: a DataFrame with the key among its columns or in its index, or units or
+        functional rows of the same release.
     columns : list of str, optional
         Columns to add; by default all except keys, ids and columns of the annotation service.
     on : {"nucleus_id", "pt_root_id", "functional"}, optional
@@ -168,7 +168,7 @@ def merge_table(
     elif on == "pt_root_id":
         _warn_of_other_roots(dataset, keys)
     # A key matches at most one row of the table, so no row of the Dataset is repeated.
-    n_matched, n_rows = int((rows >= 0).sum()), len(rows)
+    matched = f"{int((rows >= 0).sum())} of {len(rows)} {kind} matched"
     if how == "inner":
         dataset, rows = dataset.isel({dim: np.flatnonzero(rows >= 0)}), rows[rows >= 0]
     new = {
@@ -176,7 +176,7 @@ def merge_table(
         for n, v in added.data_vars.items()
     }
     result = dataset.assign(new).assign_coords(added.coords)
-    entry = f"merge_table({sorted(new)}, on={on!r}, how={how!r}): {n_matched} of {n_rows} {kind} matched"
+    entry = f"merge_table({sorted(new)}, on={on!r}, how={how!r}): {matched}"
     if INVALID in added.attrs:
         entry += f", {added.attrs[INVALID]} rows are not valid"
     return add_history(result, entry)
@@ -275,6 +275,8 @@ def _from_frame(
     stated = ("angle_units", "angle_convention")  # of a custom registry entry, see Release.table
     spec = replace(spec, **{n: table.attrs.get(n) or getattr(spec, n) for n in stated})
     spec = complete_spec(spec, angle_units, angle_convention)
+    if index := [name for name in table.index.names if name not in (None, *table.columns)]:
+        table = table.reset_index(index)  # such as nucleus_id
     named = [key] if isinstance(key, str) else list(key or ())
     chosen = [columns] if isinstance(columns, str) else list(columns or ())
     table = valid_rows(table, name, keep=[*named, *chosen])

@@ -182,9 +182,9 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         raise SchemaError(
             f"synapses has no size, found {sorted(rows.columns)}: read them with their sizes"
         )
-    if connectivity is None and rows.root is None and isinstance(synapses, xr.DataTree):
-        if "connectivity" in synapses.children:
-            connectivity = synapses["connectivity"].to_dataset()
+    is_tree = rows.root is None and isinstance(synapses, xr.DataTree)
+    if connectivity is None and is_tree and "connectivity" in synapses.children:
+        connectivity = synapses["connectivity"].to_dataset()
     if connectivity is None:
         axes = rows.matrix()
     else:

@@ -165,7 +165,7 @@ def test_a_part_of_the_ids_went_through_floats():
     ids = 2**59 + 129 * np.arange(1, 97)
     assert (ids % 128 == 0).sum() == 0
     rounded = np.where(np.arange(96) < 16, ids // 128 * 128, ids)
-    with pytest.raises(mx.errors.SchemaError, match="96 different ids .* 16 of them multiples of"):
+    with pytest.raises(mx.errors.SchemaError, match=r"96 different ids .* 16 of them multiples of"):
         as_ids(rounded, "t.r")
     few = np.where(np.arange(96) < 15, ids // 128 * 128, ids)
     assert as_ids(few, "t.r").tolist() == few.tolist()

@@ -365,6 +365,22 @@ def test_the_tutorials_path(release):
     np.testing.assert_allclose(units.rate_dir.sel(nucleus_id=first), rows.mean(axis=0), rtol=1e-12)
 
 
+def test_by_the_index_of_a_table(units):
+    table = pd.DataFrame({"target_id": [13, 11], "score": [0.5, 1.5]})
+    expected = mx.merge_table(units, table).score
+    for indexed in (
+        table.set_index("target_id"),
+        table.rename(columns={"target_id": "nucleus_id"}).set_index("nucleus_id"),
+        table.set_index("target_id", drop=False),
+    ):
+        xr.testing.assert_identical(mx.merge_table(units, indexed).score, expected)
+    own = table.rename(columns={"target_id": "cell"}).set_index("cell")
+    xr.testing.assert_identical(mx.merge_table(units, own, key="cell").score, expected)
+    xr.testing.assert_identical(
+        mx.merge_table(units, expected.to_series().to_frame()).score, expected
+    )
+
+
 # --- root ids of another release
 
 

@@ -413,5 +413,5 @@ def test_matrices_of_other_kinds():
     assert found.weight.data.todense().tolist() == [[0, 3], [1, 0]]
     masked = np.ma.masked_equal([[0, 3], [1, 0]], 3)
     for other in (masked, [[0, 3], [1, 0]]):
-        with pytest.raises(mx.errors.SchemaError, match="edges is a .*, expected a DataFrame"):
+        with pytest.raises(mx.errors.SchemaError, match=r"edges is a .*, expected a DataFrame"):
             mx.as_connectivity(other, pre=[11, 12], post=[11, 12])

@@ -234,5 +234,5 @@ def test_conditions_on_rounded_root_ids_are_refused():
     assert mx.select_units(units, pt_root_id=str(roots[4])).nucleus_id.values.tolist() == [4]
     assert mx.select_units(units, nucleus_id=(1, 3)).nucleus_id.values.tolist() == [1, 3]
     for rounded in (roots.astype(float), roots.astype(float).astype(np.int64)):
-        with pytest.raises(mx.errors.SchemaError, match="pt_root_id h.* floats"):
+        with pytest.raises(mx.errors.SchemaError, match=r"pt_root_id h.* floats"):
             mx.select_units(units, pt_root_id=rounded)

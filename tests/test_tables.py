@@ -95,6 +95,13 @@ def test_the_view_of_all_cells_in_every_role(three_tables, cell_info):
     assert units.cell_type.values.tolist() == ["6P-CT", "5P-ET", "unknown"]
     assert units.cell_type_raw.values.tolist() == ["WM-P", "5P-ET", "error"]
     assert mx.releases.read_counts(units, "selection")["units"] == 3
+    # Merge errors were removed, to an extent that is not stated.
+    without = cell_info.assign(
+        axon_strategy=[None] * 6, axon_cleaned=["f", "t", "f", "f", "f", "f"]
+    )
+    units = mx.build_units(dict.fromkeys(roles, without), spec)
+    assert units.axon_completeness.values.tolist() == ["none", "clean", "none"]
+    assert units.axon_proofread.values.tolist() == [False, True, False]
     kept = mx.build_units(dict.fromkeys(roles, cell_info), spec, multisoma="typed")
     assert kept.nucleus_id.values.tolist() == [11, 12, 13, 16]  # 15, without a type, is none
 

@@ -174,7 +174,8 @@ def test_sums_of_some_synapses_know_no_zeros(three: str) -> None:
     whole = mx.sum_synapses(three)
     box = mx.select_synapses(three, box={"x": (0, 3)})
     found = mx.sum_synapses(box, whole)
-    assert found.scope.item() == "unknown" and whole.scope.item() == "requested"
+    assert found.scope.item() == "unknown"
+    assert whole.scope.item() == "requested"
     assert found.attrs["history"][-1] == "sum_synapses: 1, not all synapses of the connectivity"
     expected = np.zeros((3, 3), dtype=int)
     expected[1, 0] = 30

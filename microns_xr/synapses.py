@@ -182,9 +182,9 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         raise SchemaError(
             f"synapses has no size, found {sorted(rows.columns)}: read them with their sizes"
         )
-    is_tree = rows.root is None and isinstance(synapses, xr.DataTree)
-    if connectivity is None and is_tree and "connectivity" in synapses.children:
-        connectivity = synapses["connectivity"].to_dataset()
+    if isinstance(synapses, xr.DataTree) and connectivity is None and rows.root is None:
+        group = synapses.children.get("connectivity")
+        connectivity = None if group is None else group.to_dataset()
     if connectivity is None:
         axes = rows.matrix()
     else:

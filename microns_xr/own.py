@@ -367,7 +367,7 @@ def as_connectivity(
     Warns
     -----
     DroppedRowsWarning
-        If the id of a neuron is missing in every row.
+        If the id of a neuron is missing in every row, or every row is of other neurons.
 
     Examples
     --------
@@ -439,6 +439,12 @@ def as_connectivity(
         logger.info(entry)
     if n_all and not n_rows:
         warn_of_dropped_rows(f"each of the {n_all} rows of edges lacks the id of a neuron")
+    elif n_all and not chosen.any():
+        warn_of_dropped_rows(
+            f"none of the {n_rows} rows of edges is between neurons of pre_ids and post_ids, such "
+            f"as the one of {ends['pre'][0]} and {ends['post'][0]}: pass ids of the same kind, not "
+            "root ids for nucleus ids"
+        )
     return add_history(result, entry)
 
 

@@ -440,6 +440,11 @@ def build_synapses(
         If columns are missing, ids are not integers, an id is repeated, `connectivity` has no
         root ids, or synapses are outside of the volume of the datastack.
 
+    Warns
+    -----
+    DroppedRowsWarning
+        If no synapse is between two neurons of the connectivity.
+
     Examples
     --------
     >>> import microns_xr as mx
@@ -469,6 +474,11 @@ def build_synapses(
         index[side] = Lookup(connectivity[name].values, name).find(ids)
     synapse_ids = _unique_ids(synapses["id"])
     rows = np.flatnonzero((index["pre"] >= 0) & (index["post"] >= 0))
+    if len(synapses) and not rows.size:
+        warn_of_dropped_rows(
+            f"none of the {len(synapses)} synapses is between two neurons of the connectivity: pass "
+            "the table from which it was built, or one of the same release"
+        )
     # The order of a store: by post, then pre, then id.
     rows = rows[np.lexsort([synapse_ids[rows], index["pre"][rows], index["post"][rows]])]
     space = space_of_data(connectivity)
@@ -505,4 +515,5 @@ def build_synapses(
     )
     if INVALID in synapses.attrs:
         dataset.attrs[INVALID] = synapses.attrs[INVALID]
-    return add_history(dataset, "build_synapses", source=connectivity)
+    entry = f"build_synapses: {rows.size} of {len(synapses)} rows"
+    return add_history(dataset, entry, source=connectivity)

@@ -182,15 +182,12 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         raise SchemaError(
             f"synapses has no size, found {sorted(rows.columns)}: read them with their sizes"
         )
-    if isinstance(synapses, xr.DataTree) and connectivity is None and rows.root is None:
-        group = synapses.children.get("connectivity")
-        connectivity = None if group is None else group.to_dataset()
     if connectivity is None:
-        axes = rows.matrix()
+        connectivity = rows.matrix()
     else:
         connectivity = as_pairs(connectivity)
         require_same_release(("synapses", rows.frame), ("connectivity", connectivity))
-        axes = without_pairs(connectivity)
+    axes = None if connectivity is None else without_pairs(connectivity)
     if rows.root is None and "synapse_id" in rows.columns:
         require_once(rows.columns["synapse_id"].values, "synapse_id of synapses")
     labels: dict[Compressed, np.ndarray] = {

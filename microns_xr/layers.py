@@ -10,7 +10,7 @@ the data, the deepest cell belongs to the deepest layer, and white matter is nam
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -129,7 +129,12 @@ def segment_layers(
                 "down"
             )
     require_instance("layer_types", layer_types, Mapping, "a mapping of layers to cell types")
-    layer_types = {n: [t] if isinstance(t, str) else list(t) for n, t in layer_types.items()}
+    for layer, types in layer_types.items():
+        require_instance(f"layer_types[{layer!r}]", types, (str, Iterable), "cell types")
+    layer_types = {
+        layer: [types] if isinstance(types, str) else list(map(str, types))
+        for layer, types in layer_types.items()
+    }
     y = depth_of(units)
     has_position = np.isfinite(y)
     if not has_position.any():
@@ -172,10 +177,10 @@ def _report_absent_types(
     """Raise or warn if no unit has the cell types that mark layers."""
     present = sorted({str(word) for word in types})
     of_units = {word.lower() for word in present}
-    words = [str(word) for of_layer in layer_types.values() for word in of_layer]
+    words = [word for of_layer in layer_types.values() for word in of_layer]
     absent = [word for word in words if word.lower() not in of_units]
     found = f"found {', '.join(present[:40])}{nearest(absent[0], present) if absent else ''}"
-    if not words:  # a classification without types
+    if not words and not stated:  # a classification without types
         logger.info("layers: no cell types are known to mark layers; all are 'unknown'")
     elif len(absent) < len(words):
         if absent:

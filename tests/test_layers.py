@@ -138,8 +138,14 @@ def test_types_that_no_unit_has():
     # One type may stand without a list.
     layers = mx.segment_layers(units, layer_types={"L2/3": "23P", "L4": "4P"})
     assert layers.equals(mx.segment_layers(units))
-    with pytest.raises(mx.errors.SchemaError, match="layer_types is a list, expected a mapping"):
-        mx.segment_layers(units, layer_types=["23P"])
+    for junk, message in (
+        (["23P"], "layer_types is a list, expected a mapping"),
+        ({"L4": None}, r"layer_types\['L4'\] is a NoneType, expected cell types"),
+        ({"L4": [4]}, r"no unit has one of the cell types \['4'\]"),
+        ({}, "no unit has one of the cell types"),
+    ):
+        with pytest.raises(mx.errors.MicronsXrError, match=message):
+            mx.segment_layers(units, layer_types=junk)
 
 
 def test_what_cannot_be_segmented_is_refused():

@@ -83,7 +83,7 @@ def merged_with_nothing(*_):
         (no_synapse_of_units_in_a_file, "none of the 2 rows of synapses is between two units"),
         (merged_with_nothing, "none of the 2 rows of the table meets one of the 2 units"),
         (ids_of_another_kind, "none of the 2 rows of edges is between neurons of pre_ids and post"),
-        (single_synapses_of_others, "none of the 2 synapses is between two neurons of the conn"),
+        (single_synapses_of_others, "none of 2 synapses is between two neurons of the conn"),
         (no_ids, "each of the 2 rows of edges lacks the id of a neuron"),
         (probability_of_unknown_scope, r"2 of 2 neurons of pre \(100.0%\) count as unconnected"),
         (like_to_like_of_unknown_scope, r"2 of 2 neurons of pre \(100.0%\) count as unconnected"),

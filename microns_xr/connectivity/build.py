@@ -476,7 +476,7 @@ def build_synapses(
     rows = np.flatnonzero((index["pre"] >= 0) & (index["post"] >= 0))
     if len(synapses) and not rows.size:
         warn_of_dropped_rows(
-            f"none of the {len(synapses)} synapses is between two neurons of the connectivity: pass "
+            f"none of {len(synapses)} synapses is between two neurons of the connectivity: pass "
             "the table from which it was built, or one of the same release"
         )
     # The order of a store: by post, then pre, then id.

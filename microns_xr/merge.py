@@ -275,9 +275,10 @@ def _from_frame(
     stated = ("angle_units", "angle_convention")  # of a custom registry entry, see Release.table
     spec = replace(spec, **{n: table.attrs.get(n) or getattr(spec, n) for n in stated})
     spec = complete_spec(spec, angle_units, angle_convention)
-    if index := [name for name in table.index.names if name not in (None, *table.columns)]:
-        table = table.reset_index(index)  # such as nucleus_id
     named = [key] if isinstance(key, str) else list(key or ())
+    keys_of_index = {*_KEYS[on], "target_id", *named}.difference(table.columns)
+    if index := [name for name in table.index.names if name in keys_of_index]:
+        table = table.reset_index(index)
     chosen = [columns] if isinstance(columns, str) else list(columns or ())
     table = valid_rows(table, name, keep=[*named, *chosen])
     key_columns = _key_columns(list(table.columns), name, on, named, spec.key_column)

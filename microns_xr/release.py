@@ -1066,7 +1066,7 @@ class Release:
         mode, rates, kind = functional_parts(self)
         units = self.units(mode, rates=rates)
         if unused := unused_functional_tables(self):
-            logger.warning("not written: the tables %s", ", ".join(unused))
+            logger.info("tables that are not in the store: %s", ", ".join(unused))
         connectivity = self.connectivity(request, units=units) if has["synapses"] else None
         write_store(
             path,

@@ -374,6 +374,8 @@ def test_by_the_index_of_a_table(units):
         table.set_index("target_id", drop=False),
     ):
         xr.testing.assert_identical(mx.merge_table(units, indexed).score, expected)
+    other = mx.merge_table(units, table.rename_axis("row"))
+    assert set(other.variables) - set(units.variables) == {"score"}  # not the index
     own = table.rename(columns={"target_id": "cell"}).set_index("cell")
     xr.testing.assert_identical(mx.merge_table(units, own, key="cell").score, expected)
     xr.testing.assert_identical(

@@ -167,12 +167,13 @@ def _convert_variable(
     data = variable.values if variable.chunks is None else variable.data
     values: Any = data.astype(np.float64)
     turn = full_turn(old_units)
+    scale = full_turn(new_units) / turn
+    # Indices of stimuli would no longer look like them.
+    if (scale != 1 or new_convention != old_convention) and variable.chunks is None:
+        require_likely_units(values, old_units, name)
     if new_convention != old_convention:
         values = wrap(turn / 4 - values, period)
-    scale = full_turn(new_units) / turn
     if scale != 1:
-        if variable.chunks is None:
-            require_likely_units(variable.values, old_units, name)
         values = values * scale
     attrs = dict(variable.attrs)
     attrs["units"] = new_units
@@ -303,6 +304,8 @@ def difference(a: Any, b: Any, period: float) -> Any:
     for angle in angles:
         name = str(angle.name or "the angle")
         of_angle = describe_angle(angle, name)[2]
+        if angle.chunks is None and angle.ndim < 2:
+            require_likely_angle(angle, name)
         if ("period" in angle.attrs or name in PERIODS) and not np.isclose(of_angle, period):
             raise SchemaError(
                 f"{name} has a period of {of_angle:.6g} {angle.attrs['units']}, but period is "

@@ -238,6 +238,13 @@ class Scope(StrEnum):
     complete = "complete"
 
 
+class Convention(StrEnum):
+    """Where angles are 0, and which way they run."""
+
+    up_clockwise = "up_clockwise"
+    right_counterclockwise = "right_counterclockwise"
+
+
 class Multisoma(StrEnum):
     """Which roots with several nuclei to drop."""
 
@@ -266,6 +273,10 @@ def build(
             "the folder states."
         ),
     ] = None,
+    angle_convention: Annotated[
+        Convention | None,
+        typer.Option(help="Convention of the angles of a table of fits that does not state it."),
+    ] = None,
     datastack: Datastack = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -273,22 +284,25 @@ def build(
 
     Tables are found by name in RAW_DIR, RAW_DIR/raw and RAW_DIR/functional, synapses in a folder
     synapses/ below one of them. Missing tables (coregistration, tuning curves, synapses) are
-    listed, and the parts that need them are left out of the store.
+    listed, and the parts that need them are left out of the store; so are tables of rates, fits
+    and functional properties that are not in it.
     """
+    from microns_xr.release import functional_parts, unused_functional_tables
+
     _require_new_store(out, overwrite)
     release = _release_of(raw_dir, version, datastack)
     has = release.has_tables()
+    convention: Any = None if angle_convention is None else angle_convention.value
+    mode, rates, kind = functional_parts(release, convention)
     stated = release.source.scope if scope is None else scope.value
     with _steps("units", "layers", "functional", "connectivity", "store") as advance:
         units = release.units(
-            functional="match" if has["coregistration"] else "none",
-            multisoma=multisoma.value,
-            rates=True if has["coregistration"] and has["tuning_curves"] else None,
+            mode, multisoma.value, rates=rates, angle_convention=convention if rates else None
         )
         advance()
         layers = mx.segment_layers(units) if release.spec.space.has_depth else None
         advance()
-        functional = release.functional() if has["coregistration"] else None
+        functional = None if kind is None else release.functional(kind)
         advance()
         connectivity = None
         if has["synapses"]:
@@ -303,9 +317,15 @@ def build(
             overwrite=overwrite,
         )
         advance()
+    has["tuning_curves"] |= rates  # also of fits
     absent = [role for role in ("coregistration", "tuning_curves", "synapses") if not has[role]]
     if absent:
         typer.echo(f"not in {raw_dir}, so not in the store: {', '.join(absent)}")
+    if unused := unused_functional_tables(release):
+        hint = ""
+        if any("fits" in name for name in unused):
+            hint = " (rates need one table of fits, a coregistration, and --angle-convention)"
+        typer.echo(f"in {raw_dir}, but not in the store: {', '.join(unused)}{hint}")
     typer.echo("\n".join(_store_lines(mx.open_store(out))))
     typer.echo(f"store         {out}")
 

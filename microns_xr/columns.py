@@ -279,7 +279,9 @@ def parse_arrays(column: pd.Series, table: str) -> np.ndarray:
     for row in present:
         words = value = cells[row]
         if isinstance(value, str):
-            words = value.strip().strip("[]()").replace(",", " ").split()
+            # numpy 2 prints the numbers of a list as np.int64(5).
+            words = re.sub(r"np\.\w+\(([^()]*)\)", r"\1", value)
+            words = words.strip().strip("[]()").replace(",", " ").split()
         try:
             rows.append(np.asarray(words, dtype=np.float64).ravel())
         except (ValueError, TypeError):

@@ -10,13 +10,19 @@ the data, the deepest cell belongs to the deepest layer, and white matter is nam
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.errors import SchemaError, require_instance
+from microns_xr.errors import (
+    SchemaError,
+    UnknownLabelError,
+    nearest,
+    require_instance,
+    warn_user,
+)
 from microns_xr.frames import require_depth
 from microns_xr.provenance import RELEASE_COORDS, add_history, text_lines
 from microns_xr.releases import datastack_of, table_spec
@@ -53,10 +59,10 @@ def segment_layers(
     white_matter : bool, optional
         Whether the deep end where glia outnumber neurons is white matter, ``"WM"``. If False, L6
         extends to the last cell, as in the pandas package.
-    layer_types : mapping of str to tuple of str, optional
-        Cell types that mark each layer, from the pia down. By default those of the classification
-        table of the units (``units.attrs["layer_types"]``); if the registry does not have that
-        table, the result is a single region called "unknown".
+    layer_types : mapping of str to sequence of str, optional
+        Cell types that mark each layer, from the pia down, in any case. By default those of the
+        classification table of the units (``units.attrs["layer_types"]``); if it has no types, the
+        result is a single region called "unknown".
 
     Returns
     -------
@@ -69,6 +75,13 @@ def segment_layers(
     SchemaError
         If variables are missing, no cell has a position, positions are not depths from the pia,
         or units have neither layer types nor a table of the registry.
+    UnknownLabelError
+        If no unit has any of the types in `layer_types`.
+
+    Warns
+    -----
+    UserWarning
+        If no unit has some of the types in `layer_types`, or any of those of the table.
 
     Notes
     -----
@@ -94,6 +107,7 @@ def segment_layers(
             raise SchemaError(
                 f"units has no {name}, which layers are derived from: use mx.build_units"
             )
+    stated = layer_types is not None
     if layer_types is None:
         lines = units.attrs.get("layer_types")
         if lines is not None:
@@ -114,6 +128,13 @@ def segment_layers(
                 f"{found}: pass layer_types={{'L2/3': ['23P'], 'L4': ['4P'], ...}}, from the pia "
                 "down"
             )
+    require_instance("layer_types", layer_types, Mapping, "a mapping of layers to cell types")
+    for layer, types in layer_types.items():
+        require_instance(f"layer_types[{layer!r}]", types, (str, Iterable), "cell types")
+    layer_types = {
+        layer: [types] if isinstance(types, str) else list(map(str, types))
+        for layer, types in layer_types.items()
+    }
     y = depth_of(units)
     has_position = np.isfinite(y)
     if not has_position.any():
@@ -125,11 +146,12 @@ def segment_layers(
     names = list(layer_types)
     counts = _layer_counts(bins, n_bins, types, layer_types)
     n_cells = int(counts.sum())
+    if stated or not n_cells:
+        _report_absent_types(types, layer_types, stated)
     if n_cells:
         labels = _bin_layers(counts, names, white_matter)
         runs = [(names[label], start, stop) for label, start, stop in _runs(labels)]
     else:
-        logger.warning("layers: no unit has a cell type that marks a layer; all are 'unknown'")
         runs, n_cells = [("unknown", 0, n_bins)], len(y)
     layer_names = [name for name, *_ in runs]
     y_start = edges[[start for _, start, _ in runs]]
@@ -147,6 +169,35 @@ def segment_layers(
         attrs={"bin_um": BIN_UM, "n_cells": n_cells},
     )
     return add_history(layers, "segment_layers", source=units)
+
+
+def _report_absent_types(
+    types: np.ndarray, layer_types: Mapping[str, Sequence[str]], stated: bool
+) -> None:
+    """Raise or warn if no unit has the cell types that mark layers."""
+    present = sorted({str(word) for word in types})
+    of_units = {word.lower() for word in present}
+    words = [word for of_layer in layer_types.values() for word in of_layer]
+    absent = [word for word in words if word.lower() not in of_units]
+    found = f"found {', '.join(present[:40])}{nearest(absent[0], present) if absent else ''}"
+    if not words and not stated:  # a classification without types
+        logger.info("layers: no cell types are known to mark layers; all are 'unknown'")
+    elif len(absent) < len(words):
+        if absent:
+            warn_user(
+                f"no unit has the cell types {absent} of layer_types, {found}: their layers may be "
+                "missing"
+            )
+    elif stated:
+        raise UnknownLabelError(
+            f"no unit has one of the cell types {absent} of layer_types, {found}: pass those of "
+            "the units"
+        )
+    else:
+        warn_user(
+            f"no unit has a cell type that marks a layer ({', '.join(absent)}), {found}: the layer "
+            "is 'unknown' everywhere; pass layer_types= with the types of the units"
+        )
 
 
 def depth_of(units: xr.Dataset) -> np.ndarray:

@@ -333,8 +333,9 @@ def as_connectivity(
     count : str, optional
         For a table, the column that counts the synapses of a row; it becomes ``synapse_count``.
     rows : {"pair", "synapse"}, optional
-        What a row of a table is. Rows of the same pair are summed in either case; if they are
-        synapses they are counted as ``synapse_count``.
+        What a row of a table is. Rows of the same pair are summed in either case, but for pairs
+        that are repeated with the same weights, as in overlapping files, which are an error; rows
+        that are synapses are counted as ``synapse_count``.
     pre_ids, post_ids : collection of int or units Dataset, optional
         For a table, the neurons that were asked for. With both, these are the axes and the scope is
         "requested"; with one, the other axis holds the neurons of its rows. Rows of other neurons
@@ -358,12 +359,13 @@ def as_connectivity(
     ------
     SchemaError
         If columns are missing or not numbers; if ids are rounded, repeated in a matrix or not
-        integers; if a weight is NaN or infinite; if pairs without a weight are repeated.
+        integers; if a weight is NaN or infinite; if pairs are repeated without a weight, or with
+        the same one.
 
     Warns
     -----
     DroppedRowsWarning
-        If the id of a neuron is missing in every row.
+        If the id of a neuron is missing in every row, or every row is of other neurons.
 
     Examples
     --------
@@ -403,6 +405,7 @@ def as_connectivity(
             codes[side] = np.full(n_rows, -1, dtype=np.int32)
             codes[side][chosen] = of_chosen
     shape = (axes["pre"].size, axes["post"].size)
+    of_rows = list(weights.values())
     for name, values in list(weights.items()) or [("", np.ones(n_rows, dtype=np.int64))]:
         summed = sum_pairs(codes["post"], codes["pre"], values, counts, *shape[::-1])
         weights[name] = summed.sizes
@@ -419,13 +422,17 @@ def as_connectivity(
                 )
     if counts is not None or rows == "synapse":
         weights["synapse_count"] = summed.counts
+    is_table = isinstance(edges, pd.DataFrame | pd.Series)  # entries of a matrix are summed
+    if is_table and rows == "pair" and n_pairs < int(chosen.sum()):
+        given = [values for values in (counts, *of_rows) if values is not None]
+        _require_different(ends, given, chosen)
     pattern = make_pattern(summed.indices, summed.indptr, shape, "post")
     result = connectivity_dataset(
         weights, pattern, axes["pre"], axes["post"], scope=scope or own_scope
     ).assign_coords(coords)
     result = _stamped(result, datastack, version)
     validate(result, "connectivity")
-    n_all = len(edges) if isinstance(edges, pd.DataFrame | pd.Series) else n_rows
+    n_all = len(edges) if is_table else n_rows
     dropped = {"missing_id": n_all - n_rows, "not_asked_for": n_rows - int(chosen.sum())}
     entry = f"as_connectivity(): {n_pairs} pairs of {n_all} rows"
     if any(dropped.values()):
@@ -435,10 +442,28 @@ def as_connectivity(
         logger.info(entry)
     if n_all and not n_rows:
         warn_of_dropped_rows(f"each of the {n_all} rows of edges lacks the id of a neuron")
+    elif n_all and not chosen.any():
+        warn_of_dropped_rows(
+            f"none of the {n_rows} rows of edges is between neurons of pre_ids and post_ids, such "
+            f"as the one of {ends['pre'][0]} and {ends['post'][0]}: pass ids of the same kind, not "
+            "root ids for nucleus ids"
+        )
     return add_history(result, entry)
 
 
 _Ends = dict[str, np.ndarray]
+
+
+def _require_different(ends: _Ends, values: list[np.ndarray], chosen: np.ndarray) -> None:
+    """Raise if rows that repeat a pair all repeat its weights, too, as overlapping files do."""
+    table = pd.DataFrame({**ends, **{f"weight {i}": v for i, v in enumerate(values)}})[chosen]
+    n_repeated = int(table.duplicated(list(ends)).sum())
+    if int(table.duplicated().sum()) == n_repeated:
+        raise SchemaError(
+            f"{n_repeated} of {len(table)} rows of edges repeat a pair of neurons with the same "
+            "weights, as in overlapping files, expected each pair once: use .drop_duplicates(), "
+            "sum them with .groupby([...]).sum(), or pass rows='synapse' if each row is a synapse"
+        )
 
 
 def _rows_of(
@@ -550,7 +575,11 @@ def _cells_of(
         if matrix.fill_value != 0:
             raise SchemaError(f"edges has fill value {matrix.fill_value}, expected 0")
         matrix = matrix.to_scipy_sparse()
-    if not scipy.sparse.issparse(matrix) and not isinstance(matrix, np.ndarray):
+    if isinstance(matrix, np.matrix):
+        matrix = np.asarray(matrix)
+    if isinstance(matrix, np.ma.MaskedArray) or not (
+        scipy.sparse.issparse(matrix) or isinstance(matrix, np.ndarray)
+    ):
         raise SchemaError(
             f"edges is a {type(matrix).__name__}, expected a DataFrame, a matrix of numpy, scipy "
             "or sparse, or a DataArray"

@@ -26,6 +26,7 @@ from microns_xr.errors import (
     answer_old_keywords,
     require_instance,
     unknown_label,
+    whole_number,
 )
 from microns_xr.files import file_sha256
 from microns_xr.frames import RESOLUTION
@@ -171,7 +172,7 @@ class Release:
             )
         self.spec = replace(spec, datastack=self.datastack)
         of_source = getattr(self.source, "version", None)
-        if of_source is not None and int(of_source) != self.version:
+        if of_source is not None and whole_number("source.version", of_source, 1) != self.version:
             raise ReleaseMismatchError(
                 f"the source has version {of_source}, expected version {self.version}: use "
                 f"Release({of_source}, ...) or a source of version {self.version}"
@@ -807,7 +808,7 @@ class Release:
             self._provenance[spec.name] = {"name": spec.name, "rows": len(table), "sha256": sha256}
             return of_table(table, spec)
         available = self.source.available_tables()
-        fits = [n for n in available if re.search(r"(^|_)fits(_|$)", n)]
+        fits = _tables_of_fits(self)
         files = recording_files(self)
         name = self.spec.tables.get("tuning_curves")
         if name in available:
@@ -1062,19 +1063,45 @@ class Release:
         if isinstance(path, str | Path) and "://" not in (address := address_of(path)):
             require_replaceable(address, options.get("overwrite", False))  # before the work begins
         has = self.has_tables()
-        units = self.units(
-            functional="match" if has["coregistration"] else "none",
-            rates=has["coregistration"] and has["tuning_curves"],
-        )
+        mode, rates, kind = functional_parts(self)
+        units = self.units(mode, rates=rates)
+        if unused := unused_functional_tables(self):
+            logger.info("tables that are not in the store: %s", ", ".join(unused))
         connectivity = self.connectivity(request, units=units) if has["synapses"] else None
         write_store(
             path,
             units=units,
             layers=segment_layers(units) if self.spec.space.has_depth else None,
-            functional=self.functional() if has["coregistration"] else None,
+            functional=None if kind is None else self.functional(kind),
             connectivity=connectivity,
             **options,
         )
+
+
+def functional_parts(
+    release: Release, angle_convention: AngleConvention | None = None
+) -> tuple[FunctionalMode, bool, FunctionalKind | None]:
+    """Return of which functional tables units, rates and rows of a store can be made."""
+    has = release.has_tables()
+    if not has["coregistration"]:  # without which no rates have neurons
+        twin = has["functional_properties"]
+        return ("best_only", False, "digital_twin") if twin else ("none", False, None)
+    fits = _tables_of_fits(release)
+    stated = fits and (angle_convention or release._file_spec(fits[0]).angle_convention)
+    return "match", has["tuning_curves"] or (len(fits) == 1 and bool(stated)), "manual"
+
+
+def unused_functional_tables(release: Release) -> list[str]:
+    """Return the tables of rates, fits and functional properties that have not been read."""
+    roles = ("tuning_curves", "functional_properties")
+    names = {release.spec.tables.get(role) for role in roles} | {*_tables_of_fits(release)}
+    names -= {table["name"] for table in release.source_tables()}
+    return [name for name in release.available_tables() if name in names]
+
+
+def _tables_of_fits(release: Release) -> list[str]:
+    names = release.available_tables()
+    return [name for name in names if re.search(r"(^|_)fits(_|$)", name)]
 
 
 def _among(axis: np.ndarray, chosen: Any, units: xr.Dataset, side: str) -> np.ndarray:

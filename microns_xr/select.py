@@ -77,7 +77,7 @@ def select_units(
     **conditions : str, number, bool, collection of them, or tuple of two numbers
         Accepted values of any other variable with one value per unit, such as
         ``axon_completeness="full"``; ``(low, high)`` accepts a range with both ends, of which one
-        may be None: ``n_rated=(1, None)``.
+        may be None: ``n_rated=(1, None)``. Ids are single or collections, tuples included.
 
     Returns
     -------
@@ -146,7 +146,8 @@ def _any_value(units: xr.Dataset, dim: str, name: str, accepted: Any) -> np.ndar
     values = units[name].values
     if values.dtype.kind in "OUT":
         return _any_word(units, name, accepted)
-    if isinstance(accepted, tuple):
+    is_id = name.endswith("_id")  # which have no order
+    if isinstance(accepted, tuple) and not is_id:
         low, high = accepted if len(accepted) == 2 else (None, "")
         if isinstance(low, str) or isinstance(high, str):
             raise SchemaError(
@@ -154,6 +155,8 @@ def _any_value(units: xr.Dataset, dim: str, name: str, accepted: Any) -> np.ndar
             )
         above = np.ones(values.size, dtype=bool) if low is None else values >= low
         return np.asarray(above if high is None else above & (values <= high))
+    if is_id:  # also, a rounded id could select another neuron
+        accepted = as_ids(_as_list(accepted), name)
     wanted = np.atleast_1d(np.asarray(_as_list(accepted)))
     if wanted.size and wanted.dtype.kind not in "biuf":
         raise SchemaError(

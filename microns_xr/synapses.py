@@ -18,7 +18,7 @@ from microns_xr.connectivity.arrays import (
 )
 from microns_xr.connectivity.labels import require_known
 from microns_xr.connectivity.sort import sum_pairs
-from microns_xr.connectivity.subset import drop_unnamed
+from microns_xr.connectivity.subset import drop_unnamed, n_connections
 from microns_xr.errors import SchemaError, UnknownLabelError
 from microns_xr.provenance import add_history, release_of, require_same_release
 from microns_xr.schema import AXES, with_labels
@@ -145,15 +145,18 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
     synapses : xarray.Dataset, xarray.DataTree, str or path-like
         As in `select_synapses`; synapses of a store on disk are read in pieces.
     connectivity : xarray.Dataset, optional
-        Provides the axes, their annotations and the scope. By default the connectivity of the
-        store is used, else the neurons of the synapses, with scope "unknown".
+        Provides the axes and their annotations. By default the connectivity of the store is used,
+        else the neurons of the synapses.
 
     Returns
     -------
     xarray.Dataset
         ``synapse_size`` (voxels) and ``synapse_count`` over (``pre_nucleus_id``,
         ``post_nucleus_id``), compressed over post. All synapses of a connectivity yield exactly its
-        pairs, sums and axes.
+        pairs, sums, axes and scope. Some of them, such as those in a box, have the scope "unknown":
+        a pair without any may have others, so that sums over a neuron without any are NaN. If 0
+        is what you mean, such as no synapse on a spine, use
+        ``.assign_coords(scope=connectivity.scope)``.
 
     Raises
     ------
@@ -180,11 +183,11 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
             f"synapses has no size, found {sorted(rows.columns)}: read them with their sizes"
         )
     if connectivity is None:
-        axes = rows.matrix()
+        connectivity = rows.matrix()
     else:
         connectivity = as_pairs(connectivity)
         require_same_release(("synapses", rows.frame), ("connectivity", connectivity))
-        axes = without_pairs(connectivity)
+    axes = None if connectivity is None else without_pairs(connectivity)
     if rows.root is None and "synapse_id" in rows.columns:
         require_once(rows.columns["synapse_id"].values, "synapse_id of synapses")
     labels: dict[Compressed, np.ndarray] = {
@@ -214,7 +217,20 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
     else:
         others = {n: c.variable for n, c in axes.coords.items() if n not in result.coords}
         result = result.assign_coords(others)
-    return add_history(result, "sum_synapses")
+    if connectivity is None or _holds_all(result, connectivity):
+        return add_history(result, "sum_synapses")
+    # Of the other synapses, which were not summed, a pair or a neuron may have some.
+    result = result.assign_coords(scope=xr.Variable((), np.array("unknown", dtype=object)))
+    return add_history(result, f"sum_synapses: {rows.n}, not all synapses of the connectivity")
+
+
+def _holds_all(summed: xr.Dataset, connectivity: xr.Dataset) -> bool:
+    """Whether no pair of the connectivity has synapses that were not summed."""
+    weight = next((n for n in ("synapse_count", "synapse_size") if n in connectivity), None)
+    if weight is None or n_connections(summed) < n_connections(connectivity):
+        return False
+    # These pairs are in memory, now that they are not more than the summed ones.
+    return not bool((connectivity[weight].compute() > summed[weight]).any())
 
 
 def _bounds(box: Box, rows: SynapseRows) -> dict[int, tuple[float, float]]:

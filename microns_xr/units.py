@@ -374,6 +374,8 @@ def _proofreading(
 ) -> dict[str, np.ndarray]:
     """Read a proofreading table of either layout, and count roots that are listed twice."""
     table, table_spec = tables["proofreading"], spec.table_of("proofreading")
+    if "status_axon" not in table.columns:  # the view aibs_cell_info
+        table = table.rename(columns={f"{s}_cleaned": f"status_{s}" for s in ("axon", "dendrite")})
     # Convert a boolean column to the words t and f.
     flags = {
         name: np.where(table[name].fillna(False).astype(bool), "t", "f")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import dataset
 
@@ -34,8 +34,10 @@ def test_conventions_by_hand():
     assert convert(angle([0.0, 90.0, 180.0, 270.0], period=360.0), turned) == [90, 0, 270, 180]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 179.999), min_size=1, max_size=20))
 def test_conversion_is_its_own_inverse(values):
+    values = [*values, 0.25, 170.0]  # neither indices nor radians
     there = mx.angles.convert(angle(values), "right_counterclockwise")
     back = mx.angles.convert(there, "up_clockwise")
     assert np.abs(mx.angles.difference(back.values, np.array(values), 180.0)).max() < 1e-9
@@ -396,6 +398,18 @@ def test_arguments_in_other_units_than_the_angle():
     orientation = xr.DataArray([0.0, 90.0], attrs={**UP, "period": 180.0}, dims="orientation")
     with pytest.raises(mx.errors.SchemaError, match="angles have period 180 but the fit is over d"):
         mx.tuning.evaluate(fitted, orientation)
+
+
+def test_indices_are_not_converted_into_degrees_that_pass():
+    """90° - index would be taken for degrees."""
+    units = angle(np.resize(np.arange(8.0), 16)).to_dataset(name="pref_ori")
+    for call in (
+        lambda: mx.angles.convert(units, "right_counterclockwise"),
+        lambda: mx.angles.convert(units.pref_ori, units="radian"),
+        lambda: mx.angles.difference(units.pref_ori, 45.0, 180.0),
+    ):
+        with pytest.raises(mx.errors.SchemaError, match=r"indices of stimuli.* \* 22\.5"):
+            call()
 
 
 def test_few_or_close_degrees_are_left_alone():

@@ -160,6 +160,20 @@ def test_what_is_not_an_int64_id(values, dtype, message):
             as_ids(pd.Series(values, dtype=dtype), "t.r", missing)
 
 
+def test_a_part_of_the_ids_went_through_floats():
+    """Rows of two files, of which one was rounded: 16 of 96 ids; by chance, there may be some."""
+    ids = 2**59 + 129 * np.arange(1, 97)
+    assert (ids % 128 == 0).sum() == 0
+    rounded = np.where(np.arange(96) < 16, ids // 128 * 128, ids)
+    with pytest.raises(mx.errors.SchemaError, match=r"96 different ids .* 16 of them multiples of"):
+        as_ids(rounded, "t.r")
+    few = np.where(np.arange(96) < 15, ids // 128 * 128, ids)
+    assert as_ids(few, "t.r").tolist() == few.tolist()
+    # A neuron whose id is a multiple of 128 may have many rows.
+    many = np.append(ids, np.full(500, 2**59))
+    assert as_ids(many, "t.r").tolist() == many.tolist()
+
+
 def test_text_is_text():
     column = pd.Series(pd.Categorical(["a", None, "a "]), name="w")
     assert text_column(column, "t").tolist() == ["a", None, "a"]

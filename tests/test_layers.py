@@ -116,9 +116,36 @@ def test_very_few_cells(y):
 
 
 def test_types_that_mark_no_layer():
-    assert mx.segment_layers(cells(odd=np.array([1.0, 50.0]))).layer_name.values.tolist() == [
-        "unknown"
-    ]
+    units = cells(**{"23Pyr": np.array([1.0, 50.0])})
+    with pytest.warns(UserWarning, match=r"marks a layer .*found 23Pyr.* layer_types=") as record:
+        layers = mx.segment_layers(units)
+    assert record[0].filename == __file__
+    assert layers.layer_name.values.tolist() == ["unknown"]
+    # Of a classification without types nothing else is expected.
+    silent = mx.segment_layers(units.assign_attrs(layer_types=[]))
+    assert silent.layer_name.values.tolist() == ["unknown"]
+
+
+def test_types_that_no_unit_has():
+    units = cells(**{"23P": np.linspace(0, 50, 50), "4P": np.linspace(50.1, 100, 50)})
+    match = r"no unit has one of the cell types \['23p_', '4PP'\].* found 23P, 4P; nearest: 23P"
+    with pytest.raises(mx.errors.UnknownLabelError, match=match):
+        mx.segment_layers(units, layer_types={"L2/3": ["23p_"], "L4": ["4PP"]})
+    with pytest.warns(UserWarning, match=r"no unit has the cell types \['4PP'\].*nearest: 4P") as w:
+        layers = mx.segment_layers(units, layer_types={"L2/3": ["23p"], "L4": ["4PP"]})
+    assert w[0].filename == __file__
+    assert layers.layer_name.values.tolist() == ["L2/3"]
+    # One type may stand without a list.
+    layers = mx.segment_layers(units, layer_types={"L2/3": "23P", "L4": "4P"})
+    assert layers.equals(mx.segment_layers(units))
+    for junk, message in (
+        (["23P"], "layer_types is a list, expected a mapping"),
+        ({"L4": None}, r"layer_types\['L4'\] is a NoneType, expected cell types"),
+        ({"L4": [4]}, r"no unit has one of the cell types \['4'\]"),
+        ({}, "no unit has one of the cell types"),
+    ):
+        with pytest.raises(mx.errors.MicronsXrError, match=message):
+            mx.segment_layers(units, layer_types=junk)
 
 
 def test_what_cannot_be_segmented_is_refused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -363,3 +365,97 @@ def test_the_tutorials_path(release):
         [np.array(t.strip("[]").split(), float) for t in plain[plain.target_id == first].rate_dir]
     )
     np.testing.assert_allclose(units.rate_dir.sel(nucleus_id=first), rows.mean(axis=0), rtol=1e-12)
+
+
+def test_by_the_index_of_a_table(units):
+    table = pd.DataFrame({"target_id": [13, 11], "score": [0.5, 1.5]})
+    expected = mx.merge_table(units, table).score
+    for indexed in (
+        table.set_index("target_id"),
+        table.rename(columns={"target_id": "nucleus_id"}).set_index("nucleus_id"),
+        table.set_index("target_id", drop=False),
+    ):
+        xr.testing.assert_identical(mx.merge_table(units, indexed).score, expected)
+    other = mx.merge_table(units, table.rename_axis("row"))
+    assert set(other.variables) - set(units.variables) == {"score"}  # not the index
+    own = table.rename(columns={"target_id": "cell"}).set_index("cell")
+    xr.testing.assert_identical(mx.merge_table(units, own, key="cell").score, expected)
+    xr.testing.assert_identical(
+        mx.merge_table(units, expected.to_series().to_frame()).score, expected
+    )
+
+
+# --- root ids of another release
+
+
+def whole_units(n: int = 100) -> xr.Dataset:
+    """All units of a release, as `Release.units` counts them; the roots are 10**17 + 1, ..."""
+    ids = np.arange(1, n + 1)
+    units = xr.Dataset(
+        {"pt_root_id": ("nucleus_id", 10**17 + ids)},
+        {"nucleus_id": ids},
+        {"selection": ["nuclei: 100", "units: 100"]},
+    )
+    return mx.releases.stamp_release(units, "minnie65_public", 1300)
+
+
+def table_of_roots(n_other: int) -> pd.DataFrame:
+    """100 rows by root, of which the first are of other segments."""
+    roots = 10**17 + np.arange(1, 101)
+    roots[:n_other] += 1000
+    return pd.DataFrame({"pt_root_id": roots, "status": "extended"})
+
+
+def test_many_rows_without_a_match_by_root_are_warned_of():
+    units, message = whole_units(), "20 of 100 rows of the table meet no unit by pt_root_id"
+    with pytest.warns(mx.errors.DroppedRowsWarning, match=message) as record:
+        merged = mx.merge_table(units, table_of_roots(20), on="pt_root_id")
+    assert record[0].filename == __file__
+    assert (merged.status == "extended").sum() == 80
+    assert merged.attrs["history"][-1].endswith("80 of 100 units matched")
+    # As many as real tables of the same release lose; and of a selection nothing is known.
+    mx.merge_table(units, table_of_roots(18), on="pt_root_id")
+    merged = mx.merge_table(units.isel(nucleus_id=slice(50)), table_of_roots(40), on="pt_root_id")
+    assert merged.attrs["history"][-1].endswith("10 of 50 units matched")
+
+
+@pytest.mark.parametrize("key", ["target_id", "nucleus_id"])
+def test_another_root_of_a_nucleus_is_warned_of(key):
+    table = table_of_roots(3).assign(**{key: np.arange(1, 101)})
+    match = "3 of 40 rows of the table have another pt_root_id than their nucleus has in the units"
+    units = whole_units().isel(nucleus_id=slice(40))
+    with pytest.warns(mx.errors.DroppedRowsWarning, match=match) as record:
+        mx.merge_table(units, table, on="pt_root_id")
+    assert record[0].filename == __file__
+    merged = mx.merge_table(units, table)  # nucleus ids are the same in every release
+    assert (merged.status == "extended").all()
+
+
+def test_real_tables_of_the_other_release(real_data):
+    """Each table in the release of its own and in the other: who of its rows meets a unit."""
+    folders = {v: real_data / f"minnie65_v{v}" for v in (661, 1300)}
+    units = {v: mx.Release(v, source=folder).units() for v, folder in folders.items()}
+    named = {
+        661: ("proofreading_status_public_release", "coregistration_manual_v3"),
+        1300: ("proofreading_status_and_strategy",),
+    }
+    found = {}
+    for own, names in named.items():
+        for name in names:
+            table = pd.read_csv(folders[own] / "raw" / f"{name}.csv").drop_duplicates("pt_root_id")
+            columns = [c for c in table.columns if c.startswith(("status", "strategy", "session"))]
+            table = table.rename(columns={c: f"{c}_of_table" for c in columns})
+            columns = [f"{c}_of_table" for c in columns]
+            for version, dataset in units.items():
+                with warnings.catch_warnings(record=True) as record:
+                    warnings.simplefilter("always")
+                    mx.merge_table(dataset, table, columns, on="pt_root_id")
+                found[name, version] = [str(w.message).partition(" rows")[0] for w in record]
+    assert found == {
+        ("proofreading_status_public_release", 661): [],
+        ("proofreading_status_public_release", 1300): ["981 of 1266"],
+        ("coregistration_manual_v3", 661): [],
+        ("coregistration_manual_v3", 1300): ["2393 of 11296"],
+        ("proofreading_status_and_strategy", 661): ["1526 of 1701"],
+        ("proofreading_status_and_strategy", 1300): [],
+    }

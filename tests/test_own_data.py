@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -400,3 +402,40 @@ def test_axons_of_no_stated_completeness_are_taken_with_all_only():
         mx.analysis.connection_probability(connectivity, units, "layer")
     found = mx.analysis.connection_probability(connectivity, units, "layer", presynaptic="all")
     assert found.axon_completeness.values.tolist() == ["unknown"]
+
+
+def test_matrices_of_other_kinds():
+    """A matrix of numpy is one; of a masked array it is not known what is behind the mask."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy advises against it
+        matrix = np.matrix([[0, 3], [1, 0]])
+    found = mx.as_connectivity(matrix, pre=[11, 12], post=[11, 12])
+    assert found.weight.data.todense().tolist() == [[0, 3], [1, 0]]
+    masked = np.ma.masked_equal([[0, 3], [1, 0]], 3)
+    for other in (masked, [[0, 3], [1, 0]]):
+        with pytest.raises(mx.errors.SchemaError, match=r"edges is a .*, expected a DataFrame"):
+            mx.as_connectivity(other, pre=[11, 12], post=[11, 12])
+
+
+@pytest.mark.parametrize("more", [{}, {"n": 2}])
+def test_pairs_that_are_repeated_with_the_same_weights_are_not_added_up(more):
+    """As in files that overlap; weights that differ are parts of a pair."""
+    edges = pd.DataFrame({"pre": [11, 11, 12], "post": [12, 13, 11], "w": [0.5, 2.0, 1.0], **more})
+    count = "n" if more else None
+    twice = pd.concat([edges, edges[:2]])
+    with pytest.raises(mx.errors.SchemaError, match=r"2 of 5 rows of edges repeat a pair .* same"):
+        mx.as_connectivity(twice, weight="w", count=count)
+    once = mx.as_connectivity(edges, weight="w", count=count)
+    xr.testing.assert_equal(
+        mx.as_connectivity(twice.drop_duplicates(), weight="w", count=count), once
+    )
+    parts = pd.concat([edges, edges[:2].assign(w=[0.25, 2.0])])
+    found = mx.as_connectivity(parts, weight="w", count=count)
+    assert found.w.data.data.tolist() == [1.0, 0.75, 4.0]
+    if not more:
+        synapses = mx.as_connectivity(twice, weight="w", rows="synapse")
+        assert synapses.w.data.data.tolist() == [1.0, 1.0, 4.0]
+        assert synapses.synapse_count.data.data.tolist() == [1, 2, 2]
+    # A sparse matrix adds up its entries.
+    matrix = scipy.sparse.coo_array(([1.0, 1.0], ([0, 0], [1, 1])), shape=(2, 2))
+    assert mx.as_connectivity(matrix, pre=[11, 12], post=[11, 12]).weight.data.data.tolist() == [2]

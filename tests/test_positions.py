@@ -9,6 +9,7 @@ from cave_server import CaveServer
 from roots import ROOTS
 
 import microns_xr as mx
+from microns_xr.columns import positions
 from microns_xr.sources.tables import read_table_file, write_table_file
 
 # Two nuclei of minnie65 in voxels of 4x4x40 nm, and their depths in µm.
@@ -260,3 +261,10 @@ def test_real_tables_are_inside(real_data):
         assert not space.outside(points, (4, 4, 40)).any()
         for wrong in ((1, 1, 1), (1000, 1000, 1000), (9, 9, 45)):
             assert space.outside(points, wrong).any()
+
+
+def test_points_as_a_list_of_numpy_numbers_is_printed():
+    table = nuclei(VOXELS, None)[["id"]]
+    table["pt_position"] = [str(list(point)) for point in VOXELS.astype(np.int64)]
+    assert "np.int64(" in table.pt_position[0]
+    np.testing.assert_allclose(positions(table, "t"), VOXELS)

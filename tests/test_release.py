@@ -271,3 +271,13 @@ def test_rounded_roots_name_their_file(folder):
     message = r"mine\.pre_pt_root_id has dtype float64.* has to be fetched or exported again"
     with pytest.raises(mx.errors.SchemaError, match=message):
         mx.Release(1718, source=folder).connectivity()
+
+
+@pytest.mark.parametrize("version", ["1718", 1718.5, True])
+def test_a_source_whose_version_is_no_whole_number(version):
+    source = mx.sources.DemoSource(1718, n_nuclei=500)
+    source.version = version
+    with pytest.raises(mx.errors.SchemaError, match=r"source.version is .*, expected a whole"):
+        mx.Release(1718, source=source)
+    source.version = None  # a source that does not state it
+    assert mx.Release(1718, source=source).version == 1718

@@ -224,3 +224,15 @@ def test_real_units_by_label(real_data):
     assert mx.select_units(units, axon="extended").sizes["nucleus_id"] == int(
         (units.strategy_axon == "extended").sum()
     )
+
+
+def test_conditions_on_rounded_root_ids_are_refused():
+    """A rounded id may be the id of another neuron."""
+    roots = 864691135000000000 // 128 * 128 + np.array([0, 1, 130, 260, 400])
+    units = xr.Dataset({"pt_root_id": ("nucleus_id", roots)}, {"nucleus_id": np.arange(5)})
+    assert mx.select_units(units, pt_root_id=roots[[1, 3]]).nucleus_id.values.tolist() == [1, 3]
+    assert mx.select_units(units, pt_root_id=str(roots[4])).nucleus_id.values.tolist() == [4]
+    assert mx.select_units(units, nucleus_id=(1, 3)).nucleus_id.values.tolist() == [1, 3]
+    for rounded in (roots.astype(float), roots.astype(float).astype(np.int64)):
+        with pytest.raises(mx.errors.SchemaError, match=r"pt_root_id h.* floats"):
+            mx.select_units(units, pt_root_id=rounded)

@@ -8,6 +8,7 @@ import pytest
 from roots import ROOTS
 
 import microns_xr as mx
+from microns_xr.tables import require_shared_ids
 from microns_xr.tuning.functional import build_functional, build_tuning_curves
 
 
@@ -95,6 +96,13 @@ def test_the_view_of_all_cells_in_every_role(three_tables, cell_info):
     assert units.cell_type.values.tolist() == ["6P-CT", "5P-ET", "unknown"]
     assert units.cell_type_raw.values.tolist() == ["WM-P", "5P-ET", "error"]
     assert mx.releases.read_counts(units, "selection")["units"] == 3
+    # Merge errors were removed, to an extent that is not stated.
+    without = cell_info.assign(
+        axon_strategy=[None] * 6, axon_cleaned=["f", "t", "f", "f", "f", "f"]
+    )
+    units = mx.build_units(dict.fromkeys(roles, without), spec)
+    assert units.axon_completeness.values.tolist() == ["none", "clean", "none"]
+    assert units.axon_proofread.values.tolist() == [False, True, False]
     kept = mx.build_units(dict.fromkeys(roles, cell_info), spec, multisoma="typed")
     assert kept.nucleus_id.values.tolist() == [11, 12, 13, 16]  # 15, without a type, is none
 
@@ -356,6 +364,16 @@ def test_matches_and_curves_that_meet_nothing(three_tables):
     )
     with pytest.warns(mx.errors.DroppedRowsWarning, match="none of the 1 recorded units"):
         build_tuning_curves(curves, spec.table_of("tuning_curves"), rows)
+
+
+def test_few_matches_by_root_are_surprising_sooner_than_by_nucleus():
+    """Nucleus ids are the same in every release, so that rows of others are only of other cells."""
+    ids = np.arange(1, 61)
+    require_shared_ids(ids, ids[12:], "t.target_id")  # 48 of 60
+    require_shared_ids(ids, ids[11:], "t.pt_root_id")
+    require_shared_ids(ids[:10], ids[5:], "t.pt_root_id")  # a few rows
+    with pytest.warns(mx.errors.DroppedRowsWarning, match="12 of 60 rows of t.pt_root_id meet"):
+        require_shared_ids(ids, ids[12:], "t.pt_root_id")
 
 
 def test_a_release_without_areas_has_no_such_variable(three_tables):

@@ -161,8 +161,12 @@ def test_latest_correction_of_a_table_that_was_merged_with_the_nuclei(three_tabl
             f"created{other}": ["2020-09-28", "2020-09-28"],
         }
     )
-    units = mx.build_units({**three_tables, "celltype_corrections": corrections}, 1718)
-    assert units.cell_type.sel(nucleus_id=11).item() == "5P-IT"
+    # Also without the columns that somebody left out.
+    for dropped in ([], [f"id{own}"], [f"id{other}"], ["id", "id_ref"], [f"created{other}"]):
+        for words in (["5P-IT", "4P"], ["4P", "5P-IT"]):
+            table = corrections.assign(cell_type=words).drop(columns=dropped)
+            units = mx.build_units({**three_tables, "celltype_corrections": table}, 1718)
+            assert units.cell_type.sel(nucleus_id=11).item() == words[0], dropped
 
 
 def test_corrections_the_latest_wins(three_tables):

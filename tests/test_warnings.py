@@ -48,6 +48,19 @@ def no_ids(*_):
     mx.as_connectivity(pd.DataFrame({"pre": [None, 1.0], "post": [1.0, None], "weight": 1.0}))
 
 
+def ids_of_another_kind(*_):
+    edges = pd.DataFrame({"pre": [ROOTS[11], ROOTS[12]], "post": [ROOTS[12], ROOTS[11]]})
+    mx.as_connectivity(edges, pre_ids=[11, 12], post_ids=[11, 12])
+
+
+def single_synapses_of_others(*_):
+    units = make_units()
+    own = pd.DataFrame({"id": [1], "pre_pt_root_id": units.pt_root_id.values[:1], "size": [3]})
+    own["post_pt_root_id"] = units.pt_root_id.values[1:2]
+    further = {"id": [1, 2], **{f"ctr_pt_position_{axis}": 1 for axis in "xyz"}}
+    mx.build_synapses(OTHERS.assign(**further), mx.build_connectivity(own, units))
+
+
 def probability_of_unknown_scope(*_):
     ids = {"pre": [11, 12], "post": [11, 12], "presynaptic": "all"}
     mx.analysis.connection_probability(unconnected(), make_units(), None, **ids)
@@ -69,6 +82,8 @@ def merged_with_nothing(*_):
         (no_synapse_of_units, r"none of the 2 rows of synapses is between two units \(2 pre unk"),
         (no_synapse_of_units_in_a_file, "none of the 2 rows of synapses is between two units"),
         (merged_with_nothing, "none of the 2 rows of the table meets one of the 2 units"),
+        (ids_of_another_kind, "none of the 2 rows of edges is between neurons of pre_ids and post"),
+        (single_synapses_of_others, "none of 2 synapses is between two neurons of the conn"),
         (no_ids, "each of the 2 rows of edges lacks the id of a neuron"),
         (probability_of_unknown_scope, r"2 of 2 neurons of pre \(100.0%\) count as unconnected"),
         (like_to_like_of_unknown_scope, r"2 of 2 neurons of pre \(100.0%\) count as unconnected"),

@@ -375,20 +375,25 @@ def _are_synapses(synapses: pd.DataFrame, table: SynapseTable, n_pairs: int, n_s
     # Repeated pairs among the dropped rows show it, too.
     rows = synapses[[f"pre_{table.labels}", f"post_{table.labels}"]]
     if n_repeated := int(rows.duplicated().sum()):
-        if int(rows.assign(size=table.size).duplicated().sum()) == n_repeated:
-            raise SchemaError(
-                f"{n_repeated} of {len(rows)} rows of synapses repeat a pair of neurons with the "
-                "same size, as in overlapping files of pairs, expected each pair, or each synapse, "
-                "once: use .drop_duplicates(), or pass rows='synapse' if they are synapses"
-            )
-        logger.warning(READ_AS_SYNAPSES, n_repeated, len(rows))
+        n_same_size = int(rows.assign(size=table.size).duplicated().sum())
+        require_synapses(n_same_size, n_repeated, len(rows))
     return n_repeated > 0
 
 
-READ_AS_SYNAPSES = (
-    "rows of synapses have neither ids nor positions, and %d of %d repeat a pair of neurons: each "
-    "row is read as a synapse; rows='synapse' states it, rows='pair' if pairs must not be repeated"
-)
+def require_synapses(n_same_size: int, n_repeated: int, n_rows: int) -> None:
+    """Raise if rows that repeat a pair all repeat its size too, else log what they are read as."""
+    if n_same_size == n_repeated:
+        raise SchemaError(
+            f"{n_repeated} of {n_rows} rows of synapses repeat a pair of neurons with the "
+            "same size, as in overlapping files of pairs, expected each pair, or each synapse, "
+            "once: use .drop_duplicates(), or pass rows='synapse' if they are synapses"
+        )
+    logger.warning(
+        "rows of synapses have neither ids nor positions, and %d of %d repeat a pair of neurons: "
+        "each row is read as a synapse; rows='synapse' states it, rows='pair' if pairs must not "
+        "be repeated",
+        n_repeated, n_rows,
+    )  # fmt: skip
 
 
 def repeated_pairs(n_rows: int, n_pairs: int) -> SchemaError:
@@ -435,6 +440,11 @@ def build_synapses(
         If columns are missing, ids are not integers, an id is repeated, `connectivity` has no
         root ids, or synapses are outside of the volume of the datastack.
 
+    Warns
+    -----
+    DroppedRowsWarning
+        If no synapse is between two neurons of the connectivity.
+
     Examples
     --------
     >>> import microns_xr as mx
@@ -464,6 +474,11 @@ def build_synapses(
         index[side] = Lookup(connectivity[name].values, name).find(ids)
     synapse_ids = _unique_ids(synapses["id"])
     rows = np.flatnonzero((index["pre"] >= 0) & (index["post"] >= 0))
+    if len(synapses) and not rows.size:
+        warn_of_dropped_rows(
+            f"none of {len(synapses)} synapses is between two neurons of the connectivity: pass "
+            "the table from which it was built, or one of the same release"
+        )
     # The order of a store: by post, then pre, then id.
     rows = rows[np.lexsort([synapse_ids[rows], index["pre"][rows], index["post"][rows]])]
     space = space_of_data(connectivity)
@@ -500,4 +515,5 @@ def build_synapses(
     )
     if INVALID in synapses.attrs:
         dataset.attrs[INVALID] = synapses.attrs[INVALID]
-    return add_history(dataset, "build_synapses", source=connectivity)
+    entry = f"build_synapses: {rows.size} of {len(synapses)} rows"
+    return add_history(dataset, entry, source=connectivity)

@@ -16,7 +16,13 @@ from dask.utils import parse_bytes
 
 from microns_xr.columns import as_ids
 from microns_xr.connectivity.arrays import PAIR_DIMS, ROOT_IDS, Compressed
-from microns_xr.connectivity.build import Rows, build_connectivity, report_rows
+from microns_xr.connectivity.build import (
+    Rows,
+    build_connectivity,
+    repeated_pairs,
+    report_rows,
+    require_synapses,
+)
 from microns_xr.errors import SchemaError, require_instance
 from microns_xr.frames import Resolution, Space
 from microns_xr.ingest.read import (
@@ -254,11 +260,10 @@ def ingest_synapses(
             # Only now is it known whether a pair has several rows, so that rows are synapses.
             n_rows, n_pairs = spills[0].rows, copies[0].n_connections
             repeated = n_pairs < n_rows
-            if repeated and layout.rows == "pair" and "count" not in layout.columns:
-                raise SchemaError(
-                    f"rows is 'pair' but {n_rows} rows hold {n_pairs} pairs, expected each "
-                    "pair once: pass rows='synapse' if they are synapses, or add a column n_syn"
-                )
+            if repeated and layout.rows == "pair":
+                raise repeated_pairs(n_rows, n_pairs)
+            if repeated and layout.rows == "auto":
+                require_synapses(writer.n_same_size, n_rows - n_pairs, n_rows)
             template = _template(layout, neurons, scope, axes, repeated)
             tables = _tables(
                 parts.values(), [file.name for file in inputs], datastack, counts["rows"]
@@ -355,6 +360,7 @@ class _Writer:
         self._places = {side: np.append(0, np.cumsum(on)) for side, on in axes.items()}
         self._max_rows, self._pool, self._progress = max_rows, pool, progress
         self._space, self._resolution_nm = space, resolution_nm  # None without positions
+        self.n_same_size = 0  # rows that repeat both the pair and the size of another
         self._plan: dict[str, Any] = {
             "space": space,
             "release": release_of(template) if "datastack" in template.coords else None,
@@ -395,6 +401,8 @@ class _Writer:
                 pre = values["indices"][first]
                 post = np.repeat(np.arange(part.first, part.last, dtype=np.int32), lengths)
                 weights = {"data": _sums(values["size"], first)}
+                if "id" not in part.columns and len(first) < len(order):
+                    self.n_same_size += _repeated_sizes(values["size"], first)
                 if "synapse_count" in template:
                     # One synapse per row, unless the table counts them.
                     count = np.diff(first, append=len(order))
@@ -475,6 +483,13 @@ class _Writer:
 def _sums(values: np.ndarray, first: np.ndarray) -> np.ndarray:
     """Sum the rows of each pair."""
     return np.add.reduceat(values, first) if len(first) else values
+
+
+def _repeated_sizes(sizes: np.ndarray, first: np.ndarray) -> int:
+    """Count the rows that have the size of another row of their pair."""
+    pair = np.repeat(np.arange(len(first)), np.diff(first, append=len(sizes)))
+    order = np.lexsort([sizes, pair])
+    return int(((np.diff(pair[order]) == 0) & (np.diff(sizes[order]) == 0)).sum())
 
 
 def _tables(

@@ -146,6 +146,8 @@ def make_request(
             if not len(unique) or unique[0] < 1:
                 what = f"root id {unique[0]}, which is not a segment" if len(unique) else "no id"
                 raise SchemaError(f"{side} holds {what}: give root ids above 0, or None for all")
+    # Without a version, synapses of two releases would be one request.
+    version = whole_number("version of the source", version, 1)
     return SynapseRequest(datastack, version, table, **roots, positions=bool(positions))
 
 

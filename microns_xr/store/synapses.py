@@ -56,7 +56,7 @@ class SynapseRows:
                     "was replaced, open it again"
                 )
             self.chunk = max(SYNAPSE_CHUNK, index.chunks[0])
-        self._axes = None if axes is None else without_pairs(axes)
+        self._axes = axes
         self.variables = {
             str(name): variable.transpose("synapse", ...)
             for name, variable in dataset.variables.items()
@@ -123,11 +123,11 @@ class SynapseRows:
         return None if self._axes is None else np.asarray(self._axes[f"{side}_nucleus_id"].values)
 
     def matrix(self) -> xr.Dataset | None:
-        """Return the connectivity of the synapses, without pairs; None if not known."""
+        """Return the connectivity of the synapses, lazy if in a store; None if not known."""
         if self._axes is None and self.root is not None:
             for group in MATRIX_GROUP.values():
                 if group in self.root:
-                    return without_pairs(read_group(self.root, group, lazy=True))
+                    return read_group(self.root, group, lazy=True)
         return self._axes
 
     def spans(self, by: Compressed, ids: np.ndarray) -> list[Span] | None:

@@ -97,6 +97,47 @@ def test_build_without_function_or_synapses_says_so(tmp_path, three_tables):
     assert "has no connectivity" in failed.stderr
 
 
+def test_build_uses_the_functional_tables_of_a_folder_or_names_them(tmp_path, demo_release):
+    """Without a table of rates: fits with a convention, properties without a coregistration."""
+    spec, raw, store = demo_release.spec, tmp_path / "raw", tmp_path / "s.zarr"
+    raw.mkdir()
+    for role in ("nucleus", "celltype", "proofreading", "coregistration", "functional_properties"):
+        table = demo_release.table(role)
+        table.to_parquet(raw / f"{spec.tables[role]}.parquet")
+    matches = demo_release.table("coregistration")[["session", "scan_idx", "unit_id"]]
+    fits = matches.drop_duplicates().assign(
+        model="single_von_mises", amplitude=2.0, kappa=1.0, pref_dir=90.0, r2=0.5
+    )
+    fits.to_csv(raw / "orientation_fits_v1.csv", index=False)
+    properties = spec.tables["functional_properties"]
+    arguments = ["build", raw, "--version", 1718, "--out", store, "--overwrite"]
+
+    result = run(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert f"but not in the store: {properties}, orientation_fits_v1 (rates need" in result.stdout
+    assert "rate_dir" not in mx.open_store(store)["units"]
+
+    result = run(*arguments, "--angle-convention", "up_clockwise")
+    assert result.returncode == 0, result.stderr
+    assert f"but not in the store: {properties}\n" in result.stdout
+    assert "so not in the store: synapses" in result.stdout
+    units = mx.open_store(store)["units"].to_dataset()
+    rated = units.rate_dir.sel(nucleus_id=units.n_rated > 0)
+    assert rated.sizes["nucleus_id"] > 5
+    np.testing.assert_allclose(rated.sel(direction=90), 2.0)  # A exp(k (cos 0 - 1))
+    np.testing.assert_allclose(rated.sel(direction=270), 2.0 * np.exp(-2.0))
+
+    (raw / f"{spec.tables['coregistration']}.parquet").unlink()
+    result = run(*arguments)
+    assert "so not in the store: coregistration, tuning_curves, synapses" in result.stdout
+    assert "but not in the store: orientation_fits_v1 (rates need" in result.stdout
+    tree = mx.open_store(store)
+    expected = demo_release.units(functional="best_only")
+    np.testing.assert_array_equal(tree["units"].gOSI.values, expected.gOSI.values)
+    twin = demo_release.functional("digital_twin")
+    assert tree["functional"].sizes["scan_unit"] == twin.sizes["scan_unit"]
+
+
 def test_currents_to_csv_and_zarr(demo_folder, tmp_path):
     store = demo_folder / "demo_v1718.zarr"
     for name in ("c.csv", "c.csv.gz", "c.zarr"):

@@ -186,6 +186,27 @@ def test_pairs_without_a_count(tmp_path, out):
         run(tmp_path / "s.csv", out, rows="pair")
 
 
+@pytest.mark.parametrize("more", [{"n_syn": 1}, {}])
+def test_overlapping_files_of_pairs(tmp_path, out, more, caplog):
+    """Pairs of two files, which were sorted apart, are no more summed than those of a table."""
+    partners = ["pre_pt_root_id", "post_pt_root_id"]
+    frame = FRAME[[*partners, "size"]].drop_duplicates(partners).assign(**more)
+    frame[:-9].to_csv(tmp_path / "a.csv", index=False)
+    frame[9:].to_csv(tmp_path / "b.csv", index=False)
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    match = "rows hold .* pairs, expected each pair once" if more else "with the same size"
+    with pytest.raises(mx.errors.SchemaError, match=match):
+        run(files, out)
+    assert not out.exists()
+    frame[-9:].to_csv(tmp_path / "b.csv", index=False)
+    run(files, out)
+    assert "read as a synapse" not in caplog.text
+    if not more:  # sizes differ
+        frame[-9:-5].assign(size=range(10**6, 10**6 + 4)).to_csv(tmp_path / "c.csv", index=False)
+        run([*files, tmp_path / "c.csv"], out)
+        assert "repeat a pair of neurons: each row is read as a synapse" in caplog.text
+
+
 def test_no_connections(tmp_path, out):
     FRAME[:0].to_csv(tmp_path / "s.csv", index=False)
     run(tmp_path / "s.csv", out)

@@ -322,6 +322,15 @@ def test_requests_do_not_mix(tmp_path):
     assert sorted(s.key for s in list_requests(tmp_path)) == sorted(s.key for s in sets)
 
 
+def test_a_service_without_a_version_is_refused(tmp_path):
+    """Two releases would be one request, and the second one found to be complete."""
+    service = MemoryService(FRAME, version=None)
+    with pytest.raises(mx.errors.SchemaError, match="version of the source is None, expected a"):
+        download(service, tmp_path, post=ROOTS)
+    assert not service.asked
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_version_that_was_made_again_is_refused(tmp_path):
     with pytest.raises(Broken):
         download(MemoryService(FRAME, trouble=fail_after(2)), tmp_path, post=ROOTS, batch=3)

@@ -165,8 +165,49 @@ def test_sums_by_hand(three: str) -> None:
     ):
         assert_same_sums(found, expected)
     found = mx.sum_synapses(three)
-    assert found.scope.item() == "requested"
+    assert found.scope.item() == "unknown"  # the connectivity of the example has more synapses
     assert found.pre_cell_type.values.tolist() == ["23P", "5P-ET", "Übergang-µ"]
+
+
+def test_sums_of_some_synapses_know_no_zeros(three: str) -> None:
+    """11 -> 13 and 12 -> 13 have synapses outside of the box, 12 -> 11 has one in it."""
+    requested = xr.Variable((), np.array("requested", dtype=object))
+    whole = mx.sum_synapses(three).assign_coords(scope=requested)
+    box = mx.select_synapses(three, box={"x": (0, 3)})
+    found = mx.sum_synapses(box, whole)
+    assert found.scope.item() == "unknown"
+    assert whole.scope.item() == "requested"
+    assert found.attrs["history"][-1] == "sum_synapses: 1, not all synapses of the connectivity"
+    expected = np.zeros((3, 3), dtype=int)
+    expected[1, 0] = 30
+    assert_same_sums(found, ex.sparse_dataset(expected, (expected > 0).astype(int)))
+    # A partner has the value 2: its synapse onto 11 weighs 30; of those onto 13 and 15 the box
+    # holds none, but there may be others.
+    values = xr.DataArray([2.0] * 3, {"pre_nucleus_id": whole.pre_nucleus_id.values})
+    np.testing.assert_array_equal(
+        mx.contract(found, values, over="pre_nucleus_id"), [60, np.nan, np.nan]
+    )
+    stated = found.assign_coords(scope=whole.scope)
+    np.testing.assert_array_equal(mx.contract(stated, values, over="pre_nucleus_id"), [60, 0, 0])
+    assert mx.group_connectivity(found, ex.units().cell_type).n_post.sum() == 1
+    assert mx.to_networkx(found).number_of_nodes() == 2
+
+    # The same for a choice of neurons, of other synapses, in a tree, or without counts.
+    chosen = mx.select_synapses(three, pre=12)
+    for some in (chosen, ex.synapses().isel(synapse=[0, 2])):
+        for axes in (whole, whole.drop_vars("synapse_count"), whole.chunk()):
+            assert mx.sum_synapses(some, axes).scope.item() == "unknown"
+    tree = mx.open_store(three)
+    tree["synapses"] = xr.DataTree(box)
+    assert mx.sum_synapses(tree).scope.item() == "unknown"
+    part = Path(three).with_name("part.zarr")
+    mx.write_store(part, units=ex.units(), connectivity=whole, synapses=box)
+    for store in (part, mx.open_store(part, lazy=True)):
+        assert mx.sum_synapses(store).scope.item() == "unknown"
+    # All synapses of the pairs of 12 are all of that connectivity.
+    of_12 = mx.select_connections(whole, pre=[12])
+    assert mx.sum_synapses(chosen, of_12).scope.item() == "requested"
+    assert mx.sum_synapses(ex.synapses(), mx.drop_autapses(whole)).scope.item() == "requested"
 
 
 # --- the synthetic release

@@ -155,12 +155,12 @@ class RecordingsFile:
                 yield h5
             except MicronsXrError:
                 raise
-            except (KeyError, OSError, ValueError, RuntimeError) as error:
+            except Exception as error:  # links in a loop, groups where arrays belong, ...
                 if is_shortage(error):
                     raise
                 raise SourceError(
-                    f"{self.name}: {what} cannot be read ({error}): the file is damaged or "
-                    "truncated, fetch it again"
+                    f"{self.name}: {what} cannot be read ({error}): the file is damaged, "
+                    "truncated or has another layout, fetch it again"
                 ) from error
 
 
@@ -955,10 +955,13 @@ def _open_zarr(path: Path, scans: Iterable[Any] | None) -> xr.DataTree:
     except MicronsXrError:
         complete.require_unchanged()  # the more likely cause
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # whatever zarr makes of metadata that are not its own
         if is_shortage(error):
             raise
-        raise SourceError(f"{path} cannot be opened as recordings in zarr ({error})") from error
+        raise SourceError(
+            f"{path} cannot be opened as recordings in zarr ({type(error).__name__}: {error}): the "
+            "store is damaged or was not written by mx.recordings.to_zarr, write or copy it again"
+        ) from error
     # Stores written by DataTree.to_zarr have the name of the file in `source`.
     for name in (swap.KIND_ATTR, ID_ATTR, CHECKSUMS_ATTR):
         attrs.pop(name, None)

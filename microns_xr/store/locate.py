@@ -314,7 +314,7 @@ def decoding(array: zarr.Array) -> Iterator[None]:
     store: Any = array.store
     try:
         yield
-    except (StoreFormatError, RuntimeError, ValueError, TypeError) as err:
+    except (StoreFormatError, RuntimeError, ValueError, TypeError, ArithmeticError) as err:
         store.require_unchanged()  # a replaced store is the more likely cause
         if isinstance(err, StoreFormatError) or is_shortage(err):
             raise

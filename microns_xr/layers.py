@@ -94,6 +94,8 @@ def segment_layers(
             raise SchemaError(
                 f"units has no {name}, which layers are derived from: use mx.build_units"
             )
+    kinds = (Mapping, type(None))
+    require_instance("layer_types", layer_types, kinds, "a mapping of layers to cell types")
     if layer_types is None:
         lines = units.attrs.get("layer_types")
         if lines is not None:

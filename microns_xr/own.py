@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.sort import sum_pairs
 from microns_xr.errors import (
     SchemaError,
+    names_of,
     require_instance,
     require_one_of,
     warn_of_dropped_rows,
@@ -112,10 +113,11 @@ def as_units(
     (array([3, 7]), array(['unknown', 'exc'], dtype=object))
     """
     rest = xr.Dataset()
+    require_instance("id", id, (str, type(None)), "the name of the column of ids")
     if isinstance(table, xr.Dataset):
         frame, rest, name = _split(table, id)
     elif isinstance(table, pd.DataFrame):
-        used = [id or _DIM, *([position] if isinstance(position, str) else position or ())]
+        used = [id or _DIM, *([] if position is None else names_of("position", position))]
         table = tidy_columns(table, "table", keep=used, spelling=False)
         frame, name = _with_column(table, id)
     else:
@@ -207,7 +209,11 @@ def _is_label(name: str, values: np.ndarray) -> bool:
 def _own_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
     """Read ids, and say how to number neurons that have names."""
     names = ids if isinstance(ids, pd.Series) else None
-    if names is None and not isinstance(ids, xr.Dataset | str | bytes) and ids is not None:
+    if (
+        names is None
+        and isinstance(ids, Iterable)
+        and not isinstance(ids, xr.Dataset | str | bytes)
+    ):
         names = pd.Series(np.asarray(ids).ravel() if hasattr(ids, "dtype") else list(ids))
     if names is not None and names.dtype.kind not in "iuf":
         for value in names.dropna():
@@ -489,8 +495,11 @@ def _rows_of(
             raise SchemaError(
                 f"edges has the columns of numbers {numbers}: pass weight=, some of them"
             )
-    names = [weight] if isinstance(weight, str) else list(weight)
-    require_columns(table, "edges", [*partners.values(), *names, *([count] if count else [])])
+    names = names_of("weight", weight)
+    require_instance("count", count, (str, type(None)), "the name of a column")
+    require_columns(
+        table, "edges", [*partners.values(), *names, *([] if count is None else [count])]
+    )
     table = table.dropna(subset=list(partners.values()))
     ends = {side: _own_ids(table[name], f"edges.{name}") for side, name in partners.items()}
     weights = {name: _numbers(table[name], f"edges.{name}", name) for name in names}

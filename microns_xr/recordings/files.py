@@ -21,7 +21,7 @@ import gc
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -705,6 +705,7 @@ def open_video(
             )
         recordings = source
     file = RecordingsFile(recordings, storage_options)
+    require_instance("condition_hash", condition_hash, str, "the hash of a video")
     path = f"videos/{encode_hash(condition_hash)}"
     with file.reading(path) as h5:
         if path not in h5:
@@ -819,13 +820,15 @@ def select(
 
 def _labels(variable: str, value: Any, nodes: dict[str, xr.Dataset]) -> list[Any]:
     """Return one or several labels as a list, after checking that each is in some scan."""
+    if isinstance(value, Mapping):  # or a Dataset
+        raise SchemaError(f"{variable} is a {type(value).__name__}, expected labels")
     is_one = isinstance(value, bytes) or np.ndim(value) == 0
     labels = [value] if is_one else np.asarray(value, dtype=object).ravel().tolist()
     known: set[Any] = set()
     for node in nodes.values():
         known.update(np.unique(node[variable].values).tolist())
     for label in labels:
-        if label not in known:
+        if not isinstance(label, Hashable) or label not in known:
             raise unknown_label(f"no scan has {variable}", label, sorted(known))
     return labels
 

@@ -9,6 +9,7 @@ first, continues from there. Nothing else beside a store is ever changed.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -17,6 +18,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from zarr.core.sync import sync
 
 from microns_xr.errors import StoreFormatError
 from microns_xr.files import is_full, read_json, try_lock, write_error
@@ -104,6 +107,7 @@ def replacing(
         try:
             yield new
         except BaseException as error:
+            sync(_other_writes_end())
             _remove(folder)
             if is_full(error) or (
                 isinstance(error, OSError) and str(error.filename).startswith(folder)
@@ -181,6 +185,12 @@ def _remove(folder: str) -> None:
                 logger.warning("%s could not be removed (%s): remove it", folder, error)
                 return
             time.sleep(0.01)
+
+
+async def _other_writes_end() -> None:
+    # Where zarr writes several files at once and one fails, the others go on.
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others, timeout=_PATIENCE)
 
 
 def _lock(folder: str, create: bool) -> int | None:

@@ -48,6 +48,7 @@ from microns_xr.errors import (
 )
 from microns_xr.provenance import text_lines
 from microns_xr.schema import FUNCTIONAL, describe
+from microns_xr.sources.net import http_options
 from microns_xr.store import swap
 from microns_xr.store.format import CHECKSUMS_ATTR, ID_ATTR
 from microns_xr.store.locate import decoding, readable
@@ -79,7 +80,8 @@ def _open_h5(address: Any, mode: str, storage_options: Mapping[str, Any]) -> Any
     if "://" in address:
         # Metadata is scattered over the file: readahead would fetch most of the file.
         cache = {"block_size": _REMOTE_BLOCK_BYTES, "cache_type": "blockcache"}
-        return h5py.File(fsspec.open(address, "rb", **cache, **storage_options).open(), mode)
+        options = cache | http_options(address, storage_options)
+        return h5py.File(fsspec.open(address, "rb", **options).open(), mode)
     # HDF5 rounds every small read up to this; its default of 64 KB is a hundred rows.
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_sieve_buf_size(_SIEVE_BYTES)

@@ -35,6 +35,7 @@ from microns_xr.sources.fetch import (
     find_file,
     list_names,
     local_path,
+    require_md5,
 )
 from microns_xr.sources.net import Retry
 from microns_xr.sources.postgres_csv import (
@@ -179,6 +180,7 @@ class ArchiveSource(TableSource):
         }
         self._stems: dict[str, str] = {}
         self._absent: set[str] = set()
+        self._checked: set[Path] = set()  # local files
         self._read: dict[str, dict[str, Any]] = {}
 
     def __repr__(self) -> str:
@@ -254,6 +256,9 @@ class ArchiveSource(TableSource):
                 fetch_file(url, path, refresh=refresh, progress=bar, **self._access)
             elif not path.is_file():
                 raise SourceError(f"there is no file {path}: check the folder and the version")
+            elif path not in self._checked:
+                require_md5(path)
+                self._checked.add(path)
             paths.append(path)
         return paths[1], parse_header(paths[0].read_bytes(), str(paths[0]))
 

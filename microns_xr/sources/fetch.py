@@ -310,8 +310,27 @@ def _sidecar_md5(remote: HttpFile | BucketFile) -> str | None:
         if classify(error) == "transient":
             raise
         return None
+    return _stated_md5(content)
+
+
+def _stated_md5(content: bytes) -> str | None:
     match = re.match(rb"\s*([0-9a-fA-F]{32})\b", content)
-    return match[1].decode() if match else None
+    return match[1].decode().lower() if match else None
+
+
+def require_md5(path: Path) -> None:
+    """Raise if a file beside a local one, NAME.md5, states another checksum."""
+    beside = append_suffix(path, ".md5")
+    expected = _stated_md5(beside.read_bytes()) if beside.is_file() else None
+    if expected is None:
+        return
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    if found != expected:
+        raise SourceError(
+            f"the md5 of {path} is {found}, expected {expected} as in {beside.name}: the file is "
+            "damaged, copy it again"
+        )
 
 
 def open_remote(

@@ -37,6 +37,7 @@ from microns_xr.frames import RESOLUTION, positions_um
 from microns_xr.provenance import add_history, text_lines
 from microns_xr.releases import space_of
 from microns_xr.schema import AXES, CONNECTIVITY, SCOPES, UNITS, describe, validate
+from microns_xr.tables import INVALID, without_invalid
 
 __all__ = ["as_connectivity", "as_units"]
 
@@ -67,8 +68,9 @@ def as_units(
     table : pandas.DataFrame or xarray.Dataset
         One row per neuron, with any columns. Columns named as in the data model (``cell_type``,
         ``layer``, ``classification_system`` ...) are used by the functions of this package; their
-        words are kept as they are. A Dataset may also hold arrays over neurons and other dims, such
-        as ``rate_ori(nucleus_id, orientation)``.
+        words are kept as they are. Rows of a DataFrame whose column ``valid`` is false are left
+        out, as in dumps of tables, and counted. A Dataset may also hold arrays over neurons and
+        other dims, such as ``rate_ori(nucleus_id, orientation)``.
     id : str, optional
         The column, the index level or the dim of a Dataset that holds the ids: integers, or text of
         digits. By default ``nucleus_id``. Other names become ``nucleus_id``.
@@ -118,7 +120,7 @@ def as_units(
         frame, rest, name = _split(table, id)
     elif isinstance(table, pd.DataFrame):
         used = [id or _DIM, *([] if position is None else names_of("position", position))]
-        table = tidy_columns(table, "table", keep=used, spelling=False)
+        table = _valid(tidy_columns(table, "table", keep=used, spelling=False), "table", used)
         frame, name = _with_column(table, id)
     else:
         raise SchemaError(
@@ -154,12 +156,19 @@ def as_units(
         if _DIM in variable.dims:
             variable = variable.isel({_DIM: order})
         units = (units.assign_coords if other in rest.coords else units.assign)({other: variable})
-    units.attrs = dict(table.attrs) if isinstance(table, xr.Dataset) else {}
+    kept = table.attrs if isinstance(table, xr.Dataset) else {INVALID: table.attrs.get(INVALID)}
+    units.attrs = {name: value for name, value in kept.items() if value is not None}
     units = _stamped(units, datastack, version)
     for name in map(str, units.variables):
         require_likely_angle(units.variables[name], name)
     validate(units, "units")
     return add_history(units, f"as_units({ids.size} neurons)")
+
+
+def _valid(table: pd.DataFrame, what: str, used: Sequence[Any]) -> pd.DataFrame:
+    """Return a table without the rows that it marks as not valid, as dumps of tables do."""
+    columns = [name for name in ("valid", "valid_ref") if name in table and name not in used]
+    return without_invalid(table, what).drop(columns=columns) if columns else table
 
 
 def _with_column(table: pd.DataFrame, id: str | None) -> tuple[pd.DataFrame, str]:
@@ -328,7 +337,8 @@ def as_connectivity(
     Parameters
     ----------
     edges : pandas.DataFrame, scipy.sparse array, sparse.SparseArray, numpy.ndarray or DataArray
-        A table with one row per pair of neurons or per synapse; a matrix with presynaptic neurons
+        A table with one row per pair of neurons or per synapse (rows whose column ``valid`` is
+        false are left out and counted); a matrix with presynaptic neurons
         as rows and postsynaptic ones as columns; or a DataArray over two dims with ids. A zero of a
         dense matrix is not a connection; a zero that a sparse one stores is.
     pre, post : str or collection of int, optional
@@ -387,6 +397,8 @@ def as_connectivity(
     require_one_of("rows", rows, ("pair", "synapse"))
     if scope is not None:
         require_one_of("scope", scope, SCOPES)
+    if isinstance(edges, pd.DataFrame):
+        edges = _valid(edges, "edges", [pre, post, count, *names_of("weight", weight or [])])
     if isinstance(edges, pd.DataFrame | pd.Series):
         ends, weights, counts = _rows_of(edges, pre, post, weight, count, rows)
         asked = {"pre": pre_ids, "post": post_ids}
@@ -436,6 +448,8 @@ def as_connectivity(
     result = _stamped(result, datastack, version)
     validate(result, "connectivity")
     n_all = len(edges) if isinstance(edges, pd.DataFrame | pd.Series) else n_rows
+    if isinstance(edges, pd.DataFrame) and INVALID in edges.attrs:
+        result.attrs[INVALID] = edges.attrs[INVALID]
     dropped = {"missing_id": n_all - n_rows, "not_asked_for": n_rows - int(chosen.sum())}
     entry = f"as_connectivity(): {n_pairs} pairs of {n_all} rows"
     if any(dropped.values()):

@@ -15,6 +15,7 @@ A direction ``d`` of one is ``90 - d`` in the other.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -268,6 +269,14 @@ def require_same_angles(
             raise SchemaError(f"{first} is in {first_words} but {name} is in {words}: {hint}")
 
 
+def _numbers(name: str, angle: Any) -> Any:
+    """Return an array of numbers, or raise."""
+    numbers = angle if hasattr(angle, "dtype") else np.asarray(angle)
+    if numbers.dtype.kind not in "iuf":
+        raise SchemaError(f"{name} is a {type(angle).__name__}, expected numbers")
+    return numbers
+
+
 def difference(a: Any, b: Any, period: float) -> Any:
     """Compute the signed difference ``a - b`` on a circle.
 
@@ -294,6 +303,8 @@ def difference(a: Any, b: Any, period: float) -> Any:
     >>> float(difference(170.0, 10.0, period=180.0))
     -20.0
     """
+    require_instance("period", period, Real, "a number")
+    a, b = _numbers("a", a), _numbers("b", b)
     angles = [x for x in (a, b) if isinstance(x, xr.DataArray) and "units" in x.attrs]
     for key in ("units", "angle_convention"):
         if len({angle.attrs[key] for angle in angles if key in angle.attrs}) > 1:

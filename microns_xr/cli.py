@@ -4,6 +4,7 @@
 # xarray, numba and matplotlib; modules that need these are imported in functions.
 from __future__ import annotations
 
+import io
 import logging
 import re
 import sys
@@ -154,7 +155,7 @@ def demo(
     """
     import matplotlib as mpl
 
-    from microns_xr.files import new_file
+    from microns_xr.files import new_file, write_error
     from microns_xr.plot import connectivity_matrix, currents_by_angle, depth_profile
 
     mpl.use("Agg")
@@ -164,7 +165,10 @@ def demo(
     size: dict[str, Any] = {"n_nuclei": n_nuclei} if n_nuclei else {}
     source = mx.sources.DemoSource(version, seed=seed, **size)
     release = mx.Release(version, source=source)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(out, error) from error
     store = out / f"demo_v{version}.zarr"
     with _steps(
         "raw tables", "units and layers", "connectivity", "currents", "store", "figure"
@@ -891,12 +895,15 @@ def _parse_neurons(value: str | None, option: str) -> Any:
 def _save(figure: Any, out: Path) -> None:
     import matplotlib as mpl
 
-    from microns_xr.files import new_file
+    from microns_xr.files import write_file
 
     # Without a date and with fixed ids, equal pictures are equal files.
     undated = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}[out.suffix]
-    with new_file(out) as part, mpl.rc_context({"svg.hashsalt": "microns_xr"}):
-        figure.savefig(part, format=out.suffix[1:], dpi=150, bbox_inches="tight", metadata=undated)
+    options: dict[str, Any] = {"dpi": 150, "bbox_inches": "tight", "metadata": undated}
+    content = io.BytesIO()  # on a full disk matplotlib has errors of its own
+    with mpl.rc_context({"svg.hashsalt": "microns_xr"}):
+        figure.savefig(content, format=out.suffix[1:], **options)
+    write_file(out, content.getvalue())
 
 
 def _parse_distance(text: str) -> Any:

@@ -26,7 +26,7 @@ from microns_xr.connectivity.arrays import (
 from microns_xr.connectivity.blocks import blocks_of, is_lazy, lazy_contract
 from microns_xr.connectivity.kernels import contract_buffers
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import SchemaError, UnknownLabelError
+from microns_xr.errors import SchemaError, UnknownLabelError, require_one_of
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.store.open import Connectivity, connectivity_of
 
@@ -175,10 +175,9 @@ def contract(
            [10, 39]])
     """
     pair = over if isinstance(over, tuple) else (over, over)
-    if len(pair) != 2 or not set(pair) <= set(PAIR_DIMS):
+    if len(pair) != 2 or not all(isinstance(dim, str) and dim in PAIR_DIMS for dim in pair):
         raise SchemaError(f"over is {over!r}, expected one of {PAIR_DIMS}, or two of them")
-    if missing not in ("raise", "skip"):
-        raise SchemaError(f"missing is {missing!r}, expected one of ('raise', 'skip')")
+    require_one_of("missing", missing, ("raise", "skip"))
     if _is_connectivity(values):
         return _product(connectivity, values, pair, weight, missing)
     if isinstance(over, tuple):

@@ -179,9 +179,24 @@ def require_instance(
         raise SchemaError(f"{name} is a {type(value).__name__}, expected {expected}")
 
 
+def names_of(name: str, value: Any) -> list[str]:
+    """Return an argument that is one name or several as a list."""
+    try:
+        names = [value] if isinstance(value, str) else list(value)
+    except TypeError:
+        names = [value]
+    if not all(isinstance(one, str) for one in names):
+        raise SchemaError(f"{name} is {value!r}, expected a name or a list of names")
+    return names
+
+
 def whole_number(name: str, value: Any, least: int) -> int:
     """Return an argument as an int that is at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Integral)
+        or not least <= int(value) < 2**63
+    ):
         raise SchemaError(f"{name} is {value!r}, expected a whole number from {least} up")
     return int(value)
 

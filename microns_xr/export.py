@@ -22,7 +22,7 @@ from microns_xr.connectivity.arrays import (
 )
 from microns_xr.connectivity.labels import Lookup, require_ends, require_known
 from microns_xr.connectivity.subset import drop_unnamed
-from microns_xr.errors import SchemaError, import_optional, unknown_label
+from microns_xr.errors import SchemaError, import_optional, unknown_label, whole_number
 from microns_xr.provenance import RELEASE_COORDS, require_same_release
 from microns_xr.schema import AXES, require_unique_sorted, require_unrounded_roots, validate
 from microns_xr.store.format import json_attrs
@@ -258,6 +258,8 @@ def to_networkx(
     networkx = import_optional("networkx", "export")
     connectivity = drop_unnamed(as_pairs(connectivity))
     pattern, values = pair_buffers(connectivity)
+    if max_connections is not None:
+        whole_number("max_connections", max_connections, 0)
     if max_connections is not None and pattern.nnz > max_connections:
         raise SchemaError(
             f"connectivity has {pattern.nnz:,} connections, expected at most {max_connections:,} "

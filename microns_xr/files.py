@@ -157,8 +157,9 @@ def locked(folder: str | Path, what: str) -> Iterator[None]:
                     f"another download of {what} into {folder} is running (process {holder}): "
                     "wait for it, then run this again; only missing data is fetched"
                 )
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            with contextlib.suppress(OSError):  # a full disk, which may hold all that is wanted
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
             yield
         finally:
             os.close(descriptor)

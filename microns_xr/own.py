@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.sort import sum_pairs
 from microns_xr.errors import (
     SchemaError,
+    names_of,
     require_instance,
     require_one_of,
     warn_of_dropped_rows,
@@ -36,6 +37,7 @@ from microns_xr.frames import RESOLUTION, positions_um
 from microns_xr.provenance import add_history, text_lines
 from microns_xr.releases import space_of
 from microns_xr.schema import AXES, CONNECTIVITY, SCOPES, UNITS, describe, is_label, validate
+from microns_xr.tables import INVALID, without_invalid
 
 __all__ = ["as_connectivity", "as_units"]
 
@@ -65,8 +67,9 @@ def as_units(
     table : pandas.DataFrame or xarray.Dataset
         One row per neuron, with any columns. Columns named as in the data model (``cell_type``,
         ``layer``, ``classification_system`` ...) are used by the functions of this package; their
-        words are kept as they are. A Dataset may also hold arrays over neurons and other dims, such
-        as ``rate_ori(nucleus_id, orientation)``.
+        words are kept as they are. Rows of a DataFrame whose column ``valid`` is false are left
+        out, as in dumps of tables, and counted. A Dataset may also hold arrays over neurons and
+        other dims, such as ``rate_ori(nucleus_id, orientation)``.
     id : str, optional
         The column, the index level or the dim of a Dataset that holds the ids: integers, or text of
         digits. By default ``nucleus_id``. Other names become ``nucleus_id``.
@@ -112,11 +115,12 @@ def as_units(
     (array([3, 7]), array(['unknown', 'exc'], dtype=object))
     """
     rest = xr.Dataset()
+    require_instance("id", id, (str, type(None)), "the name of the column of ids")
     if isinstance(table, xr.Dataset):
         frame, rest, name = _split(table, id)
     elif isinstance(table, pd.DataFrame):
-        used = [id or _DIM, *([position] if isinstance(position, str) else position or ())]
-        table = tidy_columns(table, "table", keep=used, spelling=False)
+        used = [id or _DIM, *([] if position is None else names_of("position", position))]
+        table = _valid(tidy_columns(table, "table", keep=used, spelling=False), "table", used)
         frame, name = _with_column(table, id)
     else:
         raise SchemaError(
@@ -152,12 +156,19 @@ def as_units(
         if _DIM in variable.dims:
             variable = variable.isel({_DIM: order})
         units = (units.assign_coords if other in rest.coords else units.assign)({other: variable})
-    units.attrs = dict(table.attrs) if isinstance(table, xr.Dataset) else {}
+    kept = table.attrs if isinstance(table, xr.Dataset) else {INVALID: table.attrs.get(INVALID)}
+    units.attrs = {name: value for name, value in kept.items() if value is not None}
     units = _stamped(units, datastack, version)
     for name in map(str, units.variables):
         require_likely_angle(units.variables[name], name)
     validate(units, "units")
     return add_history(units, f"as_units({ids.size} neurons)")
+
+
+def _valid(table: pd.DataFrame, what: str, used: Sequence[Any]) -> pd.DataFrame:
+    """Return a table without the rows that it marks as not valid, as dumps of tables do."""
+    columns = [name for name in ("valid", "valid_ref") if name in table and name not in used]
+    return without_invalid(table, what).drop(columns=columns) if columns else table
 
 
 def _with_column(table: pd.DataFrame, id: str | None) -> tuple[pd.DataFrame, str]:
@@ -203,7 +214,11 @@ def _attrs_of(table: pd.DataFrame | xr.Dataset, column: Any) -> dict[str, Any]:
 def _own_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
     """Read ids, and say how to number neurons that have names."""
     names = ids if isinstance(ids, pd.Series) else None
-    if names is None and not isinstance(ids, xr.Dataset | str | bytes) and ids is not None:
+    if (
+        names is None
+        and isinstance(ids, Iterable)
+        and not isinstance(ids, xr.Dataset | str | bytes)
+    ):
         names = pd.Series(np.asarray(ids).ravel() if hasattr(ids, "dtype") else list(ids))
     if names is not None and names.dtype.kind not in "iuf":
         for value in names.dropna():
@@ -318,7 +333,8 @@ def as_connectivity(
     Parameters
     ----------
     edges : pandas.DataFrame, scipy.sparse array, sparse.SparseArray, numpy.ndarray or DataArray
-        A table with one row per pair of neurons or per synapse; a matrix with presynaptic neurons
+        A table with one row per pair of neurons or per synapse (rows whose column ``valid`` is
+        false are left out and counted); a matrix with presynaptic neurons
         as rows and postsynaptic ones as columns; or a DataArray over two dims with ids. A zero of a
         dense matrix is not a connection; a zero that a sparse one stores is.
     pre, post : str or collection of int, optional
@@ -379,6 +395,8 @@ def as_connectivity(
     require_one_of("rows", rows, ("pair", "synapse"))
     if scope is not None:
         require_one_of("scope", scope, SCOPES)
+    if isinstance(edges, pd.DataFrame):
+        edges = _valid(edges, "edges", [pre, post, count, *names_of("weight", weight or [])])
     if isinstance(edges, pd.DataFrame | pd.Series):
         ends, weights, counts = _rows_of(edges, pre, post, weight, count, rows)
         asked = {"pre": pre_ids, "post": post_ids}
@@ -433,6 +451,8 @@ def as_connectivity(
     result = _stamped(result, datastack, version)
     validate(result, "connectivity")
     n_all = len(edges) if is_table else n_rows
+    if isinstance(edges, pd.DataFrame) and INVALID in edges.attrs:
+        result.attrs[INVALID] = edges.attrs[INVALID]
     dropped = {"missing_id": n_all - n_rows, "not_asked_for": n_rows - int(chosen.sum())}
     entry = f"as_connectivity(): {n_pairs} pairs of {n_all} rows"
     if any(dropped.values()):
@@ -510,8 +530,11 @@ def _rows_of(
             raise SchemaError(
                 f"edges has the columns of numbers {numbers}: pass weight=, some of them"
             )
-    names = [weight] if isinstance(weight, str) else list(weight)
-    require_columns(table, "edges", [*partners.values(), *names, *([count] if count else [])])
+    names = names_of("weight", weight)
+    require_instance("count", count, (str, type(None)), "the name of a column")
+    require_columns(
+        table, "edges", [*partners.values(), *names, *([] if count is None else [count])]
+    )
     table = table.dropna(subset=list(partners.values()))
     ends = {side: _own_ids(table[name], f"edges.{name}") for side, name in partners.items()}
     weights = {name: _numbers(table[name], f"edges.{name}", name) for name in names}

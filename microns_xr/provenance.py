@@ -19,6 +19,7 @@ from microns_xr.errors import (
     SchemaError,
     require_instance,
     unknown_label,
+    whole_number,
 )
 
 RELEASE_COORDS = ("datastack", "materialization_version")
@@ -50,6 +51,9 @@ def stamp_release(obj: Labelled, datastack: str, version: int) -> Labelled:
     >>> stamp_release(xr.Dataset(), "minnie65_public", 1718).materialization_version.item()
     1718
     """
+    require_instance("obj", obj, (xr.Dataset, xr.DataArray), "a Dataset or DataArray")
+    require_instance("datastack", datastack, str, "the name of a datastack")
+    version = whole_number("version", version, 1)
     return obj.assign_coords(
         datastack=xr.Variable((), np.array(datastack, dtype=object)),
         materialization_version=xr.Variable((), np.int64(version)),
@@ -215,6 +219,7 @@ def read_counts(obj: xr.Dataset | xr.DataArray | xr.DataTree, name: str) -> dict
     >>> read_counts(connectivity, "dropped_synapses")
     {'pre_zero': 152, 'pre_shared': 3}
     """
+    require_instance("name", name, str, "the name of an attribute")
     if name not in obj.attrs:
         raise unknown_label("there is no attribute", name, obj.attrs)
     lines = text_lines(obj.attrs[name])

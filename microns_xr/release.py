@@ -159,6 +159,7 @@ class Release:
         tables: Mapping[str, str | None] | None = None,
     ) -> None:
         spec = release_spec(version, tables, datastack)
+        require_instance("datadir", datadir, (str, os.PathLike), "a path")
         self.version = spec.version
         self.datadir = Path(datadir)
         self.source = make_source(source, spec, datastack or spec.datastack, self.datadir)

@@ -495,6 +495,7 @@ def release_spec(
                 "out datastack=, or pass a ReleaseSpec of that datastack"
             )
     else:
+        require_instance("datastack", datastack, (str, type(None)), "the name of a datastack")
         spec = _spec_of_registry(version, datastack or _default_datastack())
     require_instance("tables", tables, (Mapping, type(None)), "a mapping of roles to names")
     if not tables:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -242,7 +242,7 @@ def _proofread(units: xr.Dataset, part: str, conditions: list[Any]) -> np.ndarra
     known = known.union(*(_known_words(units, name, words) for name, (_, words) in columns.items()))
     accepted: dict[str, set[str]] = {name: set() for name in names}
     for word in conditions:
-        if word not in known:
+        if not isinstance(word, Hashable) or word not in known:
             raise unknown_label(f"units have no strategy_{part}", word, known)
         for name, (_, words) in columns.items():
             if word == "proofread":

@@ -42,7 +42,11 @@ def valid_rows(table: pd.DataFrame, name: str, keep: Iterable[str] = ()) -> pd.D
     The service leaves out such rows, which were deleted or replaced; dumps and own files keep them.
     The attributes of the table count them.
     """
-    table = tidy_columns(table, name, keep)
+    return without_invalid(tidy_columns(table, name, keep), name)
+
+
+def without_invalid(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return a table without the rows that it marks as not valid."""
     invalid = np.zeros(len(table), dtype=bool)
     for column in ("valid", "valid_ref"):
         if column in table.columns and table.columns.is_unique:

@@ -41,6 +41,22 @@ def edges() -> pd.DataFrame:
     )
 
 
+def test_rows_that_are_not_valid_are_left_out_and_counted():
+    table = pd.DataFrame({"nucleus_id": [1, 2, 3], "x": [1.0, 2.0, 3.0], "valid": ["t", "f", "t"]})
+    units = mx.as_units(table)
+    assert units.nucleus_id.values.tolist() == [1, 3]
+    assert units.attrs["n_invalid_rows"] == 1
+    assert "valid" not in units.variables
+    edges = pd.DataFrame({"pre": [1, 1, 2], "post": [2, 2, 1], "weight": [1, 10, 100]})
+    found = mx.as_connectivity(edges.assign(valid=[True, False, True]))
+    assert found.weight.data.todense().tolist() == [[0, 1], [100, 0]]
+    assert found.attrs["n_invalid_rows"] == 1
+    scores = mx.as_connectivity(edges.assign(valid=[1, 2, 3]), weight="valid")  # as one asks for
+    assert scores.valid.data.todense().tolist() == [[0, 3], [3, 0]]
+    with pytest.raises(mx.errors.SchemaError, match="rename the column if it does not say"):
+        mx.as_units(table.assign(valid=[0.1, 0.7, 0.2]))
+
+
 def connect(edges: pd.DataFrame, **options: object) -> xr.Dataset:
     return mx.as_connectivity(edges, pre="source", post="target", weight="strength", **options)
 

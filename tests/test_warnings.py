@@ -71,6 +71,28 @@ def like_to_like_of_unknown_scope(*_):
     mx.analysis.like_to_like(unconnected(), make_units(), **ids)
 
 
+def curves(dim="orientation", axis="scan_unit"):
+    degrees = {"units": "degree", "angle_convention": "up_clockwise", "period": 180.0}
+    angles = {dim: (dim, [0.0, 45.0, 90.0, 135.0], degrees), axis: [11, 12]}
+    return xr.DataArray([[4.0, 1.0, -2.0, 1.0], [4.0, 1.0, 2.0, 1.0]], angles, (axis, dim))
+
+
+def indices_of_what_are_no_rates(*_):
+    mx.tuning.selectivity(curves(), dim="orientation")
+
+
+def alignment_of_negative_currents(*_):
+    currents = mx.releases.stamp_release(
+        curves(axis="post_nucleus_id").to_dataset(name="current"), "minnie65_public", 1718
+    )
+    mx.analysis.align_to_preferred(currents.current, make_units(), interval=None)
+
+
+def file_that_was_cut(_, folder):
+    (folder / "t.csv").write_text("id,target_id\n1,11\n2,1")
+    mx.sources.DirectorySource(folder, version=1718).read("t")
+
+
 def merged_with_nothing(*_):
     mx.merge_table(make_units(), pd.DataFrame({"target_id": [1, 2], "area": ["V1", "RL"]}))
 
@@ -84,6 +106,9 @@ def merged_with_nothing(*_):
         (merged_with_nothing, "none of the 2 rows of the table meets one of the 2 units"),
         (ids_of_another_kind, "none of the 2 rows of edges is between neurons of pre_ids and post"),
         (single_synapses_of_others, "none of 2 synapses is between two neurons of the conn"),
+        (indices_of_what_are_no_rates, "1 of 2 curves of rates have negative values"),
+        (alignment_of_negative_currents, "1 of 2 curves of currents have negative values"),
+        (file_that_was_cut, "the last line of .*t.csv has no line break"),
         (no_ids, "each of the 2 rows of edges lacks the id of a neuron"),
         (probability_of_unknown_scope, r"2 of 2 neurons of pre \(100.0%\) count as unconnected"),
         (like_to_like_of_unknown_scope, r"2 of 2 neurons of pre \(100.0%\) count as unconnected"),

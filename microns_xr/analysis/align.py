@@ -24,7 +24,13 @@ from microns_xr.angles import (
     require_same_angles,
 )
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import SchemaError, UnknownLabelError, require_instance, unknown_label
+from microns_xr.errors import (
+    SchemaError,
+    UnknownLabelError,
+    require_instance,
+    require_one_of,
+    unknown_label,
+)
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.tuning.indices import warn_of_negative
 
@@ -101,8 +107,7 @@ def align_to_preferred(
     (90.0, 10.0)
     """
     require_interval(interval, Bootstrap, type(None))
-    if method not in ("nearest", "fourier"):
-        raise SchemaError(f"method is {method!r}, expected 'nearest' or 'fourier'")
+    require_one_of("method", method, ("nearest", "fourier"))
     require_same_release(("currents", currents), ("units", units))
     neurons, dim = _dims(currents)
     preferred, period = _preferred(currents, units, angle, neurons, dim)
@@ -181,6 +186,7 @@ def _preferred(
 ) -> tuple[np.ndarray, float]:
     """Return the angle of every neuron of the currents, NaN if it has none, and the period."""
     require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
+    require_instance("angle", angle, str, "the name of a variable")
     if angle not in units:
         raise unknown_label(
             "units has no variable",

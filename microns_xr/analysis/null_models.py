@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from inspect import signature
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import dask.array as da
@@ -62,7 +63,15 @@ from microns_xr.connectivity.arrays import (
 from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.connectivity.sort import take_values
 from microns_xr.connectivity.subset import n_connections, recompress
-from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
+from microns_xr.errors import (
+    SchemaError,
+    UnknownLabelError,
+    names_of,
+    require_instance,
+    require_one_of,
+    unknown_label,
+    whole_number,
+)
 from microns_xr.provenance import add_history, require_same_release
 
 __all__ = [
@@ -485,7 +494,9 @@ def _like_to_like_values(
 
 def random_state(seed: int, replicate: int) -> np.ndarray:
     """Return the state of the random generator of one replicate."""
-    return np.random.SeedSequence(seed, spawn_key=(replicate,)).generate_state(1, np.uint64)
+    return np.random.SeedSequence(
+        whole_number("seed", seed, 0), spawn_key=(replicate,)
+    ).generate_state(1, np.uint64)
 
 
 def permute_angles(
@@ -534,7 +545,7 @@ def permute_angles(
     (('replicate', 'nucleus_id'), array([ 0., 10., 30., nan]))
     """
     values = _unit_values(units, angle)
-    names = [within] if isinstance(within, str) else list(within)
+    names = names_of("within", within)
     movable = np.flatnonzero(~pd.isna(values))
     if not movable.size:
         raise SchemaError(f"units.{angle} is NaN for all neurons: there is nothing to permute")
@@ -599,7 +610,7 @@ def permute_weights(
     array([5, 9])
     """
     observed = _Observed(connectivity)
-    names = [within] if isinstance(within, str) else list(within)
+    names = names_of("within", within)
     size = observed.post.size
     groups = _groups([_connection_values(observed, name) for name in names], np.arange(size))
 
@@ -619,6 +630,8 @@ def _within(names: list[str]) -> str:
 
 
 def _unit_values(units: xr.Dataset, name: str) -> np.ndarray:
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
+    require_instance("angle", name, str, "the name of a variable")
     if name not in units.variables:
         raise unknown_label("units has no variable", name, units.variables)
     if units[name].dims != ("nucleus_id",):
@@ -776,8 +789,7 @@ def rewire_by_distance(
            [1, 1]])
     """
     require_same_release(("connectivity", connectivity), ("units", units))
-    if distance not in ("lateral", "euclidean"):
-        raise SchemaError(f"distance is {distance!r}, expected 'lateral' or 'euclidean'")
+    require_one_of("distance", distance, ("lateral", "euclidean"))
     observed = _Observed(connectivity)
     of_units = unit_positions(units, "xz" if distance == "lateral" else "xyz").T
     pre_at, post_at = (_positions(connectivity, units, of_units, dim) for dim in PAIR_DIMS)
@@ -836,6 +848,7 @@ def _exchanges(
     observed: _Observed, swaps: float, seed: int, places: _Places
 ) -> tuple[_Draw, dict[str, Any]]:
     """Return a function that draws a replicate by exchanges, and the number of attempts."""
+    require_instance("swaps", swaps, Real, "a positive number per connection")
     if not swaps > 0:
         raise SchemaError(f"swaps is {swaps}, expected a positive number per connection")
 
@@ -898,6 +911,7 @@ def _positions(
 
 
 def _edges(bins: float | Sequence[float], pre_at: np.ndarray, post_at: np.ndarray) -> np.ndarray:
+    require_instance("bins", bins, (Real, Sequence, np.ndarray), "a width or edges in µm")
     edges = np.asarray(bins, dtype=float)
     if edges.ndim == 0 and edges > 0:
         if not pre_at.size or not post_at.size:

@@ -16,7 +16,7 @@ import xarray as xr
 from microns_xr.connectivity.arrays import is_scope_known
 from microns_xr.connectivity.blocks import Side, connected
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import SchemaError, require_instance, warn_user
+from microns_xr.errors import SchemaError, names_of, require_instance, warn_user
 from microns_xr.frames import require_depth
 from microns_xr.provenance import require_same_release, text_lines
 from microns_xr.schema import AXES
@@ -58,17 +58,19 @@ def choose_neurons(
 ) -> ChosenNeurons:
     """Choose neurons of both axes; `needed` maps a reason to whether each unit fulfils it."""
     choices: dict[Side, Any] = {"pre": pre, "post": post}
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     require_same_release(("connectivity", connectivity), ("units", units))
     hint = "all of whose synapses are in the table, or state scope= when building the connectivity"
     require_requested(connectivity, pre, post, hint)
+    if not isinstance(presynaptic, str):
+        presynaptic = names_of("presynaptic", presynaptic)
+    if not units.sizes.get("nucleus_id"):
+        raise SchemaError("units has no neuron, expected at least one: select others")
     if presynaptic != "all" and "axon_completeness" not in units.variables:
         raise SchemaError(
             "units has no axon_completeness, which decides which axons count: pass "
             "presynaptic='all' to count all axons, which gives lower bounds, or add the variable"
         )
-    if not units.sizes.get("nucleus_id"):
-        raise SchemaError("units has no neuron, expected at least one: select others")
-    presynaptic = presynaptic if isinstance(presynaptic, str) else list(presynaptic)
     lookup = Lookup(units["nucleus_id"].values, "nucleus_id of the units")
     rows: dict[Side, np.ndarray] = {}
     left_out: dict[Side, dict[str, int]] = {}

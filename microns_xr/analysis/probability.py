@@ -33,7 +33,7 @@ from microns_xr.analysis.resample import (
 from microns_xr.connectivity.arrays import pair_buffers, pair_names
 from microns_xr.connectivity.blocks import Side
 from microns_xr.connectivity.subset import recompress, take
-from microns_xr.errors import SchemaError, unknown_label
+from microns_xr.errors import SchemaError, require_instance, unknown_label
 from microns_xr.frames import require_depth
 from microns_xr.provenance import add_history
 from microns_xr.store.open import Connectivity, connectivity_of
@@ -133,9 +133,10 @@ def connection_probability(
     """
     require_interval(interval, Bootstrap, Wilson)
     pairs, _ = connectivity_of(connectivity, "pre")
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     edges = read_edges(distance)
     axes = {axis for name in edges for axis in DIRECTIONS[name][0]}
-    at = unit_positions(units, axes) if axes else np.zeros((3, units.sizes["nucleus_id"]))
+    at = unit_positions(units, axes) if axes else np.zeros((3, units.sizes.get("nucleus_id", 0)))
     if set(edges) - {"euclidean"}:
         require_depth(units["position"])
     needed = {"without_position": np.asarray(np.isfinite(at).all(axis=0))}

@@ -15,7 +15,7 @@ from microns_xr.connectivity.arrays import as_pairs, pair_buffers, pair_names
 from microns_xr.connectivity.blocks import positions_of
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import n_connections, recompress, take
-from microns_xr.errors import ReleaseMismatchError, SchemaError, unknown_label
+from microns_xr.errors import ReleaseMismatchError, SchemaError, names_of, unknown_label
 from microns_xr.provenance import add_history, release_of, require_same_release
 from microns_xr.schema import Kind, validate
 from microns_xr.store.open import open_store
@@ -97,7 +97,7 @@ def compare_releases(
     >>> changes["summary"].n_units.sel(unit_change="lost").item() >= 0
     True
     """
-    names = [variables] if isinstance(variables, str) else list(variables)
+    names = names_of("variables", variables)
     units, pairs = {}, {}
     for name, release in zip(RELEASES, (a, b), strict=True):
         units[name], pairs[name] = _parts(release, name, connections)

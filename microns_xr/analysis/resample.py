@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, require_instance
 
 # A block of replicates: 2**22 float64 are 32 MB.
 _BLOCK = 1 << 22
@@ -30,6 +31,7 @@ def require_interval(interval: Any, *kinds: type) -> None:
 
 def require_confidence(confidence: float) -> None:
     """Raise unless it is a share between 0 and 1."""
+    require_instance("confidence", confidence, Real, "a share between 0 and 1")
     if not 0 < confidence < 1:
         raise SchemaError(f"confidence is {confidence}, expected a share between 0 and 1")
 

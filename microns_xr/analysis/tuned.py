@@ -240,6 +240,7 @@ def _choose_tuned(
     presynaptic: Presynaptic,
 ) -> ChosenNeurons:
     require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
+    require_instance("angle", angle, str, "the name of a variable")
     if angle not in units.variables:
         raise unknown_label(
             "units has no variable",

@@ -19,7 +19,7 @@ from dask.base import is_dask_collection
 
 from microns_xr.columns import as_ids
 from microns_xr.connectivity.pair_array import PairArray
-from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
+from microns_xr.errors import SchemaError, UnknownLabelError, require_instance, unknown_label
 from microns_xr.provenance import stamp_release
 from microns_xr.releases import space_of
 from microns_xr.schema import CONNECTIVITY, describe, validate
@@ -344,6 +344,7 @@ def weight_of(connectivity: xr.Dataset, weight: str | None = None) -> str:
         if "synapse_size" in names or len(names) == 1:
             return "synapse_size" if "synapse_size" in names else names[0]
         raise SchemaError(f"the connectivity has the weights {names}: pass the name of one of them")
+    require_instance("weight", weight, str, "the name of a weight")
     if weight == "synapse_count" and weight not in names:
         raise UnknownLabelError(
             f"the connectivity has no synapse_count, found {names}: its table has one row per "

@@ -236,8 +236,7 @@ def build_connectivity(
     choices = {"pre": pre, "post": post}
     if scope is None:
         scope = "unknown" if pre is None or post is None else "requested"
-    if scope not in SCOPES:
-        raise SchemaError(f"scope is {scope!r}, expected one of {SCOPES}")
+    require_one_of("scope", scope, SCOPES)
     synapses = valid_rows(synapses, _NAME)
     table = read_synapse_table(synapses, rows)
     # Nucleus ids mean the same in every release, root ids only in theirs.

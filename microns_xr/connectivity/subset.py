@@ -37,7 +37,13 @@ from microns_xr.connectivity.blocks import (
 )
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.sort import Rule, transpose_pattern
-from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
+from microns_xr.errors import (
+    SchemaError,
+    UnknownLabelError,
+    names_of,
+    require_instance,
+    unknown_label,
+)
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.schema import AXES
 
@@ -216,9 +222,10 @@ def annotate(
     """
     connectivity = as_pairs(connectivity)
     require_same_release(("connectivity", connectivity), ("units", units))
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     if "nucleus_id" not in units.coords:
         raise SchemaError("units has no nucleus_id: pass the units Dataset of the release")
-    names = [variables] if isinstance(variables, str) else list(variables)
+    names = names_of("variables", variables)
     columns = {column: values for name in names for column, values in _columns(units, name)}
     new = [f"{side}_{column}" for side in ("pre", "post") for column in columns]
     present = [name for name in new if name in connectivity.variables]

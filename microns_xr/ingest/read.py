@@ -33,6 +33,7 @@ from microns_xr.errors import SchemaError, SourceError
 from microns_xr.frames import RESOLUTION, Resolution, Space, resolution_of
 from microns_xr.releases import table_of_file, table_spec
 from microns_xr.schema import require_unrounded
+from microns_xr.sources.net import http_options
 from microns_xr.sources.postgres_csv import (
     CUT,
     Header,
@@ -118,7 +119,7 @@ def _name_of(file: str | os.PathLike[str]) -> str:
 
 def _open(name: str, options: Mapping[str, Any]) -> IO[bytes]:
     if "://" in name:
-        return fsspec.open(name, "rb", **options).open()
+        return fsspec.open(name, "rb", **http_options(name, options)).open()
     return open(name, "rb")
 
 
@@ -148,7 +149,7 @@ def _inspect(name: str, header: Header | None, options: Mapping[str, Any]) -> In
     remote = "://" in name
     try:
         if remote:
-            fs, path = fsspec.core.url_to_fs(name, **options)
+            fs, path = fsspec.core.url_to_fs(name, **http_options(name, options))
             size = int(fs.size(path) or 0)
         else:
             size = os.path.getsize(name)
@@ -164,7 +165,9 @@ def _inspect(name: str, header: Header | None, options: Mapping[str, Any]) -> In
                 return InputFile(name, size, "parquet", header, 0, options, stated)
             kind = "csv.gz" if magic[:2] == b"\x1f\x8b" else "csv"
             file.seek(0)
-            line = (igzip.open(file, "rb") if kind == "csv.gz" else file).readline(_FIRST_LINE)
+            # Not readline, which files of fsspec have without a limit.
+            start = (igzip.open(file, "rb") if kind == "csv.gz" else file).read(_FIRST_LINE)
+            line = b"".join(start.partition(b"\n")[:2])
     except Exception as error:
         # Each protocol of fsspec has its own errors.
         if isinstance(error, SchemaError | SourceError) or not (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from microns_xr.angles import is_angle
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, require_instance
 from microns_xr.layers import depth_of
 from microns_xr.plot.style import (
     BESIDE,
@@ -76,7 +78,8 @@ def depth_profile(
     """
     by = _require_units(units, by, "layer")
     _require_layers(layers)
-    if bin_um <= 0:
+    require_instance("bin_um", bin_um, Real, "a height in µm")
+    if not bin_um > 0:
         raise SchemaError(f"bin_um is {bin_um}, expected a height in µm above 0")
     dims = units["position"].transpose(..., "axis").dims[:-1]
     words = _one_population(units) if by is None else one_word_each(units, by, dims)
@@ -156,7 +159,12 @@ def cells_in_space(
     """
     colour = _require_units(units, colour, "cell_type")
     _require_layers(layers)
-    if len(axes) != 2 or axes[0] == axes[1] or not set(axes) <= set(AXES):
+    if (
+        not isinstance(axes, str | Sequence)
+        or len(axes) != 2
+        or axes[0] == axes[1]
+        or not set(axes) <= set(AXES)
+    ):
         raise SchemaError(f"axes is {axes!r}, expected two of {AXES}, such as ('x', 'y')")
     position = units["position"].transpose(..., "axis")
     order = list(position["axis"].values) if "axis" in position.coords else list(AXES)
@@ -193,7 +201,8 @@ def _require_units(units: xr.Dataset, variable: str | None, default: str) -> str
     """Return the variable that colours the cells, None if the units lack the default one."""
     if variable is None and default in getattr(units, "variables", ()):
         variable = default
-    require(units, ("position", *([variable] if variable else [])), "units", _UNITS_FROM)
+    names = ("position",) if variable is None else ("position", variable)
+    require(units, names, "units", _UNITS_FROM)
     return variable
 
 
@@ -257,4 +266,5 @@ def _draw_downwards(ax: Axes, layers: xr.Dataset | None) -> None:
     for name, start, end in zip(*columns, strict=True):
         ax.axhline(start, color="black", lw=0.8)
         ax.text(0.99, (start + end) / 2, name, va="center", size="small", **at_right)
-    ax.axhline(layers["y_end"].values[-1], color="black", lw=0.8)
+    for end in layers["y_end"].values[-1:]:
+        ax.axhline(end, color="black", lw=0.8)

@@ -72,6 +72,8 @@ def connectivity_matrix(
             f"{variable} has dims {table.dims}, expected (pre_..., post_...): select one bin of a "
             "distance first, with .isel"
         )
+    if not table.size:
+        raise SchemaError(f"{variable} has no group: there is nothing to draw")
     table = table.transpose(*sorted(table.dims, key=lambda d: not str(d).startswith("pre_")))
     ax = axes_or_new(ax)
     numbers = floats(table)

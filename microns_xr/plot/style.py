@@ -177,7 +177,7 @@ def require(dataset: Any, names: tuple[str, ...], what: str, how: str) -> None:
     """Raise unless `dataset` is a Dataset that has all variables."""
     if not isinstance(dataset, xr.Dataset):
         raise SchemaError(f"{what} is a {type(dataset).__name__}, expected a Dataset: {how}")
-    absent = [n for n in names if n not in dataset.variables]
+    absent = [n for n in names if not isinstance(n, str) or n not in dataset.variables]
     if absent:
         raise SchemaError(
             f"{what} has no {absent}, found {sorted(map(str, dataset.variables))}: {how}"

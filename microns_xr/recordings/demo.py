@@ -6,6 +6,7 @@ tuning curves, so that results from trials can be compared with its tables.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from microns_xr.errors import SchemaError, import_optional, unknown_label
-from microns_xr.files import new_file
+from microns_xr.files import write_file
 from microns_xr.recordings.files import encode_hash, node_name
 from microns_xr.sources.demo import DIRECTIONS, N_DIRECTIONS, SCANS, DemoSource
 
@@ -109,7 +110,9 @@ def write_demo(
     pairs = sorted(tuple(map(int, node_name(scan).split("_")[1:])) for scan in chosen)
     planted = {pair: demo_curves(source, *pair) for pair in pairs}
 
-    with new_file(path) as part, h5py.File(part, "w") as h5:
+    # In memory: HDF5 breaks the interpreter if it cannot write all of a file (a full disk).
+    content = io.BytesIO()
+    with h5py.File(content, "w") as h5:
         writer = _Writer(h5py, h5, np.random.default_rng(seed), noise)
         shared = {kind: writer.video(kind) for kind, n in counts.items() if n}
         for (session, scan_idx), curves in planted.items():
@@ -120,6 +123,7 @@ def write_demo(
             # The first trial is of Monet2 if there are any.
             order = 1 + writer.rng.permutation(len(shown) - 1)
             writer.scan(f"{session}_{scan_idx}", curves, [shown[i] for i in (0, *order)])
+    write_file(path, content.getvalue())
     return path
 
 

@@ -21,7 +21,7 @@ import gc
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -48,6 +48,7 @@ from microns_xr.errors import (
 )
 from microns_xr.provenance import text_lines
 from microns_xr.schema import FUNCTIONAL, describe
+from microns_xr.sources.net import http_options
 from microns_xr.store import swap
 from microns_xr.store.format import CHECKSUMS_ATTR, ID_ATTR
 from microns_xr.store.locate import decoding, readable
@@ -79,7 +80,8 @@ def _open_h5(address: Any, mode: str, storage_options: Mapping[str, Any]) -> Any
     if "://" in address:
         # Metadata is scattered over the file: readahead would fetch most of the file.
         cache = {"block_size": _REMOTE_BLOCK_BYTES, "cache_type": "blockcache"}
-        return h5py.File(fsspec.open(address, "rb", **cache, **storage_options).open(), mode)
+        options = cache | http_options(address, storage_options)
+        return h5py.File(fsspec.open(address, "rb", **options).open(), mode)
     # HDF5 rounds every small read up to this; its default of 64 KB is a hundred rows.
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_sieve_buf_size(_SIEVE_BYTES)
@@ -155,12 +157,12 @@ class RecordingsFile:
                 yield h5
             except MicronsXrError:
                 raise
-            except (KeyError, OSError, ValueError, RuntimeError) as error:
+            except Exception as error:  # links in a loop, groups where arrays belong, ...
                 if is_shortage(error):
                     raise
                 raise SourceError(
-                    f"{self.name}: {what} cannot be read ({error}): the file is damaged or "
-                    "truncated, fetch it again"
+                    f"{self.name}: {what} cannot be read ({error}): the file is damaged, "
+                    "truncated or has another layout, fetch it again"
                 ) from error
 
 
@@ -705,6 +707,7 @@ def open_video(
             )
         recordings = source
     file = RecordingsFile(recordings, storage_options)
+    require_instance("condition_hash", condition_hash, str, "the hash of a video")
     path = f"videos/{encode_hash(condition_hash)}"
     with file.reading(path) as h5:
         if path not in h5:
@@ -819,13 +822,15 @@ def select(
 
 def _labels(variable: str, value: Any, nodes: dict[str, xr.Dataset]) -> list[Any]:
     """Return one or several labels as a list, after checking that each is in some scan."""
+    if isinstance(value, Mapping):  # or a Dataset
+        raise SchemaError(f"{variable} is a {type(value).__name__}, expected labels")
     is_one = isinstance(value, bytes) or np.ndim(value) == 0
     labels = [value] if is_one else np.asarray(value, dtype=object).ravel().tolist()
     known: set[Any] = set()
     for node in nodes.values():
         known.update(np.unique(node[variable].values).tolist())
     for label in labels:
-        if label not in known:
+        if not isinstance(label, Hashable) or label not in known:
             raise unknown_label(f"no scan has {variable}", label, sorted(known))
     return labels
 
@@ -955,10 +960,13 @@ def _open_zarr(path: Path, scans: Iterable[Any] | None) -> xr.DataTree:
     except MicronsXrError:
         complete.require_unchanged()  # the more likely cause
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # whatever zarr makes of metadata that are not its own
         if is_shortage(error):
             raise
-        raise SourceError(f"{path} cannot be opened as recordings in zarr ({error})") from error
+        raise SourceError(
+            f"{path} cannot be opened as recordings in zarr ({type(error).__name__}: {error}): the "
+            "store is damaged or was not written by mx.recordings.to_zarr, write or copy it again"
+        ) from error
     # Stores written by DataTree.to_zarr have the name of the file in `source`.
     for name in (swap.KIND_ATTR, ID_ATTR, CHECKSUMS_ATTR):
         attrs.pop(name, None)

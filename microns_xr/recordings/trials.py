@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.angles import ANGLE_CONVENTIONS, AngleConvention, angle_attrs, rounded
-from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
+from microns_xr.errors import SchemaError, UnknownLabelError, require_instance, unknown_label
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.recordings.files import node_name, scan_nodes, select
 from microns_xr.releases import datastack_of, table_spec
@@ -57,6 +57,7 @@ def _group_means(values: np.ndarray, group: np.ndarray, n_groups: int) -> np.nda
 
 def _trials_of(name: str, node: xr.Dataset, stimulus: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of the trials of a stimulus, and the sorted directions they show."""
+    require_instance("stimulus", stimulus, str, "the kind of a video, such as 'Monet2'")
     rows = np.flatnonzero(node["stimulus"].values == stimulus)
     if not len(rows):
         return rows, np.empty(0)
@@ -111,7 +112,7 @@ def _direction_coord(
         table = _TABLE_OF_STIMULUS[stimulus]
         angle_convention = table_spec(table, datastack).angle_convention
         source = f"the registry entry of {table}; the recordings file does not state it"
-    if angle_convention not in ANGLE_CONVENTIONS:
+    if not isinstance(angle_convention, str) or angle_convention not in ANGLE_CONVENTIONS:
         hint = f"the recordings file does not state the convention of {stimulus!r}"
         what = "angle_convention is"
         raise unknown_label(what, angle_convention, ANGLE_CONVENTIONS, hint, error=SchemaError)

@@ -35,6 +35,7 @@ from microns_xr.sources.fetch import (
     find_file,
     list_names,
     local_path,
+    require_md5,
 )
 from microns_xr.sources.net import Retry
 from microns_xr.sources.postgres_csv import (
@@ -63,6 +64,7 @@ from microns_xr.sources.tables import TableSource, require_table_name, to_frame
 logger = logging.getLogger(__name__)
 
 _GOOGLE = "https://storage.googleapis.com/"
+_VALID = "valid"
 _HEADER, _DATA = "_header.csv", ".csv.gz"
 
 _BATCH_ROWS = 1 << 20  # synapses of the request per batch: 60 MB
@@ -179,6 +181,7 @@ class ArchiveSource(TableSource):
         }
         self._stems: dict[str, str] = {}
         self._absent: set[str] = set()
+        self._checked: set[Path] = set()  # local files
         self._read: dict[str, dict[str, Any]] = {}
 
     def __repr__(self) -> str:
@@ -254,6 +257,9 @@ class ArchiveSource(TableSource):
                 fetch_file(url, path, refresh=refresh, progress=bar, **self._access)
             elif not path.is_file():
                 raise SourceError(f"there is no file {path}: check the folder and the version")
+            elif path not in self._checked:
+                require_md5(path)
+                self._checked.add(path)
             paths.append(path)
         return paths[1], parse_header(paths[0].read_bytes(), str(paths[0]))
 
@@ -510,6 +516,7 @@ def filter_synapses(
 def _columns(header: Header, request: SynapseRequest) -> list[str]:
     """Return the columns of the file that a request needs."""
     columns = [name for name in request.columns if not name.startswith(POSITION)]
+    columns += [_VALID] if _VALID in header.names else []
     missing = [name for name in columns if name not in header.names]
     if request.positions:
         places = columns_of(header, POSITION)
@@ -533,6 +540,9 @@ def _join(
         start = start if tables else block.start
         table = block.table
         n_lines += table.num_rows
+        if _VALID in table.column_names:  # deleted or replaced rows, which the service leaves out
+            table = table.filter(pc.fill_null(table[_VALID].cast(pa.bool_()), True))
+            table = table.drop_columns(_VALID)
         for side, ids in (("pre", request.pre), ("post", request.post)):
             if ids is not None:
                 table = table.filter(pc.is_in(table[f"{side}_pt_root_id"], value_set=pa.array(ids)))

@@ -461,16 +461,17 @@ def make_source(
     source: str | Path | TableSource, spec: ReleaseSpec, datastack: str, datadir: Path
 ) -> TableSource:
     """Return the source for a name, a path or an object."""
-    if isinstance(source, str) and source == "demo":
+    word = source if isinstance(source, str) else None  # arrays compare element by element
+    if word == "demo":
         return DemoSource(spec.version)
     synapses = spec.tables.get("synapses")
     folder = datadir / datastack / f"v{spec.version}"
-    if source == "auto":
+    if word == "auto":
         choose = partial(choose_remote, spec, datastack, folder)
         return CachedSource(choose, folder, datastack, spec.version, synapses)
-    if source == "cave":
+    if word == "cave":
         source = CaveSource(spec.version, datastack=datastack)
-    elif source == "archive":
+    elif word == "archive":
         source = ArchiveSource(spec, datastack=datastack, folder=folder / "archive")
     if isinstance(source, CaveSource | ArchiveSource):
         folder = datadir / source.datastack / f"v{source.version}"

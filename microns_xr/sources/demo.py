@@ -11,6 +11,7 @@ import itertools
 import zlib
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from microns_xr.errors import (
     SchemaError,
     SourceError,
     UnknownLabelError,
+    require_instance,
     unknown_label,
     whole_number,
 )
@@ -934,6 +936,7 @@ class DemoSource(TableSource):
                 f"there is no demo of release {version!r}, expected one of "
                 f"{', '.join(map(str, DEMO_VERSIONS))}"
             )
+        require_instance("like_to_like", like_to_like, Real, "a number from 0 to 1")
         if not 0 <= like_to_like <= 1:
             raise SchemaError(f"like_to_like is {like_to_like!r}, expected a number from 0 to 1")
         self.version: int = int(version)

@@ -28,7 +28,16 @@ from tqdm.auto import tqdm
 
 from microns_xr.errors import SourceError
 from microns_xr.files import one_thread, read_json, try_lock, write_file
-from microns_xr.sources.net import BadAnswer, Refused, Retry, attempt, classify, describe, status_of
+from microns_xr.sources.net import (
+    PLAIN_HEADERS,
+    BadAnswer,
+    Refused,
+    Retry,
+    attempt,
+    classify,
+    describe,
+    status_of,
+)
 
 _READ_BYTES = 64 << 10  # the most that is lost when a connection breaks off
 _RANGE_BYTES = 8 << 20  # per request, where a protocol reads ranges
@@ -38,8 +47,6 @@ _PROGRESS_BYTES = 256 << 10
 _WHOLE_FETCHES = 3  # of a file whose checksum is wrong, or that changes while it is fetched
 _SERVER_CHECKSUMS = ("md5", "crc32c")
 _WEB_PAGES = ("text/html", "application/xhtml+xml")
-# Headers that a request keeps when it is redirected to another host.
-_PLAIN_HEADERS = ("accept", "accept-encoding", "connection", "if-range", "range", "user-agent")
 _GZIP = b"\x1f\x8b"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _CLOUD_PACKAGES = ("botocore", "aiobotocore", "boto3", "gcsfs", "google", "adlfs", "azure")
@@ -122,7 +129,7 @@ class _Session(requests.Session):
         super().rebuild_auth(prepared_request, response)
         headers = prepared_request.headers
         if self.should_strip_auth(str(response.request.url), str(prepared_request.url)):
-            for name in [name for name in headers if name.lower() not in _PLAIN_HEADERS]:
+            for name in [name for name in headers if name.lower() not in PLAIN_HEADERS]:
                 del headers[name]
             prepared_request.prepare_cookies({})
             prepared_request.hooks = requests.hooks.default_hooks()
@@ -304,8 +311,27 @@ def _sidecar_md5(remote: HttpFile | BucketFile) -> str | None:
         if classify(error) == "transient":
             raise
         return None
+    return _stated_md5(content)
+
+
+def _stated_md5(content: bytes) -> str | None:
     match = re.match(rb"\s*([0-9a-fA-F]{32})\b", content)
-    return match[1].decode() if match else None
+    return match[1].decode().lower() if match else None
+
+
+def require_md5(path: Path) -> None:
+    """Raise if a file beside a local one, NAME.md5, states another checksum."""
+    beside = append_suffix(path, ".md5")
+    expected = _stated_md5(beside.read_bytes()) if beside.is_file() else None
+    if expected is None:
+        return
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    if found != expected:
+        raise SourceError(
+            f"the md5 of {path} is {found}, expected {expected} as in {beside.name}: the file is "
+            "damaged, copy it again"
+        )
 
 
 def open_remote(

@@ -41,6 +41,8 @@ _UNREACHABLE = re.compile(
     re.IGNORECASE,
 )
 _UNREACHABLE_ATTEMPTS = 2
+# Headers that a request keeps when it is redirected to another host.
+PLAIN_HEADERS = ("accept", "accept-encoding", "connection", "if-range", "range", "user-agent")
 _MAX_LENGTH = 300  # of an error in a message, in characters
 
 
@@ -55,6 +57,28 @@ class Refused(Exception):
         super().__init__(f"HTTP {status}: {reason}" if reason else f"HTTP {status}")
         self.status = status
         self.headers = headers
+
+
+@dataclass(frozen=True)
+class _LoginStays:
+    """Middleware of aiohttp that sends a login nowhere but to the host that it is for."""
+
+    url: str
+
+    async def __call__(self, request: Any, handler: Any) -> Any:
+        if request.url.origin() != type(request.url)(self.url).origin():
+            for name in [n for n in request.headers if n.lower() not in (*PLAIN_HEADERS, "host")]:
+                del request.headers[name]
+        return await handler(request)
+
+
+def http_options(url: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return options of fsspec for an address, whose login no redirect takes to another host."""
+    if not options or not url.startswith(("http://", "https://")):
+        return dict(options or {})
+    client = dict(options.get("client_kwargs") or {})
+    client["middlewares"] = (*client.get("middlewares", ()), _LoginStays(url))
+    return {**options, "client_kwargs": client}
 
 
 def status_of(error: BaseException) -> int | None:

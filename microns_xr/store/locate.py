@@ -32,7 +32,7 @@ from microns_xr.errors import (
     StoreFormatError,
     is_shortage,
 )
-from microns_xr.sources.net import describe
+from microns_xr.sources.net import describe, http_options
 from microns_xr.store import swap
 from microns_xr.store.format import CHECKSUMS_ATTR, metadata_checksum, root_checksum
 
@@ -69,7 +69,7 @@ def locate(
 
 
 def _fsspec_store(address: str, storage_options: Mapping[str, Any] | None) -> FsspecStore:
-    options = dict(storage_options or {})
+    options = http_options(address, storage_options)
     if address.startswith(("s3://", "s3a://")):
         # s3fs queries object sizes, to read large objects in parts; objects of a store are small.
         options = {"max_concurrency": 1} | options
@@ -314,7 +314,7 @@ def decoding(array: zarr.Array) -> Iterator[None]:
     store: Any = array.store
     try:
         yield
-    except (StoreFormatError, RuntimeError, ValueError, TypeError) as err:
+    except (StoreFormatError, RuntimeError, ValueError, TypeError, ArithmeticError) as err:
         store.require_unchanged()  # a replaced store is the more likely cause
         if isinstance(err, StoreFormatError) or is_shortage(err):
             raise

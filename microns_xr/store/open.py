@@ -325,6 +325,13 @@ def _dataset(
 ) -> xr.Dataset:
     """Return the Dataset of a group: its dense arrays, and variables that are made already."""
     dims = {name: _dims(group, name, array) for name, array in arrays.items()}
+    lengths: dict[str, int] = {}
+    for name, array in arrays.items():
+        for dim, n in zip(dims[name], array.shape, strict=True):
+            if lengths.setdefault(dim, n) != n:
+                raise _damaged(
+                    group, f"{name} has {n} elements over {dim}, expected {lengths[dim]}"
+                )
     # Labels and scalars are small, and needed for opening.
     now = [name for name in arrays if not lazy or dims[name] in ((), (name,))]
     values = map_reads(group, lambda name: read_values(arrays[name]), now)
@@ -391,7 +398,10 @@ def _array(group: zarr.Group, name: str) -> zarr.Array:
 
 def _node(group: zarr.Group, name: str) -> zarr.Group | zarr.Array | None:
     try:
-        return group.get(name)
+        node = group.get(name)
+        if node is not None:
+            node.attrs.asdict()  # zarr takes any JSON
+        return node
     except StoreFormatError:
         raise
     except (ValueError, KeyError, TypeError) as err:

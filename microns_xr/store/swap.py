@@ -9,7 +9,7 @@ first, continues from there. Nothing else beside a store is ever changed.
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
 import os
 import secrets
@@ -17,9 +17,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from zarr.core.sync import sync
 
 from microns_xr.errors import StoreFormatError
-from microns_xr.files import is_full, try_lock, write_error
+from microns_xr.files import is_full, read_json, try_lock, write_error
 from microns_xr.store.format import FORMAT_ATTR
 
 logger = logging.getLogger(__name__)
@@ -39,12 +42,7 @@ def address_of(path: str | os.PathLike[str]) -> str:
 
 def kind_of(path: str | os.PathLike[str]) -> str | None:
     """Return what a finished store holds, from the root attributes that are written last."""
-    try:
-        with open(os.path.join(path, "zarr.json"), encoding="utf-8") as file:
-            metadata = json.load(file)
-    except (OSError, ValueError):
-        return None
-    attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
+    attributes = read_json(Path(path) / "zarr.json").get("attributes")
     if not isinstance(attributes, dict):
         return None
     return RELEASE if FORMAT_ATTR in attributes else attributes.get(KIND_ATTR)
@@ -109,6 +107,7 @@ def replacing(
         try:
             yield new
         except BaseException as error:
+            sync(_other_writes_end())
             _remove(folder)
             if is_full(error) or (
                 isinstance(error, OSError) and str(error.filename).startswith(folder)
@@ -186,6 +185,12 @@ def _remove(folder: str) -> None:
                 logger.warning("%s could not be removed (%s): remove it", folder, error)
                 return
             time.sleep(0.01)
+
+
+async def _other_writes_end() -> None:
+    # Where zarr writes several files at once and one fails, the others go on.
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others, timeout=_PATIENCE)
 
 
 def _lock(folder: str, create: bool) -> int | None:

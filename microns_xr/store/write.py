@@ -40,7 +40,7 @@ from microns_xr.connectivity.blocks import (
     stored_source,
 )
 from microns_xr.connectivity.sort import transpose_pairs
-from microns_xr.errors import SchemaError, StoreFormatError
+from microns_xr.errors import SchemaError, StoreFormatError, require_instance
 from microns_xr.provenance import (
     RELEASE_COORDS,
     require_same_release,
@@ -167,6 +167,7 @@ def write_store(
     >>> list(mx.open_store("memory://demo.zarr").children)
     ['units', 'layers']
     """
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     every = {
         "units": units,
         "layers": layers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from types import SimpleNamespace
+from unittest import mock
 
 import anndata
 import numpy as np
@@ -30,7 +31,7 @@ def data(scale, tmp_path_factory):
     scipy.sparse.save_npz(folder / "matrix.npz", csc, compressed=False)
     group = zarr.open_group(folder / "anndata.zarr", mode="w", zarr_format=3)
     anndata.io.write_elem(group, "matrix", csc)
-    return SimpleNamespace(
+    data = SimpleNamespace(
         n=n,
         units=units,
         connectivity=connectivity,
@@ -40,6 +41,14 @@ def data(scale, tmp_path_factory):
         rates=make_rates(n, 16, rated=0.5),
         ids=units.nucleus_id.values,
     )
+    write_unchecked(folder / "unchecked.zarr", data)
+    return data
+
+
+def write_unchecked(path, data):
+    """Write a store without checksums of the chunks, as early versions did."""
+    with mock.patch("microns_xr.store.stream.compressors", lambda size: compressors(size)[:1]):
+        mx.write_store(path, units=data.units, connectivity=data.connectivity)
 
 
 def bytes_of(path):
@@ -50,6 +59,10 @@ def bytes_of(path):
 WRITING = {
     "write_store, two copies, sizes and counts": (
         lambda data, out: mx.write_store(out, units=data.units, connectivity=data.connectivity),
+        lambda out: mx.to_scipy(mx.open_store(out)["connectivity"].to_dataset()),
+    ),
+    "write_store, the same without checksums": (
+        lambda data, out: write_unchecked(out, data),
         lambda out: mx.to_scipy(mx.open_store(out)["connectivity"].to_dataset()),
     ),
     "anndata write_elem, one copy, sizes": (
@@ -79,6 +92,9 @@ def test_write(benchmark, data, way):
 READING = {
     "open_store, sizes and counts": lambda data: mx.to_scipy(
         mx.open_store(data.path)["connectivity"].to_dataset()
+    ),
+    "open_store, without checksums": lambda data: mx.to_scipy(
+        mx.open_store(data.folder / "unchecked.zarr")["connectivity"].to_dataset()
     ),
     "anndata read_elem of the same store": lambda data: anndata.io.read_elem(
         zarr.open(data.path)["connectivity/by_post"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import xarray as xr
 from command import run
 
 import microns_xr as mx
+from microns_xr.store.swap import recover
+from microns_xr.store.write import finish_store
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +284,59 @@ def test_currents_never_replace_what_is_no_currents(demo_folder, tmp_path):
     assert (other / "notes.txt").read_text() == "mine"
     for _ in range(2):  # currents may be replaced by currents
         assert run("currents", store, "--out", tmp_path / "c.zarr").returncode == 0
+
+
+def opened(path):
+    return xr.open_zarr(path, consolidated=False).load()
+
+
+def test_currents_survive_a_kill_at_any_step(demo_store, tmp_path, monkeypatch):
+    out = tmp_path / "live" / "currents.zarr"
+    out.parent.mkdir()
+    assert run("currents", demo_store, "--out", out).returncode == 0
+    old = opened(out)
+
+    def after_a_copy(call):
+        def step(*arguments, **options):
+            # What a process that is killed before this step leaves on the disk.
+            shutil.copytree(out.parent, tmp_path / f"killed{len(list(tmp_path.iterdir())):03}")
+            return call(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr("microns_xr.store.write.finish_store", after_a_copy(finish_store))
+        for name in ("rename", "unlink"):
+            patch.setattr(os, name, after_a_copy(getattr(os, name)))
+        assert run("currents", demo_store, "--rates", "rate_dir", "--out", out).returncode == 0
+    new = opened(out)
+    assert old.sizes != new.sizes
+    killed = sorted(tmp_path.glob("killed*"))
+    assert len(killed) >= 4
+    states = []
+    for folder in killed[:5] + killed[-2:]:
+        found = folder / "currents.zarr"
+        recover(str(found))  # as opening and writing do
+        states.append(opened(found).sizes)
+        assert opened(found).equals(old if states[-1] == old.sizes else new), folder
+        assert run("currents", demo_store, "--out", found).returncode == 0
+        assert opened(found).equals(old)
+        assert os.listdir(folder) == ["currents.zarr"]
+    assert (states[0], states[-1]) == (old.sizes, new.sizes)
+
+
+def test_two_commands_do_not_write_one_store(demo_store, tmp_path, monkeypatch):
+    out = tmp_path / "currents.zarr"
+    answers = []
+
+    def meanwhile(*arguments, **options):
+        monkeypatch.setattr("microns_xr.store.write.finish_store", finish_store)
+        answers.append(run("currents", demo_store, "--out", out))
+        finish_store(*arguments, **options)
+
+    monkeypatch.setattr("microns_xr.store.write.finish_store", meanwhile)
+    assert run("currents", demo_store, "--out", out).returncode == 0
+    assert answers[0].returncode == 1
+    assert "is being written by another process" in answers[0].stderr
+    assert opened(out).input_current.notnull().any()
+    assert os.listdir(tmp_path) == ["currents.zarr"]

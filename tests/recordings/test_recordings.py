@@ -6,6 +6,8 @@ import gc
 import io
 import os
 import pickle
+import re
+import shutil
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -475,6 +477,29 @@ def test_a_damaged_chunk_is_an_error_not_zeros(recordings, tmp_path, damage):
         damaged["scan_9_3"].responses.load()
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("", lambda _: "[" * 10_000 + "]" * 10_000),
+        ("scan_9_3/pupil", lambda text: text.replace('"chunk_grid"', '"chunk_gird"')),
+        ("scan_9_3/unit_id", lambda text: re.sub(r'"chunk_shape": \[[^]]*', '"chunk_shape": [0', text)),
+        ("scan_9_3/unit_id", lambda text: text.replace('"bytes"', "[1]")),
+    ],
+)  # fmt: skip
+def test_damaged_metadata_of_a_store(recordings, tmp_path, file, change):
+    store = mx.recordings.to_zarr(
+        mx.recordings.select(recordings, session=9, trial=0), tmp_path / "a.zarr"
+    )
+    root = zarr.open_group(store, mode="r+")  # without checksums, to see the other checks
+    root.attrs.put({k: v for k, v in root.attrs.items() if k != "microns_xr_checksums"})
+    metadata = store / file / "zarr.json"
+    text = metadata.read_text(encoding="utf-8")
+    assert change(text) != text
+    metadata.write_text(change(text), encoding="utf-8")
+    with pytest.raises(mx.errors.MicronsXrError, match="write"):
+        mx.recordings.open(store)["scan_9_3"].load()
+
+
 def test_chunks_of_zeros_are_not_lost(recordings, tmp_path):
     small = mx.recordings.select(recordings, session=9, trial=0)
     scan = small["scan_9_3"].to_dataset().load()
@@ -663,6 +688,37 @@ def test_malformed_files_name_scan_and_trial(copy, change, message):
         change(h5)
     with pytest.raises(mx.errors.SchemaError, match=message):
         mx.recordings.open(copy, ["9_3"] if "no group" not in message else None)
+
+
+LINKS = {
+    "a link to itself": lambda h5, name: h5.__setitem__(name, h5py.SoftLink(f"/{name}")),
+    "a link to nothing": lambda h5, name: h5.__setitem__(name, h5py.ExternalLink("no.h5", "/x")),
+    "a number": lambda h5, name: h5.__setitem__(name, 3),
+    "nothing": lambda h5, name: h5.__setitem__(name, h5py.Empty("f")),
+    "a group": lambda h5, name: h5.create_group(name),
+}
+
+
+def test_other_things_where_groups_and_arrays_belong(path, tmp_path):
+    names = []
+    with h5py.File(path) as h5:
+        h5.visit(names.append)
+        video = h5["sessions/9_3/trials/0"].attrs["condition_hash"]
+    names = [n for n in names if n.count("/") < 2 or re.match("sessions/9_3/(trials/0|meta)", n)]
+    cases = np.random.default_rng(5).permutation([(name, what) for name in names for what in LINKS])
+    n_errors = 0
+    for i, (name, what) in enumerate(cases[:40]):
+        file = shutil.copy(path, tmp_path / f"{i}.h5")
+        with h5py.File(file, "r+") as h5:
+            del h5[name]
+            LINKS[what](h5, name)
+        try:
+            mx.recordings.open(file, "9_3")["scan_9_3"].load()
+            mx.recordings.open_video(file, video).load()
+        except mx.errors.MicronsXrError as error:
+            assert str(file) in str(error), (name, what)  # noqa: PT017
+            n_errors += 1
+    assert n_errors > 20
 
 
 def test_an_error_while_the_scans_are_described_names_the_file(copy):

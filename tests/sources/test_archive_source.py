@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import pickle
 import struct
 from pathlib import Path
@@ -177,6 +178,17 @@ def test_folders_are_listed_and_read_where_they_are(tmp_path):
         mx.sources.ArchiveSource(943, url=tmp_path).available_tables()
     with pytest.raises(mx.errors.SourceError, match="no table 'half'"):
         source.read("half")
+
+
+def test_the_checksum_beside_a_local_file(tmp_path):
+    write_pair(tmp_path / "v661", "areas_merged", "id,bigint\n", "2\n1\n")
+    data = tmp_path / "v661" / "areas_merged.csv.gz"
+    beside = tmp_path / "v661" / "areas_merged.csv.gz.md5"
+    beside.write_text(f"{hashlib.md5(data.read_bytes()).hexdigest()}  {data.name}\n")
+    assert mx.sources.ArchiveSource(661, url=tmp_path).read("areas")["id"].tolist() == [1, 2]
+    beside.write_text("0" * 32)
+    with pytest.raises(mx.errors.SourceError, match=rf"the md5 of {data} is .*expected 000"):
+        mx.sources.ArchiveSource(661, url=tmp_path).read("areas")
 
 
 def test_any_protocol_of_fsspec(tmp_path):

@@ -152,6 +152,19 @@ def test_the_result_does_not_depend_on_batches(tmp_path_factory, rows, size, blo
     assert len(whole.read()) == len(plainly(frame, None, post, False))
 
 
+def test_rows_that_are_not_valid_are_left_out(tmp_path):
+    stem = tmp_path / "v661" / "synapses_pni_2_v1_filtered_view"
+    stem.parent.mkdir()
+    names = ["id,bigint", "valid,boolean", "pre_pt_root_id,bigint", "post_pt_root_id,bigint"]
+    stem.with_name(f"{stem.name}_header.csv").write_text("\n".join([*names, "size,integer", ""]))
+    rows = "1,t,11,12,5\n2,f,11,12,50\n3,,12,11,500\n"
+    stem.with_name(f"{stem.name}.csv.gz").write_bytes(gzip.compress(rows.encode()))
+    source = mx.sources.ArchiveSource(661, url=tmp_path)
+    found = source.download_synapses(tmp_path / "out", progress=False).read()
+    assert sorted(found["size"]) == [5, 500]
+    assert "valid" not in found
+
+
 def test_what_is_there_is_not_filtered_again(path, tmp_path):
     first = keep(path, tmp_path, post=[ROOT])
     written = first.path.stat().st_mtime_ns

@@ -507,6 +507,16 @@ def _remove(path: str, *groups: str) -> None:
         shutil.rmtree(Path(path, group))
 
 
+def _metadata(path: str, array: str, **changes: Any) -> None:
+    file = Path(path, array, "zarr.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes), encoding="utf-8")
+
+
+def _chunks_of_nothing(path: str) -> None:
+    grid = {"name": "regular", "configuration": {"chunk_shape": [0]}}
+    _metadata(path, "units/layer", chunk_grid=grid)
+
+
 def _unknown_codec(path: str) -> None:
     file = Path(path, "connectivity/by_post/data/zarr.json")
     file.write_text(file.read_text().replace('"blosc"', '"blosc9"'), encoding="utf-8")
@@ -532,6 +542,15 @@ DAMAGE: dict[str, tuple[Any, ...]] = {
     "metadata cut short": (
         lambda p: Path(p, "units/layer/zarr.json").write_text("{"),
         "units/layer/zarr.json cannot be read",
+    ),
+    "metadata nested deeply": (
+        lambda p: Path(p, "units/layer/zarr.json").write_text("[" * 10_000 + "]" * 10_000),
+        "units/layer/zarr.json cannot be read",
+    ),
+    "chunks of nothing": (_chunks_of_nothing, "units/layer cannot be decoded"),
+    "attributes of another shape": (
+        lambda p: _metadata(p, "units/layer", attributes=["a"]),
+        "the metadata of 'layer' cannot be read",
     ),
     "unknown codec": (_unknown_codec, "the metadata of 'data' cannot be read"),
     "no list of arrays": (
@@ -602,8 +621,7 @@ DAMAGE: dict[str, tuple[Any, ...]] = {
     ),
     "lengths differ": (
         lambda p: _replace(p, "units/layer", np.ones(2), ("nucleus_id",)),
-        "units: conflicting sizes for dimension 'nucleus_id'",
-        "'layer'",
+        "units: layer has 2 elements over nucleus_id, expected 3",
     ),
     "no dimension names": (
         lambda p: _replace(p, "units/layer", np.ones(3), None),

@@ -12,9 +12,11 @@ import numpy as np
 import microns_xr as mx
 
 release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=1500, seed=3))
-units = release.units()
+units = mx.select_units(
+    release.units(), classification_system=["excitatory_neuron", "inhibitory_neuron"]
+)
 probability = mx.analysis.connection_probability(
-    release.connectivity(),
+    release.connectivity(units=units),
     units,
     by="classification_system",
     distance=np.arange(0, 500, 100),

@@ -1,8 +1,8 @@
 """
-Cell types by depth
-===================
+Cells by depth
+==============
 
-How many neurons of each type lie at which depth below the pia.
+How many cells lie at which depth below the pia. Colours are the layers; ``by=`` takes any other words.
 """
 
 import matplotlib.pyplot as plt
@@ -13,5 +13,5 @@ release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=1500, see
 
 fig, ax = plt.subplots(layout="constrained")
 mx.plot.depth_profile(release.units(), release.layers(), ax=ax)
-ax.set_title("Cell types by depth, synthetic data")
+ax.set_title("Cells by depth, synthetic data")
 plt.show()

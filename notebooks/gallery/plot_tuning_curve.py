@@ -12,7 +12,7 @@ import microns_xr as mx
 release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=1500, seed=3))
 curves = release.tuning_curves().isel(scan_unit=slice(50))
 fits = mx.tuning.fit(curves.rate_dir, dim="direction", model="double_von_mises")
-best = {"scan_unit": fits.r2.argmax().item()}
+best = {"scan_unit": fits.r2.argmax("scan_unit").item()}
 
 fig, ax = plt.subplots(layout="constrained")
 mx.plot.tuning_curve(curves.rate_dir.isel(best), fits.isel(best), ax=ax)

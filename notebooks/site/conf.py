@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -18,6 +19,8 @@ from sphinx.application import Sphinx
 import microns_xr as mx
 from microns_xr.releases import release_spec
 from microns_xr.schema import KINDS
+
+FOLDER = Path(__file__).parent
 
 project = "microns_xr"
 copyright = "The microns_xr developers, MIT licence"
@@ -32,8 +35,10 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["site", "gallery", "generated/gallery/*.ipynb", "**/.ipynb_checkpoints"]
-templates_path = ["templates"]
+templates_path = [f"{FOLDER}/templates"]  # of this folder for pages, of the sources for autosummary
 default_role = "py:obj"
+smartquotes = False
+toc_object_entries_show_parents = "hide"
 
 autodoc_typehints = "none"  # numpydoc sections state them in words
 numpydoc_show_class_members = False  # templates/autosummary/class.rst has them
@@ -44,7 +49,9 @@ numpydoc_xref_aliases = {
     **{name: f"xarray.{name}" for name in ("Dataset", "DataArray", "DataTree")},
     "DataFrame": "pandas.DataFrame",
     "ndarray": "numpy.ndarray",
-    "Axes": "matplotlib.axes.Axes",
+    **{name: f"microns_xr.errors.{name}" for name in mx.errors.__all__},
+    **{name: f"microns_xr.releases.{name}" for name in ("ReleaseSpec", "TableSpec")},
+    "TableSource": "microns_xr.sources.TableSource",
 }
 
 myst_enable_extensions = ["colon_fence"]
@@ -79,6 +86,9 @@ if not os.environ.get("DOCS_INTERSPHINX"):
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"microns_xr {version}"
+html_static_path = ["style.css"]
+html_css_files = ["style.css"]
+html_sidebars = {page: [] for page in ("install", "changelog")}  # which have no pages below
 html_sourcelink_suffix = ""  # the source of a notebook's page is the notebook
 # No repository is stated in pyproject.toml: edit links appear where GitHub says which one it is.
 owner, _, repository = os.environ.get("GITHUB_REPOSITORY", "").partition("/")

@@ -42,13 +42,20 @@ toc_object_entries_show_parents = "hide"
 
 autodoc_typehints = "none"  # numpydoc sections state them in words
 numpydoc_show_class_members = False  # templates/autosummary/class.rst has them
+# Types that are linked: those below, and no word that numpydoc knows. A dot makes a title of the name.
+linked = [
+    "xarray.Dataset",
+    "xarray.DataArray",
+    "xarray.DataTree",
+    "pandas.DataFrame",
+    "pandas.Series",
+]
+linked += ["numpy.ndarray", "numpy.random.Generator", "sparse.GCXS", "sparse.SparseArray"]
 numpydoc_xref_param_type = True
-numpydoc_xref_ignore = "all"  # but for these
+numpydoc_xref_ignore = "all"
 numpydoc_xref_aliases = {
-    **{word: word for word in DEFAULT_LINKS},  # whose own targets are in other packages' glossaries
-    **{name: f"xarray.{name}" for name in ("Dataset", "DataArray", "DataTree")},
-    "DataFrame": "pandas.DataFrame",
-    "ndarray": "numpy.ndarray",
+    **{word: word for word in DEFAULT_LINKS},
+    **{name: f".{name}" for name in linked},
     **{name: f"microns_xr.errors.{name}" for name in mx.errors.__all__},
     **{name: f"microns_xr.releases.{name}" for name in ("ReleaseSpec", "TableSpec")},
     "TableSource": "microns_xr.sources.TableSource",
@@ -100,6 +107,11 @@ html_context = {
 }
 html_theme_options = {
     "use_edit_page_button": bool(repository),
+    # What is made from docstrings and scripts has no source of its own to show or to edit.
+    "secondary_sidebar_items": {
+        **dict.fromkeys(("[!g]*", "guide"), ["page-toc", "edit-this-page", "sourcelink"]),
+        "generated/**": ["page-toc"],
+    },
     "navigation_with_keys": False,
     "show_toc_level": 2,
     "footer_start": ["copyright"],

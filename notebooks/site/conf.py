@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,6 @@ from sphinx.application import Sphinx
 import microns_xr as mx
 from microns_xr.releases import release_spec
 from microns_xr.schema import KINDS
-
-FOLDER = Path(__file__).parent
 
 project = "microns_xr"
 copyright = "The microns_xr developers, MIT licence"
@@ -35,27 +34,23 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["site", "gallery", "generated/gallery/*.ipynb", "**/.ipynb_checkpoints"]
-templates_path = [f"{FOLDER}/templates"]  # of this folder for pages, of the sources for autosummary
+# Where it is not absolute, autosummary looks for it in the folder of the sources.
+templates_path = [str(Path(__file__).parent / "templates")]
 default_role = "py:obj"
 smartquotes = False
 toc_object_entries_show_parents = "hide"
 
 autodoc_typehints = "none"  # numpydoc sections state them in words
 numpydoc_show_class_members = False  # templates/autosummary/class.rst has them
-# Types that are linked: those below, and no word that numpydoc knows. A dot makes a title of the name.
-linked = [
-    "xarray.Dataset",
-    "xarray.DataArray",
-    "xarray.DataTree",
-    "pandas.DataFrame",
-    "pandas.Series",
-]
-linked += ["numpy.ndarray", "numpy.random.Generator", "sparse.GCXS", "sparse.SparseArray"]
+# Types that are links: those of other packages that are common here, and those of this package. A
+# leading dot makes numpydoc link the whole name; words that it would link by itself stay text.
+others = "xarray.Dataset xarray.DataArray xarray.DataTree pandas.DataFrame pandas.Series"
+others += " numpy.ndarray numpy.random.Generator sparse.GCXS sparse.SparseArray"
 numpydoc_xref_param_type = True
 numpydoc_xref_ignore = "all"
 numpydoc_xref_aliases = {
     **{word: word for word in DEFAULT_LINKS},
-    **{name: f".{name}" for name in linked},
+    **{name: f".{name}" for name in others.split()},
     **{name: f"microns_xr.errors.{name}" for name in mx.errors.__all__},
     **{name: f"microns_xr.releases.{name}" for name in ("ReleaseSpec", "TableSpec")},
     "TableSource": "microns_xr.sources.TableSource",
@@ -109,7 +104,7 @@ html_theme_options = {
     "use_edit_page_button": bool(repository),
     # What is made from docstrings and scripts has no source of its own to show or to edit.
     "secondary_sidebar_items": {
-        **dict.fromkeys(("[!g]*", "guide"), ["page-toc", "edit-this-page", "sourcelink"]),
+        **{page: ["page-toc", "edit-this-page", "sourcelink"] for page in ("[!g]*", "guide")},
         "generated/**": ["page-toc"],
     },
     "navigation_with_keys": False,
@@ -131,18 +126,12 @@ def table(*rows: Iterable[Any]) -> str:
 
 def variables(kind: str) -> str:
     """Return the variables of one kind of Dataset, the required ones in bold."""
-    head = ("variable", "dims", "dtype", "units", "missing", "what it is")
-    return table(
-        head,
-        *(
-            (
-                f"**`{spec.name}`**" if spec.required else f"`{spec.name}`",
-                ", ".join(f"`{dim}`" for dim in spec.dims),
-                *(spec.dtype, spec.units, spec.missing, spec.doc),
-            )
-            for spec in KINDS[kind].values()
-        ),
-    )
+    rows: list[Any] = [("variable", "dims", "dtype", "units", "missing", "what it is")]
+    for spec in KINDS[kind].values():
+        name = f"**`{spec.name}`**" if spec.required else f"`{spec.name}`"
+        dims = ", ".join(f"`{dim}`" for dim in spec.dims)
+        rows.append((name, dims, spec.dtype, spec.units, spec.missing, spec.doc))
+    return table(*rows)
 
 
 def releases() -> str:
@@ -166,16 +155,13 @@ def angles() -> str:
     return table(head, *((*row, ", ".join(numbers)) for row, numbers in found.items()))
 
 
-TABLES = {"releases": releases, "angles": angles}
+TABLES = {f"variables: {kind}": partial(variables, kind) for kind in KINDS}
+TABLES |= {"releases": releases, "angles": angles}
 
 
 def fill_tables(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put the tables in where a page asks for them."""
-
-    def made(match: re.Match[str]) -> str:
-        return variables(match[2]) if match[1] == "variables: " else TABLES[match[2]]()
-
-    source[0] = re.sub(r"<!-- table: (variables: )?(.+?) -->", made, source[0])
+    source[0] = re.sub(r"<!-- table: (.+?) -->", lambda match: TABLES[match[1]](), source[0])
 
 
 def link_names(app: Sphinx, doctree: nodes.document) -> None:

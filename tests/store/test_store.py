@@ -260,7 +260,7 @@ def _functional_by_session() -> dict[str, Any]:
 
 TIMES = np.array(["2020-01-01"] * 3, dtype="M8[ns]")
 BAD: dict[str, tuple[Any, ...]] = {
-    "not a dataset": (lambda: {"units": 3}, "units is a int", "Dataset"),
+    "not a dataset": (lambda: {"units": 3}, "units Dataset", "int"),
     "no units variables": (lambda: {"units": ex.layers()}, "nucleus_id is absent"),
     "unsorted units": (lambda: {"units": ex.units().isel(nucleus_id=[1, 0, 2])}, "not sorted"),
     "text with gaps": (lambda: _unit(ex.text("a", np.nan, "b")), "tag of units", "mixed"),

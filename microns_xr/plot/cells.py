@@ -246,19 +246,21 @@ def partners_in_space(
     others = floats(where)[~np.isin(where["nucleus_id"].values, [nucleus_id, *partners])]
     ax = axes_or_current(ax)
     dots: dict[str, Any] = {"lw": 0, "rasterized": len(others) > 5000}
-    ax.scatter(*others.T, _area(len(others)) / 2, color=NO_VALUE, zorder=1, **dots)
+    x, y = others.T
+    ax.scatter(x, y, _area(len(others)) / 2, color=NO_VALUE, zorder=1, **dots)
     words = np.array(["", *partners.values()], dtype=object)
     for word, style in styles_of(partners.values()).items():
         rows = words == word
         n_absent = int((~np.isfinite(xy[rows]).all(axis=1)).sum())
         label = f"{word} ({rows.sum()}{f', {n_absent} without position' if n_absent else ''})"
-        ax.scatter(*xy[rows].T, 16, color=style.colour, lw=0, label=label, zorder=3)
+        x, y = xy[rows].T
+        ax.scatter(x, y, 16, color=style.colour, lw=0, label=label, zorder=3)
         # From the neuron to each partner and to NaN, which ends the line.
         lines = np.stack([np.broadcast_to(xy[0], xy[rows].shape), xy[rows]], axis=1)
         lines = np.pad(lines, ((0, 0), (0, 1), (0, 0)), constant_values=np.nan).reshape(-1, 2)
         ax.plot(*lines.T, color=style.colour, lw=0.4, alpha=0.4, zorder=2)
     look: dict[str, Any] = {"marker": "*", "color": "black", "ec": "white", "lw": 0.7}
-    ax.scatter(*xy[:1].T, 120, label=f"neuron {nucleus_id}", zorder=4, **look)
+    ax.scatter(xy[0, 0], xy[0, 1], 120, label=f"neuron {nucleus_id}", zorder=4, **look)
     draw_legend(ax, **BESIDE)
     _finish(ax, axes, layers)
     return ax
@@ -318,8 +320,10 @@ def _draw_words(
 ) -> None:
     for word, style in styles_of(words).items():
         rows = words == word
+        x, y = xy[rows].T
         ax.scatter(
-            *xy[rows].T,
+            x,
+            y,
             area,
             color=style.colour,
             marker=style.marker,
@@ -337,7 +341,8 @@ def _draw_numbers(
     known = np.isfinite(numbers)
     note = "" if known.all() else f"\ngrey: no value ({(~known).sum()})"
     if note:
-        ax.scatter(*xy[~known].T, min(area, _area(len(xy))), color=NO_VALUE, zorder=1, **dots)
+        x, y = xy[~known].T
+        ax.scatter(x, y, min(area, _area(len(xy))), color=NO_VALUE, zorder=1, **dots)
     x, y = xy[known].T
     points = ax.scatter(x, y, area, c=numbers[known], cmap=cmap, norm=norm, zorder=2, **dots)
     ax.set_aspect("equal")

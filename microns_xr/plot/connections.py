@@ -194,14 +194,14 @@ def adjacency_matrix(
     pattern, values = pair_buffers(pairs, [name])
     if not pattern.nnz:
         raise SchemaError("the connectivity has no connection: there is nothing to draw")
+    if units[by].dims != ("nucleus_id",):
+        raise SchemaError(f"{by} has dims {units[by].dims}, expected one value per neuron")
     places, steps, ns = [], [], []
     ax = axes_or_current(ax)
     axes = (ax.yaxis, ax.xaxis)
     for axis, side, dim, end in zip(axes, _SIDES, PAIR_DIMS, pattern.ends(), strict=True):
         connected, codes = np.unique(end, return_inverse=True)
         keys = units[by].reset_coords(drop=True).reindex(nucleus_id=pairs[dim].values[connected])
-        if keys.ndim != 1:
-            raise SchemaError(f"{by} has dims {keys.dims}, expected one value per neuron")
         order, ticks, labels = _sorted_by(keys)
         ns.append(len(order))
         steps.append(-(-len(order) // _MAX_CELLS))
@@ -343,9 +343,8 @@ def degree_distribution(
     names = (variables,) if isinstance(variables, str) else tuple(variables)
     require(degrees, names, "degrees", "use mx.degrees(connectivity)")
     units = degrees[names[0]].attrs.get("units", "")
-    ax = axes_or_current(ax)
-    drawn: list[np.ndarray] = []
-    for i, name in enumerate(names):
+    lines = []
+    for name in names:
         variable = degrees[name]
         if variable.ndim != 1 or variable.dtype.kind not in "iuf":
             raise SchemaError(f"{name} has dims {variable.dims}, expected one number per neuron")
@@ -360,18 +359,20 @@ def degree_distribution(
         at, counts = np.unique(numbers[numbers > 0], return_counts=True)
         if not at.size:
             raise SchemaError(f"{name} is 0 for all {numbers.size} neurons: nothing to draw")
-        share = counts[::-1].cumsum()[::-1] / numbers.size
-        drawn += [at, share]
         text = in_words(variable.attrs.get("long_name", name))
         text += f"\n({numbers.size} neurons, {(numbers == 0).sum()} of them 0)"
+        lines.append((at, counts[::-1].cumsum()[::-1] / numbers.size, text))
+    ax = axes_or_current(ax)
+    for i, (at, share, text) in enumerate(lines):
         look: dict[str, Any] = {"color": PALETTE[i % len(PALETTE)], "ls": LINES[i % len(LINES)]}
         # A line of one value is only its marker.
-        marker = "o" if at.size == 1 else ""
-        ax.plot(at, share, drawstyle="steps-pre", marker=marker, label=text, **look)
+        look["marker"] = "o" if at.size == 1 else ""
+        ax.plot(at, share, drawstyle="steps-pre", label=text, **look)
     what = "partners x" if all(n.endswith("degree") for n in names) else "x"
     xlabel = f"{what} ({units})" if units not in ("", "1") else what
     ylabel = "share of neurons with at least x"
-    scales = ["log" if is_wide(np.concatenate(drawn[i::2])) else "linear" for i in (0, 1)]
+    both = (np.concatenate([line[i] for line in lines]) for i in (0, 1))
+    scales = ["log" if is_wide(values) else "linear" for values in both]
     ax.set(xscale=scales[0], yscale=scales[1], xlabel=xlabel, ylabel=ylabel)
     if scales[1] == "linear":
         ax.set_ylim(bottom=0)
@@ -508,7 +509,7 @@ def like_to_like(
     >>> result = xr.Dataset({"probability": ("difference", [0.2, 0.1])},
     ...     coords={"difference": ("difference", [0.0, 90.0], about)})
     >>> like_to_like(result).get_xlabel()
-    'difference of pref_ori (degree)'
+    'difference of preferred orientation (degree)'
     """
     how = "use mx.analysis.like_to_like(connectivity, units)"
     require(result, ("difference", variable), "result", how)

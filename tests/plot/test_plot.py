@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -19,13 +20,9 @@ DEGREES = {"units": "degree", "angle_convention": "up_clockwise", "period": 180.
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind():
-    """pyplot knows of no figure before and after, and no default was changed."""
-    import matplotlib.pyplot as plt
-
+def defaults_stay():
     before = dict(mpl.rcParams)
     yield
-    assert plt.get_fignums() == []
     assert dict(mpl.rcParams) == before
 
 
@@ -65,8 +62,9 @@ def demo_network(demo_release):
 
 
 def rendered(ax):
-    """Draw for real, in which warnings (glyphs, layout) would be raised."""
+    """Draw for real, in which warnings (glyphs, layout) would be raised; end the figure."""
     ax.figure.draw_without_rendering()
+    plt.close(ax.figure)
     return ax
 
 
@@ -195,7 +193,7 @@ def test_matrix_is_the_table():
         np.testing.assert_array_equal(drawn.mask, [[False, False], [True, False]])
         assert [t.get_text() for t in ax.texts] == ["9", "3", "0", "5"]
         assert (ax.get_ylabel(), ax.get_xlabel()) == ("presynaptic layer", "postsynaptic layer")
-        assert ax.figure.axes[1].get_ylabel() == "n connections (pairs)"
+        assert ax.child_axes[0].get_ylabel() == "number of connections (pairs)"
     p = rendered(plot.connectivity_matrix(grouped_table([[0.2, np.nan], [0.1, 0.05]], "probability"), "probability"))  # fmt: skip
     assert (p.images[0].norm.vmin, p.images[0].norm.vmax) == (0, 0.2)
     assert type(p.images[0].norm).__name__ == "Normalize"
@@ -213,9 +211,12 @@ def test_degrees_are_shares_of_neurons():
         ax = rendered(plot.degree_distribution(table, ("in_degree",)))
         x, y = ax.lines[0].get_data()
         assert (list(x), list(y)) == ([1, 4], [0.75, 0.25])
-        assert ax.get_xscale() == ax.get_yscale() == "log"
+        assert ax.get_xscale() == ax.get_yscale() == "linear"
         assert ax.get_xlabel() == "partners x (neurons)"
         assert "4 neurons, 1 of them 0" in ax.get_legend().get_texts()[0].get_text()
+    wide = xr.Dataset({"in_degree": ("post_nucleus_id", np.arange(1, 21), about)})
+    ax = rendered(plot.degree_distribution(wide, ("in_degree",)))
+    assert ax.get_xscale() == ax.get_yscale() == "log"
     unknown = degrees.where(degrees.in_degree != 4)  # a neuron without a value is not counted
     assert plot.degree_distribution(unknown, ("in_degree",)).lines[0].get_ydata() == [2 / 3]
     with pytest.raises(mx.errors.SchemaError, match="nothing to draw"):
@@ -253,7 +254,7 @@ def test_probability_against_distance(demo_network):
     ends = np.stack([one.probability_low, one.probability_high], axis=1)
     np.testing.assert_allclose(errors_of(drawn[label]), ends)
     assert found.attrs["interval"] == "bootstrap interval of confidence 0.95"
-    assert ax.get_legend().get_title().get_text() == "bootstrap interval, 0.95"
+    assert ax.get_legend().get_title().get_text() == "95% bootstrap interval"
     wide = mx.analysis.connection_probability(
         connectivity, units, "cell_type", [0, 100], presynaptic="all", interval=mx.analysis.Wilson()
     )
@@ -336,7 +337,8 @@ def test_tuning_curve_with_fit_and_errors(rates):
         given = [x.chunk() if lazy else x for x in (rates, fit, error)]
         ax = rendered(plot.tuning_curve(given[0], given[1], error=given[2]))
         points = ax.containers[0]
-        np.testing.assert_array_equal(points.lines[0].get_ydata(), rates.values)
+        np.testing.assert_array_equal(points.lines[0].get_ydata(), [*rates.values, rates[0]])
+        np.testing.assert_array_equal(points.lines[0].get_xdata(), np.arange(0, 361, 22.5))
         np.testing.assert_allclose(np.ptp(errors_of(points), axis=1), 0.5)
         curve, best = (line for line in ax.lines if len(line.get_xdata()) in (181, 2))
         at = curve.get_xdata()
@@ -402,12 +404,13 @@ def test_currents_are_means_over_neurons():
         ax = rendered(plot.currents_by_angle(given, layer))
         lines = {line.get_label(): line.get_ydata() for line in ax.lines}
         assert {k: v.tolist() for k, v in lines.items()} == {
-            "L4 (2)": [0.75, 1.25],
-            "L5 (1)": [0.5, 1.5],
+            "L4 (2)": [0.75, 1.25, 0.75],
+            "L5 (1)": [0.5, 1.5, 0.5],
         }
+        assert ax.lines[0].get_xdata().tolist() == [0, 90, 180]
     raw = plot.currents_by_angle(currents, normalise=False)
     assert raw.get_ylabel() == "input current (voxels x rate)"
-    np.testing.assert_allclose(raw.lines[0].get_ydata(), [8 / 3, 20 / 3])
+    np.testing.assert_allclose(raw.lines[0].get_ydata(), [8 / 3, 20 / 3, 8 / 3])
     for wrong, groups, match in (
         (currents * 0, None, "nothing to draw"),
         (currents.to_dataset(name="a"), None, "expected a DataArray"),
@@ -456,6 +459,7 @@ def test_currents_are_means_over_neurons():
 def test_bad_input_names_what_is_missing(units, call, missing):
     with pytest.raises(mx.errors.SchemaError, match=missing):
         call(units)
+    assert plt.get_fignums() == []  # nothing was begun
 
 
 def test_axes_are_those_given(units):
@@ -464,13 +468,22 @@ def test_axes_are_those_given(units):
     assert plot.cells_in_space(units, "layer", ax=ax) is ax
 
 
-def test_a_session_that_shows_figures_gets_those_of_pyplot(units):
-    import matplotlib.pyplot as plt
-
-    with mpl.rc_context({"interactive": True}):
-        ax = plot.depth_profile(units)
-        assert ax.figure is plt.gcf()
-        plt.close(ax.figure)
+def test_pictures_are_in_the_current_axes(units, tmp_path):
+    figure, (left, right) = plt.subplots(1, 2)
+    assert plot.depth_profile(units) is right
+    plt.sca(left)
+    assert plot.cells_in_space(units, "gOSI") is left
+    polar = plot.preferred_orientations(units)  # not in axes of another kind
+    assert (polar.name, polar.figure is figure, plt.gca() is polar) == ("polar", False, True)
+    assert plot.preferred_orientations(units, by="layer") is polar
+    other = plot.depth_profile(units)
+    assert other.figure not in (figure, polar.figure)
+    plt.savefig(tmp_path / "a.png")
+    assert plt.imread(tmp_path / "a.png").std() > 0.05
+    figure = plt.figure(layout="tight")
+    assert plot.depth_profile(units).figure is figure
+    assert type(figure.get_layout_engine()).__name__ == "TightLayoutEngine"
+    assert len(plt.get_fignums()) == 4
 
 
 def test_labels_have_units_and_fit():

@@ -327,7 +327,7 @@ def _draw_words(
             area,
             color=style.colour,
             marker=style.marker,
-            label=f"{word} ({rows.sum()})",
+            label=f"{word} ({rows.sum():,})",
             # Cells without a word are below the others.
             zorder=1 if style.colour == NO_VALUE else 2,
             **dots,
@@ -339,7 +339,7 @@ def _draw_numbers(
 ) -> None:
     numbers, cmap, norm = scaled(values)
     known = np.isfinite(numbers)
-    note = "" if known.all() else f"\ngrey: no value ({(~known).sum()})"
+    note = "" if known.all() else f"\ngrey: no value ({(~known).sum():,})"
     if note:
         x, y = xy[~known].T
         ax.scatter(x, y, min(area, _area(len(xy))), color=NO_VALUE, zorder=1, **dots)

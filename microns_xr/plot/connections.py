@@ -215,7 +215,7 @@ def adjacency_matrix(
     image = _draw_matrix(ax, cells, extent=extent, interpolation="nearest")
     ax.set(xlim=(0, ns[1]), ylim=(ns[0], 0))
     ax.tick_params(axis="x", rotation=90 if words_of(units[by]) is not None else 0)
-    note = f"\nsum between {steps[0]} and {steps[1]} neurons" if max(steps) > 1 else ""
+    note = f"\nsum of {steps[0]} × {steps[1]} neurons" if max(steps) > 1 else ""
     draw_colour_bar(ax, image, pairs[name], note)
     return ax
 
@@ -290,7 +290,7 @@ def weight_distribution(
     ax.stairs(counts, edges, fill=True, color=PALETTE[0])
     label = f"median: {np.median(numbers):.4g}\n({numbers.size:,} connections"
     label += f", {(numbers == 0).sum():,} of them 0)" if len(drawn) < len(numbers) else ")"
-    ax.axvline(float(np.median(numbers)), color="#555555", ls=":", lw=1.2, label=label)
+    ax.axvline(float(np.median(numbers)), color="black", ls=":", lw=1.5, label=label)
     ax.set(xlabel=label_of(pairs[name]), ylabel="connections per bin")
     ax.set(xscale="log" if wide else "linear")
     if counts.max() > 100 * np.median(counts[counts > 0]):

@@ -285,7 +285,7 @@ def test_cells_of_a_large_matrix_are_sums(demo_network):
     cells = ax.images[0].get_array().filled(0)
     assert max(cells.shape) <= 200
     assert cells.sum() == connectivity.synapse_size.sum()
-    assert "sum between" in ax.child_axes[0].get_ylabel()
+    assert "sum of 6 × 6 neurons" in ax.child_axes[0].get_ylabel()
 
 
 def test_partners_are_where_they_are(units, four_pairs):

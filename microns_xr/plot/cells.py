@@ -175,11 +175,16 @@ def cells_in_space(
     # Cells with a value are seen among those without one.
     n = int(np.isfinite(floats(values)).sum()) if words is None else len(xy)
     area = size if size is not None else _area(n)
-    dots: dict[str, Any] = {"lw": 0, "rasterized": len(xy) > 5000}
     if words is None:
-        _draw_numbers(ax, xy, values, area, dots)
+        _draw_numbers(ax, xy, values, area)
     else:
-        _draw_words(ax, xy, words, area, dots)
+        for word, style in styles_of(words).items():
+            rows = words == word
+            label = f"{word} ({rows.sum():,})"
+            # Cells without a word are below the others.
+            below = style.colour == NO_VALUE
+            look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "label": label}
+            _draw_dots(ax, xy[rows], area, zorder=1 if below else 2, **look)
         # Markers of the legend have an area of 30, independent of the size of those of the cells.
         title = in_words(colour or "") or None
         draw_legend(ax, title, markerscale=(30 / area) ** 0.5, **BESIDE)
@@ -245,22 +250,18 @@ def partners_in_space(
     xy = floats(where.reindex(nucleus_id=[nucleus_id, *partners]))
     others = floats(where)[~np.isin(where["nucleus_id"].values, [nucleus_id, *partners])]
     ax = axes_or_current(ax)
-    dots: dict[str, Any] = {"lw": 0, "rasterized": len(others) > 5000}
-    x, y = others.T
-    ax.scatter(x, y, _area(len(others)) / 2, color=NO_VALUE, zorder=1, **dots)
+    _draw_dots(ax, others, _area(len(others)) / 2, color=NO_VALUE, zorder=1)
     words = np.array(["", *partners.values()], dtype=object)
     for word, style in styles_of(partners.values()).items():
         rows = words == word
         n_absent = int((~np.isfinite(xy[rows]).all(axis=1)).sum())
         label = f"{word} ({rows.sum()}{f', {n_absent} without position' if n_absent else ''})"
-        x, y = xy[rows].T
-        ax.scatter(x, y, 16, color=style.colour, lw=0, label=label, zorder=3)
+        _draw_dots(ax, xy[rows], 16, color=style.colour, label=label, zorder=3)
         # From the neuron to each partner and to NaN, which ends the line.
         lines = np.stack([np.broadcast_to(xy[0], xy[rows].shape), xy[rows]], axis=1)
         lines = np.pad(lines, ((0, 0), (0, 1), (0, 0)), constant_values=np.nan).reshape(-1, 2)
         ax.plot(*lines.T, color=style.colour, lw=0.4, alpha=0.4, zorder=2)
-    look: dict[str, Any] = {"marker": "*", "color": "black", "ec": "white", "lw": 0.7}
-    ax.scatter(xy[0, 0], xy[0, 1], 120, label=f"neuron {nucleus_id}", zorder=4, **look)
+    _draw_dots(ax, xy[:1], 120, marker="*", color="black", label=f"neuron {nucleus_id}", zorder=4)
     draw_legend(ax, **BESIDE)
     _finish(ax, axes, layers)
     return ax
@@ -315,36 +316,18 @@ def _one_population(units: xr.Dataset) -> np.ndarray:
     return np.full(units["position"].size // len(AXES), "cells", dtype=object)
 
 
-def _draw_words(
-    ax: Axes, xy: np.ndarray, words: np.ndarray, area: float, dots: dict[str, Any]
-) -> None:
-    for word, style in styles_of(words).items():
-        rows = words == word
-        x, y = xy[rows].T
-        ax.scatter(
-            x,
-            y,
-            area,
-            color=style.colour,
-            marker=style.marker,
-            label=f"{word} ({rows.sum():,})",
-            # Cells without a word are below the others.
-            zorder=1 if style.colour == NO_VALUE else 2,
-            **dots,
-        )
+def _draw_dots(ax: Axes, xy: np.ndarray, area: float, **look: Any) -> Any:
+    x, y = xy.T
+    return ax.scatter(x, y, area, lw=0, rasterized=len(xy) > 5000, **look)
 
 
-def _draw_numbers(
-    ax: Axes, xy: np.ndarray, values: xr.DataArray, area: float, dots: dict[str, Any]
-) -> None:
+def _draw_numbers(ax: Axes, xy: np.ndarray, values: xr.DataArray, area: float) -> None:
     numbers, cmap, norm = scaled(values)
     known = np.isfinite(numbers)
     note = "" if known.all() else f"\ngrey: no value ({(~known).sum():,})"
     if note:
-        x, y = xy[~known].T
-        ax.scatter(x, y, min(area, _area(len(xy))), color=NO_VALUE, zorder=1, **dots)
-    x, y = xy[known].T
-    points = ax.scatter(x, y, area, c=numbers[known], cmap=cmap, norm=norm, zorder=2, **dots)
+        _draw_dots(ax, xy[~known], min(area, _area(len(xy))), color=NO_VALUE, zorder=1)
+    points = _draw_dots(ax, xy[known], area, c=numbers[known], cmap=cmap, norm=norm, zorder=2)
     ax.set_aspect("equal")
     bar = draw_colour_bar(ax, points, values, note)
     if is_angle(values):

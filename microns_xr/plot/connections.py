@@ -89,8 +89,8 @@ def connectivity_matrix(
     table = table.compute()
     filled = np.isfinite(floats(table)) & (floats(table) != 0)
     for i, dim in enumerate(table.dims if filled.any() else ()):
-        keep = filled.any(axis=1 - i)
-        table = table.isel({dim: keep}).sel({dim: _in_order(table[dim].values[keep])})
+        keep = np.flatnonzero(filled.any(axis=1 - i))
+        table = table.isel({dim: keep[_order(table[dim].values[keep])]})
     ax = axes_or_current(ax)
     numbers = floats(table)
     image = _draw_matrix(ax, numbers, from_zero=variable == "probability")
@@ -112,11 +112,10 @@ def connectivity_matrix(
     return ax
 
 
-def _in_order(words: np.ndarray) -> list[Any]:
-    """Return words in the order of the package if they are sorted, else as they are."""
-    styles = styles_of(words)
-    is_sorted = len(styles) == len(words) and list(words) == sorted(styles)
-    return list(styles) if is_sorted else list(words)
+def _order(words: np.ndarray) -> list[int]:
+    """Return positions in the order of the package for sorted words, else as they are."""
+    styles, given = list(styles_of(words)), list(words)
+    return [given.index(w) for w in styles] if given == sorted(styles) else [*range(len(given))]
 
 
 def _draw_matrix(ax: Axes, numbers: np.ndarray, from_zero: bool = False, **options: Any) -> Any:

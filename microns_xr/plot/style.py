@@ -185,12 +185,7 @@ def axes_or_current(ax: Axes | None, *, polar: bool = False) -> Axes:
 
 
 # Position of a legend right of the axes.
-BESIDE: dict[str, Any] = {
-    "loc": "upper left",
-    "bbox_to_anchor": (1.02, 1),
-    "borderaxespad": 0,
-    "frameon": False,
-}
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02), "frameon": False}
 
 
 def require(dataset: Any, names: tuple[str, ...], what: str, how: str) -> None:

@@ -94,9 +94,8 @@ def tuning_curve(
             raise SchemaError(f"error has {error.dims}, expected the angles of the rates, {dim}")
     ax = axes_or_current(ax)
     look: dict[str, Any] = {"color": PALETTE[0], "capsize": 3, "ms": 5, "label": "measured"}
-    whole = [values] if whiskers is None else [values, whiskers]
-    x, *whole = closed(rates[dim], *whole)
-    ax.errorbar(x, whole[0], yerr=whole[1] if whiskers is not None else None, fmt="o", **look)
+    x, y, *ends = closed(rates[dim], values, *([] if whiskers is None else [whiskers]))
+    ax.errorbar(x, y, yerr=ends[0] if ends else None, fmt="o", **look)
     if fit is not None:
         _draw_fit(ax, fit, rates, dim, period)
     ax.set(xlabel=label_of(rates[dim], dim), ylabel=label_of(rates))
@@ -311,10 +310,10 @@ def currents_by_angle(
             + (" with a mean above 0: nothing to draw, unless normalise=False" if normalise else "")
         )
     words = _group_words(groups, currents)
-    ax = axes_or_current(ax)
     unit = angle.attrs.get("units", "degree" if angle.name in PERIODS else "")
     if is_angle(angle) or angle.name in PERIODS:
         require_likely_angle(angle.assign_attrs(units=unit), str(angle.name))
+    ax = axes_or_current(ax)
     for word, style in styles_of(words[has_current]).items():
         rows = values[has_current & (words == word)]
         if normalise:

@@ -1,7 +1,7 @@
-"""Pictures of computed Datasets; every function takes and returns matplotlib axes.
+"""Pictures of computed Datasets; functions take and return matplotlib axes.
 
 Without ``ax=`` each draws in the current axes of pyplot, so that ``plt.savefig("FILE.png")`` saves
-it; ``plt.figure()`` begins a new figure.
+it; ``plt.figure()`` begins a new figure. `release_summary` takes and returns a figure.
 """
 
 from __future__ import annotations

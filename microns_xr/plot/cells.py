@@ -181,10 +181,10 @@ def cells_in_space(
         for word, style in styles_of(words).items():
             rows = words == word
             label = f"{word} ({rows.sum():,})"
-            # Cells without a word are below the others.
-            below = style.colour == NO_VALUE
+            # Cells without a word are below the others, then the most frequent ones.
+            zorder = 1 if style.colour == NO_VALUE else 2 - rows.mean() / 2
             look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "label": label}
-            _draw_dots(ax, xy[rows], area, zorder=1 if below else 2, **look)
+            _draw_dots(ax, xy[rows], area, zorder=zorder, **look)
         # Markers of the legend have an area of 30, independent of the size of those of the cells.
         title = in_words(colour or "") or None
         draw_legend(ax, title, markerscale=(30 / area) ** 0.5, **BESIDE)
@@ -293,7 +293,7 @@ def _where(units: xr.Dataset, axes: tuple[str, str]) -> xr.DataArray:
 
 def _area(n: int) -> float:
     """Return the area of a marker, in points squared, that shows n cells."""
-    return float(np.clip(15000 / max(n, 1), 2.0, 25.0))
+    return float(np.clip(15000 / max(n, 1), 0.6, 25.0))
 
 
 def _finish(ax: Axes, axes: tuple[str, str], layers: xr.Dataset | None) -> None:

@@ -66,7 +66,8 @@ def test_download_then_units_and_connectivity(cave, tmp_path, demo_source):
     # A notebook shows it in short, and the release without asking the service.
     n_rows = sum(record["rows"] for record in records.values())
     assert repr(records).startswith(f"<7 tables with {n_rows:,} rows: ")
-    assert "nucleus_detection_v0" in records._repr_html_() and "sha256" not in records._repr_html_()
+    assert "nucleus_detection_v0" in records._repr_html_()
+    assert "sha256" not in records._repr_html_()
     asked = len(cave.requests)
     assert "no table has been read" in release._repr_html_()
     assert len(cave.requests) == asked

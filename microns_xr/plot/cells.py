@@ -83,6 +83,7 @@ def depth_profile(
     by = _require_units(units, by, "layer")
     _require_layers(layers)
     require_instance("bin_um", bin_um, Real, "a height in µm")
+    bin_um = float(bin_um)
     if not bin_um > 0:
         raise SchemaError(f"bin_um is {bin_um}, expected a height in µm above 0")
     dims = units["position"].transpose(..., "axis").dims[:-1]

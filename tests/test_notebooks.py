@@ -104,6 +104,9 @@ assert np.abs(np.corrcoef(old.sum(axis=1), new.sum("orientation"))[0, 1]) < 0.5
 }
 
 
+UUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
+
+
 class Kernel:
     """One for all notebooks: to start it and import the package takes longer than most of them."""
 
@@ -134,6 +137,7 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for i, cell in enumerate(code, 1):
         cell.metadata, cell.execution_count = NotebookNode(), i
+        cell.outputs = joined(cell.outputs)
         for output in cell.outputs:
             assert output.output_type != "stream" or output.name == "stdout", output.text
             data = output.get("data", {})
@@ -142,19 +146,22 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
                 output.metadata = NotebookNode()
             if "execution_count" in output:
                 output.execution_count = i
-            # The parts of what xarray shows have ids.
-            data.update(
-                {
-                    kind: re.sub(
-                        r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b",
-                        lambda match: known.setdefault(match[0], f"{len(known)}"),
-                        text,
-                    )
-                    for kind, text in data.items()
-                    if kind == "text/html"
-                }
-            )
+            if "text/html" in data:  # the parts of what xarray shows have ids
+                data["text/html"] = UUID.sub(
+                    lambda match: known.setdefault(match[0], f"{len(known)}"), data["text/html"]
+                )
     return notebook
+
+
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Return outputs with printed text in one piece, which it leaves the kernel in several at times."""
+    result: list[NotebookNode] = []
+    for output in outputs:
+        if result and output.output_type == "stream" == result[-1].output_type:
+            result[-1].text += output.text
+        else:
+            result.append(output)
+    return result
 
 
 def numbers(output: NotebookNode) -> list[float]:

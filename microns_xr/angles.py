@@ -31,9 +31,11 @@ def __dir__() -> list[str]:
     return __all__
 
 
+#: Values of the attribute ``angle_convention``, see `ANGLE_CONVENTIONS`.
 AngleConvention = Literal["up_clockwise", "right_counterclockwise"]
 AngleUnits = Literal["degree", "radian"]
 
+#: What 0 and a growing angle mean, by the value of the attribute ``angle_convention``.
 ANGLE_CONVENTIONS: dict[str, str] = {
     "up_clockwise": "0 = horizontal bar moving up, clockwise",
     "right_counterclockwise": "0 = vertical bar moving right, counter-clockwise",

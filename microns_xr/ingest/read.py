@@ -165,9 +165,10 @@ def _inspect(name: str, header: Header | None, options: Mapping[str, Any]) -> In
                 return InputFile(name, size, "parquet", header, 0, options, stated)
             kind = "csv.gz" if magic[:2] == b"\x1f\x8b" else "csv"
             file.seek(0)
-            # Not readline, which files of fsspec have without a limit.
-            start = (igzip.open(file, "rb") if kind == "csv.gz" else file).read(_FIRST_LINE)
-            line = b"".join(start.partition(b"\n")[:2])
+            if kind == "csv.gz":
+                line = igzip.open(file, "rb").readline(_FIRST_LINE)
+            else:  # files of fsspec have readline without a limit
+                line = b"".join(file.read(_FIRST_LINE).partition(b"\n")[:2])
     except Exception as error:
         # Each protocol of fsspec has its own errors.
         if isinstance(error, SchemaError | SourceError) or not (

@@ -6,7 +6,7 @@ Root
     1. The root attributes MUST hold ``microns_xr_format`` (the integer 1), ``datastack`` and
        ``materialization_version`` (unless the data state no release), ``timestamp`` (ISO
        8601 or null), ``created_by`` (``"microns_xr <version>"``), ``source_tables`` (list
-       of strings: the name and, where known, ``: ``, the number of rows and the sha256 of the
+       of strings: the name and, where known, a colon, the number of rows and the sha256 of the
        parquet file, as in ``"nucleus_detection_v0: 144120 rows, sha256 ab12"``; older stores have
        objects with ``name``, ``rows`` and ``sha256``) and ``references`` (list of strings).
     2. They MUST be written last: a root without ``microns_xr_format`` is an unfinished store.

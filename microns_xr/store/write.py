@@ -40,7 +40,7 @@ from microns_xr.connectivity.blocks import (
     stored_source,
 )
 from microns_xr.connectivity.sort import transpose_pairs
-from microns_xr.errors import SchemaError, StoreFormatError, require_instance
+from microns_xr.errors import SchemaError, StoreFormatError
 from microns_xr.provenance import (
     RELEASE_COORDS,
     require_same_release,
@@ -167,15 +167,16 @@ def write_store(
     >>> list(mx.open_store("memory://demo.zarr").children)
     ['units', 'layers']
     """
-    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
-    every = {
+    every: dict[str, Any] = {
         "units": units,
         "layers": layers,
         "functional": functional,
         "connectivity": connectivity,
         "synapses": synapses,
     }
-    parts: dict[str, xr.Dataset] = {k: part for k, part in every.items() if part is not None}
+    parts: dict[str, xr.Dataset] = {
+        k: part for k, part in every.items() if part is not None or k == "units"
+    }
     if connectivity is not None:
         parts["connectivity"] = connectivity = as_pairs(connectivity)
     address, store = writable(path, storage_options)

@@ -29,16 +29,6 @@ NEEDS = {
     "06_from_microns_datacleaner": ["h5py"],
 }
 
-# Pictures that are seen: those of `mx.plot` too, in a kernel that has drawn nothing with pyplot yet.
-PICTURES = {
-    "01_from_tables_to_currents": 3,
-    "02_function": 3,
-    "03_out_of_core": 2,
-    "04_populations": 4,
-    "05_own_data": 2,
-    "06_from_microns_datacleaner": 2,
-}
-
 BEFORE = f"""
 %reset -f
 import os, sys, tempfile
@@ -180,7 +170,7 @@ def run() -> Iterator[Callable[[Path], NotebookNode]]:
 
 
 def test_each_notebook_is_checked():
-    assert set(AFTER) == set(PICTURES) == {path.stem for path in NOTEBOOKS}
+    assert set(AFTER) == {path.stem for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -190,18 +180,20 @@ def test_notebook_shows_the_numbers_that_it_is_kept_with(path, run):
         pytest.importorskip(package, reason=f"{package} is not installed")
     kept = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     ran = [c for c in run(path).cells if c.cell_type == "code"]
-    n_compared = 0
+    n_numbers, n_pictures = 0, 0
     for before, now in zip(kept, ran, strict=True):
         assert len(before.outputs) == len(now.outputs), now.source
         for a, b in zip(before.outputs, now.outputs, strict=True):
+            kinds = set(a.get("data", {}))
+            assert kinds == set(b.get("data", {})), now.source
+            expected = numbers(a)
             np.testing.assert_allclose(
-                numbers(b), numbers(a), rtol=5e-3, atol=2e-3, err_msg=now.source
+                numbers(b), expected, rtol=5e-3, atol=2e-3, err_msg=now.source
             )
-            n_compared += len(numbers(a))
-    assert n_compared > 50
-    for cells in (kept, ran):
-        shown = [o for c in cells for o in c.outputs if "image/png" in o.get("data", {})]
-        assert len(shown) == PICTURES[path.stem]
+            n_numbers += len(expected)
+            n_pictures += "image/png" in kinds
+    assert n_numbers > 50
+    assert n_pictures > 1
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -153,13 +153,10 @@ def demo(
 
     The release has the tables, columns and pathologies of the real ones. Needs no network.
     """
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
     from microns_xr.files import new_file, write_error
     from microns_xr.plot import connectivity_matrix, currents_by_angle, depth_profile
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
 
     start = time.perf_counter()
     size: dict[str, Any] = {"n_nuclei": n_nuclei} if n_nuclei else {}
@@ -191,7 +188,8 @@ def demo(
             overwrite=True,  # of an earlier demonstration
         )
         advance()
-        figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+        figure = Figure(figsize=(15, 4.5), layout="constrained")
+        axes = figure.subplots(1, 3)
         depth_profile(units, layers, ax=axes[0])
         neurons = mx.select_units(
             units, classification_system=["excitatory_neuron", "inhibitory_neuron"]
@@ -209,7 +207,6 @@ def demo(
         axes[2].set_title("mean input current")
         with new_file(out / "demo.png") as part:
             figure.savefig(part, format="png", dpi=110)
-        plt.close(figure)
         advance()
     tree = mx.open_store(store)
     typer.echo("\n".join([*_release_lines(tree)[:2], *_store_lines(tree)]))
@@ -741,24 +738,30 @@ class Picture(StrEnum):
     orientations = "orientations"
     currents = "currents"
     degrees = "degrees"
+    adjacency = "adjacency"
+    partners = "partners"
+    weights = "weights"
+    aligned = "aligned"
+    summary = "summary"
 
 
 # The pictures that each option applies to.
 _PICTURES = {
     "by": (
         Picture.depth, Picture.cells, Picture.connectivity, Picture.probability,
-        Picture.orientations, Picture.currents, Picture.like_to_like,
+        Picture.orientations, Picture.currents, Picture.like_to_like, Picture.adjacency,
     ),
     "variable": (
         Picture.cells, Picture.connectivity, Picture.degrees, Picture.tuning,
-        Picture.orientations, Picture.currents, Picture.like_to_like,
+        Picture.orientations, Picture.currents, Picture.like_to_like, Picture.adjacency,
+        Picture.weights, Picture.aligned,
     ),
-    "axes": (Picture.cells,),
+    "axes": (Picture.cells, Picture.partners),
     "distance": (Picture.probability,),
     "pre": (Picture.connectivity, Picture.probability, Picture.like_to_like),
     "post": (Picture.connectivity, Picture.probability, Picture.like_to_like),
     "presynaptic": (Picture.connectivity, Picture.probability, Picture.like_to_like),
-    "nucleus_id": (Picture.tuning,),
+    "nucleus_id": (Picture.tuning, Picture.partners),
     "null": (Picture.like_to_like,),
 }  # fmt: skip
 
@@ -796,7 +799,9 @@ def plot(
         str | None,
         typer.Option(help="Variable to draw: mean_size, probability, pref_dir, rate_dir, ..."),
     ] = None,
-    axes: Annotated[str, typer.Option(help="cells: horizontal and vertical axis.")] = "xy",
+    axes: Annotated[
+        str, typer.Option(help="cells, partners: horizontal and vertical axis.")
+    ] = "xy",
     distance: Annotated[
         str, typer.Option(help="probability: START:STOP:STEP in µm, lateral distance.")
     ] = "0:400:50",
@@ -812,15 +817,16 @@ def plot(
     presynaptic: Annotated[
         str, typer.Option(help="Which axons are complete enough: extended, full, clean, all.")
     ] = "extended",
-    nucleus_id: Annotated[int | None, typer.Option(help="tuning: the neuron.")] = None,
+    nucleus_id: Annotated[int | None, typer.Option(help="tuning, partners: the neuron.")] = None,
     null: Annotated[
         int, typer.Option(help="like-to-like: number of permutations of the angles.", min=0)
     ] = 0,
 ) -> None:
     """Draw a picture of a store.
 
-    depth, cells: positions of cells. connectivity, probability, degrees: connections.
-    tuning, orientations, currents, like-to-like: function.
+    depth, cells, partners: positions of cells. connectivity, adjacency, probability, degrees,
+    weights: connections. tuning, orientations, currents, aligned, like-to-like: function.
+    summary: cells, connections and currents in one figure.
     """
     suffixes = (".png", ".pdf", ".svg")
     if out.suffix not in suffixes:
@@ -831,25 +837,49 @@ def plot(
     is_passed = {n: v for n, v in context.params.items() if _is_passed(context, n)}
     _require_effect(what, is_passed)
     between = {"pre": _parse_neurons(pre, "--pre"), "post": _parse_neurons(post, "--post")}
+    from matplotlib.figure import Figure
+
     from microns_xr.plot.tuning import with_angle
 
     tree = mx.open_store(store, lazy=True)
     if by is not None and "units" in tree.children:
         known = [str(n) for n, v in tree["units"].variables.items() if v.dims == ("nucleus_id",)]
-        if by not in (*known, "pref_ori", "pref_dir"):
+        more = ("pref_ori", "pref_dir", *(["depth"] if what is Picture.adjacency else []))
+        if by not in (*known, *more):
             raise unknown_label("--by is", by, known, error=SchemaError)
+    release = _release_text(tree.attrs)
+    if what is Picture.summary:
+        pairs = tree if "connectivity" in tree.children else None
+        figure = Figure(figsize=(12, 9), layout="constrained")
+        mx.plot.release_summary(_read(tree, "units"), _layers(tree), pairs, figure=figure)
+        _save(figure, out)
+        typer.echo(f"written       {out}")
+        return
+    # Not a figure of pyplot, which would keep it.
+    projection = "polar" if what is Picture.orientations else None
+    ax = Figure(layout="constrained").add_subplot(projection=projection)
+    right_up: Any = tuple(axes)
     match what:
         case Picture.depth:
-            ax = mx.plot.depth_profile(_read(tree, "units"), _layers(tree), by=by or "layer")
+            units = _read(tree, "units")
+            mx.plot.depth_profile(units, _layers(tree), by=by or "layer", ax=ax)
         case Picture.cells:
             colour = by or variable or "cell_type"
             units = with_angle(_read(tree, "units"), colour)
-            right_up: Any = tuple(axes)
-            ax = mx.plot.cells_in_space(units, colour, axes=right_up, layers=_layers(tree))
+            mx.plot.cells_in_space(units, colour, axes=right_up, layers=_layers(tree), ax=ax)
         case Picture.connectivity:
-            ax = _draw_connectivity(
-                tree, by or "cell_type", variable or "n_connections", presynaptic, between
+            _draw_connectivity(
+                tree, by or "cell_type", variable or "n_connections", presynaptic, between, ax
             )
+        case Picture.adjacency:
+            _require_groups(tree, "connectivity")
+            units = with_angle(_read(tree, "units"), by or "")
+            mx.plot.adjacency_matrix(tree, units, by, weight=variable, ax=ax)
+        case Picture.partners:
+            _draw_partners(tree, nucleus_id, right_up, ax)
+        case Picture.weights:
+            _require_groups(tree, "connectivity")
+            mx.plot.weight_distribution(tree, variable, ax=ax)
         case Picture.probability:
             probability = mx.analysis.connection_probability(
                 _read(tree, "connectivity"),
@@ -859,24 +889,26 @@ def plot(
                 presynaptic=presynaptic,
                 **between,
             )
-            ax = mx.plot.connection_probability(probability)
+            mx.plot.connection_probability(probability, ax=ax)
         case Picture.degrees:
             _require_groups(tree, "connectivity")
             names = (variable,) if variable else ("out_degree", "in_degree")
-            ax = mx.plot.degree_distribution(_of_neurons(tree, mx.degrees(tree)).compute(), names)
+            degrees = _of_neurons(tree, mx.degrees(tree)).compute()
+            mx.plot.degree_distribution(degrees, names, ax=ax)
         case Picture.tuning:
-            ax = _draw_tuning(_read(tree, "units"), variable or "rate_dir", nucleus_id)
+            _draw_tuning(_read(tree, "units"), variable or "rate_dir", nucleus_id, ax)
         case Picture.orientations:
             name = variable or "pref_ori"
             units = with_angle(_read(tree, "units"), name)
-            ax = mx.plot.preferred_orientations(units, name, by=by)
+            mx.plot.preferred_orientations(units, name, by=by, ax=ax)
         case Picture.currents:
-            ax = _draw_currents(tree, variable or "rate_ori", by or "layer")
+            currents, units = _currents(tree, variable or "rate_ori")
+            mx.plot.currents_by_angle(currents, units[by or "layer"], ax=ax)
+        case Picture.aligned:
+            _draw_aligned(tree, variable or "rate_ori", ax)
         case Picture.like_to_like:
-            ax = _draw_like_to_like(
-                tree, variable or "probability", by, null, {"presynaptic": presynaptic, **between}
-            )
-    release = _release_text(tree.attrs)
+            chosen = {"presynaptic": presynaptic, **between}
+            _draw_like_to_like(tree, variable or "probability", by, null, chosen, ax)
     ax.set_title(f"{ax.get_title()}, {release}" if ax.get_title() else release, fontsize="medium")
     _save(ax.figure, out)
     typer.echo(f"written       {out}")
@@ -950,8 +982,13 @@ def _of_neurons(tree: xr.DataTree, result: Any) -> Any:
 
 
 def _draw_connectivity(
-    tree: xr.DataTree, by: str, variable: str, presynaptic: str, between: Mapping[str, Any]
-) -> Axes:
+    tree: xr.DataTree,
+    by: str,
+    variable: str,
+    presynaptic: str,
+    between: Mapping[str, Any],
+    ax: Axes,
+) -> None:
     connectivity, units = _read(tree, "connectivity"), _neurons(tree)
     if variable == "probability":
         interval = mx.analysis.Wilson()
@@ -962,10 +999,19 @@ def _draw_connectivity(
         connections = mx.select_connections(connectivity, pre=units, post=units)
         connections = mx.select_connections(connections, units, **between)
         table = mx.group_connectivity(connections, by, units=units)
-    return mx.plot.connectivity_matrix(table, variable)
+    mx.plot.connectivity_matrix(table, variable, ax=ax)
 
 
-def _draw_tuning(units: xr.Dataset, name: str, nucleus_id: int | None) -> Axes:
+def _draw_partners(tree: xr.DataTree, nucleus_id: int | None, axes: Any, ax: Axes) -> None:
+    _require_groups(tree, "connectivity")
+    if nucleus_id is None:
+        some = tree["connectivity"].to_dataset()["post_nucleus_id"].values[:3].tolist()
+        raise SchemaError(f"--nucleus-id is missing, expected a neuron, such as {some}")
+    units, layers = _read(tree, "units"), _layers(tree)
+    mx.plot.partners_in_space(tree, units, nucleus_id, axes=axes, layers=layers, ax=ax)
+
+
+def _draw_tuning(units: xr.Dataset, name: str, nucleus_id: int | None, ax: Axes) -> None:
     from microns_xr.plot.tuning import fit_of
 
     _require_rates(units, name)
@@ -976,22 +1022,40 @@ def _draw_tuning(units: xr.Dataset, name: str, nucleus_id: int | None) -> Axes:
             f"{with_rates.size} have rates, such as {with_rates[:3].tolist()}"
         )
     rates = units[name].sel(nucleus_id=nucleus_id)
-    ax = mx.plot.tuning_curve(rates, fit_of(rates))
+    mx.plot.tuning_curve(rates, fit_of(rates), ax=ax)
     ax.set_title(f"neuron {nucleus_id}")
-    return ax
 
 
-def _draw_currents(tree: xr.DataTree, rates: str, by: str) -> Axes:
+def _currents(tree: xr.DataTree, rates: str) -> tuple[xr.DataArray, xr.Dataset]:
     units = _read(tree, "units")
     _require_rates(units, rates)
     _require_groups(tree, "connectivity")
-    currents = _of_neurons(tree, mx.input_currents(tree, units[rates]).compute())
-    return mx.plot.currents_by_angle(currents, units[by])
+    return _of_neurons(tree, mx.input_currents(tree, units[rates]).compute()), units
+
+
+def _draw_aligned(tree: xr.DataTree, rates: str, ax: Axes) -> None:
+    from microns_xr.plot.tuning import with_angle
+
+    currents, units = _currents(tree, rates)
+    dim = "direction" if "direction" in currents.dims else "orientation"
+    name = f"pref_{dim[:3]}"
+    units = with_angle(units, name)
+    # Tables of preferred angles may have another convention than the stimuli.
+    angle = mx.angles.convert(units[name], currents[dim].attrs.get("angle_convention"))
+    aligned = mx.analysis.align_to_preferred(
+        currents, units.assign({name: angle}), angle=name, normalise=True
+    )
+    mx.plot.aligned_currents(aligned, ax=ax)
 
 
 def _draw_like_to_like(
-    tree: xr.DataTree, variable: str, by: str | None, null: int, chosen: Mapping[str, Any]
-) -> Axes:
+    tree: xr.DataTree,
+    variable: str,
+    by: str | None,
+    null: int,
+    chosen: Mapping[str, Any],
+    ax: Axes,
+) -> None:
     from microns_xr.analysis import null_models
     from microns_xr.plot.tuning import with_angle
 
@@ -1005,7 +1069,7 @@ def _draw_like_to_like(
         comparison = null_models.compare(
             estimate, connectivity, units, permuted, variable=variable, **chosen
         )
-    return mx.plot.like_to_like(result, comparison, variable=variable)
+    mx.plot.like_to_like(result, comparison, variable=variable, ax=ax)
 
 
 # Errors

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,6 +185,18 @@ class Release:
 
     def __repr__(self) -> str:
         return f"<Release {self.datastack} v{self.version} from {type(self.source).__name__}>"
+
+    def _repr_html_(self) -> str:
+        # Of what is here: a look at a release contacts no server.
+        read = "".join(
+            f"<tr><td>{escape(name)}</td><td>{record.get('rows', 0):,} rows</td></tr>"
+            for name, record in sorted(self._provenance.items())
+        )
+        return (
+            f"<b>Release {self.version}</b> of {escape(self.datastack)}, "
+            f"from {escape(type(self.source).__name__)}"
+            f"<table>{read or '<tr><td>no table has been read yet</td></tr>'}</table>"
+        )
 
     # ------------------------------------------------------------------------- raw tables
 

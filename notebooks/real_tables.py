@@ -40,19 +40,9 @@ def draw(folder: Path) -> plt.Figure:
     selectivity = mx.tuning.selectivity(units.rate_ori, dim="orientation")
     tuned = units.assign(pref_ori=selectivity.pref_ori)
     result = mx.analysis.align_to_preferred(currents, tuned, normalise=True)
-    # -90 and 90 degrees are the same orientation.
-    mean = result[["mean_current", "mean_current_low", "mean_current_high"]].isel(
-        relative_orientation=[*range(result.sizes["relative_orientation"]), 0]
-    )
-    angle = [*result.relative_orientation.values, 90]
-    aligned.fill_between(angle, mean.mean_current_low, mean.mean_current_high, alpha=0.25, lw=0)
-    aligned.plot(angle, mean.mean_current, marker="o", ms=4)
-    aligned.set(
-        title=f"Input current of {int(result.n_neurons)} neurons (release 661)",
-        xlabel="stimulus − preferred orientation (degree)",
-        ylabel="input current / its mean",
-        xticks=range(-90, 91, 45),
-    )
+    mx.plot.aligned_currents(result, ax=aligned)
+    aligned.get_legend().remove()  # the caption of the README says it
+    aligned.set_title(f"Input current of {int(result.n_neurons)} neurons (release 661)")
     return fig
 
 

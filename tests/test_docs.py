@@ -94,7 +94,9 @@ def test_a_picture_of_the_gallery_says_that_its_data_are_synthetic(script, monke
     monkeypatch.setattr(mx.plot, name, lambda *args, **kw: drawn.append(function(*args, **kw)))
     exec(compile(script.read_text(encoding="utf-8"), str(script), "exec"), {})
     assert drawn[0].figure.number in plt.get_fignums()
-    assert "synthetic data" in drawn[0].get_title()
+    picture = drawn[0]
+    title = picture.get_suptitle() if picture is picture.figure else picture.get_title()
+    assert "synthetic data" in title
     plt.close("all")
 
 

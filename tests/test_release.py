@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -212,6 +213,7 @@ def test_pictures_go_by_label(source):
     connectivity = release.connectivity(units=units)
     currents = mx.input_currents(connectivity, units.rate_ori)
     labels = currents_by_angle(currents, units.layer).get_legend_handles_labels()[1]
+    plt.figure()
     turned = currents_by_angle(currents, units.layer[::-1]).get_legend_handles_labels()[1]
     assert labels == turned
     with pytest.raises(mx.errors.SchemaError, match="expected one word per neuron"):

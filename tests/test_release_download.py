@@ -63,9 +63,19 @@ def test_download_then_units_and_connectivity(cave, tmp_path, demo_source):
     assert set(records) == {release.spec.tables[r] for r in (
         "nucleus", "celltype", "celltype_corrections", "brain_area", "proofreading", "coregistration",
         "functional_properties")}  # fmt: skip
+    # A notebook shows it in short, and the release without asking the service.
+    n_rows = sum(record["rows"] for record in records.values())
+    assert repr(records).startswith(f"<7 tables with {n_rows:,} rows: ")
+    assert "nucleus_detection_v0" in records._repr_html_()
+    assert "sha256" not in records._repr_html_()
+    asked = len(cave.requests)
+    assert "no table has been read" in release._repr_html_()
+    assert len(cave.requests) == asked
     expected = direct(demo_source)
     units = release.units(functional="best_only")
     assert same(units, expected.units(functional="best_only"))
+    n_nuclei = records["nucleus_detection_v0"]["rows"]
+    assert f"<td>nucleus_detection_v0</td><td>{n_nuclei:,} rows</td>" in release._repr_html_()
     assert units.attrs["timestamp"] == records["nucleus_detection_v0"]["timestamp"]
     # synapses onto a hundred units, the request a selection
     some = units.isel(nucleus_id=slice(0, 300, 3))

@@ -1,4 +1,4 @@
-"""Cells: numbers by depth, and positions."""
+"""Cells: numbers by depth, positions, and partners."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.angles import is_angle
+from microns_xr.connectivity.arrays import PAIR_DIMS
 from microns_xr.errors import SchemaError, require_instance
 from microns_xr.layers import depth_of
 from microns_xr.plot.style import (
     BESIDE,
     NO_VALUE,
-    axes_or_new,
+    UNITS_FROM,
+    axes_or_current,
+    draw_colour_bar,
     draw_legend,
     floats,
-    label_of,
+    in_words,
     of_angles,
     one_word_each,
     require,
@@ -26,12 +29,13 @@ from microns_xr.plot.style import (
     styles_of,
     words_of,
 )
+from microns_xr.provenance import require_same_release
 from microns_xr.schema import AXES
+from microns_xr.select import inputs_to, outputs_from
+from microns_xr.store.open import Connectivity, connectivity_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_UNITS_FROM = "use mx.Release(...).units(), or mx.as_units"
 
 
 def depth_profile(
@@ -56,7 +60,7 @@ def depth_profile(
     bin_um : float, optional
         Bin height in µm.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; new axes by default.
+        Where to draw; the current axes by default.
 
     Returns
     -------
@@ -85,8 +89,10 @@ def depth_profile(
     words = _one_population(units) if by is None else one_word_each(units, by, dims)
     depth = np.asarray(depth_of(units))
     _require_positions(np.isfinite(depth))
-    ax = axes_or_new(ax)
-    edges = np.arange(np.floor(np.nanmin(depth)), np.nanmax(depth) + bin_um, bin_um)
+    ax = axes_or_current(ax)
+    top = np.floor(np.nanmin(depth))
+    n_bins = max(1, int(np.ceil((np.nanmax(depth) - top) / bin_um)))
+    edges = top + bin_um * np.arange(n_bins + 1)
     left = np.zeros(len(edges) - 1)
     for word, style in styles_of(words).items():
         counts = np.histogram(depth[words == word], edges)[0]
@@ -106,7 +112,7 @@ def depth_profile(
     ax.set(xlabel=f"cells per bin of {bin_um:g} µm", ylabel="depth from the pia (µm)")
     _draw_downwards(ax, layers)
     if by is not None and (by != "layer" or layers is None):
-        draw_legend(ax, by.replace("_", " "))
+        draw_legend(ax, in_words(by))
     return ax
 
 
@@ -136,7 +142,7 @@ def cells_in_space(
     size : float, optional
         Area of a marker in points squared; by default it depends on the number of cells.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; new axes by default.
+        Where to draw; the current axes by default.
 
     Returns
     -------
@@ -159,6 +165,129 @@ def cells_in_space(
     """
     colour = _require_units(units, colour, "cell_type")
     _require_layers(layers)
+    where = _where(units, axes)
+    one = where[..., 0]
+    values = units[colour] if colour else one.copy(deep=False, data=_one_population(units))
+    if values.dims != where.dims[:-1]:
+        raise SchemaError(f"{colour} has dims {values.dims}, expected one value per cell")
+    xy = floats(where)
+    has_position = np.isfinite(xy).all(axis=1)
+    _require_positions(has_position)
+    xy, values = xy[has_position], of_angles(values[has_position])
+    ax = axes_or_current(ax)
+    words = words_of(values)
+    # Cells with a value are seen among those without one.
+    n = int(np.isfinite(floats(values)).sum()) if words is None else len(xy)
+    area = size if size is not None else _area(n)
+    if words is None:
+        _draw_numbers(ax, xy, values, area)
+    else:
+        for word, style in styles_of(words).items():
+            rows = words == word
+            label = f"{word} ({rows.sum():,})"
+            # Cells without a word are below the others, then the most frequent ones.
+            zorder = 1 if style.colour == NO_VALUE else 2 - rows.mean() / 2
+            look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "label": label}
+            _draw_dots(ax, xy[rows], area, zorder=zorder, **look)
+        # Markers of the legend have an area of 30, independent of the size of those of the cells.
+        title = in_words(colour or "") or None
+        draw_legend(ax, title, markerscale=(30 / area) ** 0.5, **BESIDE)
+    _finish(ax, axes, layers)
+    return ax
+
+
+def partners_in_space(
+    connectivity: Connectivity,
+    units: xr.Dataset,
+    nucleus_id: int,
+    *,
+    axes: tuple[str, str] = ("x", "y"),
+    layers: xr.Dataset | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a neuron with its presynaptic and postsynaptic partners where they are.
+
+    Parameters
+    ----------
+    connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
+        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), a tree that has one, or a
+        store, from which only the pairs of the neuron are read.
+    units : xarray.Dataset
+        With ``position`` in µm; its other cells are grey, below the partners.
+    nucleus_id : int
+        The neuron, on one axis of the connectivity at least.
+    axes : tuple of str, optional
+        Horizontal and vertical axis, of x, y and z; y is depth and runs downwards.
+    layers : xarray.Dataset, optional
+        Layer borders, drawn if the vertical axis is y.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; the current axes by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        In µm, with the same scale on both axes. The legend counts all partners, and those that
+        are not drawn because the units lack them or their position.
+
+    Raises
+    ------
+    UnknownLabelError
+        If the neuron is on neither axis.
+    SchemaError
+        If a variable is absent, or `axes` are not two of x, y and z.
+
+    Examples
+    --------
+    >>> from microns_xr.connectivity.arrays import two_neurons
+    >>> units = xr.Dataset({"position": (("nucleus_id", "axis"), [[0.0, 90, 5], [20, 120, 5]])},
+    ...     {"nucleus_id": [11, 12]})
+    >>> ax = partners_in_space(two_neurons(), units, 11)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['inputs and outputs (1)', 'neuron 11']
+    """
+    require(units, ("position", "nucleus_id"), "units", UNITS_FROM)
+    _require_layers(layers)
+    where = _where(units, axes).transpose("nucleus_id", ...)
+    connectivity, _ = connectivity_of(connectivity)
+    require_same_release(("connectivity", connectivity), ("units", units))
+    partners = _partners(connectivity, nucleus_id)
+    xy = floats(where.reindex(nucleus_id=[nucleus_id, *partners]))
+    others = floats(where)[~np.isin(where["nucleus_id"].values, [nucleus_id, *partners])]
+    ax = axes_or_current(ax)
+    _draw_dots(ax, others, _area(len(others)) / 2, color=NO_VALUE, zorder=1)
+    words = np.array(["", *partners.values()], dtype=object)
+    for word, style in styles_of(partners.values()).items():
+        rows = words == word
+        n_absent = int((~np.isfinite(xy[rows]).all(axis=1)).sum())
+        label = f"{word} ({rows.sum()}{f', {n_absent} without position' if n_absent else ''})"
+        _draw_dots(ax, xy[rows], 16, color=style.colour, label=label, zorder=3)
+        # From the neuron to each partner and to NaN, which ends the line.
+        lines = np.stack([np.broadcast_to(xy[0], xy[rows].shape), xy[rows]], axis=1)
+        lines = np.pad(lines, ((0, 0), (0, 1), (0, 0)), constant_values=np.nan).reshape(-1, 2)
+        ax.plot(*lines.T, color=style.colour, lw=0.4, alpha=0.4, zorder=2)
+    _draw_dots(ax, xy[:1], 120, marker="*", color="black", label=f"neuron {nucleus_id}", zorder=4)
+    draw_legend(ax, **BESIDE)
+    _finish(ax, axes, layers)
+    return ax
+
+
+def _partners(connectivity: xr.Dataset, nucleus_id: int) -> dict[int, str]:
+    """Return what each partner of a neuron is to it; the neuron itself is left out."""
+    result: dict[int, str] = {}
+    if not any(nucleus_id in connectivity[dim].values for dim in PAIR_DIMS):
+        inputs_to(connectivity, nucleus_id)  # raises
+    for word, dim in zip(("outputs", "inputs"), PAIR_DIMS, strict=True):
+        if nucleus_id in connectivity[dim].values:
+            other = next(d for d in PAIR_DIMS if d != dim)
+            of = outputs_from if word == "outputs" else inputs_to
+            for partner in of(connectivity, nucleus_id)[other].values.tolist():
+                result[partner] = "inputs and outputs" if partner in result else word
+    result.pop(nucleus_id, None)
+    return result
+
+
+def _where(units: xr.Dataset, axes: tuple[str, str]) -> xr.DataArray:
+    """Return two coordinates of the position of every cell."""
     if (
         not isinstance(axes, str | Sequence)
         or len(axes) != 2
@@ -168,33 +297,20 @@ def cells_in_space(
         raise SchemaError(f"axes is {axes!r}, expected two of {AXES}, such as ('x', 'y')")
     position = units["position"].transpose(..., "axis")
     order = list(position["axis"].values) if "axis" in position.coords else list(AXES)
-    where = position.isel(axis=[order.index(name) for name in axes])
-    one = where[..., 0]
-    values = units[colour] if colour else one.copy(deep=False, data=_one_population(units))
-    if values.dims != where.dims[:-1]:
-        raise SchemaError(f"{colour} has dims {values.dims}, expected one value per cell")
-    xy = floats(where)
-    has_position = np.isfinite(xy).all(axis=1)
-    _require_positions(has_position)
-    xy, values = xy[has_position], values[has_position]
-    values = of_angles(values)
-    ax = axes_or_new(ax)
-    area = size if size is not None else float(np.clip(15000 / len(xy), 2.0, 25.0))
-    dots: dict[str, Any] = {"s": area, "lw": 0, "rasterized": len(xy) > 5000}
-    words = words_of(values)
-    if words is None:
-        _draw_numbers(ax, xy, values, dots)
-    else:
-        _draw_words(ax, xy, words, dots)
-        # Markers of the legend have an area of 30, independent of the size of those of the cells.
-        title = (colour or "").replace("_", " ")
-        draw_legend(ax, title or None, markerscale=(30 / area) ** 0.5, **BESIDE)
+    return position.isel(axis=[order.index(name) for name in axes])
+
+
+def _area(n: int) -> float:
+    """Return the area of a marker, in points squared, that shows n cells."""
+    return float(np.clip(15000 / max(n, 1), 0.6, 25.0))
+
+
+def _finish(ax: Axes, axes: tuple[str, str], layers: xr.Dataset | None) -> None:
     for name, axis in zip(axes, (ax.xaxis, ax.yaxis), strict=True):
         axis.set_label_text("depth from the pia (µm)" if name == "y" else f"{name} (µm)")
     ax.set_aspect("equal")
     if axes[1] == "y":
         _draw_downwards(ax, layers)
-    return ax
 
 
 def _require_units(units: xr.Dataset, variable: str | None, default: str) -> str | None:
@@ -202,7 +318,7 @@ def _require_units(units: xr.Dataset, variable: str | None, default: str) -> str
     if variable is None and default in getattr(units, "variables", ()):
         variable = default
     names = ("position",) if variable is None else ("position", variable)
-    require(units, names, "units", _UNITS_FROM)
+    require(units, names, "units", UNITS_FROM)
     return variable
 
 
@@ -210,33 +326,20 @@ def _one_population(units: xr.Dataset) -> np.ndarray:
     return np.full(units["position"].size // len(AXES), "cells", dtype=object)
 
 
-def _draw_words(ax: Axes, xy: np.ndarray, words: np.ndarray, dots: dict[str, Any]) -> None:
-    styles = styles_of(words)
-    # Cells without a word are drawn first, below the others.
-    for word in sorted(styles, key=lambda w: styles[w].colour != NO_VALUE):
-        rows, style = words == word, styles[word]
-        ax.scatter(
-            *xy[rows].T,
-            color=style.colour,
-            marker=style.marker,
-            label=f"{word} ({rows.sum()})",
-            zorder=1 if style.colour == NO_VALUE else 2,
-            **dots,
-        )
+def _draw_dots(ax: Axes, xy: np.ndarray, area: float, **look: Any) -> Any:
+    x, y = xy.T
+    return ax.scatter(x, y, area, lw=0, rasterized=len(xy) > 5000, **look)
 
 
-def _draw_numbers(ax: Axes, xy: np.ndarray, values: xr.DataArray, dots: dict[str, Any]) -> None:
+def _draw_numbers(ax: Axes, xy: np.ndarray, values: xr.DataArray, area: float) -> None:
     numbers, cmap, norm = scaled(values)
     known = np.isfinite(numbers)
-    label = label_of(values, width=24)
-    if not known.all():
-        ax.scatter(*xy[~known].T, color=NO_VALUE, zorder=1, **dots)
-        label += f"\ngrey: no value ({(~known).sum()})"
-    x, y = xy[known].T
-    points = ax.scatter(x, y, c=numbers[known], cmap=cmap, norm=norm, zorder=2, **dots)
-    # Axes with equal scales rarely fill their space; a usual colour bar would be taller than them.
-    bar_axes = ax.inset_axes((1.03, 0.0, 0.03, 1.0))
-    bar = ax.figure.colorbar(points, cax=bar_axes, label=label)
+    note = "" if known.all() else f"\ngrey: no value ({(~known).sum():,})"
+    if note:
+        _draw_dots(ax, xy[~known], min(area, _area(len(xy))), color=NO_VALUE, zorder=1)
+    points = _draw_dots(ax, xy[known], area, c=numbers[known], cmap=cmap, norm=norm, zorder=2)
+    ax.set_aspect("equal")
+    bar = draw_colour_bar(ax, points, values, note)
     if is_angle(values):
         bar.set_ticks(np.linspace(0, float(norm.vmax or 1.0), 5).tolist())
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.angles import PERIODS, is_angle, period_of, require_likely_angle
+from microns_xr.angles import PERIODS, full_turn, is_angle, period_of, require_likely_angle
 from microns_xr.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -19,9 +21,16 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
 
 # Seven of the colours of Okabe and Ito (Color Universal Design, 2008; their yellow is hard to see
-# on white). With more words, the colours repeat with other markers.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#555555")
+# on white), then others that differ from them and from each other in hue and lightness.
+PALETTE = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#555555"),
+    *("#770011", "#77DD22", "#8866FF", "#556600", "#FFAA99", "#AAAA77", "#22DDCC", "#DD2255"),
+    *("#BBAAFF", "#880066", "#0000BB", "#443300", "#229900", "#FF44EE", "#333366", "#004422"),
+)
+# After so many words markers and lines change too, for those who do not tell all colours apart.
+_PER_MARKER = 7
 NO_VALUE = "#D4D4D4"
+UNITS_FROM = "use mx.Release(...).units(), or mx.as_units"
 _MISSING = ("unknown", "")
 _MARKERS = "o^sDvP*X"
 _HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "++++", "oo", "**")
@@ -38,6 +47,7 @@ _VOCABULARIES = (
     ("V1", "RL", "AL", "LM"),
     ("full", "partial", "interareal", "truncated", "clean", "none"),
     ("matched", "not_matched"),
+    ("inputs", "outputs", "inputs and outputs"),
 )
 
 
@@ -57,12 +67,17 @@ def styles_of(words: Iterable[Any]) -> dict[str, Style]:
     # The vocabulary that at least half of the words belong to.
     fits = (v for v in _VOCABULARIES if 2 * len(set(v) & set(named)) >= max(1, len(named)))
     known = next(fits, ())
+    places = {word: place for place, word in enumerate(known) if word in named}
+    # Other words have the colours after those of the vocabulary, then those of its absent words.
+    spare = sorted(set(range(len(PALETTE))) - {*places.values()}, key=lambda p: p < len(known))
+    others = (word for word in named if word not in places)
+    places |= dict(zip(others, chain(spare, count(len(PALETTE))), strict=False))
     result = {}
-    for place, word in enumerate((*known, *(w for w in named if w not in known))):
+    for word, place in places.items():
         lap, i = divmod(place, len(PALETTE))
-        marks = (marks[lap % len(marks)] for marks in (_MARKERS, _HATCHES, LINES))
-        if word in named:
-            result[word] = Style(PALETTE[i], *marks)
+        group = place // _PER_MARKER
+        marker, line = _MARKERS[group % len(_MARKERS)], LINES[group % len(LINES)]
+        result[word] = Style(PALETTE[i], marker, _HATCHES[lap % len(_HATCHES)], line)
     return result | {w: Style(NO_VALUE, "o", "", "-") for w in unique if w in _MISSING}
 
 
@@ -151,26 +166,26 @@ def floats(values: xr.DataArray) -> np.ndarray:
     return np.asarray(values.values, dtype=float)
 
 
-def axes_or_new(ax: Axes | None, **kwargs: Any) -> Axes:
+def axes_or_current(ax: Axes | None, *, polar: bool = False) -> Axes:
+    """Return `ax`, or the current axes of pyplot if they are polar or not as the picture is."""
     if ax is not None:
         if not hasattr(ax, "plot") or not hasattr(ax, "figure"):
             raise SchemaError(f"ax is a {type(ax).__name__}, expected matplotlib axes, or None")
         return ax
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
 
-    make: Any = Figure
-    # A notebook sets its backend at the start, but is interactive only after the first figure of
-    # pyplot. Reading rcParams["backend"] in the usual way would choose a backend.
-    in_notebook = "inline" in str(dict.__getitem__(mpl.rcParams, "backend"))
-    if mpl.is_interactive() or in_notebook:
-        from matplotlib.pyplot import figure as make
-    axes: Axes = make(layout="constrained").subplots(**kwargs)
-    return axes
+    if plt.gcf().axes:
+        if (plt.gca().name == "polar") == polar:
+            return plt.gca()
+        plt.figure()
+    if plt.gcf().get_layout_engine() is None:
+        # Labels, legends and colour bars beside the axes are inside the figure.
+        plt.gcf().set_layout_engine("constrained")
+    return plt.gcf().add_subplot(projection="polar" if polar else None)
 
 
 # Position of a legend right of the axes.
-BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0, "frameon": False}
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02), "frameon": False}
 
 
 def require(dataset: Any, names: tuple[str, ...], what: str, how: str) -> None:
@@ -184,6 +199,11 @@ def require(dataset: Any, names: tuple[str, ...], what: str, how: str) -> None:
         )
 
 
+def is_wide(values: np.ndarray) -> bool:
+    """Whether positive values go over a factor of ten, for a logarithmic scale."""
+    return bool(values.size and values.max() >= 10 * values.min() > 0)
+
+
 def one_word_each(dataset: xr.Dataset, name: str, dims: tuple[Any, ...]) -> np.ndarray:
     words = words_of(dataset[name]) if dataset[name].dims == dims else None
     if words is None:
@@ -194,23 +214,68 @@ def one_word_each(dataset: xr.Dataset, name: str, dims: tuple[Any, ...]) -> np.n
     return words
 
 
+_PLAIN = {"pref": "preferred", "ori": "orientation", "dir": "direction", "n": "number of"}
+
+
+def in_words(text: Any) -> str:
+    """Return text with the names of variables in it as words."""
+    names = re.compile(r"\w+_\w+")
+    return names.sub(lambda m: " ".join(_PLAIN.get(w, w) for w in m[0].split("_")), str(text))
+
+
 def label_of(variable: xr.DataArray, name: str | None = None, width: int = 48) -> str:
     """Return the name of a variable and its units, in lines that fit axes of the default size."""
-    plain = str(variable.name or "value").replace("_", " ")
-    label = textwrap.fill(name or variable.attrs.get("long_name") or plain, width)
+    long_name = variable.attrs.get("long_name")
+    label = textwrap.fill(in_words(name or long_name or variable.name or "value"), width)
     units = str(variable.attrs.get("units", ""))
     if units in ("", "1"):
         return label
-    return f"{label}{' ' if len(label) + len(units) < width else chr(10)}({units})"
+    last = len(label) - label.rfind("\n") - 1
+    separator = " " if last + len(units) < width else "\n"
+    return label + separator + textwrap.fill(f"({units})", width)
 
 
-def draw_band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> None:
+def closed(angle: xr.DataArray, *values: np.ndarray) -> list[np.ndarray]:
+    """Return angles and values, with the first repeated after a period if they go around."""
+    x = floats(angle)
+    period = angle.attrs.get("period")
+    if period is None and angle.name in PERIODS:
+        period = PERIODS[str(angle.name)] * full_turn(angle.attrs.get("units", "degree"))
+    around = [x, *values]
+    if period is None or x.size < 2 or x[0] + period - x[-1] > 1.5 * np.diff(x).max():
+        return around
+    return [np.append(v, v[0] + (period if v is x else 0)) for v in around]
+
+
+def angle_ticks(ax: Axes, x: np.ndarray, units: str) -> None:
+    if units == "degree" and x.size > 2:
+        step = 45.0 if np.ptp(x) <= 180 else 90.0
+        ax.set_xticks(np.arange(np.ceil(x.min() / step), 1 + x.max() // step) * step)
+
+
+def draw_colour_bar(ax: Axes, image: Any, variable: xr.DataArray, note: str = "") -> Any:
+    """Draw a colour bar as high as the axes, with the whole label."""
+    # Axes with equal scales rarely fill their space; a usual colour bar would be taller than them.
+    ax.apply_aspect()
+    height = ax.get_position().height * ax.figure.bbox.height / ax.figure.dpi
+    label = label_of(variable, width=max(16, int(12 * height))) + note
+    return ax.figure.colorbar(image, cax=ax.inset_axes((1.03, 0.0, 0.03, 1.0)), label=label)
+
+
+def draw_band(
+    ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, label: str = ""
+) -> None:
     """Shade an interval; NaN leaves a gap."""
-    ax.fill_between(x, low, high, color=colour, alpha=0.22, lw=0, zorder=1)
+    # A label that begins with "_" is not in the legend.
+    look: dict[str, Any] = {"alpha": 0.22, "lw": 0, "zorder": 1, "label": label or "_"}
+    ax.fill_between(x, low, high, color=colour, **look)
 
 
 def draw_legend(ax: Axes, title: str | None = None, **options: Any) -> None:
-    """Draw the legend, right of the axes if it has many lines."""
-    if len(ax.get_legend_handles_labels()[1]) > 6:
-        options |= BESIDE
-    ax.legend(fontsize="small", title=title, title_fontsize="small", **options)
+    """Draw the legend, right of the axes if it has many lines, in lines that fit the axes."""
+    handles, labels = ax.get_legend_handles_labels()
+    if len(labels) > 6:
+        options = BESIDE | options
+    width = max(20, int(13 * ax.get_position().width * ax.figure.bbox.width / ax.figure.dpi) - 6)
+    labels = ["\n".join(textwrap.fill(s, width) for s in text.split("\n")) for text in labels]
+    ax.legend(handles, labels, fontsize="small", title=title, title_fontsize="small", **options)

@@ -17,11 +17,16 @@ from microns_xr.angles import (
 )
 from microns_xr.errors import SchemaError, UnknownLabelError
 from microns_xr.plot.style import (
+    BESIDE,
     PALETTE,
-    axes_or_new,
+    angle_ticks,
+    axes_or_current,
+    closed,
     cyclic_map,
     draw_band,
+    draw_legend,
     floats,
+    in_words,
     label_of,
     one_word_each,
     require,
@@ -51,12 +56,13 @@ def tuning_curve(
     error : xarray.DataArray, optional
         Over the same angles and in the units of the rates: ``rate_error`` of trials.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; new axes by default.
+        Where to draw; the current axes by default.
 
     Returns
     -------
     matplotlib.axes.Axes
-        One period, with a dotted line at the preferred angle of the fit.
+        One period, with a dotted line at the preferred angle of the fit. The first point is drawn
+        again at the end of the period.
 
     Raises
     ------
@@ -86,9 +92,10 @@ def tuning_curve(
         whiskers = _one_dim(error, "error", "rate_error of the same neuron")
         if dim not in error.coords or not np.array_equal(error[dim].values, x):
             raise SchemaError(f"error has {error.dims}, expected the angles of the rates, {dim}")
-    ax = axes_or_new(ax)
+    ax = axes_or_current(ax)
     look: dict[str, Any] = {"color": PALETTE[0], "capsize": 3, "ms": 5, "label": "measured"}
-    ax.errorbar(x, values, yerr=whiskers, fmt="o", **look)
+    x, y, *ends = closed(rates[dim], values, *([] if whiskers is None else [whiskers]))
+    ax.errorbar(x, y, yerr=ends[0] if ends else None, fmt="o", **look)
     if fit is not None:
         _draw_fit(ax, fit, rates, dim, period)
     ax.set(xlabel=label_of(rates[dim], dim), ylabel=label_of(rates))
@@ -98,7 +105,7 @@ def tuning_curve(
     low = float(np.nanmin(values if whiskers is None else values - np.nan_to_num(whiskers)))
     ax.set_ylim(bottom=min(0.0, 1.05 * low))
     if fit is not None or error is not None:
-        ax.legend(fontsize="small")
+        draw_legend(ax)
     return ax
 
 
@@ -153,7 +160,8 @@ def preferred_orientations(
     n_bins : int, optional
         Bins per period. The first one is centred on 0, so that measured angles lie inside bins.
     ax : matplotlib.axes.Axes, optional
-        Polar axes, or others, with the angle on the horizontal axis; new polar axes by default.
+        Where to draw: polar axes, or others, with the angle on the horizontal axis; by default the
+        current axes if they are polar, else new polar ones.
 
     Returns
     -------
@@ -189,7 +197,7 @@ def preferred_orientations(
         raise SchemaError(f"n_bins is {n_bins}, expected at least 2")
     words = np.full(values.size, "all") if by is None else one_word_each(units, by, angle.dims)
     words = words[known]
-    ax = axes_or_new(ax, subplot_kw={"projection": "polar"})
+    ax = axes_or_current(ax, polar=True)
     polar = ax.name == "polar"
     width = period / n_bins
     bins = np.floor(np.mod(values[known] + width / 2, period) / width).astype(int) % n_bins
@@ -219,8 +227,7 @@ def preferred_orientations(
             ax.set_xticks(np.arange(0, period + 1, period / 4))
     if by is not None:
         # Polar axes are round, so the legend is placed beside them.
-        where: Any = {"loc": "upper left", "bbox_to_anchor": (1.08, 1.0)} if polar else {}
-        ax.legend(fontsize="small", title=by.replace("_", " "), **where)
+        draw_legend(ax, in_words(by), **(BESIDE | {"bbox_to_anchor": (1.08, 1.0)} if polar else {}))
     return ax
 
 
@@ -259,12 +266,13 @@ def currents_by_angle(
         Divide the current of each neuron by its mean, so that neurons with strong input do not
         outweigh others. Neurons with a mean of 0 or less are left out.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; new axes by default.
+        Where to draw; the current axes by default.
 
     Returns
     -------
     matplotlib.axes.Axes
-        Bands are one standard error over neurons.
+        Bands are one standard error over neurons. The first point of a curve that goes around is
+        drawn again at the end of the period.
 
     Raises
     ------
@@ -302,26 +310,79 @@ def currents_by_angle(
             + (" with a mean above 0: nothing to draw, unless normalise=False" if normalise else "")
         )
     words = _group_words(groups, currents)
-    ax = axes_or_new(ax)
-    x = floats(angle)
     unit = angle.attrs.get("units", "degree" if angle.name in PERIODS else "")
     if is_angle(angle) or angle.name in PERIODS:
         require_likely_angle(angle.assign_attrs(units=unit), str(angle.name))
+    ax = axes_or_current(ax)
     for word, style in styles_of(words[has_current]).items():
         rows = values[has_current & (words == word)]
         if normalise:
             rows = rows / rows.mean(axis=1, keepdims=True)
         mean, error = rows.mean(axis=0), rows.std(axis=0) / np.sqrt(len(rows))
+        x, mean, error = closed(angle, mean, error)
         look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "ls": style.line}
         ax.plot(x, mean, ms=3, label=f"{word} ({len(rows)})", **look)
         draw_band(ax, x, mean - error, mean + error, style.colour)
-    if unit == "degree" and x.size > 2:
-        step = 45.0 if np.ptp(x) < 180 else 90.0
-        ax.set_xticks(np.arange(np.ceil(x.min() / step), 1 + x.max() // step) * step)
-    units = currents.attrs.get("units", "")
-    ylabel = "input current / its mean" if normalise else f"input current ({units})"
+    angle_ticks(ax, x, unit)
+    ylabel = "input current / its mean" if normalise else label_of(currents, "input current")
     ax.set(xlabel=f"{angle.name} ({unit})" if unit else str(angle.name), ylabel=ylabel)
-    ax.legend(fontsize="small")
+    draw_legend(ax)
+    return ax
+
+
+def aligned_currents(aligned: xr.Dataset, *, ax: Axes | None = None) -> Axes:
+    """Draw the mean input current relative to the preferred angle of the neurons themselves.
+
+    Parameters
+    ----------
+    aligned : xarray.Dataset
+        From `microns_xr.analysis.align_to_preferred`, with an interval or without: ``mean_current``
+        over ``relative_orientation`` or ``relative_direction``.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; the current axes by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        From minus half a period to plus half a period, of which the last point repeats the first.
+        The band is the interval; a dotted line is at the preferred angle of the neurons.
+
+    Raises
+    ------
+    SchemaError
+        If there is no mean current over one dim, or no neuron is in the average.
+
+    Examples
+    --------
+    >>> angles = ("relative_orientation", [-90.0, -45.0, 0.0, 45.0], {"units": "degree"})
+    >>> aligned = xr.Dataset({"mean_current": ("relative_orientation", [0.8, 1.0, 1.2, 1.0])},
+    ...     coords={"relative_orientation": angles})
+    >>> float(aligned_currents(aligned).lines[0].get_xdata()[-1])
+    90.0
+    """
+    how = "use mx.analysis.align_to_preferred(currents, units)"
+    require(aligned, ("mean_current",), "aligned", how)
+    mean = aligned["mean_current"]
+    values = _one_dim(mean, "mean_current", how)
+    if not np.isfinite(values).all():
+        raise SchemaError("mean_current is NaN, expected the average of one neuron or more")
+    relative = mean[mean.dims[0]]
+    ends = [floats(aligned[n]) for n in ("mean_current_low", "mean_current_high") if n in aligned]
+    name = str(relative.name).removeprefix("relative_")
+    x, values, *ends = closed(relative.rename(name), values, *ends)
+    ax = axes_or_current(ax)
+    n = f"mean of {int(aligned['n_neurons'])} neurons" if "n_neurons" in aligned else "mean"
+    ax.plot(x, values, color=PALETTE[0], marker="o", ms=4, label=n)
+    if ends:
+        share = aligned.attrs.get("confidence")
+        label = f"{share:.0%} interval" if share else "interval"
+        draw_band(ax, x, ends[0], ends[1], PALETTE[0], label)
+    ax.axvline(0, color="#555555", ls=":", lw=1.2, label="own preferred angle")
+    angle_ticks(ax, x, relative.attrs.get("units", ""))
+    unit = mean.attrs.get("units", "1")
+    ylabel = "input current / its mean" if unit == "1" else label_of(mean, "input current")
+    ax.set(xlabel=label_of(relative), ylabel=ylabel)
+    draw_legend(ax)
     return ax
 
 

@@ -118,6 +118,19 @@ def table_names(
     return sorted(names)
 
 
+class Records(dict[str, dict[str, Any]]):
+    """The records of tables by name, which a notebook shows in short."""
+
+    def __repr__(self) -> str:
+        rows = sum(int(record.get("rows", 0)) for record in self.values())
+        return f"<{len(self)} tables with {rows:,} rows: {', '.join(self)}>"
+
+    def _repr_html_(self) -> str:
+        columns = ["rows", "timestamp", "fetched_at"]
+        table = pd.DataFrame.from_dict(self, orient="index")
+        return table.reindex(columns=[c for c in columns if c in table]).to_html(border=0)
+
+
 class CachedSource(TableSource):
     """Tables of the service or the archive, downloaded into a folder and read from there.
 
@@ -312,7 +325,7 @@ class CachedSource(TableSource):
         max_rows: int | None = None,
     ) -> dict[str, dict[str, Any]]:
         """Download tables into the folder, except for those that are already complete."""
-        records: dict[str, dict[str, Any]] = {}
+        records = Records()
         missing = []
         for name in dict.fromkeys(names):
             if refresh or (record := self._record(name)) is None:

@@ -22,7 +22,15 @@ from microns_xr.currents import input_currents
 from microns_xr.errors import SchemaError, import_optional, whole_number
 from microns_xr.files import write_file
 from microns_xr.frames import NO_FRAME
-from microns_xr.plot.style import label_of, of_angles, require, scaled, styles_of, words_of
+from microns_xr.plot.style import (
+    in_words,
+    label_of,
+    of_angles,
+    require,
+    scaled,
+    styles_of,
+    words_of,
+)
 from microns_xr.plot.tuning import with_angle
 from microns_xr.provenance import require_same_release, text_lines
 from microns_xr.schema import AXES
@@ -40,13 +48,7 @@ _FIRST = (
     *("axon_completeness", "tuning_type"),
 )
 _IDS = ("nucleus_id", "pt_root_id", "session", "scan_idx", "unit_id")
-_PLAIN = {"pref": "preferred", "ori": "orientation", "dir": "direction", "n": "number of"}
 _MAX_WORDS = 40
-# For words beyond the palette of the pictures, which repeats its colours with other markers.
-_MORE_COLOURS = (
-    *("#7B3294", "#8C510A", "#B8A000", "#00C2C7", "#F0569A", "#1B2A8F", "#7FBC41", "#A6002B"),
-    *("#9E9AC8", "#C49C94", "#2F6B57", "#FF9DA7", "#6B6ECF", "#B5CF6B", "#843C39", "#17BECF"),
-)
 _SCOPES = {
     "complete": "complete: a pair that is not listed has no synapse",
     "requested": "requested: a pair of the neurons that were asked for, and is not listed, has no "
@@ -206,8 +208,7 @@ def _add_variables(
         values = units[name]
         if name in _IDS or values.dtype.kind not in "OUTbiuf":
             continue
-        plain = " ".join(_PLAIN.get(word, word) for word in name.split("_"))
-        entry: dict[str, Any] = {"name": plain, "about": label_of(values, width=999)}
+        entry: dict[str, Any] = {"name": in_words(name), "about": label_of(values, width=999)}
         words = words_of(values)
         if words is None:
             numbers, cmap, norm = scaled(of_angles(values))
@@ -227,8 +228,8 @@ def _add_variables(
                 n = f"{len(styles)} words" if len(styles) > 1 else f"always {''.join(styles)}"
                 left_out.append(f"{name} ({n})")
                 continue
-            palette = _distinct([style.colour for style in styles.values()])
-            entry |= {"words": list(styles), "palette": palette}
+            colours = [style.colour for style in styles.values()]
+            entry |= {"words": list(styles), "palette": colours}
             place = {word: i for i, word in enumerate(styles)}
             arrays[f"of {name}"] = np.array([place[w] for w in words], dtype=np.uint8)
             result[name] = values.copy(data=words)
@@ -236,14 +237,6 @@ def _add_variables(
         header["variables"].append(entry)
     if left_out:
         header["notes"].append(f"Not offered as colours: {', '.join(left_out)}.")
-    return result
-
-
-def _distinct(colours: list[str]) -> list[str]:
-    more, seen, result = iter(_MORE_COLOURS * 3), set[str](), []
-    for colour in colours:
-        result.append(next(more) if colour in seen else colour)
-        seen.add(colour)
     return result
 
 

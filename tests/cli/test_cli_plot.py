@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import command
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -21,6 +22,8 @@ def test_every_picture_of_a_store(demo_store, tmp_path):
     rated = units.nucleus_id.values[np.isfinite(units.rate_dir).all("direction").values]
     options = {
         Picture.tuning: ["--nucleus-id", rated[0]],
+        Picture.partners: ["--nucleus-id", rated[0], "--axes", "zy"],
+        Picture.adjacency: ["--by", "depth"],
         Picture.like_to_like: ["--presynaptic", "all", "--null", 5],
         Picture.cells: ["--by", "pref_dir", "--axes", "zy"],
         Picture.connectivity: [
@@ -32,12 +35,15 @@ def test_every_picture_of_a_store(demo_store, tmp_path):
         result = run(demo_store, what, "--out", out, *options.get(what, []))
         assert f"written       {out}" in result.output
         assert out.read_bytes().startswith(b"\x89PNG")
+    assert plt.get_fignums() == []  # none is kept
 
 
 @pytest.mark.parametrize(
     ("words", "match"),
     [
         (["tuning"], "such as \\["),
+        (["partners"], "--nucleus-id is missing, expected a neuron, such as \\["),
+        (["weights", "--by", "layer"], "--by has no effect on weights"),
         (["tuning", "--variable", "gOSI"], "no rates 'gOSI'"),
         (["probability", "--distance", "0:100"], "START:STOP:STEP"),
         (["currents", "--variable", "rate_x"], "no rates 'rate_x'"),
@@ -86,7 +92,9 @@ def test_a_probability_of_what_was_asked_for(demo_store, tmp_path):
 def test_degrees_are_those_of_neurons(demo_store, tmp_path, monkeypatch):
     drawn = []
     draw = mx.plot.degree_distribution
-    monkeypatch.setattr(mx.plot, "degree_distribution", lambda d, n: drawn.append(d) or draw(d, n))
+    monkeypatch.setattr(
+        mx.plot, "degree_distribution", lambda d, *a, **k: drawn.append(d) or draw(d, *a, **k)
+    )
     run(demo_store, "degrees", "--out", tmp_path / "a.png")
     units = mx.open_store(demo_store)["units"].to_dataset()
     glia = units.nucleus_id[units.classification_system == "nonneuron"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from matplotlib.colors import to_hex
@@ -19,13 +21,9 @@ DEGREES = {"units": "degree", "angle_convention": "up_clockwise", "period": 180.
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind():
-    """pyplot knows of no figure before and after, and no default was changed."""
-    import matplotlib.pyplot as plt
-
+def defaults_stay():
     before = dict(mpl.rcParams)
     yield
-    assert plt.get_fignums() == []
     assert dict(mpl.rcParams) == before
 
 
@@ -65,8 +63,9 @@ def demo_network(demo_release):
 
 
 def rendered(ax):
-    """Draw for real, in which warnings (glyphs, layout) would be raised."""
+    """Draw for real, in which warnings (glyphs, layout) would be raised; end the figure."""
     ax.figure.draw_without_rendering()
+    plt.close(ax.figure)
     return ax
 
 
@@ -160,9 +159,30 @@ def test_words_keep_their_colours():
     assert few["5P-IT"] == many["5P-IT"]
     assert list(many) == ["23P", "5P-IT", "BC", "oligo", "unknown"]
     assert many["unknown"].colour == NO_VALUE
-    twenty = styles_of([f"type {i:02d}" for i in range(20)])
-    assert list(twenty) == sorted(twenty)
-    assert len({(s.colour, s.marker) for s in twenty.values()}) == 20
+    # Beside types of the package, own ones repeat no colour either.
+    for known in (
+        [],
+        [
+            "23P",
+            "4P",
+            "5P-IT",
+            "5P-ET",
+            "6P-CT",
+            "BC",
+            "MC",
+            "BPC",
+            "NGC",
+            "oligo",
+            "OPC",
+            "pericyte",
+        ],
+    ):
+        words = [*known, *(f"type {i:02d}" for i in range(len(PALETTE) - len(known)))]
+        styles = styles_of(words[::-1])
+        assert list(styles) == words
+        assert len({style.colour for style in styles.values()}) == len(PALETTE) == 23
+    many = styles_of([f"type {i:02d}" for i in range(40)])
+    assert len({(s.colour, s.marker) for s in many.values()}) == 40
     assert NO_VALUE not in PALETTE
 
 
@@ -195,7 +215,7 @@ def test_matrix_is_the_table():
         np.testing.assert_array_equal(drawn.mask, [[False, False], [True, False]])
         assert [t.get_text() for t in ax.texts] == ["9", "3", "0", "5"]
         assert (ax.get_ylabel(), ax.get_xlabel()) == ("presynaptic layer", "postsynaptic layer")
-        assert ax.figure.axes[1].get_ylabel() == "n connections (pairs)"
+        assert ax.child_axes[0].get_ylabel() == "number of connections (pairs)"
     p = rendered(plot.connectivity_matrix(grouped_table([[0.2, np.nan], [0.1, 0.05]], "probability"), "probability"))  # fmt: skip
     assert (p.images[0].norm.vmin, p.images[0].norm.vmax) == (0, 0.2)
     assert type(p.images[0].norm).__name__ == "Normalize"
@@ -206,6 +226,166 @@ def test_matrix_is_the_table():
         rendered(plot.connectivity_matrix(grouped_table(values)))
 
 
+def test_matrix_is_in_the_order_of_types_without_empty_rows():
+    words = np.array(["5P-ET", "5P-IT", "BC", "oligo"], dtype=object)
+    counts = [[1, 2, 0, 0], [3, 40, 5, 0], [6, 0, 7, 0], [0, 0, 0, 0]]
+    table = xr.Dataset(
+        {"n_connections": (("pre_cell_type", "post_cell_type"), counts)},
+        coords={"pre_cell_type": words, "post_cell_type": words},
+    )
+    ax = rendered(plot.connectivity_matrix(table))
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["5P-IT", "5P-ET", "BC"]
+    assert ax.images[0].get_array().filled(0).tolist() == [[40, 3, 5], [2, 1, 0], [0, 6, 7]]
+    assert type(ax.images[0].norm).__name__ == "LogNorm"
+    # An order that was chosen stays, and so do small ranges on a linear scale.
+    ax = rendered(plot.connectivity_matrix(table.isel(pre_cell_type=[2, 0]) + 20))
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["BC", "5P-ET"]
+    assert type(ax.images[0].norm).__name__ == "Normalize"
+
+
+@pytest.fixture
+def four_pairs():
+    edges = {"pre": [13, 11, 12, 11], "post": [11, 12, 11, 13], "weight": [5.0, 2.0, 1.0, 70.0]}
+    ids = [11, 12, 13, 14]
+    return mx.as_connectivity(
+        pd.DataFrame(edges), pre="pre", post="post", weight="weight", pre_ids=ids, post_ids=ids
+    )
+
+
+def test_neurons_of_a_matrix_are_sorted(units, four_pairs):
+    # depths: 11 at 50, 12 at 10, 13 at 130; 14 has no connection
+    units["position"][1, 1] = 10.0
+    units["cell_type"] = ("nucleus_id", np.array(["BC", "5P-IT", "5P-ET", "BC"], dtype=object))
+    for by, ids, labels in (
+        (None, [12, 13, 11], ["5P-IT", "5P-ET", "BC"]),
+        ("depth", [12, 11, 13], ["10", "50", "130"]),
+        ("gOSI", [11, 12, 13], ["0.1", "0.5", "nan"]),
+    ):
+        for connectivity in (four_pairs, four_pairs.chunk(), four_pairs.transpose()):
+            ax = rendered(plot.adjacency_matrix(connectivity, units, by))
+        expected = four_pairs.weight.to_numpy()[np.ix_(np.array(ids) - 11, np.array(ids) - 11)]
+        np.testing.assert_array_equal(ax.images[0].get_array().filled(0), expected)
+        assert [t.get_text() for t in ax.get_yticklabels()][: len(labels)] == labels[
+            : len(ax.get_yticks())
+        ]
+    assert ax.get_ylabel() == "presynaptic neurons (3) by gOSI"
+    for wrong, match in (
+        ({"by": "colour"}, "no \\['colour'\\]"),
+        ({"by": "position"}, "one value"),
+    ):
+        with pytest.raises(mx.errors.SchemaError, match=match):
+            plot.adjacency_matrix(four_pairs, units, **wrong)
+    with pytest.raises(mx.errors.UnknownLabelError, match="no weight 'size'"):
+        plot.adjacency_matrix(four_pairs, units, weight="size")
+
+
+def test_cells_of_a_large_matrix_are_sums(demo_network):
+    units, connectivity = demo_network
+    ax = rendered(plot.adjacency_matrix(connectivity, units))
+    cells = ax.images[0].get_array().filled(0)
+    assert max(cells.shape) <= 200
+    assert cells.sum() == connectivity.synapse_size.sum()
+    assert "sum of 6 × 6 neurons" in ax.child_axes[0].get_ylabel()
+
+
+def test_partners_are_where_they_are(units, four_pairs):
+    ax = rendered(plot.partners_in_space(four_pairs, units, 11, axes=("z", "y")))
+    drawn = {c.get_label(): c.get_offsets().tolist() for c in ax.collections[1:]}
+    assert drawn == {"inputs and outputs (2)": [[8, 60], [9, 130]], "neuron 11": [[7, 50]]}
+    assert ax.collections[0].get_offsets().tolist() == [[10, 300]]  # the cell that is no partner
+    moved = units.assign(position=units.position.where(units.nucleus_id != 12))
+    ax = rendered(plot.partners_in_space(four_pairs, moved, 11))
+    assert "inputs and outputs (2, 1 without position)" in ax.get_legend_handles_labels()[1]
+    ax = rendered(plot.partners_in_space(four_pairs.sel(pre_nucleus_id=[13]), units, 13))
+    assert ax.get_legend_handles_labels()[1] == ["outputs (1)", "neuron 13"]
+    with pytest.raises(mx.errors.UnknownLabelError, match="99"):
+        plot.partners_in_space(four_pairs, units, 99)
+
+
+def connectivity_of_weights(weights):
+    edges = {"pre": range(len(weights)), "post": 100, "weight": weights}
+    return mx.as_connectivity(pd.DataFrame(edges), pre="pre", post="post", weight="weight")
+
+
+def test_weights_are_counted():
+    ax = rendered(plot.weight_distribution(connectivity_of_weights([1, 2, 2, 4])))
+    counts, edges, _ = ax.patches[0].get_data()
+    assert (counts.tolist(), edges.tolist()) == ([1, 2, 0, 1], [0.5, 1.5, 2.5, 3.5, 4.5])
+    assert ax.get_xscale() == ax.get_yscale() == "linear"
+    assert ax.get_legend().get_texts()[0].get_text() == "median: 2\n(4 connections)"
+    ax = rendered(plot.weight_distribution(connectivity_of_weights([0.0, 1.5, 20.0, 150.0])))
+    counts, edges, _ = ax.patches[0].get_data()
+    assert (counts.sum(), edges[0], edges[-1]) == (3, 1.5, pytest.approx(150))
+    assert ax.get_xscale() == "log"
+    assert "(4 connections, 1 of them 0)" in ax.get_legend().get_texts()[0].get_text()
+    signed = rendered(plot.weight_distribution(connectivity_of_weights([-3.0, 40.0])))
+    assert signed.get_xscale() == "linear"
+    assert signed.patches[0].get_data().values.sum() == 2
+    with pytest.raises(mx.errors.SchemaError, match="no connection has a weight"):
+        plot.weight_distribution(connectivity_of_weights([1.0]).isel(pre_nucleus_id=[]))
+
+
+def test_aligned_currents_are_closed():
+    angles = ("orientation", [0.0, 45.0, 90.0, 135.0], DEGREES)
+    currents = xr.DataArray(
+        [[1.0, 2.0, 9.0, 2.0], [6.0, 5.0, 3.0, 4.0], [1.0, 1.0, 1.0, 1.0]],
+        dims=("post_nucleus_id", "orientation"),
+        coords={"post_nucleus_id": [11, 12, 13], "orientation": angles},
+    )
+    tuned = xr.Dataset(
+        {"pref_ori": ("nucleus_id", [90.0, 0.0, np.nan], DEGREES)}, {"nucleus_id": [11, 12, 13]}
+    )
+    aligned = mx.analysis.align_to_preferred(currents, tuned, interval=mx.analysis.Bootstrap(20))
+    ax = rendered(plot.aligned_currents(aligned))
+    x, y = ax.lines[0].get_data()
+    assert (x.tolist(), y.tolist()) == ([-90, -45, 0, 45, 90], [2, 3, 7.5, 3.5, 2])
+    band = ax.collections[0].get_paths()[0].vertices
+    assert {*aligned.mean_current_low.values, *aligned.mean_current_high.values} == {*band[:, 1]}
+    labels = ax.get_legend_handles_labels()[1]
+    assert labels == ["mean of 2 neurons", "95% interval", "own preferred angle"]
+    bare = mx.analysis.align_to_preferred(currents, tuned, interval=None, normalise=True)
+    ax = rendered(plot.aligned_currents(bare))
+    assert ax.get_ylabel() == "input current / its mean"
+    assert len(ax.collections) == 0
+    with pytest.raises(mx.errors.SchemaError, match="mean_current is NaN"):
+        plot.aligned_currents(aligned * np.nan)
+
+
+def test_summary_has_the_panels_that_there_are(demo_fresh, units):
+    parts = [demo_fresh[name] for name in ("units", "layers", "connectivity")]
+    figure = plot.release_summary(*parts)
+    figure.draw_without_rendering()
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == ["cells by depth", "cells in space", "connections", "input currents"]
+    n = mx.n_connections(parts[2])
+    assert figure.get_suptitle() == (
+        f"minnie65_demo v1718: {parts[0].sizes['nucleus_id']:,} cells, {n:,} connections"
+    )
+    assert plot.release_summary(units, figure=Figure()).get_suptitle() == "release: 4 cells"
+    assert len(plt.get_fignums()) == 1
+
+
+def test_a_single_neuron_is_drawn(units, rates, four_pairs):
+    one, pair = (
+        units.isel(nucleus_id=[1]),
+        four_pairs.sel(pre_nucleus_id=[11], post_nucleus_id=[12]),
+    )
+    currents = mx.input_currents(pair, xr.DataArray([[1.0, 3.0]], dims=("nucleus_id", "orientation"), coords={"nucleus_id": [11], "orientation": ("orientation", [0.0, 90.0], DEGREES)}))  # fmt: skip
+    assert rendered(plot.depth_profile(one)).containers[0][0].get_width() == 1
+    for colour in ("layer", "gOSI", "pref_ori"):
+        assert len(rendered(plot.cells_in_space(one, colour)).collections[0].get_offsets()) == 1
+    rendered(plot.connectivity_matrix(mx.group_connectivity(pair, "layer", units=units)))
+    assert rendered(plot.degree_distribution(mx.degrees(pair))).lines[0].get_marker() == "o"
+    assert rendered(plot.adjacency_matrix(pair, units)).images[0].get_array().tolist() == [[2]]
+    assert rendered(plot.weight_distribution(pair)).patches[0].get_data().values.sum() == 1
+    rendered(plot.partners_in_space(pair, units, 12))
+    assert rendered(plot.preferred_orientations(one)).patches
+    drawn = rendered(plot.currents_by_angle(currents)).lines[0].get_data()
+    assert [x.tolist() for x in drawn] == [[0, 90, 180], [0.5, 1.5, 0.5]]
+    rendered(plot.tuning_curve(rates))
+    rendered(plot.release_summary(one, None, pair).axes[0])
+
+
 def test_degrees_are_shares_of_neurons():
     about = {"units": "neurons", "long_name": "partners"}
     degrees = xr.Dataset({"in_degree": ("post_nucleus_id", [0, 1, 1, 4], about)})
@@ -213,9 +393,12 @@ def test_degrees_are_shares_of_neurons():
         ax = rendered(plot.degree_distribution(table, ("in_degree",)))
         x, y = ax.lines[0].get_data()
         assert (list(x), list(y)) == ([1, 4], [0.75, 0.25])
-        assert ax.get_xscale() == ax.get_yscale() == "log"
+        assert ax.get_xscale() == ax.get_yscale() == "linear"
         assert ax.get_xlabel() == "partners x (neurons)"
         assert "4 neurons, 1 of them 0" in ax.get_legend().get_texts()[0].get_text()
+    wide = xr.Dataset({"in_degree": ("post_nucleus_id", np.arange(1, 21), about)})
+    ax = rendered(plot.degree_distribution(wide, ("in_degree",)))
+    assert ax.get_xscale() == ax.get_yscale() == "log"
     unknown = degrees.where(degrees.in_degree != 4)  # a neuron without a value is not counted
     assert plot.degree_distribution(unknown, ("in_degree",)).lines[0].get_ydata() == [2 / 3]
     with pytest.raises(mx.errors.SchemaError, match="nothing to draw"):
@@ -253,7 +436,7 @@ def test_probability_against_distance(demo_network):
     ends = np.stack([one.probability_low, one.probability_high], axis=1)
     np.testing.assert_allclose(errors_of(drawn[label]), ends)
     assert found.attrs["interval"] == "bootstrap interval of confidence 0.95"
-    assert ax.get_legend().get_title().get_text() == "bootstrap interval, 0.95"
+    assert ax.get_legend().get_title().get_text() == "95% bootstrap interval"
     wide = mx.analysis.connection_probability(
         connectivity, units, "cell_type", [0, 100], presynaptic="all", interval=mx.analysis.Wilson()
     )
@@ -336,7 +519,8 @@ def test_tuning_curve_with_fit_and_errors(rates):
         given = [x.chunk() if lazy else x for x in (rates, fit, error)]
         ax = rendered(plot.tuning_curve(given[0], given[1], error=given[2]))
         points = ax.containers[0]
-        np.testing.assert_array_equal(points.lines[0].get_ydata(), rates.values)
+        np.testing.assert_array_equal(points.lines[0].get_ydata(), [*rates.values, rates[0]])
+        np.testing.assert_array_equal(points.lines[0].get_xdata(), np.arange(0, 361, 22.5))
         np.testing.assert_allclose(np.ptp(errors_of(points), axis=1), 0.5)
         curve, best = (line for line in ax.lines if len(line.get_xdata()) in (181, 2))
         at = curve.get_xdata()
@@ -402,12 +586,13 @@ def test_currents_are_means_over_neurons():
         ax = rendered(plot.currents_by_angle(given, layer))
         lines = {line.get_label(): line.get_ydata() for line in ax.lines}
         assert {k: v.tolist() for k, v in lines.items()} == {
-            "L4 (2)": [0.75, 1.25],
-            "L5 (1)": [0.5, 1.5],
+            "L4 (2)": [0.75, 1.25, 0.75],
+            "L5 (1)": [0.5, 1.5, 0.5],
         }
+        assert ax.lines[0].get_xdata().tolist() == [0, 90, 180]
     raw = plot.currents_by_angle(currents, normalise=False)
     assert raw.get_ylabel() == "input current (voxels x rate)"
-    np.testing.assert_allclose(raw.lines[0].get_ydata(), [8 / 3, 20 / 3])
+    np.testing.assert_allclose(raw.lines[0].get_ydata(), [8 / 3, 20 / 3, 8 / 3])
     for wrong, groups, match in (
         (currents * 0, None, "nothing to draw"),
         (currents.to_dataset(name="a"), None, "expected a DataArray"),
@@ -456,6 +641,7 @@ def test_currents_are_means_over_neurons():
 def test_bad_input_names_what_is_missing(units, call, missing):
     with pytest.raises(mx.errors.SchemaError, match=missing):
         call(units)
+    assert plt.get_fignums() == []  # nothing was begun
 
 
 def test_axes_are_those_given(units):
@@ -464,13 +650,22 @@ def test_axes_are_those_given(units):
     assert plot.cells_in_space(units, "layer", ax=ax) is ax
 
 
-def test_a_session_that_shows_figures_gets_those_of_pyplot(units):
-    import matplotlib.pyplot as plt
-
-    with mpl.rc_context({"interactive": True}):
-        ax = plot.depth_profile(units)
-        assert ax.figure is plt.gcf()
-        plt.close(ax.figure)
+def test_pictures_are_in_the_current_axes(units, tmp_path):
+    figure, (left, right) = plt.subplots(1, 2)
+    assert plot.depth_profile(units) is right
+    plt.sca(left)
+    assert plot.cells_in_space(units, "gOSI") is left
+    polar = plot.preferred_orientations(units)  # not in axes of another kind
+    assert (polar.name, polar.figure is figure, plt.gca() is polar) == ("polar", False, True)
+    assert plot.preferred_orientations(units, by="layer") is polar
+    other = plot.depth_profile(units)
+    assert other.figure not in (figure, polar.figure)
+    plt.savefig(tmp_path / "a.png")
+    assert plt.imread(tmp_path / "a.png").std() > 0.05
+    figure = plt.figure(layout="tight")
+    assert plot.depth_profile(units).figure is figure
+    assert type(figure.get_layout_engine()).__name__ == "TightLayoutEngine"
+    assert len(plt.get_fignums()) == 4
 
 
 def test_labels_have_units_and_fit():

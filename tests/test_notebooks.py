@@ -42,6 +42,8 @@ warnings.filterwarnings("default", module="ipykernel|traitlets|zmq|jupyter_clien
 import matplotlib
 matplotlib.use("module://matplotlib_inline.backend_inline")
 matplotlib.rcParams["figure.dpi"] = 80
+import xarray
+xarray.set_options(display_expand_attrs="default")  # some notebooks set it
 """
 
 # Run after the last cell: what the text around the cells says of their results.

@@ -303,12 +303,14 @@ def _column_blocks(
     values: np.ndarray, rows: np.ndarray, sums: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[float, ...]]]:
     """Yield the rows of a few columns at a time and a buffer for their sums; fills `sums`."""
-    n_columns = values.shape[1]
+    n_columns, width = values.shape[1], 0
     for first in range(0, max(n_columns, 1), COLUMNS):
-        width = next(w for w in (1, 2, 4, COLUMNS) if w >= min(n_columns - first, COLUMNS))
-        rhs = _aligned((rows.size, width), values.dtype)
+        needed = next(w for w in (1, 2, 4, COLUMNS) if w >= min(n_columns - first, COLUMNS))
+        if needed != width:  # else the buffers are filled again, which saves their page faults
+            width = needed
+            rhs = _aligned((rows.size, width), values.dtype)
+            out = sums if width == n_columns else _aligned((sums.shape[0], width), np.float64)
         _pack(values, rows, first, rhs)
-        out = sums if width == n_columns else _aligned((sums.shape[0], width), np.float64)
         yield rhs, out, (0.0,) * width
         if out is not sums:
             sums[:, first : first + width] = out[:, : n_columns - first]

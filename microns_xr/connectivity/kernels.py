@@ -51,14 +51,15 @@ class _RegisterModel(models.PrimitiveModel):  # type: ignore[misc]
 
 def _row_pointer(context: Any, builder: Any, ty: Any, array: Any, row: Any, width: int) -> Any:
     element = ir.FloatType() if ty.dtype == types.float32 else ir.DoubleType()
-    start = builder.mul(row, ir.Constant(ir.IntType(64), width))
-    pointer = builder.gep(context.make_array(ty)(context, builder, array).data, [start])
+    struct = context.make_array(ty)(context, builder, array)
+    start = builder.mul(row, builder.extract_value(struct.strides, 0))  # in bytes
+    pointer = builder.gep(builder.bitcast(struct.data, ir.PointerType(ir.IntType(8))), [start])
     return builder.bitcast(pointer, ir.PointerType(ir.VectorType(element, width)))
 
 
 @_intrinsic
 def load_row(_typing: Any, tag: Any, array: Any, row: Any) -> Any:
-    """Load row `row` of a C-contiguous (n, width) array of float32 or float64, as float64."""
+    """Load row `row` of an (n, width) array of float32 or float64, contiguous in rows."""
     width = tag.count
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -100,7 +101,7 @@ def add_scaled(_typing: Any, acc: Any, factor: Any, row: Any) -> Any:
 
 @_intrinsic
 def store_row(_typing: Any, acc: Any, array: Any, row: Any) -> Any:
-    """Write the register to row `row` of a C-contiguous (n, width) array of float64."""
+    """Write the register to row `row` of an (n, width) array of float64, contiguous in rows."""
     width = acc.width
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -305,15 +306,16 @@ def _column_blocks(
     """Yield the rows of a few columns at a time and a buffer for their sums; fills `sums`."""
     n_columns, width = values.shape[1], 0
     for first in range(0, max(n_columns, 1), COLUMNS):
-        needed = next(w for w in (1, 2, 4, COLUMNS) if w >= min(n_columns - first, COLUMNS))
-        if needed != width:  # else the buffers are filled again, which saves their page faults
-            width = needed
-            rhs = _aligned((rows.size, width), values.dtype)
-            out = sums if width == n_columns else _aligned((sums.shape[0], width), np.float64)
+        n = min(n_columns - first, COLUMNS)
+        needed = next(w for w in (1, 2, 4, COLUMNS) if w >= n)
+        if needed != width:  # else the buffer is filled again, which saves its page faults
+            width, rhs = needed, _aligned((rows.size, needed), values.dtype)
         _pack(values, rows, first, rhs)
+        part = sums[:, first : first + n]
+        out = part if n == width else _aligned((sums.shape[0], width), np.float64)
         yield rhs, out, (0.0,) * width
-        if out is not sums:
-            sums[:, first : first + width] = out[:, : n_columns - first]
+        if out is not part:
+            part[:] = out[:, :n]
 
 
 def _run(kernel: Any, args: Any, tag: Any, spans: list[Span], threads: int) -> list[Any]:

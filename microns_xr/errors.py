@@ -213,5 +213,6 @@ def import_optional(name: str, extra: str) -> ModuleType:
     except ImportError as error:
         package = name.partition(".")[0]
         raise MicronsXrError(
-            f"{package} is not installed ({error}): pip install 'microns-xr[{extra}]'"
+            f"{package} is not installed ({error}): pip install 'microns-xr[{extra}]', or in a "
+            f"clone pip install '.[{extra}]'"
         ) from error

@@ -366,7 +366,8 @@ def on_axis(
     if ids.size and not positions.size:
         raise UnknownLabelError(
             f"none of the {ids.size} ids of {side} is on the axis {side}_nucleus_id, such as "
-            f"{ids[0]}: pass nucleus ids, not root ids; the axis holds only the neurons that were "
+            f"{ids[0]}: pass nucleus ids, not root ids, whose units are those of "
+            "mx.select_units(units, pt_root_id=...); the axis holds only the neurons that were "
             "requested or, if the scope is 'unknown', that the table names"
         )
     of = f" of {ids.size}" if positions.size < ids.size else ""

@@ -188,6 +188,15 @@ def test_ids_that_are_not_on_the_axis_are_left_out_and_counted(demo):
             mx.select_connections(connectivity, pre=post, post=[7, 8], both=both)
 
 
+def test_root_ids_are_told_the_way_to_nucleus_ids(demo):
+    roots = demo["connectivity"].post_pt_root_id.values[[2, 0]]
+    with pytest.raises(mx.errors.UnknownLabelError, match=r"mx\.select_units\(units, pt_root_id="):
+        mx.select_connections(demo["connectivity"], post=roots)
+    chosen = mx.select_units(demo["units"], pt_root_id=roots)
+    found = mx.select_connections(demo["connectivity"], post=chosen)
+    assert set(found.post_pt_root_id.values) == set(roots)
+
+
 def test_truth_values_select_neurons(demo):
     units, connectivity = demo["units"], demo["connectivity"]
     expected = mx.select_connections(connectivity, units, post={"layer": "L4"})

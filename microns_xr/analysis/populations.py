@@ -219,6 +219,11 @@ def _as_array(by: By) -> By:
 
 
 def _names(by: Any) -> list[str]:
+    if isinstance(by, xr.Dataset | pd.DataFrame):
+        raise SchemaError(
+            f"populations are given by a {type(by).__name__}, expected the name of a variable: "
+            "pass the name, such as 'cell_type', and the units as units="
+        )
     names = [by] if isinstance(by, str) else list(by) if isinstance(by, Iterable) else [by]
     if not names or not all(isinstance(name, str) for name in names):
         raise SchemaError(

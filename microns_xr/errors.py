@@ -176,7 +176,9 @@ def require_instance(
 ) -> None:
     """Raise unless an argument is of one of some kinds."""
     if not isinstance(value, kinds):
-        raise SchemaError(f"{name} is a {type(value).__name__}, expected {expected}")
+        kind = type(value).__name__
+        of_tree = ": pass its .to_dataset()" if kind == "DataTree" else ""
+        raise SchemaError(f"{name} is a {kind}, expected {expected}{of_tree}")
 
 
 def names_of(name: str, value: Any) -> list[str]:

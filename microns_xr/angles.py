@@ -85,11 +85,11 @@ def describe_angle(
     """
     units = variable.attrs.get("units")
     convention = variable.attrs.get("angle_convention")
-    hint = f"set {name}.attrs as documented for its table"
+    hint = f"set {name}.attrs['units'], such as {name}.attrs['units'] = 'degree'"
     if units not in _UNITS:
         raise unknown_label(f"{name} has units", units, _UNITS, hint, error=SchemaError)
     if convention not in (*ANGLE_CONVENTIONS, None) or (convert and convention is None):
-        what = f"{name} has angle_convention"
+        what, hint = f"{name} has angle_convention", f"set {name}.attrs['angle_convention']"
         raise unknown_label(what, convention, ANGLE_CONVENTIONS, hint, error=SchemaError)
     turn = full_turn(units)
     known = PERIODS.get(name.rpartition(".")[2])

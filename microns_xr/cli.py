@@ -997,7 +997,8 @@ def _draw_connectivity(
         )
     else:
         connections = mx.select_connections(connectivity, pre=units, post=units)
-        connections = mx.select_connections(connections, units, **between)
+        if any(neurons is not None for neurons in between.values()):
+            connections = mx.select_connections(connections, units, **between)
         table = mx.group_connectivity(connections, by, units=units)
     mx.plot.connectivity_matrix(table, variable, ax=ax)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -104,8 +104,11 @@ def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
                 f"{list(map(str, ids.coords))}: pass units, or a collection of nucleus ids"
             )
         ids = ids["nucleus_id"]
-    if isinstance(ids, str | bytes) or ids is None:
-        raise SchemaError(f"{what} is {ids!r}, expected integer ids or a collection of them")
+    if isinstance(ids, str | bytes | Mapping) or ids is None:
+        raise SchemaError(
+            f"{what} is {ids!r}, expected integer ids or a collection of them, such as those of "
+            "mx.select_units(units, ...)"
+        )
     if isinstance(ids, Iterable) and not isinstance(
         ids, np.ndarray | xr.DataArray | pd.Series | pd.Index | list
     ):

@@ -88,7 +88,7 @@ def input_currents(
     _neuron_dim(rates, "pre_nucleus_id")  # the product with another connectivity is no current
     result = contract(connectivity, rates, "pre_nucleus_id", weight=weight, missing="skip")
     result.name = "input_current"
-    result.attrs["long_name"] = "input current, summed over presynaptic partners"
+    result.attrs["long_name"] = "input current"
     return result
 
 
@@ -397,6 +397,7 @@ def _neuron_dim(values: Any, over: str) -> str:
         raise SchemaError(
             f"values is a Dataset, expected a DataArray: pass one of its variables {numeric}, such "
             "as units.rate_ori"
+            + ("; the connectivity comes first" if set(PAIR_DIMS) <= set(values.dims) else "")
         )
     if not isinstance(values, xr.DataArray):
         raise SchemaError(

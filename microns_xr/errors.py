@@ -176,7 +176,9 @@ def require_instance(
 ) -> None:
     """Raise unless an argument is of one of some kinds."""
     if not isinstance(value, kinds):
-        raise SchemaError(f"{name} is a {type(value).__name__}, expected {expected}")
+        kind = type(value).__name__
+        of_tree = ": pass its .to_dataset()" if kind == "DataTree" else ""
+        raise SchemaError(f"{name} is a {kind}, expected {expected}{of_tree}")
 
 
 def names_of(name: str, value: Any) -> list[str]:
@@ -213,5 +215,6 @@ def import_optional(name: str, extra: str) -> ModuleType:
     except ImportError as error:
         package = name.partition(".")[0]
         raise MicronsXrError(
-            f"{package} is not installed ({error}): pip install 'microns-xr[{extra}]'"
+            f"{package} is not installed ({error}): pip install 'microns-xr[{extra}]', or in a "
+            f"clone pip install '.[{extra}]'"
         ) from error

@@ -22,7 +22,13 @@ from microns_xr.connectivity.arrays import (
 )
 from microns_xr.connectivity.labels import Lookup, require_ends, require_known
 from microns_xr.connectivity.subset import drop_unnamed
-from microns_xr.errors import SchemaError, import_optional, unknown_label, whole_number
+from microns_xr.errors import (
+    SchemaError,
+    import_optional,
+    require_instance,
+    unknown_label,
+    whole_number,
+)
 from microns_xr.provenance import RELEASE_COORDS, require_same_release
 from microns_xr.schema import AXES, require_unique_sorted, require_unrounded_roots, validate
 from microns_xr.store.format import json_attrs
@@ -72,8 +78,7 @@ def to_table(dataset: xr.Dataset) -> pd.DataFrame:
     """
     if isinstance(dataset, xr.DataArray) and set(PAIR_DIMS) <= set(dataset.dims):
         return _table_of_pairs(as_pairs(dataset))
-    if not isinstance(dataset, xr.Dataset):
-        raise SchemaError(f"expected a Dataset, found {type(dataset).__name__}")
+    require_instance("dataset", dataset, xr.Dataset, "a Dataset")
     require_unrounded_roots(dataset)
     if "synapse" in dataset.dims:
         return _table_of_synapses(dataset)

@@ -511,10 +511,13 @@ def _rows_of(
         present = [name for name in known if name in columns]
         if not present:
             by_root = f"{side}_pt_root_id" in columns
+            # Columns named by the ids of neurons are those of a matrix.
+            matrix = "; of a matrix pass edges.to_numpy(), pre=edges.index, post=edges.columns"
             raise SchemaError(
                 f"edges has the columns {columns}, expected {' or '.join(known)}: pass {side}=, "
                 f"the column of the {side}synaptic neurons"
                 + ("; mx.build_connectivity(edges, units) matches root ids" if by_root else "")
+                + (matrix if any(name.isdigit() for name in columns) else "")
             )
         partners[side] = present[0]
     numbers = [

@@ -959,6 +959,11 @@ class Release:
     ) -> tuple[pd.DataFrame, str, Mapping[str, Any]]:
         """Read a set of synapses; return also its name and the requested root ids."""
         key = request.key if isinstance(request, SynapseSet) else request
+        if not isinstance(key, str | None):
+            raise SchemaError(
+                f"request is a {type(key).__name__}, expected the name of a set of synapses: pass "
+                "units as units=, and neurons as pre= and post="
+            )
         source = self.source
         # Only downloads record the requested neurons.
         if isinstance(source, CachedSource):

@@ -26,6 +26,7 @@ from microns_xr.errors import (
     UnknownLabelError,
     answer_old_keywords,
     old_keyword,
+    require_instance,
     unknown_label,
 )
 from microns_xr.provenance import add_history, require_same_release
@@ -106,9 +107,8 @@ def select_units(
     Traceback (most recent call last):
     microns_xr.errors.UnknownLabelError: units have no layer 'L23', expected one of L1, L2/3, ...
     """
-    dims = [
-        d for d in ("scan_unit", "nucleus_id") if isinstance(units, xr.Dataset) and d in units.dims
-    ]
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
+    dims = [d for d in ("scan_unit", "nucleus_id") if d in units.dims]
     if not dims:
         raise SchemaError("units is not a Dataset over nucleus_id: use mx.Release(...).units()")
     dim = dims[0]
@@ -297,8 +297,8 @@ def select_connections(
         If none of the ids is on its axis, a word is not in the units, or a condition does not
         exist.
     SchemaError
-        If ids are not integers, conditions are passed without `units`, or the Dataset is not
-        connectivity.
+        If ids are not integers, conditions are passed without `units`, `units` without `pre` or
+        `post`, or the Dataset is not connectivity.
     ReleaseMismatchError
         If the connectivity and units or labelled ids come from different releases.
 
@@ -317,7 +317,14 @@ def select_connections(
     """
     connectivity = as_pairs(connectivity)
     if units is not None:
+        require_instance(
+            "units", units, xr.Dataset, "a Dataset; neurons are passed as pre= and post="
+        )
         require_same_release(("connectivity", connectivity), ("units", units))
+        if pre is None and post is None:
+            raise SchemaError(
+                "units alone select nothing: pass them as pre= and post=, or conditions of them"
+            )
     pre_at, pre_text = on_axis(connectivity, units, "pre", pre)
     post_at, post_text = on_axis(connectivity, units, "post", post)
     result = (take_positions if both else keep_touching)(connectivity, pre_at, post_at)
@@ -366,7 +373,8 @@ def on_axis(
     if ids.size and not positions.size:
         raise UnknownLabelError(
             f"none of the {ids.size} ids of {side} is on the axis {side}_nucleus_id, such as "
-            f"{ids[0]}: pass nucleus ids, not root ids; the axis holds only the neurons that were "
+            f"{ids[0]}: pass nucleus ids, not root ids, whose units are those of "
+            "mx.select_units(units, pt_root_id=...); the axis holds only the neurons that were "
             "requested or, if the scope is 'unknown', that the table names"
         )
     of = f" of {ids.size}" if positions.size < ids.size else ""

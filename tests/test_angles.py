@@ -318,6 +318,16 @@ def test_an_angle_without_a_convention_is_noticed_too():
         mx.input_currents(connectivity, rates.transpose("nucleus_id", "orientation"))
 
 
+@pytest.mark.parametrize(("attrs", "found"), [({}, "None"), ({"units": "deg"}, "'deg'")])
+def test_an_angle_without_known_units_is_told_the_attribute_to_set(attrs, found):
+    rates = xr.DataArray([1.0, 2.0], {"orientation": ("orientation", [0.0, 90.0], attrs)})
+    hint = rf"units {found}, .*set orientation\.attrs\['units'\]"
+    with pytest.raises(mx.errors.SchemaError, match=hint):
+        mx.tuning.selectivity(rates, dim="orientation")
+    rates.orientation.attrs["units"] = "degree"
+    assert mx.tuning.selectivity(rates, dim="orientation").pref_ori.item() == 90.0
+
+
 @pytest.mark.parametrize("door", _doors().values(), ids=_doors())
 def test_degrees_pass_the_same_doors(door):
     door(np.arange(8) * 22.5)

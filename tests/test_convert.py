@@ -78,7 +78,7 @@ def test_layers(demo):
 def test_other_datasets_are_refused():
     with pytest.raises(mx.errors.SchemaError, match="neither units"):
         mx.to_table(xr.Dataset({"x": ("time", [1])}))
-    with pytest.raises(mx.errors.SchemaError, match="expected a Dataset, found DataArray"):
+    with pytest.raises(mx.errors.SchemaError, match="dataset is a DataArray, expected a Dataset"):
         mx.to_table(xr.DataArray([1]))
     with pytest.raises(mx.errors.SchemaError, match="expected at most one beside nucleus_id"):
         mx.to_table(xr.Dataset({"x": (("nucleus_id", "a", "b"), np.zeros((1, 1, 1)))}))

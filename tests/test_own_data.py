@@ -284,6 +284,16 @@ def test_a_matrix_with_ids(form):
         mx.as_connectivity(matrix)
 
 
+def test_a_square_table_is_told_how_to_be_a_matrix():
+    table = pd.DataFrame([[0.0, 1.5], [2.5, 0.0]], index=[30, 10], columns=[5, 7])
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"to_numpy\(\), pre=edges\.index, post=edges\.col"
+    ):
+        mx.as_connectivity(table)
+    pairs = mx.as_connectivity(table.to_numpy(), pre=table.index, post=table.columns)
+    assert pairs.weight.sel(pre_nucleus_id=30).values.tolist() == [0.0, 1.5]
+
+
 def test_an_array_with_labels():
     array = xr.DataArray([[0, 3], [4, 0]], {"a": [2, 1], "b": [9, 8]}, name="n")
     connectivity = mx.as_connectivity(array, pre="b", post="a")

@@ -148,6 +148,14 @@ def test_what_a_release_does_not_have(source):
         release.functional("odd")
     with pytest.raises(mx.errors.SourceError, match="DemoSource has a single set of synapses"):
         release.connectivity("few")
+    units = release.units()
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"request is a Dataset, .*pass units as units="
+    ):
+        release.connectivity(units)
+    for words in ("L4", {"layer": "L4"}):
+        with pytest.raises(mx.errors.SchemaError, match=r"pre is .*L4.*mx\.select_units\(units"):
+            release.connectivity(units=units, pre=words)
     with pytest.raises(mx.errors.SchemaError, match="expected rate_ori or rate_dir"):
         release.units(rates=release.functional())
     with pytest.raises(mx.errors.ReleaseMismatchError, match=r"source has version 1718.*1507"):

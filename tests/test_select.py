@@ -78,6 +78,23 @@ def test_words_that_are_nowhere_raise_with_the_nearest(demo, conditions, message
         mx.select_units(demo["units"], **conditions)
 
 
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda units: mx.select_units(units, layer="L4"),
+        lambda units: mx.analysis.population_labels(units, "layer"),
+        lambda units: mx.segment_layers(units),
+        lambda units: mx.to_table(units),
+        lambda units: mx.plot.depth_profile(units),
+    ],
+)
+def test_the_units_of_an_open_store_are_told_to_be_a_dataset(take, demo):
+    tree = xr.DataTree.from_dict({"units": demo["units"]})
+    with pytest.raises(mx.errors.SchemaError, match=r"is a DataTree, .*pass its \.to_dataset\(\)"):
+        take(tree["units"])
+    take(tree["units"].to_dataset())
+
+
 def test_words_of_the_release_that_a_subset_lacks_select_nothing(demo):
     l4 = mx.select_units(demo["units"], layer="L4", cell_type="4P", brain_area="V1", axon="none")
     for conditions in (
@@ -113,6 +130,8 @@ def test_what_is_no_word_or_no_units(demo, three_tables):
     with pytest.raises(mx.errors.SchemaError, match=r"layer is 4, expected .*; nearest: L4"):
         mx.select_units(demo["units"], layer=4)
     with pytest.raises(mx.errors.SchemaError, match="not a Dataset over nucleus_id"):
+        mx.select_units(demo["connectivity"], layer="L4")
+    with pytest.raises(mx.errors.SchemaError, match="is a DataFrame, expected a Dataset"):
         mx.select_units(demo["functional"].to_dataframe(), layer="L4")
     rows = mx.select_units(demo["functional"], session=int(demo["functional"].session[0]))
     assert 0 < rows.sizes["scan_unit"] == (demo["functional"].session == rows.session[0]).sum()
@@ -155,8 +174,15 @@ def test_connections_between_populations(demo):
     assert mx.n_connections(chosen) == len(expected) > 0
     assert chosen.scope.item() == "complete"
     assert chosen.pre_cell_type.dims == ("pre_nucleus_id",)
-    everything = mx.select_connections(connectivity, units)
+    everything = mx.select_connections(connectivity, pre=units)
     assert mx.n_connections(everything) == len(table)
+    # Neither units nor a mask that stand where the units belong select silently nothing.
+    with pytest.raises(
+        mx.errors.SchemaError, match=r"units alone select nothing: pass them as pre="
+    ):
+        mx.select_connections(connectivity, mx.select_units(units, layer="L4"))
+    with pytest.raises(mx.errors.SchemaError, match=r"units is a DataArray, .* as pre= and post="):
+        mx.select_connections(connectivity, units.layer == "L4")
 
 
 def test_ids_units_and_conditions_choose_the_same(demo):
@@ -186,6 +212,15 @@ def test_ids_that_are_not_on_the_axis_are_left_out_and_counted(demo):
     for both in (True, False):
         with pytest.raises(mx.errors.UnknownLabelError, match="none of the 2 ids of post is on"):
             mx.select_connections(connectivity, pre=post, post=[7, 8], both=both)
+
+
+def test_root_ids_are_told_the_way_to_nucleus_ids(demo):
+    roots = demo["connectivity"].post_pt_root_id.values[[2, 0]]
+    with pytest.raises(mx.errors.UnknownLabelError, match=r"mx\.select_units\(units, pt_root_id="):
+        mx.select_connections(demo["connectivity"], post=roots)
+    chosen = mx.select_units(demo["units"], pt_root_id=roots)
+    found = mx.select_connections(demo["connectivity"], post=chosen)
+    assert set(found.post_pt_root_id.values) == set(roots)
 
 
 def test_truth_values_select_neurons(demo):

@@ -14,7 +14,7 @@ from microns_xr.connectivity.arrays import is_scope_known, pair_names
 from microns_xr.connectivity.blocks import Side, sums_by_group
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import drop_unnamed
-from microns_xr.errors import SchemaError, UnknownLabelError, unknown_label
+from microns_xr.errors import SchemaError, UnknownLabelError, require_instance, unknown_label
 from microns_xr.provenance import add_history, require_same_release, text_lines
 from microns_xr.store.open import Connectivity, connectivity_of
 
@@ -63,7 +63,8 @@ def population_labels(units: xr.Dataset, by: By) -> xr.DataArray:
     >>> population_labels(units, ["cell_type", "layer"]).values
     array(['23P, L2/3', 'BC, L4'], dtype=object)
     """
-    if not isinstance(units, xr.Dataset) or "nucleus_id" not in units.coords:
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
+    if "nucleus_id" not in units.coords:
         raise SchemaError("units is not a Dataset over nucleus_id: use mx.Release(...).units()")
     by = _as_array(by)
     if isinstance(by, xr.DataArray):
@@ -219,6 +220,11 @@ def _as_array(by: By) -> By:
 
 
 def _names(by: Any) -> list[str]:
+    if isinstance(by, xr.Dataset | pd.DataFrame):
+        raise SchemaError(
+            f"populations are given by a {type(by).__name__}, expected the name of a variable: "
+            "pass the name, such as 'cell_type', and the units as units="
+        )
     names = [by] if isinstance(by, str) else list(by) if isinstance(by, Iterable) else [by]
     if not names or not all(isinstance(name, str) for name in names):
         raise SchemaError(

@@ -117,7 +117,7 @@ def _direction_coord(
         what = "angle_convention is"
         raise unknown_label(what, angle_convention, ANGLE_CONVENTIONS, hint, error=SchemaError)
     attrs = angle_attrs("degree", angle_convention, "direction")
-    attrs |= {"angle_convention_from": source, "long_name": "direction of the stimulus"}
+    attrs |= {"angle_convention_from": source, "long_name": "stimulus direction"}
     return "direction", directions, attrs
 
 
@@ -389,7 +389,7 @@ def _curves(node: xr.Dataset, trials: Iterable[np.ndarray], direction: Any) -> x
     shared = products / np.maximum(n_both - 1, 1) * n_both
     shared /= np.maximum(n[:, :half] * n[:, half:], 1)
     squared = error[:, :half] ** 2 + error[:, half:] ** 2 + 2 * shared
-    attrs = {**direction[2], "period": 180.0, "long_name": "orientation of the stimulus"}
+    attrs = {**direction[2], "period": 180.0, "long_name": "stimulus orientation"}
     of_error = {"long_name": "standard error of rate_ori over trials", "missing": "NaN"}
     dims = ("scan_unit", "orientation")
     folded = (rate[:, :half] + rate[:, half:]) / 2

@@ -238,7 +238,7 @@ def rate_variables(
         attrs = angle_attrs("degree", spec.angle_convention, dim)
         n = values.shape[1]
         angles = np.arange(n) * (attrs["period"] / n)
-        coords[dim] = ((dim,), angles, {**attrs, "long_name": f"{dim} of the stimulus"})
+        coords[dim] = ((dim,), angles, {**attrs, "long_name": f"stimulus {dim}"})
     if len(names) == 2:
         _require_agreement(variables["rate_dir"][1], variables["rate_ori"][1], spec.name)
     return variables, coords

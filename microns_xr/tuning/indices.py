@@ -70,7 +70,7 @@ def orientation_from_direction(rate_dir: xr.DataArray) -> xr.DataArray:
     # Drop the coordinates along direction, by which xarray would align the halves.
     bare = rate_dir.drop_vars([n for n, c in rate_dir.coords.items() if "direction" in c.dims])
     folded = (bare.isel(direction=first) + bare.isel(direction=second)) / 2
-    attrs = {**axis.attrs_of("orientation"), "long_name": "orientation of the stimulus"}
+    attrs = {**axis.attrs_of("orientation"), "long_name": "stimulus orientation"}
     angles = axis.values[first] % (axis.turn / 2)
     result = folded.rename(direction="orientation").assign_coords(
         orientation=("orientation", angles, attrs)

@@ -124,6 +124,8 @@ def test_what_is_refused(three, units):
         mx.analysis.population_labels(units, [])
     with pytest.raises(mx.errors.SchemaError, match="expected the name of a variable"):
         mx.analysis.population_labels(units, 3)
+    with pytest.raises(mx.errors.SchemaError, match=r"given by a Dataset, .* the units as units="):
+        mx.group_connectivity(three, units)
     with pytest.raises(mx.errors.ReleaseMismatchError):
         mx.group_connectivity(
             three, "layer", units=mx.releases.stamp_release(units, "minnie65_public", 661)

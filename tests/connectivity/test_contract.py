@@ -269,6 +269,8 @@ def test_bad_arguments(connectivity):
         mx.contract(connectivity, values, PRE, missing="drop")
     of_array = mx.contract(connectivity.synapse_size, values, PRE)
     np.testing.assert_array_equal(of_array, mx.contract(connectivity, values, PRE))
+    with pytest.raises(mx.errors.SchemaError, match="the connectivity comes first"):
+        mx.input_currents(values.to_dataset(name="rate"), connectivity)
     with pytest.raises(mx.errors.SchemaError, match="connectivity is a ndarray"):
         mx.contract(connectivity.synapse_size.data.todense(), values, PRE)
     with pytest.raises(

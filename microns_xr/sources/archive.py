@@ -535,14 +535,15 @@ def _join(
 ) -> Iterator[tuple[Piece, pa.Table, int]]:
     """Join the synapses of a request to batches; yield also their numbers of lines."""
     tables: list[pa.Table] = []
-    start = n_rows = n_lines = 0
+    start = n_rows = n_lines = n_invalid = 0
     for block in blocks:
         start = start if tables else block.start
         table = block.table
         n_lines += table.num_rows
         if _VALID in table.column_names:  # deleted or replaced rows, which the service leaves out
-            table = table.filter(pc.fill_null(table[_VALID].cast(pa.bool_()), True))
-            table = table.drop_columns(_VALID)
+            valid = table.filter(pc.fill_null(table[_VALID].cast(pa.bool_()), True))
+            n_invalid += table.num_rows - valid.num_rows
+            table = valid.drop_columns(_VALID)
         for side, ids in (("pre", request.pre), ("post", request.post)):
             if ids is not None:
                 table = table.filter(pc.is_in(table[f"{side}_pt_root_id"], value_set=pa.array(ids)))
@@ -553,6 +554,8 @@ def _join(
             tables, n_rows, n_lines = [], 0, 0
     if tables:
         yield Piece(start, block.stop), pa.concat_tables(tables), n_lines
+    if n_invalid:
+        logger.info("%d rows of the archived synapses are not valid and were dropped", n_invalid)
 
 
 def _leading_batches(folder: RequestFolder) -> list[Batch]:

@@ -152,7 +152,8 @@ def test_the_result_does_not_depend_on_batches(tmp_path_factory, rows, size, blo
     assert len(whole.read()) == len(plainly(frame, None, post, False))
 
 
-def test_rows_that_are_not_valid_are_left_out(tmp_path):
+def test_rows_that_are_not_valid_are_left_out(tmp_path, caplog):
+    caplog.set_level("INFO", logger="microns_xr")
     stem = tmp_path / "v661" / "synapses_pni_2_v1_filtered_view"
     stem.parent.mkdir()
     names = ["id,bigint", "valid,boolean", "pre_pt_root_id,bigint", "post_pt_root_id,bigint"]
@@ -163,6 +164,7 @@ def test_rows_that_are_not_valid_are_left_out(tmp_path):
     found = source.download_synapses(tmp_path / "out", progress=False).read()
     assert sorted(found["size"]) == [5, 500]
     assert "valid" not in found
+    assert "1 rows of the archived synapses are not valid" in caplog.text
 
 
 def test_what_is_there_is_not_filtered_again(path, tmp_path):

@@ -135,6 +135,7 @@ def merge_table(
     labels = xr.Dataset()
     if isinstance(table, xr.Dataset):
         require_same_release(("dataset", dataset), ("table", table))
+        table = with_labels(table)
         added, keys = _from_dataset(table, columns, on)
         if columns is None:  # labels of the neurons, which travel with every selection
             both = [n for n in added.data_vars if n in table.coords and n in dataset.variables]
@@ -231,7 +232,8 @@ def _dataset_keys(dataset: xr.Dataset, dim: str, on: On) -> pd.DataFrame:
             else ""
         )
         raise SchemaError(f"the {_KIND[dim]} have no {absent} to join on={on!r}{hint}")
-    return pd.DataFrame({n: dataset[n].values for n in _KEYS[on]})
+    # A join may have made them floats.
+    return pd.DataFrame({n: as_ids(dataset[n].values, n, missing=-1) for n in _KEYS[on]})
 
 
 def _select_columns(

@@ -603,6 +603,7 @@ def test_currents_are_means_over_neurons():
         assert next(y for word, y in means.items() if "(2)" in word) == [0.75, 1.25, 0.75]
     with pytest.raises(mx.errors.SchemaError, match="bin numbers first"):
         plot.currents_by_angle(currents, layer.copy(data=[0.5, 1, 1, 1]))
+    plt.close("all")
     raw = plot.currents_by_angle(currents, normalise=False)
     assert raw.get_ylabel() == "input current (voxels x rate)"
     np.testing.assert_allclose(raw.lines[0].get_ydata(), [8 / 3, 20 / 3, 8 / 3])

@@ -406,8 +406,13 @@ def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndar
 def _differing(labels: xr.Dataset, dataset: xr.Dataset, rows: np.ndarray) -> list[str]:
     """Return the labels of a table that differ from those of the rows that they match."""
     at = np.flatnonzero(rows >= 0)
-    pairs = {n: (words.values[rows[at]], dataset[n].values[at]) for n, words in labels.items()}
-    return [str(n) for n, (theirs, ours) in pairs.items() if not np.array_equal(theirs, ours)]
+
+    def agree(ours: xr.Variable, theirs: xr.Variable) -> bool:
+        return ours.ndim == 1 and ours[at].equals(xr.Variable(ours.dims, theirs.values[rows[at]]))
+
+    return [
+        str(n) for n, theirs in labels.items() if not agree(dataset[n].variable, theirs.variable)
+    ]
 
 
 def _take(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:

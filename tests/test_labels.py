@@ -325,6 +325,13 @@ def test_labels_of_a_merged_dataset_must_agree():
     # Of earlier versions, in which they are variables of the table.
     early = selection.reset_coords(set(selection.coords) & LABELS)
     assert mx.merge_table(units, early).identical(merged)
+    # NaN is no difference, but a label of another shape is one.
+    depth = ("nucleus_id", [100.0, np.nan, np.nan, 320.0])
+    with_depth = units.assign_coords(depth=depth)
+    by_depth = selection.assign_coords(depth=("nucleus_id", [np.nan, 100.0]))
+    assert mx.merge_table(with_depth, by_depth).depth.equals(with_depth.depth)
+    with pytest.raises(mx.errors.SchemaError, match=r"already have \['depth'\]"):
+        mx.merge_table(units.drop_vars("depth").assign_coords(depth=5.0), by_depth)
     other = selection.assign_coords(layer=("nucleus_id", np.array(["L5", "L2/3"], dtype=object)))
     with pytest.raises(mx.errors.SchemaError, match=r"already have \['layer'\]"):
         mx.merge_table(units, other)

@@ -184,7 +184,7 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         )
     if connectivity is None:
         connectivity = rows.matrix()
-    else:
+    if connectivity is not None:  # that of a tree may be somebody's, too
         connectivity = as_pairs(connectivity)
         require_same_release(("synapses", rows.frame), ("connectivity", connectivity))
     axes = None if connectivity is None else without_pairs(connectivity)

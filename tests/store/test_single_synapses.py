@@ -610,8 +610,16 @@ def test_sums_refuse_other_neurons_and_other_releases() -> None:
         np.array([[0, 0], [30, 0], [0, 0]]), np.array([[0, 0], [1, 0], [0, 0]]),
         post=np.array([11, 15])))  # fmt: skip
     other = mx.releases.stamp_release(connectivity, "minnie65_public", 1300)
-    with pytest.raises(mx.errors.ReleaseMismatchError):
-        mx.sum_synapses(ex.synapses(), other)
+    tree = xr.DataTree.from_dict({"synapses": ex.synapses(), "connectivity": other})
+    for given in ((ex.synapses(), other), (tree,)):
+        with pytest.raises(mx.errors.ReleaseMismatchError):
+            mx.sum_synapses(*given)
+    tree["connectivity"] = connectivity.isel(post_nucleus_id=slice(None, None, -1)).drop_vars(
+        "scope"
+    )
+    summed = mx.sum_synapses(tree)
+    assert_same_sums(summed, mx.sum_synapses(ex.synapses(), connectivity))
+    assert summed.scope.item() == "unknown"
     unstated = connectivity.drop_vars(["datastack", "materialization_version"])
     assert mx.sum_synapses(ex.synapses(), unstated).materialization_version == 661
 

@@ -611,9 +611,9 @@ def test_sums_refuse_other_neurons_and_other_releases() -> None:
         post=np.array([11, 15])))  # fmt: skip
     other = mx.releases.stamp_release(connectivity, "minnie65_public", 1300)
     tree = xr.DataTree.from_dict({"synapses": ex.synapses(), "connectivity": other})
-    for given in ((ex.synapses(), other), (tree,)):
+    for arguments in ((ex.synapses(), other), (tree,)):
         with pytest.raises(mx.errors.ReleaseMismatchError):
-            mx.sum_synapses(*given)
+            mx.sum_synapses(*arguments)
     tree["connectivity"] = connectivity.isel(post_nucleus_id=slice(None, None, -1)).drop_vars(
         "scope"
     )

@@ -273,10 +273,12 @@ def require_same_angles(
 
 def _numbers(name: str, angle: Any) -> Any:
     """Return an array of numbers, or raise."""
-    numbers = angle if hasattr(angle, "dtype") else np.asarray(angle)
-    if numbers.dtype.kind not in "iuf":
+    is_array = hasattr(angle, "dtype") or isinstance(angle, xr.Dataset)
+    numbers = angle if is_array else np.asarray(angle)
+    if isinstance(angle, xr.Dataset) or numbers.dtype.kind not in "iuf":
         raise SchemaError(f"{name} is a {type(angle).__name__}, expected numbers")
-    return numbers
+    # Differences of unsigned or short integers would wrap.
+    return numbers.astype(np.float64) if numbers.dtype.kind in "iu" else numbers
 
 
 def difference(a: Any, b: Any, period: float) -> Any:
@@ -306,6 +308,8 @@ def difference(a: Any, b: Any, period: float) -> Any:
     -20.0
     """
     require_instance("period", period, Real, "a number")
+    if not period > 0:
+        raise SchemaError(f"period is {period!r}, expected a number above 0")
     a, b = _numbers("a", a), _numbers("b", b)
     angles = [x for x in (a, b) if isinstance(x, xr.DataArray) and "units" in x.attrs]
     for key in ("units", "angle_convention"):

@@ -903,7 +903,9 @@ def plot(
             mx.plot.preferred_orientations(units, name, by=by, ax=ax)
         case Picture.currents:
             currents, units = _currents(tree, variable or "rate_ori")
-            mx.plot.currents_by_angle(currents, units[by or "layer"], ax=ax)
+            by = by or ("layer" if "layer" in units.variables else None)
+            groups = None if by is None else with_angle(units, by)[by]
+            mx.plot.currents_by_angle(currents, groups, ax=ax)
         case Picture.aligned:
             _draw_aligned(tree, variable or "rate_ori", ax)
         case Picture.like_to_like:

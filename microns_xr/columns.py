@@ -180,10 +180,15 @@ def text_column(column: pd.Series, table: str) -> pd.Series:
             f"{table}.{column.name} has dtype {dtype}, expected text: check the column's name"
         )
     codes, words = pd.factorize(column.astype(object))
-    clean = [str(word).strip() or None for word in words]
+    clean = [_text(word).strip() or None for word in words]
     # Code -1, for a missing value, selects the None at the end.
     values = np.array([*clean, None], dtype=object)[codes]
     return pd.Series(values, index=column.index, name=column.name, dtype=object)
+
+
+def _text(word: Any) -> str:
+    # HDF5 has text as bytes, whose str() is "b'...'".
+    return word.decode("utf-8", "replace") if isinstance(word, bytes) else str(word)
 
 
 def plain_values(column: pd.Series, table: str, *, as_float: bool = False) -> np.ndarray:

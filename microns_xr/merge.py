@@ -135,6 +135,7 @@ def merge_table(
     labels = xr.Dataset()
     if isinstance(table, xr.Dataset):
         require_same_release(("dataset", dataset), ("table", table))
+        table = with_labels(table)
         added, keys = _from_dataset(table, columns, on)
         if columns is None:  # labels of the neurons, which travel with every selection
             both = [n for n in added.data_vars if n in table.coords and n in dataset.variables]
@@ -231,7 +232,8 @@ def _dataset_keys(dataset: xr.Dataset, dim: str, on: On) -> pd.DataFrame:
             else ""
         )
         raise SchemaError(f"the {_KIND[dim]} have no {absent} to join on={on!r}{hint}")
-    return pd.DataFrame({n: dataset[n].values for n in _KEYS[on]})
+    # A join may have made them floats.
+    return pd.DataFrame({n: as_ids(dataset[n].values, n, missing=-1) for n in _KEYS[on]})
 
 
 def _select_columns(
@@ -404,8 +406,13 @@ def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndar
 def _differing(labels: xr.Dataset, dataset: xr.Dataset, rows: np.ndarray) -> list[str]:
     """Return the labels of a table that differ from those of the rows that they match."""
     at = np.flatnonzero(rows >= 0)
-    pairs = {n: (words.values[rows[at]], dataset[n].values[at]) for n, words in labels.items()}
-    return [str(n) for n, (theirs, ours) in pairs.items() if not np.array_equal(theirs, ours)]
+
+    def agree(ours: xr.Variable, theirs: xr.Variable) -> bool:
+        return ours.ndim == 1 and ours[at].equals(xr.Variable(ours.dims, theirs.values[rows[at]]))
+
+    return [
+        str(n) for n, theirs in labels.items() if not agree(dataset[n].variable, theirs.variable)
+    ]
 
 
 def _take(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:

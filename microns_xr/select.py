@@ -31,6 +31,7 @@ from microns_xr.errors import (
 )
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.releases import datastack_of, label_words
+from microns_xr.schema import require_unrounded_roots
 from microns_xr.store.open import Connectivity, connectivity_of
 from microns_xr.units import COMPLETENESS
 
@@ -156,6 +157,7 @@ def _any_value(units: xr.Dataset, dim: str, name: str, accepted: Any) -> np.ndar
         above = np.ones(values.size, dtype=bool) if low is None else values >= low
         return np.asarray(above if high is None else above & (values <= high))
     if is_id:  # also, a rounded id could select another neuron
+        require_unrounded_roots(xr.Dataset({name: units[name].variable}))
         accepted = as_ids(_as_list(accepted), name)
     wanted = np.atleast_1d(np.asarray(_as_list(accepted)))
     if wanted.size and wanted.dtype.kind not in "biuf":

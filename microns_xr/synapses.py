@@ -184,7 +184,7 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         )
     if connectivity is None:
         connectivity = rows.matrix()
-    else:
+    if connectivity is not None:  # that of a tree may be somebody's, too
         connectivity = as_pairs(connectivity)
         require_same_release(("synapses", rows.frame), ("connectivity", connectivity))
     axes = None if connectivity is None else without_pairs(connectivity)
@@ -350,7 +350,13 @@ def _pair_sums(
             ids = rows.ids_of(side, ends[rows.end(side)])
             require_known(ids, at, f"{side} of the synapses", "the connectivity", hint)
     # Rows of a store are sorted by pair, so most are summed here; `sum_pairs` sums the rest.
-    size = rows.read("size", start, stop).astype(np.int64, copy=False)
+    size = rows.read("size", start, stop)
+    if size.dtype.kind == "f" and not (np.mod(size, 1) == 0).all():  # nor is the rest of NaN
+        raise rows.broken(
+            "size holds NaN or fractions, expected whole numbers of voxels (select rows with .isel "
+            "or .where(..., drop=True))"
+        )
+    size = size.astype(np.int64, copy=False)
     post, pre = index["post"], index["pre"]
     changes = (post[1:] != post[:-1]) | (pre[1:] != pre[:-1])
     first = np.flatnonzero(np.concatenate([[stop > start], changes]))

@@ -371,6 +371,17 @@ def test_an_angle_of_an_unknown_period_is_refused(door):
     calls[door](units)
 
 
+def test_differences_of_integers_do_not_wrap():
+    for dtype in ("u1", "u2", "i1", "i8", "f4"):
+        a, b = np.array([10, 100], dtype), np.array([120, 5], dtype)
+        assert mx.angles.difference(a, b, 180.0).tolist() == [70.0, -85.0]
+    one = xr.DataArray(np.array([10], "u1"), dims="n", attrs={"units": "degree"})
+    assert mx.angles.difference(one, 170, 180.0).values.tolist() == [20.0]
+    for a, period in ((xr.Dataset(), 180.0), (1.0, 0), (1.0, float("nan")), ("1", 180.0)):
+        with pytest.raises(mx.errors.SchemaError, match=r"expected (a number above 0|numbers)"):
+            mx.angles.difference(a, 2.0, period)
+
+
 def test_differences_of_angles_that_contradict_each_other():
     one = angle([10.0, 170.0])
     assert mx.angles.difference(one, one[::-1].values, 180.0).values.tolist() == [20.0, -20.0]

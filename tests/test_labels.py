@@ -145,6 +145,18 @@ def test_ids_that_became_floats_are_refused():
     with pytest.raises(mx.errors.SchemaError, match=r"float64, expected int64.*fill_value"):
         mx.to_table(wider)
     stated = {"pt_root_id": 0, "session": -1, "layer": "unknown", "axon_proofread": False}
+    # Its row would meet the one of a neuron whose root differs in the last digits.
+    roots = pd.DataFrame({"pt_root_id": ROOT_IDS, "spines": 4})
+    pairs = connections(units)
+    for use in (
+        lambda: mx.merge_table(wider, roots, on="pt_root_id"),
+        lambda: mx.select_units(wider, pt_root_id=ROOT_IDS[1]),
+        lambda: mx.annotate(pairs, wider, "pt_root_id", overwrite=True),
+        lambda: mx.to_html({"units": wider}, "never.html"),
+    ):
+        with pytest.raises(mx.errors.SchemaError, match="pt_root_id has dtype float64"):
+            use()
+    assert mx.select_units(wider, layer="L4").nucleus_id.values.tolist() == [5]
     wider = units.reindex(nucleus_id=[5, 11], fill_value=stated)
     assert wider.pt_root_id.values.tolist() == [ROOT_IDS[1], 0]
     assert mx.to_table(wider).layer.tolist() == ["L4", "unknown"]
@@ -310,10 +322,27 @@ def test_labels_of_a_merged_dataset_must_agree():
     np.testing.assert_array_equal(merged.rate_of_model, [[1, 3], [np.nan] * 2, [4, 8], [np.nan] * 2])  # fmt: skip
     assert_labelled(merged, [0, 1, 2, 3])
     assert set(merged.coords) == set(units.coords)
+    # Of earlier versions, in which they are variables of the table.
+    early = selection.reset_coords(set(selection.coords) & LABELS)
+    assert mx.merge_table(units, early).identical(merged)
+    # NaN is no difference, but a label of another shape is one.
+    depth = ("nucleus_id", [100.0, np.nan, np.nan, 320.0])
+    with_depth = units.assign_coords(depth=depth)
+    by_depth = selection.assign_coords(depth=("nucleus_id", [np.nan, 100.0]))
+    assert mx.merge_table(with_depth, by_depth).depth.equals(with_depth.depth)
+    with pytest.raises(mx.errors.SchemaError, match=r"already have \['depth'\]"):
+        mx.merge_table(units.drop_vars("depth").assign_coords(depth=5.0), by_depth)
     other = selection.assign_coords(layer=("nucleus_id", np.array(["L5", "L2/3"], dtype=object)))
     with pytest.raises(mx.errors.SchemaError, match=r"already have \['layer'\]"):
         mx.merge_table(units, other)
     assert mx.merge_table(units, other, "rate_of_model").layer.equals(units.layer)
+
+
+def test_text_as_bytes_is_text():
+    words = np.array([b"23P", "Übergang".encode()])
+    for form in (words, words.astype(object)):
+        units = mx.as_units(pd.DataFrame({"nucleus_id": [3, 5], "cell_type": form, "tag": form}))
+        assert units.cell_type.values.tolist() == units.tag.values.tolist() == ["23P", "Übergang"]
 
 
 def test_exports_have_labels(connectivity, tmp_path):

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from chromium import EXECUTABLE, Chromium
 
 import microns_xr as mx
@@ -146,7 +147,35 @@ def test_command(demo_store, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["demo.html"]
 
 
+def test_layers_without_a_border_are_left_out(own, tmp_path):
+    layers = xr.Dataset(
+        {
+            "layer_name": ("segment", ["L1", "L2/3"]),
+            "y_start": ("segment", [np.nan, 90.0]),
+            "y_end": ("segment", [90.0, 200.0]),
+        }
+    )
+    mx.to_html({**own, "layers": layers, "connectivity": None}, tmp_path / "a.html")
+    assert inside(tmp_path / "a.html")[0]["layers"] == [["L2/3", 90.0, 200.0]]
+
+
+def test_rates_need_their_angles(own, tmp_path):
+    n = own["units"].sizes["nucleus_id"]
+    units = own["units"].assign(pref_ori=("nucleus_id", np.zeros(n)))
+    two_scans = units.assign(rate_ori=(("nucleus_id", "scan", "orientation"), np.ones((n, 2, 4))))
+    no_angles = units.assign(rate_ori=(("nucleus_id", "orientation"), np.ones((n, 4))))
+    for given in (two_scans, no_angles):
+        with pytest.raises(mx.errors.SchemaError, match="rate_ori has dims"):
+            mx.to_html({"units": given}, tmp_path / "a.html")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_errors(own, tmp_path, monkeypatch):
+    with pytest.raises(mx.errors.SchemaError, match="path is a int"):
+        mx.to_html(own, 5)
+    twice = own["units"].isel(nucleus_id=[0, 0, 1])
+    with pytest.raises(mx.errors.SchemaError, match="repeats 1"):
+        mx.to_html({"units": twice}, tmp_path / "a.html")
     with pytest.raises(mx.errors.SchemaError, match=r"mx\.as_units"):
         mx.to_html({"connectivity": own["connectivity"]}, tmp_path / "a.html")
     with pytest.raises(mx.errors.SchemaError, match="is a folder"):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from zarr.abc.store import Store
 
@@ -189,7 +190,7 @@ def _compare_units(
     result = xr.Dataset({"change": ("nucleus_id", change, attrs)}, {"nucleus_id": ids})
     counts = {word: int((change == word).sum()) for word in ("kept", "gained", "lost")}
     for name in ("pt_root_id", *names):
-        of_both = _of_both([u[name].values for u in units.values()], rows)
+        of_both = _of_both([_comparable(u[name].values) for u in units.values()], rows)
         changed = (change == "kept") & (of_both[0] != of_both[1])
         flag, text = f"{name}_changed", f"{name} of a kept unit changed"
         result[name] = (("release", "nucleus_id"), of_both, dict(units["a"][name].attrs))
@@ -204,6 +205,11 @@ def _match(ids: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], np.ndar
     in_a, in_b = rows = [Lookup(of_release, "ids").find(of_either) for of_release in ids]
     change = np.where(in_a < 0, "gained", np.where(in_b < 0, "lost", "kept")).astype(object)
     return of_either, rows, change
+
+
+def _comparable(values: np.ndarray) -> np.ndarray:
+    """Return words with "unknown" for missing ones, since NaN differs from NaN."""
+    return np.where(pd.isna(values), "unknown", values) if values.dtype.kind == "O" else values
 
 
 def _of_both(values: list[np.ndarray], rows: list[np.ndarray]) -> np.ndarray:

@@ -149,14 +149,22 @@ def as_pairs(connectivity: Any) -> xr.Dataset:
     if isinstance(connectivity, xr.DataArray):
         about = {k: v for k, v in connectivity.attrs.items() if k in ("history", "source_tables")}
         connectivity = connectivity.to_dataset(name=connectivity.name or "weight")
+        connectivity = connectivity.drop_vars(_spanning_coords(connectivity))  # one weight is meant
         connectivity.attrs.update(about)
     if isinstance(connectivity, xr.Dataset) and all(
         dim in connectivity.coords and connectivity.variables[dim].dims == (dim,)
         for dim in PAIR_DIMS
     ):
+        if spanning := _spanning_coords(connectivity):  # weights as coordinates
+            connectivity = connectivity.reset_coords(spanning)
         connectivity = _in_order(_with_weights(_with_ids(connectivity)))
     validate(connectivity, "connectivity")
     return connectivity
+
+
+def _spanning_coords(connectivity: xr.Dataset) -> list[Any]:
+    variables = connectivity.variables
+    return [n for n in connectivity.coords if set(PAIR_DIMS) <= set(variables[n].dims)]
 
 
 def _with_ids(connectivity: xr.Dataset) -> xr.Dataset:

@@ -45,7 +45,7 @@ from microns_xr.errors import (
     unknown_label,
 )
 from microns_xr.provenance import add_history, require_same_release
-from microns_xr.schema import AXES
+from microns_xr.schema import AXES, require_unrounded_roots
 
 
 def n_connections(connectivity: xr.Dataset) -> int:
@@ -264,6 +264,7 @@ def _columns(units: xr.Dataset, name: str) -> list[tuple[str, xr.DataArray]]:
             f"units.{name} has dims {variable.dims}, expected one value per neuron along "
             "('nucleus_id',): select one column first, or use mx.contract for rates"
         )
+    require_unrounded_roots(xr.Dataset({name: variable.variable}))
     return [(name, variable)]
 
 

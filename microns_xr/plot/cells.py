@@ -11,7 +11,8 @@ import xarray as xr
 
 from microns_xr.angles import is_angle
 from microns_xr.connectivity.arrays import PAIR_DIMS
-from microns_xr.errors import SchemaError, require_instance
+from microns_xr.connectivity.labels import Lookup
+from microns_xr.errors import SchemaError, require_instance, whole_number
 from microns_xr.layers import depth_of
 from microns_xr.plot.style import (
     BESIDE,
@@ -248,6 +249,8 @@ def partners_in_space(
     """
     require(units, ("position", "nucleus_id"), "units", UNITS_FROM)
     _require_layers(layers)
+    nucleus_id = whole_number("nucleus_id", nucleus_id, 0)
+    Lookup(units["nucleus_id"].values, "nucleus_id of the units")  # raises if one is repeated
     where = _where(units, axes).transpose("nucleus_id", ...)
     connectivity, _ = connectivity_of(connectivity)
     require_same_release(("connectivity", connectivity), ("units", units))

@@ -10,6 +10,7 @@ import xarray as xr
 
 from microns_xr.analysis.null_models import compare_values
 from microns_xr.connectivity.arrays import PAIR_DIMS, pair_buffers, weight_of
+from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError
 from microns_xr.layers import depth_of
 from microns_xr.plot.style import (
@@ -197,6 +198,7 @@ def adjacency_matrix(
         raise SchemaError("the connectivity has no connection: there is nothing to draw")
     if units[by].dims != ("nucleus_id",):
         raise SchemaError(f"{by} has dims {units[by].dims}, expected one value per neuron")
+    Lookup(units["nucleus_id"].values, "nucleus_id of the units")  # raises if one is repeated
     places, steps, ns = [], [], []
     ax = axes_or_current(ax)
     axes = (ax.yaxis, ax.xaxis)

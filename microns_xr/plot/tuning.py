@@ -31,6 +31,7 @@ from microns_xr.plot.style import (
     one_word_each,
     require,
     styles_of,
+    words_of,
 )
 from microns_xr.tuning.fits import angle_axis, evaluate, fit
 
@@ -402,7 +403,15 @@ def _group_words(groups: Any, currents: xr.DataArray) -> np.ndarray:
             f"none of the {ids.size} neurons of post_nucleus_id has a group: pass one word per "
             "neuron with the label nucleus_id, such as units.layer"
         )
-    return np.asarray(groups.reindex({groups.dims[0]: ids}, fill_value="unknown"), dtype=object)
+    words = words_of(groups)
+    if words is None and groups.dtype.kind == "f":
+        raise SchemaError(
+            f"groups has dtype {groups.dtype}, expected one word per neuron: bin numbers first, "
+            "such as with np.digitize"
+        )
+    words = groups.values.astype(str) if words is None else words
+    groups = groups.copy(deep=False, data=words.astype(object))
+    return np.asarray(groups.reindex({groups.dims[0]: ids}, fill_value="unknown"))
 
 
 def with_angle(units: xr.Dataset, name: str) -> xr.Dataset:

@@ -37,7 +37,7 @@ from microns_xr.sources.fetch import (
     local_path,
     require_md5,
 )
-from microns_xr.sources.net import Retry
+from microns_xr.sources.net import Retry, as_retry
 from microns_xr.sources.postgres_csv import (
     Block,
     Header,
@@ -176,7 +176,7 @@ class ArchiveSource(TableSource):
         self._folder = None if folder is None else Path(folder).expanduser()
         self._access: dict[str, Any] = {
             "storage_options": dict(storage_options or {}),
-            "retry": retry or Retry(),
+            "retry": as_retry(retry),
             "timeout": timeout,
         }
         self._stems: dict[str, str] = {}

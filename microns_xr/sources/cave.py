@@ -26,7 +26,7 @@ import requests
 from microns_xr.errors import MicronsXrError, SchemaError, SourceError, whole_number
 from microns_xr.frames import RESOLUTION
 from microns_xr.releases import datastack_entry
-from microns_xr.sources.net import BadAnswer, Refused, Retry, attempt, describe
+from microns_xr.sources.net import BadAnswer, Refused, Retry, as_retry, attempt, describe
 from microns_xr.sources.synapse_plan import split_range
 from microns_xr.sources.tables import (
     TABLE_NAME,
@@ -344,7 +344,7 @@ class CaveSource(TableSource):
         self.datastack = datastack
         self.server_address = server_address.rstrip("/") if server_address else None
         self.timeout = timeout
-        self.retry = retry or Retry()
+        self.retry = as_retry(retry)
         self.connections = connections
         self.row_limit: int | None = None
         self._secret = Secret(auth_token)

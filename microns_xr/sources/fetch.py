@@ -33,6 +33,7 @@ from microns_xr.sources.net import (
     BadAnswer,
     Refused,
     Retry,
+    as_retry,
     attempt,
     classify,
     describe,
@@ -467,7 +468,7 @@ def fetch_file(
                 remote = open_remote(url, **options)
                 fetch = _Fetch(remote, display_url(url), path, part, sha256, bar)
                 return attempt(
-                    retry or Retry(),
+                    as_retry(retry),
                     fetch.attempt,
                     fetch.url,
                     advice=_ADVICE,

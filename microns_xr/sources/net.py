@@ -12,13 +12,20 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import tenacity
 import urllib3
 
-from microns_xr.errors import IncompleteDownloadError, MicronsXrError, SourceError
+from microns_xr.errors import (
+    IncompleteDownloadError,
+    MicronsXrError,
+    SourceError,
+    require_instance,
+    whole_number,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +169,17 @@ class Retry:
     cap: float = 120.0
     sleep: Callable[[float], Any] = field(default=time.sleep, repr=False)
     answered: bool = field(default=False, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        whole_number("attempts", self.attempts, 1)
+        for name in ("base", "cap"):
+            require_instance(name, getattr(self, name), Real, "a number of seconds")
+
+
+def as_retry(retry: Retry | None) -> Retry:
+    """Return an argument that says how often to try, by default that of `Retry`."""
+    require_instance("retry", retry, (Retry, type(None)), "mx.sources.Retry(attempts=...)")
+    return retry or Retry()
 
 
 def attempt(

@@ -103,7 +103,7 @@
         fig.add_layout(new B.Label({ x: 4, x_units: "screen", y: (start + end) / 2, text: name, text_baseline: "middle", text_font_size: "12px", text_color: "#1c2430", background_fill_color: "#ffffff", background_fill_alpha: 0.7 }));
       }
     }
-    if (D.layers) for (const fig of [cells, depth]) fig.add_layout(new B.Span({ location: D.layers.at(-1)[2], dimension: "width", line_color: "#4a5563", line_width: 0.8 }));
+    if (D.layers && D.layers.length) for (const fig of [cells, depth]) fig.add_layout(new B.Span({ location: D.layers.at(-1)[2], dimension: "width", line_color: "#4a5563", line_width: 0.8 }));
     cells.y_range.change.connect(() => { if (S.view !== "xz") depth.y_range.setv({ start: cells.y_range.start, end: cells.y_range.end }); });
   } else ["cells-card", "depth-card", "view-label"].forEach((id) => { $(id).hidden = true; });
 
@@ -351,7 +351,7 @@
       const close = (row) => [...row, row[0]], xs = close(T.angles).map((x, k) => (k === K ? T.angles[0] + T.period : x));
       const sums = v.words.map(() => new Float64Array(K)), n = new Float64Array(v.words.length);
       for (const i of S.shown) {
-        if (!Number.isFinite(a[i * K]) || (name === "currents" && !A.in_degree[i])) continue;
+        if (!a.subarray(i * K, i * K + K).every(Number.isFinite) || (name === "currents" && !A.in_degree[i])) continue;
         n[v.values[i]]++;
         for (let k = 0; k < K; k++) sums[v.values[i]][k] += a[i * K + k];
       }

@@ -6,6 +6,7 @@ import base64
 import gzip
 import html
 import json
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -16,10 +17,11 @@ import xarray as xr
 
 from microns_xr.analysis.populations import group_connectivity
 from microns_xr.angles import ANGLE_CONVENTIONS
+from microns_xr.columns import as_ids
 from microns_xr.connectivity.arrays import PAIR_DIMS, as_pairs, pair_buffers, weight_of
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.currents import input_currents
-from microns_xr.errors import SchemaError, import_optional, whole_number
+from microns_xr.errors import SchemaError, import_optional, require_instance, whole_number
 from microns_xr.files import write_file
 from microns_xr.frames import NO_FRAME
 from microns_xr.plot.style import (
@@ -33,7 +35,7 @@ from microns_xr.plot.style import (
 )
 from microns_xr.plot.tuning import with_angle
 from microns_xr.provenance import require_same_release, text_lines
-from microns_xr.schema import AXES
+from microns_xr.schema import AXES, require_unrounded_roots
 from microns_xr.select import degrees
 from microns_xr.store.locate import Address
 from microns_xr.store.open import open_store
@@ -103,6 +105,7 @@ def to_html(
     >>> path.read_text()[:15]
     '<!DOCTYPE html>'
     """
+    require_instance("path", path, (str, os.PathLike), "the name of a file")
     max_connections = whole_number("max_connections", max_connections, 0)
     if Path(path).is_dir():
         raise SchemaError(f"{path} is a folder, expected the name of a file")
@@ -114,8 +117,10 @@ def to_html(
     if not isinstance(tree, Mapping):
         tree = open_store(tree, lazy=True)
     parts: dict[str, Any] = {}
-    for name in [n for n in ("units", "layers", "connectivity") if n in tree]:
-        node = tree[name]
+    for name in ("units", "layers", "connectivity"):
+        node = tree.get(name)
+        if node is None:
+            continue
         parts[name] = (node.to_dataset() if isinstance(node, xr.DataTree) else node).compute()
     require(parts.get("units"), ("nucleus_id",), "units", _FROM)
     header, arrays = _content(parts, getattr(tree, "attrs", {}), max_connections)
@@ -155,10 +160,12 @@ def _content(
     """Return what the page shows: text and small tables, and arrays over neurons or pairs."""
     require_same_release(*((n, parts[n]) for n in ("units", "connectivity") if n in parts))
     units = with_angle(parts["units"], "pref_ori")
-    ids = units["nucleus_id"].values
-    arrays = {"nucleus_id": ids.astype(np.int64)}
+    require_unrounded_roots(units)
+    ids = as_ids(units["nucleus_id"].values, "nucleus_id of the units")
+    Lookup(ids, "nucleus_id of the units")  # raises if one is repeated
+    arrays = {"nucleus_id": ids}
     if "pt_root_id" in units.variables:
-        arrays["pt_root_id"] = units["pt_root_id"].values.astype(np.int64)
+        arrays["pt_root_id"] = as_ids(units["pt_root_id"].values, "pt_root_id", missing=0)
     about = {**attrs, **{str(k): v.item() for k, v in units.coords.items() if v.ndim == 0}}
     stated = [str(about[k]) for k in ("datastack", "materialization_version") if k in about]
     header: dict[str, Any] = {
@@ -181,7 +188,8 @@ def _content(
     if "layers" in parts:
         names = ("layer_name", "y_start", "y_end")
         require(parts["layers"], names, "layers", "use mx.segment_layers(units)")
-        columns = (parts["layers"][name].values.tolist() for name in names)
+        layers = parts["layers"][list(names)].dropna("segment")
+        columns = (layers[name].values.tolist() for name in names)
         header["layers"] = [list(row) for row in zip(*columns, strict=True)]
     words = _add_variables(header, arrays, units)
     rates = next((n for n in ("rate_ori", "rate_dir") if n in units.variables), None)
@@ -246,8 +254,14 @@ def _add_rates(
     rates: xr.DataArray,
     connectivity: xr.Dataset | None,
 ) -> None:
-    rates = rates.transpose("nucleus_id", ...)
-    dim = str(rates.dims[1])
+    dim = next(d for d in ("orientation", "direction") if d[:3] in str(rates.name))
+    if set(rates.dims) != {"nucleus_id", dim} or dim not in rates.coords:
+        raise SchemaError(
+            f"{rates.name} has dims {rates.dims} and the coordinates {list(rates.coords)}, "
+            f"expected ('nucleus_id', {dim!r}) with the angles: select one set of rates, or assign "
+            f"the angles with .assign_coords({dim}=...)"
+        )
+    rates = rates.transpose("nucleus_id", dim)
     arrays["rates"] = _floats(rates.values)
     n_rated = int(rates.notnull().values.all(axis=1).sum())
     header["counts"].append(["cells with measured rates", n_rated])

@@ -81,6 +81,14 @@ def test_units_by_hand(old, new):
     assert units.cell_type_changed.values.tolist() == [False, True, False, False]
 
 
+def test_missing_words_do_not_change(old, new):
+    for tree, words in ((old, [np.nan, np.nan, "a"]), (new, [np.nan, np.nan, None])):
+        tree["units"]["note"] = ("nucleus_id", np.array(words, dtype=object))
+    units = mx.analysis.compare_releases(old, new, variables="note")["units"].to_dataset()
+    assert units.note_changed.values.tolist() == [False, False, True, False]
+    assert units.note.sel(release="a").values.tolist() == ["unknown", "unknown", "a", "absent"]
+
+
 def test_connections_by_hand(old, new):
     changes = mx.analysis.compare_releases(old, new)
     # Only neurons 1 and 2 are on the axes of both, so that four pairs are comparable.

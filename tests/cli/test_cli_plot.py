@@ -47,6 +47,7 @@ def test_every_picture_of_a_store(demo_store, tmp_path):
         (["tuning", "--variable", "gOSI"], "no rates 'gOSI'"),
         (["probability", "--distance", "0:100"], "START:STOP:STEP"),
         (["currents", "--variable", "rate_x"], "no rates 'rate_x'"),
+        (["currents", "--by", "pref_ori"], "expected one word per neuron"),
         (["depth", "--by", "colour"], "--by is 'colour', expected one of"),
         (["depth", "--null", "5"], "--null has no effect on depth: it applies to like-to-like"),
         (["cells", "--by", "layer", "--variable", "cell_type"], "give one of them"),

@@ -213,6 +213,26 @@ def test_one_array_is_enough():
         assert list(function(strength).data_vars) == ["strength"]
 
 
+def test_weights_may_be_coordinates():
+    c = standard()
+    both = ["synapse_size", "synapse_count"]
+    for given in (c.set_coords("synapse_size"), c.set_coords(both), c.chunk().set_coords(both)):
+        for function in (
+            mx.drop_autapses,
+            lambda w: mx.select_connections(w, pre=ids(3)),
+            lambda w: mx.inputs_to(w, ids(N_POST)[2]),
+            lambda w: as_pairs(w.isel(post_nucleus_id=slice(None, None, -1))),
+        ):
+            found, expected = function(given), function(c)
+            assert set(found.data_vars) == set(both)
+            for name in both:
+                assert found[name].sum() == expected[name].sum() > 0
+    # A DataArray is the weight that is meant, whatever its coordinates are.
+    expected = mx.input_currents(c.synapse_count, UNITS.rate)
+    found = mx.input_currents(c.set_coords("synapse_size").synapse_count, UNITS.rate)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_which_weight():
     c = standard().drop_vars("synapse_size").assign(other=standard().synapse_size)
     with pytest.raises(mx.errors.SchemaError, match=r"\['synapse_count', 'other'\]: pass the name"):

@@ -590,6 +590,20 @@ def test_currents_are_means_over_neurons():
             "L5 (1)": [0.5, 1.5, 0.5],
         }
         assert ax.lines[0].get_xdata().tolist() == [0, 90, 180]
+    for values, words in (
+        ([2, 1, 1, 1], {"1 (2)", "2 (1)"}),
+        ([True, False, False, False], {"False (2)", "True (1)"}),
+        (pd.array(["b", None, None, None], dtype="string"), {"unknown (2)", "b (1)"}),
+    ):
+        groups = xr.Dataset({"group": ("nucleus_id", values)}, layer.coords).group
+        plt.close("all")
+        drawn = plot.currents_by_angle(currents, groups).lines
+        means = {line.get_label(): line.get_ydata().tolist() for line in drawn}
+        assert set(means) == words
+        assert next(y for word, y in means.items() if "(2)" in word) == [0.75, 1.25, 0.75]
+    with pytest.raises(mx.errors.SchemaError, match="bin numbers first"):
+        plot.currents_by_angle(currents, layer.copy(data=[0.5, 1, 1, 1]))
+    plt.close("all")
     raw = plot.currents_by_angle(currents, normalise=False)
     assert raw.get_ylabel() == "input current (voxels x rate)"
     np.testing.assert_allclose(raw.lines[0].get_ydata(), [8 / 3, 20 / 3, 8 / 3])

@@ -302,3 +302,14 @@ def test_attempts_that_make_progress_do_not_count():
     assert all(wait <= 1 for wait in waits)
     with pytest.raises(mx.errors.IncompleteDownloadError, match="2 attempts"):
         attempt(retry, Service(*[OSError("cut")] * 7), "the file")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"attempts": 0}, {"attempts": 2.5}, {"attempts": "3"}, {"base": "1"}, {"cap": None}]
+)
+def test_what_is_no_retry(wrong):
+    with pytest.raises(mx.errors.SchemaError, match=f"{next(iter(wrong))} is"):
+        mx.sources.Retry(**wrong)
+    for source in (mx.sources.ArchiveSource, mx.sources.CaveSource):
+        with pytest.raises(mx.errors.SchemaError, match=r"expected mx\.sources\.Retry"):
+            source(1507, retry=5)

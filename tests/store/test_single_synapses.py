@@ -169,6 +169,17 @@ def test_sums_by_hand(three: str) -> None:
     assert found.pre_cell_type.values.tolist() == ["23P", "5P-ET", "Übergang-µ"]
 
 
+def test_sums_need_whole_sizes() -> None:
+    synapses = ex.synapses()
+    large = synapses["size"] > 30
+    kept = mx.sum_synapses(synapses.where(large, drop=True))  # floats, but whole
+    assert kept.synapse_size.dtype == np.int64
+    assert kept.synapse_size.data.sum() == int(synapses["size"].values[large.values].sum())
+    for wrong in (synapses.where(large), synapses.assign(size=synapses["size"] / 7)):
+        with pytest.raises(mx.errors.SchemaError, match="size holds NaN or fractions"):
+            mx.sum_synapses(wrong)
+
+
 def test_sums_of_some_synapses_know_no_zeros(three: str) -> None:
     """11 -> 13 and 12 -> 13 have synapses outside of the box, 12 -> 11 has one in it."""
     requested = xr.Variable((), np.array("requested", dtype=object))
@@ -599,8 +610,16 @@ def test_sums_refuse_other_neurons_and_other_releases() -> None:
         np.array([[0, 0], [30, 0], [0, 0]]), np.array([[0, 0], [1, 0], [0, 0]]),
         post=np.array([11, 15])))  # fmt: skip
     other = mx.releases.stamp_release(connectivity, "minnie65_public", 1300)
-    with pytest.raises(mx.errors.ReleaseMismatchError):
-        mx.sum_synapses(ex.synapses(), other)
+    tree = xr.DataTree.from_dict({"synapses": ex.synapses(), "connectivity": other})
+    for arguments in ((ex.synapses(), other), (tree,)):
+        with pytest.raises(mx.errors.ReleaseMismatchError):
+            mx.sum_synapses(*arguments)
+    tree["connectivity"] = connectivity.isel(post_nucleus_id=slice(None, None, -1)).drop_vars(
+        "scope"
+    )
+    summed = mx.sum_synapses(tree)
+    assert_same_sums(summed, mx.sum_synapses(ex.synapses(), connectivity))
+    assert summed.scope.item() == "unknown"
     unstated = connectivity.drop_vars(["datastack", "materialization_version"])
     assert mx.sum_synapses(ex.synapses(), unstated).materialization_version == 661
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections import Counter
@@ -475,3 +476,14 @@ def test_command_contradictory_options_are_refused_before_anything_is_fetched(ca
     assert run("download", "--version", 1718, "--source", "elsewhere", cwd=tmp_path).returncode == 2
     assert list(tmp_path.iterdir()) == []
     assert not cave.requests
+
+
+def test_bars_are_shown_on_a_terminal_and_not_in_a_log(cave, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for name, screen in (("log", io.StringIO()), ("terminal", Terminal())):
+        monkeypatch.setattr("sys.stderr", screen)
+        release_of(cave, tmp_path / name).table("nucleus")  # fetched at its first use
+        assert ("1/1" in screen.getvalue()) == (name == "terminal")

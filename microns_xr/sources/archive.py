@@ -37,7 +37,7 @@ from microns_xr.sources.fetch import (
     local_path,
     require_md5,
 )
-from microns_xr.sources.net import Retry, as_retry
+from microns_xr.sources.net import Retry, as_retry, hide_bar
 from microns_xr.sources.postgres_csv import (
     Block,
     Header,
@@ -483,7 +483,7 @@ def filter_synapses(
             unit="B",
             unit_scale=True,
             unit_divisor=1024,
-            disable=not progress,
+            disable=hide_bar(progress),
         )
 
         def blocks() -> Iterator[Block]:

@@ -44,7 +44,7 @@ from microns_xr.sources.archive import ArchiveSource
 from microns_xr.sources.cave import CaveSource, fetch_table
 from microns_xr.sources.demo import DemoSource
 from microns_xr.sources.directory import DirectorySource, table_files, the_only, write_identity
-from microns_xr.sources.net import Retry
+from microns_xr.sources.net import Retry, hide_bar
 from microns_xr.sources.synapses import (
     SYNAPSE_TABLE,
     SynapseSet,
@@ -284,7 +284,7 @@ class CachedSource(TableSource):
                     f"{name} is not downloaded as a whole: fetch the synapses of some neurons with "
                     "Release.download_synapses(pre, post)"
                 )
-            self.download([name], progress=False)
+            self.download([name])
         with pa.parquet.ParquetFile(self.path(name)) as file:
             frame = to_frame(file.read())
         stated = (self._record(name) or {}).get("resolution_nm")
@@ -350,7 +350,7 @@ class CachedSource(TableSource):
                 desc="tables",
                 unit="table",
                 # The archive shows a separate bar for each file.
-                disable=isinstance(remote, ArchiveSource) or not progress,
+                disable=hide_bar(progress and not isinstance(remote, ArchiveSource)),
             )
             for name in bar:
                 # Another thread may have fetched it while this one waited.

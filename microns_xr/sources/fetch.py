@@ -37,6 +37,7 @@ from microns_xr.sources.net import (
     attempt,
     classify,
     describe,
+    hide_bar,
     status_of,
 )
 
@@ -462,7 +463,11 @@ def fetch_file(
                 return existing
             path.parent.mkdir(parents=True, exist_ok=True)
             bar: Any = tqdm(
-                desc=path.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress
+                desc=path.name,
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                disable=hide_bar(progress),
             )
             with bar, _open_part(path) as part:
                 remote = open_remote(url, **options)

@@ -8,6 +8,7 @@ import http.client
 import logging
 import random
 import re
+import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -139,6 +140,11 @@ def _retry_after(error: BaseException) -> float:
     with contextlib.suppress(urllib3.exceptions.InvalidHeader):
         return urllib3.util.Retry().parse_retry_after(str(headers.get("Retry-After")))
     return 0.0
+
+
+def hide_bar(progress: bool) -> bool | None:
+    """Return the `disable` of a tqdm bar: shown on a terminal and in a notebook, not in a log."""
+    return (False if "ipykernel" in sys.modules else None) if progress else True
 
 
 @dataclass

@@ -69,7 +69,7 @@ from microns_xr.files import (
 from microns_xr.frames import RESOLUTION
 from microns_xr.provenance import release_of
 from microns_xr.sources.cave import CaveSource
-from microns_xr.sources.net import BadAnswer, attempt
+from microns_xr.sources.net import BadAnswer, attempt, hide_bar
 from microns_xr.sources.synapse_plan import (
     Piece,
     Side,
@@ -766,7 +766,7 @@ class _Download:
             initial=plan.ids_done,
             desc="synapses",
             unit="root",
-            disable=not progress,
+            disable=hide_bar(progress),
         )
 
         def show() -> None:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -735,7 +736,8 @@ def test_a_folder_that_was_renamed_or_damaged_is_noticed(tmp_path):
         SynapseSet(tmp_path, "mine").request
 
 
-def test_the_bar_says_how_far_it_is(tmp_path, capsys):
+def test_the_bar_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     download(MemoryService(FRAME), tmp_path, post=ROOTS, progress=True)
     n = len(expected(FRAME, None, ROOTS))
     pairs = len(

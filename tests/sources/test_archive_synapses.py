@@ -465,7 +465,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert peaks[1] - peaks[0] < 120, peaks
 
 
-def test_one_bar_in_bytes_of_the_file(path, tmp_path, capsys):
+def test_one_bar_in_bytes_of_the_file(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     filter_synapses(path, HEADER, tmp_path, ask(post=[ROOT]))
     said = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()
     assert said[-1].startswith("synapses: 100%")

@@ -247,12 +247,13 @@ def test_tables_beyond_max_rows_are_left_out_with_a_word(folder, caplog):
     assert f"{SYNAPSES} has 300 rows, more than 100: it is left out" in caplog.text
 
 
-def test_a_progress_bar_counts_tables(folder, capfd):
+def test_a_progress_bar_counts_tables(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with CaveServer(make_tables()) as server, source_of(server) as source:
         cached(source, folder).download([TYPES, STATUS])
-        assert "2/2" in capfd.readouterr().err
+        assert "2/2" in capsys.readouterr().err
         cached(source, folder).download([TYPES, STATUS], progress=False)
-        assert capfd.readouterr() == ("", "")
+        assert capsys.readouterr() == ("", "")
 
 
 SCRIPT = """

@@ -15,7 +15,7 @@ from microns_xr.frames import Resolution, Space
 from microns_xr.plot.style import PALETTE, colours_of
 from microns_xr.provenance import release_of, require_same_release
 from microns_xr.releases import datastack_entry, space_of_data, volume_of
-from microns_xr.schema import AXES
+from microns_xr.schema import AXES, require_unrounded_roots
 
 SITE = "https://spelunker.cave-explorer.org/"
 
@@ -93,6 +93,7 @@ def neuroglancer_link(
         require_same_release(("cells", cells), ("synapses", synapses))
     source, image = _sources(release, segmentation, image, allow_demo)
     visible = _cells_to_show(cells, colour)
+    require_unrounded_roots(visible)
     ids, roots = visible["nucleus_id"].values, visible["pt_root_id"].values
     space = space_of_data(cells)
     if space.voxel_nm is None:

@@ -163,8 +163,8 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
     UnknownLabelError
         If synapses belong to neurons that are not on the axes of `connectivity`.
     SchemaError
-        If the synapses lack ``size``, or the neurons that they connect, or a ``synapse_id`` is
-        repeated.
+        If the synapses lack ``size``, or the neurons that they connect, a size is not a whole
+        number, or a ``synapse_id`` is repeated.
     ReleaseMismatchError
         If the two come from different releases, or do not record their release.
 

@@ -153,6 +153,7 @@ def test_ids_that_became_floats_are_refused():
         lambda: mx.select_units(wider, pt_root_id=ROOT_IDS[1]),
         lambda: mx.annotate(pairs, wider, "pt_root_id", overwrite=True),
         lambda: mx.to_html({"units": wider}, "never.html"),
+        lambda: mx.neuroglancer_link(wider.dropna("nucleus_id", subset=["depth"])),
     ):
         with pytest.raises(mx.errors.SchemaError, match="pt_root_id has dtype float64"):
             use()

@@ -614,6 +614,7 @@ def test_http_lists_nothing_but_knows_what_exists(server):
 
 
 def test_one_bar_in_bytes(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     said = io.StringIO()
     monkeypatch.setattr(sys, "stderr", said)
     url = server.put(f"/{NAME}", BODY, cuts=[1_500_000])

@@ -614,8 +614,8 @@ def test_http_lists_nothing_but_knows_what_exists(server):
 
 
 def test_one_bar_in_bytes(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     said = io.StringIO()
+    said.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", said)
     url = server.put(f"/{NAME}", BODY, cuts=[1_500_000])
     fetch_file(url, tmp_path / NAME, retry=mx.sources.Retry(sleep=lambda s: None))

@@ -144,7 +144,11 @@ def _retry_after(error: BaseException) -> float:
 
 def hide_bar(progress: bool) -> bool | None:
     """Return the `disable` of a tqdm bar: shown on a terminal and in a notebook, not in a log."""
-    return (False if "ipykernel" in sys.modules else None) if progress else True
+    if not progress:
+        return True
+    # It may be imported where there is no notebook.
+    in_notebook = "ipykernel" in sys.modules and sys.modules["IPython"].get_ipython() is not None
+    return False if in_notebook else None
 
 
 @dataclass

@@ -270,7 +270,7 @@ def build(
     scope: Annotated[
         Scope | None,
         typer.Option(
-            help="What the synapses cover, complete: they are all of the release. By default what "
+            help="What the synapses cover; complete: all synapses of the release. By default what "
             "the folder states."
         ),
     ] = None,
@@ -493,7 +493,7 @@ def ingest(
         bool, typer.Option(help="Include single synapses and their positions.")
     ] = False,
     scope: Annotated[
-        Scope, typer.Option(help="What the files cover, complete: the whole table of the release.")
+        Scope, typer.Option(help="What the files cover; complete: the whole table of the release.")
     ] = Scope.unknown,
     count_bad_lines: Annotated[
         bool, typer.Option(help="Leave out lines that cannot be read, and count them.")

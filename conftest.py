@@ -1,4 +1,4 @@
-"""Examples and tests begin without figures of pyplot."""
+"""Examples and tests begin without pyplot figures."""
 
 import sys
 from collections.abc import Iterator

@@ -171,7 +171,7 @@ def _convert_variable(
     values: Any = data.astype(np.float64)
     turn = full_turn(old_units)
     scale = full_turn(new_units) / turn
-    # Indices of stimuli would no longer look like them.
+    # Once converted, indices of stimuli could no longer be recognised.
     if (scale != 1 or new_convention != old_convention) and variable.chunks is None:
         require_likely_units(values, old_units, name)
     if new_convention != old_convention:

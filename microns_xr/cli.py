@@ -240,7 +240,7 @@ class Scope(StrEnum):
 
 
 class Convention(StrEnum):
-    """Where angles are 0, and which way they run."""
+    """Where angles are 0, and in which direction they grow."""
 
     up_clockwise = "up_clockwise"
     right_counterclockwise = "right_counterclockwise"
@@ -270,7 +270,7 @@ def build(
     scope: Annotated[
         Scope | None,
         typer.Option(
-            help="What the synapses cover, complete: they are all of the release. By default what "
+            help="What the synapses cover; complete: all synapses of the release. By default what "
             "the folder states."
         ),
     ] = None,
@@ -285,8 +285,8 @@ def build(
 
     Tables are found by name in RAW_DIR, RAW_DIR/raw and RAW_DIR/functional, synapses in a folder
     synapses/ below one of them. Missing tables (coregistration, tuning curves, synapses) are
-    listed, and the parts that need them are left out of the store; so are tables of rates, fits
-    and functional properties that are not in it.
+    listed, and the parts that need them are left out of the store. Tables of rates, fits and
+    functional properties that the store does not use are listed too.
     """
     from microns_xr.release import functional_parts, unused_functional_tables
 
@@ -493,7 +493,7 @@ def ingest(
         bool, typer.Option(help="Include single synapses and their positions.")
     ] = False,
     scope: Annotated[
-        Scope, typer.Option(help="What the files cover, complete: the whole table of the release.")
+        Scope, typer.Option(help="What the files cover; complete: the whole table of the release.")
     ] = Scope.unknown,
     count_bad_lines: Annotated[
         bool, typer.Option(help="Leave out lines that cannot be read, and count them.")
@@ -716,7 +716,7 @@ def view(
 ) -> None:
     """Write a page for a browser: cells, connections, partners of a neuron, currents.
 
-    The page needs no network: its data are inside. Send it to a colleague.
+    The page contains its data and needs no network: you can send it to a colleague.
     """
     out = out or Path(f"{store.resolve().stem}.html")
     if out.suffix != ".html":
@@ -855,7 +855,7 @@ def plot(
         _save(figure, out)
         typer.echo(f"written       {out}")
         return
-    # Not a figure of pyplot, which would keep it.
+    # Not a pyplot figure, which pyplot would keep.
     projection = "polar" if what is Picture.orientations else None
     ax = Figure(layout="constrained").add_subplot(projection=projection)
     right_up: Any = tuple(axes)

@@ -187,7 +187,7 @@ def text_column(column: pd.Series, table: str) -> pd.Series:
 
 
 def _text(word: Any) -> str:
-    # HDF5 has text as bytes, whose str() is "b'...'".
+    # HDF5 stores text as bytes, whose str() is "b'...'".
     return word.decode("utf-8", "replace") if isinstance(word, bytes) else str(word)
 
 

@@ -190,7 +190,7 @@ def _report_absent_types(
             )
     elif stated:
         raise UnknownLabelError(
-            f"no unit has one of the cell types {absent} of layer_types, {found}: pass those of "
+            f"no unit has any of the cell types {absent} of layer_types, {found}: pass those of "
             "the units"
         )
     else:

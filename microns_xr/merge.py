@@ -74,7 +74,7 @@ def merge_table(
         functional rows of the same release.
     columns : list of str, optional
         Columns to add; by default all except keys, ids and columns of the annotation service, and
-        labels of a Dataset that `dataset` has, too.
+        labels of a Dataset that `dataset` has too.
     on : {"nucleus_id", "pt_root_id", "functional"}, optional
         ``nucleus_id`` matches the nucleus (``target_id`` of the annotation tables);
         ``functional`` matches (session, scan_idx, unit_id); ``pt_root_id`` the segment, which
@@ -93,10 +93,10 @@ def merge_table(
     Returns
     -------
     xarray.Dataset
-        `dataset` with the columns added, over the same dim, text, truth values and ids as
-        coordinates and numbers as variables; the inputs are not modified. Rows
-        without a match have -1 in integer columns, NaN in floats, "unknown" in text; if there are
-        any, booleans become the words "true", "false" and "unknown".
+        `dataset` with the columns added over the same dim: text, booleans and ids as coordinates,
+        numbers as variables; the inputs are not modified. Rows without a match have -1 in integer
+        columns, NaN in floats, "unknown" in text; if there are any, booleans become the words
+        "true", "false" and "unknown".
 
     Raises
     ------
@@ -111,9 +111,9 @@ def merge_table(
     Warns
     -----
     DroppedRowsWarning
-        If no row of the table has a match, or root ids seem to be of another release: rows name a
-        nucleus that has another root in `dataset`, or without nucleus ids, fewer than 0.81 of the
-        rows (0.5 of a few rows) meet one of all units.
+        If no row of the table has a match, or the root ids seem to be of another release: rows name
+        a nucleus that has another root in `dataset` or, without nucleus ids, fewer than 0.81 of the
+        rows (0.5 if there are only a few) match one of all units.
 
     Examples
     --------
@@ -200,7 +200,7 @@ def _warn_of_other_roots(dataset: xr.Dataset, keys: pd.DataFrame) -> None:
         n = int((known & (roots != keys["pt_root_id"].to_numpy())).sum())
         if n:
             warn_of_dropped_rows(
-                f"{n} of {int(known.sum())} rows of the table have another pt_root_id than "
+                f"{n} of {int(known.sum())} rows of the table have a different pt_root_id than "
                 f"their nucleus has in the {_KIND[_row_dim(dataset)]}, and do not match: {advice}"
             )
     elif "selection" in dataset.attrs:
@@ -294,7 +294,7 @@ def _from_frame(
         key: as_ids(table[column], f"{name}.{column}", missing=-1)
         for key, column in zip(_KEYS[on], key_columns, strict=True)
     }
-    if on == "pt_root_id":  # by which the roots can be checked
+    if on == "pt_root_id":  # which the roots can be checked against
         for column in [c for c in ("nucleus_id", "target_id") if c in table.columns][:1]:
             keys["nucleus_id"] = as_ids(table[column], f"{name}.{column}", missing=-1)
     ids = {*key_columns, "target_id", "nucleus_id", "pt_root_id", "valid_id", *SCAN_KEYS}

@@ -95,10 +95,10 @@ def as_units(
     -------
     xarray.Dataset
         Over ``nucleus_id`` (int64, sorted, unique). Text is a coordinate, of dtype object, with
-        "unknown" for missing words (or "none", where the data model says so); so are truth
-        values and ids (``pt_root_id``, ``session``, other integers in columns that end in ``_id``).
-        Numbers are variables; integers with missing values become float64.
-        ``position(nucleus_id, axis)`` is in µm.
+        "unknown" for missing words (or "none", where the data model says so); so are booleans and
+        ids (``pt_root_id``, ``session``, other integers in columns that end in ``_id``). Numbers
+        are variables; integers with missing values become float64. ``position(nucleus_id, axis)``
+        is in µm.
 
     Raises
     ------
@@ -349,9 +349,9 @@ def as_connectivity(
     count : str, optional
         For a table, the column that counts the synapses of a row; it becomes ``synapse_count``.
     rows : {"pair", "synapse"}, optional
-        What a row of a table is. Rows of the same pair are summed in either case, but for pairs
-        that are repeated with the same weights, as in overlapping files, which are an error; rows
-        that are synapses are counted as ``synapse_count``.
+        What a row of a table is. Rows of the same pair are summed in either case, except that pairs
+        repeated with the same weights, as in overlapping files, are an error. Rows that are
+        synapses are counted as ``synapse_count``.
     pre_ids, post_ids : collection of int or units Dataset, optional
         For a table, the neurons that were asked for. With both, these are the axes and the scope is
         "requested"; with one, the other axis holds the neurons of its rows. Rows of other neurons
@@ -381,7 +381,8 @@ def as_connectivity(
     Warns
     -----
     DroppedRowsWarning
-        If the id of a neuron is missing in every row, or every row is of other neurons.
+        If the id of a neuron is missing in every row, or no row is between neurons of `pre_ids` and
+        `post_ids`.
 
     Examples
     --------
@@ -475,7 +476,7 @@ _Ends = dict[str, np.ndarray]
 
 
 def _require_different(ends: _Ends, values: list[np.ndarray], chosen: np.ndarray) -> None:
-    """Raise if rows that repeat a pair all repeat its weights, too, as overlapping files do."""
+    """Raise if rows that repeat a pair all repeat its weights too, as overlapping files do."""
     table = pd.DataFrame({**ends, **{f"weight {i}": v for i, v in enumerate(values)}})[chosen]
     n_repeated = int(table.duplicated(list(ends)).sum())
     if int(table.duplicated().sum()) == n_repeated:
@@ -511,8 +512,8 @@ def _rows_of(
         present = [name for name in known if name in columns]
         if not present:
             by_root = f"{side}_pt_root_id" in columns
-            # Columns named by the ids of neurons are those of a matrix.
-            matrix = "; of a matrix pass edges.to_numpy(), pre=edges.index, post=edges.columns"
+            # Columns named after ids of neurons are those of a matrix.
+            matrix = "; for a matrix, pass edges.to_numpy(), pre=edges.index, post=edges.columns"
             raise SchemaError(
                 f"edges has the columns {columns}, expected {' or '.join(known)}: pass {side}=, "
                 f"the column of the {side}synaptic neurons"

@@ -187,7 +187,7 @@ class Release:
         return f"<Release {self.datastack} v{self.version} from {type(self.source).__name__}>"
 
     def _repr_html_(self) -> str:
-        # Of what is here: a look at a release contacts no server.
+        # Only what has been read: displaying a release contacts no server.
         read = "".join(
             f"<tr><td>{escape(name)}</td><td>{record.get('rows', 0):,} rows</td></tr>"
             for name, record in sorted(self._provenance.items())
@@ -1100,9 +1100,9 @@ class Release:
 def functional_parts(
     release: Release, angle_convention: AngleConvention | None = None
 ) -> tuple[FunctionalMode, bool, FunctionalKind | None]:
-    """Return of which functional tables units, rates and rows of a store can be made."""
+    """Return which functional tables can provide the units, rates and rows of a store."""
     has = release.has_tables()
-    if not has["coregistration"]:  # without which no rates have neurons
+    if not has["coregistration"]:  # which assigns rates to neurons
         twin = has["functional_properties"]
         return ("best_only", False, "digital_twin") if twin else ("none", False, None)
     fits = _tables_of_fits(release)

@@ -139,7 +139,7 @@ KINDS: dict[str, dict[str, VariableSpec]] = {
 
 
 def is_label(name: str, dtype: np.dtype) -> bool:
-    """Whether values identify or label rows: text, truth values and ids, but no other numbers."""
+    """Whether values identify or label rows: text, booleans and ids, but no other numbers."""
     if dtype.kind in "iu":
         return name in ("session", "scan_idx") or name.endswith("_id")
     return dtype.kind in "OUTb"
@@ -229,8 +229,8 @@ def require_unrounded(ids: np.ndarray, what: str) -> None:
     """Raise if large ids went through float64 before they became integers."""
     # Root ids lie between 2**59 and 2**60, where neighbouring floats are 128 apart. By chance, one
     # id is a multiple of 128 in 1 of 128 cases, two in 1 of 16,384, three in 1 of 2 million: three
-    # different ids are evidence, and fewer are taken, since somebody may ask for one or two. Of
-    # many ids a part of the rows may be rounded: eight times as many as by chance are evidence.
+    # different ids are evidence; fewer are accepted, since somebody may ask for one or two. If only
+    # some of many ids are rounded, eight times as many multiples as by chance are evidence.
     if ids.max(initial=0) <= EXACT:  # as ids of nuclei and of synapses are
         return
     large = ids > EXACT
@@ -257,6 +257,6 @@ def require_unrounded_roots(dataset: xr.Dataset) -> None:
         elif variable.dtype.kind == "f":
             raise SchemaError(
                 f"{name} has dtype {variable.dtype}, expected int64, since floats round 18-digit "
-                f"ids: after .reindex or an outer join, state fill_value={{{name!r}: 0}} in it, or "
+                f"ids: after .reindex or an outer join, pass it fill_value={{{name!r}: 0}}, or "
                 "join neurons with xr.concat"
             )

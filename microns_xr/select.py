@@ -79,7 +79,7 @@ def select_units(
     **conditions : str, number, bool, collection of them, or tuple of two numbers
         Accepted values of any other variable with one value per unit, such as
         ``axon_completeness="full"``; ``(low, high)`` accepts a range with both ends, of which one
-        may be None: ``n_rated=(1, None)``. Ids are single or collections, tuples included.
+        may be None: ``n_rated=(1, None)``. Ids may be single or collections, tuples included.
 
     Returns
     -------
@@ -147,7 +147,7 @@ def _any_value(units: xr.Dataset, dim: str, name: str, accepted: Any) -> np.ndar
     values = units[name].values
     if values.dtype.kind in "OUT":
         return _any_word(units, name, accepted)
-    is_id = name.endswith("_id")  # which have no order
+    is_id = name.endswith("_id")  # ids have no order
     if isinstance(accepted, tuple) and not is_id:
         low, high = accepted if len(accepted) == 2 else (None, "")
         if isinstance(low, str) or isinstance(high, str):
@@ -156,7 +156,7 @@ def _any_value(units: xr.Dataset, dim: str, name: str, accepted: Any) -> np.ndar
             )
         above = np.ones(values.size, dtype=bool) if low is None else values >= low
         return np.asarray(above if high is None else above & (values <= high))
-    if is_id:  # also, a rounded id could select another neuron
+    if is_id:  # a rounded id could also select another neuron
         require_unrounded_roots(xr.Dataset({name: units[name].variable}))
         accepted = as_ids(_as_list(accepted), name)
     wanted = np.atleast_1d(np.asarray(_as_list(accepted)))
@@ -325,7 +325,7 @@ def select_connections(
         require_same_release(("connectivity", connectivity), ("units", units))
         if pre is None and post is None:
             raise SchemaError(
-                "units alone select nothing: pass them as pre= and post=, or conditions of them"
+                "units alone select nothing: pass them as pre= and post=, or conditions on them"
             )
     pre_at, pre_text = on_axis(connectivity, units, "pre", pre)
     post_at, post_text = on_axis(connectivity, units, "post", post)
@@ -375,7 +375,7 @@ def on_axis(
     if ids.size and not positions.size:
         raise UnknownLabelError(
             f"none of the {ids.size} ids of {side} is on the axis {side}_nucleus_id, such as "
-            f"{ids[0]}: pass nucleus ids, not root ids, whose units are those of "
+            f"{ids[0]}: pass nucleus ids, not root ids, whose units are found by "
             "mx.select_units(units, pt_root_id=...); the axis holds only the neurons that were "
             "requested or, if the scope is 'unknown', that the table names"
         )
@@ -384,7 +384,7 @@ def on_axis(
 
 
 def _ids_of_mask(neurons: Neurons, labels: np.ndarray, side: Side) -> Neurons:
-    """Return the ids for which truth values are True; other neurons as they are."""
+    """Return the ids for which booleans are True; other neurons as they are."""
     is_labelled = isinstance(neurons, xr.DataArray | pd.Series)
     values = np.asarray(neurons) if is_labelled or isinstance(neurons, np.ndarray | list) else None
     if values is None or values.dtype.kind != "b":
@@ -396,7 +396,7 @@ def _ids_of_mask(neurons: Neurons, labels: np.ndarray, side: Side) -> Neurons:
         ids = neurons[neurons.dims[0]].values
     if values.shape != (len(ids),):
         raise SchemaError(
-            f"{side} is a mask of shape {values.shape}, expected {len(ids)} truth values, one per "
+            f"{side} is a mask of shape {values.shape}, expected {len(ids)} booleans, one per "
             f"neuron of {side}_nucleus_id: pass a DataArray with the ids as labels, such as "
             "units.layer == 'L4', or the ids, units.nucleus_id[mask]"
         )

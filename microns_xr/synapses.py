@@ -153,9 +153,9 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
     xarray.Dataset
         ``synapse_size`` (voxels) and ``synapse_count`` over (``pre_nucleus_id``,
         ``post_nucleus_id``), compressed over post. All synapses of a connectivity yield exactly its
-        pairs, sums, axes and scope. Some of them, such as those in a box, have the scope "unknown":
-        a pair without any may have others, so that sums over a neuron without any are NaN. If 0
-        is what you mean, such as no synapse on a spine, use
+        pairs, sums, axes and scope. Sums of only some synapses, such as those in a box, have the
+        scope "unknown": a pair without any of these may have others, so sums over a neuron without
+        any are NaN. If you mean 0, such as no synapse on a spine, use
         ``.assign_coords(scope=connectivity.scope)``.
 
     Raises
@@ -163,8 +163,8 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
     UnknownLabelError
         If synapses belong to neurons that are not on the axes of `connectivity`.
     SchemaError
-        If the synapses lack ``size``, or the neurons that they connect, a size is not a whole
-        number, or a ``synapse_id`` is repeated.
+        If the synapses lack ``size`` or the neurons that they connect, if a size is not a whole
+        number, or if a ``synapse_id`` is repeated.
     ReleaseMismatchError
         If the two come from different releases, or do not record their release.
 
@@ -184,7 +184,7 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         )
     if connectivity is None:
         connectivity = rows.matrix()
-    if connectivity is not None:  # that of a tree may be somebody's, too
+    if connectivity is not None:  # that of a tree may be the user's own
         connectivity = as_pairs(connectivity)
         require_same_release(("synapses", rows.frame), ("connectivity", connectivity))
     axes = None if connectivity is None else without_pairs(connectivity)
@@ -219,7 +219,7 @@ def sum_synapses(synapses: Synapses, connectivity: xr.Dataset | None = None) -> 
         result = result.assign_coords(others)
     if connectivity is None or _holds_all(result, connectivity):
         return add_history(result, "sum_synapses")
-    # Of the other synapses, which were not summed, a pair or a neuron may have some.
+    # A pair or a neuron may have other synapses, which were not summed.
     result = result.assign_coords(scope=xr.Variable((), np.array("unknown", dtype=object)))
     return add_history(result, f"sum_synapses: {rows.n}, not all synapses of the connectivity")
 

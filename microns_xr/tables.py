@@ -203,8 +203,8 @@ def _first(rows: pd.DataFrame, keys: list[str]) -> Any:
 
 
 def _too_few(n_found: int, n: int, by_root: bool) -> bool:
-    """Whether surprisingly few rows of a table meet a nucleus."""
-    # Of the rows of tables by root, 0.82 to 1 meet a nucleus of their own release (v661, v1300),
+    """Whether surprisingly few rows of a table match a nucleus."""
+    # In tables by root, 0.82 to 1 of the rows match a nucleus of their own release (v661, v1300),
     # 0.10 to 0.80 one of the other. Nucleus ids are the same in both. A few rows say nothing.
     return n_found < n * (0.81 if by_root and n - n_found > 10 else 0.5)
 
@@ -223,11 +223,11 @@ def require_shared_ids(ids: Any, known: Any, column: str) -> None:
 
 
 def warn_of_other_release(roots: Any, known: Any, advice: str) -> None:
-    """Warn if so many rows of a table by root meet no unit that their release must be another."""
+    """Warn if so few rows of a table match a unit by root that it must be of another release."""
     n, n_found = len(roots), int(np.isin(roots, known).sum())
     if _too_few(n_found, n, by_root=True):
         warn_of_dropped_rows(
-            f"{n - n_found} of {n} rows of the table meet no unit by pt_root_id, as in a table of "
+            f"{n - n_found} of {n} rows of the table match no unit by pt_root_id, as in a table of "
             f"another release: {advice}"
         )
 

@@ -128,7 +128,7 @@ def test_types_that_mark_no_layer():
 
 def test_types_that_no_unit_has():
     units = cells(**{"23P": np.linspace(0, 50, 50), "4P": np.linspace(50.1, 100, 50)})
-    match = r"no unit has one of the cell types \['23p_', '4PP'\].* found 23P, 4P; nearest: 23P"
+    match = r"no unit has any of the cell types \['23p_', '4PP'\].* found 23P, 4P; nearest: 23P"
     with pytest.raises(mx.errors.UnknownLabelError, match=match):
         mx.segment_layers(units, layer_types={"L2/3": ["23p_"], "L4": ["4PP"]})
     with pytest.warns(UserWarning, match=r"no unit has the cell types \['4PP'\].*nearest: 4P") as w:
@@ -141,8 +141,8 @@ def test_types_that_no_unit_has():
     for junk, message in (
         (["23P"], "layer_types is a list, expected a mapping"),
         ({"L4": None}, r"layer_types\['L4'\] is a NoneType, expected cell types"),
-        ({"L4": [4]}, r"no unit has one of the cell types \['4'\]"),
-        ({}, "no unit has one of the cell types"),
+        ({"L4": [4]}, r"no unit has any of the cell types \['4'\]"),
+        ({}, "no unit has any of the cell types"),
     ):
         with pytest.raises(mx.errors.MicronsXrError, match=message):
             mx.segment_layers(units, layer_types=junk)

@@ -407,7 +407,7 @@ def table_of_roots(n_other: int) -> pd.DataFrame:
 
 
 def test_many_rows_without_a_match_by_root_are_warned_of():
-    units, message = whole_units(), "20 of 100 rows of the table meet no unit by pt_root_id"
+    units, message = whole_units(), "20 of 100 rows of the table match no unit by pt_root_id"
     with pytest.warns(mx.errors.DroppedRowsWarning, match=message) as record:
         merged = mx.merge_table(units, table_of_roots(20), on="pt_root_id")
     assert record[0].filename == __file__
@@ -422,7 +422,9 @@ def test_many_rows_without_a_match_by_root_are_warned_of():
 @pytest.mark.parametrize("key", ["target_id", "nucleus_id"])
 def test_another_root_of_a_nucleus_is_warned_of(key):
     table = table_of_roots(3).assign(**{key: np.arange(1, 101)})
-    match = "3 of 40 rows of the table have another pt_root_id than their nucleus has in the units"
+    match = (
+        "3 of 40 rows of the table have a different pt_root_id than their nucleus has in the units"
+    )
     units = whole_units().isel(nucleus_id=slice(40))
     with pytest.warns(mx.errors.DroppedRowsWarning, match=match) as record:
         mx.merge_table(units, table, on="pt_root_id")

@@ -119,7 +119,9 @@ def test_connections_left_out_are_the_weakest_and_counted(own, tmp_path):
     assert pairs_of(arrays) == {(A + 3, A): 7, (A + 1, A + 1): 5}
     assert arrays["in_degree"].tolist() == [1, 2, 1, 0, -1]  # of all
     assert ["connections", 4] in header["counts"]
-    assert any("2 connections of largest strength of 4" in note for note in header["notes"])
+    assert any(
+        "2 connections with the largest strength out of 4" in note for note in header["notes"]
+    )
 
 
 def test_a_neuron_that_the_file_does_not_name_is_not_known(own, tmp_path):

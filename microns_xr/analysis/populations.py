@@ -34,7 +34,7 @@ def population_labels(units: xr.Dataset, by: By) -> xr.DataArray:
     units : xarray.Dataset
         Units over ``nucleus_id``.
     by : str, collection of str, xarray.DataArray or pandas.Series
-        A variable with one word, integer or truth value per unit; several, whose words are joined
+        A variable with one word, integer or boolean per unit; several, whose words are joined
         (``["cell_type", "layer"]`` makes ``"23P, L2/3"``); or other labels over ``nucleus_id``,
         aligned by label, such as a column of a DataFrame with the nucleus ids as index.
 
@@ -50,8 +50,8 @@ def population_labels(units: xr.Dataset, by: By) -> xr.DataArray:
     UnknownLabelError
         If units has no such variable, or no unit has a label.
     SchemaError
-        If a variable is not one word, integer or truth value per unit, or different products make
-        the same label.
+        If a variable does not have one word, integer or boolean per unit, or different products
+        make the same label.
     ReleaseMismatchError
         If labels are from another release.
 
@@ -262,7 +262,7 @@ def _words(values: np.ndarray, name: str) -> np.ndarray:
         values[np.asarray(pd.isna(values))] = "unknown"
     elif values.dtype.kind not in "ib":
         raise SchemaError(
-            f"{name} has dtype {values.dtype}, expected text, integers or truth values: bin "
+            f"{name} has dtype {values.dtype}, expected text, integers or booleans: bin "
             "numbers first, such as with np.digitize"
         )
     return values

@@ -183,7 +183,7 @@ def _compare_units(
             if dataset[name].dims != ("nucleus_id",) or dataset[name].dtype.kind not in "OUTib":
                 raise SchemaError(
                     f"{name} has dims {dataset[name].dims} and dtype {dataset[name].dtype}, "
-                    "expected one word, integer or truth value per unit"
+                    "expected one word, integer or boolean per unit"
                 )
     ids, rows, change = _match([dataset["nucleus_id"].values for dataset in units.values()])
     attrs = {"long_name": "kept, gained or lost from a to b"}

@@ -1,6 +1,6 @@
 """Pictures of computed Datasets; functions take and return matplotlib axes.
 
-Without ``ax=`` each draws in the current axes of pyplot, so that ``plt.savefig("FILE.png")`` saves
+Without ``ax=``, each draws in the current axes of pyplot, so that ``plt.savefig("FILE.png")`` saves
 it; ``plt.figure()`` begins a new figure. `release_summary` takes and returns a figure.
 """
 

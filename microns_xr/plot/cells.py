@@ -178,7 +178,7 @@ def cells_in_space(
     xy, values = xy[has_position], of_angles(values[has_position])
     ax = axes_or_current(ax)
     words = words_of(values)
-    # Cells with a value are seen among those without one.
+    # Sized by the cells with a value, so that these stand out from those without one.
     n = int(np.isfinite(floats(values)).sum()) if words is None else len(xy)
     area = size if size is not None else _area(n)
     if words is None:
@@ -187,7 +187,7 @@ def cells_in_space(
         for word, style in styles_of(words).items():
             rows = words == word
             label = f"{word} ({rows.sum():,})"
-            # Cells without a word are below the others, then the most frequent ones.
+            # Cells without a word are drawn first, below the others, then the most frequent ones.
             zorder = 1 if style.colour == NO_VALUE else 2 - rows.mean() / 2
             look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "label": label}
             _draw_dots(ax, xy[rows], area, zorder=zorder, **look)
@@ -217,7 +217,7 @@ def partners_in_space(
     units : xarray.Dataset
         With ``position`` in µm; its other cells are grey, below the partners.
     nucleus_id : int
-        The neuron, on one axis of the connectivity at least.
+        The neuron, on at least one axis of the connectivity.
     axes : tuple of str, optional
         Horizontal and vertical axis, of x, y and z; y is depth and runs downwards.
     layers : xarray.Dataset, optional
@@ -228,8 +228,8 @@ def partners_in_space(
     Returns
     -------
     matplotlib.axes.Axes
-        In µm, with the same scale on both axes. The legend counts all partners, and those that
-        are not drawn because the units lack them or their position.
+        In µm, with the same scale on both axes. The legend counts all partners, and those not drawn
+        because they or their positions are missing from the units.
 
     Raises
     ------
@@ -276,7 +276,7 @@ def partners_in_space(
 
 
 def _partners(connectivity: xr.Dataset, nucleus_id: int) -> dict[int, str]:
-    """Return what each partner of a neuron is to it; the neuron itself is left out."""
+    """Return the role of each partner of a neuron; the neuron itself is left out."""
     result: dict[int, str] = {}
     if not any(nucleus_id in connectivity[dim].values for dim in PAIR_DIMS):
         inputs_to(connectivity, nucleus_id)  # raises

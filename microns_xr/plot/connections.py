@@ -60,11 +60,11 @@ def connectivity_matrix(
     Returns
     -------
     matplotlib.axes.Axes
-        Presynaptic populations are rows, postsynaptic ones columns, without those that have no
-        number but 0; words of the package are in its order. Colours are logarithmic, linear if
-        the largest number is less than ten times the smallest, for a probability linear from 0; if
-        there are numbers below 0, linear, with white at 0. Cells that are 0 or NaN are grey.
-        Small tables show their numbers.
+        Presynaptic populations are rows, postsynaptic ones columns; those that are 0 throughout are
+        left out. Words of the package are in its order. Colours are logarithmic, or linear if the
+        largest number is less than ten times the smallest. They are linear from 0 for a
+        probability, and linear with white at 0 if there are numbers below 0. Cells that are 0 or
+        NaN are grey. Small tables show their numbers.
 
     Raises
     ------
@@ -168,13 +168,13 @@ def adjacency_matrix(
     -------
     matplotlib.axes.Axes
         Presynaptic neurons are rows, postsynaptic ones columns, without neurons that have no
-        connection. With more than 200 neurons a cell is the sum of the weights between several.
-        Words of less than 4 % of the neurons may have no label.
+        connection. With more than 200 neurons along an axis, each cell is a sum of weights over
+        several neurons. Words of less than 4 % of the neurons may have no label.
 
     Raises
     ------
     SchemaError
-        If a variable is absent or has not one value per neuron, or there is no connection.
+        If a variable is absent or does not have one value per neuron, or there is no connection.
     ReleaseMismatchError
         If the two are from different releases.
 
@@ -260,8 +260,8 @@ def weight_distribution(
     -------
     matplotlib.axes.Axes
         A histogram with a line at the median. The horizontal axis is logarithmic if no weight is
-        below 0 and they go over a factor of ten; connections of weight 0, which it cannot show, are
-        counted in the legend.
+        below 0 and the others span a factor of ten; connections of weight 0, which it cannot show,
+        are counted in the legend.
 
     Raises
     ------
@@ -323,8 +323,8 @@ def degree_distribution(
     -------
     matplotlib.axes.Axes
         One line per variable (complementary cumulative distribution): the share of the neurons of
-        that axis that have a value of x or more, NaN left out. An axis is logarithmic if it goes
-        over a factor of ten. Neurons with 0 are not drawn; they are counted in the legend and in
+        that axis that have a value of x or more, NaN left out. An axis is logarithmic if its values
+        span a factor of ten. Neurons with 0 are not drawn; they are counted in the legend and in
         the share. The title says if the scope of the connectivity is "unknown".
 
     Raises

@@ -27,7 +27,7 @@ PALETTE = (
     *("#770011", "#77DD22", "#8866FF", "#556600", "#FFAA99", "#AAAA77", "#22DDCC", "#DD2255"),
     *("#BBAAFF", "#880066", "#0000BB", "#443300", "#229900", "#FF44EE", "#333366", "#004422"),
 )
-# After so many words markers and lines change too, for those who do not tell all colours apart.
+# After so many words, markers and lines change too, for those who cannot tell all colours apart.
 _PER_MARKER = 7
 NO_VALUE = "#D4D4D4"
 UNITS_FROM = "use mx.Release(...).units(), or mx.as_units"
@@ -68,7 +68,7 @@ def styles_of(words: Iterable[Any]) -> dict[str, Style]:
     fits = (v for v in _VOCABULARIES if 2 * len(set(v) & set(named)) >= max(1, len(named)))
     known = next(fits, ())
     places = {word: place for place, word in enumerate(known) if word in named}
-    # Other words have the colours after those of the vocabulary, then those of its absent words.
+    # Other words take the colours after those of the vocabulary, then those of its absent words.
     spare = sorted(set(range(len(PALETTE))) - {*places.values()}, key=lambda p: p < len(known))
     others = (word for word in named if word not in places)
     places |= dict(zip(others, chain(spare, count(len(PALETTE))), strict=False))
@@ -126,14 +126,14 @@ def scaled(values: xr.DataArray) -> tuple[np.ndarray, Colormap, Normalize]:
 
 
 def of_angles(values: xr.DataArray) -> xr.DataArray:
-    """Mark angles without a convention as angles, of which a picture needs no more."""
+    """Mark angles without a convention as angles, since a picture needs no convention."""
     if values.name in PERIODS and values.attrs.get("units") in ("degree", "radian"):
         return values.assign_attrs(angle_convention=values.attrs.get("angle_convention"))
     return values
 
 
 def words_of(values: xr.DataArray) -> np.ndarray | None:
-    """Return text and truth values as words, with "unknown" if missing; None for numbers."""
+    """Return text and booleans as words, with "unknown" if missing; None for numbers."""
     kind = values.dtype.kind
     if kind in "OUTb":
         words = np.asarray(values.values).astype(object)
@@ -141,7 +141,7 @@ def words_of(values: xr.DataArray) -> np.ndarray | None:
         return np.array([str(w) for w in words], dtype=object)
     if kind not in "iuf":
         raise SchemaError(
-            f"{values.name} has dtype {values.dtype}, expected text, truth values or numbers to "
+            f"{values.name} has dtype {values.dtype}, expected text, booleans or numbers to "
             "colour by"
         )
     return None
@@ -167,7 +167,7 @@ def floats(values: xr.DataArray) -> np.ndarray:
 
 
 def axes_or_current(ax: Axes | None, *, polar: bool = False) -> Axes:
-    """Return `ax`, or the current axes of pyplot if they are polar or not as the picture is."""
+    """Return `ax`, or the current axes of pyplot if they match `polar`."""
     if ax is not None:
         if not hasattr(ax, "plot") or not hasattr(ax, "figure"):
             raise SchemaError(f"ax is a {type(ax).__name__}, expected matplotlib axes, or None")
@@ -201,7 +201,7 @@ def require(dataset: Any, names: tuple[str, ...], what: str, how: str) -> None:
 
 
 def is_wide(values: np.ndarray) -> bool:
-    """Whether positive values go over a factor of ten, for a logarithmic scale."""
+    """Whether positive values span a factor of ten, for a logarithmic scale."""
     return bool(values.size and values.max() >= 10 * values.min() > 0)
 
 
@@ -219,7 +219,7 @@ _PLAIN = {"pref": "preferred", "ori": "orientation", "dir": "direction", "n": "n
 
 
 def in_words(text: Any) -> str:
-    """Return text with the names of variables in it as words."""
+    """Return text with the names of variables spelled out as words."""
     names = re.compile(r"\w+_\w+")
     return names.sub(lambda m: " ".join(_PLAIN.get(w, w) for w in m[0].split("_")), str(text))
 
@@ -256,7 +256,7 @@ def angle_ticks(ax: Axes, x: np.ndarray, units: str) -> None:
 
 def draw_colour_bar(ax: Axes, image: Any, variable: xr.DataArray, note: str = "") -> Any:
     """Draw a colour bar as high as the axes, with the whole label."""
-    # Axes with equal scales rarely fill their space; a usual colour bar would be taller than them.
+    # Axes with equal scales rarely fill their space; an ordinary colour bar would be taller.
     ax.apply_aspect()
     height = ax.get_position().height * ax.figure.bbox.height / ax.figure.dpi
     label = label_of(variable, width=max(16, int(12 * height))) + note
@@ -273,7 +273,7 @@ def draw_band(
 
 
 def draw_legend(ax: Axes, title: str | None = None, **options: Any) -> None:
-    """Draw the legend, right of the axes if it has many lines, in lines that fit the axes."""
+    """Draw the legend, to the right of the axes if it is long, in lines that fit the axes."""
     handles, labels = ax.get_legend_handles_labels()
     if len(labels) > 6:
         options = BESIDE | options

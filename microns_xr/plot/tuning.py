@@ -272,7 +272,7 @@ def currents_by_angle(
     Returns
     -------
     matplotlib.axes.Axes
-        Bands are one standard error over neurons. The first point of a curve that goes around is
+        Bands are one standard error over neurons. The first point of a curve over a whole period is
         drawn again at the end of the period.
 
     Raises
@@ -332,7 +332,7 @@ def currents_by_angle(
 
 
 def aligned_currents(aligned: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Draw the mean input current relative to the preferred angle of the neurons themselves.
+    """Draw the mean input current relative to each neuron's own preferred angle.
 
     Parameters
     ----------
@@ -345,7 +345,7 @@ def aligned_currents(aligned: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
-        From minus half a period to plus half a period, of which the last point repeats the first.
+        From minus half a period to plus half a period; the last point repeats the first.
         The band is the interval; a dotted line is at the preferred angle of the neurons.
 
     Raises
@@ -407,7 +407,7 @@ def _group_words(groups: Any, currents: xr.DataArray) -> np.ndarray:
     if words is None and groups.dtype.kind == "f":
         raise SchemaError(
             f"groups has dtype {groups.dtype}, expected one word per neuron: bin numbers first, "
-            "such as with np.digitize"
+            "for example with np.digitize"
         )
     words = groups.values.astype(str) if words is None else words
     groups = groups.copy(deep=False, data=words.astype(object))

@@ -110,7 +110,7 @@ def write_demo(
     pairs = sorted(tuple(map(int, node_name(scan).split("_")[1:])) for scan in chosen)
     planted = {pair: demo_curves(source, *pair) for pair in pairs}
 
-    # In memory: HDF5 breaks the interpreter if it cannot write all of a file (a full disk).
+    # In memory: HDF5 crashes the interpreter if it cannot write all of a file (a full disk).
     content = io.BytesIO()
     with h5py.File(content, "w") as h5:
         writer = _Writer(h5py, h5, np.random.default_rng(seed), noise)

@@ -960,7 +960,7 @@ def _open_zarr(path: Path, scans: Iterable[Any] | None) -> xr.DataTree:
     except MicronsXrError:
         complete.require_unchanged()  # the more likely cause
         raise
-    except Exception as error:  # whatever zarr makes of metadata that are not its own
+    except Exception as error:  # whatever zarr raises for metadata that it did not write
         if is_shortage(error):
             raise
         raise SourceError(

@@ -119,7 +119,7 @@ def table_names(
 
 
 class Records(dict[str, dict[str, Any]]):
-    """The records of tables by name, which a notebook shows in short."""
+    """The records of tables by name, which a notebook shows in short form."""
 
     def __repr__(self) -> str:
         rows = sum(int(record.get("rows", 0)) for record in self.values())

@@ -322,7 +322,7 @@ def _stated_md5(content: bytes) -> str | None:
 
 
 def require_md5(path: Path) -> None:
-    """Raise if a file beside a local one, NAME.md5, states another checksum."""
+    """Raise if NAME.md5 beside a local file states another checksum."""
     beside = append_suffix(path, ".md5")
     expected = _stated_md5(beside.read_bytes()) if beside.is_file() else None
     if expected is None:

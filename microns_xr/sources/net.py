@@ -69,7 +69,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class _LoginStays:
-    """Middleware of aiohttp that sends a login nowhere but to the host that it is for."""
+    """Middleware of aiohttp that sends a login only to the host that it is for."""
 
     url: str
 
@@ -81,7 +81,7 @@ class _LoginStays:
 
 
 def http_options(url: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return options of fsspec for an address, whose login no redirect takes to another host."""
+    """Return fsspec options that send the login of an address to no other host, if redirected."""
     if not options or not url.startswith(("http://", "https://")):
         return dict(options or {})
     client = dict(options.get("client_kwargs") or {})
@@ -162,10 +162,10 @@ class Retry:
     attempts : int, optional
         Number of attempts, the first included.
     base, cap : float, optional
-        Seconds to wait after the first failure, doubled after each of the next, and the most of
-        them. A server that says how long to wait (``Retry-After``) is waited for, up to `cap`.
+        Seconds to wait after the first failure, doubled after each further one, and the longest
+        wait. A wait that the server asks for (``Retry-After``) is respected, up to `cap`.
     sleep : callable, optional
-        What waits for a number of seconds.
+        Function that waits for a number of seconds.
 
     Examples
     --------
@@ -187,7 +187,7 @@ class Retry:
 
 
 def as_retry(retry: Retry | None) -> Retry:
-    """Return an argument that says how often to try, by default that of `Retry`."""
+    """Return `retry`, by default ``Retry()``."""
     require_instance("retry", retry, (Retry, type(None)), "mx.sources.Retry(attempts=...)")
     return retry or Retry()
 
@@ -248,7 +248,7 @@ def attempt(
             raise
         hint = (advice or {}).get(status_of(error) or 0)
         unreachable = None if retry.answered else _UNREACHABLE.search(str(error))
-    # Raised outside of the except block: its traceback refers to frames that hold a token.
+    # Raised outside the except block, whose traceback refers to frames that hold a token.
     if kind == "refused":
         raise SourceError(f"{what}: {text}" + (f": {hint}" if hint else ""))
     if unreachable:

@@ -17,9 +17,9 @@ Root
 Every group of data (``units``, ``connectivity/by_post``, ...)
     4. MUST repeat ``datastack`` and ``materialization_version`` as attributes if the root has
        them, and MUST list its variables, in order, in the attribute ``microns_xr_variables``.
-       The attribute ``coordinates`` MUST name those that are coordinates, separated by spaces: the
-       ids and labels of the rows among them, which early stores hold as variables, and which
-       readers make coordinates.
+       The attribute ``coordinates`` MUST name those that are coordinates, separated by spaces. The
+       ids and labels of the rows are among them; early stores hold these as variables, which
+       readers turn into coordinates.
        All other attributes belong to the data, as do all attributes of the arrays.
     5. Every array MUST have ``dimension_names`` (except scalars). A name MUST NOT contain
        whitespace or slashes. An array named like its only dimension is the index of that dimension.

@@ -183,7 +183,7 @@ def _read_group(root: zarr.Group, name: str, lazy: bool, compressed: Compressed)
     else:
         group = _group(root, name)
         names = [n for n in _variables(group) if n not in SYNAPSE_POINTER.values()]
-        # Stores written so far may hold labels as variables.
+        # Early stores hold labels as variables.
         dataset = with_labels(_dataset(group, _arrays(group, names), {}, lazy))
         if name in SYNAPSE_GROUP.values():
             dataset = _with_ids(root, dataset)

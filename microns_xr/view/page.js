@@ -59,7 +59,7 @@
   const value = (v, i) => v.words ? v.words[v.values[i]] : say(v.values[i]) + (Number.isFinite(v.values[i]) && v.units ? ` ${v.units}` : "");
 
   const B = Bokeh, P = B.Plotting;
-  B.set_log_level("error"); // a figure of which all is hidden has no range, which is a warning
+  B.set_log_level("error"); // a figure with everything hidden has no range, which is a warning
   const source = (...names) => new B.ColumnDataSource({ data: Object.fromEntries(names.map((n) => [n, []])) });
   const range = (start, end) => new B.Range1d({ start, end });
   function figure(id, options) {
@@ -163,7 +163,7 @@
     const v = variable(), box = $("legend");
     $("legend-title").textContent = v.name;
     $("legend-title").title = v.about || "";
-    $("legend-hint").textContent = `Untick to hide${v.words ? "; click a word to see only it" : ""}.`;
+    $("legend-hint").textContent = `Untick to hide${v.words ? "; click a word to show only that one" : ""}.`;
     box.replaceChildren();
     const row = (key, word, colour, n) => {
       const line = make(box, "label"), tick = make(line, "input");
@@ -241,7 +241,7 @@
     groupRect.glyph.fill_color = { field: "v", transform: mapper };
     groupBar.color_mapper = mapper;
     groupSource.data = data;
-    $("groups-hint").textContent = `of ${v.name}; all cells, whichever are shown. White: ${D.connections.scope_known ? "no connection" : "none listed, which is not known to be none"}.${without.length ? ` Without any: ${without.join(", ")}.` : ""}`;
+    $("groups-hint").textContent = `of ${v.name}; all cells, whichever are shown. White: ${D.connections.scope_known ? "no connection" : "none listed, but there may be some"}.${without.length ? ` Without any: ${without.join(", ")}.` : ""}`;
   }
 
   // One neuron
@@ -308,7 +308,7 @@
         marks[s].data_source.data = { x: pairs.map((p) => a[p.i]), y: pairs.map((p) => b[p.i]), s: pairs.map((p) => 6 + 8 * Math.sqrt(Math.max(0, p.w / top))) };
       }
     });
-    make(side, "div", `By ${D.connections.weight}${A.synapse_count ? "; in brackets the number of synapses" : ""}. Click one to go there.`, "hint");
+    make(side, "div", `Sorted by ${D.connections.weight}${A.synapse_count ? "; in brackets, the number of synapses" : ""}. Click one to go there.`, "hint");
     if (v) drawBars(chart, v.words, counts, `number of partners, by ${v.name}`);
   }
 
@@ -362,7 +362,7 @@
       one.data = known ? { x: xs, y: close(row) } : { x: [], y: [] };
       let hint = `mean of the shown cells by ${v.name}, ${say(n.reduce((s, x) => s + x, 0))} with ${name === "currents" ? "input from neurons with a measured response" : "a measured response"}; colours as in the legend of ${v.name}.${few.length ? ` Not drawn, with fewer than 5 cells: ${few.join(", ")}.` : ""}`;
       if (i >= 0) hint = `cell ${A.nucleus_id[i]}${known ? "" : name === "currents" ? ": not known, none of its known inputs has a measured response" : ": not measured"}.`;
-      if (i >= 0 && known && name === "currents") hint += ` Partners with a measured response make ${say(100 * A.rated_fraction[i], 3)} % of its input weight.`;
+      if (i >= 0 && known && name === "currents") hint += ` Partners with a measured response make up ${say(100 * A.rated_fraction[i], 3)} % of its input weight.`;
       $(`${name}-hint`).textContent = `${T[name]}: ${hint}${T.zero && ` Angles: ${T.zero}.`}`;
     }
   }

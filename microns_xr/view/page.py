@@ -53,8 +53,7 @@ _IDS = ("nucleus_id", "pt_root_id", "session", "scan_idx", "unit_id")
 _MAX_WORDS = 40
 _SCOPES = {
     "complete": "complete: a pair that is not listed has no synapse",
-    "requested": "requested: a pair of the neurons that were asked for, and is not listed, has no "
-    "synapse",
+    "requested": "requested: a pair of the requested neurons that is not listed has no synapse",
     "unknown": "unknown: only connections that the file names; others may exist",
 }
 
@@ -66,24 +65,24 @@ def to_html(
     max_connections: int = 1_500_000,
     overwrite: bool = False,
 ) -> None:
-    """Write a release as one HTML page to look at in a browser, without Python and network.
+    """Write a release as one HTML page to look at in a browser, without Python or a network.
 
     The page shows counts and provenance, cells in space and by depth, connections between
-    populations, the inputs and outputs of a neuron that is clicked on, input currents and rates.
-    It has what there is: a tree without layers, rates or connectivity is a shorter page.
+    populations, the inputs and outputs of a neuron that is clicked on, input currents and rates. It
+    shows what there is: a tree without layers, rates or connectivity gives a shorter page.
 
     Parameters
     ----------
     tree : xarray.DataTree, mapping of str to xarray.Dataset, str, path-like or zarr.abc.store.Store
-        With ``units`` (dim ``nucleus_id``), and those of ``layers`` and ``connectivity`` that
-        there are; or the address of a store. Connectivity is read into memory. Of units the page
-        uses ``position`` (µm), ``rate_ori`` or ``rate_dir``, and every variable with one word or
-        number per neuron.
+        With ``units`` (dim ``nucleus_id``) and, if available, ``layers`` and ``connectivity``; or
+        the address of a store. Connectivity is read into memory. Of the units, the page uses
+        ``position`` (µm), ``rate_ori`` or ``rate_dir``, and every variable with one word or number
+        per neuron.
     path : str or path-like
         The file to write: 2 MB of code, about 50 bytes per neuron and 6 per connection.
     max_connections : int, optional
         If there are more, only the largest are listed by neuron, and the page says so; counts of
-        partners, populations and currents are always of all.
+        partners, populations and currents always include all.
     overwrite : bool, optional
         Replace an existing file.
 
@@ -94,7 +93,7 @@ def to_html(
     ReleaseMismatchError
         If units and connectivity state different releases.
     MicronsXrError
-        If bokeh is not installed, which the extra ``view`` brings.
+        If bokeh, which the extra ``view`` installs, is missing.
 
     Examples
     --------
@@ -308,9 +307,9 @@ def _add_connections(
         header["notes"].append(f"{n:,} connections have an end that is not among the cells.")
     if chosen.size > max_connections:
         header["notes"].append(
-            f"Lists of partners and lines to them have the {max_connections:,} connections of "
-            f"largest {weight.replace('_', ' ')} of {chosen.size:,}; numbers of partners, tables "
-            "and currents are of all."
+            f"Lists of partners and lines to them show the {max_connections:,} connections with "
+            f"the largest {weight.replace('_', ' ')} out of {chosen.size:,}; numbers of partners, "
+            "tables and currents include all."
         )
         order = np.argsort(-values[weight][chosen].astype(float), kind="stable")
         chosen = np.sort(chosen[order[:max_connections]])

@@ -2,8 +2,8 @@
 Connections, neuron by neuron
 =============================
 
-Every connection is a dot, from its presynaptic neuron (rows) onto its postsynaptic one (columns); both are sorted by
-cell type. ``by=`` takes any other words or numbers, such as the depth.
+Every connection is a dot, from its presynaptic neuron (row) to its postsynaptic neuron (column); both axes are sorted
+by cell type. ``by=`` takes any other words or numbers, such as the depth.
 """
 
 import matplotlib.pyplot as plt

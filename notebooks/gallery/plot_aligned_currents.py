@@ -2,9 +2,9 @@
 Tuning of the input
 ===================
 
-The input current of each neuron, by the orientation of the stimulus relative to the one that the neuron prefers. The
-demonstration has it planted that similar neurons connect (``like_to_like=1.0``). The band is an interval from resampling
-neurons.
+The input current of each neuron, by the orientation of the stimulus relative to the one that the neuron prefers. In
+this synthetic release, similar neurons connect more often by design (``like_to_like=1.0``). The band is an interval
+from resampling neurons.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,8 @@
 Neurons in space
 ================
 
-Each dot is a neuron, seen from the front: depth below the pia downwards, layers as lines. Colour is any variable of
-the units, words or numbers.
+Each dot is a neuron, seen from the front, with depth below the pia running downwards and layer borders as lines. Colour
+is any variable of the units, words or numbers.
 """
 
 import matplotlib.pyplot as plt

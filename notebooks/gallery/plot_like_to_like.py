@@ -2,7 +2,7 @@
 Like to like
 ============
 
-Are neurons of similar preferred orientation connected more often? The demonstration has this planted
+Are neurons of similar preferred orientation connected more often? In this synthetic release they are, by design
 (``like_to_like=1.0``). Whiskers are intervals from resampling neurons.
 """
 

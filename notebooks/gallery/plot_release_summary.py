@@ -2,7 +2,7 @@
 A release at a glance
 =====================
 
-Cells by depth and in space, connections between types, and input currents, as far as they are there.
+Cells by depth and in space, connections between types, and input currents, as far as the data are there.
 """
 
 import matplotlib.pyplot as plt

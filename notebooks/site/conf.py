@@ -42,7 +42,7 @@ toc_object_entries_show_parents = "hide"
 
 autodoc_typehints = "none"  # numpydoc sections state them in words
 numpydoc_show_class_members = False  # templates/autosummary/class.rst has them
-# Types that are links: those of other packages that are common here, and those of this package. A
+# Types that become links: common ones of other packages, and those of this package. A
 # leading dot makes numpydoc link the whole name; words that it would link by itself stay text.
 others = "xarray.Dataset xarray.DataArray xarray.DataTree pandas.DataFrame pandas.Series"
 others += " numpy.ndarray numpy.random.Generator sparse.GCXS sparse.SparseArray"
@@ -58,7 +58,7 @@ numpydoc_xref_aliases = {
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # tests run the notebooks; the site shows the outputs they are kept with
+nb_execution_mode = "off"  # tests run the notebooks; the site shows their committed outputs
 
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
@@ -114,11 +114,11 @@ html_theme_options = {
 }
 
 
-# --- tables that are made of the package ----------------------------------------------------------------
+# --- tables that are made from the package ----------------------------------------------------------------
 
 
 def table(*rows: Iterable[Any]) -> str:
-    """Return a table of Markdown, the first row of which is its head."""
+    """Return a Markdown table, whose header is the first row."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     cells.insert(1, ["---"] * len(cells[0]))
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)

@@ -194,7 +194,7 @@ def test_colours_of_numbers():
     angles = xr.DataArray([0.0, 180.0, 360.0], dims="nucleus_id", attrs=DEGREES)
     assert len(set(colours_of(angles))) == 1
     assert colours_of(values[:0]).tolist() == []
-    with pytest.raises(mx.errors.SchemaError, match="expected text, truth values or numbers"):
+    with pytest.raises(mx.errors.SchemaError, match="expected text, booleans or numbers"):
         colours_of(xr.DataArray(np.array(["2020"], dtype="M8[ns]")))
 
 

@@ -33,13 +33,11 @@ class Chromium:
             f"--user-data-dir={self._profile.name}", f"--window-size={width},{height}",
         ]  # fmt: skip
 
-        def pipes() -> None:
-            os.dup2(high[0], 3)
-            os.dup2(high[1], 4)
-
+        # A shell (of descriptors above 9) moves the pipes to 3 and 4: code between fork and exec is unsafe beside threads.
+        move = f'exec "$@" 3<&{high[0]} 4>&{high[1]}'
         self._process = subprocess.Popen(
-            [str(EXECUTABLE), *options, "about:blank"],
-            preexec_fn=pipes, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            ["bash", "-c", move, "bash", str(EXECUTABLE), *options, "about:blank"],
+            pass_fds=high, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         for end in (read, write, *high):
             os.close(end)

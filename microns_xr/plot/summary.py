@@ -47,7 +47,8 @@ def release_summary(
     Returns
     -------
     matplotlib.figure.Figure
-        Two to four panels: without connectivity, types or rates those that need them are left out.
+        Two to four panels: those of which there is nothing to draw, for lack of connections, types
+        or rates, are left out.
 
     Raises
     ------
@@ -76,11 +77,13 @@ def release_summary(
         title += f", {n_connections(pairs):,} connections"
         for by in [n for n in ("cell_type", "classification_system") if n in units.variables][:1]:
             table = group_connectivity(pairs, by, units=units)
-            panels["connections"] = partial(connectivity_matrix, table)
+            if 0 not in table.sizes.values():  # as it is without a connection of unknown scope
+                panels["connections"] = partial(connectivity_matrix, table)
         for name in [n for n in ("rate_ori", "rate_dir") if n in units.variables][:1]:
             currents = input_currents(pairs, units[name]).compute()
             groups = units["layer"] if "layer" in units.variables else None
-            panels["input currents"] = partial(currents_by_angle, currents, groups)
+            if bool((currents.sum(str(currents.dims[-1])) > 0).any()):
+                panels["input currents"] = partial(currents_by_angle, currents, groups)
     if figure is None:
         import matplotlib.pyplot as plt
 

@@ -363,6 +363,13 @@ def test_summary_has_the_panels_that_there_are(demo_fresh, units):
     )
     assert plot.release_summary(units, figure=Figure()).get_suptitle() == "release: 4 cells"
     assert len(plt.get_fignums()) == 1
+    # No current of which a tuning could be drawn, and no connection at all.
+    silent = parts[0].assign(rate_ori=parts[0].rate_ori * 0)
+    without = mx.select_connections(parts[2], pre=[], post=[])
+    for data, pairs, more in ((silent, parts[2], ["connections"]), (parts[0], without, [])):
+        figure = plot.release_summary(data, connectivity=pairs, figure=Figure())
+        titles = [ax.get_title() for ax in figure.axes]
+        assert [title for title in titles if title] == ["cells by depth", "cells in space", *more]
 
 
 def test_a_single_neuron_is_drawn(units, rates, four_pairs):

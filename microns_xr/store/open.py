@@ -136,7 +136,8 @@ def open_root(path: Address, storage_options: Mapping[str, Any] | None = None) -
         root = zarr.open_group(store, mode="r", zarr_format=3)
     except SourceError:
         raise
-    except (zarr.errors.NodeTypeValidationError, FileNotFoundError, OSError, ValueError) as err:
+    # TypeError: metadata with a key that zarr does not know.
+    except (zarr.errors.NodeTypeValidationError, OSError, ValueError, TypeError) as err:
         raise StoreFormatError(
             f"there is no store at {store.address}: expected a folder or URL written by "
             f"mx.write_store ({type(err).__name__}: {err})"

@@ -690,6 +690,19 @@ def test_a_flipped_bit_is_an_error_or_changes_no_value(
     _read(path, "post")
 
 
+@pytest.mark.parametrize("key", ["attributes", "node_type", "consolidated_metadata"])
+@pytest.mark.parametrize("change", ["renamed", 7, [1], "text"])
+def test_a_changed_key_of_the_root(tmp_path: Path, written: Path, key: str, change: Any) -> None:
+    path = tmp_path / "a.zarr"
+    shutil.copytree(written, path)
+    root = json.loads((path / "zarr.json").read_text())
+    value = root.pop(key, {"kind": "inline", "must_understand": False, "metadata": {}})
+    root["x" + key if change == "renamed" else key] = value if change == "renamed" else change
+    (path / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(mx.errors.StoreFormatError):
+        mx.open_store(path)
+
+
 def test_metadata_that_somebody_changed(path: str, written: Path) -> None:
     shutil.copytree(written, path)
     array = zarr.open_array(path, path="units/pref_ori", mode="r+")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from microns_xr.errors import SchemaError
+from microns_xr.errors import MicronsXrError, SchemaError, UnknownLabelError, unknown_label
 
 AXES = ("x", "y", "z")
 SCOPES = ("complete", "requested", "unknown")
@@ -163,6 +163,33 @@ def describe(spec: VariableSpec) -> dict[str, Any]:
     if spec.missing != "never":
         attrs["missing"] = spec.missing
     return attrs
+
+
+_WORDS = {"iuf": "number", "biuf": "number", "OUTib": "word, integer or boolean"}
+
+
+def column_of(
+    dataset: xr.Dataset,
+    name: str,
+    what: str = "units",
+    hint: str = "",
+    *,
+    dim: str = "nucleus_id",
+    kinds: str = "OUTbiuf",
+    error: type[MicronsXrError] = UnknownLabelError,
+) -> xr.DataArray:
+    """Return a variable with one value, of one of some kinds of dtype, per neuron or unit."""
+    if name not in dataset.variables:
+        fitting = [n for n, v in dataset.variables.items() if v.dims == (dim,) and n != dim]
+        raise unknown_label(f"{what} has no variable", name, fitting, hint, error)
+    column = dataset[name]
+    if column.dims != (dim,) or column.dtype.kind not in kinds:
+        row = "unit" if dim == "scan_unit" else "neuron"
+        raise SchemaError(
+            f"{what}.{name} has dims {column.dims} and dtype {column.dtype}, expected one "
+            f"{_WORDS.get(kinds, 'value')} per {row} along {dim!r}"
+        )
+    return column
 
 
 def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> None:

@@ -189,10 +189,8 @@ def _fits(codes: np.ndarray, words: list[str], accepted: Iterable[str]) -> np.nd
 
 
 def _known_words(units: xr.Dataset, name: str, words: Iterable[str]) -> set[str]:
-    """Return the words of a variable, and those of the releases, unless the units have others.
-
-    A subset of a release may lack a word of it, which then selects nothing.
-    """
+    """Return the words of a variable, and those of the releases, unless the units have others."""
+    # A subset of a release may lack a word of it, which then selects nothing.
     words = set(words)
     known = set(label_words(datastack_of(units), name))
     if name == "axon_completeness":

@@ -29,12 +29,7 @@ from microns_xr.columns import (
     plain_values,
     require_columns,
 )
-from microns_xr.errors import (
-    SchemaError,
-    require_one_of,
-    unknown_label,
-    warn_of_dropped_rows,
-)
+from microns_xr.errors import SchemaError, require_one_of, warn_of_dropped_rows
 from microns_xr.provenance import (
     RELEASE_COORDS,
     add_history,
@@ -43,10 +38,11 @@ from microns_xr.provenance import (
     stamp_release,
 )
 from microns_xr.releases import TableSpec
-from microns_xr.schema import FUNCTIONAL, LABELS, UNITS, describe, validate, with_labels
+from microns_xr.schema import FUNCTIONAL, LABELS, UNITS, column_of, describe, validate, with_labels
 from microns_xr.tables import (
     HOUSEKEEPING,
     INVALID,
+    SCAN_IDS,
     SCAN_KEYS,
     latest_by,
     require_shared_ids,
@@ -121,10 +117,7 @@ def _angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, An
 
 
 def label_rows(rows: xr.Dataset, neurons: xr.Dataset, dim: str) -> xr.Dataset:
-    """Return rows with the labels of their neurons as coordinates, "unknown" without a neuron.
-
-    `neurons` are units, or rows with such coordinates.
-    """
+    """Return rows with the labels of `neurons` (units, or other rows), else "unknown"."""
     known_names = neurons.coords if "scan_unit" in neurons.dims else neurons.variables
     names = [n for n in LABELS if n in known_names and n not in rows.variables]
     if not names:
@@ -147,25 +140,38 @@ def missing_value(name: str, dtype: np.dtype) -> Any:
     return np.nan if dtype.kind in "fc" else MISSING_TEXT
 
 
+def take_rows(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
+    """Return the values of some rows of a variable, the missing value for row -1."""
+    values = plain_array(values, name)
+    absent = rows < 0
+    if values.dtype == bool and absent.any():
+        values = np.where(values, "true", "false").astype(object)
+    missing = missing_value(name, values.dtype)
+    if not len(values):
+        return np.full((len(rows), *values.shape[1:]), missing, dtype=values.dtype)
+    result = values[rows]
+    if absent.any():
+        result[absent] = missing
+    return result
+
+
 def build_functional(
     table: pd.DataFrame,
     spec: TableSpec,
     *,
     datastack: str,
     version: int,
-    role: str = "coregistration",
     min_score: float | None = None,
     max_residual: float | None = None,
     angle_units: str | None = None,
     angle_convention: str | None = None,
     nuclei: pd.DataFrame | None = None,
 ) -> xr.Dataset:
-    """Turn a table of matched or measured units into a Dataset over ``scan_unit``.
-
-    With `nuclei`, rows must meet them; without ``target_id`` they are found by their roots.
-    """
+    """Turn a table of matched or measured units into a Dataset over ``scan_unit``."""
     spec = complete_spec(spec, angle_units, angle_convention)
-    typed = typed_table(with_target_ids(table, spec, nuclei), role, spec)
+    ids = {**SCAN_IDS, "target_id": -1, "pt_root_id": 0}
+    table = with_target_ids(table, spec, nuclei)
+    typed = typed_table(table, spec, ids, optional=["pt_root_id"])
     if nuclei is not None:
         require_shared_ids(typed["target_id"], nuclei["id"], f"{spec.name}.target_id")
     n_rows, n_invalid = len(typed), typed.attrs.get(INVALID)
@@ -247,10 +253,7 @@ def rate_variables(
 def _further_variables(
     table: pd.DataFrame, spec: TableSpec, coords: Mapping[str, Variable]
 ) -> tuple[dict[str, Variable], list[str]]:
-    """Return the other columns of a table of rates, and the names of those that cannot be used.
-
-    Arrays with one number per angle, such as errors, are over the angles of the rates.
-    """
+    """Return the other columns of a table of rates, and the names of those that cannot be used."""
     sizes = {dim: len(coords[dim][1]) for dim in _DIM.values() if dim in coords}
     skipped = {*_DIM, *_DIM.values(), *coords, *_NEURON_IDS, *HOUSEKEEPING}
     variables: dict[str, Variable] = {}
@@ -278,10 +281,7 @@ def _further_variables(
 def array_column(
     column: pd.Series, table: str, sizes: Mapping[str, int]
 ) -> tuple[str, np.ndarray] | None:
-    """Read a column of arrays, or of arrays as text; None if it holds something else.
-
-    The dim is the one of that size among `sizes`, else one of its own.
-    """
+    """Read a column of arrays, or of arrays as text; None if it holds something else."""
     present = column[column.notna()] if column.dtype == object else column[:0]
     is_array = present.map(
         lambda v: v.lstrip().startswith("[") if isinstance(v, str) else np.ndim(v) == 1
@@ -294,19 +294,17 @@ def array_column(
         if pd.api.types.infer_dtype(present, skipna=True) == "string":
             return None  # text that only begins like an array
         raise
+    # Such as errors of rates, one per angle.
     dims = [dim for dim, size in sizes.items() if size == values.shape[1]]
     return (dims or [f"{column.name}_number"])[0], values
 
 
 def _require_agreement(rate_dir: np.ndarray, rate_ori: np.ndarray, name: str) -> None:
-    if rate_dir.shape[1] != 2 * rate_ori.shape[1]:
-        raise SchemaError(
-            f"{name} has {rate_dir.shape[1]} directions and {rate_ori.shape[1]} orientations, "
-            "expected twice as many directions"
-        )
-    folded = rate_dir.reshape(len(rate_dir), 2, -1).mean(axis=1)
-    # Tables store float32 rates with eight digits.
-    wrong = (np.abs(folded - rate_ori) > 1e-4 * np.maximum(1.0, np.abs(rate_ori))).any(axis=1)
+    wrong = np.ones(len(rate_dir), dtype=bool)
+    if rate_dir.shape[1] == 2 * rate_ori.shape[1]:
+        folded = rate_dir.reshape(len(rate_dir), 2, -1).mean(axis=1)
+        # Tables store float32 rates with eight digits.
+        wrong = (np.abs(folded - rate_ori) > 1e-4 * np.maximum(1.0, np.abs(rate_ori))).any(axis=1)
     if wrong.any():
         raise SchemaError(
             f"{name} row {np.argmax(wrong)}: rate_ori is not the mean of rate_dir over opposite "
@@ -344,7 +342,7 @@ def build_tuning_curves(
     table: pd.DataFrame, spec: TableSpec, coregistration: xr.Dataset
 ) -> xr.Dataset:
     """Turn a table of tuning curves into a Dataset over ``scan_unit``."""
-    typed = typed_table(table, "tuning_curves", spec, unique=SCAN_KEYS)
+    typed = typed_table(table, spec, SCAN_IDS, unique=SCAN_KEYS)
     variables, coords = rate_variables(typed, spec)
     for key in SCAN_KEYS:
         coords[key] = (("scan_unit",), typed[key].to_numpy(), describe(FUNCTIONAL[key]))
@@ -356,12 +354,9 @@ def build_tuning_curves(
     if left_out:
         curves.attrs["columns_left_out"] = left_out
     curves = match_units(curves, coregistration)
-    logger.info(
-        "tuning curves of %s v%d: %d units, %d without a matching neuron",
-        *release_of(curves),
-        len(typed),
-        curves.attrs["n_unmatched"],
-    )
+    counts = (len(typed), curves.attrs["n_unmatched"])
+    text = "tuning curves of %s v%d: %d units, %d without a matching neuron"
+    logger.info(text, *release_of(curves), *counts)
     return add_history(curves, f"tuning curves from {spec.name}", source=coregistration)
 
 
@@ -430,12 +425,11 @@ def collapse_scans(
     """
     validate(functional, "functional")
     require_one_of("how", how, ("mean", "best", "first"))
-    if how == "best" and by is None:
-        raise SchemaError("how='best' requires by=, the variable to compare units by")
+    if by is None and (how == "best" or lowest is not None):
+        what = "how='best'" if how == "best" else f"lowest={lowest}"
+        raise SchemaError(f"{what} requires by=, the variable to compare units by, and how='best'")
     if how != "best" and by is not None:
         raise SchemaError(f"by={by!r} requires how='best', found how={how!r}")
-    if lowest is not None and by is None:
-        raise SchemaError(f"lowest={lowest} requires by=")
     if isinstance(functional.indexes.get("scan_unit"), pd.MultiIndex):
         functional = functional.reset_index("scan_unit")
     require_same_release(("functional", functional))
@@ -453,7 +447,8 @@ def collapse_scans(
     angles = [str(n) for n in functional.data_vars if is_angle(functional[n])]
     for name, variable in functional.data_vars.items():
         require_likely_angle(variable, str(name))
-    if how == "mean" and angles and not _rates(functional):
+    rates = _rates(functional)
+    if how == "mean" and angles and not rates:
         raise SchemaError(
             f"how='mean' cannot average the angles {angles}: select other variables with "
             "functional[['rate_ori']], or use how='best', by=..."
@@ -462,7 +457,6 @@ def collapse_scans(
     functional = functional.isel(scan_unit=rows.index.to_numpy())
     nuclei, owner = np.unique(rows["nucleus_id"], return_inverse=True)
 
-    rates = _rates(functional)
     functional = functional.assign({n: functional[n].astype(np.float64) for n in rates})
     candidate = _has_rates(functional, rates)
     if by is not None:
@@ -477,34 +471,24 @@ def collapse_scans(
         result = _select_units(candidates, nuclei, owner, by, bool(lowest))
         n_rated = _has_rates(result, rates)
     scans = rows.drop_duplicates(["nucleus_id", "session", "scan_idx"])
-    counts: dict[str, Any] = {
+    counts = {
         "n_scans": scans.groupby("nucleus_id").size(),
         "n_scan_units": rows.groupby("nucleus_id").size(),
-        "n_rated": n_rated,
+        **({"n_rated": n_rated} if rates else {}),
     }
     for name, count in counts.items():
-        if rates or name != "n_rated":
-            result[name] = ("nucleus_id", np.asarray(count, dtype=np.int64))
+        result[name] = ("nucleus_id", np.asarray(count, dtype=np.int64))
     release = {c: functional.coords[c] for c in RELEASE_COORDS if c in functional.coords}
     # Also of neurons of which no unit was chosen.
-    labels = [name for name in LABELS if name in functional.coords]
-    result = result.drop_vars(labels, errors="ignore")
-    result = label_rows(result, functional, "nucleus_id")
-    result = result.assign_coords(release)
+    result = result.drop_vars([n for n in LABELS if n in functional.coords], errors="ignore")
+    result = label_rows(result, functional, "nucleus_id").assign_coords(release)
     collapse = how if by is None else f"{how} by {by}" + (" (lowest)" if lowest else "")
     result.attrs = {**functional.attrs, **result.attrs, "collapse": collapse}
     return add_history(result, f"collapse_scans(how={how!r}, by={by!r})", source=functional)
 
 
 def _require_orderable(functional: xr.Dataset, by: str) -> None:
-    if by not in functional.variables:
-        raise unknown_label("functional has no variable", by, functional.variables)
-    values = functional[by]
-    if values.dims != ("scan_unit",) or values.dtype.kind not in "biuf":
-        raise SchemaError(
-            f"by={by!r} has dims {values.dims} and dtype {values.dtype}, expected one number per "
-            "unit"
-        )
+    values = column_of(functional, by, "functional", dim="scan_unit", kinds="biuf")
     if is_angle(values):
         raise SchemaError(f"by={by!r} is an angle, expected numbers that have an order")
 
@@ -560,18 +544,15 @@ def _select_units(
     if by is not None:
         # Ordinal ranks, because unsigned numbers and booleans cannot be negated.
         rank = np.unique(functional[by].values, return_inverse=True)[1] * (1 if lowest else -1)
-    rows = np.lexsort([rank, owner])
-    _, first = np.unique(owner[rows], return_index=True)
-    chosen = functional.isel(scan_unit=rows[first])
-    chosen = chosen.swap_dims(scan_unit="nucleus_id")
-    fill = {}
-    for name, variable in dict(chosen.variables).items():
-        if name == "nucleus_id" or "nucleus_id" not in variable.dims:
-            continue
-        values = plain_array(variable.values, str(name))
-        if values.dtype == bool and len(first) < len(nuclei):
-            values = np.where(values, "true", "false").astype(object)
-        assign = chosen.assign_coords if name in chosen.coords else chosen.assign
-        chosen = assign({name: (variable.dims, values, variable.attrs)})
-        fill[name] = missing_value(str(name), values.dtype)
-    return chosen.reindex(nucleus_id=nuclei, fill_value=fill)
+    order = np.lexsort([rank, owner])
+    order = order[np.unique(owner[order], return_index=True)[1]]
+    rows = np.full(len(nuclei), -1)
+    rows[owner[order]] = order
+    result = functional.drop_dims("scan_unit")
+    for name, variable in functional.variables.items():
+        if name != "nucleus_id" and "scan_unit" in variable.dims:
+            variable = variable.transpose("scan_unit", ...)
+            values = take_rows(variable.values, rows, str(name))
+            assign = result.assign_coords if name in functional.coords else result.assign
+            result = assign({name: (("nucleus_id", *variable.dims[1:]), values, variable.attrs)})
+    return result.assign_coords(nucleus_id=nuclei)

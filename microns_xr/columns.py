@@ -81,13 +81,6 @@ def _require_int64(number: Any, where: str) -> None:
         )
 
 
-def is_one_id(ids: Any) -> bool:
-    """Whether `ids` is a single id rather than a collection."""
-    if isinstance(ids, np.ndarray | xr.DataArray):
-        return ids.ndim == 0
-    return isinstance(ids, int | np.integer)
-
-
 def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
     """Read one id or any collection of ids as int64, exactly; `missing` replaces nulls."""
     if isinstance(ids, xr.Dataset):
@@ -204,15 +197,12 @@ def text_column(column: pd.Series, table: str) -> pd.Series:
             f"{table}.{column.name} has dtype {dtype}, expected text: check the column's name"
         )
     codes, words = pd.factorize(column.astype(object))
-    clean = [_text(word).strip() or None for word in words]
+    # HDF5 stores text as bytes, whose str() is "b'...'".
+    texts = (w.decode("utf-8", "replace") if isinstance(w, bytes) else str(w) for w in words)
+    clean = [text.strip() or None for text in texts]
     # Code -1, for a missing value, selects the None at the end.
     values = np.array([*clean, None], dtype=object)[codes]
     return pd.Series(values, index=column.index, name=column.name, dtype=object)
-
-
-def _text(word: Any) -> str:
-    # HDF5 stores text as bytes, whose str() is "b'...'".
-    return word.decode("utf-8", "replace") if isinstance(word, bytes) else str(word)
 
 
 def plain_values(column: pd.Series, table: str, *, as_float: bool = False) -> np.ndarray:

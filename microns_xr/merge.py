@@ -299,7 +299,7 @@ def _from_frame(
     added = xr.Dataset()
     rates = [n for n in names if n in ("rate_ori", "rate_dir")]
     if rates:
-        added = xr.Dataset(*rate_variables(table[rates], spec)).rename_dims(scan_unit=_ROW)
+        added = rate_variables(table[rates], spec).rename_dims(scan_unit=_ROW)
     sizes = {str(dim): added.sizes[dim] for dim in added.coords}
     for column in [n for n in names if n not in rates]:
         # Such as errors of the rates; lists of other lengths are refused.

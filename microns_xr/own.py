@@ -224,16 +224,16 @@ def _position_of(
     stated, columns = names is not None, set(map(str, table.columns))
     if names is None:
         names = next((n for n in (AXES, "pt_position") if _has(columns, n)), None)
-        if names is None:
-            return None, [], {}
-    used = [n for n in _column_names(names) if n in columns]
-    base = names if isinstance(names, str) else "position"
-    if not isinstance(names, str):
+    if names is None:
+        return None, [], {}
+    if isinstance(names, str):
+        base, used = names, [n for n in (names, *_of_axes(names)) if n in columns]
+    else:
         if len(names) != 3:
             raise SchemaError(f"position is {names!r}, expected the columns of x, y and z")
         require_columns(table, "table", names)
-        split = [f"position_{axis}" for axis in AXES]
-        table = table[list(names)].set_axis(split, axis=1)  # keeps the attributes
+        base, used = "position", list(names)
+        table = table[used].set_axis(_of_axes(base), axis=1)  # keeps the attributes
     space = space_of(datastack or "")
     what = "position of the neuron"
     if resolution_nm is not None or (base == "pt_position" and RESOLUTION in table.attrs):
@@ -259,14 +259,12 @@ def _position_of(
     return points, used, describe(UNITS["position"])
 
 
-def _column_names(names: str | Sequence[str]) -> list[str]:
-    return [names, *(f"{names}_{a}" for a in AXES)] if isinstance(names, str) else list(names)
+def _of_axes(name: str) -> list[str]:
+    return [f"{name}_{axis}" for axis in AXES]
 
 
 def _has(columns: set[str], names: str | Sequence[str]) -> bool:
-    if isinstance(names, str):
-        return names in columns or {f"{names}_{axis}" for axis in AXES} <= columns
-    return set(names) <= columns
+    return names in columns or set(_of_axes(names) if isinstance(names, str) else names) <= columns
 
 
 def _stamped(dataset: xr.Dataset, datastack: str | None, version: int | None) -> xr.Dataset:

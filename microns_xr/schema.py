@@ -165,6 +165,7 @@ def describe(spec: VariableSpec) -> dict[str, Any]:
     return attrs
 
 
+_DTYPE_KINDS = {"float": "f", "number": "if", "bool": "b", "text": "OUT"}
 _WORDS = {"iuf": "number", "biuf": "number", "OUTib": "word, integer or boolean"}
 
 
@@ -206,7 +207,8 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
         variable, spec = dataset.variables[name], specs[name]
         if variable.dims != spec.dims:
             problems.append(f"{name} has dims {variable.dims}, expected {spec.dims}")
-        if not _has_dtype(variable.dtype, spec.dtype):
+        is_int64 = spec.dtype == "int64" and variable.dtype == np.int64
+        if not is_int64 and variable.dtype.kind not in _DTYPE_KINDS.get(spec.dtype, ""):
             rounded = (
                 " (ids and counts read as float may be rounded: read them again as integers)"
                 if spec.dtype == "int64" and variable.dtype.kind == "f"
@@ -229,12 +231,6 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
     if problems:
         raise SchemaError(f"this is not a {kind} Dataset: " + "; ".join(dict.fromkeys(problems)))
     require_unrounded_roots(dataset)
-
-
-def _has_dtype(dtype: np.dtype, expected: str) -> bool:
-    if expected == "int64":
-        return dtype == np.int64
-    return dtype.kind in {"float": "f", "number": "if", "bool": "b", "text": "OUT"}[expected]
 
 
 def _index_problems(name: str, labels: np.ndarray) -> list[str]:

@@ -317,19 +317,17 @@ def take_positions(
     connectivity: xr.Dataset, pre: np.ndarray | None = None, post: np.ndarray | None = None
 ) -> xr.Dataset:
     """Select ascending positions of either axis; None selects all."""
-    (n_pre, n_post), compressed = layout_of(connectivity)
+    shape, major = layout_of(connectivity)
     chosen = {"pre": pre, "post": post}
-    everything = {"pre": np.arange(n_pre), "post": np.arange(n_post)}
     rest = connectivity.drop_vars(pair_names(connectivity)).isel(
         {f"{side}_nucleus_id": at for side, at in chosen.items() if at is not None}
     )
-    majors, minors = (
-        everything[side] if (at := chosen[side]) is None else at
-        for side in (compressed, OTHER_SIDE[compressed])
-    )
-    new_minor = np.full(everything[OTHER_SIDE[compressed]].size, -1, dtype=np.int32)
-    new_minor[minors] = np.arange(minors.size)
-    return keep_pairs(connectivity, rest, Rule(majors, new_minor, minors.size))
+    minor = OTHER_SIDE[major]
+    sizes = dict(zip(chosen, shape, strict=True))
+    at = {side: np.arange(sizes[side]) if at is None else at for side, at in chosen.items()}
+    new_minor = np.full(sizes[minor], -1, dtype=np.int32)
+    new_minor[at[minor]] = np.arange(at[minor].size)
+    return keep_pairs(connectivity, rest, Rule(at[major], new_minor, at[minor].size))
 
 
 def load_neurons(connectivity: xr.Dataset, side: Side, positions: np.ndarray) -> xr.Dataset:

@@ -62,8 +62,6 @@ KIND_ROLES: dict[str, str] = {
     "functional_properties": "functional_properties",
 }
 
-Variable = tuple[tuple[str, ...], np.ndarray, dict[str, Any]]
-
 
 def complete_spec(
     spec: TableSpec, angle_units: str | None = None, angle_convention: str | None = None
@@ -176,7 +174,13 @@ def build_functional(
         require_shared_ids(typed["target_id"], nuclei["id"], f"{spec.name}.target_id")
     n_rows, n_invalid = len(typed), typed.attrs.get(INVALID)
     keys = [*SCAN_KEYS, "target_id"]
-    arrays = [c for c in typed.columns if _holds_arrays(c, typed[c])]
+    # Rates, which some tables store as text, and other lists.
+    arrays = [
+        name
+        for name, values in typed.items()
+        if (name in FUNCTIONAL and len(FUNCTIONAL[name].dims) > 1)
+        or (values.dtype == object and values.map(pd.api.types.is_list_like).any())
+    ]
     further = [c for c in typed.columns if c not in {*keys, *arrays, *HOUSEKEEPING}]
     typed, contradicted = latest_by(typed, spec.name, keys, further)
     n_repeated = n_rows - len(typed)
@@ -209,12 +213,6 @@ def build_functional(
     return add_history(dataset, f"functional from {spec.name}")
 
 
-def _holds_arrays(column: str, values: pd.Series) -> bool:
-    if column in FUNCTIONAL and len(FUNCTIONAL[column].dims) > 1:
-        return True  # rates, which some tables store as text
-    return values.dtype == object and bool(values.map(pd.api.types.is_list_like).any())
-
-
 # Tables of tuning curves.
 
 _DIM = {"rate_dir": "direction", "rate_ori": "orientation"}
@@ -222,10 +220,8 @@ _DIM = {"rate_dir": "direction", "rate_ori": "orientation"}
 _NEURON_IDS = ("nucleus_id", "target_id", "pt_root_id", "root_id", "valid_id")
 
 
-def rate_variables(
-    table: pd.DataFrame, spec: TableSpec
-) -> tuple[dict[str, Variable], dict[str, Variable]]:
-    """Return ``rate_dir`` and ``rate_ori`` of a table, and their angles as coordinates."""
+def rate_variables(table: pd.DataFrame, spec: TableSpec) -> xr.Dataset:
+    """Return ``rate_dir`` and ``rate_ori`` of a table, over their angles."""
     names = [n for n in _DIM if n in table.columns]
     if not names:
         require_columns(table, spec.name, list(_DIM))
@@ -234,48 +230,39 @@ def rate_variables(
             f"{spec.name} has rates by angle, but neither the registry nor the call states the "
             "convention: pass angle_convention='up_clockwise' or 'right_counterclockwise'"
         )
-    variables: dict[str, Variable] = {}
-    coords: dict[str, Variable] = {}
+    rates = xr.Dataset()
     for name in names:
-        dim = _DIM[name]
-        values = parse_arrays(table[name], spec.name)
+        dim, values = _DIM[name], parse_arrays(table[name], spec.name)
         values[~np.isfinite(values).all(axis=1)] = np.nan  # a unit has all of its rates or none
-        variables[name] = (("scan_unit", dim), values, describe(FUNCTIONAL[name]))
         attrs = angle_attrs("degree", spec.angle_convention, dim)
-        n = values.shape[1]
-        angles = np.arange(n) * (attrs["period"] / n)
-        coords[dim] = ((dim,), angles, {**attrs, "long_name": f"stimulus {dim}"})
+        angles = np.arange(values.shape[1]) * (attrs["period"] / values.shape[1])
+        rates.coords[dim] = (dim, angles, {**attrs, "long_name": f"stimulus {dim}"})
+        rates[name] = (("scan_unit", dim), values, describe(FUNCTIONAL[name]))
     if len(names) == 2:
-        _require_agreement(variables["rate_dir"][1], variables["rate_ori"][1], spec.name)
-    return variables, coords
+        _require_agreement(rates["rate_dir"].values, rates["rate_ori"].values, spec.name)
+    return rates
 
 
-def _further_variables(
-    table: pd.DataFrame, spec: TableSpec, coords: Mapping[str, Variable]
-) -> tuple[dict[str, Variable], list[str]]:
-    """Return the other columns of a table of rates, and the names of those that cannot be used."""
-    sizes = {dim: len(coords[dim][1]) for dim in _DIM.values() if dim in coords}
-    skipped = {*_DIM, *_DIM.values(), *coords, *_NEURON_IDS, *HOUSEKEEPING}
-    variables: dict[str, Variable] = {}
+def _add_further_columns(curves: xr.Dataset, table: pd.DataFrame, spec: TableSpec) -> list[str]:
+    """Add the other columns of a table of rates; return the names of those that cannot be used."""
+    sizes = {str(dim): n for dim, n in curves.sizes.items() if dim != "scan_unit"}
+    skipped = {*_DIM, *_DIM.values(), *SCAN_KEYS, *_NEURON_IDS, *HOUSEKEEPING}
     left_out = []
-    for column in map(str, table.columns):
-        if column in skipped:
-            continue
+    for column in [c for c in map(str, table.columns) if c not in skipped]:
         no_units = column in PERIODS and None in (spec.angle_units, spec.angle_convention)
         try:
             if no_units:
                 raise SchemaError("an angle without units or convention")
             if (array := array_column(table[column], spec.name, sizes)) is not None:
-                variables[column] = (("scan_unit", array[0]), array[1], {"long_name": column})
+                curves[column] = (("scan_unit", array[0]), array[1], {"long_name": column})
             else:
-                values, attrs = table_variable(table[column], spec)
-                variables[column] = (("scan_unit",), values, attrs)
+                curves[column] = ("scan_unit", *table_variable(table[column], spec))
         except SchemaError as error:
             if column in PERIODS and not no_units:
                 raise
             logger.info("%s.%s is left out: %s", spec.name, column, error)
             left_out.append(column)
-    return variables, left_out
+    return left_out
 
 
 def array_column(
@@ -343,11 +330,10 @@ def build_tuning_curves(
 ) -> xr.Dataset:
     """Turn a table of tuning curves into a Dataset over ``scan_unit``."""
     typed = typed_table(table, spec, SCAN_IDS, unique=SCAN_KEYS)
-    variables, coords = rate_variables(typed, spec)
+    curves = rate_variables(typed, spec).assign_attrs(tuning_table=spec.name)
     for key in SCAN_KEYS:
-        coords[key] = (("scan_unit",), typed[key].to_numpy(), describe(FUNCTIONAL[key]))
-    further, left_out = _further_variables(typed, spec, coords)
-    curves = xr.Dataset(variables | further, coords=coords, attrs={"tuning_table": spec.name})
+        curves.coords[key] = ("scan_unit", typed[key].to_numpy(), describe(FUNCTIONAL[key]))
+    left_out = _add_further_columns(curves, typed, spec)
     curves = with_labels(curves)
     if INVALID in typed.attrs:
         curves.attrs[INVALID] = typed.attrs[INVALID]

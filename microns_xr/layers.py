@@ -121,18 +121,18 @@ def segment_layers(
         layer: [types] if isinstance(types, str) else list(map(str, types))
         for layer, types in layer_types.items()
     }
-    y, types = depth_of(units), units["cell_type"].values.astype(object)
-    y, types = y[np.isfinite(y)], types[np.isfinite(y)]
+    y, types_of_cells = depth_of(units), units["cell_type"].values.astype(object)
+    y, types_of_cells = y[np.isfinite(y)], types_of_cells[np.isfinite(y)]
     if not y.size:
         raise SchemaError("no unit has a position, expected a depth profile: check position")
     n_bins = max(1, int(np.ceil((y.max() - y.min()) / BIN_UM)))
     edges = np.linspace(y.min(), y.max(), n_bins + 1)
     bins = np.clip(np.searchsorted(edges, y, side="right") - 1, 0, n_bins - 1)
     names = list(layer_types)
-    counts = _layer_counts(bins, n_bins, types, layer_types)
+    counts = _layer_counts(bins, n_bins, types_of_cells, layer_types)
     n_cells = int(counts.sum())
     if stated or not n_cells:
-        _report_absent_types(types, layer_types, stated)
+        _report_absent_types(types_of_cells, layer_types, stated)
     if n_cells:
         labels = _bin_layers(counts, names, white_matter)
         runs = [(names[label], start, stop) for label, start, stop in _runs(labels)]

@@ -144,8 +144,8 @@ def merge_table(
     else:
         require_instance("table", table, pd.DataFrame, "a DataFrame or a Dataset")
         # As caveclient and this package name it.
-        name = str(table.attrs.get("table") or table.attrs.get("table_name") or "table")
-        spec = table_spec(name, datastack_of(dataset))
+        stem = str(table.attrs.get("table") or table.attrs.get("table_name") or "table")
+        spec = table_spec(stem, datastack_of(dataset))
         stated = ("angle_units", "angle_convention")  # of a custom registry entry
         spec = replace(spec, **{n: table.attrs.get(n) or getattr(spec, n) for n in stated})
         spec = complete_spec(spec, angle_units, angle_convention)

@@ -458,7 +458,7 @@ def _add_functional(
 
 def _by_unit(collapsed: xr.Dataset, names: list[str], ids: np.ndarray) -> dict[str, Any]:
     """Return rows by nucleus as variables of the units, with missing values for other units."""
-    rows = collapsed.indexes["nucleus_id"].get_indexer(ids)
+    rows = collapsed.indexes["nucleus_id"].get_indexer(pd.Index(ids))
     return {
         n: (v.dims, take_rows(v.values, rows, n), {**v.attrs, **describe(UNITS[n])})
         for n, v in collapsed[names].variables.items()

@@ -104,19 +104,6 @@ class Space:
         n_points = int(np.isfinite(points).all(axis=1).sum())
         return little if n_points > 1 and 2 * int(little.sum()) > n_points else beyond
 
-    def require_inside(
-        self, points: np.ndarray, resolution_nm: Sequence[float], where: str, call: str
-    ) -> None:
-        """Raise if points are outside of the volume; `call` states a resolution, ``{}``."""
-        beyond = self.misplaced(points, resolution_nm)
-        if beyond.any():
-            row = int(np.argmax(beyond))
-            raise SchemaError(
-                f"{where} has {int(beyond.sum())} of {len(points)} points outside of the volume, "
-                f"such as ({', '.join(f'{value:.10g}' for value in points[row])}) in row {row}, "
-                + self.expected(points, resolution_nm, call)
-            )
-
     def expected(self, points: np.ndarray, resolution_nm: Sequence[float], call: str) -> str:
         """Return the end of a message on points of which some are outside of the volume."""
         corners = np.asarray(self.volume_nm) / np.asarray(resolution_nm)
@@ -233,9 +220,19 @@ def positions_um(
     given: Any = None,
     call: str = "",
 ) -> np.ndarray:
-    """Return the positions of a table in µm, shape (rows, 3)."""
+    """Return the positions of a table in µm, shape (rows, 3).
+
+    `call` is how a caller states another resolution, with ``{}`` for its value.
+    """
     call = call or _CALL.format("table", "{}")
     points = positions(table, name, base)
     resolution = resolution_of(table, name, registered, space, given, call)
-    space.require_inside(points, resolution, f"{name}.{base}", call)
+    beyond = space.misplaced(points, resolution)
+    if beyond.any():
+        row = int(np.argmax(beyond))
+        raise SchemaError(
+            f"{name}.{base} has {int(beyond.sum())} of {len(points)} points outside of the volume, "
+            f"such as ({', '.join(f'{value:.10g}' for value in points[row])}) in row {row}, "
+            + space.expected(points, resolution, call)
+        )
     return space.to_um(points, resolution)

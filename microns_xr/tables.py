@@ -83,12 +83,11 @@ def typed_table(
     optional: Iterable[str] = (),
     unique: Iterable[str] = (),
 ) -> pd.DataFrame:
-    """Return a table with its ids as int64 and text as object first.
+    """Return a table of valid rows with its ids as int64 and text as object first.
 
     `ids` maps columns to the number that replaces a null, None if a null is an error.
     """
     name, text = spec.name, list(dict.fromkeys(text))
-    table = valid_rows(table, name)
     if "session" in ids:
         table = _with_scan_keys(table, spec)
     required = [c for c in (*ids, *text) if c not in optional]
@@ -135,7 +134,6 @@ def with_target_ids(
     table: pd.DataFrame, spec: TableSpec, nuclei: pd.DataFrame | None = None
 ) -> pd.DataFrame:
     """Return a table with the nucleus of each row as ``target_id``, found by its key or root."""
-    table = valid_rows(table, spec.name)
     if "target_id" in table.columns:
         return table
     if "nucleus_id" in table.columns:

@@ -47,6 +47,7 @@ from microns_xr.tables import (
     latest_by,
     require_shared_ids,
     typed_table,
+    valid_rows,
     with_target_ids,
 )
 
@@ -168,7 +169,7 @@ def build_functional(
     """Turn a table of matched or measured units into a Dataset over ``scan_unit``."""
     spec = complete_spec(spec, angle_units, angle_convention)
     ids = {**SCAN_IDS, "target_id": -1, "pt_root_id": 0}
-    table = with_target_ids(table, spec, nuclei)
+    table = with_target_ids(valid_rows(table, spec.name), spec, nuclei)
     typed = typed_table(table, spec, ids, optional=["pt_root_id"])
     if nuclei is not None:
         require_shared_ids(typed["target_id"], nuclei["id"], f"{spec.name}.target_id")
@@ -329,7 +330,7 @@ def build_tuning_curves(
     table: pd.DataFrame, spec: TableSpec, coregistration: xr.Dataset
 ) -> xr.Dataset:
     """Turn a table of tuning curves into a Dataset over ``scan_unit``."""
-    typed = typed_table(table, spec, SCAN_IDS, unique=SCAN_KEYS)
+    typed = typed_table(valid_rows(table, spec.name), spec, SCAN_IDS, unique=SCAN_KEYS)
     curves = rate_variables(typed, spec).assign_attrs(tuning_table=spec.name)
     for key in SCAN_KEYS:
         curves.coords[key] = ("scan_unit", typed[key].to_numpy(), describe(FUNCTIONAL[key]))

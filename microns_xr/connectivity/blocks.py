@@ -200,8 +200,8 @@ def blocks_of(
     arrays: dict[str, da.Array] = {name: connectivity[name].data for name in names}
     if in_memory := [name for name, array in arrays.items() if not isinstance(array, da.Array)]:
         raise SchemaError(
-            f"{in_memory} are in memory while other variables are lazy: load all with .compute(), "
-            "or open the store again with lazy=True"
+            f"{', '.join(in_memory)} is in memory while other variables are lazy: load all with "
+            ".compute(), or open the store again with lazy=True"
         )
     first = next(iter(arrays.values()))
     if any(array.chunks != first.chunks for array in arrays.values()):

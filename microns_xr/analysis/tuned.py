@@ -223,25 +223,13 @@ def tuned_connections(
     ({'pre_nucleus_id': 1, 'post_nucleus_id': 1}, 'requested')
     """
     connectivity = as_pairs(connectivity)
-    neurons = _choose_tuned(connectivity, units, angle, pre, post, presynaptic)
+    has_angle = {f"without_{angle}": np.isfinite(unit_angle(units, angle)[0])}
+    neurons = choose_neurons(connectivity, units, pre, post, presynaptic, has_angle)
     ids = [connectivity[f"{side}_nucleus_id"].values[neurons.positions(side)] for side in SIDES]
     result = drop_autapses(take(connectivity, *ids))
     if not is_scope_known(connectivity):
         result = result.assign_coords(scope=xr.Variable((), np.array("requested", dtype=object)))
     return add_history(result, f"tuned_connections(angle={angle!r}, {neurons.text})")
-
-
-def _choose_tuned(
-    connectivity: xr.Dataset,
-    units: xr.Dataset,
-    angle: str,
-    pre: Any,
-    post: Any,
-    presynaptic: Presynaptic,
-) -> ChosenNeurons:
-    angles, _ = unit_angle(units, angle)
-    needed = {f"without_{angle}": np.isfinite(angles)}
-    return choose_neurons(connectivity, units, pre, post, presynaptic, needed)
 
 
 # Angles are compared on a grid of `TURN` integer ticks per period: a difference on the edge of a
@@ -274,8 +262,9 @@ def prepare(
     weight: str,
 ) -> tuple[ChosenNeurons, AnglePairs, dict[str, Any]]:
     """Return the neurons and pairs to count, and the coordinates of the bins."""
-    neurons = _choose_tuned(connectivity, units, angle, pre, post, presynaptic)
     angles, period = unit_angle(units, angle)
+    has_angle = {f"without_{angle}": np.isfinite(angles)}
+    neurons = choose_neurons(connectivity, units, pre, post, presynaptic, has_angle)
     angle_units = units[angle].attrs["units"]
     centres, edges = _bins(bins, period, angle_units)
     pattern, values = pair_buffers(connectivity, [weight])

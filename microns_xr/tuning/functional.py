@@ -429,7 +429,8 @@ def collapse_scans(
             "twice; drop rows that were joined along scan_unit from two tables"
         )
     if by is not None:
-        _require_orderable(functional, by)
+        if is_angle(column_of(functional, by, "functional", dim="scan_unit", kinds="biuf")):
+            raise SchemaError(f"by={by!r} is an angle, expected numbers that have an order")
         lowest = by == "residual" if lowest is None else lowest
     angles = [str(n) for n in functional.data_vars if is_angle(functional[n])]
     for name, variable in functional.data_vars.items():
@@ -472,12 +473,6 @@ def collapse_scans(
     collapse = how if by is None else f"{how} by {by}" + (" (lowest)" if lowest else "")
     result.attrs = {**functional.attrs, **result.attrs, "collapse": collapse}
     return add_history(result, f"collapse_scans(how={how!r}, by={by!r})", source=functional)
-
-
-def _require_orderable(functional: xr.Dataset, by: str) -> None:
-    values = column_of(functional, by, "functional", dim="scan_unit", kinds="biuf")
-    if is_angle(values):
-        raise SchemaError(f"by={by!r} is an angle, expected numbers that have an order")
 
 
 def _rates(functional: xr.Dataset) -> list[str]:

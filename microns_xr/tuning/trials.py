@@ -181,8 +181,8 @@ def make_contrast(trials: Trials, against: Against, pool_directions: bool) -> Co
     require_one_of("against", against, ("orthogonal", "opposite"))
     if against == "opposite" and (name == "orientation" or pool_directions):
         raise SchemaError(
-            f"against='opposite' needs directions, found {name}s and pool={pool_directions}: "
-            "pass pool_directions=False, and responses by direction"
+            f"against='opposite' needs directions, found {name}s, or pooled ones: pass "
+            "pool_directions=False, and responses by direction"
         )
     circle, shift = (180.0, 90.0) if against == "orthogonal" else (360.0, 180.0)
     preferred = "pref_ori" if pool_directions or name == "orientation" else "pref_dir"

@@ -148,7 +148,9 @@ def whole_numbers(column: pd.Series, where: str, least: int | None = None) -> np
     if numbers.dtype == object:  # of a nullable dtype
         numbers = column.to_numpy(dtype=np.int64)
     # If the total fits int64, the sum of any pair, neuron or group does too.
-    total = float((np.abs(numbers) if least is None else numbers).sum(dtype=np.float64))
+    total = float(numbers.sum(dtype=np.float64))
+    if least is None:  # negative numbers too
+        total = float(np.abs(numbers.astype(np.float64)).sum())
     if is_float and (wrong := numbers != np.floor(numbers)).any():
         expected = "whole numbers: sizes count voxels, so undo any scaling; rename another weight"
     elif least is not None and (wrong := numbers < least).any():

@@ -79,10 +79,7 @@ def is_angle(variable: xr.DataArray | xr.Variable) -> bool:
 def describe_angle(
     variable: xr.DataArray | xr.Variable, name: str, *, convert: bool = False
 ) -> tuple[str, str | None, float]:
-    """Return units, convention and period from the attributes of an angle.
-
-    The convention may be absent, unless it is needed to convert or to compare angles.
-    """
+    """Return units, convention (needed only to `convert` or compare) and period of an angle."""
     units = variable.attrs.get("units")
     convention = variable.attrs.get("angle_convention")
     hint = f"set {name}.attrs['units'], such as {name}.attrs['units'] = 'degree'"
@@ -139,11 +136,9 @@ def require_likely_units(values: np.ndarray, units: str, name: str) -> None:
 
 
 def _are_indices(distinct: np.ndarray, turns: float) -> bool:
-    """Whether angles are whole numbers that cover a small part of their period, in steps of 1.
-
-    An index of -1 stands for a missing one. Whole degrees of some neurons with similar preferences
-    leave larger gaps.
-    """
+    """Whether angles are whole numbers that cover a small part of their period, in steps of 1."""
+    # An index of -1 stands for a missing one. Whole degrees of neurons with similar preferences
+    # leave larger gaps.
     n_stimuli = 72 * turns  # more than in use: 36 orientations or 72 directions
     if distinct[0] < -1 or distinct[-1] >= n_stimuli or (distinct % 1).any():
         return False
@@ -191,9 +186,7 @@ def _convert_variable(
 
 
 def convert(
-    obj: Labelled,
-    convention: AngleConvention | None = None,
-    units: AngleUnits | None = None,
+    obj: Labelled, convention: AngleConvention | None = None, units: AngleUnits | None = None
 ) -> Labelled:
     """Convert angles to another convention or other units.
 

@@ -35,13 +35,8 @@ _SPELLING = {
 def tidy_columns(
     table: pd.DataFrame, what: str, keep: Iterable[str] = (), *, spelling: bool = True
 ) -> pd.DataFrame:
-    """Return a table without the unnamed index that pandas writes, and with plain names.
-
-    Names that this package reads get their usual case, unless `spelling` is False. Columns of
-    `keep` stay as they are.
-    """
-    if not isinstance(table, pd.DataFrame):
-        raise SchemaError(f"{what} is a {type(table).__name__}, expected a pandas DataFrame")
+    """Return a table with plain names, except in `keep`, without the unnamed index of pandas."""
+    require_instance(what, table, pd.DataFrame, "a pandas DataFrame")
     names, dropped, keep = [], [], set(keep)
     for i, column in enumerate(table.columns):
         name = str(column)
@@ -71,7 +66,9 @@ def _id_from_object(value: Any, where: str) -> Any:
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return pd.NA
     raise SchemaError(
-        f"{where} holds {value!r}, expected an integer id: check the column and its file"
+        f"{where} holds {value!r}, expected an integer id, or text of digits: check the column "
+        "and its file; if neurons have names, number the neurons once, number = {name: i for i, "
+        "name in enumerate(names)}, and replace them in every table by table[column].map(number)"
     )
 
 
@@ -84,19 +81,8 @@ def _require_int64(number: Any, where: str) -> None:
         )
 
 
-def is_one_id(ids: Any) -> bool:
-    """Whether `ids` is a single id rather than a collection."""
-    if isinstance(ids, np.ndarray | xr.DataArray):
-        return ids.ndim == 0
-    return isinstance(ids, int | np.integer)
-
-
 def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
-    """Read one id or any collection of ids as int64, exactly.
-
-    Integers of any dtype, digits as text and floats that hold their ids exactly are taken.
-    Nulls are replaced by `missing`; without it they are an error.
-    """
+    """Read one id or any collection of ids as int64, exactly; `missing` replaces nulls."""
     if isinstance(ids, xr.Dataset):
         if "nucleus_id" not in ids.coords:
             raise SchemaError(
@@ -146,6 +132,39 @@ def as_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
     return result
 
 
+def whole_numbers(column: pd.Series, where: str, least: int | None = None) -> np.ndarray:
+    """Return a column of sizes or counts as int64, or raise `SchemaError`."""
+    if column.empty:  # an empty table has no meaningful dtypes
+        return np.zeros(0, dtype=np.int64)
+    if pd.api.types.is_bool_dtype(column.dtype) or not pd.api.types.is_numeric_dtype(column.dtype):
+        raise SchemaError(f"{where} has dtype {column.dtype}, expected integers: convert it")
+    if n_null := int(column.isna().sum()):
+        raise SchemaError(
+            f"{where} is null in {n_null} of {len(column)} rows, expected a number in every row: "
+            "drop those rows if they are not synapses"
+        )
+    is_float = pd.api.types.is_float_dtype(column.dtype)
+    numbers = column.to_numpy(dtype=np.float64) if is_float else column.to_numpy()
+    if numbers.dtype == object:  # of a nullable dtype
+        numbers = column.to_numpy(dtype=np.int64)
+    # If the total fits int64, the sum of any pair, neuron or group does too.
+    total = float(numbers.sum(dtype=np.float64))
+    if least is None:  # negative numbers too
+        total = float(np.abs(numbers.astype(np.float64)).sum())
+    if is_float and (wrong := numbers != np.floor(numbers)).any():
+        expected = "whole numbers: sizes count voxels, so undo any scaling; rename another weight"
+    elif least is not None and (wrong := numbers < least).any():
+        # A synapse of size 0 is valid data; a pair of 0 synapses is a mistake.
+        expected = f"{least} or more: drop rows that are not synapses"
+    elif not total <= 9.2e18:
+        wrong = numbers == numbers.max()
+        expected = f"whole numbers below 2**63, and less than 9.2e18 in all: it sums to {total:.3g}"
+    else:
+        return numbers.astype(np.int64)
+    some = f"{numbers[wrong][0]} ({int(wrong.sum())} such rows)"
+    raise SchemaError(f"{where} holds {some}, expected {expected}")
+
+
 def require_once(ids: np.ndarray, what: str) -> None:
     """Raise if an id is repeated."""
     if (ids[1:] > ids[:-1]).all():  # as CAVE sends them
@@ -180,15 +199,12 @@ def text_column(column: pd.Series, table: str) -> pd.Series:
             f"{table}.{column.name} has dtype {dtype}, expected text: check the column's name"
         )
     codes, words = pd.factorize(column.astype(object))
-    clean = [_text(word).strip() or None for word in words]
+    # HDF5 stores text as bytes, whose str() is "b'...'".
+    texts = (w.decode("utf-8", "replace") if isinstance(w, bytes) else str(w) for w in words)
+    clean = [text.strip() or None for text in texts]
     # Code -1, for a missing value, selects the None at the end.
     values = np.array([*clean, None], dtype=object)[codes]
     return pd.Series(values, index=column.index, name=column.name, dtype=object)
-
-
-def _text(word: Any) -> str:
-    # HDF5 stores text as bytes, whose str() is "b'...'".
-    return word.decode("utf-8", "replace") if isinstance(word, bytes) else str(word)
 
 
 def plain_values(column: pd.Series, table: str, *, as_float: bool = False) -> np.ndarray:

@@ -76,31 +76,20 @@ class Space:
 
     def to_um(self, points: np.ndarray, resolution_nm: Sequence[float]) -> np.ndarray:
         """Convert points of shape (n, 3) in voxels to µm."""
-        return self._transformed("apply", points, resolution_nm)
+        if self.has_depth and len(points):
+            return np.asarray(_transform(self.frame, tuple(resolution_nm)).apply(points))
+        return points * (np.asarray(resolution_nm) / 1000)
 
     def from_um(self, points: np.ndarray, resolution_nm: Sequence[float]) -> np.ndarray:
         """Convert points in µm to voxels; the inverse of `to_um`."""
-        return self._transformed("invert", points, resolution_nm)
+        if self.has_depth and len(points):
+            return np.asarray(_transform(self.frame, tuple(resolution_nm)).invert(points))
+        return points / (np.asarray(resolution_nm) / 1000)
 
-    def _transformed(self, how: str, points: np.ndarray, resolution: Sequence[float]) -> np.ndarray:
-        array = np.asarray(points, dtype=np.float64)
-        if array.ndim != 2 or array.shape[1] != 3:
-            raise SchemaError(
-                f"points has shape {array.shape}, expected (n, 3) with columns x, y, z"
-            )
-        if not len(array):
-            return array.copy()
-        if self.has_depth:
-            transform = _transform(self.frame, tuple(map(float, resolution)))
-            return np.asarray(getattr(transform, how)(array))
-        um = np.asarray(resolution, dtype=np.float64) / 1000
-        return array * um if how == "apply" else array / um
-
-    def outside(self, points: np.ndarray, resolution_nm: Sequence[float]) -> np.ndarray:
+    def outside(
+        self, points: np.ndarray, resolution: Sequence[float], margin: float = _MARGIN_NM
+    ) -> np.ndarray:
         """Return which points are far outside of the volume; none if it is not known."""
-        return self._beyond(points, resolution_nm, _MARGIN_NM)
-
-    def _beyond(self, points: np.ndarray, resolution: Sequence[float], margin: float) -> np.ndarray:
         if self.volume_nm is None:
             return np.zeros(len(points), dtype=bool)
         nm = np.asarray(points, dtype=np.float64) * np.asarray(resolution)
@@ -109,36 +98,21 @@ class Space:
         return np.asarray(((nm < low - margin) | (nm > high + margin)).any(axis=1))
 
     def misplaced(self, points: np.ndarray, resolution_nm: Sequence[float]) -> np.ndarray:
-        """Return which points of a whole table are at no place that they can be at.
-
-        Some points of a table may be a little outside of the volume, but not most of them.
-        """
-        beyond, little = (self._beyond(points, resolution_nm, m) for m in (_MARGIN_NM, 0.0))
+        """Return which points of a whole table are at no place that they can be at."""
+        # Some points of a table may be a little outside of the volume, but not most of them.
+        beyond, little = (self.outside(points, resolution_nm, m) for m in (_MARGIN_NM, 0.0))
         n_points = int(np.isfinite(points).all(axis=1).sum())
         return little if n_points > 1 and 2 * int(little.sum()) > n_points else beyond
-
-    def require_inside(
-        self, points: np.ndarray, resolution_nm: Sequence[float], where: str, call: str
-    ) -> None:
-        """Raise if points are outside of the volume; name the resolutions that would fit.
-
-        `call` states a resolution, with ``{}`` for its value.
-        """
-        beyond = self.misplaced(points, resolution_nm)
-        if beyond.any():
-            row = int(np.argmax(beyond))
-            raise SchemaError(
-                f"{where} has {int(beyond.sum())} of {len(points)} points outside of the volume, "
-                f"such as ({', '.join(f'{value:.10g}' for value in points[row])}) in row {row}, "
-                + self.expected(points, resolution_nm, call)
-            )
 
     def expected(self, points: np.ndarray, resolution_nm: Sequence[float], call: str) -> str:
         """Return the end of a message on points of which some are outside of the volume."""
         corners = np.asarray(self.volume_nm) / np.asarray(resolution_nm)
         box = " to ".join(f"({', '.join(f'{v:.0f}' for v in corner)})" for corner in corners)
         text = f"expected points in {box} at a resolution of {_by(resolution_nm)} nm: "
-        fits = {n: r for n, r in self._likely().items() if not self.misplaced(points, r).any()}
+        likely = _LIKELY
+        if self.voxel_nm is not None:
+            likely = {f"voxels of {_by(self.voxel_nm)} nm": self.voxel_nm, **_LIKELY}
+        fits = {n: r for n, r in likely.items() if not self.misplaced(points, r).any()}
         if fits:
             value = [int(v) if v == int(v) else v for v in next(iter(fits.values()))]
             text += f"they look like {' or '.join(fits)}; if they are, state {call.format(value)}"
@@ -148,11 +122,6 @@ class Space:
         if self.has_depth and not self.outside(self.from_um(points, um), um).any():
             text += "; they also look like µm from the pia, which mx.as_units takes as they are"
         return text
-
-    def _likely(self) -> dict[str, Resolution]:
-        if self.voxel_nm is None:
-            return _LIKELY
-        return {f"voxels of {_by(self.voxel_nm)} nm": self.voxel_nm, **_LIKELY}
 
 
 def _by(resolution: Sequence[float]) -> str:
@@ -251,9 +220,19 @@ def positions_um(
     given: Any = None,
     call: str = "",
 ) -> np.ndarray:
-    """Return the positions of a table in µm, shape (rows, 3)."""
+    """Return the positions of a table in µm, shape (rows, 3).
+
+    `call` is how a caller states another resolution, with ``{}`` for its value.
+    """
     call = call or _CALL.format("table", "{}")
     points = positions(table, name, base)
     resolution = resolution_of(table, name, registered, space, given, call)
-    space.require_inside(points, resolution, f"{name}.{base}", call)
+    beyond = space.misplaced(points, resolution)
+    if beyond.any():
+        row = int(np.argmax(beyond))
+        raise SchemaError(
+            f"{name}.{base} has {int(beyond.sum())} of {len(points)} points outside of the volume, "
+            f"such as ({', '.join(f'{value:.10g}' for value in points[row])}) in row {row}, "
+            + space.expected(points, resolution, call)
+        )
     return space.to_um(points, resolution)

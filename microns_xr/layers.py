@@ -16,13 +16,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.errors import (
-    SchemaError,
-    UnknownLabelError,
-    nearest,
-    require_instance,
-    warn_user,
-)
+from microns_xr.errors import SchemaError, UnknownLabelError, nearest, require_instance, warn_user
 from microns_xr.frames import require_depth
 from microns_xr.provenance import RELEASE_COORDS, add_history, text_lines
 from microns_xr.releases import datastack_of, table_spec
@@ -108,25 +102,17 @@ def segment_layers(
                 f"units has no {name}, which layers are derived from: use mx.build_units"
             )
     stated = layer_types is not None
-    if layer_types is None:
-        lines = units.attrs.get("layer_types")
-        if lines is not None:
-            words = (line.split(": ") for line in text_lines(lines))
-            layer_types = {layer: types.split(", ") for layer, types in words}
+    if layer_types is None and (lines := units.attrs.get("layer_types")) is not None:
+        words = (line.split(": ") for line in text_lines(lines))
+        layer_types = {layer: types.split(", ") for layer, types in words}
     if layer_types is None:
         table = units.attrs.get("celltype_table")
         layer_types = table_spec(str(table), datastack_of(units)).layers if table else {}
         if not layer_types:
-            found = (
-                f"the registry has no cell types of {table} that mark layers"
-                if table
-                else (
-                    "units do not state which cell types mark layers (units.attrs['layer_types'])"
-                )
-            )
             raise SchemaError(
-                f"{found}: pass layer_types={{'L2/3': ['23P'], 'L4': ['4P'], ...}}, from the pia "
-                "down"
+                f"the registry has no cell types of {table or 'the units'} that mark layers, and "
+                "the units do not state which (units.attrs['layer_types']): pass "
+                "layer_types={'L2/3': ['23P'], 'L4': ['4P'], ...}, from the pia down"
             )
     require_instance("layer_types", layer_types, Mapping, "a mapping of layers to cell types")
     for layer, types in layer_types.items():
@@ -135,27 +121,25 @@ def segment_layers(
         layer: [types] if isinstance(types, str) else list(map(str, types))
         for layer, types in layer_types.items()
     }
-    y = depth_of(units)
-    has_position = np.isfinite(y)
-    if not has_position.any():
+    y, types_of_cells = depth_of(units), units["cell_type"].values.astype(object)
+    y, types_of_cells = y[np.isfinite(y)], types_of_cells[np.isfinite(y)]
+    if not y.size:
         raise SchemaError("no unit has a position, expected a depth profile: check position")
-    y, types = y[has_position], np.asarray(units["cell_type"].values, dtype=object)[has_position]
     n_bins = max(1, int(np.ceil((y.max() - y.min()) / BIN_UM)))
     edges = np.linspace(y.min(), y.max(), n_bins + 1)
     bins = np.clip(np.searchsorted(edges, y, side="right") - 1, 0, n_bins - 1)
     names = list(layer_types)
-    counts = _layer_counts(bins, n_bins, types, layer_types)
+    counts = _layer_counts(bins, n_bins, types_of_cells, layer_types)
     n_cells = int(counts.sum())
     if stated or not n_cells:
-        _report_absent_types(types, layer_types, stated)
+        _report_absent_types(types_of_cells, layer_types, stated)
     if n_cells:
         labels = _bin_layers(counts, names, white_matter)
         runs = [(names[label], start, stop) for label, start, stop in _runs(labels)]
     else:
         runs, n_cells = [("unknown", 0, n_bins)], len(y)
-    layer_names = [name for name, *_ in runs]
-    y_start = edges[[start for _, start, _ in runs]]
-    y_end = edges[[stop for *_, stop in runs]]
+    layer_names, starts, stops = zip(*runs, strict=True)
+    y_start, y_end = edges[list(starts)], edges[list(stops)]
     columns = {
         "layer_name": np.array(layer_names, dtype=object),
         "region_index": np.array([layer_names[:i].count(n) for i, n in enumerate(layer_names)]),
@@ -182,22 +166,19 @@ def _report_absent_types(
     found = f"found {', '.join(present[:40])}{nearest(absent[0], present) if absent else ''}"
     if not words and not stated:  # a classification without types
         logger.info("layers: no cell types are known to mark layers; all are 'unknown'")
-    elif len(absent) < len(words):
-        if absent:
-            warn_user(
-                f"no unit has the cell types {absent} of layer_types, {found}: their layers may be "
-                "missing"
-            )
-    elif stated:
+    elif stated and len(absent) == len(words):
         raise UnknownLabelError(
             f"no unit has any of the cell types {absent} of layer_types, {found}: pass those of "
             "the units"
         )
-    else:
+    elif len(absent) == len(words):
         warn_user(
             f"no unit has a cell type that marks a layer ({', '.join(absent)}), {found}: the layer "
             "is 'unknown' everywhere; pass layer_types= with the types of the units"
         )
+    elif absent:
+        missing = f"no unit has the cell types {absent} of layer_types, {found}"
+        warn_user(f"{missing}: their layers may be missing")
 
 
 def depth_of(units: xr.Dataset) -> np.ndarray:

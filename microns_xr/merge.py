@@ -19,25 +19,27 @@ from microns_xr.angles import (
     require_likely_angle,
     require_same_angles,
 )
-from microns_xr.columns import as_ids, plain_array, require_columns
+from microns_xr.columns import as_ids, require_columns
 from microns_xr.errors import (
     SchemaError,
     answer_old_keywords,
+    names_of,
     nearest,
-    unknown_label,
+    require_instance,
+    require_one_of,
     warn_of_dropped_rows,
 )
 from microns_xr.frames import RESOLUTION, as_resolution
 from microns_xr.provenance import RELEASE_COORDS, add_history, read_counts, require_same_release
-from microns_xr.releases import datastack_of, table_spec
+from microns_xr.releases import TableSpec, datastack_of, table_spec
 from microns_xr.schema import with_labels
 from microns_xr.tables import HOUSEKEEPING, INVALID, SCAN_KEYS, valid_rows, warn_of_other_release
 from microns_xr.tuning.functional import (
     array_column,
     complete_spec,
-    missing_value,
     rate_variables,
     table_variable,
+    take_rows,
 )
 
 On = Literal["nucleus_id", "pt_root_id", "functional"]
@@ -128,8 +130,7 @@ def merge_table(
     """
     if how not in ("left", "inner"):
         raise SchemaError(f"how is {how!r}, expected 'left' or 'inner': merging adds no rows")
-    if on not in _KEYS:
-        raise unknown_label("on is", on, _KEYS, error=SchemaError)
+    require_one_of("on", on, _KEYS)
     dim = _row_dim(dataset)
     kind = _KIND[dim]
     labels = xr.Dataset()
@@ -141,8 +142,16 @@ def merge_table(
             both = [n for n in added.data_vars if n in table.coords and n in dataset.variables]
             labels, added = added[both], added.drop_vars(both)
     else:
-        datastack = datastack_of(dataset)
-        added, keys = _from_frame(table, columns, on, key, angle_units, angle_convention, datastack)
+        require_instance("table", table, pd.DataFrame, "a DataFrame or a Dataset")
+        # As caveclient and this package name it.
+        stem = str(table.attrs.get("table") or table.attrs.get("table_name") or "table")
+        spec = table_spec(stem, datastack_of(dataset))
+        stated = ("angle_units", "angle_convention")  # of a custom registry entry
+        spec = replace(spec, **{n: table.attrs.get(n) or getattr(spec, n) for n in stated})
+        spec = complete_spec(spec, angle_units, angle_convention)
+        added, keys = _from_frame(table, spec, columns, on, key)
+    if not len(keys):
+        raise SchemaError("the table has no rows, expected at least one: check its file")
     if on == "functional":
         keys = _without_repeats(added, keys)
     rows = _match(_dataset_keys(dataset, dim, on), keys, dim, on)
@@ -164,7 +173,7 @@ def merge_table(
                 f"the table has {values.values} along {name}, the {kind} have "
                 f"{dataset[name].values}: rates of different stimuli cannot share a dimension"
             )
-    if len(keys) and len(rows) and not (rows >= 0).any():
+    if len(rows) and not (rows >= 0).any():
         warn_of_dropped_rows(
             f"none of the {len(keys)} rows of the table meets one of the {len(rows)} {kind} on "
             f"{on!r}: nothing is added; pass the table of the same datastack"
@@ -178,7 +187,7 @@ def merge_table(
     if how == "inner":
         dataset, rows = dataset.isel({dim: np.flatnonzero(rows >= 0)}), rows[rows >= 0]
     new = {
-        str(n): ((dim, *v.dims[1:]), _take(v.values, rows, str(n)), v.attrs)
+        str(n): ((dim, *v.dims[1:]), take_rows(v.values, rows, str(n)), v.attrs)
         for n, v in added.data_vars.items()
     }
     result = with_labels(dataset.assign(new).assign_coords(added.coords))
@@ -210,10 +219,7 @@ def _warn_of_other_roots(dataset: xr.Dataset, keys: pd.DataFrame) -> None:
 
 
 def _row_dim(dataset: xr.Dataset) -> str:
-    if not isinstance(dataset, xr.Dataset):
-        raise SchemaError(
-            f"dataset is a {type(dataset).__name__}, expected units or functional rows"
-        )
+    require_instance("dataset", dataset, xr.Dataset, "units or functional rows")
     for dim in ("scan_unit", "nucleus_id"):
         if dim in dataset.dims:
             return dim
@@ -226,12 +232,10 @@ def _row_dim(dataset: xr.Dataset) -> str:
 def _dataset_keys(dataset: xr.Dataset, dim: str, on: On) -> pd.DataFrame:
     if absent := [n for n in _KEYS[on] if n not in dataset.variables]:
         hint = (
-            ": build units with functional='best_only', or merge into Release.functional() and "
-            "call mx.tuning.collapse_scans"
-            if on == "functional"
-            else ""
+            "build units with functional='best_only', or merge into Release.functional() and call "
+            "mx.tuning.collapse_scans, to join on='functional'"
         )
-        raise SchemaError(f"the {_KIND[dim]} have no {absent} to join on={on!r}{hint}")
+        raise SchemaError(f"the {_KIND[dim]} have no {absent} to join on={on!r}: {hint}")
     # A join may have made them floats.
     return pd.DataFrame({n: as_ids(dataset[n].values, n, missing=-1) for n in _KEYS[on]})
 
@@ -241,7 +245,7 @@ def _select_columns(
 ) -> list[str]:
     if columns is None:
         return [n for n in names if n not in skipped]
-    chosen = [columns] if isinstance(columns, str) else list(columns)
+    chosen = names_of("columns", columns)
     require_columns(pd.DataFrame(columns=names), "table", chosen)
     return chosen
 
@@ -267,27 +271,16 @@ def _from_dataset(
 
 def _from_frame(
     table: pd.DataFrame,
+    spec: TableSpec,
     columns: list[str] | str | None,
     on: On,
     key: str | Sequence[str] | None,
-    angle_units: str | None,
-    angle_convention: str | None,
-    datastack: str | None,
 ) -> tuple[xr.Dataset, pd.DataFrame]:
-    if not isinstance(table, pd.DataFrame):
-        raise SchemaError(f"table is a {type(table).__name__}, expected a DataFrame or a Dataset")
-    # As caveclient and this package name it.
-    name = str(table.attrs.get("table") or table.attrs.get("table_name") or "table")
-    spec = table_spec(name, datastack)
-    stated = ("angle_units", "angle_convention")  # of a custom registry entry, see Release.table
-    spec = replace(spec, **{n: table.attrs.get(n) or getattr(spec, n) for n in stated})
-    spec = complete_spec(spec, angle_units, angle_convention)
-    named = [key] if isinstance(key, str) else list(key or ())
+    name, named = spec.name, names_of("key", key or ())
     keys_of_index = {*_KEYS[on], "target_id", *named}.difference(table.columns)
-    if index := [name for name in table.index.names if name in keys_of_index]:
+    if index := [level for level in table.index.names if level in keys_of_index]:
         table = table.reset_index(index)
-    chosen = [columns] if isinstance(columns, str) else list(columns or ())
-    table = valid_rows(table, name, keep=[*named, *chosen])
+    table = valid_rows(table, name, keep=[*named, *names_of("columns", columns or ())])
     key_columns = _key_columns(list(table.columns), name, on, named, spec.key_column)
     require_columns(table, name, key_columns)
     keys = {
@@ -306,11 +299,7 @@ def _from_frame(
     added = xr.Dataset()
     rates = [n for n in names if n in ("rate_ori", "rate_dir")]
     if rates:
-        parsed, angles = rate_variables(table[rates], spec)
-        added = xr.Dataset(
-            {n: ((_ROW, *dims[1:]), values, attrs) for n, (dims, values, attrs) in parsed.items()},
-            coords=angles,
-        )
+        added = rate_variables(table[rates], spec).rename_dims(scan_unit=_ROW)
     sizes = {str(dim): added.sizes[dim] for dim in added.coords}
     for column in [n for n in names if n not in rates]:
         # Such as errors of the rates; lists of other lengths are refused.
@@ -406,28 +395,12 @@ def _match(left: pd.DataFrame, right: pd.DataFrame, dim: str, on: On) -> np.ndar
 def _differing(labels: xr.Dataset, dataset: xr.Dataset, rows: np.ndarray) -> list[str]:
     """Return the labels of a table that differ from those of the rows that they match."""
     at = np.flatnonzero(rows >= 0)
-
-    def agree(ours: xr.Variable, theirs: xr.Variable) -> bool:
-        return ours.ndim == 1 and ours[at].equals(xr.Variable(ours.dims, theirs.values[rows[at]]))
-
-    return [
-        str(n) for n, theirs in labels.items() if not agree(dataset[n].variable, theirs.variable)
-    ]
-
-
-def _take(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
-    absent = rows < 0
-    if not len(values):
-        raise SchemaError(
-            f"the table has no rows for {name}, expected at least one: check its file"
-        )
-    result = plain_array(values[np.where(absent, 0, rows)], name)
-    if not absent.any():
-        return result
-    if result.dtype == bool:
-        result = np.where(result, "true", "false").astype(object)
-    result[absent] = missing_value(name, result.dtype)
-    return result
+    differing = []
+    for name, theirs in labels.items():
+        ours = dataset[name].variable
+        same = ours.ndim == 1 and ours[at].equals(xr.Variable(ours.dims, theirs.values[rows[at]]))
+        differing += [] if same else [str(name)]
+    return differing
 
 
 def _is_angle(name: str, variable: Any) -> bool:

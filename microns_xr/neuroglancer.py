@@ -10,12 +10,12 @@ import xarray as xr
 
 from microns_xr.connectivity.arrays import PAIR_DIMS, as_pairs, pair_buffers
 from microns_xr.connectivity.labels import Lookup, require_ends
-from microns_xr.errors import SchemaError, import_optional, unknown_label
+from microns_xr.errors import SchemaError, import_optional, require_instance
 from microns_xr.frames import Resolution, Space
 from microns_xr.plot.style import PALETTE, colours_of
 from microns_xr.provenance import release_of, require_same_release
 from microns_xr.releases import datastack_entry, space_of_data, volume_of
-from microns_xr.schema import AXES, require_unrounded_roots
+from microns_xr.schema import AXES, column_of, require_unrounded_roots
 
 SITE = "https://spelunker.cave-explorer.org/"
 
@@ -117,15 +117,10 @@ def neuroglancer_link(
         of_side = {"pre": PALETTE[0], "post": PALETTE[1]}
         sides = visible["side"].values
         colours = {root: of_side[s] for root, s in zip(roots.tolist(), sides, strict=True)}
-    layers: list[Any] = [
-        *([] if image is None else [builder.ImageLayer(name="images", source=image)]),
-        builder.SegmentationLayer(
-            name="cells",
-            source=source,
-            segments=roots.tolist(),
-            segment_colors=colours,
-        ),
-    ]
+    segments = {"segments": roots.tolist(), "segment_colors": colours}
+    layers: list[Any] = [builder.SegmentationLayer(name="cells", source=source, **segments)]
+    if image is not None:
+        layers.insert(0, builder.ImageLayer(name="images", source=image))
     points = np.empty((0, 3))
     if "position" in visible:
         points = _voxels(visible["position"], space, space.voxel_nm)
@@ -157,9 +152,8 @@ def _sources(
 ) -> tuple[str, str | None]:
     """Return the sources of the segmentation and of the images, by default of the registry."""
     datastack, version = release
-    known: dict[str, Any] = {}
-    for key in ("segmentation", "image", "flat_segmentation", "flat_versions"):
-        known[key] = datastack_entry(datastack, key)
+    keys = ("segmentation", "image", "flat_segmentation", "flat_versions")
+    known: dict[str, Any] = {key: datastack_entry(datastack, key) for key in keys}
     if version in (known["flat_versions"] or ()):
         known["segmentation"] = known["flat_segmentation"].format(version)
     if segmentation is None and "demo" in datastack and not allow_demo:
@@ -178,21 +172,14 @@ def _sources(
 
 def _cells_to_show(cells: Any, colour: str | None) -> xr.Dataset:
     """Return the cells that have a segment, with the variables that the link shows."""
-    if not isinstance(cells, xr.Dataset):
-        raise SchemaError(
-            f"cells is a {type(cells).__name__}, expected units or a connectivity Dataset"
-        )
+    require_instance("cells", cells, xr.Dataset, "units or a connectivity Dataset")
     names = ["pt_root_id", *((colour,) if colour else ())]
     if set(PAIR_DIMS) <= set(cells.dims):
         cells = _connected_neurons(cells, names)
         names.append("side")
+    hint = "use mx.Release(...).units(), or a connectivity Dataset"
     for name in ("nucleus_id", *names):
-        if name not in cells.variables:
-            hint = "use mx.Release(...).units(), or a connectivity Dataset"
-            known = cells.variables
-            raise unknown_label("cells has no variable", name, known, hint, SchemaError)
-        if cells[name].dims != ("nucleus_id",):
-            raise SchemaError(f"{name} has dims {cells[name].dims}, expected one value per cell")
+        column_of(cells, name, "cells", hint, error=SchemaError)
     cells = cells[[*dict.fromkeys(names), *(("position",) if "position" in cells else ())]]
     known = cells["pt_root_id"].values > 0
     if not known.any():
@@ -279,13 +266,8 @@ def _annotations(
     texts: Sequence[str],
     colour: str | None = None,
 ) -> Any:
-    layer = builder.AnnotationLayer(
-        name=name,
-        color=colour,
-        linked_segmentation="cells",
-        set_position=False,
-        swap_visible_segments_on_move=False,
-    )
+    options = {"set_position": False, "swap_visible_segments_on_move": False}
+    layer = builder.AnnotationLayer(name=name, color=colour, linked_segmentation="cells", **options)
     rows = zip(ids.tolist(), points.tolist(), roots.tolist(), texts, strict=True)
     return layer.add_annotations(
         [

@@ -21,8 +21,10 @@ from microns_xr.columns import (
     require_columns,
     text_column,
     tidy_columns,
+    whole_numbers,
 )
 from microns_xr.connectivity.arrays import PAIR_DIMS, connectivity_dataset, make_pattern
+from microns_xr.connectivity.build import overlapping_files
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.sort import sum_pairs
 from microns_xr.errors import (
@@ -114,48 +116,43 @@ def as_units(
     >>> units.nucleus_id.values, units.kind.values
     (array([3, 7]), array(['unknown', 'exc'], dtype=object))
     """
-    rest = xr.Dataset()
     require_instance("id", id, (str, type(None)), "the name of the column of ids")
+    expected = "a DataFrame or a Dataset with one row per neuron"
+    require_instance("table", table, (pd.DataFrame, xr.Dataset), expected)
+    name, rest = id or _DIM, xr.Dataset()
     if isinstance(table, xr.Dataset):
-        frame, rest, name = _split(table, id)
-    elif isinstance(table, pd.DataFrame):
-        used = [id or _DIM, *([] if position is None else names_of("position", position))]
-        table = _valid(tidy_columns(table, "table", keep=used, spelling=False), "table", used)
-        frame, name = _with_column(table, id)
+        frame, rest = _split(table, name)
     else:
-        raise SchemaError(
-            f"table is a {type(table).__name__}, expected a DataFrame or a Dataset with one row "
-            "per neuron"
-        )
-    ids = _own_ids(frame[name], f"table.{name}")
+        used = [name, *([] if position is None else names_of("position", position))]
+        table = _valid(tidy_columns(table, "table", keep=used, spelling=False), "table", used)
+        if name not in table.columns and name in table.index.names:
+            table = table.reset_index(level=name)
+        frame = table
+        _require_ids(name, frame.columns)
+    ids = as_ids(frame[name], f"table.{name}")
     if n := int(pd.Series(ids).duplicated().sum()):
         raise SchemaError(
             f"table.{name} repeats {n} ids, expected each neuron once: drop the duplicates, or "
             "make one row per neuron with .groupby"
         )
-    order = np.argsort(ids)
     points, used, attrs = _position_of(frame, position, resolution_nm, datastack)
     variables: dict[str, Any] = {}
-    coords: dict[str, Any] = {_DIM: (_DIM, ids[order], describe(UNITS[_DIM]))}
-    angles = {"pref_ori", "pref_dir"} & set(frame.columns)
+    coords: dict[str, Any] = {_DIM: (_DIM, ids, describe(UNITS[_DIM]))}
     for column in [c for c in frame.columns if c not in (name, *used)]:
         values = _values_of(frame[column], str(column))
         into = coords if is_label(str(column), values.dtype) else variables
-        into[str(column)] = (_DIM, values[order], _attrs_of(table, column))
+        into[str(column)] = (_DIM, values, _attrs_of(table, column))
     if angle_convention is not None and angle_units is None:
         raise SchemaError("angle_convention is given without angle_units: pass both")
     if angle_units is not None:
-        for column in angles:
+        for column in {"pref_ori", "pref_dir"} & set(variables):
             variables[column][2].update(angle_attrs(angle_units, angle_convention, column))
     if points is not None:
         coords["axis"] = ("axis", np.array(AXES, dtype=object))
-        variables["position"] = ((_DIM, "axis"), points[order], attrs)
+        variables["position"] = ((_DIM, "axis"), points, attrs)
+    # With arrays over further dims, scalars and other axes.
     units = xr.Dataset(variables, coords=coords)
-    # Arrays over further dims follow the order of the ids; scalars and other axes are kept.
-    for other, variable in rest.variables.items():
-        if _DIM in variable.dims:
-            variable = variable.isel({_DIM: order})
-        units = (units.assign_coords if other in rest.coords else units.assign)({other: variable})
+    units = units.merge(rest, overwrite_vars=list(rest.variables), join="exact").sortby(_DIM)
     kept = table.attrs if isinstance(table, xr.Dataset) else {INVALID: table.attrs.get(INVALID)}
     units.attrs = {name: value for name, value in kept.items() if value is not None}
     units = _stamped(units, datastack, version)
@@ -171,64 +168,34 @@ def _valid(table: pd.DataFrame, what: str, used: Sequence[Any]) -> pd.DataFrame:
     return without_invalid(table, what).drop(columns=columns) if columns else table
 
 
-def _with_column(table: pd.DataFrame, id: str | None) -> tuple[pd.DataFrame, str]:
-    """Return the table with its ids as a column, and the name of that column."""
-    name = _DIM if id is None else id
-    if name not in table.columns and name in table.index.names:
-        table = table.reset_index(level=name)
-    if name not in table.columns:
+def _require_ids(name: str, known: Iterable[Any]) -> None:
+    """Raise unless the ids, and no other ids, are among the columns or the coordinates."""
+    names = list(map(str, known))
+    if name not in names:
         raise SchemaError(
-            f"table has the columns {list(map(str, table.columns))} and no {name!r}: pass "
-            "id=, the name of the column, or of the index, that holds the ids of the neurons"
+            f"table has {names} and no ids {name!r}: pass id=, the name of the column, of the "
+            "index or of the coordinate that holds the ids of the neurons"
         )
-    if name != _DIM and _DIM in table.columns:
-        raise SchemaError(
-            f"table has a column {_DIM!r} beside the ids {name!r}: rename or drop one of them"
-        )
-    return table, name
+    if name != _DIM and _DIM in names:
+        raise SchemaError(f"table has {_DIM!r} beside the ids {name!r}: rename or drop one of them")
 
 
-def _split(table: xr.Dataset, id: str | None) -> tuple[pd.DataFrame, xr.Dataset, str]:
-    """Return the variables of one value per neuron as a table, the others, and the ids' name."""
-    name = _DIM if id is None else id
-    if name not in table.variables or table[name].ndim != 1:
-        raise SchemaError(
-            f"table has the coordinates {list(map(str, table.coords))}, and no ids {name!r}: "
-            "pass id=, the name of the coordinate that holds the ids of the neurons"
-        )
-    if name != _DIM and _DIM in table.variables:
-        raise SchemaError(f"table has {_DIM} beside the ids {name!r}: rename or drop one of them")
+def _split(table: xr.Dataset, name: str) -> tuple[pd.DataFrame, xr.Dataset]:
+    """Return the variables of one value per neuron as a table, and the others."""
+    _require_ids(name, [n for n, v in table.variables.items() if v.ndim == 1])
     dim = str(table[name].dims[0])
     rows = [str(n) for n, v in table.variables.items() if v.dims == (dim,)]
     frame = pd.DataFrame({n: table[n].values for n in rows})
     rest = table.drop_vars(rows)
-    return frame, rest if dim == _DIM else rest.rename_dims({dim: _DIM}), name
+    if dim != _DIM and dim in rest.dims:
+        rest = rest.rename_dims({dim: _DIM})
+    return frame, rest
 
 
 def _attrs_of(table: pd.DataFrame | xr.Dataset, column: Any) -> dict[str, Any]:
     if isinstance(table, xr.Dataset) and table[column].attrs:
         return dict(table[column].attrs)
     return describe(UNITS[column]) if column in UNITS else {}
-
-
-def _own_ids(ids: Any, what: str, missing: int | None = None) -> np.ndarray:
-    """Read ids, and say how to number neurons that have names."""
-    names = ids if isinstance(ids, pd.Series) else None
-    if (
-        names is None
-        and isinstance(ids, Iterable)
-        and not isinstance(ids, xr.Dataset | str | bytes)
-    ):
-        names = pd.Series(np.asarray(ids).ravel() if hasattr(ids, "dtype") else list(ids))
-    if names is not None and names.dtype.kind not in "iuf":
-        for value in names.dropna():
-            if isinstance(value, str) and value.strip() and not value.strip().isdigit():
-                raise SchemaError(
-                    f"{what} holds {value!r}, expected integer ids, or text of digits: number the "
-                    "neurons once, number = {name: i for i, name in enumerate(names)}, and replace "
-                    "their names in every table by table[column].map(number)"
-                )
-    return as_ids(ids, what, missing=missing)
 
 
 def _values_of(column: pd.Series, name: str) -> np.ndarray:
@@ -257,16 +224,16 @@ def _position_of(
     stated, columns = names is not None, set(map(str, table.columns))
     if names is None:
         names = next((n for n in (AXES, "pt_position") if _has(columns, n)), None)
-        if names is None:
-            return None, [], {}
-    used = [n for n in _column_names(names) if n in columns]
-    base = names if isinstance(names, str) else "position"
-    if not isinstance(names, str):
+    if names is None:
+        return None, [], {}
+    if isinstance(names, str):
+        base, used = names, [n for n in (names, *_of_axes(names)) if n in columns]
+    else:
         if len(names) != 3:
             raise SchemaError(f"position is {names!r}, expected the columns of x, y and z")
         require_columns(table, "table", names)
-        split = [f"position_{axis}" for axis in AXES]
-        table = table[list(names)].set_axis(split, axis=1)  # keeps the attributes
+        base, used = "position", list(names)
+        table = table[used].set_axis(_of_axes(base), axis=1)  # keeps the attributes
     space = space_of(datastack or "")
     what = "position of the neuron"
     if resolution_nm is not None or (base == "pt_position" and RESOLUTION in table.attrs):
@@ -292,14 +259,12 @@ def _position_of(
     return points, used, describe(UNITS["position"])
 
 
-def _column_names(names: str | Sequence[str]) -> list[str]:
-    return [names, *(f"{names}_{a}" for a in AXES)] if isinstance(names, str) else list(names)
+def _of_axes(name: str) -> list[str]:
+    return [f"{name}_{axis}" for axis in AXES]
 
 
 def _has(columns: set[str], names: str | Sequence[str]) -> bool:
-    if isinstance(names, str):
-        return names in columns or {f"{names}_{axis}" for axis in AXES} <= columns
-    return set(names) <= columns
+    return names in columns or set(_of_axes(names) if isinstance(names, str) else names) <= columns
 
 
 def _stamped(dataset: xr.Dataset, datastack: str | None, version: int | None) -> xr.Dataset:
@@ -415,7 +380,7 @@ def as_connectivity(
     axes, codes, chosen = {}, {}, np.ones(n_rows, dtype=bool)
     for side in _SIDES:
         if asked[side] is not None:
-            axes[side] = np.unique(_own_ids(asked[side], f"{side}_ids"))
+            axes[side] = np.unique(as_ids(asked[side], f"{side}_ids"))
             codes[side] = Lookup(axes[side], f"{side}_ids").find(ends[side])
             chosen &= codes[side] >= 0
     for side in _SIDES:
@@ -424,37 +389,34 @@ def as_connectivity(
             codes[side] = np.full(n_rows, -1, dtype=np.int32)
             codes[side][chosen] = of_chosen
     shape = (axes["pre"].size, axes["post"].size)
-    of_rows = list(weights.values())
-    for name, values in list(weights.items()) or [("", np.ones(n_rows, dtype=np.int64))]:
-        summed = sum_pairs(codes["post"], codes["pre"], values, counts, *shape[::-1])
-        weights[name] = summed.sizes
-    n_pairs = summed.indices.size
-    if "" in weights:  # pairs without a weight
-        del weights[""]
-        if counts is None and rows == "pair":
-            weights["connected"] = np.ones(n_pairs, dtype=np.int64)
-            if n_pairs < int(chosen.sum()):
-                raise SchemaError(
-                    f"edges has {int(chosen.sum())} rows of {n_pairs} pairs and no weight, "
-                    "expected each pair once: pass rows='synapse' if each row is a synapse, "
-                    "count= if a column counts them, or drop the duplicates"
-                )
-    if counts is not None or rows == "synapse":
-        weights["synapse_count"] = summed.counts
+    unweighted = not weights
+    if unweighted:
+        weights = {"connected": np.ones(n_rows, dtype=np.int64)}
+    sums = {
+        name: sum_pairs(codes["post"], codes["pre"], values, counts, *shape[::-1])
+        for name, values in weights.items()
+    }
+    summed = next(iter(sums.values()))
+    n_pairs, n_chosen = summed.indices.size, int(chosen.sum())
     is_table = isinstance(edges, pd.DataFrame | pd.Series)  # entries of a matrix are summed
-    if is_table and rows == "pair" and n_pairs < int(chosen.sum()):
-        given = [values for values in (counts, *of_rows) if values is not None]
-        _require_different(ends, given, chosen)
+    if is_table and rows == "pair" and n_pairs < n_chosen:
+        given = [*weights.values(), *([] if counts is None else [counts])]
+        repeated = pd.DataFrame({**ends, **{f"weight {i}": v for i, v in enumerate(given)}})[chosen]
+        n_repeated = int(repeated.duplicated(list(ends)).sum())
+        if int(repeated.duplicated().sum()) == n_repeated:
+            raise overlapping_files(n_repeated, len(repeated), "edges")
+    arrays = {name: of_weight.sizes for name, of_weight in sums.items()}
+    if counts is not None or rows == "synapse":
+        arrays = {**({} if unweighted else arrays), "synapse_count": summed.counts}
     pattern = make_pattern(summed.indices, summed.indptr, shape, "post")
     result = connectivity_dataset(
-        weights, pattern, axes["pre"], axes["post"], scope=scope or own_scope
-    ).assign_coords(coords)
-    result = _stamped(result, datastack, version)
-    validate(result, "connectivity")
+        arrays, pattern, axes["pre"], axes["post"], scope=scope or own_scope
+    )
+    result = _stamped(result.assign_coords(coords), datastack, version)
     n_all = len(edges) if is_table else n_rows
     if isinstance(edges, pd.DataFrame) and INVALID in edges.attrs:
         result.attrs[INVALID] = edges.attrs[INVALID]
-    dropped = {"missing_id": n_all - n_rows, "not_asked_for": n_rows - int(chosen.sum())}
+    dropped = {"missing_id": n_all - n_rows, "not_asked_for": n_rows - n_chosen}
     entry = f"as_connectivity(): {n_pairs} pairs of {n_all} rows"
     if any(dropped.values()):
         result.attrs["dropped_synapses"] = text_lines(dropped)
@@ -463,7 +425,7 @@ def as_connectivity(
         logger.info(entry)
     if n_all and not n_rows:
         warn_of_dropped_rows(f"each of the {n_all} rows of edges lacks the id of a neuron")
-    elif n_all and not chosen.any():
+    elif n_all and not n_chosen:
         warn_of_dropped_rows(
             f"none of the {n_rows} rows of edges is between neurons of pre_ids and post_ids, such "
             f"as the one of {ends['pre'][0]} and {ends['post'][0]}: pass ids of the same kind, not "
@@ -473,18 +435,6 @@ def as_connectivity(
 
 
 _Ends = dict[str, np.ndarray]
-
-
-def _require_different(ends: _Ends, values: list[np.ndarray], chosen: np.ndarray) -> None:
-    """Raise if rows that repeat a pair all repeat its weights too, as overlapping files do."""
-    table = pd.DataFrame({**ends, **{f"weight {i}": v for i, v in enumerate(values)}})[chosen]
-    n_repeated = int(table.duplicated(list(ends)).sum())
-    if int(table.duplicated().sum()) == n_repeated:
-        raise SchemaError(
-            f"{n_repeated} of {len(table)} rows of edges repeat a pair of neurons with the same "
-            "weights, as in overlapping files, expected each pair once: use .drop_duplicates(), "
-            "sum them with .groupby([...]).sum(), or pass rows='synapse' if each row is a synapse"
-        )
 
 
 def _rows_of(
@@ -540,43 +490,31 @@ def _rows_of(
         table, "edges", [*partners.values(), *names, *([] if count is None else [count])]
     )
     table = table.dropna(subset=list(partners.values()))
-    ends = {side: _own_ids(table[name], f"edges.{name}") for side, name in partners.items()}
+    ends = {side: as_ids(table[name], f"edges.{name}") for side, name in partners.items()}
     weights = {name: _numbers(table[name], f"edges.{name}", name) for name in names}
     if count is None:
         return ends, weights, None
-    counts = _numbers(table[count], f"edges.{count}", "synapse_count")
-    if (counts < 1).any():
-        raise SchemaError(
-            f"edges.{count} holds {counts.min()}, expected 1 or more synapses per row"
-        )
     if rows == "synapse":
         raise SchemaError("rows is 'synapse', but count= says that a row holds several: pass one")
-    return ends, weights, counts
+    return ends, weights, whole_numbers(table[count], f"edges.{count}", least=1)
 
 
 def _numbers(column: pd.Series, where: str, name: str) -> np.ndarray:
     """Return weights as int64 or float64."""
-    n_missing = int(column.isna().sum())
-    values = plain_values(column, "edges", as_float=n_missing > 0)
+    values = plain_values(column, "edges", as_float=bool(column.isna().any()))
     if values.dtype.kind not in "bif":
         raise SchemaError(f"{where} has dtype {column.dtype}, expected numbers: convert it")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    if values.dtype.kind == "f" and not (finite := np.isfinite(values)).all():
         raise SchemaError(
-            f"{where} is missing or infinite in {int((~np.isfinite(values)).sum())} of "
-            f"{values.size} rows, expected a number in each: drop these rows, or fill them with "
-            ".fillna(0) if the weight is 0"
+            f"{where} is missing or infinite in {int((~finite).sum())} of {values.size} rows, "
+            "expected a number in each: drop these rows, or fill them with .fillna(0) if the "
+            "weight is 0"
         )
     if values.dtype.kind == "f" and name not in CONNECTIVITY:
         return values
-    whole = values.astype(np.int64)
-    if (whole != values).any():
-        raise SchemaError(
-            f"{where} holds {values[whole != values][0]}, expected whole numbers for {name}: "
-            "rename the column, since other weights may have fractions"
-        )
-    if values.size and float(np.abs(values.astype(np.float64)).sum()) > 9.2e18:
-        raise SchemaError(f"{where} sums to more than int64 holds, 9.2e18: convert it to float")
-    return whole
+    return whole_numbers(
+        pd.Series(values.astype(np.int64) if values.dtype == bool else values), where
+    )
 
 
 def _cells_of(
@@ -620,7 +558,7 @@ def _cells_of(
                 f"{side} is {given!r}, expected the {n} ids of the {side}synaptic neurons, which "
                 f"are the {'rows' if side == 'pre' else 'columns'} of the matrix"
             )
-        ids[side] = _own_ids(given, side)
+        ids[side] = as_ids(given, side)
         if ids[side].size != n or np.unique(ids[side]).size != n:
             raise SchemaError(
                 f"{side} holds {ids[side].size} ids ({np.unique(ids[side]).size} different ones) "

@@ -752,7 +752,6 @@ class Release:
             self.spec.table_of(role),
             datastack=self.datastack,
             version=self.version,
-            role=role,
             nuclei=self.table("nucleus") if known else None,
             **options,
         )

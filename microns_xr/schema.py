@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from microns_xr.errors import SchemaError
+from microns_xr.errors import MicronsXrError, SchemaError, UnknownLabelError, unknown_label
 
 AXES = ("x", "y", "z")
 SCOPES = ("complete", "requested", "unknown")
@@ -165,6 +165,34 @@ def describe(spec: VariableSpec) -> dict[str, Any]:
     return attrs
 
 
+_DTYPE_KINDS = {"float": "f", "number": "if", "bool": "b", "text": "OUT"}
+_WORDS = {"iuf": "number", "biuf": "number", "OUTib": "word, integer or boolean"}
+
+
+def column_of(
+    dataset: xr.Dataset,
+    name: str,
+    what: str = "units",
+    hint: str = "",
+    *,
+    dim: str = "nucleus_id",
+    kinds: str = "OUTbiuf",
+    error: type[MicronsXrError] = UnknownLabelError,
+) -> xr.DataArray:
+    """Return a variable with one value, of one of some kinds of dtype, per neuron or unit."""
+    if name not in dataset.variables:
+        fitting = [n for n, v in dataset.variables.items() if v.dims == (dim,) and n != dim]
+        raise unknown_label(f"{what} has no variable", name, fitting, hint, error)
+    column = dataset[name]
+    if column.dims != (dim,) or column.dtype.kind not in kinds:
+        row = "unit" if dim == "scan_unit" else "neuron"
+        raise SchemaError(
+            f"{what}.{name} has dims {column.dims} and dtype {column.dtype}, expected one "
+            f"{_WORDS.get(kinds, 'value')} per {row} along {dim!r}"
+        )
+    return column
+
+
 def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> None:
     """Compare a Dataset with the data model, and raise `SchemaError` with all problems."""
     if not isinstance(dataset, xr.Dataset):
@@ -179,7 +207,8 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
         variable, spec = dataset.variables[name], specs[name]
         if variable.dims != spec.dims:
             problems.append(f"{name} has dims {variable.dims}, expected {spec.dims}")
-        if not _has_dtype(variable.dtype, spec.dtype):
+        is_int64 = spec.dtype == "int64" and variable.dtype == np.int64
+        if not is_int64 and variable.dtype.kind not in _DTYPE_KINDS.get(spec.dtype, ""):
             rounded = (
                 " (ids and counts read as float may be rounded: read them again as integers)"
                 if spec.dtype == "int64" and variable.dtype.kind == "f"
@@ -202,12 +231,6 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
     if problems:
         raise SchemaError(f"this is not a {kind} Dataset: " + "; ".join(dict.fromkeys(problems)))
     require_unrounded_roots(dataset)
-
-
-def _has_dtype(dtype: np.dtype, expected: str) -> bool:
-    if expected == "int64":
-        return dtype == np.int64
-    return dtype.kind in {"float": "f", "number": "if", "bool": "b", "text": "OUT"}[expected]
 
 
 def _index_problems(name: str, labels: np.ndarray) -> list[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.columns import as_ids, is_one_id
+from microns_xr.columns import as_ids
 from microns_xr.connectivity.arrays import as_pairs, pair_buffers
 from microns_xr.connectivity.blocks import (
     OTHER_SIDE,
@@ -40,6 +40,18 @@ Words = str | Iterable[str] | None
 _CONDITIONS = (
     "layer", "brain_area", "cell_type", "classification_system", "tuning", "axon", "dendrite",
 )  # fmt: skip
+# The variables of conditions of another name, words of these that stand for all but some, and
+# words that units may lack.
+_VARIABLES = {
+    "tuning": ["tuning_type"],
+    "axon": ["strategy_axon", "axon_completeness"],
+    "dendrite": ["strategy_dendrite"],
+}
+_ALL_BUT = {"matched": {"not_matched", "unknown"}, "proofread": {"none"}}
+_ALWAYS_KNOWN = {
+    "tuning": ("matched", "not_matched"),
+    **dict.fromkeys(("axon", "dendrite"), ("proofread", "clean", "extended")),
+}
 # What words of the conditions axon and dendrite mean in a variable, where not only themselves.
 _EXACTLY = {
     ("axon_completeness", "extended"): {"partial", "full"},
@@ -123,11 +135,7 @@ def select_units(
         if words is None:
             continue
         accepted = _as_list(words)
-        if name == "tuning":
-            mask &= _tuning(units, accepted)
-        elif name in ("axon", "dendrite"):
-            mask &= _proofread(units, name, accepted)
-        elif name in units.variables and units[name].dtype.kind not in "OUT":
+        if name in units.variables and units[name].dtype.kind not in "OUT":
             mask &= _any_value(units, dim, name, words)  # somebody's numbered layers
         else:
             mask &= _any_word(units, name, accepted)
@@ -183,16 +191,9 @@ def _column(units: xr.Dataset, name: str) -> tuple[np.ndarray, list[str]]:
     return codes, [str(word) for word in words]
 
 
-def _fits(codes: np.ndarray, words: list[str], accepted: Iterable[str]) -> np.ndarray:
-    accepted = set(accepted)
-    return np.isin(codes, [i for i, word in enumerate(words) if word in accepted])
-
-
 def _known_words(units: xr.Dataset, name: str, words: Iterable[str]) -> set[str]:
-    """Return the words of a variable, and those of the releases, unless the units have others.
-
-    A subset of a release may lack a word of it, which then selects nothing.
-    """
+    """Return the words of a variable, and those of the releases, unless the units have others."""
+    # A subset of a release may lack a word of it, which then selects nothing.
     words = set(words)
     known = set(label_words(datastack_of(units), name))
     if name == "axon_completeness":
@@ -200,61 +201,40 @@ def _known_words(units: xr.Dataset, name: str, words: Iterable[str]) -> set[str]
     return words | known if known & words or words <= {"unknown", "none"} else words
 
 
-def _any_word(units: xr.Dataset, name: str, accepted: Any) -> np.ndarray:
-    codes, words = _column(units, name)
-    known = _known_words(units, name, words)
-    accepted = _as_list(accepted)
-    for word in accepted:
-        if not isinstance(word, str):
-            raise unknown_label(f"{name} is", word, known, error=SchemaError)
-        if word not in known:
-            has_classes = name == "cell_type" and "classification_system" in units.variables
-            classes = _column(units, "classification_system")[1] if has_classes else []
-            hint = f"it is a class, use classification_system={word!r}" if word in classes else ""
-            raise unknown_label(f"units have no {name}", word, known, hint)
-    return _fits(codes, words, accepted)
-
-
-def _tuning(units: xr.Dataset, conditions: list[Any]) -> np.ndarray:
-    codes, words = _column(units, "tuning_type")
+def _any_word(units: xr.Dataset, condition: str, accepted: Any) -> np.ndarray:
+    """Return which units have an accepted word in any variable of a condition."""
+    names = _VARIABLES.get(condition, [condition])
+    names = [name for name in names if name in units.variables] or names[:1]
+    columns = {name: _column(units, name) for name in names}
     # "unknown" differs from "not_matched": it is not known whether units were recorded.
-    if set(words) == {"unknown"}:
+    if condition == "tuning" and set(columns["tuning_type"][1]) == {"unknown"}:
         raise SchemaError(
             "tuning_type is 'unknown' for every unit, because no functional table was joined: "
             "build the units with functional='match' or 'best_only'"
         )
-    accepted: set[str] = set()
-    for word in conditions:
-        if word == "matched":
-            accepted |= set(words) - {"not_matched", "unknown"}
-        elif word == "not_matched" or word in words:
-            accepted.add(word)
-        else:
-            known = {*words, "matched", "not_matched"}
-            raise unknown_label("units have no tuning_type", word, known)
-    return _fits(codes, words, accepted)
-
-
-def _proofread(units: xr.Dataset, part: str, conditions: list[Any]) -> np.ndarray:
-    # A condition may be a strategy or a completeness: units that match either are selected.
-    names = [f"strategy_{part}", *["axon_completeness"] * (part == "axon")]
-    names = [name for name in names if name in units.variables] or names[:1]
-    columns = {name: _column(units, name) for name in names}
-    known = {"proofread", "clean", "extended"}
+    always_known = _ALWAYS_KNOWN.get(condition, ())
+    known = set(always_known)
     known = known.union(*(_known_words(units, name, words) for name, (_, words) in columns.items()))
-    accepted: dict[str, set[str]] = {name: set() for name in names}
-    for word in conditions:
-        if not isinstance(word, Hashable) or word not in known:
-            raise unknown_label(f"units have no strategy_{part}", word, known)
-        for name, (_, words) in columns.items():
-            if word == "proofread":
-                accepted[name] |= set(words) - {"none"}
+    accepted = _as_list(accepted)
+    for word in accepted:
+        if not isinstance(word, str):
+            raise unknown_label(f"{names[0]} is", word, known, error=SchemaError)
+        if word not in known:
+            has_classes = names == ["cell_type"] and "classification_system" in units.variables
+            classes = _column(units, "classification_system")[1] if has_classes else []
+            hint = f"it is a class, use classification_system={word!r}" if word in classes else ""
+            raise unknown_label(f"units have no {names[0]}", word, known, hint)
+    fits = np.zeros(columns[names[0]][0].size, dtype=bool)
+    for name, (codes, words) in columns.items():
+        fitting: set[str] = set()
+        for word in accepted:
+            if word in _ALL_BUT and word in always_known:
+                fitting |= set(words) - _ALL_BUT[word]
+            # A status without a strategy makes an axon clean, whose strategy is "none".
             elif word != "none" or name == names[-1]:
-                # A status without a strategy makes an axon clean, whose strategy is "none".
-                accepted[name] |= _EXACTLY.get((name, word), {word})
-    return np.logical_or.reduce(
-        [_fits(codes, words, accepted[name]) for name, (codes, words) in columns.items()]
-    )
+                fitting |= _EXACTLY.get((name, word), {word}) if always_known else {word}
+        fits |= np.isin(codes, [i for i, word in enumerate(words) if word in fitting])
+    return fits
 
 
 Neurons = Any  # ids, units, or a mapping of conditions
@@ -484,7 +464,7 @@ def _partners(source: Connectivity, ids: Any, side: Side, function: str) -> xr.D
     if pattern.compressed == side:
         n_pairs = np.bincount(pattern.indices, minlength=pattern.n_minor)
     result = take_positions(result, **{other: np.flatnonzero(n_pairs)})
-    if not is_one_id(ids):
+    if not isinstance(ids, int) and getattr(ids, "ndim", 1) > 0:
         return add_history(result, f"{function}({n_neurons} neurons)")
     # Each partner has exactly one pair, so the stored values are in the order of the partners.
     _, values = pair_buffers(result)

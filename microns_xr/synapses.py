@@ -10,12 +10,7 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.columns import as_ids, require_once
-from microns_xr.connectivity.arrays import (
-    Compressed,
-    as_pairs,
-    connectivity_dataset,
-    make_pattern,
-)
+from microns_xr.connectivity.arrays import Compressed, as_pairs, connectivity_dataset, make_pattern
 from microns_xr.connectivity.labels import require_known
 from microns_xr.connectivity.sort import sum_pairs
 from microns_xr.connectivity.subset import drop_unnamed, n_connections
@@ -241,24 +236,18 @@ def _bounds(box: Box, rows: SynapseRows) -> dict[int, tuple[float, float]]:
             f"synapses has no position(synapse, axis), found {sorted(rows.columns)}: download them "
             "with positions=True"
         )
-    if not isinstance(box, Mapping) or not box or set(box) - set(AXES):
-        raise SchemaError(
-            f"box is {box!r}, expected bounds in µm of some of {AXES}, such as "
-            "{'x': (0, 100), 'y': (200, 300)}"
-        )
-    for axis, bounds in box.items():
-        try:
-            low, high = (float(bound) for bound in bounds)
-        except (TypeError, ValueError):
-            low, high = np.nan, np.nan
-        # This also rejects NaN.
-        if not low <= high:
-            raise SchemaError(
-                f"box has {axis}: {bounds!r}, expected (lower, upper) in µm, in ascending order; "
-                "use infinity for an open bound"
-            )
     order = tuple(rows.frame["axis"].values) if "axis" in rows.frame.coords else AXES
-    return {order.index(axis): (float(low), float(high)) for axis, (low, high) in box.items()}
+    try:
+        bounds = {order.index(axis): (float(a), float(b)) for axis, (a, b) in box.items()}
+    except (AttributeError, TypeError, ValueError):
+        bounds = {}
+    # This also rejects NaN.
+    if not bounds or not all(low <= high for low, high in bounds.values()):
+        raise SchemaError(
+            f"box is {box!r}, expected bounds (lower, upper) in µm, ascending, for some of "
+            f"{AXES}, such as {{'x': (0, 100), 'y': (200, np.inf)}}"
+        )
+    return bounds
 
 
 def _pieces(rows: SynapseRows, spans: list[Span]) -> list[Span]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ from microns_xr.releases import TableSpec
 logger = logging.getLogger(__name__)
 
 SCAN_KEYS = ("session", "scan_idx", "unit_id")
+SCAN_IDS: Mapping[str, int | None] = dict.fromkeys(SCAN_KEYS)
 
 # Columns of the annotation service that do not describe the neuron.
 HOUSEKEEPING = frozenset(
@@ -37,16 +37,13 @@ _FLAGS = {"t": True, "true": True, "1": True, "f": False, "false": False, "0": F
 
 
 def valid_rows(table: pd.DataFrame, name: str, keep: Iterable[str] = ()) -> pd.DataFrame:
-    """Return a table without the rows that it marks as not valid, and with plain names.
-
-    The service leaves out such rows, which were deleted or replaced; dumps and own files keep them.
-    The attributes of the table count them.
-    """
+    """Return a table without the rows that it marks as not valid, and with plain names."""
     return without_invalid(tidy_columns(table, name, keep), name)
 
 
 def without_invalid(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return a table without the rows that it marks as not valid."""
+    """Return a table without the rows that it marks as not valid, counted in its attributes."""
+    # The service leaves out rows that were deleted or replaced; dumps and own files keep them.
     invalid = np.zeros(len(table), dtype=bool)
     for column in ("valid", "valid_ref"):
         if column in table.columns and table.columns.is_unique:
@@ -77,73 +74,36 @@ def is_false(flags: pd.Series, where: str) -> np.ndarray:
     return np.append(~np.array(known, dtype=bool), False)[codes]
 
 
-class _Columns(NamedTuple):
-    """Columns of a role; those of `optional` may be absent."""
-
-    ids: tuple[str, ...] = ()
-    # ids that may be null, with the number that replaces a null
-    nullable_ids: Mapping[str, int] = MappingProxyType({})
-    text: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-
-
-_TYPES = _Columns(ids=("target_id", "id"), optional=("id",))  # the TableSpec has its text columns
-_SCANS = _Columns(SCAN_KEYS, {"target_id": -1, "pt_root_id": 0}, optional=("pt_root_id",))
-_STATUS = ("status_axon", "status_dendrite")
-_COLUMNS = {
-    "nucleus": _Columns(("id",), {"pt_root_id": 0}),
-    "celltype": _TYPES,
-    "celltype_fine": _TYPES,
-    "celltype_corrections": _TYPES,
-    "brain_area": _TYPES,
-    "proofreading": _Columns(
-        (), {"pt_root_id": -1, "valid_id": -1}, _STATUS, ("valid_id", *_STATUS)
-    ),
-    "coregistration": _SCANS,
-    "coregistration_auto": _SCANS,
-    "functional_properties": _SCANS,
-    "tuning_curves": _Columns(SCAN_KEYS),
-}
-
-
 def typed_table(
-    table: pd.DataFrame, role: str, spec: TableSpec, *, unique: Iterable[str] = ()
+    table: pd.DataFrame,
+    spec: TableSpec,
+    ids: Mapping[str, int | None],
+    text: Iterable[str] = (),
+    *,
+    optional: Iterable[str] = (),
+    unique: Iterable[str] = (),
 ) -> pd.DataFrame:
-    """Return a table with the columns required by its role first, typed and checked."""
-    name = spec.name
-    table = valid_rows(table, name)
-    columns = _COLUMNS[role]
-    if "session" in columns.ids:
+    """Return a table of valid rows with its ids as int64 and text as object first.
+
+    `ids` maps columns to the number that replaces a null, None if a null is an error.
+    """
+    name, text = spec.name, list(dict.fromkeys(text))
+    if "session" in ids:
         table = _with_scan_keys(table, spec)
-    spec_columns: list[str] = []
-    if role.startswith("celltype"):
-        spec_columns = [spec.class_column] * spec.has_classes + ["cell_type"] * spec.has_types
-    elif role == "brain_area":
-        spec_columns = [spec.area_column]
-    elif role == "proofreading":
-        spec_columns = [spec.axon_column, spec.dendrite_column]
-    text = dict.fromkeys([*spec_columns, *columns.text])
-    optional = set(columns.optional) - set(spec_columns)
-    required = [c for c in (*columns.ids, *columns.nullable_ids, *text) if c not in optional]
-    require_columns(
-        table, name, [*table.columns, *required]
-    )  # no column of any name may be repeated
+    required = [c for c in (*ids, *text) if c not in optional]
+    require_columns(table, name, [*table.columns, *required])  # and none may be repeated
     if table.empty:
         raise SchemaError(
             f"{name} has no rows, expected at least one: the download or the file is incomplete; "
             "fetch it again"
         )
-    typed: dict[str, Any] = {}
-    for column in (*columns.ids, *columns.nullable_ids):
-        if column in table.columns:
-            missing = columns.nullable_ids.get(column)
-            typed[column] = as_ids(table[column], f"{name}.{column}", missing)
-    typed.update({c: text_column(table[c], name) for c in text if c in table.columns})
+    typed: dict[str, Any]
+    typed = {c: as_ids(table[c], f"{name}.{c}", ids[c]) for c in ids if c in table.columns}
+    typed |= {c: text_column(table[c], name) for c in text if c in table.columns}
     rest = {str(c): table[c] for c in table.columns if c not in typed}
     result = pd.DataFrame({**typed, **rest}, index=table.index).reset_index(drop=True)
     result.attrs = dict(table.attrs)
-    keys = list(unique)
-    if keys and (repeated := result.duplicated(keys)).any():
+    if (keys := list(unique)) and (repeated := result.duplicated(keys)).any():
         raise SchemaError(
             f"{name} repeats {int(repeated.sum())} of {len(table)} keys ({', '.join(keys)}), "
             f"first: {_first(result[repeated], keys)}, expected each once: drop rows that were "
@@ -173,12 +133,7 @@ def _with_scan_keys(table: pd.DataFrame, spec: TableSpec) -> pd.DataFrame:
 def with_target_ids(
     table: pd.DataFrame, spec: TableSpec, nuclei: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Return a table with the nucleus of each row as ``target_id``.
-
-    Without such a column, nuclei are found by the key of the table, or by their roots among
-    `nuclei`; -1 for a root of no nucleus or of several.
-    """
-    table = valid_rows(table, spec.name)
+    """Return a table with the nucleus of each row as ``target_id``, found by its key or root."""
     if "target_id" in table.columns:
         return table
     if "nucleus_id" in table.columns:
@@ -192,6 +147,7 @@ def with_target_ids(
     require_shared_ids(roots, known, f"{spec.name}.pt_root_id")
     unique, first, n_nuclei = np.unique(known, return_index=True, return_counts=True)
     place = pd.Index(unique).get_indexer(roots)
+    # -1 for a root of no nucleus or of several.
     alone = (place >= 0) & (roots > 0) & (n_nuclei[place] == 1)
     ids = as_ids(nuclei["id"], "id of the nuclei")
     return table.assign(target_id=np.where(alone, ids[first[place]], -1))
@@ -233,18 +189,16 @@ def warn_of_other_release(roots: Any, known: Any, advice: str) -> None:
 
 
 def _annotation_suffix(table: pd.DataFrame) -> str:
-    """Return the suffix of the annotation's own ``id`` and ``created``.
-
-    In a table that the service merged with the nuclei the other pair is the nucleus's, whose ids
-    are those of ``target_id``; which of them has the suffix depends on the call that fetched it.
-    """
+    """Return the suffix of the annotation's own ``id`` and ``created``."""
+    # In a table that the service merged with the nuclei the other pair is the nucleus's, whose ids
+    # are those of target_id; which of them has the suffix depends on the call that fetched it.
     if "target_id" not in table.columns:
         return ""
     target = as_ids(table["target_id"], "target_id", missing=-1)
+    names = {suffix: f"id{suffix}" for suffix in ("", "_ref") if f"id{suffix}" in table}
     same = {
-        suffix: float((as_ids(table[f"id{suffix}"], f"id{suffix}", missing=-1) == target).mean())
-        for suffix in ("", "_ref")
-        if f"id{suffix}" in table.columns
+        suffix: float((as_ids(table[name], name, missing=-1) == target).mean())
+        for suffix, name in names.items()
     }
     if len(same) == 2:
         return "_ref" if same[""] > same["_ref"] else ""
@@ -265,8 +219,7 @@ def latest_by(
 ) -> tuple[pd.DataFrame, int]:
     """Select one row per key, by the latest ``created``, then the highest ``id``.
 
-    Of rows equal in both, the last in the order of `values` is taken, whatever their order in the
-    file. Return also the number of keys with contradicting rows.
+    Return also the number of keys with contradicting rows.
     """
     keys = [key] if isinstance(key, str) else key
     if not table.duplicated(keys).any():
@@ -291,7 +244,8 @@ def latest_by(
                 "the column"
             ) from error
         table = table.assign(**{time: created})
-    # A row without a time is never the latest.
+    # A row without a time is never the latest. Of rows equal in both, the last in the order of the
+    # values is taken, whatever their order in the file.
     rank = pd.Series(0, index=table.index)
     ties = table.duplicated([*keys, *order], keep=False)
     if len(contradicted) and ties.any():

@@ -12,21 +12,10 @@ import xarray as xr
 
 from microns_xr.angles import is_angle, require_same_angles
 from microns_xr.columns import as_ids
-from microns_xr.errors import (
-    SchemaError,
-    require_instance,
-    require_one_of,
-    unknown_label,
-    warn_of_dropped_rows,
-)
+from microns_xr.errors import SchemaError, require_one_of, unknown_label, warn_of_dropped_rows
 from microns_xr.frames import positions_um
 from microns_xr.layers import layer_at, segment_layers
-from microns_xr.provenance import (
-    add_history,
-    require_same_release,
-    stamp_release,
-    text_lines,
-)
+from microns_xr.provenance import add_history, require_same_release, stamp_release, text_lines
 from microns_xr.releases import ReleaseSpec, release_spec
 from microns_xr.schema import AXES, UNITS, describe, with_labels
 from microns_xr.tables import (
@@ -38,7 +27,7 @@ from microns_xr.tables import (
     typed_table,
     with_target_ids,
 )
-from microns_xr.tuning.functional import build_functional, collapse_scans, missing_value
+from microns_xr.tuning.functional import build_functional, collapse_scans, take_rows
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +37,6 @@ Tables = Mapping[str, pd.DataFrame]
 # The role of the table that each mode needs.
 FUNCTIONAL_ROLES = {"match": "coregistration", "best_only": "functional_properties"}
 
-_OPTIONS = {
-    "functional": ("none", "match", "best_only"),
-    "multisoma": ("any", "typed"),
-    "untyped": ("drop", "keep"),
-}
 REQUIRED = ("nucleus", "celltype", "proofreading")
 
 
@@ -122,16 +106,15 @@ def build_units(
     >>> units.pt_root_id.values, units.axon_completeness.values
     (array([864691135639235593]), array(['full'], dtype=object))
     """
-    require_instance("functional", functional, str, "text")
-    if functional == "all":
+    if isinstance(functional, str) and functional == "all":
         raise SchemaError(
             "functional='all' would repeat neurons that were recorded in several scans: the rows "
             "of all scans are in Release.functional(), and mx.tuning.collapse_scans makes one "
             "row per neuron"
         )
-    options = {"functional": functional, "multisoma": multisoma, "untyped": untyped}
-    for name, word in options.items():
-        require_one_of(name, word, _OPTIONS[name])
+    require_one_of("functional", functional, ("none", *FUNCTIONAL_ROLES))
+    require_one_of("multisoma", multisoma, ("any", "typed"))
+    require_one_of("untyped", untyped, ("drop", "keep"))
     spec = release_spec(version)
     roles = by_role(tables, spec.tables)
     if missing := [role for role in REQUIRED if role not in roles]:
@@ -140,7 +123,8 @@ def build_units(
             f"(roles {missing}), which are required: download or pass them"
         )
     nucleus_spec = spec.table_of("nucleus")
-    nuclei = typed_table(roles["nucleus"], "nucleus", nucleus_spec, unique=["id"])
+    ids = {"id": None, "pt_root_id": 0}
+    nuclei = typed_table(roles["nucleus"], nucleus_spec, ids, unique=["id"])
     invalid = {r: table.attrs[INVALID] for r, table in roles.items() if INVALID in table.attrs}
     notes = {f"invalid_rows_of_{role}": n for role, n in invalid.items() if role != "nucleus"}
     types = _cell_types(roles, spec, notes)
@@ -156,7 +140,7 @@ def build_units(
         )
     columns: dict[str, Any] = {"pt_root_id": nuclei["pt_root_id"].to_numpy(np.int64)}
     types = types.reindex(nuclei["id"]).fillna("unknown")
-    columns.update({str(name): words.to_numpy(dtype=object) for name, words in types.items()})
+    columns |= {str(name): words.to_numpy(dtype=object) for name, words in types.items()}
     if (columns["cell_type"] == columns["cell_type_raw"]).all():
         del columns["cell_type_raw"]  # redundant unless a word was harmonised
     if "brain_area" in roles:  # without a table, there is no such variable
@@ -164,30 +148,22 @@ def build_units(
         area = _latest(roles, "brain_area", spec, [column], notes)[column]
         area = area.reindex(nuclei["id"]).fillna("unknown")
         columns["brain_area"] = area.to_numpy(dtype=object)
-    columns.update(_proofreading(nuclei["pt_root_id"], roles, spec, notes))
+    columns |= _proofreading(nuclei["pt_root_id"], roles, spec, notes)
     nuclei.attrs = roles["nucleus"].attrs  # with the resolution, if the table states it
     position = positions_um(
         nuclei, nucleus_spec.name, "pt_position", nucleus_spec.resolution_nm, spec.space
     )
-    layer_types = _layer_types(spec)
+    type_role = "celltype_fine" if "celltype_fine" in roles else "celltype"
+    position_attrs = {**describe(UNITS["position"]), **spec.space.attrs("nucleus position")}
     units = xr.Dataset(
-        {
-            **_variables(columns),
-            "position": (
-                ("nucleus_id", "axis"),
-                position,
-                {**describe(UNITS["position"]), **spec.space.attrs("nucleus position")},
-            ),
-        },
+        {**_variables(columns), "position": (("nucleus_id", "axis"), position, position_attrs)},
         coords={
             **_variables({"nucleus_id": nuclei["id"].to_numpy(np.int64)}),
             "axis": ("axis", np.array(AXES, dtype=object)),
         },
         attrs={
-            "celltype_table": spec.name_of(
-                "celltype_fine" if "celltype_fine" in roles else "celltype"
-            ),
-            "layer_types": text_lines(layer_types),
+            "celltype_table": spec.name_of(type_role),
+            "layer_types": text_lines(_layer_types(spec)),
             "multisoma": multisoma,
             "untyped": untyped,
             "selection": text_lines(counts),
@@ -209,16 +185,13 @@ def build_units(
     units = with_labels(units)
     units.attrs["notes"] = text_lines(notes)
     dropped = {step: n for step, n in counts.items() if step not in ("nuclei", "units")}
-    logger.info(
-        "%s v%d: %d of %d nuclei are units (dropped: %s; %s)",
-        spec.datastack, spec.version, counts["units"], counts["nuclei"],
-        _counts_text(dropped), _counts_text(notes),
-    )  # fmt: skip
+    reasons = (
+        ", ".join(f"{n} {step.replace('_', ' ')}" for step, n in of.items())
+        for of in (dropped, notes)
+    )
+    where = (spec.datastack, spec.version, counts["units"], counts["nuclei"])
+    logger.info("%s v%d: %d of %d nuclei are units (dropped: %s; %s)", *where, *reasons)
     return units
-
-
-def _counts_text(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{n} {step.replace('_', ' ')}" for step, n in counts.items())
 
 
 def _variables(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,6 +232,7 @@ def _select_nuclei(
 
 
 _CLASSES = ("excitatory_neuron", "inhibitory_neuron", "nonneuron")
+_TYPE_COLUMNS = ["classification_system", "cell_type"]
 
 
 def _layer_types(spec: ReleaseSpec) -> Mapping[str, tuple[str, ...]]:
@@ -284,7 +258,11 @@ def _latest(
     """Return the latest row of each nucleus."""
     table_spec = spec.table_of(role)
     table = with_target_ids(tables[role], table_spec, tables["nucleus"])
-    typed = typed_table(table, role, table_spec)
+    text = [table_spec.class_column] * table_spec.has_classes + ["cell_type"] * table_spec.has_types
+    if role == "brain_area":
+        text = [table_spec.area_column]
+    ids = {"target_id": None, "id": None}
+    typed = typed_table(table, table_spec, ids, text, optional=["id"])
     require_shared_ids(typed["target_id"], tables["nucleus"]["id"], f"{table_spec.name}.target_id")
     typed = typed[typed["target_id"] >= 0]  # -1 for a root of no nucleus or of several
     latest, n_contradicting = latest_by(typed, table_spec.name, "target_id", values)
@@ -297,39 +275,31 @@ def _cell_types(tables: Tables, spec: ReleaseSpec, notes: dict[str, int]) -> pd.
     """Return classes and types by nucleus, in the words of the data model and of the table."""
     coarse = type_spec = spec.table_of("celltype")
     columns = [coarse.class_column] * coarse.has_classes + ["cell_type"] * coarse.has_types
-    rows_by_nucleus = _latest(tables, "celltype", spec, list(dict.fromkeys(columns)), notes)
-    words = pd.DataFrame(
-        {
-            "classification_system": rows_by_nucleus[coarse.class_column]
-            if coarse.has_classes
-            else None,
-            "cell_type": rows_by_nucleus["cell_type"] if coarse.has_types else None,
-        },
-        index=rows_by_nucleus.index,
-        dtype=object,
-    ).dropna(how="all")  # a view lists all nuclei
+    latest = _latest(tables, "celltype", spec, list(dict.fromkeys(columns)), notes)
+    words = pd.DataFrame(index=latest.index, columns=_TYPE_COLUMNS, dtype=object)
+    if coarse.has_classes:
+        words["classification_system"] = latest[coarse.class_column]
+    if coarse.has_types:
+        words["cell_type"] = latest["cell_type"]
+    words = words.dropna(how="all")  # a view lists all nuclei
     if "celltype_fine" in tables:
         type_spec = spec.table_of("celltype_fine")
-        words["cell_type"] = _latest(tables, "celltype_fine", spec, ["cell_type"], notes)[
-            "cell_type"
-        ]
+        fine = _latest(tables, "celltype_fine", spec, ["cell_type"], notes)
+        words["cell_type"] = fine["cell_type"]
     if "celltype_corrections" in tables:
         notes["nuclei_with_several_corrections"] = 0
-        names = ["classification_system", "cell_type"]
-        corrections = _latest(tables, "celltype_corrections", spec, names, notes)
+        corrections = _latest(tables, "celltype_corrections", spec, _TYPE_COLUMNS, notes)
         original = words.copy()
-        words.update(corrections[names])  # a null does not replace a word
+        words.update(corrections[_TYPE_COLUMNS])  # a null does not replace a word
         changed = (words.fillna("") != original.fillna("")).any(axis=1)
         notes["corrections"] = len(corrections)
         notes["corrections_that_change_a_nucleus"] = int(changed.sum())
         notes["corrections_of_unlisted_nuclei"] = int((~corrections.index.isin(words.index)).sum())
     known_types = [word for of_layer in type_spec.layers.values() for word in of_layer]
-    raw = words["cell_type"]
+    classes, raw = words["classification_system"], words["cell_type"]
     frame = pd.DataFrame(
         {
-            "classification_system": _harmonise(
-                words["classification_system"], coarse.class_words, _CLASSES
-            ),
+            "classification_system": _harmonise(classes, coarse.class_words, _CLASSES),
             "cell_type": _harmonise(raw, type_spec.type_words, known_types),
             "cell_type_raw": raw.where(raw.notna(), "unknown"),
         }
@@ -382,15 +352,21 @@ def _proofreading(
         for name in ("status_axon", "status_dendrite")
         if name in table.columns and pd.api.types.is_bool_dtype(table[name].dtype)
     }
-    typed = typed_table(table.assign(**flags), "proofreading", table_spec)
+    columns = {"axon": table_spec.axon_column, "dendrite": table_spec.dendrite_column}
+    status = {"status_axon", "status_dendrite"} - {*columns.values()}
+    ids = {"pt_root_id": -1, "valid_id": -1}
+    typed = typed_table(
+        table.assign(**flags),
+        table_spec,
+        ids,
+        [*columns.values(), *sorted(status)],
+        optional={"valid_id", *status},
+    )
     known = tables["nucleus"]["pt_root_id"]
     require_shared_ids(typed["pt_root_id"], known, f"{table_spec.name}.pt_root_id")
     typed = typed[typed["pt_root_id"] >= 0]
     frame = typed[["pt_root_id"]].copy()
-    for side, column in (
-        ("axon", table_spec.axon_column),
-        ("dendrite", table_spec.dendrite_column),
-    ):
+    for side, column in columns.items():
         words = typed[column].fillna("none").replace(dict(table_spec.strategy_words))
         frame[f"strategy_{side}"] = words.astype(object)
     completeness = frame["strategy_axon"].map(_COMPLETENESS_OF).fillna("unknown").astype(object)
@@ -441,12 +417,13 @@ def _add_functional(
         return units.assign(_variables({"tuning_type": unknown}))
     role = FUNCTIONAL_ROLES[mode]
     if role not in tables:
-        name = f" ({spec.tables[role]}), which is missing: download it" if spec.has(role) else ""
-        instead = "use functional='match', and fit the rates with mx.tuning.fit"
+        found = f", which v{spec.version} does not have"
+        if spec.has(role):
+            found = f" ({spec.tables[role]}), which is missing: download it"
+        instead = ": use functional='match', and fit the rates with mx.tuning.fit"
         raise SchemaError(
-            f"functional={mode!r} requires a table with the role {role!r}"
-            + (name or f", which v{spec.version} does not have")
-            + (f"; or {instead}" if name else f": {instead}") * (mode == "best_only")
+            f"functional={mode!r} requires a table with the role {role!r}{found}"
+            + instead * (mode == "best_only")
         )
     name = spec.name_of(role)
     table = build_functional(
@@ -454,7 +431,6 @@ def _add_functional(
         spec.table_of(role),
         datastack=spec.datastack,
         version=spec.version,
-        role=role,
         nuclei=tables["nucleus"],
     )
     if mode == "best_only":
@@ -482,10 +458,11 @@ def _add_functional(
 
 def _by_unit(collapsed: xr.Dataset, names: list[str], ids: np.ndarray) -> dict[str, Any]:
     """Return rows by nucleus as variables of the units, with missing values for other units."""
-    fill = {n: missing_value(n, collapsed[n].dtype) for n in names}
-    rows = collapsed[names].reindex(nucleus_id=ids, fill_value=fill)
+    rows = collapsed.indexes["nucleus_id"].get_indexer(pd.Index(ids))
     return {
-        n: (rows[n].dims, rows[n].values, {**rows[n].attrs, **describe(UNITS[n])}) for n in names
+        n: (v.dims, take_rows(v.values, rows, n), {**v.attrs, **describe(UNITS[n])})
+        for n, v in collapsed[names].variables.items()
+        if n in names
     }
 
 
@@ -534,10 +511,7 @@ def add_rates(
             "so that no unit has rates: pass tables of the same datastack"
         )
     table, how = tuning_curves.attrs.get("tuning_table", "unknown"), collapsed.attrs["collapse"]
-    count = {"rated_scan_units_of_no_unit": int(outside.sum())}
-    result = result.assign_attrs(
-        notes=text_lines(units.attrs.get("notes")) + text_lines(count),
-        tuning_table=str(table),
-        collapse=how,
-    )
+    notes = text_lines(units.attrs.get("notes"))
+    notes.append(f"rated_scan_units_of_no_unit: {int(outside.sum())}")
+    result = result.assign_attrs(notes=notes, tuning_table=str(table), collapse=how)
     return add_history(result, f"rates from {table}, {how}", source=(result, tuning_curves))

@@ -146,7 +146,7 @@ OTHER = xr.Dataset(coords={"nucleus_id": [11]})
         ({"columns": ["cell_typ"]}, "nearest: cell_type"),
         ({"table": OTHER, "columns": "nucleus_id"}, r"already have \['nucleus_id'\]"),
         ({"table": TABLE.rename(columns={"target_id": "who"})}, "lacks the columns"),
-        ({"table": TABLE[:0].assign(x=1)[["target_id", "x"]]}, "no rows for x"),
+        ({"table": TABLE[:0].assign(x=1)[["target_id", "x"]]}, "the table has no rows"),
         ({"how": "right"}, "expected 'left' or 'inner'"),
         ({"on": "unit_id"}, "expected one of nucleus_id, pt_root_id, functional"),
         ({"dataset": {}}, "dataset is a dict, expected units or functional rows"),

@@ -235,7 +235,7 @@ def test_too_much_and_what_is_no_cell(units, monkeypatch):
         mx.neuroglancer_link(units, max_cells=2)
     with pytest.raises(mx.errors.SchemaError, match="no variable 'colour'"):
         mx.neuroglancer_link(units, colour="colour")
-    with pytest.raises(mx.errors.SchemaError, match="expected one value per cell"):
+    with pytest.raises(mx.errors.SchemaError, match="expected one value per neuron"):
         mx.neuroglancer_link(units, colour="position")
     with pytest.raises(mx.errors.SchemaError, match="expected units or a connectivity Dataset"):
         mx.neuroglancer_link(units.cell_type)

@@ -236,7 +236,7 @@ def test_synapses_are_counted_when_they_are_said_to_be(edges):
     bare = edges[["source", "target"]]
     only = mx.as_connectivity(bare, pre="source", post="target", rows="synapse")
     assert list(only.data_vars) == ["synapse_count"]
-    with pytest.raises(mx.errors.SchemaError, match="5 rows of 4 pairs"):
+    with pytest.raises(mx.errors.SchemaError, match="1 of 5 rows of edges repeat a pair"):
         mx.as_connectivity(bare, pre="source", post="target")
     pairs = mx.as_connectivity(bare.drop_duplicates(), pre="source", post="target")
     assert pairs.connected.data.todense().sum() == 4

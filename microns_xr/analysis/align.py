@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from microns_xr.analysis.pairs import labelled
+from microns_xr.analysis.pairs import labelled, unit_angle
 from microns_xr.analysis.resample import (
     DEFAULT_BOOTSTRAP,
     Bootstrap,
@@ -24,13 +24,7 @@ from microns_xr.angles import (
     require_same_angles,
 )
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import (
-    SchemaError,
-    UnknownLabelError,
-    require_instance,
-    require_one_of,
-    unknown_label,
-)
+from microns_xr.errors import SchemaError, UnknownLabelError, require_one_of
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.tuning.indices import warn_of_negative
 
@@ -151,7 +145,6 @@ def align_to_preferred(
     offset = difference(of_input, preferred, period)
     result["difference"] = labelled(neurons, offset, text, attrs["units"])
     text = "first harmonic of the input over its mean"
-    selectivity = np.where(np.isfinite(selectivity), selectivity, np.nan)
     result["input_selectivity"] = labelled(neurons, selectivity, text, "1")
     curves, n_neurons = aligned[valid], int(valid.sum())
     mean = ratio(curves.sum(axis=0), np.array(n_neurons))
@@ -185,20 +178,9 @@ def _preferred(
     currents: xr.DataArray, units: xr.Dataset, angle: str, neurons: str, dim: str
 ) -> tuple[np.ndarray, float]:
     """Return the angle of every neuron of the currents, NaN if it has none, and the period."""
-    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
-    require_instance("angle", angle, str, "the name of a variable")
-    if angle not in units:
-        raise unknown_label(
-            "units has no variable",
-            angle,
-            units.data_vars,
-            "build them with functional='best_only', or assign the angles of a fit",
-        )
-    named = [(f"units.{angle}", units[angle]), (f"currents.{dim}", currents[dim])]
-    require_same_angles(named)
-    for name, values in named:
-        require_likely_angle(values, name)
-    period = period_of(units[angle], angle)
+    preferred, period = unit_angle(units, angle)
+    require_same_angles([(f"units.{angle}", units[angle]), (f"currents.{dim}", currents[dim])])
+    require_likely_angle(currents[dim], f"currents.{dim}")
     of_dim = period_of(currents[dim], dim)
     if not np.isclose(period, of_dim):
         raise SchemaError(
@@ -210,7 +192,7 @@ def _preferred(
     if rows.size and (rows < 0).all():
         raise UnknownLabelError(f"none of the {rows.size} neurons of {neurons} is among the units")
     # Row -1, of a neuron that is not among the units, selects the NaN at the end.
-    return np.append(units[angle].values.astype(float), np.nan)[rows], period
+    return np.append(preferred, np.nan)[rows], period
 
 
 def _rotate(

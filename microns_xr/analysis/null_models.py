@@ -50,7 +50,6 @@ from microns_xr.analysis.tuned import (
     totals_of,
     tuned_connections,
 )
-from microns_xr.angles import describe_angle
 from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
     as_pairs,
@@ -73,6 +72,7 @@ from microns_xr.errors import (
     whole_number,
 )
 from microns_xr.provenance import add_history, require_same_release
+from microns_xr.schema import column_of
 
 __all__ = [
     "NullConnectivity",
@@ -131,12 +131,8 @@ class NullConnectivity(Sequence[xr.Dataset]):
     """
 
     def __init__(self, observed: _Observed, draw: _Draw, n: int, attrs: dict[str, Any]) -> None:
-        if n < 1:
-            raise SchemaError(f"n is {n}, expected at least 1 replicate")
-        self.observed = observed
-        self.draw = draw
-        self.attrs = attrs
-        self._n = int(n)
+        self.observed, self.draw, self.attrs = observed, draw, attrs
+        self._n = whole_number("n", n, 1)
 
     def __len__(self) -> int:
         return self._n
@@ -177,12 +173,11 @@ class NullConnectivity(Sequence[xr.Dataset]):
         order = np.lexsort((post, observed.pre))
         source = order if source is None else source[order]
         pattern = make_pattern(post[order], observed.indptr, observed.shape, "pre")
-        result = dataset.assign(
-            {
-                name: (PAIR_DIMS, gcxs(take_values(values, source), pattern), dataset[name].attrs)
-                for name, values in observed.values.items()
-            }
-        ).assign_coords(replicate=xr.Variable((), np.int64(i)))
+        arrays = {
+            name: (PAIR_DIMS, gcxs(take_values(values, source), pattern), dataset[name].attrs)
+            for name, values in observed.values.items()
+        }
+        result = dataset.assign(arrays).assign_coords(replicate=((), np.int64(i)))
         result = recompress(result, observed.compressed)
         return add_history(result, f"{self.attrs['null']}, replicate {i}", source=dataset)
 
@@ -309,17 +304,12 @@ def compare_values(
     (151.0, 0.02)
     """
     require_confidence(confidence)
-    if "replicate" not in null.dims or set(null.dims) - {"replicate"} != set(observed.dims):
+    if null.sizes != {"replicate": null.sizes.get("replicate"), **observed.sizes}:
         raise SchemaError(
-            f"the null has dims {null.dims}, expected 'replicate' and those of the observed "
-            f"values, {observed.dims}"
+            f"the null has the dims {dict(null.sizes)}, expected 'replicate' and those of the "
+            f"observed values, {dict(observed.sizes)}: apply the same selection to both"
         )
     draws = np.asarray(null.transpose("replicate", *observed.dims).values, dtype=float)
-    if draws.shape[1:] != observed.shape:
-        raise SchemaError(
-            f"the null has shape {draws.shape[1:]}, expected that of the observed values, "
-            f"{observed.shape}: apply the same selection to both"
-        )
     values = np.asarray(observed.values, dtype=float)
     n = np.isfinite(draws).sum(axis=0)
     # Equal sums in another order may differ in their last bits; they are ties.
@@ -330,10 +320,8 @@ def compare_values(
     p = np.where(np.isfinite(values) & (n > 0), p, np.nan)
     mean = ratio(np.nansum(draws, axis=0), n)
     low, high = percentile_interval(draws, confidence)
-    result = xr.Dataset(
-        coords=observed.coords,
-        attrs={"statistic": str(observed.name or "statistic"), "confidence": confidence},
-    )
+    attrs = {"statistic": str(observed.name or "statistic"), "confidence": confidence}
+    result = xr.Dataset(coords=observed.coords, attrs=attrs)
     for name, array, text in (
         ("observed", values, "observed"),
         ("null_mean", mean, "mean of the null"),
@@ -394,18 +382,16 @@ def null_values(
             drawn = null.isel(replicate=i, drop=True).compute()
             value = statistic(connectivity, units.assign({str(null.name): drawn}), **selection)
         values.append(value if isinstance(value, xr.Dataset) else xr.DataArray(value))
-    return xr.concat(
-        values, "replicate", coords="minimal", compat="override", join="exact", combine_attrs="drop"
-    )
+    options: Any = {"coords": "minimal", "compat": "override", "join": "exact"}
+    return xr.concat(values, "replicate", combine_attrs="drop", **options)
 
 
 def _require_null_of(connectivity: xr.Dataset, units: xr.Dataset, null: Null) -> None:
     if isinstance(null, NullConnectivity):
         dataset = null.observed.dataset
-        if dataset is not connectivity and (
-            dataset.sizes != connectivity.sizes
-            or not all(dataset[dim].equals(connectivity[dim]) for dim in PAIR_DIMS)
-            or n_connections(dataset) != n_connections(connectivity)
+        if dataset is not connectivity and not (
+            all(dataset[dim].equals(connectivity[dim]) for dim in PAIR_DIMS)
+            and n_connections(dataset) == n_connections(connectivity)
         ):
             raise SchemaError(
                 "the null was made from another connectivity than the observed one: make it from "
@@ -470,7 +456,6 @@ def _like_to_like_values(
         tuned, units, angle, bins, pre=None, post=None, presynaptic="all", weight=weight
     )
     has_angle = np.isfinite(units[angle].values)
-    period = describe_angle(units[angle], angle)[2]
     work = pairs.pre.size + pairs.pre_ticks.size + pairs.post_ticks.size
 
     def count_permuted(ticks: np.ndarray, i: int) -> np.ndarray:
@@ -487,7 +472,7 @@ def _like_to_like_values(
                 f"the null gives {angle} to other neurons than those that have one, expected the "
                 "same neurons: otherwise other pairs would be counted"
             )
-        count = partial(count_permuted, to_ticks(block, period))
+        count = partial(count_permuted, to_ticks(block, pairs.period))
         totals.append(totals_of(count, len(block), work))
     return statistics(np.concatenate(totals), bin_coords, normalise)
 
@@ -544,27 +529,23 @@ def permute_angles(
     >>> null.dims, np.sort(null[1].values)
     (('replicate', 'nucleus_id'), array([ 0., 10., 30., nan]))
     """
-    values = _unit_values(units, angle)
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
+    require_instance("angle", angle, str, "the name of a variable")
+    values = column_of(units, angle).values
     names = names_of("within", within)
     movable = np.flatnonzero(~pd.isna(values))
     if not movable.size:
         raise SchemaError(f"units.{angle} is NaN for all neurons: there is nothing to permute")
-    if n < 1:
-        raise SchemaError(f"n is {n}, expected at least 1 replicate")
-    groups = _groups([_unit_values(units, name)[movable] for name in names], movable)
+    n = whole_number("n", n, 1)
+    groups = _groups([column_of(units, name).values[movable] for name in names], movable)
 
     def draw(numbers: np.ndarray) -> np.ndarray:
         return np.stack([values[_permuted(values.size, groups, seed, i)] for i in numbers.tolist()])
 
     numbers = da.arange(n, chunks=max(1, _BLOCK // values.size), dtype=np.int64)
-    drawn = da.map_blocks(
-        draw,
-        numbers,
-        dtype=values.dtype,
-        new_axis=1,
-        chunks=(numbers.chunks[0], (values.size,)),
-        meta=np.empty((0, 0), dtype=values.dtype),
-    )
+    chunks = (numbers.chunks[0], (values.size,))
+    meta = np.empty((0, 0), dtype=values.dtype)
+    drawn = da.map_blocks(draw, numbers, new_axis=1, chunks=chunks, dtype=meta.dtype, meta=meta)
     result = units[angle].expand_dims(replicate=np.arange(n)).copy(deep=False, data=drawn)
     result.attrs = dict(units[angle].attrs) | {
         "null": "permute_angles",
@@ -627,19 +608,6 @@ def permute_weights(
 
 def _within(names: list[str]) -> str:
     return f" within groups of {', '.join(names)}" if names else ""
-
-
-def _unit_values(units: xr.Dataset, name: str) -> np.ndarray:
-    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
-    require_instance("angle", name, str, "the name of a variable")
-    if name not in units.variables:
-        raise unknown_label("units has no variable", name, units.variables)
-    if units[name].dims != ("nucleus_id",):
-        raise SchemaError(
-            f"units.{name} has dims {units[name].dims}, expected one value per neuron: "
-            "('nucleus_id',)"
-        )
-    return np.asarray(units[name].values)
 
 
 def _connection_values(observed: _Observed, name: str) -> np.ndarray:
@@ -870,11 +838,8 @@ def _exchanges(
 
 
 def _candidates(observed: _Observed, places: _Places) -> tuple[np.ndarray, np.ndarray]:
-    """Sort the possible partners of every connected presynaptic neuron by bin of distance.
-
-    Returns them as positions (pre axis, post axis), bin after bin, and where each bin begins
-    (pre axis, bins + 1).
-    """
+    """Sort the possible partners of every connected presynaptic neuron by bin of distance."""
+    # As positions (pre axis, post axis), bin after bin, and where each bin begins (pre, bins + 1).
     n_bins = places.squared_edges.size + 1
     order = np.empty(observed.shape, dtype=np.int32)
     start = np.zeros((observed.shape[0], n_bins + 1), dtype=np.int32)
@@ -901,12 +866,9 @@ def _positions(
     rows = Lookup(units["nucleus_id"].values, "nucleus_id of the units").find(ids)
     require_known(ids, rows, dim, "the units", "select others with mx.select_connections")
     at = np.ascontiguousarray(of_units[rows])
-    n_absent = (~np.isfinite(at).all(axis=1)).sum()
-    if n_absent:
-        raise SchemaError(
-            f"{n_absent} neurons of {dim} have no position: leave them out with "
-            "mx.select_connections"
-        )
+    if n_absent := int((~np.isfinite(at).all(axis=1)).sum()):
+        hint = "leave them out with mx.select_connections"
+        raise SchemaError(f"{n_absent} neurons of {dim} have no position: {hint}")
     return at
 
 
@@ -920,10 +882,8 @@ def _edges(bins: float | Sequence[float], pre_at: np.ndarray, post_at: np.ndarra
         farthest = float(np.sqrt((np.ptp(both, axis=0) ** 2).sum()))
         return np.arange(1, int(farthest / float(edges)) + 1) * float(edges)
     if edges.ndim != 1 or not edges.size or not (np.diff(edges, prepend=0) > 0).all():
-        raise SchemaError(
-            f"bins is {bins!r}, expected the width of a bin, or ascending inner edges above 0, "
-            "in µm"
-        )
+        expected = "the width of a bin, or ascending inner edges above 0, in µm"
+        raise SchemaError(f"bins is {bins!r}, expected {expected}")
     return edges
 
 

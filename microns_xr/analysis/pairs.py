@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from microns_xr.angles import period_of, require_likely_angle
 from microns_xr.connectivity.arrays import is_scope_known
 from microns_xr.connectivity.blocks import Side, connected
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, names_of, require_instance, warn_user
 from microns_xr.frames import require_depth
 from microns_xr.provenance import require_same_release, text_lines
-from microns_xr.schema import AXES
+from microns_xr.schema import AXES, column_of
 from microns_xr.select import on_axis, select_units
 from microns_xr.units import COMPLETENESS
 
@@ -31,6 +32,17 @@ def labelled(
 ) -> tuple[Any, Any, dict[str, str]]:
     """Return a variable for the constructor of xarray, with its attributes."""
     return dims, values, {"long_name": long_name} | ({"units": units} if units else {})
+
+
+def unit_angle(units: xr.Dataset, name: str) -> tuple[np.ndarray, float]:
+    """Return an angle of every unit, NaN where it has none, and the period."""
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
+    require_instance("angle", name, str, "the name of a variable")
+    hint = "build the units with functional='best_only', or assign the angles of a fit"
+    angle = column_of(units, name, hint=hint, kinds="iuf")
+    period = period_of(angle, f"units.{name}")
+    require_likely_angle(angle, f"units.{name}")
+    return angle.values.astype(float), period
 
 
 class ChosenNeurons(NamedTuple):
@@ -58,7 +70,6 @@ def choose_neurons(
 ) -> ChosenNeurons:
     """Choose neurons of both axes; `needed` maps a reason to whether each unit fulfils it."""
     choices: dict[Side, Any] = {"pre": pre, "post": post}
-    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     require_same_release(("connectivity", connectivity), ("units", units))
     hint = "all of whose synapses are in the table, or state scope= when building the connectivity"
     require_requested(connectivity, pre, post, hint)
@@ -89,7 +100,8 @@ def choose_neurons(
         of_units = dict(needed)
         if side == "pre":
             axons = count_axons(units, of_axis[chosen & (of_axis >= 0)])
-            is_complete = _is_complete(units, presynaptic)
+            complete = units if presynaptic == "all" else select_units(units, axon=presynaptic)
+            is_complete = np.isin(units["nucleus_id"].values, complete["nucleus_id"].values)
             of_units = {"axon_not_complete_enough": is_complete} | of_units
         conditions |= {reason: fulfilled[of_axis] for reason, fulfilled in of_units.items()}
         keep = np.ones(of_axis.size, dtype=bool)
@@ -147,13 +159,6 @@ def require_requested(
         )
 
 
-def _is_complete(units: xr.Dataset, presynaptic: str | list[str]) -> np.ndarray:
-    if presynaptic == "all":
-        return np.ones(units.sizes["nucleus_id"], dtype=bool)
-    complete = select_units(units, axon=presynaptic)["nucleus_id"].values
-    return np.isin(units["nucleus_id"].values, complete)
-
-
 def completeness_of(units: xr.Dataset, rows: np.ndarray) -> np.ndarray:
     """Return the completeness of the axons of some units, "unknown" where nothing says it."""
     if "axon_completeness" in units.variables:
@@ -193,9 +198,8 @@ def unit_positions(units: xr.Dataset, axes: Iterable[str] = AXES) -> np.ndarray:
             "mx.Release(...).units()"
         )
     position = units["position"].transpose("axis", "nucleus_id")
-    stated = tuple(position["axis"].values) if "axis" in position.coords else AXES
-    if stated != AXES:
-        raise SchemaError(f"axis of position is {stated}, expected {AXES}")
+    if "axis" in position.coords:
+        position = position.sel(axis=list(AXES))
     if not set(AXES) <= set(axes):
         require_depth(position)
     used = np.array([[axis in axes] for axis in AXES])

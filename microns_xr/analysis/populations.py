@@ -14,8 +14,9 @@ from microns_xr.connectivity.arrays import is_scope_known, pair_names
 from microns_xr.connectivity.blocks import Side, sums_by_group
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import drop_unnamed
-from microns_xr.errors import SchemaError, UnknownLabelError, require_instance, unknown_label
+from microns_xr.errors import SchemaError, UnknownLabelError, require_instance
 from microns_xr.provenance import add_history, require_same_release, text_lines
+from microns_xr.schema import column_of
 from microns_xr.store.open import Connectivity, connectivity_of
 
 By = str | Iterable[str] | xr.DataArray | pd.Series
@@ -239,18 +240,8 @@ def _scalars(dataset: xr.Dataset) -> dict[str, Any]:
 
 
 def _column(dataset: xr.Dataset, name: str, dim: str, hint: str) -> xr.DataArray:
-    if name not in dataset.variables:
-        usable = sorted(
-            str(n)
-            for n, v in dataset.variables.items()
-            if v.dims == (dim,) and n != dim and v.dtype.kind in "OUTib"
-        )
-        raise unknown_label("no variable", name, usable, hint)
-    column = dataset[name]
-    if column.dims != (dim,):
-        raise SchemaError(
-            f"{name} has dims {column.dims}, expected one value per neuron along ({dim!r},)"
-        )
+    what = "units" if dim == "nucleus_id" else "the connectivity"
+    column = column_of(dataset, name, what, hint, dim=dim)
     coords = {**_scalars(dataset), dim: dataset[dim]}
     return xr.DataArray(_words(column.values, name), coords, (dim,), name)
 

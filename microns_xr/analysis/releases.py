@@ -16,9 +16,9 @@ from microns_xr.connectivity.arrays import as_pairs, pair_buffers, pair_names
 from microns_xr.connectivity.blocks import positions_of
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.subset import n_connections, recompress, take
-from microns_xr.errors import ReleaseMismatchError, SchemaError, names_of, unknown_label
+from microns_xr.errors import ReleaseMismatchError, SchemaError, names_of
 from microns_xr.provenance import add_history, release_of, require_same_release
-from microns_xr.schema import Kind, validate
+from microns_xr.schema import Kind, column_of, validate
 from microns_xr.store.open import open_store
 
 RELEASES = ("a", "b")
@@ -176,15 +176,8 @@ def _compare_units(
 ) -> tuple[xr.Dataset, dict[str, int]]:
     for name in names:
         for release, dataset in units.items():
-            if name not in dataset.variables:
-                hint = "compare variables that both have"
-                what = f"units of {release} have no variable"
-                raise unknown_label(what, name, dataset.variables, hint)
-            if dataset[name].dims != ("nucleus_id",) or dataset[name].dtype.kind not in "OUTib":
-                raise SchemaError(
-                    f"{name} has dims {dataset[name].dims} and dtype {dataset[name].dtype}, "
-                    "expected one word, integer or boolean per unit"
-                )
+            hint = "compare variables that both have"
+            column_of(dataset, name, f"{release}.units", hint, kinds="OUTib")
     ids, rows, change = _match([dataset["nucleus_id"].values for dataset in units.values()])
     attrs = {"long_name": "kept, gained or lost from a to b"}
     result = xr.Dataset({"change": ("nucleus_id", change, attrs)}, {"nucleus_id": ids})

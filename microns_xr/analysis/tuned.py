@@ -15,6 +15,7 @@ from microns_xr.analysis.pairs import (
     choose_neurons,
     labelled,
     same_neurons,
+    unit_angle,
 )
 from microns_xr.analysis.resample import (
     DEFAULT_BOOTSTRAP,
@@ -25,7 +26,6 @@ from microns_xr.analysis.resample import (
     ratio,
     require_interval,
 )
-from microns_xr.angles import describe_angle, period_of, require_likely_angle
 from microns_xr.connectivity.arrays import (
     PAIR_DIMS,
     as_pairs,
@@ -34,7 +34,7 @@ from microns_xr.connectivity.arrays import (
     weight_of,
 )
 from microns_xr.connectivity.subset import drop_autapses, take
-from microns_xr.errors import SchemaError, require_instance, unknown_label
+from microns_xr.errors import SchemaError
 from microns_xr.provenance import add_history
 from microns_xr.threads import equal_spans, run_spans, usable_threads
 
@@ -162,12 +162,12 @@ def like_to_like(
     for side in SIDES:
         text = f"{side}synaptic neurons that take part"
         result[f"n_{side}"] = labelled((), neurons.positions(side).size, text)
-    about = {"units": "1" if normalise else connectivity[weight].attrs.get("units")}
+    size_units = "1" if normalise else connectivity[weight].attrs.get("units")
     for name in ("mean_size", "size_contrast"):
-        text = result[name].attrs["long_name"]
+        attrs = result[name].attrs
         if weight != "synapse_size":  # sizes of synapses are not what is averaged
-            about["long_name"] = text.replace("mean size", f"mean {weight}")
-        result[name].attrs |= {key: value for key, value in about.items() if value}
+            attrs["long_name"] = attrs["long_name"].replace("mean size", f"mean {weight}")
+        attrs |= {"units": size_units} if size_units else {}
     result = result.assign_coords({n: c for n, c in connectivity.coords.items() if not c.ndim})
     if interval is not None:
         draws = statistics(_draw(pairs, counts, neurons, interval), bin_coords, normalise)
@@ -223,40 +223,13 @@ def tuned_connections(
     ({'pre_nucleus_id': 1, 'post_nucleus_id': 1}, 'requested')
     """
     connectivity = as_pairs(connectivity)
-    neurons = _choose_tuned(connectivity, units, angle, pre, post, presynaptic)
+    has_angle = {f"without_{angle}": np.isfinite(unit_angle(units, angle)[0])}
+    neurons = choose_neurons(connectivity, units, pre, post, presynaptic, has_angle)
     ids = [connectivity[f"{side}_nucleus_id"].values[neurons.positions(side)] for side in SIDES]
     result = drop_autapses(take(connectivity, *ids))
     if not is_scope_known(connectivity):
         result = result.assign_coords(scope=xr.Variable((), np.array("requested", dtype=object)))
     return add_history(result, f"tuned_connections(angle={angle!r}, {neurons.text})")
-
-
-def _choose_tuned(
-    connectivity: xr.Dataset,
-    units: xr.Dataset,
-    angle: str,
-    pre: Any,
-    post: Any,
-    presynaptic: Presynaptic,
-) -> ChosenNeurons:
-    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
-    require_instance("angle", angle, str, "the name of a variable")
-    if angle not in units.variables:
-        raise unknown_label(
-            "units has no variable",
-            angle,
-            units.data_vars,
-            "build the units with functional='best_only', or assign the angles of a fit",
-        )
-    if units[angle].dims != ("nucleus_id",) or units[angle].dtype.kind not in "fiu":
-        raise SchemaError(
-            f"units.{angle} has dims {units[angle].dims} and dtype {units[angle].dtype}, expected "
-            "one number per neuron over ('nucleus_id',)"
-        )
-    period_of(units[angle], f"units.{angle}")
-    require_likely_angle(units[angle], f"units.{angle}")
-    has_angle = {f"without_{angle}": np.isfinite(units[angle].values)}
-    return choose_neurons(connectivity, units, pre, post, presynaptic, has_angle)
 
 
 # Angles are compared on a grid of `TURN` integer ticks per period: a difference on the edge of a
@@ -289,12 +262,14 @@ def prepare(
     weight: str,
 ) -> tuple[ChosenNeurons, AnglePairs, dict[str, Any]]:
     """Return the neurons and pairs to count, and the coordinates of the bins."""
-    neurons = _choose_tuned(connectivity, units, angle, pre, post, presynaptic)
-    angle_units, _, period = describe_angle(units[angle], f"units.{angle}")
+    angles, period = unit_angle(units, angle)
+    has_angle = {f"without_{angle}": np.isfinite(angles)}
+    neurons = choose_neurons(connectivity, units, pre, post, presynaptic, has_angle)
+    angle_units = units[angle].attrs["units"]
     centres, edges = _bins(bins, period, angle_units)
     pattern, values = pair_buffers(connectivity, [weight])
     same = same_neurons(*(connectivity[dim].values for dim in PAIR_DIMS))
-    ticks = to_ticks(units[angle].values, period)
+    ticks = to_ticks(angles, period)
     pre_ticks, post_ticks = (np.where(rows >= 0, ticks[rows], -1) for rows in neurons.rows.values())
     edge_ticks = np.rint(edges / period * TURN).astype(np.int64)
     pairs = AnglePairs(
@@ -310,7 +285,6 @@ def prepare(
 
 def to_ticks(angles: np.ndarray, period: float) -> np.ndarray:
     """Round angles to the grid of ticks; NaN becomes -1."""
-    angles = angles.astype(float)
     has_angle = np.isfinite(angles)
     ticks = np.rint(np.where(has_angle, angles, 0) / period * TURN).astype(np.int64) % TURN
     ticks[~has_angle] = -1
@@ -348,11 +322,9 @@ _PAIRS, _CONNECTED, _SIZES, _DIFFERENCE, _SQUARED, _CONNECTED_DIFFERENCE = range
 
 
 def count_pairs(pairs: AnglePairs, post_weight: np.ndarray | None = None) -> np.ndarray:
-    """Sum over pairs: (presynaptic neurons, 6, bins).
-
-    Pairs are not enumerated: the postsynaptic neurons closer than an edge are a span of the sorted
-    angles, which moves forward with the angle of the presynaptic neuron.
-    """
+    """Sum over pairs: (presynaptic neurons, 6, bins)."""
+    # Pairs are not enumerated: the postsynaptic neurons closer than an edge are a span of the
+    # sorted angles, which moves forward with the angle of the presynaptic neuron.
     weight = np.ones(pairs.post_ticks.size) if post_weight is None else post_weight
     sums = np.zeros((pairs.pre_ticks.size, 6, pairs.edges.size - 1))
     # Sorted here, since np.argsort takes seconds to compile.
@@ -469,11 +441,9 @@ def statistics(totals: np.ndarray, bin_coords: dict[str, Any], normalise: bool) 
 
 
 def _slope(totals: np.ndarray, largest: float) -> np.ndarray:
-    """Return the least-squares slope of "connected" over the differences of all pairs.
-
-    A regression over the centres of the bins would be biased: in a bin that ends at 0, or at half a
-    period, the mean difference is not the centre.
-    """
+    """Return the least-squares slope of "connected" over the differences of all pairs."""
+    # A regression over the centres of the bins would be biased: in a bin that ends at 0, or at half
+    # a period, the mean difference is not the centre.
     sums = np.moveaxis(totals, -1, 0)
     mean = ratio(sums[_DIFFERENCE], sums[_PAIRS])
     spread = sums[_SQUARED] - mean * sums[_DIFFERENCE]

@@ -41,13 +41,7 @@ from microns_xr.connectivity.kernels import Contraction, contract_buffers
 from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.connectivity.pair_array import PairArray
 from microns_xr.connectivity.reduce import Sums, group_sums, neuron_sums
-from microns_xr.connectivity.sort import (
-    Rule,
-    Selection,
-    check_sorted,
-    select_pairs,
-    take_values,
-)
+from microns_xr.connectivity.sort import Rule, Selection, check_sorted, select_pairs, take_values
 from microns_xr.errors import SchemaError
 from microns_xr.threads import Span
 
@@ -137,10 +131,7 @@ def _no_pairs(shape: tuple[int, int], compressed: Compressed, dtype: Any) -> spa
 
 
 def source_of(array: Any, name: str) -> PairSource | None:
-    """Return the source of a dask array that `lazy_pairs` made for `name`, else None.
-
-    None also for an array that was modified, or assigned to another variable.
-    """
+    """Return the source of a dask array that `lazy_pairs` made for `name` and nothing modified."""
     if not isinstance(array, da.Array):
         return None
     task = dict(array.dask.layers.get(array.name, {})).get((array.name, 0, 0))
@@ -202,29 +193,16 @@ class Blocks:
 
 
 def blocks_of(
-    connectivity: xr.Dataset,
-    names: Sequence[str] | None = None,
-    prefer: Compressed | None = None,
+    connectivity: xr.Dataset, names: Sequence[str] | None = None, prefer: Compressed | None = None
 ) -> Blocks:
-    """Return the dask arrays of a lazy connectivity Dataset as blocks.
-
-    If the arrays are unmodified since opening and the store has the copy `prefer`, that is used.
-    """
+    """Return the dask arrays of a lazy Dataset as blocks, of the copy `prefer` if it can be."""
     names = pair_names(connectivity) if names is None else names
-    arrays: dict[str, da.Array] = {}
-    for name in names:
-        variable = connectivity[name]
-        if variable.dims != PAIR_DIMS:
-            raise SchemaError(
-                f"{name} has dims {variable.dims}, expected {PAIR_DIMS}: transpose it by name "
-                "with .transpose('pre_nucleus_id', 'post_nucleus_id')"
-            )
-        if variable.chunks is None:
-            raise SchemaError(
-                f"{name} is in memory while other variables are lazy: load all with .compute(), "
-                "or open the store again with lazy=True"
-            )
-        arrays[name] = variable.data
+    arrays: dict[str, da.Array] = {name: connectivity[name].data for name in names}
+    if in_memory := [name for name, array in arrays.items() if not isinstance(array, da.Array)]:
+        raise SchemaError(
+            f"{', '.join(in_memory)} is in memory while other variables are lazy: load all with "
+            ".compute(), or open the store again with lazy=True"
+        )
     first = next(iter(arrays.values()))
     if any(array.chunks != first.chunks for array in arrays.values()):
         raise SchemaError(
@@ -249,10 +227,8 @@ def blocks_of(
 
 
 def _mapped(blocks: Blocks, function: Callable[..., Any], shared: Any = None) -> list[Any]:
-    """Call ``function(pattern, values, shared, lo, hi)`` for every block, lazily.
-
-    `shared` is stored once in the graph; `lo` and `hi` delimit the neurons of the block.
-    """
+    """Call ``function(pattern, values, shared, lo, hi)`` for the neurons of every block, lazily."""
+    # `shared` is stored once in the graph.
     if not isinstance(shared, Delayed):
         shared = delayed(shared, pure=True, traverse=False)
     arrays, axis = blocks.arrays, AXIS[blocks.compressed]
@@ -341,19 +317,17 @@ def take_positions(
     connectivity: xr.Dataset, pre: np.ndarray | None = None, post: np.ndarray | None = None
 ) -> xr.Dataset:
     """Select ascending positions of either axis; None selects all."""
-    (n_pre, n_post), compressed = layout_of(connectivity)
+    shape, major = layout_of(connectivity)
     chosen = {"pre": pre, "post": post}
-    everything = {"pre": np.arange(n_pre), "post": np.arange(n_post)}
     rest = connectivity.drop_vars(pair_names(connectivity)).isel(
         {f"{side}_nucleus_id": at for side, at in chosen.items() if at is not None}
     )
-    majors, minors = (
-        everything[side] if (at := chosen[side]) is None else at
-        for side in (compressed, OTHER_SIDE[compressed])
-    )
-    new_minor = np.full(everything[OTHER_SIDE[compressed]].size, -1, dtype=np.int32)
-    new_minor[minors] = np.arange(minors.size)
-    return keep_pairs(connectivity, rest, Rule(majors, new_minor, minors.size))
+    minor = OTHER_SIDE[major]
+    sizes = dict(zip(chosen, shape, strict=True))
+    at = {side: np.arange(sizes[side]) if at is None else at for side, at in chosen.items()}
+    new_minor = np.full(sizes[minor], -1, dtype=np.int32)
+    new_minor[at[minor]] = np.arange(at[minor].size)
+    return keep_pairs(connectivity, rest, Rule(at[major], new_minor, at[minor].size))
 
 
 def load_neurons(connectivity: xr.Dataset, side: Side, positions: np.ndarray) -> xr.Dataset:
@@ -632,38 +606,15 @@ def _groups_block(
 
 def connected(connectivity: xr.Dataset) -> dict[Side, np.ndarray]:
     """Return by side whether each neuron has a stored pair; lazy connectivity is computed."""
-    name = pair_names(connectivity)[0]
     if not is_lazy(connectivity):
-        pattern = pattern_of(connectivity, name)
-        major, minor = _connected_block(pattern, {}, None, 0, 0)
-        return {pattern.compressed: major, OTHER_SIDE[pattern.compressed]: minor}
-    blocks = blocks_of(connectivity, [name])
-    source = stored_source(blocks.arrays)
+        pattern = pattern_of(connectivity)
+        minor = np.zeros(pattern.n_minor, dtype=bool)
+        minor[pattern.indices] = True
+        other_side = OTHER_SIDE[pattern.compressed]
+        return {pattern.compressed: np.diff(pattern.indptr) > 0, other_side: minor}
+    one = connectivity[pair_names(connectivity)[:1]]
+    source = stored_source(blocks_of(one).arrays)
     if source is not None and (other := source.other()) is not None:
         return {copy.compressed: np.diff(copy.indptr) > 0 for copy in (source, other)}
-    parts = _mapped(blocks, _connected_block)
-    majors, minor = dask.compute(
-        [part[0] for part in parts], _added([part[1] for part in parts], _any)
-    )
-    return {blocks.compressed: np.concatenate(majors), OTHER_SIDE[blocks.compressed]: minor}
-
-
-def _connected_block(
-    pattern: Pattern, values: Values, shared: None, lo: int, hi: int
-) -> tuple[np.ndarray, np.ndarray]:
-    minor = np.zeros(pattern.n_minor, dtype=bool)
-    minor[pattern.indices] = True
-    return np.diff(pattern.indptr) > 0, minor
-
-
-def _any(*parts: np.ndarray) -> np.ndarray:
-    return np.logical_or.reduce(parts)
-
-
-def count_pairs(blocks: Blocks) -> Delayed:
-    """Count the stored pairs of one variable."""
-    return _added(_mapped(blocks, _count_block), _add)
-
-
-def _count_block(pattern: Pattern, values: Values, shared: None, lo: int, hi: int) -> int:
-    return pattern.nnz
+    n = {side: sums["n_connections"] for side, sums in sums_by_neuron(one).items()}
+    return {side: of_side > 0 for side, of_side in dask.compute(n)[0].items()}

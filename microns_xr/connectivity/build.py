@@ -11,12 +11,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.columns import as_ids, require_columns, require_once, tidy_columns
-from microns_xr.connectivity.arrays import (
-    as_pairs,
-    connectivity_dataset,
-    make_pattern,
-)
+from microns_xr.columns import as_ids, require_columns, require_once, tidy_columns, whole_numbers
+from microns_xr.connectivity.arrays import as_pairs, connectivity_dataset, make_pattern
 from microns_xr.connectivity.labels import Lookup, require_known, unit_roots
 from microns_xr.connectivity.sort import sum_pairs
 from microns_xr.errors import SchemaError, require_one_of, warn_of_dropped_rows
@@ -37,6 +33,7 @@ logger = logging.getLogger(__name__)
 Rows = Literal["auto", "synapse", "pair"]
 
 _NAME = "synapses"
+# The column names of CAVE, of exports of this package and of published tables of pairs.
 _SIZES = ("size", "sum_size", "synapse_size")
 _COUNTS = ("n_syn", "synapse_count")
 _POSITION = "ctr_pt_position"
@@ -60,13 +57,13 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
     require_one_of("rows", rows, ("auto", "synapse", "pair"))
     columns = list(map(str, table.columns))
     # Prefer nucleus ids: they stay valid when the segment of a neuron is edited.
-    for labels in ("nucleus_id", "pt_root_id"):
-        if {f"pre_{labels}", f"post_{labels}"} <= set(columns):
-            break
-    else:
+    kinds = ("nucleus_id", "pt_root_id")
+    labels = next((k for k in kinds if {f"pre_{k}", f"post_{k}"} <= set(columns)), None)
+    size_name, count_name = _one_of(columns, _SIZES), _one_of(columns, _COUNTS)
+    if labels is None or size_name is None:
         raise SchemaError(
             f"synapses has the columns {columns}, expected pre_pt_root_id and post_pt_root_id, or "
-            "pre_nucleus_id and post_nucleus_id: rename them"
+            f"pre_nucleus_id and post_nucleus_id, and one of {_SIZES}: rename them"
         )
     used = {f"pre_{labels}", f"post_{labels}", "id", *_SIZES, *_COUNTS} & set(columns)
     require_columns(table, _NAME, used)  # exactly once each
@@ -75,15 +72,10 @@ def read_synapse_table(table: pd.DataFrame, rows: Rows = "auto") -> SynapseTable
         column = table[f"{side}_{labels}"]
         null[side] = column.isna().to_numpy(dtype=bool)
         ids[side] = as_ids(column, f"{table.attrs.get('table', _NAME)}.{column.name}", missing=0)
-    # The column names of CAVE, of exports of this package and of published tables of pairs.
-    size_name, count_name = _one_of(columns, _SIZES), _one_of(columns, _COUNTS)
-    if size_name is None:
-        raise SchemaError(
-            f"synapses has the columns {columns}, expected one of {_SIZES}: rename the column that "
-            "holds the size"
-        )
-    size = _whole_numbers(table[size_name], at_least=0)
-    count = None if count_name is None else _whole_numbers(table[count_name], at_least=1)
+    size = whole_numbers(table[size_name], f"{_NAME}.{size_name}", least=0)
+    count = None
+    if count_name is not None:
+        count = whole_numbers(table[count_name], f"{_NAME}.{count_name}", least=1)
     if rows == "synapse" and count is not None:
         raise SchemaError(
             f"rows is 'synapse' but synapses has the column {count_name}, which counts the "
@@ -105,47 +97,6 @@ def _one_of(columns: list[str], names: tuple[str, ...]) -> str | None:
     if len(present) > 1:
         raise SchemaError(f"synapses has the synonymous columns {present}: drop all but one")
     return present[0] if present else None
-
-
-def _whole_numbers(column: pd.Series, at_least: int) -> np.ndarray:
-    """Return a column of sizes or counts as int64, or raise `SchemaError`."""
-    where = f"{_NAME}.{column.name}"
-    if column.empty:  # an empty table has no meaningful dtypes
-        return np.zeros(0, dtype=np.int64)
-    if pd.api.types.is_bool_dtype(column.dtype) or not pd.api.types.is_numeric_dtype(column.dtype):
-        raise SchemaError(f"{where} has dtype {column.dtype}, expected integers: convert it")
-    if n_null := int(column.isna().sum()):
-        raise SchemaError(
-            f"{where} is null in {n_null} of {len(column)} rows, expected a number in every row: "
-            "drop those rows if they are not synapses"
-        )
-    if pd.api.types.is_float_dtype(column.dtype):
-        numbers = column.to_numpy(dtype=np.float64)  # exact for float32, as CAVE sends it
-        odd = ~((numbers == np.floor(numbers)) & (np.abs(numbers) < 2.0**63))
-    else:
-        numbers = column.to_numpy()
-        if numbers.dtype == object:
-            numbers = column.to_numpy(dtype=np.int64)
-        odd = numbers > np.uint64(2**63 - 1) if numbers.dtype == np.uint64 else np.zeros(0, bool)
-    if odd.any():
-        raise SchemaError(
-            f"{where} holds {numbers[odd][0]} ({int(odd.sum())} such rows), expected whole numbers "
-            "below 2**63: sizes count voxels, so undo any scaling"
-        )
-    # A synapse of size 0 is valid data; a pair of 0 synapses is a mistake.
-    if (low := numbers < at_least).any():
-        raise SchemaError(
-            f"{where} holds {numbers[low][0]} ({int(low.sum())} such rows), expected {at_least} or "
-            "more: drop rows that are not synapses"
-        )
-    # If the total fits int64, the sum of any pair, neuron or group does too.
-    total = float(numbers.sum(dtype=np.float64))
-    if total > 9.2e18:
-        raise SchemaError(
-            f"{where} sums to {total:.3g}, expected less than 9.2e18, the limit of int64: "
-            "check the column; real sizes are below 1e7"
-        )
-    return numbers.astype(np.int64)
 
 
 def _unique_ids(column: pd.Series) -> np.ndarray:
@@ -305,8 +256,8 @@ def build_connectivity(
     if "pt_root_id" in units:
         for side, ids in axes.items():
             roots = units["pt_root_id"].values[by_nucleus.find(ids)]
-            root = xr.Variable(f"{side}_nucleus_id", roots, describe(UNITS["pt_root_id"]))
-            dataset = dataset.assign_coords({f"{side}_pt_root_id": root})
+            root = (f"{side}_nucleus_id", roots, describe(UNITS["pt_root_id"]))
+            dataset.coords[f"{side}_pt_root_id"] = root
     counted = "synapse_count" in weights
     note = "" if counted else "; one row per pair, so synapses are not counted"
     report_rows(matrix.indices.size, n_rows, dropped, note)
@@ -323,10 +274,8 @@ def report_rows(n_pairs: int, n_rows: int, dropped: Mapping[str, int], note: str
         for reason, n in dropped.items()
         if n and reason not in ("any_reason", "not_asked_for", "not_valid")
     )
-    logger.info(
-        "connectivity: %d pairs of %d rows; %d rows dropped (%s), %d not requested%s",
-        n_pairs, n_rows, n_dropped, reasons or "none", n_other, note,
-    )  # fmt: skip
+    text = "connectivity: %d pairs of %d rows; %d rows dropped (%s), %d not requested%s"
+    logger.info(text, n_pairs, n_rows, n_dropped, reasons or "none", n_other, note)
     if n_dropped == n_rows:
         warn_of_dropped_rows(
             f"none of the {n_rows} rows of synapses is between two units ({reasons}): pass all "
@@ -351,13 +300,12 @@ def _reasons(
     """Count why rows have no unit on one side; shared roots only if they are known."""
     # Nulls were read as 0, but null means "not known" and 0 means "no segment".
     no_unit = table.ids[side][absent & ~table.null[side]]
-    n_zero = int((no_unit == 0).sum())
-    reasons = {f"{side}_null": int(table.null[side].sum()), f"{side}_zero": n_zero}
-    n_shared = 0
+    counts = {"null": int(table.null[side].sum()), "zero": int((no_unit == 0).sum())}
     if shared is not None:
-        n_shared = int(np.isin(no_unit, shared).sum()) if table.labels == "pt_root_id" else 0
-        reasons[f"{side}_shared"] = n_shared
-    return reasons | {f"{side}_unknown": no_unit.size - n_zero - n_shared}
+        by_root = table.labels == "pt_root_id"
+        counts["shared"] = int(np.isin(no_unit, shared).sum()) if by_root else 0
+    counts["unknown"] = no_unit.size - counts["zero"] - counts.get("shared", 0)
+    return {f"{side}_{reason}": n for reason, n in counts.items()}
 
 
 def _are_synapses(synapses: pd.DataFrame, table: SynapseTable, n_pairs: int, n_summed: int) -> bool:
@@ -382,17 +330,23 @@ def _are_synapses(synapses: pd.DataFrame, table: SynapseTable, n_pairs: int, n_s
 def require_synapses(n_same_size: int, n_repeated: int, n_rows: int) -> None:
     """Raise if rows that repeat a pair all repeat its size too, else log what they are read as."""
     if n_same_size == n_repeated:
-        raise SchemaError(
-            f"{n_repeated} of {n_rows} rows of synapses repeat a pair of neurons with the "
-            "same size, as in overlapping files of pairs, expected each pair, or each synapse, "
-            "once: use .drop_duplicates(), or pass rows='synapse' if they are synapses"
-        )
+        raise overlapping_files(n_repeated, n_rows)
     logger.warning(
         "rows of synapses have neither ids nor positions, and %d of %d repeat a pair of neurons: "
         "each row is read as a synapse; rows='synapse' states it, rows='pair' if pairs must not "
         "be repeated",
         n_repeated, n_rows,
     )  # fmt: skip
+
+
+def overlapping_files(n_repeated: int, n_rows: int, name: str = _NAME) -> SchemaError:
+    """Return the error to raise for rows that all repeat both a pair and its weights."""
+    return SchemaError(
+        f"{n_repeated} of {n_rows} rows of {name} repeat a pair of neurons with the same size or "
+        "weights, as in overlapping files of pairs, expected each pair, or each synapse, once: use "
+        ".drop_duplicates(), sum them with .groupby([...]).sum(), or pass rows='synapse' if they "
+        "are synapses"
+    )
 
 
 def repeated_pairs(n_rows: int, n_pairs: int) -> SchemaError:
@@ -454,11 +408,11 @@ def build_synapses(
     """
     connectivity = as_pairs(connectivity)
     synapses = valid_rows(synapses, _NAME)
-    if "id" not in synapses.columns and _one_of(list(map(str, synapses.columns)), _COUNTS):
+    columns = list(map(str, synapses.columns))
+    if "id" not in columns and _one_of(columns, _COUNTS):
         raise SchemaError(
-            f"synapses has the columns {list(map(str, synapses.columns))}, one row per pair of "
-            "neurons, expected one per synapse, with id and size: use connectivity(), or a table "
-            "of synapses"
+            f"synapses has the columns {columns}, one row per pair of neurons, expected one per "
+            "synapse, with id and size: use connectivity(), or a table of synapses"
         )
     require_columns(synapses, "synapses", ["id", "pre_pt_root_id", "post_pt_root_id", "size"])
     index: dict[str, np.ndarray] = {}
@@ -483,27 +437,18 @@ def build_synapses(
     space = space_of_data(connectivity)
     kept = synapses.iloc[rows]
     kept.attrs = synapses.attrs
-    centres = positions_um(
-        kept, "synapses", "ctr_pt_position", None, space,
-        given=resolution_nm, call="resolution_nm={}",
-    )  # fmt: skip
+    call = "resolution_nm={}"
+    centres = positions_um(kept, _NAME, _POSITION, None, space, given=resolution_nm, call=call)
     of_ends = {
         f"{side}_{name}": connectivity[f"{side}_{name}"].values[index[side][rows]]
         for name in ("nucleus_id", "pt_root_id")
         for side in index
     }
+    sizes = whole_numbers(synapses["size"], f"{_NAME}.size", least=0)[rows]
     dataset = xr.Dataset(
         {
-            "size": (
-                "synapse",
-                _whole_numbers(synapses["size"], at_least=0)[rows],
-                {"units": space.size_units},
-            ),
-            "position": (
-                ("synapse", "axis"),
-                centres,
-                space.attrs("centre of the synapse"),
-            ),
+            "size": ("synapse", sizes, {"units": space.size_units}),
+            "position": (("synapse", "axis"), centres, space.attrs("centre of the synapse")),
         },
         coords={
             "axis": ("axis", np.array(AXES, dtype=object)),

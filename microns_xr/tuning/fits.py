@@ -30,7 +30,7 @@ from microns_xr.angles import (
     require_same_angles,
     wrap,
 )
-from microns_xr.errors import SchemaError, require_one_of
+from microns_xr.errors import SchemaError, require_instance, require_one_of
 from microns_xr.provenance import add_history
 from microns_xr.schema import FUNCTIONAL, describe
 from microns_xr.threads import equal_spans, run_spans, usable_threads
@@ -82,11 +82,8 @@ class AngleAxis(NamedTuple):
 def angle_axis(rates: xr.DataArray, dim: str, name: str = "rates") -> AngleAxis:
     """Return the angles along a dimension of tuning curves, after checking them."""
     require_one_of("dim", dim, ("direction", "orientation"))
-    if not isinstance(rates, xr.DataArray):
-        raise SchemaError(
-            f"{name} is a {type(rates).__name__}, expected a DataArray over {dim!r}, "
-            "such as curves.rate_dir"
-        )
+    expected = f"a DataArray over {dim!r}, such as curves.rate_dir"
+    require_instance(name, rates, xr.DataArray, expected)
     if dim not in rates.dims or rates.dtype.kind not in "iuf":
         raise SchemaError(
             f"{name} has dims {rates.dims} and dtype {rates.dtype}, expected numbers over {dim!r}"
@@ -96,23 +93,16 @@ def angle_axis(rates: xr.DataArray, dim: str, name: str = "rates") -> AngleAxis:
             f"{name} has no coordinate {dim!r}: assign the angles, with the attributes 'units' and "
             "'angle_convention'"
         )
-    units, convention, period = describe_angle(rates[dim], dim)
+    units, convention, circle = describe_angle(rates[dim], dim)
     values = np.asarray(rates[dim].values, dtype=np.float64)
     axis = AngleAxis(dim, values, units, convention, full_turn(units), PERIODS[dim])
-    circle = axis.period * axis.turn
-    if not np.isclose(period, circle):
+    if not values.size or not np.isfinite(values).all():
+        raise SchemaError(f"{dim} is {values}, expected at least one angle, all finite")
+    require_likely_units(values, units, dim)
+    phase = np.sort(np.mod(values / axis.turn, axis.period))
+    if values.size > 1 and np.diff(phase, append=phase[0] + axis.period).min() < _SAME:
         raise SchemaError(
-            f"{dim} has period {period} {units}, expected {circle}: correct its units, its name or "
-            "its period"
-        )
-    if not axis.values.size or not np.isfinite(axis.values).all():
-        raise SchemaError(f"{dim} is {axis.values}, expected at least one angle, all finite")
-    require_likely_units(axis.values, units, dim)
-    phase = np.sort(np.mod(axis.values / axis.turn, axis.period))
-    gaps = np.diff(phase, append=phase[0] + axis.period)
-    if axis.values.size > 1 and gaps.min() < _SAME:
-        raise SchemaError(
-            f"{dim} repeats an angle (modulo {circle:.6g} {units}): {axis.values}; average the "
+            f"{dim} repeats an angle (modulo {circle:.6g} {units}): {values}; average the "
             "responses to equal stimuli first"
         )
     return axis
@@ -598,11 +588,7 @@ MODELS = {
 
 
 def fit(
-    rates: xr.DataArray,
-    *,
-    dim: TuningDim,
-    model: Model = "von_mises",
-    baseline: bool = True,
+    rates: xr.DataArray, *, dim: TuningDim, model: Model = "von_mises", baseline: bool = True
 ) -> xr.Dataset:
     """Fit a von Mises function to every tuning curve by least squares.
 
@@ -710,8 +696,8 @@ def fit(
     columns["converged"].attrs = {"long_name": "the search converged within the bounds"}
     columns["status"] = xr.apply_ufunc(_words, code, dask="parallelized", output_dtypes=[object])
     columns["status"].attrs = _COLUMNS["code"]
-    for name in ("amplitude", "amplitude_opposite", "baseline"):
-        if "units" in rates.attrs:
+    if "units" in rates.attrs:
+        for name in ("amplitude", "amplitude_opposite", "baseline"):
             columns[name].attrs["units"] = rates.attrs["units"]
     columns["width"].attrs["units"] = axis.units
     columns["preferred"].attrs |= describe(FUNCTIONAL[shape.preferred])

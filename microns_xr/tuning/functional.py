@@ -29,12 +29,7 @@ from microns_xr.columns import (
     plain_values,
     require_columns,
 )
-from microns_xr.errors import (
-    SchemaError,
-    require_one_of,
-    unknown_label,
-    warn_of_dropped_rows,
-)
+from microns_xr.errors import SchemaError, require_one_of, warn_of_dropped_rows
 from microns_xr.provenance import (
     RELEASE_COORDS,
     add_history,
@@ -43,14 +38,16 @@ from microns_xr.provenance import (
     stamp_release,
 )
 from microns_xr.releases import TableSpec
-from microns_xr.schema import FUNCTIONAL, LABELS, UNITS, describe, validate, with_labels
+from microns_xr.schema import FUNCTIONAL, LABELS, UNITS, column_of, describe, validate, with_labels
 from microns_xr.tables import (
     HOUSEKEEPING,
     INVALID,
+    SCAN_IDS,
     SCAN_KEYS,
     latest_by,
     require_shared_ids,
     typed_table,
+    valid_rows,
     with_target_ids,
 )
 
@@ -65,8 +62,6 @@ KIND_ROLES: dict[str, str] = {
     "digital_twin": "functional_properties",  # from the digital twin in every release
     "functional_properties": "functional_properties",
 }
-
-Variable = tuple[tuple[str, ...], np.ndarray, dict[str, Any]]
 
 
 def complete_spec(
@@ -121,10 +116,7 @@ def _angle_attrs(name: str, spec: TableSpec, values: np.ndarray) -> dict[str, An
 
 
 def label_rows(rows: xr.Dataset, neurons: xr.Dataset, dim: str) -> xr.Dataset:
-    """Return rows with the labels of their neurons as coordinates, "unknown" without a neuron.
-
-    `neurons` are units, or rows with such coordinates.
-    """
+    """Return rows with the labels of `neurons` (units, or other rows), else "unknown"."""
     known_names = neurons.coords if "scan_unit" in neurons.dims else neurons.variables
     names = [n for n in LABELS if n in known_names and n not in rows.variables]
     if not names:
@@ -147,30 +139,49 @@ def missing_value(name: str, dtype: np.dtype) -> Any:
     return np.nan if dtype.kind in "fc" else MISSING_TEXT
 
 
+def take_rows(values: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
+    """Return the values of some rows of a variable, the missing value for row -1."""
+    values = plain_array(values, name)
+    absent = rows < 0
+    if values.dtype == bool and absent.any():
+        values = np.where(values, "true", "false").astype(object)
+    missing = missing_value(name, values.dtype)
+    if not len(values):
+        return np.full((len(rows), *values.shape[1:]), missing, dtype=values.dtype)
+    result = values[rows]
+    if absent.any():
+        result[absent] = missing
+    return result
+
+
 def build_functional(
     table: pd.DataFrame,
     spec: TableSpec,
     *,
     datastack: str,
     version: int,
-    role: str = "coregistration",
     min_score: float | None = None,
     max_residual: float | None = None,
     angle_units: str | None = None,
     angle_convention: str | None = None,
     nuclei: pd.DataFrame | None = None,
 ) -> xr.Dataset:
-    """Turn a table of matched or measured units into a Dataset over ``scan_unit``.
-
-    With `nuclei`, rows must meet them; without ``target_id`` they are found by their roots.
-    """
+    """Turn a table of matched or measured units into a Dataset over ``scan_unit``."""
     spec = complete_spec(spec, angle_units, angle_convention)
-    typed = typed_table(with_target_ids(table, spec, nuclei), role, spec)
+    ids = {**SCAN_IDS, "target_id": -1, "pt_root_id": 0}
+    table = with_target_ids(valid_rows(table, spec.name), spec, nuclei)
+    typed = typed_table(table, spec, ids, optional=["pt_root_id"])
     if nuclei is not None:
         require_shared_ids(typed["target_id"], nuclei["id"], f"{spec.name}.target_id")
     n_rows, n_invalid = len(typed), typed.attrs.get(INVALID)
     keys = [*SCAN_KEYS, "target_id"]
-    arrays = [c for c in typed.columns if _holds_arrays(c, typed[c])]
+    # Rates, which some tables store as text, and other lists.
+    arrays = [
+        name
+        for name, values in typed.items()
+        if (name in FUNCTIONAL and len(FUNCTIONAL[name].dims) > 1)
+        or (values.dtype == object and values.map(pd.api.types.is_list_like).any())
+    ]
     further = [c for c in typed.columns if c not in {*keys, *arrays, *HOUSEKEEPING}]
     typed, contradicted = latest_by(typed, spec.name, keys, further)
     n_repeated = n_rows - len(typed)
@@ -203,12 +214,6 @@ def build_functional(
     return add_history(dataset, f"functional from {spec.name}")
 
 
-def _holds_arrays(column: str, values: pd.Series) -> bool:
-    if column in FUNCTIONAL and len(FUNCTIONAL[column].dims) > 1:
-        return True  # rates, which some tables store as text
-    return values.dtype == object and bool(values.map(pd.api.types.is_list_like).any())
-
-
 # Tables of tuning curves.
 
 _DIM = {"rate_dir": "direction", "rate_ori": "orientation"}
@@ -216,10 +221,8 @@ _DIM = {"rate_dir": "direction", "rate_ori": "orientation"}
 _NEURON_IDS = ("nucleus_id", "target_id", "pt_root_id", "root_id", "valid_id")
 
 
-def rate_variables(
-    table: pd.DataFrame, spec: TableSpec
-) -> tuple[dict[str, Variable], dict[str, Variable]]:
-    """Return ``rate_dir`` and ``rate_ori`` of a table, and their angles as coordinates."""
+def rate_variables(table: pd.DataFrame, spec: TableSpec) -> xr.Dataset:
+    """Return ``rate_dir`` and ``rate_ori`` of a table, over their angles."""
     names = [n for n in _DIM if n in table.columns]
     if not names:
         require_columns(table, spec.name, list(_DIM))
@@ -228,60 +231,45 @@ def rate_variables(
             f"{spec.name} has rates by angle, but neither the registry nor the call states the "
             "convention: pass angle_convention='up_clockwise' or 'right_counterclockwise'"
         )
-    variables: dict[str, Variable] = {}
-    coords: dict[str, Variable] = {}
+    rates = xr.Dataset()
     for name in names:
-        dim = _DIM[name]
-        values = parse_arrays(table[name], spec.name)
+        dim, values = _DIM[name], parse_arrays(table[name], spec.name)
         values[~np.isfinite(values).all(axis=1)] = np.nan  # a unit has all of its rates or none
-        variables[name] = (("scan_unit", dim), values, describe(FUNCTIONAL[name]))
         attrs = angle_attrs("degree", spec.angle_convention, dim)
-        n = values.shape[1]
-        angles = np.arange(n) * (attrs["period"] / n)
-        coords[dim] = ((dim,), angles, {**attrs, "long_name": f"stimulus {dim}"})
+        angles = np.arange(values.shape[1]) * (attrs["period"] / values.shape[1])
+        rates.coords[dim] = (dim, angles, {**attrs, "long_name": f"stimulus {dim}"})
+        rates[name] = (("scan_unit", dim), values, describe(FUNCTIONAL[name]))
     if len(names) == 2:
-        _require_agreement(variables["rate_dir"][1], variables["rate_ori"][1], spec.name)
-    return variables, coords
+        _require_agreement(rates["rate_dir"].values, rates["rate_ori"].values, spec.name)
+    return rates
 
 
-def _further_variables(
-    table: pd.DataFrame, spec: TableSpec, coords: Mapping[str, Variable]
-) -> tuple[dict[str, Variable], list[str]]:
-    """Return the other columns of a table of rates, and the names of those that cannot be used.
-
-    Arrays with one number per angle, such as errors, are over the angles of the rates.
-    """
-    sizes = {dim: len(coords[dim][1]) for dim in _DIM.values() if dim in coords}
-    skipped = {*_DIM, *_DIM.values(), *coords, *_NEURON_IDS, *HOUSEKEEPING}
-    variables: dict[str, Variable] = {}
+def _add_further_columns(curves: xr.Dataset, table: pd.DataFrame, spec: TableSpec) -> list[str]:
+    """Add the other columns of a table of rates; return the names of those that cannot be used."""
+    sizes = {str(dim): n for dim, n in curves.sizes.items() if dim != "scan_unit"}
+    skipped = {*_DIM, *_DIM.values(), *SCAN_KEYS, *_NEURON_IDS, *HOUSEKEEPING}
     left_out = []
-    for column in map(str, table.columns):
-        if column in skipped:
-            continue
+    for column in [c for c in map(str, table.columns) if c not in skipped]:
         no_units = column in PERIODS and None in (spec.angle_units, spec.angle_convention)
         try:
             if no_units:
                 raise SchemaError("an angle without units or convention")
             if (array := array_column(table[column], spec.name, sizes)) is not None:
-                variables[column] = (("scan_unit", array[0]), array[1], {"long_name": column})
+                curves[column] = (("scan_unit", array[0]), array[1], {"long_name": column})
             else:
-                values, attrs = table_variable(table[column], spec)
-                variables[column] = (("scan_unit",), values, attrs)
+                curves[column] = ("scan_unit", *table_variable(table[column], spec))
         except SchemaError as error:
             if column in PERIODS and not no_units:
                 raise
             logger.info("%s.%s is left out: %s", spec.name, column, error)
             left_out.append(column)
-    return variables, left_out
+    return left_out
 
 
 def array_column(
     column: pd.Series, table: str, sizes: Mapping[str, int]
 ) -> tuple[str, np.ndarray] | None:
-    """Read a column of arrays, or of arrays as text; None if it holds something else.
-
-    The dim is the one of that size among `sizes`, else one of its own.
-    """
+    """Read a column of arrays, or of arrays as text; None if it holds something else."""
     present = column[column.notna()] if column.dtype == object else column[:0]
     is_array = present.map(
         lambda v: v.lstrip().startswith("[") if isinstance(v, str) else np.ndim(v) == 1
@@ -294,19 +282,17 @@ def array_column(
         if pd.api.types.infer_dtype(present, skipna=True) == "string":
             return None  # text that only begins like an array
         raise
+    # Such as errors of rates, one per angle.
     dims = [dim for dim, size in sizes.items() if size == values.shape[1]]
     return (dims or [f"{column.name}_number"])[0], values
 
 
 def _require_agreement(rate_dir: np.ndarray, rate_ori: np.ndarray, name: str) -> None:
-    if rate_dir.shape[1] != 2 * rate_ori.shape[1]:
-        raise SchemaError(
-            f"{name} has {rate_dir.shape[1]} directions and {rate_ori.shape[1]} orientations, "
-            "expected twice as many directions"
-        )
-    folded = rate_dir.reshape(len(rate_dir), 2, -1).mean(axis=1)
-    # Tables store float32 rates with eight digits.
-    wrong = (np.abs(folded - rate_ori) > 1e-4 * np.maximum(1.0, np.abs(rate_ori))).any(axis=1)
+    wrong = np.ones(len(rate_dir), dtype=bool)
+    if rate_dir.shape[1] == 2 * rate_ori.shape[1]:
+        folded = rate_dir.reshape(len(rate_dir), 2, -1).mean(axis=1)
+        # Tables store float32 rates with eight digits.
+        wrong = (np.abs(folded - rate_ori) > 1e-4 * np.maximum(1.0, np.abs(rate_ori))).any(axis=1)
     if wrong.any():
         raise SchemaError(
             f"{name} row {np.argmax(wrong)}: rate_ori is not the mean of rate_dir over opposite "
@@ -344,24 +330,20 @@ def build_tuning_curves(
     table: pd.DataFrame, spec: TableSpec, coregistration: xr.Dataset
 ) -> xr.Dataset:
     """Turn a table of tuning curves into a Dataset over ``scan_unit``."""
-    typed = typed_table(table, "tuning_curves", spec, unique=SCAN_KEYS)
-    variables, coords = rate_variables(typed, spec)
+    typed = typed_table(valid_rows(table, spec.name), spec, SCAN_IDS, unique=SCAN_KEYS)
+    curves = rate_variables(typed, spec).assign_attrs(tuning_table=spec.name)
     for key in SCAN_KEYS:
-        coords[key] = (("scan_unit",), typed[key].to_numpy(), describe(FUNCTIONAL[key]))
-    further, left_out = _further_variables(typed, spec, coords)
-    curves = xr.Dataset(variables | further, coords=coords, attrs={"tuning_table": spec.name})
+        curves.coords[key] = ("scan_unit", typed[key].to_numpy(), describe(FUNCTIONAL[key]))
+    left_out = _add_further_columns(curves, typed, spec)
     curves = with_labels(curves)
     if INVALID in typed.attrs:
         curves.attrs[INVALID] = typed.attrs[INVALID]
     if left_out:
         curves.attrs["columns_left_out"] = left_out
     curves = match_units(curves, coregistration)
-    logger.info(
-        "tuning curves of %s v%d: %d units, %d without a matching neuron",
-        *release_of(curves),
-        len(typed),
-        curves.attrs["n_unmatched"],
-    )
+    counts = (len(typed), curves.attrs["n_unmatched"])
+    text = "tuning curves of %s v%d: %d units, %d without a matching neuron"
+    logger.info(text, *release_of(curves), *counts)
     return add_history(curves, f"tuning curves from {spec.name}", source=coregistration)
 
 
@@ -430,12 +412,11 @@ def collapse_scans(
     """
     validate(functional, "functional")
     require_one_of("how", how, ("mean", "best", "first"))
-    if how == "best" and by is None:
-        raise SchemaError("how='best' requires by=, the variable to compare units by")
+    if by is None and (how == "best" or lowest is not None):
+        what = "how='best'" if how == "best" else f"lowest={lowest}"
+        raise SchemaError(f"{what} requires by=, the variable to compare units by, and how='best'")
     if how != "best" and by is not None:
         raise SchemaError(f"by={by!r} requires how='best', found how={how!r}")
-    if lowest is not None and by is None:
-        raise SchemaError(f"lowest={lowest} requires by=")
     if isinstance(functional.indexes.get("scan_unit"), pd.MultiIndex):
         functional = functional.reset_index("scan_unit")
     require_same_release(("functional", functional))
@@ -448,12 +429,14 @@ def collapse_scans(
             "twice; drop rows that were joined along scan_unit from two tables"
         )
     if by is not None:
-        _require_orderable(functional, by)
+        if is_angle(column_of(functional, by, "functional", dim="scan_unit", kinds="biuf")):
+            raise SchemaError(f"by={by!r} is an angle, expected numbers that have an order")
         lowest = by == "residual" if lowest is None else lowest
     angles = [str(n) for n in functional.data_vars if is_angle(functional[n])]
     for name, variable in functional.data_vars.items():
         require_likely_angle(variable, str(name))
-    if how == "mean" and angles and not _rates(functional):
+    rates = _rates(functional)
+    if how == "mean" and angles and not rates:
         raise SchemaError(
             f"how='mean' cannot average the angles {angles}: select other variables with "
             "functional[['rate_ori']], or use how='best', by=..."
@@ -462,7 +445,6 @@ def collapse_scans(
     functional = functional.isel(scan_unit=rows.index.to_numpy())
     nuclei, owner = np.unique(rows["nucleus_id"], return_inverse=True)
 
-    rates = _rates(functional)
     functional = functional.assign({n: functional[n].astype(np.float64) for n in rates})
     candidate = _has_rates(functional, rates)
     if by is not None:
@@ -477,36 +459,20 @@ def collapse_scans(
         result = _select_units(candidates, nuclei, owner, by, bool(lowest))
         n_rated = _has_rates(result, rates)
     scans = rows.drop_duplicates(["nucleus_id", "session", "scan_idx"])
-    counts: dict[str, Any] = {
+    counts = {
         "n_scans": scans.groupby("nucleus_id").size(),
         "n_scan_units": rows.groupby("nucleus_id").size(),
-        "n_rated": n_rated,
+        **({"n_rated": n_rated} if rates else {}),
     }
     for name, count in counts.items():
-        if rates or name != "n_rated":
-            result[name] = ("nucleus_id", np.asarray(count, dtype=np.int64))
+        result[name] = ("nucleus_id", np.asarray(count, dtype=np.int64))
     release = {c: functional.coords[c] for c in RELEASE_COORDS if c in functional.coords}
     # Also of neurons of which no unit was chosen.
-    labels = [name for name in LABELS if name in functional.coords]
-    result = result.drop_vars(labels, errors="ignore")
-    result = label_rows(result, functional, "nucleus_id")
-    result = result.assign_coords(release)
+    result = result.drop_vars([n for n in LABELS if n in functional.coords], errors="ignore")
+    result = label_rows(result, functional, "nucleus_id").assign_coords(release)
     collapse = how if by is None else f"{how} by {by}" + (" (lowest)" if lowest else "")
     result.attrs = {**functional.attrs, **result.attrs, "collapse": collapse}
     return add_history(result, f"collapse_scans(how={how!r}, by={by!r})", source=functional)
-
-
-def _require_orderable(functional: xr.Dataset, by: str) -> None:
-    if by not in functional.variables:
-        raise unknown_label("functional has no variable", by, functional.variables)
-    values = functional[by]
-    if values.dims != ("scan_unit",) or values.dtype.kind not in "biuf":
-        raise SchemaError(
-            f"by={by!r} has dims {values.dims} and dtype {values.dtype}, expected one number per "
-            "unit"
-        )
-    if is_angle(values):
-        raise SchemaError(f"by={by!r} is an angle, expected numbers that have an order")
 
 
 def _rates(functional: xr.Dataset) -> list[str]:
@@ -560,18 +526,15 @@ def _select_units(
     if by is not None:
         # Ordinal ranks, because unsigned numbers and booleans cannot be negated.
         rank = np.unique(functional[by].values, return_inverse=True)[1] * (1 if lowest else -1)
-    rows = np.lexsort([rank, owner])
-    _, first = np.unique(owner[rows], return_index=True)
-    chosen = functional.isel(scan_unit=rows[first])
-    chosen = chosen.swap_dims(scan_unit="nucleus_id")
-    fill = {}
-    for name, variable in dict(chosen.variables).items():
-        if name == "nucleus_id" or "nucleus_id" not in variable.dims:
-            continue
-        values = plain_array(variable.values, str(name))
-        if values.dtype == bool and len(first) < len(nuclei):
-            values = np.where(values, "true", "false").astype(object)
-        assign = chosen.assign_coords if name in chosen.coords else chosen.assign
-        chosen = assign({name: (variable.dims, values, variable.attrs)})
-        fill[name] = missing_value(str(name), values.dtype)
-    return chosen.reindex(nucleus_id=nuclei, fill_value=fill)
+    order = np.lexsort([rank, owner])
+    order = order[np.unique(owner[order], return_index=True)[1]]
+    rows = np.full(len(nuclei), -1)
+    rows[owner[order]] = order
+    result = functional.drop_dims("scan_unit")
+    for name, variable in functional.variables.items():
+        if name != "nucleus_id" and "scan_unit" in variable.dims:
+            variable = variable.transpose("scan_unit", ...)
+            values = take_rows(variable.values, rows, str(name))
+            assign = result.assign_coords if name in functional.coords else result.assign
+            result = assign({name: (("nucleus_id", *variable.dims[1:]), values, variable.attrs)})
+    return result.assign_coords(nucleus_id=nuclei)

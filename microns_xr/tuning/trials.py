@@ -25,7 +25,7 @@ from microns_xr.angles import (
     require_likely_units,
     rounded,
 )
-from microns_xr.errors import SchemaError, require_one_of, whole_number
+from microns_xr.errors import SchemaError, require_instance, require_one_of, whole_number
 from microns_xr.provenance import add_history
 from microns_xr.schema import FUNCTIONAL, describe
 from microns_xr.tuning.fits import require_free_names
@@ -83,8 +83,7 @@ def _members(owner: np.ndarray) -> list[np.ndarray]:
 
 def read_trials(responses: xr.DataArray) -> Trials:
     """Convert either form of responses to a matrix."""
-    if not isinstance(responses, xr.DataArray):
-        raise SchemaError(f"responses is a {type(responses).__name__}, expected a DataArray")
+    require_instance("responses", responses, xr.DataArray, "a DataArray")
     if responses.dtype.kind not in "biuf":
         raise SchemaError(f"responses has dtype {responses.dtype}, expected numbers")
     names = [n for n in ("direction", "orientation") if n in {*responses.dims, *responses.coords}]
@@ -102,7 +101,7 @@ def read_trials(responses: xr.DataArray) -> Trials:
     name = names[0]
     if name not in responses.coords:
         raise SchemaError(f"responses has no coordinate {name!r}, expected the angles shown")
-    coord = responses.coords[name]
+    coord = responses[name]
     if coord.dims not in (("trial",), (name,)):
         raise SchemaError(
             f"{name} has dims {coord.dims}, expected ({name!r},) or ('trial',): if scans have "
@@ -110,8 +109,7 @@ def read_trials(responses: xr.DataArray) -> Trials:
         )
     turn = _turn(coord, name)
     samples = ["trial"] if coord.dims == ("trial",) else [name, "trial"]
-    lead = [d for d in responses.dims if d not in samples]
-    ordered = responses.transpose(*lead, *samples)
+    ordered = responses.transpose(..., *samples)
     like = xr.zeros_like(ordered.isel(dict.fromkeys(samples, 0), drop=True), dtype=np.float64)
     # Drop coordinates with several values per neuron.
     like = like.drop_vars([n for n in like.coords if responses.coords[n].ndim > like[n].ndim])
@@ -147,17 +145,14 @@ def _turn(coord: xr.DataArray, name: str) -> float:
     units = coord.attrs.get("units")
     require_one_of(f"the attribute units of {name}", units, (None, "degree", "radian"))
     values = np.asarray(coord.values, dtype=np.float64)
-    largest = np.nanmax(np.abs(values), initial=0.0)
     if units is not None:
         describe_angle(coord, name)
-        require_likely_units(values, units, name)
-    elif 0 < largest <= 2 * np.pi + 1e-6:
+    elif 0 < (largest := np.nanmax(np.abs(values), initial=0.0)) <= 2 * np.pi + 1e-6:
         raise SchemaError(
             f"{name} has a maximum of {largest:g} and does not state its units: set "
             f"responses[{name!r}].attrs['units'] to 'degree' or 'radian'"
         )
-    else:
-        require_likely_units(values, "degree", name)
+    require_likely_units(values, units or "degree", name)
     return full_turn(units or "degree")
 
 
@@ -184,10 +179,11 @@ def make_contrast(trials: Trials, against: Against, pool_directions: bool) -> Co
     """Pair the angles to compare."""
     name = str(trials.angle.name)
     require_one_of("against", against, ("orthogonal", "opposite"))
-    if against == "opposite" and name == "orientation":
-        raise SchemaError("against='opposite' needs directions, found orientations")
-    if against == "opposite" and pool_directions:
-        raise SchemaError("against='opposite' compares directions: pass pool_directions=False")
+    if against == "opposite" and (name == "orientation" or pool_directions):
+        raise SchemaError(
+            f"against='opposite' needs directions, found {name}s, or pooled ones: pass "
+            "pool_directions=False, and responses by direction"
+        )
     circle, shift = (180.0, 90.0) if against == "orthogonal" else (360.0, 180.0)
     preferred = "pref_ori" if pool_directions or name == "orientation" else "pref_dir"
     degrees, group = _fold(trials.degrees, 360.0 * PERIODS[preferred])
@@ -225,8 +221,7 @@ def _seed_number(seed: int | np.random.Generator) -> int:
 
 def _weights(counts: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Return (angles,), the weight of a sample of each angle in the mean of its group."""
-    # The mean of an orientation is the mean of its two directions, as in rate_ori, even if one
-    # direction was shown more often.
+    # The mean of an orientation is that of its two directions, even if one was shown more often.
     shown = np.bincount(index[counts > 0], minlength=index.max() + 1)[index]
     return np.divide(1.0, counts * shown, where=counts > 0, out=np.zeros(len(counts)))
 
@@ -270,9 +265,9 @@ def _counts(trials: Trials, contrast: Contrast, use: np.ndarray) -> tuple[np.nda
     return counts, np.where(contrast.other >= 0, others[contrast.other], 0)
 
 
-def _smaller_count(trials: Trials, contrast: Contrast, use: np.ndarray) -> np.ndarray:
-    """Return (groups,), the smaller number of samples of a group and its counterpart."""
-    return np.minimum(*_counts(trials, contrast, use))
+def _have(n: int, trials: Trials, contrast: Contrast, use: np.ndarray) -> np.ndarray:
+    """Return (groups,), whether a group and its counterpart have at least `n` samples."""
+    return np.minimum(*_counts(trials, contrast, use)) >= n
 
 
 def _folds(trials: Trials, n_folds: int, seed: int) -> np.ndarray:
@@ -310,22 +305,16 @@ def _permutation(
 ) -> Outcome | None:
     """Count the permutations in which the difference of means is as large as measured."""
     all_samples = np.ones(len(trials.code), dtype=bool)
-    can = _smaller_count(trials, contrast, all_samples) >= 2
+    can = _have(2, trials, contrast, all_samples)
     if not can.any():
         return None
     counts = np.bincount(trials.code, minlength=len(trials.degrees))
     orders = _permuted_orders(trials, contrast, n_permutations, within_trial, seed)
+    group, reference = contrast.group, contrast.reference
+    weights = (group, _weights(counts, group), reference, _weights(counts, reference))
+    rest = (contrast.other, can, _rounding(trials.values))
     chosen, difference, as_large = _permute(
-        trials.values,
-        orders,
-        np.cumsum(counts),
-        contrast.group,
-        _weights(counts, contrast.group),
-        contrast.reference,
-        _weights(counts, contrast.reference),
-        contrast.other,
-        can,
-        _rounding(trials.values),
+        trials.values, orders, np.cumsum(counts), *weights, *rest
     )
     return all_samples, chosen, (1 + as_large) / len(orders), difference, difference
 
@@ -385,9 +374,7 @@ def _permute(  # type: ignore[no-untyped-def]
 def _wilcoxon(trials: Trials, contrast: Contrast, seed: int) -> Outcome | None:
     """Choose on one half of the trials, and compare the ranks of the other half."""
     held_out = _folds(trials, 2, seed) == 0
-    can = (_smaller_count(trials, contrast, ~held_out) >= 1) & (
-        _smaller_count(trials, contrast, held_out) >= 2
-    )
+    can = _have(1, trials, contrast, ~held_out) & _have(2, trials, contrast, held_out)
     if not can.any():
         return None
     chosen = _choose(trials, contrast, ~held_out, can)
@@ -478,12 +465,11 @@ def trial_statistics(responses: xr.DataArray) -> xr.Dataset:
         n_trials[:, angle] = n
     name = str(trials.angle.name)
     units = {"units": responses.attrs["units"]} if "units" in responses.attrs else {}
+    of_error = {"long_name": "standard error of the mean over trials", **units}
     result = xr.Dataset(
         {
             "rate": trials.labelled(rate, name, long_name="mean over trials", **units),
-            "rate_error": trials.labelled(
-                np.sqrt(error), name, long_name="standard error of the mean over trials", **units
-            ),
+            "rate_error": trials.labelled(np.sqrt(error), name, **of_error),
             "n_trials": trials.labelled(n_trials, name, long_name="number of trials"),
         },
         coords={**trials.like.coords, name: trials.angle},
@@ -558,10 +544,9 @@ def cross_validate(
     for rows, block in trials.blocks():
         fold = _folds(block, n_folds, start)
         all_samples = np.ones(len(fold), dtype=bool)
-        can = _smaller_count(block, contrast, all_samples) >= n_folds
+        can = _have(n_folds, block, contrast, all_samples)
         for f in range(n_folds):
-            can &= _smaller_count(block, contrast, fold == f) >= 1
-            can &= _smaller_count(block, contrast, fold != f) >= 1
+            can &= _have(1, block, contrast, fold == f) & _have(1, block, contrast, fold != f)
         if not can.any():
             continue
         contrasts = np.empty((len(rows), n_folds))

@@ -158,7 +158,7 @@ def test_what_is_refused(old, new):
     new_ids = mx.select_connections(new["connectivity"], pre=ID[3:], post=ID[3:])
     apart = {**new, "connectivity": new_ids}
     for error, match, b, arguments in (
-        (mx.errors.UnknownLabelError, "units of a have no variable 'cell_typ'.*nearest: cell_type", new, {"variables": "cell_typ"}),
+        (mx.errors.UnknownLabelError, "a.units has no variable 'cell_typ'.*nearest: cell_type", new, {"variables": "cell_typ"}),
         (schema, "position has dims", new, {"variables": "position"}),
         (mismatch, "a is of minnie65_public and b of minnie35", other, {}),
         (mismatch, "units of b is of .* connectivity of b", mixed, {}),

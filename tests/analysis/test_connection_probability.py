@@ -308,9 +308,16 @@ def test_units_that_do_not_fit(three):
     ):
         with pytest.raises(error, match=match):
             mx.analysis.connection_probability(three, wrong)
-    turned = units.assign_coords(axis=["z", "y", "x"])
-    with pytest.raises(mx.errors.SchemaError, match="axis of position is"):
-        mx.analysis.connection_probability(three, turned, distance=[0, 1])
+
+
+def test_axes_of_positions_in_another_order(three):
+    units, edges = make_units(LINE), {"lateral": [0, 50, 500], "depth": [0, 50, 500]}
+    found, expected = (
+        mx.analysis.connection_probability(three, u, distance=edges)
+        for u in (units.isel(axis=[2, 0, 1]), units)
+    )
+    assert found.n_pairs.sum() > 0
+    np.testing.assert_array_equal(found.n_pairs, expected.n_pairs)
 
 
 def test_too_many_counts(three, monkeypatch):

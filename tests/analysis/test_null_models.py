@@ -197,7 +197,7 @@ def test_replicates_are_seeded_and_on_their_own():
         assert "keeps" in repr(null)
         with pytest.raises(IndexError):
             null[3]
-    with pytest.raises(mx.errors.SchemaError, match="expected at least 1"):
+    with pytest.raises(mx.errors.SchemaError, match="expected a whole number from 1"):
         null_models.rewire(connectivity, n=0)
     with pytest.raises(mx.errors.SchemaError, match="swaps is 0"):
         null_models.rewire(connectivity, swaps=0)

@@ -309,7 +309,7 @@ def test_ids_of_any_integer_dtype_are_exact(dtype):
 
 BAD = {
     "float ids": (table(THREE).astype({"pre_pt_root_id": float}), "synapses.pre_pt_root_id has dtype float64"),
-    "no size": (table(THREE).drop(columns="size"), r"expected one of \('size'"),
+    "no size": (table(THREE).drop(columns="size"), r"one of \('size'"),
     "no partner": (table(THREE).drop(columns="post_pt_root_id"), "expected pre_pt_root_id and post_pt_root_id"),
     "mixed partners": (table(THREE).rename(columns={"pre_pt_root_id": "pre_nucleus_id"}), "expected pre_pt_root_id"),
     "two sizes": (table(THREE, sum_size=1), r"synonymous columns \['size', 'sum_size'\]"),

@@ -339,16 +339,15 @@ def test_null_nuclei_stay_integers_and_repeated_rows_count_once(three_tables):
 def test_thresholds_of_automatic_matches(three_tables):
     table = three_tables["coregistration"]
     scored = table.assign(score=[1.0, 2, 3, 4, np.nan], residual=[5.0, 5, 9, 9, 1])
-    automatic = {"role": "coregistration_auto"}
-    assert build(scored, min_score=2, **automatic).score.values.tolist() == [4, 3, 2]
-    assert build(scored, min_score=2, max_residual=5, **automatic).unit_id.values.tolist() == [1]
+    assert build(scored, min_score=2).score.values.tolist() == [4, 3, 2]
+    assert build(scored, min_score=2, max_residual=5).unit_id.values.tolist() == [1]
     with pytest.raises(mx.errors.SchemaError, match="no column 'score'"):
-        build(table, min_score=2, **automatic)
+        build(table, min_score=2)
     with pytest.raises(mx.errors.SchemaError, match=r"t\.score has dtype .*expected numbers"):
-        build(table.assign(score="5"), min_score=2, **automatic)
+        build(table.assign(score="5"), min_score=2)
     score = pd.Series([1, 2, 3, 4, None], dtype=object)
     for values in (score, score.astype("Int64")):
-        all_scored = build(table.assign(score=values), min_score=-5, **automatic)
+        all_scored = build(table.assign(score=values), min_score=-5)
         assert all_scored.score.values.tolist() == [4, 3, 1, 2]
 
 

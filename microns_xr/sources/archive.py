@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm.auto import tqdm
 
 from microns_xr.errors import (
     IncompleteDownloadError,
@@ -37,7 +36,7 @@ from microns_xr.sources.fetch import (
     local_path,
     require_md5,
 )
-from microns_xr.sources.net import Retry, as_retry, hide_bar
+from microns_xr.sources.net import Retry, as_retry, progress_bar
 from microns_xr.sources.postgres_csv import (
     Block,
     Header,
@@ -465,26 +464,18 @@ def filter_synapses(
     """
     path, result = Path(path), SynapseSet(folder, request.key)
     columns = _columns(header, request)
-    target = RequestFolder(folder, request.key)
+    target = RequestFolder(folder, request)
     with target.locked():
         if result.is_complete:
             return result
         stamp = {"archived_file": identity or file_sha256(path)}
-        if target.strategy(request, stamp) is None:
-            target.begin(request, stamp, Strategy(None, False, 0, 1))
+        target.begin(stamp, lambda: Strategy(None, False, 0, 1))
         batches = _leading_batches(target)
         stop = batches[-1].piece.stop if batches else 0
         lines = sum(batch.answered for batch in batches)
         rows = sum(batch.rows for batch in batches)
         logger.info("%s: %d synapses of %d lines are here", target.key, rows, lines)
-        bar: Any = tqdm(
-            total=path.stat().st_size,
-            desc="synapses",
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            disable=hide_bar(progress),
-        )
+        bar = progress_bar(progress, "synapses", total=path.stat().st_size)
 
         def blocks() -> Iterator[Block]:
             for block in read_blocks(path, header, columns, start=stop, first_line=lines + 1):
@@ -503,14 +494,7 @@ def filter_synapses(
                 stop = piece.stop
                 rows += table.num_rows
                 bar.set_postfix_str(f"{rows:,} synapses", refresh=False)
-        batches = target.batches()
-        if sum(len(batch.piece) for batch in batches) != stop:
-            raise IncompleteDownloadError(
-                f"some batches of {target.key} in {target.directory} are missing or have changed "
-                "since they were written: check the disk, and run the same again"
-            )
-        target.finish(request, stamp, batches)
-    return result
+        return target.finish(stop)
 
 
 def _columns(header: Header, request: SynapseRequest) -> list[str]:

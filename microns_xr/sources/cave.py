@@ -102,9 +102,6 @@ class Secret:
     def __reduce__(self) -> tuple[type[Secret], tuple[()]]:
         return Secret, ()  # a pickle holds no token
 
-    def __copy__(self) -> Secret:
-        return self
-
     def __deepcopy__(self, memo: object) -> Secret:
         return self
 

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +24,6 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import fsspec
 import google_crc32c
 import requests
-from tqdm.auto import tqdm
 
 from microns_xr.errors import SourceError
 from microns_xr.files import one_thread, read_json, try_lock, write_file
@@ -37,7 +36,7 @@ from microns_xr.sources.net import (
     attempt,
     classify,
     describe,
-    hide_bar,
+    progress_bar,
     status_of,
 )
 
@@ -105,12 +104,7 @@ class RemoteInfo:
 
     def updated(self, now: RemoteInfo) -> RemoteInfo:
         """Return the properties in a later answer, or these where it does not state any."""
-        return RemoteInfo(
-            self.size if now.size is None else now.size,
-            now.validator or self.validator,
-            now.md5 or self.md5,
-            now.crc32c or self.crc32c,
-        )
+        return replace(self, **{k: v for k, v in asdict(now).items() if v not in (None, "")})
 
 
 # Offset of the first byte, information on the whole file, and a function that reads.
@@ -160,8 +154,7 @@ class HttpFile:
         try:
             answer = self._request("HEAD")
         except Refused:
-            # Some servers only refuse the method.
-            answer = self._request("GET")
+            answer = self._request("GET")  # some servers only refuse the method
         with answer:
             _, info = _read_headers(answer, 0)
         if info.size == 0:
@@ -462,14 +455,7 @@ def fetch_file(
             if existing and existing.url == display_url(url) and sha256 in (None, existing.sha256):
                 return existing
             path.parent.mkdir(parents=True, exist_ok=True)
-            bar: Any = tqdm(
-                desc=path.name,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                disable=hide_bar(progress),
-            )
-            with bar, _open_part(path) as part:
+            with progress_bar(progress, path.name) as bar, _open_part(path) as part:
                 remote = open_remote(url, **options)
                 fetch = _Fetch(remote, display_url(url), path, part, sha256, bar)
                 return attempt(
@@ -503,9 +489,8 @@ class _Fetch:
     size_before: int = 0  # size of the part when the last attempt began
     n_discarded: int = 0  # how often the part had to be discarded
 
-    @property
-    def note(self) -> Path:
-        return append_suffix(self.path, ".part.json")
+    def __post_init__(self) -> None:
+        self.note = append_suffix(self.path, ".part.json")  # identifies the file of the part
 
     def attempt(self) -> FetchedFile:
         """Continue from the end of the part, and check the file when it is complete."""
@@ -561,7 +546,12 @@ class _Fetch:
             if start == 0:
                 part.truncate(0)  # the server does not support ranges
             known = self._save_info(now)
-            self._require_room(0 if known.size is None else known.size - start)
+            size = 0 if known.size is None else known.size - start
+            if size > (free := shutil.disk_usage(self.path.parent).free):
+                raise SourceError(
+                    f"{self.url} needs {size / 1e9:.3g} GB more, and {self.path.parent} has "
+                    f"{free / 1e9:.3g} GB left: make room, or choose another folder"
+                )
             self.bar.reset(known.size)
             self.bar.n = self.bar.initial = start
             while data := read(_READ_BYTES):
@@ -570,14 +560,6 @@ class _Fetch:
         if known.size is not None and size_of(part) < known.size:
             raise BadAnswer(f"it broke off after {size_of(part)} of {known.size} bytes")
         return known
-
-    def _require_room(self, size: int) -> None:
-        free = shutil.disk_usage(self.path.parent).free
-        if size > free:
-            raise SourceError(
-                f"{self.url} needs {size / 1e9:.3g} GB more, and {self.path.parent} has "
-                f"{free / 1e9:.3g} GB left: make room, or choose another folder"
-            )
 
     def _finish(self, known: RemoteInfo) -> FetchedFile:
         """Check the part, and rename it to the file."""

@@ -179,7 +179,7 @@ class SynapsePlan:
     ) -> None:
         self.n_ids = n_ids
         self.limit = ROW_LIMIT
-        self.rows_done = 0
+        self.rows_done = self.pairs_done = 0
         self._max_ids = min(batch or _MAX_IDS, _MAX_IDS)
         self._rows, self._ids = rows, ids
         # Taken from the end: parts of split pieces come before pieces that were not queried yet.
@@ -225,11 +225,12 @@ class SynapsePlan:
             self._open += parts[::-1]
             self._changed.notify_all()
 
-    def finish(self, piece: Piece, rows: int, answered: int) -> None:
-        """Mark a taken piece as done, with its number of synapses and of rows in its answer."""
+    def finish(self, piece: Piece, rows: int, answered: int, pairs: int = 0) -> None:
+        """Mark a taken piece as done; of the rows answered, some are synapses of the request."""
         with self._changed:
             self._in_flight.remove(piece)
             self.rows_done += rows
+            self.pairs_done += pairs
             if not piece.is_range:
                 self._rows += answered
                 self._ids += len(piece)

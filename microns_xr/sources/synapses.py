@@ -29,7 +29,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,6 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import xarray as xr
 from pyarrow.fs import LocalFileSystem
-from tqdm.auto import tqdm
 
 from microns_xr import __version__
 from microns_xr.columns import as_ids
@@ -65,11 +64,12 @@ from microns_xr.files import (
     remove_temporary,
     write_error,
     write_file,
+    write_json,
 )
 from microns_xr.frames import RESOLUTION
 from microns_xr.provenance import release_of
 from microns_xr.sources.cave import CaveSource
-from microns_xr.sources.net import BadAnswer, attempt, hide_bar
+from microns_xr.sources.net import BadAnswer, attempt, progress_bar
 from microns_xr.sources.synapse_plan import (
     Piece,
     Side,
@@ -399,8 +399,10 @@ class Batch:
 class RequestFolder(SynapseSet):
     """The folder of one request, for writing."""
 
-    def __init__(self, folder: str | Path, key: str) -> None:
-        super().__init__(folder, key)
+    def __init__(self, folder: str | Path, asked: SynapseRequest) -> None:
+        super().__init__(folder, asked.key)
+        self.asked = asked
+        self.stamp: Stamp = {}
         self._writing = threading.Lock()
         self._is_open = False
 
@@ -421,10 +423,25 @@ class RequestFolder(SynapseSet):
                 raise
             raise write_error(self.directory, error) from error
 
-    def strategy(self, request: SynapseRequest, stamp: Stamp) -> Strategy | None:
-        """Return the strategy of an earlier run of the same request, if there was one."""
-        earlier = self.document("request")
-        if earlier.get("request") != request.record():
+    def begin(self, stamp: Stamp, choose: Callable[[], Strategy]) -> Strategy:
+        """Return the strategy of an earlier run of the request; without one, begin anew."""
+        self.stamp = stamp
+        if (strategy := self._earlier_strategy()) is not None:
+            return strategy
+        strategy = choose()
+        for name in ("request.json", "complete.json", "manifest.jsonl"):
+            (self.directory / name).unlink(missing_ok=True)
+        for side, ids in (("pre", self.asked.pre), ("post", self.asked.post)):
+            if ids is not None:
+                content = _parquet_bytes(pa.table({"root_id": ids}))
+                write_file(self.directory / f"{side}.parquet", content)
+        document = {"request": self.asked.record(), **stamp, "strategy": asdict(strategy)}
+        write_json(self.directory / "request.json", document)
+        return strategy
+
+    def _earlier_strategy(self) -> Strategy | None:
+        earlier, stamp = self.document("request"), self.stamp
+        if earlier.get("request") != self.asked.record():
             return None
         before = _stamp_in(earlier)
         if before.keys() != stamp.keys():
@@ -433,34 +450,18 @@ class RequestFolder(SynapseSet):
             try:
                 return Strategy(**earlier["strategy"])
             except (KeyError, TypeError):
-                return None  # damaged: begun again
+                return None  # damaged
         if "archived_file" in stamp:
             raise SourceError(
-                f"the archived file of {request.table} has changed since {self.directory} was "
+                f"the archived file of {self.asked.table} has changed since {self.directory} was "
                 f"begun (found {stamp['archived_file']}, expected {before['archived_file']}): "
                 "remove that folder, and download again"
             )
         raise ReleaseMismatchError(
-            f"{request.datastack} v{request.version} is of {stamp['timestamp']}, but the synapses "
-            f"in {self.directory} are of {before['timestamp']}: the version was materialized "
-            "again, so remove that folder and download again"
+            f"{self.asked.datastack} v{self.asked.version} is of {stamp['timestamp']}, but the "
+            f"synapses in {self.directory} are of {before['timestamp']}: the version was "
+            "materialized again, so remove that folder and download again"
         )
-
-    def begin(self, request: SynapseRequest, stamp: Stamp, strategy: Strategy) -> None:
-        """Write the request and its strategy, after removing the records of earlier runs."""
-        for name in ("request.json", "complete.json", "manifest.jsonl"):
-            (self.directory / name).unlink(missing_ok=True)
-        for side, ids in (("pre", request.pre), ("post", request.post)):
-            if ids is not None:
-                table = pa.table({"root_id": ids})
-                write_file(self.directory / f"{side}.parquet", _parquet_bytes(table))
-        self._write_document(
-            "request",
-            {"request": request.record(), **stamp, "strategy": asdict(strategy)},
-        )
-
-    def _write_document(self, name: str, document: dict[str, Any]) -> None:
-        write_file(self.directory / f"{name}.json", json.dumps(document, indent=1))
 
     def batches(self) -> list[Batch]:
         """Return the finished batches whose files are whole, and remove all other files."""
@@ -481,12 +482,7 @@ class RequestFolder(SynapseSet):
         """Return the batch of a line; None if the line is truncated or the file has changed."""
         try:
             fields = json.loads(line)
-            piece = Piece(**fields["piece"])
-            batch = Batch(
-                piece,
-                **{n: fields[n] for n in ("file", "sha256", "rows", "answered")},
-                resolution_nm=fields.get("resolution_nm"),
-            )
+            batch = Batch(**{**fields, "piece": Piece(**fields["piece"])})
             return batch if file_sha256(self.directory / batch.file) == batch.sha256 else None
         except (ValueError, TypeError, KeyError, SourceError):
             return None
@@ -516,8 +512,14 @@ class RequestFolder(SynapseSet):
                 os.fsync(manifest.fileno())
         return batch
 
-    def finish(self, request: SynapseRequest, stamp: Stamp, batches: Sequence[Batch]) -> None:
-        """Write the result from the batches, then remove the batches."""
+    def finish(self, stop: int) -> SynapseSet:
+        """Write the result, after checking that the batches go on to `stop`, and remove them."""
+        batches = self.batches()
+        if gaps := open_pieces(stop, [batch.piece for batch in batches]):
+            raise IncompleteDownloadError(
+                f"{len(gaps)} batches of {self.key} in {self.directory} are missing or have "
+                "changed since they were written: check the disk, and run the same again"
+            )
         stated = {tuple(b.resolution_nm) for b in batches if b.rows and b.resolution_nm}
         if len(stated) > 1:
             raise SourceError(
@@ -525,21 +527,22 @@ class RequestFolder(SynapseSet):
                 f"remove {self.directory}, and download again"
             )
         with new_file(self.path) as part:
-            rows = merge_batches(self.directory, batches, request.columns, part)
+            rows = merge_batches(self.directory, batches, self.asked.columns, part)
             complete = {
                 "rows": rows,
                 "sha256": file_sha256(part),
                 "bytes": part.stat().st_size,
-                **stamp,
+                **self.stamp,
                 "answered": sum(batch.answered for batch in batches),
-                **({"resolution_nm": list(*stated)} if stated and request.positions else {}),
+                **({"resolution_nm": list(*stated)} if stated and self.asked.positions else {}),
                 "fetched_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "created_by": f"microns_xr {__version__}",
             }
-        self._write_document("complete", complete)
+        write_json(self.directory / "complete.json", complete)
         (self.directory / "manifest.jsonl").unlink(missing_ok=True)
         for path in self.directory.glob("[0-9]*.parquet"):
             path.unlink(missing_ok=True)
+        return SynapseSet(self.path.parent, self.key)
 
 
 def _line(batch: Batch) -> bytes:
@@ -701,20 +704,19 @@ def download_synapses(
     if result.is_complete:
         logger.info("synapses of %s are already in %s", request.key, folder)
         return result
-    target = RequestFolder(folder, request.key)
+    target = RequestFolder(folder, request)
     with target.locked():
         if result.is_complete:  # completed by another process while this one waited
             return result
-        stamp = {"timestamp": service.timestamp()}
-        strategy = target.strategy(request, stamp)
-        if strategy is None:
 
-            def count(filters: Mapping[Side, np.ndarray]) -> int:
-                by_column = {_ROOT_COLUMN[side]: ids.tolist() for side, ids in filters.items()}
-                return service.count(table, by_column)
+        def count(filters: Mapping[Side, np.ndarray]) -> int:
+            by_column = {_ROOT_COLUMN[side]: ids.tolist() for side, ids in filters.items()}
+            return service.count(table, by_column)
 
-            strategy = choose_strategy(request.pre, request.post, count)
-            target.begin(request, stamp, strategy)
+        strategy = target.begin(
+            {"timestamp": service.timestamp()},
+            lambda: choose_strategy(request.pre, request.post, count),
+        )
         plan = SynapsePlan(
             1 if strategy.side is None else len(getattr(request, strategy.side)),
             rows=strategy.rows,
@@ -722,15 +724,8 @@ def download_synapses(
             batch=batch,
             done=[finished.piece for finished in target.batches()],
         )
-        _Download(service, request, target, strategy, plan).run(workers, progress, cancel)
-        batches = target.batches()
-        if left := open_pieces(plan.n_ids, [finished.piece for finished in batches]):
-            raise IncompleteDownloadError(
-                f"{len(left)} batches of {request.key} in {target.directory} are missing or have "
-                "changed since they were written: check the disk, and run the same again"
-            )
-        target.finish(request, stamp, batches)
-    return result
+        _Download(service, target, strategy, plan).run(workers, progress, cancel)
+        return target.finish(plan.n_ids)
 
 
 @dataclass
@@ -738,14 +733,11 @@ class _Download:
     """State shared by the threads of one download."""
 
     service: CaveSource
-    request: SynapseRequest
     folder: RequestFolder
     strategy: Strategy
     plan: SynapsePlan
     stopped: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
-    pairs: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, workers: int, progress: bool, cancel: threading.Event | None) -> None:
         """Fetch every open piece into the folder, several at a time.
@@ -753,31 +745,22 @@ class _Download:
         If one thread fails, the caller is interrupted or `cancel` is set, the others finish their
         current query, for which this waits at most two seconds.
         """
-        plan = self.plan
-        logger.info(
-            "synapses of %s: %d of %d roots are done; querying by %s",
-            self.request.key,
-            plan.ids_done,
-            plan.n_ids,
-            self.strategy.side or "synapse id",
-        )
-        bar = tqdm(
-            total=plan.n_ids,
-            initial=plan.ids_done,
-            desc="synapses",
-            unit="root",
-            disable=hide_bar(progress),
-        )
+        plan, key = self.plan, self.folder.key
+        side = self.strategy.side or "synapse id"
+        done = f"{plan.ids_done} of {plan.n_ids} roots"
+        logger.info("synapses of %s: %s are done; querying by %s", key, done, side)
+        options = {"total": plan.n_ids, "initial": plan.ids_done}
+        bar = progress_bar(progress, "synapses", "root", **options)
 
         def show() -> None:
-            bar.set_postfix_str(f"{plan.rows_done:,} synapses, {self.pairs:,} pairs", refresh=False)
+            bar.set_postfix_str(f"{plan.rows_done:,} synapses, {plan.pairs_done:,} pairs", False)
             bar.update(plan.ids_done - bar.n)
 
         def check_cancelled() -> None:
             if cancel is not None and cancel.is_set():
                 raise IncompleteDownloadError(
-                    f"the download of {self.request.key} was cancelled after {plan.ids_done} "
-                    "roots: run the same again to continue"
+                    f"the download of {key} was cancelled after {plan.ids_done} roots: run the "
+                    "same again to continue"
                 )
 
         # Daemons: the threads of a pool would keep the interpreter alive until their last answer.
@@ -811,17 +794,15 @@ class _Download:
             while (piece := self.plan.next()) is not None:
                 self._fetch(piece)
         except BaseException as error:
-            with self.lock:
-                # Failures after the stop are not the reason for it.
-                if not self.stopped.is_set():
-                    self.error = error
-                    self.stopped.set()
+            # Failures after the stop are not the reason for it.
+            if not self.stopped.is_set():
+                self.error = error
         self.stopped.set()
         self.plan.stop()
 
     def _fetch(self, piece: Piece) -> None:
         """Query one piece until the row count matches, and commit it; or split it."""
-        request, side, limit = self.request, self.strategy.side, self.plan.limit
+        request, side, limit = self.folder.asked, self.strategy.side, self.plan.limit
         # The ids sent with the query; those of the other side are always applied to its rows too.
         within: dict[str, np.ndarray] = {}
         other_ids = None
@@ -847,9 +828,7 @@ class _Download:
             answer = self.service.query(request.table, select_columns=selected, **filters)
             rows = sorted_synapses(integer_columns(answer.table, request.columns))
             n = rows.num_rows
-            matches = _are_within(rows, within, piece)
-            if not matches.all():
-                n_wrong = int((~matches).sum())
+            if n_wrong := n - int(_are_within(rows, within, piece).sum()):
                 raise BadAnswer(f"{n_wrong} of {n} synapses do not match the query")
             if n == n_expected:
                 return rows, answer.resolution_nm
@@ -876,9 +855,7 @@ class _Download:
             rows = rows.filter(_among(rows[_ROOT_COLUMN[other]], other_ids))
         if self.folder.commit(piece, rows, answered, resolution) is not None:
             pairs = rows.group_by([_PRE, _POST]).aggregate([]).num_rows
-            with self.lock:
-                self.pairs += pairs
-            self.plan.finish(piece, rows.num_rows, answered)
+            self.plan.finish(piece, rows.num_rows, answered, pairs)
 
 
 def _among(column: pa.ChunkedArray, ids: np.ndarray) -> pa.ChunkedArray:

@@ -257,7 +257,7 @@ def test_a_batch_that_vanishes_meanwhile_is_missed(path, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(archive_synapses.RequestFolder, "commit", forgetful)
         with pytest.raises(
-            mx.errors.IncompleteDownloadError, match=r"some batches .*run the same again"
+            mx.errors.IncompleteDownloadError, match=r"1 batches of .*run the same again"
         ):
             keep(path, tmp_path / "parts", **options)
     assert not open_requests_complete(tmp_path / "parts")

@@ -44,9 +44,6 @@ class Header:
     types: tuple[str, ...]
     where: str = "the header"  # name of the header file in messages
 
-    def type_of(self, name: str) -> str:
-        return self.types[self.names.index(name)]
-
     def arrow_types(self) -> dict[str, pa.DataType]:
         """Return how each column is read: integers as int64, unknown types as text."""
         return {n: _arrow_type(n, t) for n, t in zip(self.names, self.types, strict=True)}
@@ -69,34 +66,29 @@ def _arrow_type(name: str, sql: str) -> pa.DataType:
 
 def parse_header(content: bytes, where: str) -> Header:
     """Read a header file: one line per column, with its name and its Postgres type."""
+
+    def wrong(what: str) -> SourceError:
+        return SourceError(
+            f"{where} {what}, expected lines 'name,type': remove the file and fetch it again"
+        )
+
     try:
         lines = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(
-            f"{where} is not a header file ({error}), expected lines 'name,type': "
-            "remove it and fetch it again"
-        ) from error
-    names: list[str] = []
-    types: list[str] = []
+        raise wrong(f"is not a header file ({error})") from error
+    types: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         cells = [cell.strip() for cell in line]
         if len(cells) != 2 or not all(cells):
-            raise SourceError(
-                f"{where} line {number} is {','.join(line)[:80]!r}, expected 'name,type': "
-                "remove the file and fetch it again"
-            )
-        if cells[0] in names:
-            raise SourceError(
-                f"{where} line {number} names the column {cells[0]!r} a second time: "
-                "remove the file and fetch it again"
-            )
-        names.append(cells[0])
-        types.append(re.sub(r"\s*\([^)]*\)", "", cells[1].lower()))
-    if not names:
-        raise SourceError(f"{where} is empty, expected lines 'name,type': fetch it again")
-    return Header(tuple(names), tuple(types), where)
+            raise wrong(f"line {number} is {','.join(line)[:80]!r}")
+        if cells[0] in types:
+            raise wrong(f"line {number} names the column {cells[0]!r} a second time")
+        types[cells[0]] = re.sub(r"\s*\([^)]*\)", "", cells[1].lower())
+    if not types:
+        raise wrong("is empty")
+    return Header(tuple(types), tuple(types.values()), where)
 
 
 def columns_of(header: Header, position: str) -> list[str]:
@@ -161,10 +153,11 @@ def _trimmed(column: pa.Array) -> pa.Array:
 
 def finish_columns(table: pa.Table, header: Header, where: str) -> pa.Table:
     """Convert columns that CSV has no types for: positions, arrays, times with time zone."""
+    sql_types = dict(zip(header.names, header.types, strict=True))
     names: list[str] = []
     columns: list[pa.ChunkedArray] = []
     for name, column in zip(table.column_names, table.columns, strict=True):
-        sql = header.type_of(name)
+        sql = sql_types[name]
         if name.endswith("_position") and pa.types.is_string(column.type):
             texts = column.combine_chunks()
             points, bad = points_of([texts])

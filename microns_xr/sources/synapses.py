@@ -354,9 +354,10 @@ class SynapseSet:
     def provenance(self) -> dict[str, Any]:
         """Return ``name``, ``rows`` and ``sha256`` of the set, and its release."""
         complete = self.require_complete()
+        stamp = _stamp_in(complete)
+        complete.pop("timestamp", None)
         release = {name: self.request[name] for name in ("datastack", "version", "table")}
-        complete = {key: value for key, value in complete.items() if key != "timestamp"}
-        return {"name": self.key, **complete, **_stamp_in(self.document("complete")), **release}
+        return {"name": self.key, **complete, **stamp, **release}
 
 
 def list_requests(folder: str | Path) -> list[SynapseSet]:
@@ -689,7 +690,6 @@ def download_synapses(
     batch: int | None = None,
     workers: int = 3,
     progress: bool = True,
-    cancel: threading.Event | None = None,
 ) -> SynapseSet:
     """Download all synapses from the roots `pre` onto the roots `post`.
 
@@ -724,7 +724,7 @@ def download_synapses(
             batch=batch,
             done=[finished.piece for finished in target.batches()],
         )
-        _Download(service, target, strategy, plan).run(workers, progress, cancel)
+        _Download(service, target, strategy, plan).run(workers, progress)
         return target.finish(plan.n_ids)
 
 
@@ -739,16 +739,16 @@ class _Download:
     stopped: threading.Event = field(default_factory=threading.Event)
     error: BaseException | None = None
 
-    def run(self, workers: int, progress: bool, cancel: threading.Event | None) -> None:
+    def run(self, workers: int, progress: bool) -> None:
         """Fetch every open piece into the folder, several at a time.
 
-        If one thread fails, the caller is interrupted or `cancel` is set, the others finish their
-        current query, for which this waits at most two seconds.
+        If one thread fails or the caller is interrupted, the others finish their current query,
+        for which this waits at most two seconds.
         """
-        plan, key = self.plan, self.folder.key
+        plan = self.plan
         side = self.strategy.side or "synapse id"
         done = f"{plan.ids_done} of {plan.n_ids} roots"
-        logger.info("synapses of %s: %s are done; querying by %s", key, done, side)
+        logger.info("synapses of %s: %s are done; querying by %s", self.folder.key, done, side)
         options = {"total": plan.n_ids, "initial": plan.ids_done}
         bar = progress_bar(progress, "synapses", "root", **options)
 
@@ -756,23 +756,14 @@ class _Download:
             bar.set_postfix_str(f"{plan.rows_done:,} synapses, {plan.pairs_done:,} pairs", False)
             bar.update(plan.ids_done - bar.n)
 
-        def check_cancelled() -> None:
-            if cancel is not None and cancel.is_set():
-                raise IncompleteDownloadError(
-                    f"the download of {key} was cancelled after {plan.ids_done} roots: run the "
-                    "same again to continue"
-                )
-
         # Daemons: the threads of a pool would keep the interpreter alive until their last answer.
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
         with bar:
             try:
-                check_cancelled()
                 for thread in threads:
                     thread.start()
                 while not self.stopped.wait(_TICK):
                     show()
-                    check_cancelled()
             finally:
                 self.stopped.set()
                 plan.stop()

@@ -296,16 +296,19 @@ def test_synapses_of_a_file_have_no_time_of_materialization(path, tmp_path):
     assert keep(path, tmp_path, post=post).rows == found.rows
 
 
-def test_what_was_begun_at_the_service_begins_anew(path, tmp_path, frame):
+def test_what_was_begun_at_the_service_begins_anew(path, tmp_path, frame, monkeypatch):
     post = ROOT + np.arange(20)
-    stop = threading.Event()
-    stop.set()
+
+    def fail(*args, **options):
+        raise mx.errors.IncompleteDownloadError("the network is failing")
+
+    monkeypatch.setattr(mx.sources.CaveSource, "query", fail)
     with (
         CaveServer({"synapses_pni_2": frame}, version=661, expired=(), row_limit=300) as server,
         mx.sources.CaveSource(661, server_address=server.url, auth_token="none") as source,
         pytest.raises(mx.errors.IncompleteDownloadError),
     ):
-        download_synapses(source, tmp_path, post=post, progress=False, cancel=stop)
+        download_synapses(source, tmp_path, post=post, progress=False)
     assert len(list_requests(tmp_path)) == 1
     found = keep(path, tmp_path, post=post)
     pd.testing.assert_frame_equal(found.read(), plainly(frame, None, post, False))

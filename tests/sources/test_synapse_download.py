@@ -561,23 +561,6 @@ def test_ctrl_c_leaves_what_can_be_continued(tmp_path):
     assert len(service.queries) + len(slow.queries) <= 42
 
 
-def test_it_can_be_cancelled(tmp_path):
-    cancel, turns = threading.Event(), iter(range(1000))
-
-    def trouble(asked, rows):
-        time.sleep(0.01)
-        if next(turns) == 9:
-            cancel.set()
-
-    slow = MemoryService(FRAME, trouble=trouble)
-    with pytest.raises(mx.errors.IncompleteDownloadError, match=r"cancelled after \d+ roots"):
-        download(slow, tmp_path, post=ROOTS, batch=1, cancel=cancel)
-    assert len(slow.asked) < 30
-    with pytest.raises(mx.errors.IncompleteDownloadError, match="cancelled"):
-        download(MemoryService(FRAME), tmp_path, post=ROOTS, batch=1, cancel=cancel)
-    check(download(MemoryService(FRAME), tmp_path, post=ROOTS), expected(FRAME, None, ROOTS))
-
-
 @pytest.mark.parametrize("ids", [
     [], [0], [ROOT, 0], [-1], [1.5], np.array([ROOT], float), ["x"], [True], [None], [[ROOT]], [2**63],
     xr.Dataset(coords={"nucleus_id": [7]}),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ import google_crc32c
 import requests
 
 from microns_xr.errors import SourceError
-from microns_xr.files import one_thread, read_json, try_lock, write_file
+from microns_xr.files import one_thread, read_json, try_lock, write_json
 from microns_xr.sources.net import (
     PLAIN_HEADERS,
     BadAnswer,
@@ -404,16 +403,11 @@ class FetchedFile:
 
 def find_file(path: Path) -> FetchedFile | None:
     """Return the record of a file from `fetch_file`, if the file is still complete."""
-    record = read_json(append_suffix(path, ".json"))
-    if not record.keys() >= {"url", "size", "sha256", "checked"}:
+    try:
+        record = FetchedFile(path, **read_json(append_suffix(path, ".json")))
+    except TypeError:  # no record, or another file of that name
         return None
-    if not path.is_file() or path.stat().st_size != record["size"]:
-        return None
-    return FetchedFile(path, record["url"], record["size"], record["sha256"], record["checked"])
-
-
-def _write_note(path: Path, content: Mapping[str, Any]) -> None:
-    write_file(path, json.dumps(content, indent=1) + "\n")
+    return record if path.is_file() and path.stat().st_size == record.size else None
 
 
 @contextlib.contextmanager
@@ -522,7 +516,7 @@ class _Fetch:
     def _save_info(self, info: RemoteInfo) -> RemoteInfo:
         if info != self.known:
             self.known = info
-            _write_note(self.note, {"url": self.url, **asdict(info)})
+            write_json(self.note, {"url": self.url, **asdict(info)})
         return info
 
     def _start_over(self, reason: str) -> Exception:
@@ -571,7 +565,7 @@ class _Fetch:
         expected = {name: value.lower() for name, value in stated.items() if value}
         part = Path(self.part.name)
         digests = _checksums(part)
-        if problem := self._problem(known, expected, digests):
+        if problem := self._problem(known.size, expected, digests):
             error = self._start_over(problem)
             # Another download would return the same bytes.
             if any(expected.get(name) == digests[name] for name in _SERVER_CHECKSUMS):
@@ -581,22 +575,25 @@ class _Fetch:
                 )
             raise error
         checked = ["length"] * (known.size is not None) + list(expected)
-        fetched = FetchedFile(self.path, self.url, size_of(self.part), digests["sha256"], checked)
-        record = {name: value for name, value in asdict(fetched).items() if name != "path"}
+        record: dict[str, Any] = {
+            "url": self.url,
+            "size": size_of(self.part),
+            "sha256": digests["sha256"],
+            "checked": checked,
+        }
         # If this is interrupted, the next run finds the complete part and repeats these steps.
         self.path.unlink(missing_ok=True)
-        _write_note(append_suffix(self.path, ".json"), record)
+        write_json(append_suffix(self.path, ".json"), record)
         part.replace(self.path)
         self.note.unlink(missing_ok=True)
-        return fetched
+        return FetchedFile(self.path, **record)
 
     def _problem(
-        self, known: RemoteInfo, expected: Mapping[str, str], digests: Mapping[str, str]
+        self, size: int | None, expected: Mapping[str, str], digests: Mapping[str, str]
     ) -> str | None:
         """Return what is wrong with the fetched bytes, or None."""
-        size = size_of(self.part)
-        if known.size not in (None, size):
-            return f"{size} bytes arrived, expected {known.size}"
+        if size not in (None, size_of(self.part)):
+            return f"{size_of(self.part)} bytes arrived, expected {size}"
         with open(self.part.name, "rb") as file:
             start = file.read(64)
         if self.path.suffix == ".gz" and not start.startswith(_GZIP):

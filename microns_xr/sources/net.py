@@ -133,15 +133,6 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _retry_after(error: BaseException) -> float:
-    """Return the seconds in a Retry-After header; 0 without one."""
-    response = getattr(error, "response", None)  # falsy if it has an error status
-    headers = getattr(error if response is None else response, "headers", None) or {}
-    with contextlib.suppress(urllib3.exceptions.InvalidHeader):
-        return urllib3.util.Retry().parse_retry_after(str(headers.get("Retry-After")))
-    return 0.0
-
-
 def progress_bar(show: bool, description: str, unit: str = "B", **options: Any) -> Any:
     """Return a tqdm bar, which is shown on a terminal and in a notebook, not in a log."""
     # It may be imported where there is no notebook.
@@ -249,6 +240,12 @@ def attempt(
 
 
 def _wait(retry: Retry, failures: int, error: BaseException) -> float:
-    backoff = min(retry.cap, retry.base * 2.0 ** min(failures - 1, 60))
-    # Jitter, so that clients do not all come back at the same moment.
-    return max(backoff * random.uniform(0.5, 1.0), min(_retry_after(error), retry.cap))
+    """Return the seconds to wait, at least those of a Retry-After header, up to the cap."""
+    # With jitter, so that clients do not all come back at the same moment.
+    wait = min(retry.cap, retry.base * 2.0 ** min(failures - 1, 60)) * random.uniform(0.5, 1.0)
+    response = getattr(error, "response", None)  # falsy if it has an error status
+    headers = getattr(error if response is None else response, "headers", None) or {}
+    with contextlib.suppress(urllib3.exceptions.InvalidHeader):
+        stated = urllib3.util.Retry().parse_retry_after(str(headers.get("Retry-After")))
+        wait = max(wait, min(stated, retry.cap))
+    return wait

@@ -28,7 +28,7 @@ from isal import igzip
 from isal.igzip_lib import IsalError
 
 from microns_xr.errors import IncompleteDownloadError, SourceError
-from microns_xr.sources.tables import DAMAGED, GzipText
+from microns_xr.sources.tables import DAMAGED, GzipText, reason_of
 
 _INTEGERS = ("smallint", "integer", "bigint", "smallserial", "serial", "bigserial")
 _FLOATS = ("real", "double precision", "numeric", "decimal")
@@ -218,11 +218,6 @@ _BLOCK_BYTES = 8 << 20  # unpacked; larger ones cost more system time (measured)
 _LONGEST_LINE = 64 << 20
 _AHEAD = 3  # blocks that are unpacked in advance
 CUT = "its last line has no line break"  # Postgres ends every line
-
-
-def reason_of(error: Exception) -> str:
-    """Return the first line of an error message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def unreadable(name: str, error: Exception, where: str = "") -> SourceError:

@@ -196,6 +196,11 @@ def _to_series(column: pa.ChunkedArray, name: str) -> pd.Series:
 # ----------------------------------------------------------------------------------------- files
 
 
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def table_stem(path: Path) -> str | None:
     """Return the table name of a file, or None if the file is not a table."""
     stems = (path.name.removesuffix(suffix) for suffix in TABLE_SUFFIXES)
@@ -234,10 +239,9 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
     except (pa.ArrowException, *DAMAGED, ValueError) as error:
         if isinstance(error, SourceError) or is_shortage(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(
-            f"{path} cannot be read ({reason}): it is damaged, cut short or in another format than "
-            "its suffix says; fetch or write it again"
+            f"{path} cannot be read ({reason_of(error)}): it is damaged, cut short or in another "
+            "format than its suffix says; fetch or write it again"
         ) from error
 
 

@@ -537,6 +537,5 @@ def _leading_batches(folder: RequestFolder) -> list[Batch]:
         if batch.piece.start == (leading[-1].piece.stop if leading else 0):
             leading.append(batch)
         else:
-            (folder.directory / batch.file).unlink(missing_ok=True)
-    folder.batches()  # also drops removed batches from the manifest
+            batch.path.unlink()
     return leading

@@ -5,13 +5,12 @@ A request has a folder named by its key, beside which its result is written::
     pre20-post300-6c1a09f2b3d4/
         request.json             the request, its release and its strategy
         pre.parquet post.parquet the root ids, unless all are requested
-        manifest.jsonl           one line for each finished batch
-        0000000-0000128.parquet  its synapses
+        0000000-0000128-6c1a09f2b3d4e5f6.parquet  the synapses of one batch
         complete.json            rows and sha256 of the result; the batches are removed then
     pre20-post300-6c1a09f2b3d4.parquet   the result
 
-Files are written to a temporary name and renamed, and a batch counts once its line in the manifest
-is complete, so that the process may be killed at any moment.
+Files are written to a temporary name and renamed, so that the process may be killed at any moment.
+The name of a batch holds its part of the request and the start of its sha256.
 
 An answer does not show that rows are missing: a stream may end after its schema, a service may
 lose some. So the service counts the rows of every batch first, and an answer is accepted only if
@@ -26,7 +25,7 @@ import itertools
 import json
 import logging
 import math
-import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -385,16 +384,30 @@ def open_request(folder: str | Path, key: str | None = None) -> SynapseSet:
     return sets[key]
 
 
+_BATCH_FILE = re.compile(r"(\d+)-(\d+)(?:-ids(?:-(\d+))?-to(?:-(\d+))?)?-([0-9a-f]{16})\.parquet")
+
+
 @dataclass(frozen=True)
 class Batch:
-    """A finished batch, as recorded in the manifest."""
+    """A finished batch."""
 
     piece: Piece
-    file: str
-    sha256: str
+    path: Path
     rows: int  # synapses of the request in it
     answered: int  # rows of the answer that they were selected from
     resolution_nm: list[float] | None = None  # of the positions, if the service states it
+
+
+def _read_batch(path: Path) -> Batch | None:
+    """Return the batch in a file; None if it is damaged, or is something else."""
+    name = _BATCH_FILE.fullmatch(path.name)
+    if not name or not file_sha256(path).startswith(name[5]):
+        return None
+    id_from, id_below = (None if n is None else int(n) for n in name.groups()[2:4])
+    piece = Piece(int(name[1]), int(name[2]), id_from, id_below)
+    with pq.ParquetFile(path) as file:
+        stated = json.loads(file.schema_arrow.metadata[b"batch"])
+        return Batch(piece, path, file.metadata.num_rows, **stated)
 
 
 class RequestFolder(SynapseSet):
@@ -430,8 +443,9 @@ class RequestFolder(SynapseSet):
         if (strategy := self._earlier_strategy()) is not None:
             return strategy
         strategy = choose()
-        for name in ("request.json", "complete.json", "manifest.jsonl"):
-            (self.directory / name).unlink(missing_ok=True)
+        records = (self.directory / f"{name}.json" for name in ("request", "complete"))
+        for path in (*records, *self._batch_files()):
+            path.unlink(missing_ok=True)
         for side, ids in (("pre", self.asked.pre), ("post", self.asked.post)):
             if ids is not None:
                 content = _parquet_bytes(pa.table({"root_id": ids}))
@@ -464,29 +478,20 @@ class RequestFolder(SynapseSet):
             "materialized again, so remove that folder and download again"
         )
 
+    def _batch_files(self) -> list[Path]:
+        return sorted(self.directory.glob("[0-9]*.parquet"))
+
     def batches(self) -> list[Batch]:
-        """Return the finished batches whose files are whole, and remove all other files."""
-        manifest = self.directory / "manifest.jsonl"
-        content = manifest.read_bytes() if manifest.exists() else b""
-        batches = [batch for line in content.split(b"\n") if (batch := self._read_batch(line))]
-        if (lines := b"".join(map(_line, batches))) != content:
-            write_file(manifest, lines)
-        files = {batch.file for batch in batches} | {"pre.parquet", "post.parquet"}
-        for path in self.directory.glob("*.parquet"):
-            if path.name not in files:
-                path.unlink(missing_ok=True)
+        """Return the finished batches whose files are whole, and remove the remains of others."""
         remove_temporary(self.directory)
         remove_temporary(self.path.parent, self.path.name)
+        batches = []
+        for path in self._batch_files():
+            if (batch := _read_batch(path)) is None:
+                path.unlink()
+            else:
+                batches.append(batch)
         return batches
-
-    def _read_batch(self, line: bytes) -> Batch | None:
-        """Return the batch of a line; None if the line is truncated or the file has changed."""
-        try:
-            fields = json.loads(line)
-            batch = Batch(**{**fields, "piece": Piece(**fields["piece"])})
-            return batch if file_sha256(self.directory / batch.file) == batch.sha256 else None
-        except (ValueError, TypeError, KeyError, SourceError):
-            return None
 
     def commit(
         self,
@@ -494,24 +499,19 @@ class RequestFolder(SynapseSet):
         rows: pa.Table,
         answered: int,
         resolution_nm: Sequence[float] | None = None,
-    ) -> Batch | None:
+    ) -> Path | None:
         """Write one finished batch; None if the folder is no longer locked."""
-        content = _parquet_bytes(rows)
+        stated = {"answered": answered, "resolution_nm": resolution_nm}
+        content = _parquet_bytes(rows.replace_schema_metadata({"batch": json.dumps(stated)}))
         ends = ["" if i is None else f"-{i}" for i in (piece.id_from, piece.id_below)]
         ids = f"-ids{ends[0]}-to{ends[1]}" if piece.is_range else ""
-        file = f"{piece.start:07d}-{piece.stop:07d}{ids}.parquet"
-        digest = hashlib.sha256(content).hexdigest()
-        stated = None if resolution_nm is None else list(resolution_nm)
-        batch = Batch(piece, file, digest, rows.num_rows, answered, stated)
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        path = self.directory / f"{piece.start:07d}-{piece.stop:07d}{ids}-{digest}.parquet"
         with self._writing:
             if not self._is_open:
                 return None
-            write_file(self.directory / batch.file, content)
-            with open(self.directory / "manifest.jsonl", "ab") as manifest:
-                manifest.write(_line(batch))
-                manifest.flush()
-                os.fsync(manifest.fileno())
-        return batch
+            write_file(path, content)
+        return path
 
     def finish(self, stop: int) -> SynapseSet:
         """Write the result, after checking that the batches go on to `stop`, and remove them."""
@@ -528,7 +528,7 @@ class RequestFolder(SynapseSet):
                 f"remove {self.directory}, and download again"
             )
         with new_file(self.path) as part:
-            rows = merge_batches(self.directory, batches, self.asked.columns, part)
+            rows = merge_batches(batches, self.asked.columns, part)
             complete = {
                 "rows": rows,
                 "sha256": file_sha256(part),
@@ -540,14 +540,9 @@ class RequestFolder(SynapseSet):
                 "created_by": f"microns_xr {__version__}",
             }
         write_json(self.directory / "complete.json", complete)
-        (self.directory / "manifest.jsonl").unlink(missing_ok=True)
-        for path in self.directory.glob("[0-9]*.parquet"):
-            path.unlink(missing_ok=True)
+        for batch in batches:
+            batch.path.unlink(missing_ok=True)
         return SynapseSet(self.path.parent, self.key)
-
-
-def _line(batch: Batch) -> bytes:
-    return json.dumps(asdict(batch)).encode() + b"\n"
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:
@@ -620,10 +615,10 @@ _GROUP_ROWS = 1 << 20  # per row group of the result
 _IDS_AT_ONCE = 32_000_000  # compared at once
 
 
-def merge_batches(folder: Path, batches: Sequence[Batch], names: Sequence[str], out: Path) -> int:
+def merge_batches(batches: Sequence[Batch], names: Sequence[str], out: Path) -> int:
     """Write all synapses of some batches as one parquet file, sorted, in bounded memory."""
     schema = pa.schema([(name, pa.int64()) for name in names])
-    files = [str(folder / batch.file) for batch in batches if batch.rows]
+    files = [str(batch.path) for batch in batches if batch.rows]
     data = pads.dataset(files, schema=schema, format="parquet", filesystem=LocalFileSystem())
     post = pads.field(_POST)
     total, rest = 0, schema.empty_table()

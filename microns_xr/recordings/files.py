@@ -89,13 +89,11 @@ def _open_h5(address: Any, mode: str, storage_options: Mapping[str, Any]) -> Any
     return h5py.File(h5py.h5f.open(os.fsencode(address), h5py.h5f.ACC_RDONLY, access))
 
 
+# HDF5 holds a global lock while it reads. For a remote file the reader then waits for a thread of
+# fsspec. If garbage collection in that thread closed an HDF5 file, it would wait for the lock: a
+# deadlock.
 class _NoCollection:
-    """Disable garbage collection while a file is read through another thread.
-
-    HDF5 holds a global lock while it reads. For a remote file the reader then waits for a thread of
-    fsspec. If garbage collection in that thread closed an HDF5 file, it would wait for the lock: a
-    deadlock.
-    """
+    """Disable garbage collection while a file is read through another thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

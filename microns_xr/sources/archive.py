@@ -455,12 +455,12 @@ def filter_synapses(
     range of lines of the unpacked file; after an interruption the file is unpacked again, but
     parsed only from the end of the last finished batch. Memory does not grow with the file.
     """
-    path, result = Path(path), SynapseSet(folder, request.key)
+    path = Path(path)
     columns = _columns(header, request)
     target = RequestFolder(folder, request)
     with target.locked():
-        if result.is_complete:
-            return result
+        if target.is_complete:
+            return SynapseSet(folder, request.key)
         stamp = {"archived_file": identity or file_sha256(path)}
         target.begin(stamp, lambda: Strategy(None, False, 0, 1))
         batches = _leading_batches(target)

@@ -133,7 +133,14 @@ class CheckedSession(requests.Session):
         options["timeout"] = options.get("timeout") or self._timeout
         self._local.answer = None
         response = super().send(request, **options)
-        _check(response)
+        status = response.status_code
+        # caveclient handles an old server that does not state its version.
+        no_version = status == 404 and urlsplit(response.url).path.endswith("/version")
+        if status >= 400 and not no_version:
+            reason = _reason(response)
+            if status == 500 and (inner := re.match(r"(4\d\d)\b", reason)):
+                status = int(inner[1])
+            raise Refused(status, reason, response.headers)
         self._local.answer = response
         return response
 
@@ -144,19 +151,17 @@ class CheckedSession(requests.Session):
             return None
         target = urljoin(resp.url, location)
         parts = urlsplit(target)
-        refused = None
         if _LOGIN.search(parts.path):
-            refused = Refused(401, f"the service asks to log in at {parts.netloc}{parts.path}")
+            resp.close()
+            raise Refused(401, f"the service asks to log in at {parts.netloc}{parts.path}")
         # caveclient sends the token as a cookie without a domain, which would go to any host.
-        elif self.should_strip_auth(resp.url, target):
-            refused = Refused(
+        if self.should_strip_auth(resp.url, target):
+            resp.close()
+            raise Refused(
                 resp.status_code,
                 f"the service redirects to {parts.scheme}://{parts.netloc}, which is not followed, "
                 "since the token would be sent there; check server_address",
             )
-        if refused is not None:
-            resp.close()
-            raise refused
         return location
 
     def take_answer(self) -> requests.Response:
@@ -165,18 +170,6 @@ class CheckedSession(requests.Session):
         if response is None:
             raise BadAnswer("there was no answer")
         return response
-
-
-def _check(response: requests.Response) -> None:
-    status = response.status_code
-    if status < 400:
-        return
-    if status == 404 and urlsplit(response.url).path.endswith("/version"):
-        return  # an old server without this endpoint, which caveclient handles
-    reason = _reason(response)
-    if status == 500 and (inner := re.match(r"(4\d\d)\b", reason)):
-        status = int(inner[1])
-    raise Refused(status, reason, response.headers)
 
 
 def _reason(response: requests.Response) -> str:

@@ -139,8 +139,8 @@ def progress_bar(show: bool, description: str, unit: str = "B", **options: Any) 
     in_notebook = "ipykernel" in sys.modules and sys.modules["IPython"].get_ipython() is not None
     if unit == "B":
         options |= {"unit_scale": True, "unit_divisor": 1024}
-    hidden = not show if in_notebook or not show else None
-    return tqdm(desc=description, unit=unit, disable=hidden, **options)
+    disable = not show or (False if in_notebook else None)
+    return tqdm(desc=description, unit=unit, disable=disable, **options)
 
 
 @dataclass

@@ -32,6 +32,12 @@ from microns_xr.sources.tables import DAMAGED, GzipText, reason_of
 
 _INTEGERS = ("smallint", "integer", "bigint", "smallserial", "serial", "bigserial")
 _FLOATS = ("real", "double precision", "numeric", "decimal")
+_ARROW_TYPES = {
+    **dict.fromkeys(_INTEGERS, pa.int64()),
+    **dict.fromkeys(_FLOATS, pa.float64()),
+    "boolean": pa.bool_(),
+    "date": pa.date32(),
+}
 _AXES = ("x", "y", "z")
 
 
@@ -51,17 +57,11 @@ class Header:
 
 def _arrow_type(name: str, sql: str) -> pa.DataType:
     # Ids never pass through a float, whatever type the header states.
-    if sql in _INTEGERS or (sql in _FLOATS and (name == "id" or name.endswith("_id"))):
+    if sql in _FLOATS and (name == "id" or name.endswith("_id")):
         return pa.int64()
-    if sql in _FLOATS:
-        return pa.float64()
-    if sql == "boolean":
-        return pa.bool_()
-    if sql == "date":
-        return pa.date32()
     if sql.startswith("timestamp"):
         return pa.timestamp("us", tz="UTC" if sql.endswith("with time zone") else None)
-    return pa.string()
+    return _ARROW_TYPES.get(sql, pa.string())
 
 
 def parse_header(content: bytes, where: str) -> Header:

@@ -695,14 +695,11 @@ def download_synapses(
         if value is not None:
             whole_number(name, value, 1)
     request = make_request(service.datastack, service.version, table, pre, post, positions)
-    result = SynapseSet(folder, request.key)
-    if result.is_complete:
-        logger.info("synapses of %s are already in %s", request.key, folder)
-        return result
     target = RequestFolder(folder, request)
     with target.locked():
-        if result.is_complete:  # completed by another process while this one waited
-            return result
+        if target.is_complete:  # perhaps by another thread, while this one waited
+            logger.info("synapses of %s are already in %s", request.key, folder)
+            return SynapseSet(folder, request.key)
 
         def count(filters: Mapping[Side, np.ndarray]) -> int:
             by_column = {_ROOT_COLUMN[side]: ids.tolist() for side, ids in filters.items()}

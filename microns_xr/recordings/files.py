@@ -89,32 +89,25 @@ def _open_h5(address: Any, mode: str, storage_options: Mapping[str, Any]) -> Any
     return h5py.File(h5py.h5f.open(os.fsencode(address), h5py.h5f.ACC_RDONLY, access))
 
 
-# HDF5 holds a global lock while it reads. For a remote file the reader then waits for a thread of
-# fsspec. If garbage collection in that thread closed an HDF5 file, it would wait for the lock: a
-# deadlock.
-class _NoCollection:
+_lock = threading.Lock()
+_was_on: list[bool] = []  # for each reader, whether garbage collection was on before
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
     """Disable garbage collection while a file is read through another thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._readers = 0
-        self._was_on = True
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._readers == 0:
-                self._was_on = gc.isenabled()
-                gc.disable()
-            self._readers += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._readers -= 1
-            if self._readers == 0 and self._was_on:
+    # HDF5 holds a global lock while it reads. For a remote file the reader then waits for a thread
+    # of fsspec. If garbage collection in that thread closed an HDF5 file, it would wait for the
+    # lock: a deadlock.
+    with _lock:
+        _was_on.append(gc.isenabled())
+        gc.disable()
+    try:
+        yield
+    finally:
+        with _lock:
+            if _was_on.pop() and not _was_on:
                 gc.enable()
-
-
-_no_collection = _NoCollection()
 
 
 class RecordingsFile:
@@ -143,7 +136,7 @@ class RecordingsFile:
     @contextlib.contextmanager
     def reading(self, what: str) -> Iterator[Any]:
         """Yield the open file; read errors name `what`."""
-        with contextlib.nullcontext() if self._is_local else _no_collection:
+        with contextlib.nullcontext() if self._is_local else _no_collection():
             try:
                 h5 = self.manager.acquire()
             except (OSError, ValueError) as error:

@@ -267,7 +267,8 @@ class CachedSource(TableSource):
 
     def read(self, name: str) -> pd.DataFrame:
         """Return one table, which is downloaded into the folder if it is not there."""
-        if not self.has(name):
+        record = self._record(name)
+        if record is None:
             if (path := self._added_by_hand().get(name)) is not None:
                 return read_table_file(path)
             if self._remote is None:
@@ -277,12 +278,11 @@ class CachedSource(TableSource):
                     f"{name} is not downloaded as a whole: fetch the synapses of some neurons with "
                     "Release.download_synapses(pre, post)"
                 )
-            self.download([name])
+            record = self.download([name])[name]
         with pa.parquet.ParquetFile(self.path(name)) as file:
             frame = to_frame(file.read())
-        stated = (self._record(name) or {}).get("resolution_nm")
-        if stated is not None:
-            frame.attrs[RESOLUTION] = stated
+        if record.get("resolution_nm") is not None:
+            frame.attrs[RESOLUTION] = record["resolution_nm"]
         return frame
 
     def provenance(self, name: str) -> dict[str, Any]:

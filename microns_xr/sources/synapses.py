@@ -401,7 +401,10 @@ class Batch:
 def _read_batch(path: Path) -> Batch | None:
     """Return the batch in a file; None if it is damaged, or is something else."""
     name = _BATCH_FILE.fullmatch(path.name)
-    if not name or not file_sha256(path).startswith(name[5]):
+    try:
+        if not name or not file_sha256(path).startswith(name[5]):
+            return None
+    except SourceError:  # it cannot be read
         return None
     id_from, id_below = (None if n is None else int(n) for n in name.groups()[2:4])
     piece = Piece(int(name[1]), int(name[2]), id_from, id_below)
@@ -413,9 +416,9 @@ def _read_batch(path: Path) -> Batch | None:
 class RequestFolder(SynapseSet):
     """The folder of one request, for writing."""
 
-    def __init__(self, folder: str | Path, asked: SynapseRequest) -> None:
-        super().__init__(folder, asked.key)
-        self.asked = asked
+    def __init__(self, folder: str | Path, query: SynapseRequest) -> None:
+        super().__init__(folder, query.key)
+        self.query = query
         self.stamp: Stamp = {}
         self._writing = threading.Lock()
         self._is_open = False
@@ -446,17 +449,17 @@ class RequestFolder(SynapseSet):
         records = (self.directory / f"{name}.json" for name in ("request", "complete"))
         for path in (*records, *self._batch_files()):
             path.unlink(missing_ok=True)
-        for side, ids in (("pre", self.asked.pre), ("post", self.asked.post)):
+        for side, ids in (("pre", self.query.pre), ("post", self.query.post)):
             if ids is not None:
                 content = _parquet_bytes(pa.table({"root_id": ids}))
                 write_file(self.directory / f"{side}.parquet", content)
-        document = {"request": self.asked.record(), **stamp, "strategy": asdict(strategy)}
+        document = {"request": self.query.record(), **stamp, "strategy": asdict(strategy)}
         write_json(self.directory / "request.json", document)
         return strategy
 
     def _earlier_strategy(self) -> Strategy | None:
         earlier, stamp = self.document("request"), self.stamp
-        if earlier.get("request") != self.asked.record():
+        if earlier.get("request") != self.query.record():
             return None
         before = _stamp_in(earlier)
         if before.keys() != stamp.keys():
@@ -468,12 +471,12 @@ class RequestFolder(SynapseSet):
                 return None  # damaged
         if "archived_file" in stamp:
             raise SourceError(
-                f"the archived file of {self.asked.table} has changed since {self.directory} was "
+                f"the archived file of {self.query.table} has changed since {self.directory} was "
                 f"begun (found {stamp['archived_file']}, expected {before['archived_file']}): "
                 "remove that folder, and download again"
             )
         raise ReleaseMismatchError(
-            f"{self.asked.datastack} v{self.asked.version} is of {stamp['timestamp']}, but the "
+            f"{self.query.datastack} v{self.query.version} is of {stamp['timestamp']}, but the "
             f"synapses in {self.directory} are of {before['timestamp']}: the version was "
             "materialized again, so remove that folder and download again"
         )
@@ -482,7 +485,7 @@ class RequestFolder(SynapseSet):
         return sorted(self.directory.glob("[0-9]*.parquet"))
 
     def batches(self) -> list[Batch]:
-        """Return the finished batches whose files are whole, and remove the remains of others."""
+        """Return the finished batches whose files are whole, and remove all other files."""
         remove_temporary(self.directory)
         remove_temporary(self.path.parent, self.path.name)
         batches = []
@@ -528,14 +531,14 @@ class RequestFolder(SynapseSet):
                 f"remove {self.directory}, and download again"
             )
         with new_file(self.path) as part:
-            rows = merge_batches(batches, self.asked.columns, part)
+            rows = merge_batches(batches, self.query.columns, part)
             complete = {
                 "rows": rows,
                 "sha256": file_sha256(part),
                 "bytes": part.stat().st_size,
                 **self.stamp,
                 "answered": sum(batch.answered for batch in batches),
-                **({"resolution_nm": list(*stated)} if stated and self.asked.positions else {}),
+                **({"resolution_nm": list(*stated)} if stated and self.query.positions else {}),
                 "fetched_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "created_by": f"microns_xr {__version__}",
             }
@@ -785,7 +788,7 @@ class _Download:
 
     def _fetch(self, piece: Piece) -> None:
         """Query one piece until the row count matches, and commit it; or split it."""
-        request, side, limit = self.folder.asked, self.strategy.side, self.plan.limit
+        request, side, limit = self.folder.query, self.strategy.side, self.plan.limit
         # The ids sent with the query; those of the other side are always applied to its rows too.
         within: dict[str, np.ndarray] = {}
         other_ids = None

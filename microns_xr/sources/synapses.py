@@ -25,14 +25,15 @@ import itertools
 import json
 import logging
 import math
+import queue
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -420,21 +421,13 @@ class RequestFolder(SynapseSet):
         super().__init__(folder, query.key)
         self.query = query
         self.stamp: Stamp = {}
-        self._writing = threading.Lock()
-        self._is_open = False
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder against other processes; this one writes only while it is locked."""
+        """Lock the folder against other processes and threads."""
         try:
             with locked(self.directory, f"request {self.key}"):
-                self._is_open = True
-                try:
-                    yield
-                finally:
-                    # A thread may receive its answer after the lock has been released.
-                    with self._writing:
-                        self._is_open = False
+                yield
         except OSError as error:
             if isinstance(error, MicronsXrError):
                 raise
@@ -502,18 +495,15 @@ class RequestFolder(SynapseSet):
         rows: pa.Table,
         answered: int,
         resolution_nm: Sequence[float] | None = None,
-    ) -> Path | None:
-        """Write one finished batch; None if the folder is no longer locked."""
+    ) -> Path:
+        """Write one finished batch."""
         stated = {"answered": answered, "resolution_nm": resolution_nm}
         content = _parquet_bytes(rows.replace_schema_metadata({"batch": json.dumps(stated)}))
         ends = ["" if i is None else f"-{i}" for i in (piece.id_from, piece.id_below)]
         ids = f"-ids{ends[0]}-to{ends[1]}" if piece.is_range else ""
         digest = hashlib.sha256(content).hexdigest()[:16]
         path = self.directory / f"{piece.start:07d}-{piece.stop:07d}{ids}-{digest}.parquet"
-        with self._writing:
-            if not self._is_open:
-                return None
-            write_file(path, content)
+        write_file(path, content)
         return path
 
     def finish(self, stop: int) -> SynapseSet:
@@ -719,129 +709,152 @@ def download_synapses(
             batch=batch,
             done=[finished.piece for finished in target.batches()],
         )
-        _Download(service, target, strategy, plan).run(workers, progress)
+        _fetch_all(service, target, strategy, plan, workers, progress)
         return target.finish(plan.n_ids)
 
 
-@dataclass
-class _Download:
-    """State shared by the threads of one download."""
+class _Split(NamedTuple):
+    """Parts of a piece whose answer would be, or was, truncated."""
 
-    service: CaveSource
-    folder: RequestFolder
-    strategy: Strategy
-    plan: SynapsePlan
-    stopped: threading.Event = field(default_factory=threading.Event)
-    error: BaseException | None = None
+    parts: list[Piece]
+    limit: int | None = None  # the row limit, if an answer has shown it
 
-    def run(self, workers: int, progress: bool) -> None:
-        """Fetch every open piece into the folder, several at a time.
 
-        If one thread fails or the caller is interrupted, the others finish their current query,
-        for which this waits at most two seconds.
-        """
-        plan = self.plan
-        side = self.strategy.side or "synapse id"
-        done = f"{plan.ids_done} of {plan.n_ids} roots"
-        logger.info("synapses of %s: %s are done; querying by %s", self.folder.key, done, side)
-        options = {"total": plan.n_ids, "initial": plan.ids_done}
-        bar = progress_bar(progress, "synapses", "root", **options)
+class _Rows(NamedTuple):
+    """The synapses of a piece."""
 
-        def show() -> None:
-            bar.set_postfix_str(f"{plan.rows_done:,} synapses, {plan.pairs_done:,} pairs", False)
-            bar.update(plan.ids_done - bar.n)
+    rows: pa.Table
+    answered: int  # rows of the answer, of which those of other roots are left out
+    resolution_nm: Sequence[float] | None
 
-        # Daemons: the threads of a pool would keep the interpreter alive until their last answer.
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
-        with bar:
+
+def _fetch_all(
+    service: CaveSource,
+    folder: RequestFolder,
+    strategy: Strategy,
+    plan: SynapsePlan,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Fetch every open piece into the folder, several at a time.
+
+    Threads only query; this one plans and writes. If a query fails or the caller is interrupted,
+    it waits at most two seconds for the other answers.
+    """
+    tasks: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[tuple[Piece, Any]] = queue.SimpleQueue()
+    stopped, n_waiting = threading.Event(), 0
+
+    def work() -> None:
+        while (piece := tasks.get()) is not None:
             try:
-                for thread in threads:
-                    thread.start()
-                while not self.stopped.wait(_TICK):
-                    show()
-            finally:
-                self.stopped.set()
-                plan.stop()
-                until = time.monotonic() + _GRACE
-                for thread in threads:
-                    if thread.ident is not None:
-                        thread.join(max(0.0, until - time.monotonic()))
-                show()
-        if self.error is not None:
-            self.error.add_note(
-                f"{plan.ids_done} of {plan.n_ids} roots are kept in {self.folder.directory}; run "
-                "the same download_synapses again to continue"
-            )
-            raise self.error
+                answer: Any = _fetch(service, folder.query, strategy, plan.limit, piece, stopped)
+            except BaseException as error:
+                answer = error
+            answers.put((piece, answer))
 
-    def _work(self) -> None:
-        """Fetch pieces until none is left, or something fails."""
+    def take(timeout: float) -> None:
+        nonlocal n_waiting
+        piece, answer = answers.get(timeout=timeout)
+        n_waiting -= 1
+        if isinstance(answer, BaseException):
+            raise answer
+        if isinstance(answer, _Split):
+            plan.split(piece, *answer)
+        else:
+            folder.commit(piece, *answer)
+            pairs = answer.rows.group_by([_PRE, _POST]).aggregate([]).num_rows
+            plan.finish(piece, answer.rows.num_rows, answer.answered, pairs)
+
+    def show() -> None:
+        bar.set_postfix_str(f"{plan.rows_done:,} synapses, {plan.pairs_done:,} pairs", False)
+        bar.update(plan.ids_done - bar.n)
+
+    side = strategy.side or "synapse id"
+    done = f"{plan.ids_done} of {plan.n_ids} roots"
+    logger.info("synapses of %s: %s are done; querying by %s", folder.key, done, side)
+    # Daemons: the threads of a pool would keep the interpreter alive until their last answer.
+    for _ in range(workers):
+        threading.Thread(target=work, daemon=True).start()
+    options = {"total": plan.n_ids, "initial": plan.ids_done}
+    with progress_bar(progress, "synapses", "root", **options) as bar:
         try:
-            while (piece := self.plan.next()) is not None:
-                self._fetch(piece)
+            while True:
+                while n_waiting < workers and (piece := plan.next()) is not None:
+                    tasks.put(piece)
+                    n_waiting += 1
+                if not n_waiting:
+                    break
+                with contextlib.suppress(queue.Empty):
+                    take(_TICK)
+                show()
         except BaseException as error:
-            # Failures after the stop are not the reason for it.
-            if not self.stopped.is_set():
-                self.error = error
-        self.stopped.set()
-        self.plan.stop()
+            stopped.set()
+            until = time.monotonic() + _GRACE
+            while n_waiting and (left := until - time.monotonic()) > 0:
+                with contextlib.suppress(Exception):  # it is not the reason for the stop
+                    take(left)
+            error.add_note(
+                f"{plan.ids_done} of {plan.n_ids} roots are kept in {folder.directory}; run the "
+                "same download_synapses again to continue"
+            )
+            raise
+        finally:
+            for _ in range(workers):
+                tasks.put(None)
+            show()
 
-    def _fetch(self, piece: Piece) -> None:
-        """Query one piece until the row count matches, and commit it; or split it."""
-        request, side, limit = self.folder.query, self.strategy.side, self.plan.limit
-        # The ids sent with the query; those of the other side are always applied to its rows too.
-        within: dict[str, np.ndarray] = {}
-        other_ids = None
-        if side is not None:
-            other: Side = "pre" if side == "post" else "post"
-            within[_ROOT_COLUMN[side]] = getattr(request, side)[piece.start : piece.stop]
-            other_ids = getattr(request, other)
-            if other_ids is not None and self.strategy.sends_other(limit):
-                within[_ROOT_COLUMN[other]] = other_ids
-        filters: dict[str, Any] = {"filter_in": {name: i.tolist() for name, i in within.items()}}
-        if piece.is_range:
-            filters["filter_range"] = {"id": (piece.id_from, piece.id_below)}
-        selected = [*request.columns[:4], *([POSITION] if request.positions else [])]
 
-        def ask() -> tuple[pa.Table, Sequence[float] | None] | None:
-            if self.stopped.is_set():
-                raise IncompleteDownloadError("the download was stopped")
-            n_expected = self.service.count(request.table, **filters)
-            if n_expected > limit and len(piece) > 1:
-                parts = math.ceil(n_expected / max(1, limit // 2))
-                self.plan.split(piece, split_ids(piece, parts))
-                return None
-            answer = self.service.query(request.table, select_columns=selected, **filters)
-            rows = sorted_synapses(integer_columns(answer.table, request.columns))
-            n = rows.num_rows
-            if n_wrong := n - int(_are_within(rows, within, piece).sum()):
-                raise BadAnswer(f"{n_wrong} of {n} synapses do not match the query")
-            if n == n_expected:
-                return rows, answer.resolution_nm
-            if answer.limited_to is not None and n < n_expected:
-                n_parts = math.ceil(n_expected / max(1, answer.limited_to // 2))
-                split = (
-                    split_ids(piece, n_parts)
-                    if len(piece) > 1
-                    else split_synapses(piece, rows["id"].to_numpy(), n_parts)
-                )
-                if split:
-                    self.plan.split(piece, split, answer.limited_to)
-                    return None
-            raise BadAnswer(f"{n} synapses arrived, but the service counts {n_expected}")
+def _fetch(
+    service: CaveSource,
+    request: SynapseRequest,
+    strategy: Strategy,
+    limit: int,
+    piece: Piece,
+    stopped: threading.Event,
+) -> _Rows | _Split:
+    """Query one piece until the row count matches, or its answer would be truncated."""
+    side = strategy.side
+    # The ids sent with the query; those of the other side are always applied to its rows too.
+    within: dict[str, np.ndarray] = {}
+    other_ids = None
+    if side is not None:
+        other: Side = "pre" if side == "post" else "post"
+        within[_ROOT_COLUMN[side]] = getattr(request, side)[piece.start : piece.stop]
+        other_ids = getattr(request, other)
+        if other_ids is not None and strategy.sends_other(limit):
+            within[_ROOT_COLUMN[other]] = other_ids
+    filters: dict[str, Any] = {"filter_in": {name: i.tolist() for name, i in within.items()}}
+    if piece.is_range:
+        filters["filter_range"] = {"id": (piece.id_from, piece.id_below)}
+    selected = [*request.columns[:4], *([POSITION] if request.positions else [])]
 
-        what = f"{request.table}, " + (f"{len(piece)} {side} roots" if side else "all")
-        what += f", synapses {piece.id_from} to {piece.id_below}" if piece.is_range else ""
-        found = attempt(self.service.retry, ask, what, at_most=_ATTEMPTS)
-        if found is None:
-            return
-        rows, resolution = found
-        answered = rows.num_rows
-        if other_ids is not None:
-            rows = rows.filter(_among(rows[_ROOT_COLUMN[other]], other_ids))
-        if self.folder.commit(piece, rows, answered, resolution) is not None:
-            pairs = rows.group_by([_PRE, _POST]).aggregate([]).num_rows
-            self.plan.finish(piece, rows.num_rows, answered, pairs)
+    def ask() -> _Rows | _Split:
+        if stopped.is_set():
+            raise IncompleteDownloadError("the download was stopped")
+        n_expected = service.count(request.table, **filters)
+        if n_expected > limit and len(piece) > 1:
+            return _Split(split_ids(piece, math.ceil(n_expected / max(1, limit // 2))))
+        answer = service.query(request.table, select_columns=selected, **filters)
+        rows = sorted_synapses(integer_columns(answer.table, request.columns))
+        n = rows.num_rows
+        if n_wrong := n - int(_are_within(rows, within, piece).sum()):
+            raise BadAnswer(f"{n_wrong} of {n} synapses do not match the query")
+        if n == n_expected:
+            if other_ids is not None:
+                rows = rows.filter(_among(rows[_ROOT_COLUMN[other]], other_ids))
+            return _Rows(rows, n, answer.resolution_nm)
+        if answer.limited_to is not None and n < n_expected:
+            n_parts = math.ceil(n_expected / max(1, answer.limited_to // 2))
+            if len(piece) > 1:
+                return _Split(split_ids(piece, n_parts), answer.limited_to)
+            if parts := split_synapses(piece, rows["id"].to_numpy(), n_parts):
+                return _Split(parts, answer.limited_to)
+        raise BadAnswer(f"{n} synapses arrived, but the service counts {n_expected}")
+
+    what = f"{request.table}, " + (f"{len(piece)} {side} roots" if side else "all")
+    what += f", synapses {piece.id_from} to {piece.id_below}" if piece.is_range else ""
+    return attempt(service.retry, ask, what, at_most=_ATTEMPTS)
 
 
 def _among(column: pa.ChunkedArray, ids: np.ndarray) -> pa.ChunkedArray:

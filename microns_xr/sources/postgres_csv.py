@@ -69,7 +69,7 @@ def parse_header(content: bytes, where: str) -> Header:
 
     def wrong(what: str) -> SourceError:
         return SourceError(
-            f"{where} {what}, expected lines 'name,type': remove the file and fetch it again"
+            f"{where} {what}, expected 'name,type' on each line: remove it and fetch it again"
         )
 
     try:

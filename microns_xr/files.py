@@ -64,10 +64,6 @@ def write_error(path: str | Path, error: Any, needed: int | None = None) -> Micr
     return SourceError(f"{path} cannot be written ({error}): {advice}")
 
 
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
-
-
 def remove_temporary(folder: Path, name: str = "*") -> None:
     """Remove what killed processes left of files; nobody else may be writing to the folder."""
     for path in folder.glob(f"{name}.*{TEMPORARY}"):
@@ -81,7 +77,7 @@ def new_file(path: str | Path, needed: int | None = None) -> Iterator[Path]:
     `needed` is the number of bytes, at most, to state if the disk is full.
     """
     path = Path(path)
-    part = _temporary_name(path)
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -89,15 +85,12 @@ def new_file(path: str | Path, needed: int | None = None) -> Iterator[Path]:
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
-    except (OSError, RuntimeError) as error:
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         if isinstance(error, MicronsXrError) or not (isinstance(error, OSError) or is_full(error)):
             raise
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise write_error(path, error, needed) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def write_file(path: str | Path, content: bytes | str) -> None:
@@ -105,6 +98,10 @@ def write_file(path: str | Path, content: bytes | str) -> None:
     content = content.encode() if isinstance(content, str) else content
     with new_file(path, len(content)) as part:
         part.write_bytes(content)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    write_file(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

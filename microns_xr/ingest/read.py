@@ -40,12 +40,12 @@ from microns_xr.sources.postgres_csv import (
     columns_of,
     parse_header,
     points_of,
-    reason_of,
     unreadable,
     whole_lines,
 )
 from microns_xr.sources.tables import (
     DAMAGED,
+    reason_of,
     require_whole,
     side_resolution,
     stated_resolution,

@@ -51,7 +51,8 @@ from microns_xr.schema import FUNCTIONAL, describe
 from microns_xr.sources.net import http_options
 from microns_xr.store import swap
 from microns_xr.store.format import CHECKSUMS_ATTR, ID_ATTR
-from microns_xr.store.locate import decoding, readable
+from microns_xr.store.locate import readable
+from microns_xr.store.open import lazy_variable
 from microns_xr.store.write import write_tree
 
 FRAMES_PER_SECOND = 7.5
@@ -88,34 +89,25 @@ def _open_h5(address: Any, mode: str, storage_options: Mapping[str, Any]) -> Any
     return h5py.File(h5py.h5f.open(os.fsencode(address), h5py.h5f.ACC_RDONLY, access))
 
 
-class _NoCollection:
-    """Disable garbage collection while a file is read through another thread.
+_lock = threading.Lock()
+_was_on: list[bool] = []  # for each reader, whether garbage collection was on before
 
-    HDF5 holds a global lock while it reads. For a remote file the reader then waits for a thread of
-    fsspec. If garbage collection in that thread closed an HDF5 file, it would wait for the lock: a
-    deadlock.
-    """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._readers = 0
-        self._was_on = True
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._readers == 0:
-                self._was_on = gc.isenabled()
-                gc.disable()
-            self._readers += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._readers -= 1
-            if self._readers == 0 and self._was_on:
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Disable garbage collection while a file is read through another thread."""
+    # HDF5 holds a global lock while it reads. For a remote file the reader then waits for a thread
+    # of fsspec. If garbage collection in that thread closed an HDF5 file, it would wait for the
+    # lock: a deadlock.
+    with _lock:
+        _was_on.append(gc.isenabled())
+        gc.disable()
+    try:
+        yield
+    finally:
+        with _lock:
+            if _was_on.pop() and not _was_on:
                 gc.enable()
-
-
-_no_collection = _NoCollection()
 
 
 class RecordingsFile:
@@ -144,7 +136,7 @@ class RecordingsFile:
     @contextlib.contextmanager
     def reading(self, what: str) -> Iterator[Any]:
         """Yield the open file; read errors name `what`."""
-        with contextlib.nullcontext() if self._is_local else _no_collection:
+        with contextlib.nullcontext() if self._is_local else _no_collection():
             try:
                 h5 = self.manager.acquire()
             except (OSError, ValueError) as error:
@@ -289,12 +281,12 @@ def encode_hash(condition_hash: str) -> str:
     return condition_hash.replace("/", "%2F")
 
 
-def _decode_hash(name: str | bytes) -> str:
-    return _text(name).replace("%2F", "/")
+def _decode_hash(name: Any) -> str:
+    return str(_decoded(name)).replace("%2F", "/")
 
 
-def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+def _decoded(value: Any) -> Any:
+    return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
 # The type of a video (Monet2, Trippy or Clip), and its directions in degrees, onsets and offsets in
@@ -318,7 +310,7 @@ def _stimulus(h5: Any, types: dict[str, str], condition_hash: str, where: str) -
                 f"{where} shows {condition_hash!r}, whose type is not known, expected a link in "
                 "types/ or an attribute 'type': the file is incomplete, fetch it again"
             )
-        kind = _text(video.attrs["type"])
+        kind = str(_decoded(video.attrs["type"]))
     if "directions" not in video:
         return kind, np.empty((3, 0))
     where = f"video {condition_hash!r} ({where})"
@@ -326,16 +318,12 @@ def _stimulus(h5: Any, types: dict[str, str], condition_hash: str, where: str) -
         np.ravel(video[name][()] if name in video else []).astype(np.float64)
         for name in ("directions", "onsets")
     )
-    if len(directions) != len(onsets):
+    same = len(directions) == len(onsets)
+    if not same or not np.isfinite([directions, onsets]).all() or (np.diff(onsets) <= 0).any():
         raise SchemaError(
-            f"{where} has {len(directions)} directions and {len(onsets)} onsets, expected one "
-            "onset per direction"
-        )
-    ascending = np.isfinite(onsets).all() and (np.diff(onsets) > 0).all()
-    if not ascending or not np.isfinite(directions).all():
-        raise SchemaError(
-            f"{where} has directions {directions.tolist()} and onsets {onsets.tolist()}, expected "
-            "finite directions and ascending onsets"
+            f"{where} has {len(directions)} directions and {len(onsets)} onsets, "
+            f"{directions.tolist()} and {onsets.tolist()}, expected finite directions and as many "
+            "ascending onsets"
         )
     require_likely_units(directions, "degree", f"{where}: directions")
     duration = float(video.attrs.get("duration", np.nan))
@@ -723,7 +711,7 @@ def open_video(
         coords = {}
         if "times" in video and video["times"].shape == array.shape[:1]:
             coords["time"] = ("frame", video["times"][()], {"units": "s"})
-        attrs = {str(k): _text(v) if isinstance(v, bytes) else v for k, v in video.attrs.items()}
+        attrs = {str(k): _decoded(v) for k, v in video.attrs.items()}
     return xr.DataArray(
         indexing.LazilyIndexedArray(array),
         dims=("frame", "row", "column"),
@@ -915,17 +903,6 @@ def to_zarr(
     return path
 
 
-class _StoredArray(_LazyArray):
-    """An array of a store, whose read errors name it."""
-
-    def __init__(self, array: zarr.Array) -> None:
-        self.array, self.shape, self.dtype = array, array.shape, array.dtype
-
-    def _read(self, key: tuple[Any, ...]) -> Any:
-        with decoding(self.array):
-            return self.array.oindex[key]
-
-
 def _open_zarr(path: Path, scans: Iterable[Any] | None) -> xr.DataTree:
     complete = readable(path)
     # What DataTree.to_zarr wrote lacks chunks without data, which are no loss.
@@ -947,14 +924,11 @@ def _open_zarr(path: Path, scans: Iterable[Any] | None) -> xr.DataTree:
                 if n not in _STREAMS:
                     text = variable.dtype.kind in "OUT"
                     values = np.asarray(variable.values, dtype=object if text else None)
-                    node = node.assign_coords(
-                        {n: xr.Variable(variable.dims, values, variable.attrs)}
-                    )
+                    in_memory = xr.Variable(variable.dims, values, variable.attrs)
+                    node = node.assign_coords({n: in_memory})
                 elif finished:
-                    lazy = indexing.LazilyIndexedArray(
-                        _StoredArray(cast("zarr.Array", root[f"{name}/{n}"]))
-                    )
-                    node[n] = xr.Variable(variable.dims, lazy, variable.attrs, variable.encoding)
+                    lazy = lazy_variable(cast("zarr.Group", root[name]), str(n), variable.dims)
+                    node[n] = (lazy.dims, lazy._data, variable.attrs, variable.encoding)
             nodes[name] = node
         complete.require_unchanged(read_root=True)
     except MicronsXrError:

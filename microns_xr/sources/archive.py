@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm.auto import tqdm
 
 from microns_xr.errors import (
     IncompleteDownloadError,
@@ -37,7 +36,7 @@ from microns_xr.sources.fetch import (
     local_path,
     require_md5,
 )
-from microns_xr.sources.net import Retry, as_retry, hide_bar
+from microns_xr.sources.net import Retry, as_retry, progress_bar
 from microns_xr.sources.postgres_csv import (
     Block,
     Header,
@@ -201,9 +200,6 @@ class ArchiveSource(TableSource):
     # A table is archived as TABLE_merged, a view under its own name, and a few tables under the
     # name that the registry gives as ``archive_file``. Each is a header file and a data file.
 
-    def _archive_file(self, name: str) -> str | None:
-        return self._spec.spec_of(name).archive_file
-
     def _registered(self) -> set[str]:
         stack = self._spec.datastack
         versions = supported_versions(stack)
@@ -212,7 +208,7 @@ class ArchiveSource(TableSource):
 
     def _candidates(self, name: str) -> list[str]:
         """Return the names that the files of a table may have, without their endings."""
-        registered = self._archive_file(require_table_name(name))
+        registered = self._spec.spec_of(require_table_name(name)).archive_file
         return [registered] if registered else [f"{name}_merged", name]
 
     def _find(self, name: str) -> str | None:
@@ -222,17 +218,6 @@ class ArchiveSource(TableSource):
                 return None
             self._stems[name] = stem
         return self._stems[name]
-
-    def _stem_of(self, name: str) -> str:
-        stem = self._find(name)
-        if stem is None:
-            raise SourceError(
-                f"there is no table {name!r} in the archive {self._display_url}, or access to "
-                f"it is refused{nearest(name, self._registered() - {name})}"
-                ": available_tables() lists its tables; a version that is still served "
-                "is read with source='cave'"
-            )
-        return stem
 
     def _has(self, stem: str) -> bool:
         file = f"{stem}{_HEADER}"
@@ -247,7 +232,14 @@ class ArchiveSource(TableSource):
 
     def _fetch(self, name: str, *, refresh: bool = False, progress: bool) -> tuple[Path, Header]:
         """Fetch the two files of a table, unless they exist already."""
-        stem = self._stem_of(name)
+        stem = self._find(name)
+        if stem is None:
+            raise SourceError(
+                f"there is no table {name!r} in the archive {self._display_url}, or access to "
+                f"it is refused{nearest(name, self._registered() - {name})}"
+                ": available_tables() lists its tables; a version that is still served "
+                "is read with source='cave'"
+            )
         paths = []
         for ending in (_HEADER, _DATA):
             path = (self._local or self.folder) / f"{stem}{ending}"
@@ -320,7 +312,7 @@ class ArchiveSource(TableSource):
                     self._absent.add(name)
             names = set(self._stems)
         else:
-            by_file = {self._archive_file(name): name for name in self._registered()}
+            by_file = {self._spec.spec_of(name).archive_file: name for name in self._registered()}
             stems = {file.removesuffix(_DATA) for file in files if file.endswith(_DATA)}
             stems = {stem for stem in stems if f"{stem}{_HEADER}" in files}
             names = {by_file.get(stem) or stem.removesuffix("_merged") for stem in stems}
@@ -463,28 +455,19 @@ def filter_synapses(
     range of lines of the unpacked file; after an interruption the file is unpacked again, but
     parsed only from the end of the last finished batch. Memory does not grow with the file.
     """
-    path, result = Path(path), SynapseSet(folder, request.key)
+    path = Path(path)
     columns = _columns(header, request)
-    target = RequestFolder(folder, request.key)
+    target = RequestFolder(folder, request)
     with target.locked():
-        if result.is_complete:
-            return result
+        if target.is_complete:
+            return SynapseSet(folder, request.key)
         stamp = {"archived_file": identity or file_sha256(path)}
-        if target.strategy(request, stamp) is None:
-            target.begin(request, stamp, Strategy(None, False, 0, 1))
+        target.begin(stamp, lambda: Strategy(None, False, 0, 1))
         batches = _leading_batches(target)
         stop = batches[-1].piece.stop if batches else 0
         lines = sum(batch.answered for batch in batches)
         rows = sum(batch.rows for batch in batches)
         logger.info("%s: %d synapses of %d lines are here", target.key, rows, lines)
-        bar: Any = tqdm(
-            total=path.stat().st_size,
-            desc="synapses",
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            disable=hide_bar(progress),
-        )
 
         def blocks() -> Iterator[Block]:
             for block in read_blocks(path, header, columns, start=stop, first_line=lines + 1):
@@ -495,7 +478,7 @@ def filter_synapses(
                         f"filtering {target.key} was cancelled: run the same again to continue"
                     )
 
-        with bar:
+        with progress_bar(progress, "synapses", total=path.stat().st_size) as bar:
             for piece, table, n_lines in _join(blocks(), request, batch_rows, batch_bytes):
                 table = finish_columns(table, header, str(path))
                 table = sorted_synapses(integer_columns(table, request.columns))
@@ -503,31 +486,20 @@ def filter_synapses(
                 stop = piece.stop
                 rows += table.num_rows
                 bar.set_postfix_str(f"{rows:,} synapses", refresh=False)
-        batches = target.batches()
-        if sum(len(batch.piece) for batch in batches) != stop:
-            raise IncompleteDownloadError(
-                f"some batches of {target.key} in {target.directory} are missing or have changed "
-                "since they were written: check the disk, and run the same again"
-            )
-        target.finish(request, stamp, batches)
-    return result
+        return target.finish(stop)
 
 
 def _columns(header: Header, request: SynapseRequest) -> list[str]:
     """Return the columns of the file that a request needs."""
     columns = [name for name in request.columns if not name.startswith(POSITION)]
-    columns += [_VALID] if _VALID in header.names else []
-    missing = [name for name in columns if name not in header.names]
     if request.positions:
-        places = columns_of(header, POSITION)
-        missing += [] if places else [POSITION]
-        columns += places
-    if missing:
+        columns += columns_of(header, POSITION) or [POSITION]
+    if missing := [name for name in columns if name not in header.names]:
         raise SchemaError(
             f"{header.where} lacks the columns {missing}, found {list(header.names)}: it is not "
             "the header of a table of synapses"
         )
-    return columns
+    return [*columns, _VALID] if _VALID in header.names else columns
 
 
 def _join(
@@ -561,12 +533,9 @@ def _join(
 def _leading_batches(folder: RequestFolder) -> list[Batch]:
     """Return the batches of an earlier run up to the first gap; remove those after it."""
     leading: list[Batch] = []
-    stop = 0
     for batch in sorted(folder.batches(), key=lambda b: b.piece.start):
-        if batch.piece.start == stop:
+        if batch.piece.start == (leading[-1].piece.stop if leading else 0):
             leading.append(batch)
-            stop = batch.piece.stop
         else:
-            (folder.directory / batch.file).unlink(missing_ok=True)
-    folder.batches()  # also drops removed batches from the manifest
+            batch.path.unlink()
     return leading

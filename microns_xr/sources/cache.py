@@ -19,7 +19,6 @@ from typing import Any, Literal, TypeAlias, get_args
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
-from tqdm.auto import tqdm
 
 from microns_xr import __version__
 from microns_xr.columns import as_ids
@@ -44,7 +43,7 @@ from microns_xr.sources.archive import ArchiveSource
 from microns_xr.sources.cave import CaveSource, fetch_table
 from microns_xr.sources.demo import DemoSource
 from microns_xr.sources.directory import DirectorySource, table_files, the_only, write_identity
-from microns_xr.sources.net import Retry, hide_bar
+from microns_xr.sources.net import Retry, progress_bar
 from microns_xr.sources.synapses import (
     SYNAPSE_TABLE,
     SynapseSet,
@@ -105,13 +104,9 @@ def table_names(
         if name in available:
             names.add(name)
             continue
-        error = unknown_label(
-            f"v{spec.version} has no {role} table",
-            name,
-            set(available),
-            f"pass tables={{{role!r}: ...}} if it has another name",
-            SourceError,
-        )
+        what = f"v{spec.version} has no {role} table"
+        hint = f"pass tables={{{role!r}: ...}} if it has another name"
+        error = unknown_label(what, name, set(available), hint, SourceError)
         if role in _NEEDED_ROLES:
             raise error
         logger.warning("%s; it is left out", error)
@@ -229,7 +224,7 @@ class CachedSource(TableSource):
                     **{package: metadata.version(package) for package in ("caveclient", "pyarrow")},
                 },
             }
-            record_part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            record_part.write_text(json.dumps(record, indent=1) + "\n")
         return record
 
     def _added_by_hand(self) -> dict[str, Path]:
@@ -238,12 +233,10 @@ class CachedSource(TableSource):
         A parquet file in ``raw`` without a record is excluded: it is an interrupted download.
         """
         files, synapses = table_files(self.folder)
-        for name in synapses:
-            del files[name]
         return {
             name: the_only(name, paths)
             for name, paths in files.items()
-            if self.table_folder / f"{name}.parquet" not in paths
+            if name not in synapses and self.table_folder / f"{name}.parquet" not in paths
         }
 
     # ----------------------------------------------------------------- the table source
@@ -274,7 +267,8 @@ class CachedSource(TableSource):
 
     def read(self, name: str) -> pd.DataFrame:
         """Return one table, which is downloaded into the folder if it is not there."""
-        if not self.has(name):
+        record = self._record(name)
+        if record is None:
             if (path := self._added_by_hand().get(name)) is not None:
                 return read_table_file(path)
             if self._remote is None:
@@ -284,12 +278,11 @@ class CachedSource(TableSource):
                     f"{name} is not downloaded as a whole: fetch the synapses of some neurons with "
                     "Release.download_synapses(pre, post)"
                 )
-            self.download([name])
+            record = self.download([name])[name]
         with pa.parquet.ParquetFile(self.path(name)) as file:
             frame = to_frame(file.read())
-        stated = (self._record(name) or {}).get("resolution_nm")
-        if stated is not None:
-            frame.attrs[RESOLUTION] = stated
+        if record.get("resolution_nm") is not None:
+            frame.attrs[RESOLUTION] = record["resolution_nm"]
         return frame
 
     def provenance(self, name: str) -> dict[str, Any]:
@@ -334,7 +327,11 @@ class CachedSource(TableSource):
                 records[name] = record
         remote = self.require_remote("download tables") if missing else None
         if max_rows is not None and isinstance(remote, CaveSource):
-            missing = [name for name in missing if not _is_longer(remote, name, max_rows)]
+            n_rows = {name: remote.count(name) for name in missing}
+            missing = [name for name in missing if n_rows[name] <= max_rows]
+            for name in n_rows.keys() - set(missing):
+                text = "%s has %d rows, more than %d: it is left out"
+                logger.warning(text, name, n_rows[name], max_rows)
         if remote is None or not missing:
             return records  # without a lock: a complete folder may be read-only
         with locked(self.table_folder, "tables"):
@@ -345,22 +342,27 @@ class CachedSource(TableSource):
                 write_file(self._listing, json.dumps(remote.available_tables()) + "\n")
             # Remains of an interrupted download; the lock keeps other processes from writing here.
             remove_temporary(self.table_folder)
-            bar = tqdm(
-                missing,
-                desc="tables",
-                unit="table",
-                # The archive shows a separate bar for each file.
-                disable=hide_bar(progress and not isinstance(remote, ArchiveSource)),
-            )
+            # The archive shows a separate bar for each file.
+            show = progress and not isinstance(remote, ArchiveSource)
+            bar = progress_bar(show, "tables", "table", iterable=missing)
             for name in bar:
                 # Another thread may have fetched it while this one waited.
                 if not refresh and (record := self._record(name)) is not None:
                     records[name] = record
                     continue
-                if isinstance(remote, ArchiveSource):
-                    table, record = _from_archive(remote, name, refresh, progress)
+                if isinstance(remote, CaveSource):
+                    table, answers = fetch_table(remote, name)
+                    record = {"timestamp": remote.timestamp(), "source": "cave", **answers}
                 else:
-                    table, record = _from_service(remote, name)
+                    table = remote.read_arrow(name, refresh=refresh, progress=progress)
+                    file = remote.provenance(name)
+                    record = {
+                        "timestamp": None,  # not known from the archive
+                        "source": "archive",
+                        "url": file["url"],
+                        "archive_sha256": file["sha256"],
+                        "checked": file["checked"],
+                    }
                 records[name] = self.write(name, table, record)
                 if isinstance(remote, ArchiveSource):
                     remote.discard(name)  # the table would be on disk twice
@@ -383,14 +385,6 @@ class CachedSource(TableSource):
         return synapses
 
 
-def _is_longer(source: CaveSource, name: str, max_rows: int) -> bool:
-    """Whether a table has more rows than are fetched as a whole, which is logged."""
-    n = source.count(name)
-    if n > max_rows:
-        logger.warning("%s has %d rows, more than %d: it is left out", name, n, max_rows)
-    return n > max_rows
-
-
 def _require_exact_ids(table: pa.Table, name: str) -> None:
     """Raise if ids went through floats, since a table in the folder is read every time."""
     for column in table.column_names:
@@ -408,36 +402,13 @@ def _require_exact_ids(table: pa.Table, name: str) -> None:
                 ) from None
 
 
-def _from_service(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]]:
-    table, answers = fetch_table(source, name)
-    return table, {"timestamp": source.timestamp(), "source": "cave", **answers}
-
-
-def _from_archive(
-    source: ArchiveSource, name: str, refresh: bool, progress: bool
-) -> tuple[pa.Table, dict[str, Any]]:
-    table = source.read_arrow(name, refresh=refresh, progress=progress)
-    file = source.provenance(name)
-    record = {
-        "timestamp": None,  # not known from the archive
-        "source": "archive",
-        "url": file["url"],
-        "archive_sha256": file["sha256"],
-        "checked": file["checked"],
-    }
-    return table, record
-
-
 def choose_remote(spec: ReleaseSpec, datastack: str, folder: Path) -> Remote:
     """Return the service if it serves the version, else the archive if that has it."""
-    version = spec.version
-    # A single attempt: without a network this fails at once.
-    probe = CaveSource(
-        version, datastack=datastack, timeout=_PROBE_TIMEOUT, retry=Retry(attempts=1)
-    )
-    refusal = ""
+    version, refusal = spec.version, ""
     served: list[int] = []
-    with probe:
+    # A single attempt: without a network this fails at once.
+    once = Retry(attempts=1)
+    with CaveSource(version, datastack=datastack, timeout=_PROBE_TIMEOUT, retry=once) as probe:
         try:
             served = probe.versions()
         except IncompleteDownloadError as error:

@@ -84,8 +84,6 @@ def _advice(datastack: str, version: int) -> dict[int, str]:
 class Secret:
     """A token, or None, that is not shown in a repr, a traceback or a pickle."""
 
-    __slots__ = ("value",)
-
     def __init__(self, value: str | None = None) -> None:
         if value is not None:
             value = value.strip() if isinstance(value, str) else ""
@@ -101,9 +99,6 @@ class Secret:
 
     def __reduce__(self) -> tuple[type[Secret], tuple[()]]:
         return Secret, ()  # a pickle holds no token
-
-    def __copy__(self) -> Secret:
-        return self
 
     def __deepcopy__(self, memo: object) -> Secret:
         return self
@@ -138,7 +133,14 @@ class CheckedSession(requests.Session):
         options["timeout"] = options.get("timeout") or self._timeout
         self._local.answer = None
         response = super().send(request, **options)
-        _check(response)
+        status = response.status_code
+        # caveclient handles an old server that does not state its version.
+        no_version = status == 404 and urlsplit(response.url).path.endswith("/version")
+        if status >= 400 and not no_version:
+            reason = _reason(response)
+            if status == 500 and (inner := re.match(r"(4\d\d)\b", reason)):
+                status = int(inner[1])
+            raise Refused(status, reason, response.headers)
         self._local.answer = response
         return response
 
@@ -149,19 +151,17 @@ class CheckedSession(requests.Session):
             return None
         target = urljoin(resp.url, location)
         parts = urlsplit(target)
-        refused = None
         if _LOGIN.search(parts.path):
-            refused = Refused(401, f"the service asks to log in at {parts.netloc}{parts.path}")
+            resp.close()
+            raise Refused(401, f"the service asks to log in at {parts.netloc}{parts.path}")
         # caveclient sends the token as a cookie without a domain, which would go to any host.
-        elif self.should_strip_auth(resp.url, target):
-            refused = Refused(
+        if self.should_strip_auth(resp.url, target):
+            resp.close()
+            raise Refused(
                 resp.status_code,
                 f"the service redirects to {parts.scheme}://{parts.netloc}, which is not followed, "
                 "since the token would be sent there; check server_address",
             )
-        if refused is not None:
-            resp.close()
-            raise refused
         return location
 
     def take_answer(self) -> requests.Response:
@@ -170,18 +170,6 @@ class CheckedSession(requests.Session):
         if response is None:
             raise BadAnswer("there was no answer")
         return response
-
-
-def _check(response: requests.Response) -> None:
-    status = response.status_code
-    if status < 400:
-        return
-    if status == 404 and urlsplit(response.url).path.endswith("/version"):
-        return  # an old server without this endpoint, which caveclient handles
-    reason = _reason(response)
-    if status == 500 and (inner := re.match(r"(4\d\d)\b", reason)):
-        status = int(inner[1])
-    raise Refused(status, reason, response.headers)
 
 
 def _reason(response: requests.Response) -> str:
@@ -479,11 +467,12 @@ class CaveSource(TableSource):
         list of int
             Ascending.
         """
-        client, what = self._client(), "the list of versions"
-        found = self._call(
-            lambda: list(map(_as_number, _as_list(client.get_versions(expired=expired)))), what
-        )
-        return sorted(found)
+        client = self._client()
+
+        def ask() -> list[int]:
+            return sorted(map(_as_number, _as_list(client.get_versions(expired=expired))))
+
+        return self._call(ask, "the list of versions")
 
     def status(self) -> Literal["served", "expired", "unknown"]:
         """Return whether the service serves the version.
@@ -652,10 +641,10 @@ class CaveSource(TableSource):
         return read_answer(response.content, response.headers)
 
     def read(self, name: str) -> pd.DataFrame:
-        table, answers = fetch_table(self, name)
+        table, record = fetch_table(self, name)
         frame = to_frame(table)
-        if answers["resolution_nm"] is not None:
-            frame.attrs[RESOLUTION] = list(answers["resolution_nm"])
+        if record["resolution_nm"] is not None:
+            frame.attrs[RESOLUTION] = list(record["resolution_nm"])
         self._read[name] = {"name": name, "rows": len(frame), "sha256": frame_sha256(frame)}
         return frame
 
@@ -701,39 +690,39 @@ def fetch_table(source: CaveSource, name: str) -> tuple[pa.Table, dict[str, Any]
     return attempt(source.retry, ask, what, at_most=_TABLE_ATTEMPTS)
 
 
-def _require_ids(answer: Answer) -> None:
-    ids = answer.table["id"]
-    if not pa.types.is_integer(ids.type) or ids.null_count:
-        raise BadAnswer(f"the ids are {ids.type} with {ids.null_count} nulls, expected integers")
-
-
 def _query_whole(source: CaveSource, name: str, expected: int) -> list[Answer]:
     """Query a table, in ranges of ids if the row limit would truncate it."""
+
+    def query(**options: Any) -> Answer:
+        answer = source.query(name, **options)
+        if "id" not in answer.table.column_names:
+            raise SourceError(
+                f"{name} has no column 'id', found {answer.table.column_names}: it is not a table "
+                "of annotations and cannot be fetched without loss"
+            )
+        ids = answer.table["id"]
+        if not pa.types.is_integer(ids.type) or ids.null_count:
+            raise BadAnswer(
+                f"the ids are {ids.type} with {ids.null_count} nulls, expected integers"
+            )
+        return answer
+
     too_long = source.row_limit is not None and expected > source.row_limit
-    first = source.query(name, select_columns=["id"]) if too_long else None
+    first = query(select_columns=["id"]) if too_long else None
     if first is None or first.limited_to is None:
-        first = source.query(name)
-    if "id" not in first.table.column_names:
-        raise SourceError(
-            f"{name} has no column 'id', found {first.table.column_names}: it is not a table of "
-            "annotations and cannot be fetched without loss"
-        )
-    _require_ids(first)
+        first = query()
     if first.limited_to is None:
         return [first]
     # The table may have exactly as many rows as the limit. Two counts must agree, because digits
     # may be missing in the first one.
-    n_rows = first.table.num_rows
-    if not too_long and n_rows == expected == source.count(name, {}):
+    if not too_long and first.table.num_rows == expected == source.count(name, {}):
         return [first]
-    n_parts = int(np.ceil(expected / (_FILLING * first.limited_to)))
-    ranges = _split(first, None, None, n_parts)
+    ranges = _split(first, None, None, int(np.ceil(expected / (_FILLING * first.limited_to))))
     answers = []
     while ranges:
         low, high = ranges.pop()
-        answer = source.query(name, filter_range={"id": (low, high)})
+        answer = query(filter_range={"id": (low, high)})
         one_id = low is not None and high is not None and high - low == 1
-        _require_ids(answer)
         if answer.limited_to is None or one_id:
             answers.append(answer)
         else:

@@ -18,7 +18,7 @@ from microns_xr.errors import (
     require_instance,
     unknown_label,
 )
-from microns_xr.files import file_sha256, write_file
+from microns_xr.files import file_sha256, write_json
 from microns_xr.releases import synapse_tables
 from microns_xr.sources.tables import TABLE_SUFFIXES, TableSource, read_table_file, table_stem
 
@@ -32,8 +32,7 @@ def write_identity(folder: Path, datastack: str, version: int) -> None:
     """Record the release of a folder, or raise if the folder is of another release."""
     existing = read_identity(folder)
     if existing is None:
-        identity = {"datastack": datastack, "version": version}
-        write_file(folder / IDENTITY_FILE, json.dumps(identity) + "\n")
+        write_json(folder / IDENTITY_FILE, {"datastack": datastack, "version": version})
     elif existing != (datastack, version):
         raise ReleaseMismatchError(
             f"{folder} holds tables of {existing[0]} v{existing[1]}, not of {datastack} "
@@ -60,13 +59,11 @@ def read_identity(folder: Path) -> tuple[str, int] | None:
 
 def table_files(path: Path) -> tuple[dict[str, list[Path]], set[str]]:
     """Return the files of every table in a folder, and the names of the tables of synapses."""
-    folders = [path, path / "raw", path / "functional"]
-    # Tables that were computed from the raw ones are beside them.
-    if path.resolve().name == "raw":
-        folders.append(path.resolve().parent / "functional")
-    # microns-datacleaner keeps them beside the folders of versions, which are named 1300 ...
-    if path.resolve().name.isdigit():
-        folders.append(path.resolve().parent / "functional")
+    folders, whole = [path, path / "raw", path / "functional"], path.resolve()
+    # Tables that were computed from the raw ones are beside them. microns-datacleaner keeps them
+    # beside the folders of versions, which are named 1300 ...
+    if whole.name == "raw" or whole.name.isdigit():
+        folders.append(whole.parent / "functional")
     files: dict[str, list[Path]] = {}
     synapses = set()
     of_synapses = [folder / "synapses" for folder in folders]
@@ -207,15 +204,15 @@ class DirectorySource(TableSource):
         return frame
 
     def provenance(self, name: str) -> dict[str, Any]:
-        parts = self._synapse_sets().get(name, [])
+        parts = self._synapse_sets().get(name, [name])
         if name not in self._rows:
-            self.read_synapses(name) if parts else self.read(name)
-        if parts not in ([], [name]):
-            digests = "".join(file_sha256(self._path_of(part)) for part in parts)
-            sha256 = hashlib.sha256(digests.encode()).hexdigest()
-            return {"name": name, "rows": self._rows[name], "sha256": sha256, "files": len(parts)}
-        sha256 = file_sha256(self._path_of(name))
-        return {"name": name, "rows": self._rows[name], "sha256": sha256}
+            self._read_set(name, parts)
+        record = {"name": name, "rows": self._rows[name]}
+        if parts == [name]:
+            return {**record, "sha256": file_sha256(self._path_of(name))}
+        digests = "".join(file_sha256(self._path_of(part)) for part in parts)
+        sha256 = hashlib.sha256(digests.encode()).hexdigest()
+        return {**record, "sha256": sha256, "files": len(parts)}
 
     def synapse_files(self) -> dict[str, Path]:
         """Return the synapse files: those in ``synapses/``, and a complete synapse table.
@@ -309,11 +306,12 @@ class DirectorySource(TableSource):
             The table.
         """
         name = self.choose_synapses(request)
-        parts = self._synapse_sets().get(name, [name])
-        return self.read(name) if parts == [name] else self._read_parts(name, parts)
+        return self._read_set(name, self._synapse_sets().get(name, [name]))
 
-    def _read_parts(self, name: str, parts: list[str]) -> pd.DataFrame:
-        """Read the parts of a set of synapses, each of other postsynaptic neurons."""
+    def _read_set(self, name: str, parts: list[str]) -> pd.DataFrame:
+        """Read a file, or the parts of a set of synapses, each of other postsynaptic neurons."""
+        if parts == [name]:
+            return self.read(name)
         numbers = {int(part.rpartition("_")[2]) for part in parts}
         if missing := sorted(set(range(max(numbers))) - numbers):
             raise SourceError(

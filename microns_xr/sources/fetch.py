@@ -10,12 +10,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -24,10 +23,9 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import fsspec
 import google_crc32c
 import requests
-from tqdm.auto import tqdm
 
 from microns_xr.errors import SourceError
-from microns_xr.files import one_thread, read_json, try_lock, write_file
+from microns_xr.files import one_thread, read_json, try_lock, write_json
 from microns_xr.sources.net import (
     PLAIN_HEADERS,
     BadAnswer,
@@ -37,7 +35,7 @@ from microns_xr.sources.net import (
     attempt,
     classify,
     describe,
-    hide_bar,
+    progress_bar,
     status_of,
 )
 
@@ -105,12 +103,7 @@ class RemoteInfo:
 
     def updated(self, now: RemoteInfo) -> RemoteInfo:
         """Return the properties in a later answer, or these where it does not state any."""
-        return RemoteInfo(
-            self.size if now.size is None else now.size,
-            now.validator or self.validator,
-            now.md5 or self.md5,
-            now.crc32c or self.crc32c,
-        )
+        return replace(self, **{k: v for k, v in asdict(now).items() if v not in (None, "")})
 
 
 # Offset of the first byte, information on the whole file, and a function that reads.
@@ -160,8 +153,7 @@ class HttpFile:
         try:
             answer = self._request("HEAD")
         except Refused:
-            # Some servers only refuse the method.
-            answer = self._request("GET")
+            answer = self._request("GET")  # some servers only refuse the method
         with answer:
             _, info = _read_headers(answer, 0)
         if info.size == 0:
@@ -411,16 +403,11 @@ class FetchedFile:
 
 def find_file(path: Path) -> FetchedFile | None:
     """Return the record of a file from `fetch_file`, if the file is still complete."""
-    record = read_json(append_suffix(path, ".json"))
-    if not record.keys() >= {"url", "size", "sha256", "checked"}:
+    try:
+        record = FetchedFile(path, **read_json(append_suffix(path, ".json")))
+    except TypeError:  # no record, or another file of that name
         return None
-    if not path.is_file() or path.stat().st_size != record["size"]:
-        return None
-    return FetchedFile(path, record["url"], record["size"], record["sha256"], record["checked"])
-
-
-def _write_note(path: Path, content: Mapping[str, Any]) -> None:
-    write_file(path, json.dumps(content, indent=1) + "\n")
+    return record if path.is_file() and path.stat().st_size == record.size else None
 
 
 @contextlib.contextmanager
@@ -462,14 +449,7 @@ def fetch_file(
             if existing and existing.url == display_url(url) and sha256 in (None, existing.sha256):
                 return existing
             path.parent.mkdir(parents=True, exist_ok=True)
-            bar: Any = tqdm(
-                desc=path.name,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                disable=hide_bar(progress),
-            )
-            with bar, _open_part(path) as part:
+            with progress_bar(progress, path.name) as bar, _open_part(path) as part:
                 remote = open_remote(url, **options)
                 fetch = _Fetch(remote, display_url(url), path, part, sha256, bar)
                 return attempt(
@@ -503,9 +483,8 @@ class _Fetch:
     size_before: int = 0  # size of the part when the last attempt began
     n_discarded: int = 0  # how often the part had to be discarded
 
-    @property
-    def note(self) -> Path:
-        return append_suffix(self.path, ".part.json")
+    def __post_init__(self) -> None:
+        self.note = append_suffix(self.path, ".part.json")  # identifies the file of the part
 
     def attempt(self) -> FetchedFile:
         """Continue from the end of the part, and check the file when it is complete."""
@@ -537,7 +516,7 @@ class _Fetch:
     def _save_info(self, info: RemoteInfo) -> RemoteInfo:
         if info != self.known:
             self.known = info
-            _write_note(self.note, {"url": self.url, **asdict(info)})
+            write_json(self.note, {"url": self.url, **asdict(info)})
         return info
 
     def _start_over(self, reason: str) -> Exception:
@@ -561,7 +540,12 @@ class _Fetch:
             if start == 0:
                 part.truncate(0)  # the server does not support ranges
             known = self._save_info(now)
-            self._require_room(0 if known.size is None else known.size - start)
+            size = 0 if known.size is None else known.size - start
+            if size > (free := shutil.disk_usage(self.path.parent).free):
+                raise SourceError(
+                    f"{self.url} needs {size / 1e9:.3g} GB more, and {self.path.parent} has "
+                    f"{free / 1e9:.3g} GB left: make room, or choose another folder"
+                )
             self.bar.reset(known.size)
             self.bar.n = self.bar.initial = start
             while data := read(_READ_BYTES):
@@ -570,14 +554,6 @@ class _Fetch:
         if known.size is not None and size_of(part) < known.size:
             raise BadAnswer(f"it broke off after {size_of(part)} of {known.size} bytes")
         return known
-
-    def _require_room(self, size: int) -> None:
-        free = shutil.disk_usage(self.path.parent).free
-        if size > free:
-            raise SourceError(
-                f"{self.url} needs {size / 1e9:.3g} GB more, and {self.path.parent} has "
-                f"{free / 1e9:.3g} GB left: make room, or choose another folder"
-            )
 
     def _finish(self, known: RemoteInfo) -> FetchedFile:
         """Check the part, and rename it to the file."""
@@ -589,7 +565,7 @@ class _Fetch:
         expected = {name: value.lower() for name, value in stated.items() if value}
         part = Path(self.part.name)
         digests = _checksums(part)
-        if problem := self._problem(known, expected, digests):
+        if problem := self._problem(known.size, expected, digests):
             error = self._start_over(problem)
             # Another download would return the same bytes.
             if any(expected.get(name) == digests[name] for name in _SERVER_CHECKSUMS):
@@ -599,22 +575,25 @@ class _Fetch:
                 )
             raise error
         checked = ["length"] * (known.size is not None) + list(expected)
-        fetched = FetchedFile(self.path, self.url, size_of(self.part), digests["sha256"], checked)
-        record = {name: value for name, value in asdict(fetched).items() if name != "path"}
+        record: dict[str, Any] = {
+            "url": self.url,
+            "size": size_of(self.part),
+            "sha256": digests["sha256"],
+            "checked": checked,
+        }
         # If this is interrupted, the next run finds the complete part and repeats these steps.
         self.path.unlink(missing_ok=True)
-        _write_note(append_suffix(self.path, ".json"), record)
+        write_json(append_suffix(self.path, ".json"), record)
         part.replace(self.path)
         self.note.unlink(missing_ok=True)
-        return fetched
+        return FetchedFile(self.path, **record)
 
     def _problem(
-        self, known: RemoteInfo, expected: Mapping[str, str], digests: Mapping[str, str]
+        self, size: int | None, expected: Mapping[str, str], digests: Mapping[str, str]
     ) -> str | None:
         """Return what is wrong with the fetched bytes, or None."""
-        size = size_of(self.part)
-        if known.size not in (None, size):
-            return f"{size} bytes arrived, expected {known.size}"
+        if size not in (None, size_of(self.part)):
+            return f"{size_of(self.part)} bytes arrived, expected {size}"
         with open(self.part.name, "rb") as file:
             start = file.read(64)
         if self.path.suffix == ".gz" and not start.startswith(_GZIP):

@@ -17,8 +17,8 @@ from numbers import Real
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
-import tenacity
 import urllib3
+from tqdm.auto import tqdm
 
 from microns_xr.errors import (
     IncompleteDownloadError,
@@ -133,22 +133,14 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _retry_after(error: BaseException) -> float:
-    """Return the seconds in a Retry-After header; 0 without one."""
-    response = getattr(error, "response", None)  # falsy if it has an error status
-    headers = getattr(error if response is None else response, "headers", None) or {}
-    with contextlib.suppress(urllib3.exceptions.InvalidHeader):
-        return urllib3.util.Retry().parse_retry_after(str(headers.get("Retry-After")))
-    return 0.0
-
-
-def hide_bar(progress: bool) -> bool | None:
-    """Return the `disable` of a tqdm bar: shown on a terminal and in a notebook, not in a log."""
-    if not progress:
-        return True
+def progress_bar(show: bool, description: str, unit: str = "B", **options: Any) -> Any:
+    """Return a tqdm bar, which is shown on a terminal and in a notebook, not in a log."""
     # It may be imported where there is no notebook.
     in_notebook = "ipykernel" in sys.modules and sys.modules["IPython"].get_ipython() is not None
-    return False if in_notebook else None
+    if unit == "B":
+        options |= {"unit_scale": True, "unit_divisor": 1024}
+    disable = not show or (False if in_notebook else None)
+    return tqdm(desc=description, unit=unit, disable=disable, **options)
 
 
 @dataclass
@@ -207,64 +199,53 @@ def attempt(
     `advice` maps a status to a hint, `clean` removes secrets from a text. An attempt after
     which `progressed` is true, such as one that fetched part of a file, does not count.
     """
-    most = max(1, min(retry.attempts, at_most or retry.attempts))
-
-    def limit() -> int:
-        return most if retry.answered else min(most, _UNREACHABLE_ATTEMPTS)
-
-    def is_transient(state: tenacity.RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        if not isinstance(error, Exception) or classify(error) != "transient":
-            return False
-        if has_progressed := progressed():
-            state.attempt_number = 0
-        retry.answered |= has_progressed or not _UNREACHABLE.search(str(error))
-        return True
-
-    def log(state: tenacity.RetryCallState) -> None:
-        assert state.outcome is not None
+    most = min(retry.attempts, at_most or retry.attempts)
+    failures = 0  # since the last progress
+    while True:
+        try:
+            result = ask()
+        except Exception as error:
+            kind, text = classify(error), clean(describe(error))
+            if kind == "local":
+                raise
+            failures = 0 if progressed() else failures + 1
+            unreachable = _UNREACHABLE.search(str(error))
+            retry.answered |= not failures or not unreachable
+            status, wait = status_of(error), _wait(retry, failures, error)
+        else:
+            retry.answered = True
+            return result
+        # Below the except block, since its traceback refers to frames that hold a token.
+        if kind == "refused":
+            hint = (advice or {}).get(status or 0)
+            raise SourceError(f"{what}: {text}" + (f": {hint}" if hint else ""))
+        limit = most if retry.answered else min(most, _UNREACHABLE_ATTEMPTS)
+        if failures >= limit:
+            break
         logger.log(
             logging.WARNING if retry.answered else logging.INFO,
             "%s: %s; retrying in %.1f s (attempt %d of %d)",
-            what, clean(describe(state.outcome.exception() or BadAnswer())),
-            state.upcoming_sleep, state.attempt_number + 1, limit(),
+            what, text, wait, failures + 1, limit,
         )  # fmt: skip
-
-    retrying = tenacity.Retrying(
-        retry=is_transient,
-        stop=lambda state: state.attempt_number >= limit(),
-        wait=lambda state: _wait(retry, state),
-        sleep=retry.sleep,
-        before_sleep=log,
-        reraise=True,
-    )
-    try:
-        result = retrying(ask)
-        retry.answered = True
-        return result
-    except Exception as error:
-        kind, text = classify(error), clean(describe(error))
-        if kind == "local":
-            raise
-        hint = (advice or {}).get(status_of(error) or 0)
-        unreachable = None if retry.answered else _UNREACHABLE.search(str(error))
-    # Raised outside the except block, whose traceback refers to frames that hold a token.
-    if kind == "refused":
-        raise SourceError(f"{what}: {text}" + (f": {hint}" if hint else ""))
-    if unreachable:
+        retry.sleep(wait)
+    if unreachable and not retry.answered:
         raise IncompleteDownloadError(
             f"{what}: the server cannot be reached ({unreachable[0]}): check the address and "
             "the network"
         )
     raise IncompleteDownloadError(
-        f"{what}: {text} ({limit()} attempts): the service or the network is failing; "
+        f"{what}: {text} ({limit} attempts): the service or the network is failing; "
         "run the same again later, data that has arrived is kept"
     )
 
 
-def _wait(retry: Retry, state: tenacity.RetryCallState) -> float:
-    assert state.outcome is not None
-    backoff = tenacity.wait_exponential(multiplier=retry.base, max=retry.cap)(state)
-    retry_after = _retry_after(state.outcome.exception() or BadAnswer())
-    # Jitter, so that clients do not all come back at the same moment.
-    return max(backoff * random.uniform(0.5, 1.0), min(retry_after, retry.cap))
+def _wait(retry: Retry, failures: int, error: BaseException) -> float:
+    """Return the seconds to wait, at least those of a Retry-After header, up to the cap."""
+    # With jitter, so that clients do not all come back at the same moment.
+    wait = min(retry.cap, retry.base * 2.0 ** min(failures - 1, 60)) * random.uniform(0.5, 1.0)
+    response = getattr(error, "response", None)  # falsy if it has an error status
+    headers = getattr(error if response is None else response, "headers", None) or {}
+    with contextlib.suppress(urllib3.exceptions.InvalidHeader):
+        stated = urllib3.util.Retry().parse_retry_after(str(headers.get("Retry-After")))
+        wait = max(wait, min(stated, retry.cap))
+    return wait

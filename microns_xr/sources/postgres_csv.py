@@ -28,10 +28,16 @@ from isal import igzip
 from isal.igzip_lib import IsalError
 
 from microns_xr.errors import IncompleteDownloadError, SourceError
-from microns_xr.sources.tables import DAMAGED, GzipText
+from microns_xr.sources.tables import DAMAGED, GzipText, reason_of
 
 _INTEGERS = ("smallint", "integer", "bigint", "smallserial", "serial", "bigserial")
 _FLOATS = ("real", "double precision", "numeric", "decimal")
+_ARROW_TYPES = {
+    **dict.fromkeys(_INTEGERS, pa.int64()),
+    **dict.fromkeys(_FLOATS, pa.float64()),
+    "boolean": pa.bool_(),
+    "date": pa.date32(),
+}
 _AXES = ("x", "y", "z")
 
 
@@ -44,9 +50,6 @@ class Header:
     types: tuple[str, ...]
     where: str = "the header"  # name of the header file in messages
 
-    def type_of(self, name: str) -> str:
-        return self.types[self.names.index(name)]
-
     def arrow_types(self) -> dict[str, pa.DataType]:
         """Return how each column is read: integers as int64, unknown types as text."""
         return {n: _arrow_type(n, t) for n, t in zip(self.names, self.types, strict=True)}
@@ -54,49 +57,38 @@ class Header:
 
 def _arrow_type(name: str, sql: str) -> pa.DataType:
     # Ids never pass through a float, whatever type the header states.
-    if sql in _INTEGERS or (sql in _FLOATS and (name == "id" or name.endswith("_id"))):
+    if sql in _FLOATS and (name == "id" or name.endswith("_id")):
         return pa.int64()
-    if sql in _FLOATS:
-        return pa.float64()
-    if sql == "boolean":
-        return pa.bool_()
-    if sql == "date":
-        return pa.date32()
     if sql.startswith("timestamp"):
         return pa.timestamp("us", tz="UTC" if sql.endswith("with time zone") else None)
-    return pa.string()
+    return _ARROW_TYPES.get(sql, pa.string())
 
 
 def parse_header(content: bytes, where: str) -> Header:
     """Read a header file: one line per column, with its name and its Postgres type."""
+
+    def wrong(what: str) -> SourceError:
+        return SourceError(
+            f"{where} {what}, expected 'name,type' on each line: remove it and fetch it again"
+        )
+
     try:
         lines = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(
-            f"{where} is not a header file ({error}), expected lines 'name,type': "
-            "remove it and fetch it again"
-        ) from error
-    names: list[str] = []
-    types: list[str] = []
+        raise wrong(f"is not a header file ({error})") from error
+    types: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         cells = [cell.strip() for cell in line]
         if len(cells) != 2 or not all(cells):
-            raise SourceError(
-                f"{where} line {number} is {','.join(line)[:80]!r}, expected 'name,type': "
-                "remove the file and fetch it again"
-            )
-        if cells[0] in names:
-            raise SourceError(
-                f"{where} line {number} names the column {cells[0]!r} a second time: "
-                "remove the file and fetch it again"
-            )
-        names.append(cells[0])
-        types.append(re.sub(r"\s*\([^)]*\)", "", cells[1].lower()))
-    if not names:
-        raise SourceError(f"{where} is empty, expected lines 'name,type': fetch it again")
-    return Header(tuple(names), tuple(types), where)
+            raise wrong(f"line {number} is {','.join(line)[:80]!r}")
+        if cells[0] in types:
+            raise wrong(f"line {number} names the column {cells[0]!r} a second time")
+        types[cells[0]] = re.sub(r"\s*\([^)]*\)", "", cells[1].lower())
+    if not types:
+        raise wrong("is empty")
+    return Header(tuple(types), tuple(types.values()), where)
 
 
 def columns_of(header: Header, position: str) -> list[str]:
@@ -161,10 +153,11 @@ def _trimmed(column: pa.Array) -> pa.Array:
 
 def finish_columns(table: pa.Table, header: Header, where: str) -> pa.Table:
     """Convert columns that CSV has no types for: positions, arrays, times with time zone."""
+    sql_types = dict(zip(header.names, header.types, strict=True))
     names: list[str] = []
     columns: list[pa.ChunkedArray] = []
     for name, column in zip(table.column_names, table.columns, strict=True):
-        sql = header.type_of(name)
+        sql = sql_types[name]
         if name.endswith("_position") and pa.types.is_string(column.type):
             texts = column.combine_chunks()
             points, bad = points_of([texts])
@@ -225,11 +218,6 @@ _BLOCK_BYTES = 8 << 20  # unpacked; larger ones cost more system time (measured)
 _LONGEST_LINE = 64 << 20
 _AHEAD = 3  # blocks that are unpacked in advance
 CUT = "its last line has no line break"  # Postgres ends every line
-
-
-def reason_of(error: Exception) -> str:
-    """Return the first line of an error message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def unreadable(name: str, error: Exception, where: str = "") -> SourceError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -163,7 +162,7 @@ def open_pieces(n_ids: int, done: Iterable[Piece]) -> list[Piece]:
 
 
 class SynapsePlan:
-    """The open pieces of a request, handed out to several threads.
+    """The open pieces of a request.
 
     Queries aim at half of the row limit; their numbers of ids are estimated from earlier counts.
     """
@@ -179,64 +178,46 @@ class SynapsePlan:
     ) -> None:
         self.n_ids = n_ids
         self.limit = ROW_LIMIT
-        self.rows_done = 0
+        self.rows_done = self.pairs_done = 0
         self._max_ids = min(batch or _MAX_IDS, _MAX_IDS)
         self._rows, self._ids = rows, ids
         # Taken from the end: parts of split pieces come before pieces that were not queried yet.
         self._open = open_pieces(n_ids, done)[::-1]
         self._in_flight: set[Piece] = set()
-        self._stopped = False
-        self._changed = threading.Condition()
 
     @property
     def ids_done(self) -> int:
         """Number of roots whose synapses are all done."""
-        with self._changed:
-            unfinished = [*self._open, *self._in_flight]
+        unfinished = [*self._open, *self._in_flight]
         # Several ranges of one root count once.
         whole = sum(len(piece) for piece in unfinished if not piece.is_range)
         return self.n_ids - whole - len({piece.start for piece in unfinished if piece.is_range})
 
     def next(self) -> Piece | None:
-        """Take the next piece; None when all are done or the plan was stopped.
-
-        Waits while others are in flight, because they may be split.
-        """
-        with self._changed:
-            while not self._open and self._in_flight and not self._stopped:
-                self._changed.wait()
-            if self._stopped or not self._open:
-                return None
-            piece = self._open.pop()
-            size = int(max(1, self.limit // 2) * self._ids / max(self._rows, 1))
-            size = min(self._max_ids, max(1, size))
-            # A slightly larger piece is taken whole, to avoid a separate query for a few ids.
-            if len(piece) > min(1.3 * size, self._max_ids):
-                self._open.append(Piece(piece.start + size, piece.stop))
-                piece = Piece(piece.start, piece.start + size)
-            self._in_flight.add(piece)
-            return piece
+        """Take the next piece; None if none is open, while those in flight may still be split."""
+        if not self._open:
+            return None
+        piece = self._open.pop()
+        size = int(max(1, self.limit // 2) * self._ids / max(self._rows, 1))
+        size = min(self._max_ids, max(1, size))
+        # A slightly larger piece is taken whole, to avoid a separate query for a few ids.
+        if len(piece) > min(1.3 * size, self._max_ids):
+            self._open.append(Piece(piece.start + size, piece.stop))
+            piece = Piece(piece.start, piece.start + size)
+        self._in_flight.add(piece)
+        return piece
 
     def split(self, piece: Piece, parts: list[Piece], limit: int | None = None) -> None:
         """Replace a taken piece by its parts; `limit` is the row limit of a truncated answer."""
-        with self._changed:
-            self.limit = min(self.limit, max(1, limit or self.limit))
-            self._in_flight.remove(piece)
-            self._open += parts[::-1]
-            self._changed.notify_all()
+        self.limit = min(self.limit, max(1, limit or self.limit))
+        self._in_flight.remove(piece)
+        self._open += parts[::-1]
 
-    def finish(self, piece: Piece, rows: int, answered: int) -> None:
-        """Mark a taken piece as done, with its number of synapses and of rows in its answer."""
-        with self._changed:
-            self._in_flight.remove(piece)
-            self.rows_done += rows
-            if not piece.is_range:
-                self._rows += answered
-                self._ids += len(piece)
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        """Hand out no more pieces."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+    def finish(self, piece: Piece, rows: int, answered: int, pairs: int = 0) -> None:
+        """Mark a taken piece as done; of the rows answered, some are synapses of the request."""
+        self._in_flight.remove(piece)
+        self.rows_done += rows
+        self.pairs_done += pairs
+        if not piece.is_range:
+            self._rows += answered
+            self._ids += len(piece)

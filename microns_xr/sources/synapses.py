@@ -5,13 +5,12 @@ A request has a folder named by its key, beside which its result is written::
     pre20-post300-6c1a09f2b3d4/
         request.json             the request, its release and its strategy
         pre.parquet post.parquet the root ids, unless all are requested
-        manifest.jsonl           one line for each finished batch
-        0000000-0000128.parquet  its synapses
+        0000000-0000128-6c1a09f2b3d4e5f6.parquet  the synapses of one batch
         complete.json            rows and sha256 of the result; the batches are removed then
     pre20-post300-6c1a09f2b3d4.parquet   the result
 
-Files are written to a temporary name and renamed, and a batch counts once its line in the manifest
-is complete, so that the process may be killed at any moment.
+Files are written to a temporary name and renamed, so that the process may be killed at any moment.
+The name of a batch holds its part of the request and the start of its sha256.
 
 An answer does not show that rows are missing: a stream may end after its schema, a service may
 lose some. So the service counts the rows of every batch first, and an answer is accepted only if
@@ -26,14 +25,15 @@ import itertools
 import json
 import logging
 import math
-import os
+import queue
+import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,6 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import xarray as xr
 from pyarrow.fs import LocalFileSystem
-from tqdm.auto import tqdm
 
 from microns_xr import __version__
 from microns_xr.columns import as_ids
@@ -65,11 +64,12 @@ from microns_xr.files import (
     remove_temporary,
     write_error,
     write_file,
+    write_json,
 )
 from microns_xr.frames import RESOLUTION
 from microns_xr.provenance import release_of
 from microns_xr.sources.cave import CaveSource
-from microns_xr.sources.net import BadAnswer, attempt, hide_bar
+from microns_xr.sources.net import BadAnswer, attempt, progress_bar
 from microns_xr.sources.synapse_plan import (
     Piece,
     Side,
@@ -354,9 +354,10 @@ class SynapseSet:
     def provenance(self) -> dict[str, Any]:
         """Return ``name``, ``rows`` and ``sha256`` of the set, and its release."""
         complete = self.require_complete()
+        stamp = _stamp_in(complete)
+        complete.pop("timestamp", None)
         release = {name: self.request[name] for name in ("datastack", "version", "table")}
-        complete = {key: value for key, value in complete.items() if key != "timestamp"}
-        return {"name": self.key, **complete, **_stamp_in(self.document("complete")), **release}
+        return {"name": self.key, **complete, **stamp, **release}
 
 
 def list_requests(folder: str | Path) -> list[SynapseSet]:
@@ -384,47 +385,74 @@ def open_request(folder: str | Path, key: str | None = None) -> SynapseSet:
     return sets[key]
 
 
+_BATCH_FILE = re.compile(r"(\d+)-(\d+)(?:-ids(?:-(\d+))?-to(?:-(\d+))?)?-([0-9a-f]{16})\.parquet")
+
+
 @dataclass(frozen=True)
 class Batch:
-    """A finished batch, as recorded in the manifest."""
+    """A finished batch."""
 
     piece: Piece
-    file: str
-    sha256: str
+    path: Path
     rows: int  # synapses of the request in it
     answered: int  # rows of the answer that they were selected from
     resolution_nm: list[float] | None = None  # of the positions, if the service states it
 
 
+def _read_batch(path: Path) -> Batch | None:
+    """Return the batch in a file; None if it is damaged, or is something else."""
+    name = _BATCH_FILE.fullmatch(path.name)
+    try:
+        if not name or not file_sha256(path).startswith(name[5]):
+            return None
+    except SourceError:  # it cannot be read
+        return None
+    id_from, id_below = (None if n is None else int(n) for n in name.groups()[2:4])
+    piece = Piece(int(name[1]), int(name[2]), id_from, id_below)
+    with pq.ParquetFile(path) as file:
+        stated = json.loads(file.schema_arrow.metadata[b"batch"])
+        return Batch(piece, path, file.metadata.num_rows, **stated)
+
+
 class RequestFolder(SynapseSet):
     """The folder of one request, for writing."""
 
-    def __init__(self, folder: str | Path, key: str) -> None:
-        super().__init__(folder, key)
-        self._writing = threading.Lock()
-        self._is_open = False
+    def __init__(self, folder: str | Path, query: SynapseRequest) -> None:
+        super().__init__(folder, query.key)
+        self.query = query
+        self.stamp: Stamp = {}
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder against other processes; this one writes only while it is locked."""
+        """Lock the folder against other processes and threads."""
         try:
             with locked(self.directory, f"request {self.key}"):
-                self._is_open = True
-                try:
-                    yield
-                finally:
-                    # A thread may receive its answer after the lock has been released.
-                    with self._writing:
-                        self._is_open = False
+                yield
         except OSError as error:
             if isinstance(error, MicronsXrError):
                 raise
             raise write_error(self.directory, error) from error
 
-    def strategy(self, request: SynapseRequest, stamp: Stamp) -> Strategy | None:
-        """Return the strategy of an earlier run of the same request, if there was one."""
-        earlier = self.document("request")
-        if earlier.get("request") != request.record():
+    def begin(self, stamp: Stamp, choose: Callable[[], Strategy]) -> Strategy:
+        """Return the strategy of an earlier run of the request; without one, begin anew."""
+        self.stamp = stamp
+        if (strategy := self._earlier_strategy()) is not None:
+            return strategy
+        strategy = choose()
+        records = (self.directory / f"{name}.json" for name in ("request", "complete"))
+        for path in (*records, *self._batch_files()):
+            path.unlink(missing_ok=True)
+        for side, ids in (("pre", self.query.pre), ("post", self.query.post)):
+            if ids is not None:
+                content = _parquet_bytes(pa.table({"root_id": ids}))
+                write_file(self.directory / f"{side}.parquet", content)
+        document = {"request": self.query.record(), **stamp, "strategy": asdict(strategy)}
+        write_json(self.directory / "request.json", document)
+        return strategy
+
+    def _earlier_strategy(self) -> Strategy | None:
+        earlier, stamp = self.document("request"), self.stamp
+        if earlier.get("request") != self.query.record():
             return None
         before = _stamp_in(earlier)
         if before.keys() != stamp.keys():
@@ -433,63 +461,33 @@ class RequestFolder(SynapseSet):
             try:
                 return Strategy(**earlier["strategy"])
             except (KeyError, TypeError):
-                return None  # damaged: begun again
+                return None  # damaged
         if "archived_file" in stamp:
             raise SourceError(
-                f"the archived file of {request.table} has changed since {self.directory} was "
+                f"the archived file of {self.query.table} has changed since {self.directory} was "
                 f"begun (found {stamp['archived_file']}, expected {before['archived_file']}): "
                 "remove that folder, and download again"
             )
         raise ReleaseMismatchError(
-            f"{request.datastack} v{request.version} is of {stamp['timestamp']}, but the synapses "
-            f"in {self.directory} are of {before['timestamp']}: the version was materialized "
-            "again, so remove that folder and download again"
+            f"{self.query.datastack} v{self.query.version} is of {stamp['timestamp']}, but the "
+            f"synapses in {self.directory} are of {before['timestamp']}: the version was "
+            "materialized again, so remove that folder and download again"
         )
 
-    def begin(self, request: SynapseRequest, stamp: Stamp, strategy: Strategy) -> None:
-        """Write the request and its strategy, after removing the records of earlier runs."""
-        for name in ("request.json", "complete.json", "manifest.jsonl"):
-            (self.directory / name).unlink(missing_ok=True)
-        for side, ids in (("pre", request.pre), ("post", request.post)):
-            if ids is not None:
-                table = pa.table({"root_id": ids})
-                write_file(self.directory / f"{side}.parquet", _parquet_bytes(table))
-        self._write_document(
-            "request",
-            {"request": request.record(), **stamp, "strategy": asdict(strategy)},
-        )
-
-    def _write_document(self, name: str, document: dict[str, Any]) -> None:
-        write_file(self.directory / f"{name}.json", json.dumps(document, indent=1))
+    def _batch_files(self) -> list[Path]:
+        return sorted(self.directory.glob("[0-9]*.parquet"))
 
     def batches(self) -> list[Batch]:
         """Return the finished batches whose files are whole, and remove all other files."""
-        manifest = self.directory / "manifest.jsonl"
-        content = manifest.read_bytes() if manifest.exists() else b""
-        batches = [batch for line in content.split(b"\n") if (batch := self._read_batch(line))]
-        if (lines := b"".join(map(_line, batches))) != content:
-            write_file(manifest, lines)
-        files = {batch.file for batch in batches} | {"pre.parquet", "post.parquet"}
-        for path in self.directory.glob("*.parquet"):
-            if path.name not in files:
-                path.unlink(missing_ok=True)
         remove_temporary(self.directory)
         remove_temporary(self.path.parent, self.path.name)
+        batches = []
+        for path in self._batch_files():
+            if (batch := _read_batch(path)) is None:
+                path.unlink()
+            else:
+                batches.append(batch)
         return batches
-
-    def _read_batch(self, line: bytes) -> Batch | None:
-        """Return the batch of a line; None if the line is truncated or the file has changed."""
-        try:
-            fields = json.loads(line)
-            piece = Piece(**fields["piece"])
-            batch = Batch(
-                piece,
-                **{n: fields[n] for n in ("file", "sha256", "rows", "answered")},
-                resolution_nm=fields.get("resolution_nm"),
-            )
-            return batch if file_sha256(self.directory / batch.file) == batch.sha256 else None
-        except (ValueError, TypeError, KeyError, SourceError):
-            return None
 
     def commit(
         self,
@@ -497,27 +495,25 @@ class RequestFolder(SynapseSet):
         rows: pa.Table,
         answered: int,
         resolution_nm: Sequence[float] | None = None,
-    ) -> Batch | None:
-        """Write one finished batch; None if the folder is no longer locked."""
-        content = _parquet_bytes(rows)
+    ) -> Path:
+        """Write one finished batch."""
+        stated = {"answered": answered, "resolution_nm": resolution_nm}
+        content = _parquet_bytes(rows.replace_schema_metadata({"batch": json.dumps(stated)}))
         ends = ["" if i is None else f"-{i}" for i in (piece.id_from, piece.id_below)]
         ids = f"-ids{ends[0]}-to{ends[1]}" if piece.is_range else ""
-        file = f"{piece.start:07d}-{piece.stop:07d}{ids}.parquet"
-        digest = hashlib.sha256(content).hexdigest()
-        stated = None if resolution_nm is None else list(resolution_nm)
-        batch = Batch(piece, file, digest, rows.num_rows, answered, stated)
-        with self._writing:
-            if not self._is_open:
-                return None
-            write_file(self.directory / batch.file, content)
-            with open(self.directory / "manifest.jsonl", "ab") as manifest:
-                manifest.write(_line(batch))
-                manifest.flush()
-                os.fsync(manifest.fileno())
-        return batch
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        path = self.directory / f"{piece.start:07d}-{piece.stop:07d}{ids}-{digest}.parquet"
+        write_file(path, content)
+        return path
 
-    def finish(self, request: SynapseRequest, stamp: Stamp, batches: Sequence[Batch]) -> None:
-        """Write the result from the batches, then remove the batches."""
+    def finish(self, stop: int) -> SynapseSet:
+        """Write the result, after checking that the batches go on to `stop`, and remove them."""
+        batches = self.batches()
+        if gaps := open_pieces(stop, [batch.piece for batch in batches]):
+            raise IncompleteDownloadError(
+                f"{len(gaps)} batches of {self.key} in {self.directory} are missing or have "
+                "changed since they were written: check the disk, and run the same again"
+            )
         stated = {tuple(b.resolution_nm) for b in batches if b.rows and b.resolution_nm}
         if len(stated) > 1:
             raise SourceError(
@@ -525,25 +521,21 @@ class RequestFolder(SynapseSet):
                 f"remove {self.directory}, and download again"
             )
         with new_file(self.path) as part:
-            rows = merge_batches(self.directory, batches, request.columns, part)
+            rows = merge_batches(batches, self.query.columns, part)
             complete = {
                 "rows": rows,
                 "sha256": file_sha256(part),
                 "bytes": part.stat().st_size,
-                **stamp,
+                **self.stamp,
                 "answered": sum(batch.answered for batch in batches),
-                **({"resolution_nm": list(*stated)} if stated and request.positions else {}),
+                **({"resolution_nm": list(*stated)} if stated and self.query.positions else {}),
                 "fetched_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "created_by": f"microns_xr {__version__}",
             }
-        self._write_document("complete", complete)
-        (self.directory / "manifest.jsonl").unlink(missing_ok=True)
-        for path in self.directory.glob("[0-9]*.parquet"):
-            path.unlink(missing_ok=True)
-
-
-def _line(batch: Batch) -> bytes:
-    return json.dumps(asdict(batch)).encode() + b"\n"
+        write_json(self.directory / "complete.json", complete)
+        for batch in batches:
+            batch.path.unlink(missing_ok=True)
+        return SynapseSet(self.path.parent, self.key)
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:
@@ -616,10 +608,10 @@ _GROUP_ROWS = 1 << 20  # per row group of the result
 _IDS_AT_ONCE = 32_000_000  # compared at once
 
 
-def merge_batches(folder: Path, batches: Sequence[Batch], names: Sequence[str], out: Path) -> int:
+def merge_batches(batches: Sequence[Batch], names: Sequence[str], out: Path) -> int:
     """Write all synapses of some batches as one parquet file, sorted, in bounded memory."""
     schema = pa.schema([(name, pa.int64()) for name in names])
-    files = [str(folder / batch.file) for batch in batches if batch.rows]
+    files = [str(batch.path) for batch in batches if batch.rows]
     data = pads.dataset(files, schema=schema, format="parquet", filesystem=LocalFileSystem())
     post = pads.field(_POST)
     total, rest = 0, schema.empty_table()
@@ -686,7 +678,6 @@ def download_synapses(
     batch: int | None = None,
     workers: int = 3,
     progress: bool = True,
-    cancel: threading.Event | None = None,
 ) -> SynapseSet:
     """Download all synapses from the roots `pre` onto the roots `post`.
 
@@ -697,24 +688,20 @@ def download_synapses(
         if value is not None:
             whole_number(name, value, 1)
     request = make_request(service.datastack, service.version, table, pre, post, positions)
-    result = SynapseSet(folder, request.key)
-    if result.is_complete:
-        logger.info("synapses of %s are already in %s", request.key, folder)
-        return result
-    target = RequestFolder(folder, request.key)
+    target = RequestFolder(folder, request)
     with target.locked():
-        if result.is_complete:  # completed by another process while this one waited
-            return result
-        stamp = {"timestamp": service.timestamp()}
-        strategy = target.strategy(request, stamp)
-        if strategy is None:
+        if target.is_complete:  # perhaps by another thread, while this one waited
+            logger.info("synapses of %s are already in %s", request.key, folder)
+            return SynapseSet(folder, request.key)
 
-            def count(filters: Mapping[Side, np.ndarray]) -> int:
-                by_column = {_ROOT_COLUMN[side]: ids.tolist() for side, ids in filters.items()}
-                return service.count(table, by_column)
+        def count(filters: Mapping[Side, np.ndarray]) -> int:
+            by_column = {_ROOT_COLUMN[side]: ids.tolist() for side, ids in filters.items()}
+            return service.count(table, by_column)
 
-            strategy = choose_strategy(request.pre, request.post, count)
-            target.begin(request, stamp, strategy)
+        strategy = target.begin(
+            {"timestamp": service.timestamp()},
+            lambda: choose_strategy(request.pre, request.post, count),
+        )
         plan = SynapsePlan(
             1 if strategy.side is None else len(getattr(request, strategy.side)),
             rows=strategy.rows,
@@ -722,163 +709,152 @@ def download_synapses(
             batch=batch,
             done=[finished.piece for finished in target.batches()],
         )
-        _Download(service, request, target, strategy, plan).run(workers, progress, cancel)
-        batches = target.batches()
-        if left := open_pieces(plan.n_ids, [finished.piece for finished in batches]):
-            raise IncompleteDownloadError(
-                f"{len(left)} batches of {request.key} in {target.directory} are missing or have "
-                "changed since they were written: check the disk, and run the same again"
-            )
-        target.finish(request, stamp, batches)
-    return result
+        _fetch_all(service, target, strategy, plan, workers, progress)
+        return target.finish(plan.n_ids)
 
 
-@dataclass
-class _Download:
-    """State shared by the threads of one download."""
+class _Split(NamedTuple):
+    """Parts of a piece whose answer would be, or was, truncated."""
 
-    service: CaveSource
-    request: SynapseRequest
-    folder: RequestFolder
-    strategy: Strategy
-    plan: SynapsePlan
-    stopped: threading.Event = field(default_factory=threading.Event)
-    error: BaseException | None = None
-    pairs: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    parts: list[Piece]
+    limit: int | None = None  # the row limit, if an answer has shown it
 
-    def run(self, workers: int, progress: bool, cancel: threading.Event | None) -> None:
-        """Fetch every open piece into the folder, several at a time.
 
-        If one thread fails, the caller is interrupted or `cancel` is set, the others finish their
-        current query, for which this waits at most two seconds.
-        """
-        plan = self.plan
-        logger.info(
-            "synapses of %s: %d of %d roots are done; querying by %s",
-            self.request.key,
-            plan.ids_done,
-            plan.n_ids,
-            self.strategy.side or "synapse id",
-        )
-        bar = tqdm(
-            total=plan.n_ids,
-            initial=plan.ids_done,
-            desc="synapses",
-            unit="root",
-            disable=hide_bar(progress),
-        )
+class _Rows(NamedTuple):
+    """The synapses of a piece."""
 
-        def show() -> None:
-            bar.set_postfix_str(f"{plan.rows_done:,} synapses, {self.pairs:,} pairs", refresh=False)
-            bar.update(plan.ids_done - bar.n)
+    rows: pa.Table
+    answered: int  # rows of the answer, of which those of other roots are left out
+    resolution_nm: Sequence[float] | None
 
-        def check_cancelled() -> None:
-            if cancel is not None and cancel.is_set():
-                raise IncompleteDownloadError(
-                    f"the download of {self.request.key} was cancelled after {plan.ids_done} "
-                    "roots: run the same again to continue"
-                )
 
-        # Daemons: the threads of a pool would keep the interpreter alive until their last answer.
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
-        with bar:
+def _fetch_all(
+    service: CaveSource,
+    folder: RequestFolder,
+    strategy: Strategy,
+    plan: SynapsePlan,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Fetch every open piece into the folder, several at a time.
+
+    Threads only query; this one plans and writes. If a query fails or the caller is interrupted,
+    it waits at most two seconds for the other answers.
+    """
+    tasks: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[tuple[Piece, Any]] = queue.SimpleQueue()
+    stopped, n_waiting = threading.Event(), 0
+
+    def work() -> None:
+        while (piece := tasks.get()) is not None:
             try:
-                check_cancelled()
-                for thread in threads:
-                    thread.start()
-                while not self.stopped.wait(_TICK):
-                    show()
-                    check_cancelled()
-            finally:
-                self.stopped.set()
-                plan.stop()
-                until = time.monotonic() + _GRACE
-                for thread in threads:
-                    if thread.ident is not None:
-                        thread.join(max(0.0, until - time.monotonic()))
-                show()
-        if self.error is not None:
-            self.error.add_note(
-                f"{plan.ids_done} of {plan.n_ids} roots are kept in {self.folder.directory}; run "
-                "the same download_synapses again to continue"
-            )
-            raise self.error
+                answer: Any = _fetch(service, folder.query, strategy, plan.limit, piece, stopped)
+            except BaseException as error:
+                answer = error
+            answers.put((piece, answer))
 
-    def _work(self) -> None:
-        """Fetch pieces until none is left, or something fails."""
+    def take(timeout: float) -> None:
+        nonlocal n_waiting
+        piece, answer = answers.get(timeout=timeout)
+        n_waiting -= 1
+        if isinstance(answer, BaseException):
+            raise answer
+        if isinstance(answer, _Split):
+            plan.split(piece, *answer)
+        else:
+            folder.commit(piece, *answer)
+            pairs = answer.rows.group_by([_PRE, _POST]).aggregate([]).num_rows
+            plan.finish(piece, answer.rows.num_rows, answer.answered, pairs)
+
+    def show() -> None:
+        bar.set_postfix_str(f"{plan.rows_done:,} synapses, {plan.pairs_done:,} pairs", False)
+        bar.update(plan.ids_done - bar.n)
+
+    side = strategy.side or "synapse id"
+    done = f"{plan.ids_done} of {plan.n_ids} roots"
+    logger.info("synapses of %s: %s are done; querying by %s", folder.key, done, side)
+    # Daemons: the threads of a pool would keep the interpreter alive until their last answer.
+    for _ in range(workers):
+        threading.Thread(target=work, daemon=True).start()
+    options = {"total": plan.n_ids, "initial": plan.ids_done}
+    with progress_bar(progress, "synapses", "root", **options) as bar:
         try:
-            while (piece := self.plan.next()) is not None:
-                self._fetch(piece)
+            while True:
+                while n_waiting < workers and (piece := plan.next()) is not None:
+                    tasks.put(piece)
+                    n_waiting += 1
+                if not n_waiting:
+                    break
+                with contextlib.suppress(queue.Empty):
+                    take(_TICK)
+                show()
         except BaseException as error:
-            with self.lock:
-                # Failures after the stop are not the reason for it.
-                if not self.stopped.is_set():
-                    self.error = error
-                    self.stopped.set()
-        self.stopped.set()
-        self.plan.stop()
+            stopped.set()
+            until = time.monotonic() + _GRACE
+            while n_waiting and (left := until - time.monotonic()) > 0:
+                with contextlib.suppress(Exception):  # it is not the reason for the stop
+                    take(left)
+            error.add_note(
+                f"{plan.ids_done} of {plan.n_ids} roots are kept in {folder.directory}; run the "
+                "same download_synapses again to continue"
+            )
+            raise
+        finally:
+            for _ in range(workers):
+                tasks.put(None)
+            show()
 
-    def _fetch(self, piece: Piece) -> None:
-        """Query one piece until the row count matches, and commit it; or split it."""
-        request, side, limit = self.request, self.strategy.side, self.plan.limit
-        # The ids sent with the query; those of the other side are always applied to its rows too.
-        within: dict[str, np.ndarray] = {}
-        other_ids = None
-        if side is not None:
-            other: Side = "pre" if side == "post" else "post"
-            within[_ROOT_COLUMN[side]] = getattr(request, side)[piece.start : piece.stop]
-            other_ids = getattr(request, other)
-            if other_ids is not None and self.strategy.sends_other(limit):
-                within[_ROOT_COLUMN[other]] = other_ids
-        filters: dict[str, Any] = {"filter_in": {name: i.tolist() for name, i in within.items()}}
-        if piece.is_range:
-            filters["filter_range"] = {"id": (piece.id_from, piece.id_below)}
-        selected = [*request.columns[:4], *([POSITION] if request.positions else [])]
 
-        def ask() -> tuple[pa.Table, Sequence[float] | None] | None:
-            if self.stopped.is_set():
-                raise IncompleteDownloadError("the download was stopped")
-            n_expected = self.service.count(request.table, **filters)
-            if n_expected > limit and len(piece) > 1:
-                parts = math.ceil(n_expected / max(1, limit // 2))
-                self.plan.split(piece, split_ids(piece, parts))
-                return None
-            answer = self.service.query(request.table, select_columns=selected, **filters)
-            rows = sorted_synapses(integer_columns(answer.table, request.columns))
-            n = rows.num_rows
-            matches = _are_within(rows, within, piece)
-            if not matches.all():
-                n_wrong = int((~matches).sum())
-                raise BadAnswer(f"{n_wrong} of {n} synapses do not match the query")
-            if n == n_expected:
-                return rows, answer.resolution_nm
-            if answer.limited_to is not None and n < n_expected:
-                n_parts = math.ceil(n_expected / max(1, answer.limited_to // 2))
-                split = (
-                    split_ids(piece, n_parts)
-                    if len(piece) > 1
-                    else split_synapses(piece, rows["id"].to_numpy(), n_parts)
-                )
-                if split:
-                    self.plan.split(piece, split, answer.limited_to)
-                    return None
-            raise BadAnswer(f"{n} synapses arrived, but the service counts {n_expected}")
+def _fetch(
+    service: CaveSource,
+    request: SynapseRequest,
+    strategy: Strategy,
+    limit: int,
+    piece: Piece,
+    stopped: threading.Event,
+) -> _Rows | _Split:
+    """Query one piece until the row count matches, or its answer would be truncated."""
+    side = strategy.side
+    # The ids sent with the query; those of the other side are always applied to its rows too.
+    within: dict[str, np.ndarray] = {}
+    other_ids = None
+    if side is not None:
+        other: Side = "pre" if side == "post" else "post"
+        within[_ROOT_COLUMN[side]] = getattr(request, side)[piece.start : piece.stop]
+        other_ids = getattr(request, other)
+        if other_ids is not None and strategy.sends_other(limit):
+            within[_ROOT_COLUMN[other]] = other_ids
+    filters: dict[str, Any] = {"filter_in": {name: i.tolist() for name, i in within.items()}}
+    if piece.is_range:
+        filters["filter_range"] = {"id": (piece.id_from, piece.id_below)}
+    selected = [*request.columns[:4], *([POSITION] if request.positions else [])]
 
-        what = f"{request.table}, " + (f"{len(piece)} {side} roots" if side else "all")
-        what += f", synapses {piece.id_from} to {piece.id_below}" if piece.is_range else ""
-        found = attempt(self.service.retry, ask, what, at_most=_ATTEMPTS)
-        if found is None:
-            return
-        rows, resolution = found
-        answered = rows.num_rows
-        if other_ids is not None:
-            rows = rows.filter(_among(rows[_ROOT_COLUMN[other]], other_ids))
-        if self.folder.commit(piece, rows, answered, resolution) is not None:
-            pairs = rows.group_by([_PRE, _POST]).aggregate([]).num_rows
-            with self.lock:
-                self.pairs += pairs
-            self.plan.finish(piece, rows.num_rows, answered)
+    def ask() -> _Rows | _Split:
+        if stopped.is_set():
+            raise IncompleteDownloadError("the download was stopped")
+        n_expected = service.count(request.table, **filters)
+        if n_expected > limit and len(piece) > 1:
+            return _Split(split_ids(piece, math.ceil(n_expected / max(1, limit // 2))))
+        answer = service.query(request.table, select_columns=selected, **filters)
+        rows = sorted_synapses(integer_columns(answer.table, request.columns))
+        n = rows.num_rows
+        if n_wrong := n - int(_are_within(rows, within, piece).sum()):
+            raise BadAnswer(f"{n_wrong} of {n} synapses do not match the query")
+        if n == n_expected:
+            if other_ids is not None:
+                rows = rows.filter(_among(rows[_ROOT_COLUMN[other]], other_ids))
+            return _Rows(rows, n, answer.resolution_nm)
+        if answer.limited_to is not None and n < n_expected:
+            n_parts = math.ceil(n_expected / max(1, answer.limited_to // 2))
+            if len(piece) > 1:
+                return _Split(split_ids(piece, n_parts), answer.limited_to)
+            if parts := split_synapses(piece, rows["id"].to_numpy(), n_parts):
+                return _Split(parts, answer.limited_to)
+        raise BadAnswer(f"{n} synapses arrived, but the service counts {n_expected}")
+
+    what = f"{request.table}, " + (f"{len(piece)} {side} roots" if side else "all")
+    what += f", synapses {piece.id_from} to {piece.id_below}" if piece.is_range else ""
+    return attempt(service.retry, ask, what, at_most=_ATTEMPTS)
 
 
 def _among(column: pa.ChunkedArray, ids: np.ndarray) -> pa.ChunkedArray:

@@ -28,7 +28,7 @@ from isal.igzip_lib import IsalError
 
 from microns_xr.columns import tidy_columns
 from microns_xr.errors import IncompleteDownloadError, SourceError, is_shortage, warn_user
-from microns_xr.files import new_file, read_json, write_file
+from microns_xr.files import new_file, read_json, write_json
 from microns_xr.frames import RESOLUTION
 
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet", ".feather")
@@ -136,10 +136,8 @@ def require_table_name(name: str) -> str:
 
 def plain_types(table: pa.Table) -> pa.Table:
     """Widen every column to one type per kind, so that equal values are bit-identical."""
-    columns = zip(table.column_names, table.columns, strict=True)
-    return pa.Table.from_arrays(
-        [_plain(column, name) for name, column in columns], names=table.column_names
-    )
+    columns = list(map(_plain, table.columns, table.column_names))
+    return pa.Table.from_arrays(columns, names=table.column_names)
 
 
 def _plain(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
@@ -165,12 +163,9 @@ def _plain(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """Return an Arrow table as a DataFrame, with the dtypes of `read_table_file`."""
+    columns = map(_to_series, table.columns, table.column_names)
     # By position: names may repeat.
-    columns = {
-        i: _to_series(column, name)
-        for i, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True))
-    }
-    frame = pd.DataFrame(columns, index=pd.RangeIndex(table.num_rows))
+    frame = pd.DataFrame(dict(enumerate(columns)), index=pd.RangeIndex(table.num_rows))
     frame.columns = pd.Index(table.column_names)
     return frame
 
@@ -201,13 +196,15 @@ def _to_series(column: pa.ChunkedArray, name: str) -> pd.Series:
 # ----------------------------------------------------------------------------------------- files
 
 
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def table_stem(path: Path) -> str | None:
     """Return the table name of a file, or None if the file is not a table."""
-    for suffix in sorted(TABLE_SUFFIXES, key=len, reverse=True):
-        stem = path.name.removesuffix(suffix)
-        if stem != path.name and stem and not stem.startswith("."):
-            return stem
-    return None
+    stems = (path.name.removesuffix(suffix) for suffix in TABLE_SUFFIXES)
+    return next((stem for stem in stems if stem not in ("", path.name) and stem[0] != "."), None)
 
 
 def read_table_file(path: str | Path) -> pd.DataFrame:
@@ -242,10 +239,9 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
     except (pa.ArrowException, *DAMAGED, ValueError) as error:
         if isinstance(error, SourceError) or is_shortage(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(
-            f"{path} cannot be read ({reason}): it is damaged, cut short or in another format than "
-            "its suffix says; fetch or write it again"
+            f"{path} cannot be read ({reason_of(error)}): it is damaged, cut short or in another "
+            "format than its suffix says; fetch or write it again"
         ) from error
 
 
@@ -351,7 +347,7 @@ def write_table_file(frame: pd.DataFrame, path: str | Path) -> Path:
                 pa.csv.write_csv(table, part, pa.csv.WriteOptions(quoting_style="needed"))
                 stated, side = frame.attrs.get(RESOLUTION), side_file(path)
                 if stated is not None:
-                    write_file(side, json.dumps({RESOLUTION: stated}) + "\n")
+                    write_json(side, {RESOLUTION: stated})
                 elif set(read_json(side)) == {RESOLUTION}:
                     side.unlink()
             else:

@@ -94,8 +94,7 @@ def test_kill_at_every_operation_on_files(tmp_path, processes, monkeypatch):
             break
         assert process.exitcode == -signal.SIGKILL
         state = SynapseSet(folder, clean.key)
-        kept = folder / clean.key / "manifest.jsonl"
-        n_kept = len(kept.read_text().splitlines()) if kept.exists() else 0
+        n_kept = len(list((folder / clean.key).glob("[0-9]*.parquet")))
         was_complete = state.is_complete
         # Whatever is there under its own name is whole.
         if state.path.exists():
@@ -105,4 +104,4 @@ def test_kill_at_every_operation_on_files(tmp_path, processes, monkeypatch):
         assert len(service.queries) == (0 if was_complete else 3 - n_kept)
         assert found.path.read_bytes() == clean.path.read_bytes()
         assert not list(folder.rglob("*.tmp"))
-    assert number > 20
+    assert number > 15

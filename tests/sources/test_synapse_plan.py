@@ -1,7 +1,6 @@
 """The plan of a download of synapses: what is open, what is next, who filters."""
 
 import itertools
-import threading
 
 import numpy as np
 import pytest
@@ -154,23 +153,12 @@ def test_a_root_is_done_when_all_its_ranges_are():
     assert plan.next() is None
 
 
-def test_threads_wait_for_what_may_be_split():
+def test_what_is_split_comes_after_nothing_was_open():
     plan = SynapsePlan(2, rows=0, ids=1)
     only = plan.next()
-    got = []
-    thread = threading.Thread(target=lambda: got.append(plan.next()))
-    thread.start()
-    thread.join(0.05)
-    assert thread.is_alive()
-    plan.split(only, split_ids(only, 2))
-    thread.join(5)
-    assert got == [Piece(0, 1)]
-    waiting = threading.Thread(target=lambda: got.append(plan.next() and plan.next()))
-    waiting.start()
-    plan.stop()
-    waiting.join(5)
-    assert got[-1] is None
     assert plan.next() is None
+    plan.split(only, split_ids(only, 2))
+    assert [plan.next(), plan.next(), plan.next()] == [Piece(0, 1), Piece(1, 2), None]
 
 
 @settings(max_examples=30, deadline=None)
@@ -178,24 +166,18 @@ def test_threads_wait_for_what_may_be_split():
 def test_every_root_is_handed_out_once(n, workers, seed):
     random = np.random.default_rng(seed)
     plan = SynapsePlan(n, rows=10, ids=10, batch=17)
-    done, lock = [], threading.Lock()
-
-    def work():
-        while (piece := plan.next()) is not None:
-            with lock:
-                split = len(piece) > 1 and random.random() < 0.3
-            if split:
-                plan.split(piece, split_ids(piece, 3))
-            else:
-                with lock:
-                    done.append(piece)
-                plan.finish(piece, 1, 1)
-
-    threads = [threading.Thread(target=work) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
+    done, in_flight = [], []
+    while True:
+        while len(in_flight) < workers and (piece := plan.next()) is not None:
+            in_flight.append(piece)
+        if not in_flight:
+            break
+        piece = in_flight.pop(random.integers(len(in_flight)))
+        if len(piece) > 1 and random.random() < 0.3:
+            plan.split(piece, split_ids(piece, 3))
+        else:
+            done.append(piece)
+            plan.finish(piece, 1, 1)
     assert (covers(done, n) == 1).all()
     assert plan.ids_done == n
 

@@ -16,24 +16,29 @@
   }
 
   // Data: a header in JSON, then arrays, whose bytes of equal significance are together.
-  const text = atob($("data").textContent), packed = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
-  let at = 4 + new DataView(bytes.buffer).getUint32(0, true);
-  const D = JSON.parse(new TextDecoder().decode(bytes.subarray(4, at))), A = {};
-  const TYPES = { u1: Uint8Array, u4: Uint32Array, i4: Int32Array, i8: BigInt64Array, f4: Float32Array };
-  for (const [name, type, n] of D.arrays) {
-    const values = A[name] = new TYPES[type](n), out = new Uint8Array(values.buffer);
-    const size = values.BYTES_PER_ELEMENT;
-    for (let b = 0; b < size; b++) for (let i = 0, j = b; i < n; i++, j += size) out[j] = bytes[at++];
+  const A = {}, TYPES = { u1: Uint8Array, u4: Uint32Array, i4: Int32Array, i8: BigInt64Array, f4: Float32Array };
+  async function unpack(id) {
+    const text = atob($(id).textContent), packed = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+    let at = 4 + new DataView(bytes.buffer).getUint32(0, true);
+    const header = JSON.parse(new TextDecoder().decode(bytes.subarray(4, at)));
+    for (const [name, type, n] of header.arrays) {
+      const values = A[name] = new TYPES[type](n), out = new Uint8Array(values.buffer);
+      const size = values.BYTES_PER_ELEMENT;
+      for (let b = 0; b < size; b++) for (let i = 0, j = b; i < n; i++, j += size) out[j] = bytes[at++];
+    }
+    return header;
   }
+  const D = await unpack("data");
   performance.mark("unpacked");
   const N = A.nucleus_id.length, V = D.variables;
   V.forEach((v) => { v.values = A[v.array]; v.hidden = new Set(); });
   // Pairs by post neuron, as they come, and the order that sorts them by pre neuron.
   let inputs, outputs;
-  if (D.connections) {
+  async function unpackPairs() {
+    await unpack("pairs");
     const n = A.pre_steps.length, pre = new Uint32Array(n), post = new Uint32Array(n);
     const starts = [new Uint32Array(N + 1), new Uint32Array(N + 1)], byPre = new Uint32Array(n);
     for (let i = 0, k = 0; i < N; i++) {
@@ -282,7 +287,7 @@
     if (has) fact(D.has_depth ? "depth" : "y", Number.isFinite(A.y[i]) ? `${say(A.y[i])} µm` : "not measured");
     V.forEach((v) => fact(v.name, value(v, i)));
     if (has) marks[2].data_source.data = { x: [A[S.view[0]][i]], y: [A[S.view[1]][i]], s: [20] };
-    if (!D.connections) return;
+    if (!inputs) return; // none, or not unpacked yet, after which this is drawn again
     const v = grouping(), chart = make(box, "div", "", "figure"), side = make(box, "div", "", "partners"), counts = [];
     const both = [["in", "inputs", inputs(i), A.in_degree[i]], ["out", "outputs", outputs(i), A.out_degree[i]]];
     both.forEach(([cls, name, pairs, n], s) => {
@@ -425,9 +430,10 @@
   fit();
   redraw();
   $("state").hidden = true;
-  // Let the browser show the cells before the rest is drawn.
+  // Let the browser show the cells before the rest is unpacked and drawn.
   await new Promise((done) => { requestAnimationFrame(() => setTimeout(done)); });
   performance.mark("cells");
+  if (D.connections) await unpackPairs();
   drawNeuron();
   if (groups) await show(groups, "groups");
   for (const name in curves) await show(curves[name].fig, name);

@@ -50,6 +50,7 @@ _FIRST = (
     *("axon_completeness", "tuning_type"),
 )
 _IDS = ("nucleus_id", "pt_root_id", "session", "scan_idx", "unit_id")
+_PAIRS = ("n_listed", "pre_steps", "weight", "synapse_count")
 _MAX_WORDS = 40
 _SCOPES = {
     "complete": "complete: a pair that is not listed has no synapse",
@@ -123,6 +124,7 @@ def to_html(
         parts[name] = (node.to_dataset() if isinstance(node, xr.DataTree) else node).compute()
     require(parts.get("units"), ("nucleus_id",), "units", _FROM)
     header, arrays = _content(parts, getattr(tree, "attrs", {}), max_connections)
+    pairs = {name: arrays.pop(name) for name in _PAIRS if name in arrays}
     files = resources.files(__package__)
     code = {name: (files / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     page = (files / "page.html").read_text(encoding="utf-8")
@@ -131,14 +133,15 @@ def to_html(
         "CODE": code["js"],
         "LIBRARY": "\n".join(library.js_raw),
         # Text of the user is only in here, and in the title.
-        "DATA": base64.b64encode(_packed(header, arrays)).decode(),
+        "DATA": _packed(header, arrays),
+        "PAIRS": _packed({}, pairs),  # apart, since cells are drawn before they are unpacked
         "TITLE": html.escape(header["title"]),
     }.items():
         page = page.replace(f"%{mark}%", text, 1)
     write_file(Path(path), page)
 
 
-def _packed(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
+def _packed(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
     """Compress the header (length as uint32, then JSON) and the arrays after it.
 
     The first bytes of all values come first, then the second ones: they compress better.
@@ -150,7 +153,7 @@ def _packed(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
         for a in arrays.values()
     )
     content = b"".join([len(head).to_bytes(4, "little"), head, *planes])
-    return gzip.compress(content, 6, mtime=0)
+    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 
 def _content(

@@ -16,6 +16,7 @@ from docutils import nodes
 from numpydoc.xref import DEFAULT_LINKS
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx_gallery.sorting import ExplicitOrder
 
 import microns_xr as mx
 from microns_xr.releases import release_spec
@@ -60,10 +61,14 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # tests run the notebooks; the site shows their committed outputs
 
+reference = Path(__file__).parents[1].joinpath("api.rst").read_text(encoding="utf-8")
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "generated/gallery",
     "filename_pattern": "",
+    "within_subsection_order": ExplicitOrder(
+        [f"plot_{name}.py" for name in re.findall(r"^ +plot\.(\w+)$", reference, re.MULTILINE)]
+    ),
     "backreferences_dir": "generated/backreferences",  # pictures on the page of each function
     "doc_module": ("microns_xr",),
     "reference_url": {"microns_xr": None},
@@ -95,6 +100,7 @@ html_sourcelink_suffix = ""  # the source of a notebook's page is the notebook
 # No repository is stated in pyproject.toml: edit links appear where GitHub says which one it is.
 owner, _, repository = os.environ.get("GITHUB_REPOSITORY", "").partition("/")
 html_context = {
+    "default_mode": "auto",  # light or dark, as the browser is set
     "github_user": owner,
     "github_repo": repository,
     "github_version": "main",
@@ -107,6 +113,7 @@ html_theme_options = {
         **{page: ["page-toc", "edit-this-page", "sourcelink"] for page in ("[!g]*", "guide")},
         "generated/**": ["page-toc"],
     },
+    "pygments_dark_style": "github-dark",  # where comments are fainter than code
     "navigation_with_keys": False,
     "show_toc_level": 2,
     "footer_start": ["copyright"],

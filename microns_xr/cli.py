@@ -372,7 +372,9 @@ def download(
         str | None,
         typer.Option(help="Also synapses onto: a file of ids, conditions like layer=L4, or all."),
     ] = None,
-    positions: Annotated[bool, typer.Option(help="Include positions of synapses.")] = False,
+    positions: Annotated[
+        bool, typer.Option("--positions", help="Include positions of synapses.")
+    ] = False,
     datastack: Annotated[str, typer.Option(help="Name of the datastack.")] = "minnie65_public",
     server: Annotated[str | None, typer.Option(help="Address of another CAVE service.")] = None,
     archive_url: Annotated[str | None, typer.Option(help="Folder of another archive.")] = None,
@@ -490,13 +492,16 @@ def ingest(
         Keep, typer.Option(help="pre, post: also synapses with a unit only at that end.")
     ] = Keep.both,
     positions: Annotated[
-        bool, typer.Option(help="Include single synapses and their positions.")
+        bool, typer.Option("--positions", help="Include single synapses and their positions.")
     ] = False,
     scope: Annotated[
         Scope, typer.Option(help="What the files cover; complete: the whole table of the release.")
     ] = Scope.unknown,
     count_bad_lines: Annotated[
-        bool, typer.Option(help="Leave out lines that cannot be read, and count them.")
+        bool,
+        typer.Option(
+            "--count-bad-lines", help="Leave out lines that cannot be read, and count them."
+        ),
     ] = False,
     datastack: Datastack = None,
     overwrite: Overwrite = False,
@@ -727,41 +732,44 @@ def view(
 
 
 class Picture(StrEnum):
-    """Which picture."""
+    """Which picture: the functions of `mx.plot`."""
 
-    depth = "depth"
-    cells = "cells"
-    connectivity = "connectivity"
-    probability = "probability"
-    like_to_like = "like-to-like"
-    tuning = "tuning"
-    orientations = "orientations"
-    currents = "currents"
-    degrees = "degrees"
-    adjacency = "adjacency"
-    partners = "partners"
-    weights = "weights"
-    aligned = "aligned"
-    summary = "summary"
+    adjacency_matrix = "adjacency_matrix"
+    aligned_currents = "aligned_currents"
+    cells_in_space = "cells_in_space"
+    connection_probability = "connection_probability"
+    connectivity_matrix = "connectivity_matrix"
+    currents_by_angle = "currents_by_angle"
+    degree_distribution = "degree_distribution"
+    depth_profile = "depth_profile"
+    like_to_like = "like_to_like"
+    partners_in_space = "partners_in_space"
+    preferred_orientations = "preferred_orientations"
+    release_summary = "release_summary"
+    tuning_curve = "tuning_curve"
+    weight_distribution = "weight_distribution"
 
 
 # The pictures that each option applies to.
 _PICTURES = {
     "by": (
-        Picture.depth, Picture.cells, Picture.connectivity, Picture.probability,
-        Picture.orientations, Picture.currents, Picture.like_to_like, Picture.adjacency,
+        Picture.depth_profile, Picture.cells_in_space, Picture.connectivity_matrix,
+        Picture.connection_probability, Picture.preferred_orientations, Picture.currents_by_angle,
+        Picture.like_to_like, Picture.adjacency_matrix,
     ),
     "variable": (
-        Picture.cells, Picture.connectivity, Picture.degrees, Picture.tuning,
-        Picture.orientations, Picture.currents, Picture.like_to_like, Picture.adjacency,
-        Picture.weights, Picture.aligned,
+        Picture.cells_in_space, Picture.connectivity_matrix, Picture.degree_distribution,
+        Picture.tuning_curve, Picture.preferred_orientations, Picture.currents_by_angle,
+        Picture.like_to_like, Picture.adjacency_matrix, Picture.weight_distribution,
+        Picture.aligned_currents,
     ),
-    "axes": (Picture.cells, Picture.partners),
-    "distance": (Picture.probability,),
-    "pre": (Picture.connectivity, Picture.probability, Picture.like_to_like),
-    "post": (Picture.connectivity, Picture.probability, Picture.like_to_like),
-    "presynaptic": (Picture.connectivity, Picture.probability, Picture.like_to_like),
-    "nucleus_id": (Picture.tuning, Picture.partners),
+    "axes": (Picture.cells_in_space, Picture.partners_in_space),
+    "distance": (Picture.connection_probability,),
+    **dict.fromkeys(
+        ("pre", "post", "presynaptic"),
+        (Picture.connectivity_matrix, Picture.connection_probability, Picture.like_to_like),
+    ),
+    "nucleus_id": (Picture.tuning_curve, Picture.partners_in_space),
     "null": (Picture.like_to_like,),
 }  # fmt: skip
 
@@ -774,13 +782,15 @@ def _require_effect(what: Picture, passed: Mapping[str, Any]) -> None:
                 f"--{name.replace('_', '-')} has no effect on {what}: it applies to "
                 f"{', '.join(pictures)}"
             )
-    if what is Picture.cells and {"by", "variable"} <= set(passed):
+    if what is Picture.cells_in_space and {"by", "variable"} <= set(passed):
         raise SchemaError("--by and --variable both colour the cells: give one of them")
     if what is Picture.like_to_like and "by" in passed and not passed.get("null"):
         raise SchemaError(
-            "--by has no effect on like-to-like without --null, whose permutations it groups"
+            "--by has no effect on like_to_like without --null, whose permutations it groups"
         )
-    of_probability = what is not Picture.connectivity or passed.get("variable") == "probability"
+    of_probability = (
+        what is not Picture.connectivity_matrix or passed.get("variable") == "probability"
+    )
     if "presynaptic" in passed and not of_probability:
         raise SchemaError("--presynaptic has no effect without --variable probability")
 
@@ -789,7 +799,7 @@ def _require_effect(what: Picture, passed: Mapping[str, Any]) -> None:
 def plot(
     context: typer.Context,
     store: Store,
-    what: Annotated[Picture, typer.Argument(help="Which picture.")],
+    what: Annotated[Picture, typer.Argument(metavar="PICTURE", help="Which picture, as above.")],
     out: Annotated[Path, typer.Option(help="FILE.png, FILE.pdf or FILE.svg.")],
     by: Annotated[
         str | None,
@@ -800,33 +810,40 @@ def plot(
         typer.Option(help="Variable to draw: mean_size, probability, pref_dir, rate_dir, ..."),
     ] = None,
     axes: Annotated[
-        str, typer.Option(help="cells, partners: horizontal and vertical axis.")
+        str, typer.Option(help="cells_in_space, partners_in_space: horizontal and vertical axis.")
     ] = "xy",
     distance: Annotated[
-        str, typer.Option(help="probability: START:STOP:STEP in µm, lateral distance.")
+        str, typer.Option(help="connection_probability: START:STOP:STEP in µm, lateral distance.")
     ] = "0:400:50",
     pre: Annotated[
         str | None,
         typer.Option(
-            help="connectivity, probability, like-to-like: presynaptic neurons, a file of nucleus "
-            "ids, conditions like layer=L4, or all; if the scope is unknown, those that were "
-            "asked for."
+            help="connectivity_matrix, connection_probability, like_to_like: presynaptic neurons, "
+            "a file of nucleus ids, conditions like layer=L4, or all; if the scope is unknown, "
+            "those that were asked for."
         ),
     ] = None,
     post: Annotated[str | None, typer.Option(help="The same for postsynaptic neurons.")] = None,
     presynaptic: Annotated[
         str, typer.Option(help="Which axons are complete enough: extended, full, clean, all.")
     ] = "extended",
-    nucleus_id: Annotated[int | None, typer.Option(help="tuning, partners: the neuron.")] = None,
+    nucleus_id: Annotated[
+        int | None, typer.Option(help="tuning_curve, partners_in_space: the neuron.")
+    ] = None,
     null: Annotated[
-        int, typer.Option(help="like-to-like: number of permutations of the angles.", min=0)
+        int, typer.Option(help="like_to_like: number of permutations of the angles.", min=0)
     ] = 0,
 ) -> None:
     """Draw a picture of a store.
 
-    depth, cells, partners: positions of cells. connectivity, adjacency, probability, degrees,
-    weights: connections. tuning, orientations, currents, aligned, like-to-like: function.
-    summary: cells, connections and currents in one figure.
+    PICTURE is the name of a function of `mx.plot` in Python:
+
+    - positions of cells: depth_profile, cells_in_space, partners_in_space
+    - connections: connectivity_matrix, adjacency_matrix, connection_probability,
+      degree_distribution, weight_distribution
+    - function: tuning_curve, preferred_orientations, currents_by_angle, aligned_currents,
+      like_to_like
+    - cells, connections and currents in one figure: release_summary
     """
     suffixes = (".png", ".pdf", ".svg")
     if out.suffix not in suffixes:
@@ -844,11 +861,11 @@ def plot(
     tree = mx.open_store(store, lazy=True)
     if by is not None and "units" in tree.children:
         known = [str(n) for n, v in tree["units"].variables.items() if v.dims == ("nucleus_id",)]
-        more = ("pref_ori", "pref_dir", *(["depth"] if what is Picture.adjacency else []))
+        more = ("pref_ori", "pref_dir", *(["depth"] if what is Picture.adjacency_matrix else []))
         if by not in (*known, *more):
             raise unknown_label("--by is", by, known, error=SchemaError)
     release = _release_text(tree.attrs)
-    if what is Picture.summary:
+    if what is Picture.release_summary:
         pairs = tree if "connectivity" in tree.children else None
         figure = Figure(figsize=(12, 9), layout="constrained")
         mx.plot.release_summary(_read(tree, "units"), _layers(tree), pairs, figure=figure)
@@ -856,31 +873,31 @@ def plot(
         typer.echo(f"written       {out}")
         return
     # Not a pyplot figure, which pyplot would keep.
-    projection = "polar" if what is Picture.orientations else None
+    projection = "polar" if what is Picture.preferred_orientations else None
     ax = Figure(layout="constrained").add_subplot(projection=projection)
     right_up: Any = tuple(axes)
     match what:
-        case Picture.depth:
+        case Picture.depth_profile:
             units = _read(tree, "units")
             mx.plot.depth_profile(units, _layers(tree), by=by or "layer", ax=ax)
-        case Picture.cells:
+        case Picture.cells_in_space:
             colour = by or variable or "cell_type"
             units = with_angle(_read(tree, "units"), colour)
             mx.plot.cells_in_space(units, colour, axes=right_up, layers=_layers(tree), ax=ax)
-        case Picture.connectivity:
+        case Picture.connectivity_matrix:
             _draw_connectivity(
                 tree, by or "cell_type", variable or "n_connections", presynaptic, between, ax
             )
-        case Picture.adjacency:
+        case Picture.adjacency_matrix:
             _require_groups(tree, "connectivity")
             units = with_angle(_read(tree, "units"), by or "")
             mx.plot.adjacency_matrix(tree, units, by, weight=variable, ax=ax)
-        case Picture.partners:
+        case Picture.partners_in_space:
             _draw_partners(tree, nucleus_id, right_up, ax)
-        case Picture.weights:
+        case Picture.weight_distribution:
             _require_groups(tree, "connectivity")
             mx.plot.weight_distribution(tree, variable, ax=ax)
-        case Picture.probability:
+        case Picture.connection_probability:
             probability = mx.analysis.connection_probability(
                 _read(tree, "connectivity"),
                 _neurons(tree),
@@ -890,23 +907,23 @@ def plot(
                 **between,
             )
             mx.plot.connection_probability(probability, ax=ax)
-        case Picture.degrees:
+        case Picture.degree_distribution:
             _require_groups(tree, "connectivity")
             names = (variable,) if variable else ("out_degree", "in_degree")
             degrees = _of_neurons(tree, mx.degrees(tree)).compute()
             mx.plot.degree_distribution(degrees, names, ax=ax)
-        case Picture.tuning:
+        case Picture.tuning_curve:
             _draw_tuning(_read(tree, "units"), variable or "rate_dir", nucleus_id, ax)
-        case Picture.orientations:
+        case Picture.preferred_orientations:
             name = variable or "pref_ori"
             units = with_angle(_read(tree, "units"), name)
             mx.plot.preferred_orientations(units, name, by=by, ax=ax)
-        case Picture.currents:
+        case Picture.currents_by_angle:
             currents, units = _currents(tree, variable or "rate_ori")
             by = by or ("layer" if "layer" in units.variables else None)
             groups = None if by is None else with_angle(units, by)[by]
             mx.plot.currents_by_angle(currents, groups, ax=ax)
-        case Picture.aligned:
+        case Picture.aligned_currents:
             _draw_aligned(tree, variable or "rate_ori", ax)
         case Picture.like_to_like:
             chosen = {"presynaptic": presynaptic, **between}

@@ -219,7 +219,7 @@ def test_errors_name_options(demo_folder, tmp_path):
         (["ingest", tmp_path / "s.csv", *one, "--memory", "much"], "--memory is 'much'"),
         (["build", tmp_path, *version, 9], "ReleaseSpec, with the tables of the release (in Py"),
         (["build", tmp_path, *version, 1300, "--datastack", "v1dd_public"], "pass --datastack m"),
-        (["plot", store, "cells", *png, "--axes", "xx"], "--axes is ('x', 'x')"),
+        (["plot", store, "cells_in_space", *png, "--axes", "xx"], "--axes is ('x', 'x')"),
         (["currents", store, "--out", tmp_path / "c.csv", "--weight", "n"], "no weight 'n', exp"),
     ):
         result = run(*words)

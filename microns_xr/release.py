@@ -1070,7 +1070,8 @@ class Release:
         """
         if isinstance(path, str | Path) and "://" not in (address := address_of(path)):
             require_replaceable(address, options.get("overwrite", False))  # before the work begins
-        write_store(path, **dict(parts_of(self, request)), **options)
+        parts: dict[str, Any] = dict(parts_of(self, request))
+        write_store(path, **parts, **options)
         if unused := unused_functional_tables(self):
             logger.info("tables that are not in the store: %s", ", ".join(unused))
 

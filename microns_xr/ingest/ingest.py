@@ -41,14 +41,17 @@ from microns_xr.provenance import read_counts, release_of, table_line, text_line
 from microns_xr.releases import datastack_of, space_of_data, table_of_file
 from microns_xr.schema import SCOPES, validate
 from microns_xr.store import swap
+from microns_xr.store.format import OTHER
 from microns_xr.store.spill import Spill, Stretch, collate
 from microns_xr.store.stream import (
     ChunkPool,
-    CopyWriter,
+    Copy,
     GroupWriter,
     arrays_of,
+    narrowest,
     plan_copy,
     plan_parent,
+    write_copy,
 )
 from microns_xr.store.synapses import plan_copy_rows, plan_rows
 from microns_xr.store.write import finish_store, root_attrs, write_store
@@ -253,12 +256,13 @@ def ingest_synapses(
                 root, work, template, axes, max_rows, pool, space, resolution, history,
                 progress,
             )  # fmt: skip
-            copies = writer.write_pairs(spills[0], singles and keep == "both")
+            pairs = {side: stack.enter_context(writer.spill_of_pairs(side)) for side in OTHER}
+            writer.sum_pairs(spills[0], pairs, singles and keep == "both")
             if keep != "both":
                 ids = neurons["nucleus_id"].values
                 writer.write_unit_synapses(spills[1], keep, ids, mapper.units_by_position)
             # Only now is it known whether a pair has several rows, so that rows are synapses.
-            n_rows, n_pairs = spills[0].rows, copies[0].n_connections
+            n_rows, n_pairs = spills[0].rows, pairs["post"].rows
             repeated = n_pairs < n_rows
             if repeated and layout.rows == "pair":
                 raise repeated_pairs(n_rows, n_pairs)
@@ -279,8 +283,10 @@ def ingest_synapses(
                 **({"bad_lines": counts["bad_lines"]} if count_bad else {}),
                 "history": [history],
             }
-            for copy in copies:
-                copy.finish(plan_copy(template, copy.compressed))
+            for side, of_side in pairs.items():
+                blocks = of_side.pairs(max_rows, arrays_of(template).values())
+                copy = Copy(side, n_pairs, writer.dtypes, blocks)
+                write_copy(root, plan_copy(template, side), pool, copy)
         parent = plan_parent(template)
         root.require_group(parent.path).update_attributes(parent.attrs)
         stack.close()
@@ -360,6 +366,8 @@ class _Writer:
         self._places = {side: np.append(0, np.cumsum(on)) for side, on in axes.items()}
         self._max_rows, self._pool, self._progress = max_rows, pool, progress
         self._space, self._resolution_nm = space, resolution_nm  # None without positions
+        # on disk, of each array of weights; int64 as soon as a sum needs it
+        self.dtypes = dict.fromkeys(arrays_of(template).values(), "int32")
         self.n_same_size = 0  # rows that repeat both the pair and the size of another
         self._plan: dict[str, Any] = {
             "space": space,
@@ -368,24 +376,23 @@ class _Writer:
             "attrs": {"history": [history]},
         }
 
-    def write_pairs(self, rows: Spill, singles: bool) -> tuple[CopyWriter, CopyWriter]:
-        """Write both copies of the connectivity and, if `singles`, the synapses themselves."""
-        template, max_rows = self._template, self._max_rows
-        by_post = CopyWriter(self._root, plan_copy(template, "post"), self._pool)
-        by_pre = CopyWriter(self._root, plan_copy(template, "pre"), self._pool)
-        n_pre = template.sizes["pre_nucleus_id"]
-        columns: Columns = {"indices": "int32"}
-        columns |= dict.fromkeys(arrays_of(template).values(), "int64")
+    def spill_of_pairs(self, side: Compressed) -> Spill:
+        """Return where the pairs are sorted by the neurons of one side."""
+        columns: Columns = {"indices": "int32", **dict.fromkeys(self.dtypes, "int64")}
+        n = self._template.sizes[f"{side}_nucleus_id"]
+        return Spill(os.path.join(self._work, f"pairs by {side}"), n, columns, self._max_rows)
+
+    def sum_pairs(self, rows: Spill, pairs: Mapping[Compressed, Spill], singles: bool) -> None:
+        """Sum the rows of each pair and, if `singles`, write the synapses themselves."""
+        max_rows = self._max_rows
         with ExitStack() as stack:
-            pairs = stack.enter_context(
-                Spill(os.path.join(self._work, "pairs"), n_pre, columns, max_rows)
-            )
             progress_bar = stack.enter_context(bar(rows.rows, "sorting", " rows", self._progress))
             table = None
             if singles:
-                columns = {"synapse_id": "int64", "post_index": "int32", "size": "int64"}
+                columns: Columns = {"synapse_id": "int64", "post_index": "int32", "size": "int64"}
                 if self._resolution_nm is not None:
                     columns["point"] = ("float64", 3)
+                n_pre = self._template.sizes["pre_nucleus_id"]
                 synapses = stack.enter_context(
                     Spill(os.path.join(self._work, "synapses"), n_pre, columns, max_rows)
                 )
@@ -403,14 +410,15 @@ class _Writer:
                 weights = {"data": _sums(values["size"], first)}
                 if "id" not in part.columns and len(first) < len(order):
                     self.n_same_size += _repeated_sizes(values["size"], first)
-                if "synapse_count" in template:
+                if "synapse_count" in self.dtypes:
                     # One synapse per row, unless the table counts them.
                     count = np.diff(first, append=len(order))
                     if "count" in values:
                         count = _sums(values["count"], first)
                     weights["synapse_count"] = count
-                by_post.append(lengths, pre, weights)
-                pairs.append(pre, {"indices": post, **weights})
+                self.dtypes |= {k: "int64" for k, v in weights.items() if narrowest(v) == "int64"}
+                pairs["post"].append(post, {"indices": pre, **weights})
+                pairs["pre"].append(pre, {"indices": post, **weights})
                 if table is not None:
                     row = {"post_index": part.majors, "synapse_id": values["id"]}
                     row |= {name: values[name] for name in ("size", "point") if name in values}
@@ -424,10 +432,6 @@ class _Writer:
                 for part in synapses.stretches(max_rows):
                     self._append(table, part.columns | {"pre_index": part.majors})
                 table.finish()
-            # Pairs sorted by post are in no order by pre: hence the second sort.
-            for part in pairs.stretches(max_rows):
-                by_pre.append(part.lengths, part.columns.pop("indices"), part.columns)
-        return by_post, by_pre
 
     def _on_axes(self, part: Stretch) -> Stretch:
         """Return rows by position on the axes instead of among the units."""

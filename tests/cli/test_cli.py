@@ -179,14 +179,13 @@ BAD_CALLS = {
     "suffix of the store": (["build", ".", "--version", 1718, "--out", "s.csv"], 1, "NAME.zarr"),
     "no parent": (["build", ".", "--version", 1718, "--out", "a/s.zarr"], 1, "create the folder a"),
     "policy": (["download", "--version", 1718, "--policy", "most"], 2, "minimum"),
-    "policy of no table": (["download", "--version", 1718, "--policy", "extra"], 1, "--extra NAME"),
     "condition": (["download", "--version", 1718, "--pre", "ax=full"], 1, "nearest: axon"),
     "server that is not there": (
         ["download", "--version", 1718, "--archive-url", "http://127.0.0.1:9/a"],
         1,
         "cannot be reached",
     ),
-    "format of the file": (["currents", "s.zarr", "--out", "c.xlsx"], 1, "expected FILE.csv"),
+    "format of the file": (["currents", "s.zarr", "--out", "c.xlsx"], 1, "expected NAME.csv"),
 }
 
 

@@ -167,32 +167,19 @@ def demo(
     except OSError as error:
         raise write_error(out, error) from error
     store = out / f"demo_v{version}.zarr"
-    with _steps(
-        "raw tables", "units and layers", "connectivity", "currents", "store", "figure"
-    ) as advance:
-        for name in release.available_tables():
-            release.table(name)
+    with _steps("tables to a store", "currents", "figure") as advance:
+        release.write(store, overwrite=True)  # of an earlier demonstration
         advance()
-        units, layers = release.units(functional="match", rates=True), release.layers()
-        advance()
-        connectivity = release.connectivity()
-        advance()
-        currents = mx.input_currents(connectivity, units.rate_ori)
-        advance()
-        mx.write_store(
-            store,
-            units=units,
-            layers=layers,
-            functional=release.functional(),
-            connectivity=connectivity,
-            overwrite=True,  # of an earlier demonstration
+        tree = mx.open_store(store)
+        units, layers, connectivity = (
+            tree[name].to_dataset() for name in ("units", "layers", "connectivity")
         )
+        currents = mx.input_currents(connectivity, units.rate_ori)
         advance()
         figure = Figure(figsize=(12, 9), layout="constrained")
         mx.plot.release_summary(units, layers, connectivity, figure=figure)
         _save(figure, out / "demo.png")
         advance()
-    tree = mx.open_store(store)
     typer.echo("\n".join([*_release_lines(tree)[:2], *_store_lines(tree)]))
     n_with_current = int(currents.notnull().all("orientation").sum())
     typer.echo(

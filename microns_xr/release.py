@@ -26,6 +26,7 @@ from microns_xr.errors import (
     SourceError,
     answer_old_keywords,
     require_instance,
+    require_one_of,
     unknown_label,
     whole_number,
 )
@@ -740,8 +741,7 @@ class Release:
         return self._with_sources(rows, [], [rows, units])
 
     def _functional(self, kind: FunctionalKind = "manual", **options: Any) -> xr.Dataset:
-        if kind not in KIND_ROLES:
-            raise SchemaError(f"kind is {kind!r}, expected one of {list(KIND_ROLES)}")
+        require_one_of("kind", kind, KIND_ROLES)
         role = KIND_ROLES[kind]
         name = self.spec.name_of(role)
         table = self.table(name)

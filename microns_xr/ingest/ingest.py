@@ -23,7 +23,7 @@ from microns_xr.connectivity.build import (
     report_rows,
     require_synapses,
 )
-from microns_xr.errors import SchemaError, require_instance
+from microns_xr.errors import SchemaError, require_instance, require_one_of
 from microns_xr.frames import Resolution, Space
 from microns_xr.ingest.read import (
     Columns,
@@ -41,7 +41,7 @@ from microns_xr.provenance import read_counts, release_of, table_line, text_line
 from microns_xr.releases import datastack_of, space_of_data, table_of_file
 from microns_xr.schema import SCOPES, validate
 from microns_xr.store import swap
-from microns_xr.store.format import OTHER
+from microns_xr.store.format import OTHER, SYNAPSE_GROUP
 from microns_xr.store.spill import Spill, Stretch, collate
 from microns_xr.store.stream import (
     ChunkPool,
@@ -53,7 +53,7 @@ from microns_xr.store.stream import (
     plan_parent,
     write_copy,
 )
-from microns_xr.store.synapses import plan_copy_rows, plan_rows
+from microns_xr.store.synapses import plan_rows
 from microns_xr.store.write import finish_store, root_attrs, write_store
 
 # By side, whether each unit is on the axis.
@@ -192,13 +192,9 @@ def ingest_synapses(
     >>> int(mx.open_store(folder / "s.zarr").connectivity.synapse_size.sum())
     70
     """
-    for name, value, words in (
-        ("keep", keep, ("both", "pre", "post")),
-        ("on_bad_lines", on_bad_lines, ("error", "count")),
-        ("scope", scope, SCOPES),
-    ):
-        if value not in words:
-            raise SchemaError(f"{name} is {value!r}, expected one of {words}")
+    require_one_of("keep", keep, ("both", "pre", "post"))
+    require_one_of("on_bad_lines", on_bad_lines, ("error", "count"))
+    require_one_of("scope", scope, SCOPES)
     require_instance("out", out, (str, os.PathLike), "the path of a store")
     address = swap.address_of(out)
     if "://" in address:
@@ -283,12 +279,11 @@ def ingest_synapses(
                 **({"bad_lines": counts["bad_lines"]} if count_bad else {}),
                 "history": [history],
             }
+            GroupWriter(root, plan_parent(template), pool)
             for side, of_side in pairs.items():
                 blocks = of_side.pairs(max_rows, arrays_of(template).values())
                 copy = Copy(side, n_pairs, writer.dtypes, blocks)
                 write_copy(root, plan_copy(template, side), pool, copy)
-        parent = plan_parent(template)
-        root.require_group(parent.path).update_attributes(parent.attrs)
         stack.close()
         _take_over(root, folder, parts_path, parts, tables)
     note = f"; {counts['bad_lines']} lines could not be read" if count_bad else ""
@@ -324,8 +319,7 @@ def _template(
 
 def _bytes_of(columns: Columns) -> int:
     """Return the bytes of a row, including its neuron."""
-    sizes = ((s, 1) if isinstance(s, str) else s for s in columns.values())
-    return 4 + sum(np.dtype(dtype).itemsize * width for dtype, width in sizes)
+    return 4 + sum(np.dtype(dtype).itemsize for dtype in columns.values())
 
 
 def _max_rows(memory: str | int, mapper: Mapper, singles: bool) -> int:
@@ -443,9 +437,16 @@ class _Writer:
         return Stretch(int(post[part.first]), int(post[part.last]), starts, columns)
 
     def _synapses_by(self, axis: Compressed, lengths: np.ndarray) -> GroupWriter:
-        labels = {name: self._template[name].variable for name in (*PAIR_DIMS, *ROOT_IDS)}
+        columns = {"synapse_id": "int64", "pre_index": "int32", "post_index": "int32"}
         indptr = np.concatenate([[0], np.cumsum(lengths)])
-        plan = plan_copy_rows(axis, indptr, labels, **self._plan)
+        plan = plan_rows(
+            SYNAPSE_GROUP[axis],
+            int(indptr[-1]),
+            columns | {"size": "int64"},
+            **self._plan,
+            labels={name: self._template[name].variable for name in (*PAIR_DIMS, *ROOT_IDS)},
+            pointer=(axis, indptr),
+        )
         return GroupWriter(self._root, plan, self._pool)
 
     def _append(self, table: GroupWriter, columns: Mapping[str, np.ndarray]) -> None:
@@ -466,8 +467,10 @@ class _Writer:
             int(rows.per_major.sum()),
             dict.fromkeys(names, "int64"),
             **self._plan,
-            long_names={"nucleus_id": f"nucleus of the {keep}synaptic neuron"},
         )
+        for array in plan.arrays:
+            if array.name == "nucleus_id":
+                array.attrs["long_name"] = f"nucleus of the {keep}synaptic neuron"
         table = GroupWriter(self._root, plan, self._pool)
         for part in rows.stretches(self._max_rows):
             _, rank = np.unique(part.columns["root"], return_inverse=True)

@@ -53,10 +53,7 @@ class Spill:
         run_rows: int = 1 << 20,
     ) -> None:
         self.path, self.n_major, self._run_rows = path, n_major, run_rows
-        self._columns = {
-            name: (np.dtype(spec), ()) if isinstance(spec, str) else (np.dtype(spec[0]), spec[1:])
-            for name, spec in columns.items()
-        }
+        self._columns = {name: np.dtype(spec) for name, spec in columns.items()}
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115  # closed by __exit__
         self._pieces: list[tuple[np.ndarray, Mapping[str, np.ndarray]]] = []
         self._n_waiting = 0
@@ -98,7 +95,7 @@ class Spill:
         for name in self._columns:
             values = np.concatenate([columns[name] for _, columns in self._pieces])
             values = _narrow(values[order])
-            places[name] = (self._put(values), values.dtype)
+            places[name] = self._put(values), np.dtype((values.dtype, values.shape[1:]))
         self._runs.append((start_offset, places))
         self.per_major += np.diff(starts)
         self._pieces, self._n_waiting = [], 0
@@ -114,13 +111,12 @@ class Spill:
             rest = rest[self._file.write(rest) :]
         return begin
 
-    def _get(self, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-        n = int(np.prod(shape))
+    def _get(self, offset: int, dtype: np.dtype, n: int) -> np.ndarray:
         self._file.seek(offset)
         values = np.fromfile(self._file, dtype, n)
         if len(values) < n:
             raise OSError(f"{self.path} is truncated: another process has changed it")
-        return values.reshape(shape)
+        return values
 
     def stretches(self, max_rows: int) -> Iterator[Stretch]:
         """Yield all rows, neurons in order, at most `max_rows` or one neuron at a time."""
@@ -143,12 +139,9 @@ class Spill:
     def _read(self, first: int, last: int) -> Stretch:
         starts = np.concatenate([[0], np.cumsum(self.per_major[first:last])])
         free = starts[:-1].copy()
-        out = {
-            name: np.empty((int(starts[-1]), *width), dtype=dtype)
-            for name, (dtype, width) in self._columns.items()
-        }
+        out = {name: np.empty(int(starts[-1]), dtype) for name, dtype in self._columns.items()}
         for start_offset, places in self._runs:
-            run = self._get(start_offset + 4 * first, np.dtype(np.int32), (last - first + 1,))
+            run = self._get(start_offset + 4 * first, np.dtype(np.int32), last - first + 1)
             lengths, begin, n = np.diff(run), int(run[0]), int(run[-1] - run[0])
             if not n:
                 continue
@@ -156,9 +149,7 @@ class Spill:
             to = np.repeat(free - (run[:-1] - begin), lengths) + np.arange(n)
             free += lengths
             for name, (offset, dtype) in places.items():
-                width = self._columns[name][1]
-                row_bytes = dtype.itemsize * int(np.prod(width, dtype=np.int64))
-                out[name][to] = self._get(offset + begin * row_bytes, dtype, (n, *width))
+                out[name][to] = self._get(offset + begin * dtype.itemsize, dtype, n)
         return Stretch(first, last, starts, out)
 
 

@@ -30,7 +30,7 @@ def demo_folder(tmp_path_factory) -> Path:
     assert result.returncode == 0, result.stderr
     assert "units         " in result.stdout
     assert "connections among" in result.stdout
-    assert "6/6" in result.stderr
+    assert "3/3" in result.stderr
     return folder / "microns_xr_demo"
 
 

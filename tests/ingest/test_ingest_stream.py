@@ -107,23 +107,24 @@ def test_copies_are_those_of_write_store(tmp_path, chunks_of_7, large, span, run
 
 
 def test_pairs_that_break_the_rules(tmp_path):
-    root = zarr.open_group(str(tmp_path / "s.zarr"), mode="w")
     one = np.ones(2, dtype=np.int64)
     values = {"data": one, "synapse_count": one}
-    with ChunkPool() as pool:
-        plan = plan_copy(template_of(random_connectivity(3, 2, 0.5, False, 0)), "post")
-        good = (np.array([2]), np.array([0, 2]), values)
-        for blocks, says in (
+    dtypes = dict.fromkeys(values, "int32")
+    plan = plan_copy(template_of(random_connectivity(3, 2, 0.5, False, 0)), "post")
+    good = (np.array([2]), np.array([0, 2]), values)
+    for i, (blocks, says) in enumerate(
+        [
             ([(np.array([2]), np.array([2, 1]), values)], "does not ascend"),
             ([(np.array([2]), np.array([1, 1]), values)], "ascend"),
             ([(np.array([2]), np.array([0, 3]), values)], "0 to 2"),
             ([(*good[:2], values | {"data": one[:1]})], "differ in length"),
             ([good], "1 neurons with 2 pairs were written, expected 2 with 2"),
             ([good, good, good], "3 neurons with 6 pairs were written, expected 2 with 2"),
-        ):
-            dtypes = {"data": "int32", "synapse_count": "int32"}
-            with pytest.raises(mx.errors.SchemaError, match=says):
-                write_copy(root, plan, pool, Copy("post", 2, dtypes, blocks))
+        ]
+    ):
+        root = zarr.open_group(str(tmp_path / f"{i}.zarr"), mode="w")
+        with pytest.raises(mx.errors.SchemaError, match=says), ChunkPool() as pool:
+            write_copy(root, plan, pool, Copy("post", 2, dtypes, blocks))
 
 
 def test_a_chunk_that_cannot_be_written(tmp_path, monkeypatch, chunks_of_7):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +37,13 @@ from microns_xr.ingest.read import (
     read_files,
     resolution_of_files,
 )
-from microns_xr.provenance import read_counts, release_of, table_line, text_lines
+from microns_xr.provenance import (
+    read_counts,
+    release_of,
+    require_same_release,
+    table_line,
+    text_lines,
+)
 from microns_xr.releases import datastack_of, space_of_data, table_of_file
 from microns_xr.schema import SCOPES, validate
 from microns_xr.store import swap
@@ -50,11 +56,12 @@ from microns_xr.store.stream import (
     arrays_of,
     narrowest,
     plan_copy,
+    plan_dataset,
     plan_parent,
     write_copy,
 )
 from microns_xr.store.synapses import plan_rows
-from microns_xr.store.write import finish_store, root_attrs, write_store
+from microns_xr.store.write import finish_store, root_attrs
 
 # By side, whether each unit is on the axis.
 Axes = dict[Compressed, np.ndarray]
@@ -65,9 +72,8 @@ _BASE = 550_000_000
 _LEAST = 600_000_000
 # Fewest and most rows that are sorted at a time.
 _ROWS = (1 << 14, 1 << 21)
-# Bytes of a pair while it is sorted for the other copy, and in the two copies (3 to 10 each,
-# measured).
-_PAIR_BYTES = 16 + 2 * 10
+# Bytes of a pair in each of the two copies (3 to 10, measured), and while it is sorted for it.
+_PAIR_BYTES = 2 * (10 + 16)
 
 
 def ingest_synapses(
@@ -215,6 +221,8 @@ def ingest_synapses(
         )
     shared = as_ids(neurons.attrs.get("shared_roots", ()), "units.attrs['shared_roots']")
     # Made before hours of reading, so that invalid input raises at once.
+    plans = [plan_dataset(name, part) for name, part in parts.items()]
+    root_attrs(parts.values())
     everyone = np.ones(neurons.sizes["nucleus_id"], dtype=bool)
     axes: Axes = {"pre": everyone, "post": everyone}
     # Rows that may be synapses are counted until it is known that no pair has several.
@@ -229,12 +237,11 @@ def ingest_synapses(
     history = f"ingest_synapses(keep={keep!r}, positions={positions}, rows={rows!r})"
     n = neurons.sizes["nucleus_id"]
     with swap.replacing(address, overwrite=overwrite) as folder, ExitStack() as stack:
-        work = os.path.join(folder, ".work")
-        os.makedirs(work)
-        parts_path = os.path.join(work, "parts")
-        # First, so that parts that cannot be written raise before the files are read.
-        write_store(parts_path, **parts)
+        work = stack.enter_context(TemporaryDirectory(prefix=".rows-", dir=folder))
         root = zarr.open_group(folder, mode="a", zarr_format=3)
+        with ChunkPool() as pool:
+            for plan in plans:
+                GroupWriter(root, plan, pool)
         spills = [
             stack.enter_context(Spill(os.path.join(work, f"rows{i}"), n, columns, max_rows))
             for i, columns in enumerate(mapper.columns)
@@ -285,7 +292,7 @@ def ingest_synapses(
                 copy = Copy(side, n_pairs, writer.dtypes, blocks)
                 write_copy(root, plan_copy(template, side), pool, copy)
         stack.close()
-        _take_over(root, folder, parts_path, parts, tables)
+        finish_store(root, root_attrs(parts.values(), tables), consolidated=False)
     note = f"; {counts['bad_lines']} lines could not be read" if count_bad else ""
     report_rows(n_pairs, counts["rows"], dropped, note)
 
@@ -301,8 +308,11 @@ def _parts(units: Any) -> dict[str, xr.Dataset]:
             f"units is {names}, expected the units Dataset, or a tree or mapping of 'units' and, "
             "optionally, 'layers' and 'functional'"
         )
-    validate(parts["units"], "units")
-    return {name: parts[name].compute() for name in _PARTS if parts.get(name) is not None}
+    parts = {name: parts[name].compute() for name in _PARTS if parts.get(name) is not None}
+    for name, part in parts.items():
+        validate(part, name)  # type: ignore[arg-type]
+    require_same_release(*parts.items())
+    return parts
 
 
 def _template(
@@ -507,18 +517,3 @@ def _tables(
     names = dict.fromkeys(table_of_file(file, datastack) for file in files)
     rows = {"rows": n_rows} if len(names) == 1 else {}  # not counted by file
     return list(dict.fromkeys([*tables, *(table_line({"name": name} | rows) for name in names)]))
-
-
-def _take_over(
-    root: zarr.Group,
-    folder: str,
-    parts_path: str,
-    parts: Mapping[str, xr.Dataset],
-    tables: Iterable[str],
-) -> None:
-    """Move the parts into place and make the folder a store."""
-    for name in parts:
-        os.rename(os.path.join(parts_path, name), os.path.join(folder, name))
-    shutil.rmtree(os.path.join(folder, ".work"))
-    # The last step: without the attributes of its root the folder is not a store.
-    finish_store(root, root_attrs(parts.values(), tables), consolidated=False)

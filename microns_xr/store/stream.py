@@ -372,8 +372,8 @@ def write_copy(
         for array in plan.arrays
     ]
     group = GroupWriter(root, replace(plan, arrays=arrays), pool, shards)
-    indptrs = [np.zeros(1, dtype=np.int64)]
-    first = 0
+    n_pairs_of = [np.zeros(1, dtype=np.int64)]
+    first = n_pairs = 0
     for lengths, indices, weights in copy.blocks:
         last = first + len(lengths)
         indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -388,12 +388,13 @@ def write_copy(
             )
         majors = np.repeat(np.arange(first, last, dtype=np.int32), lengths)
         group.append({**weights, "indices": indices, index: majors})
-        indptrs.append(indptrs[-1][-1] + indptr[1:])
+        n_pairs_of.append(lengths)
+        n_pairs += len(indices)
         first = last
-    if first != n_major or indptrs[-1][-1:] != copy.n_pairs:
+    if (first, n_pairs) != (n_major, copy.n_pairs):
         raise SchemaError(
-            f"{first} neurons with {indptrs[-1][-1]} pairs were written, expected {n_major} with "
+            f"{first} neurons with {n_pairs} pairs were written, expected {n_major} with "
             f"{copy.n_pairs}"
         )
-    group.append({"indptr": np.concatenate(indptrs)})
+    group.append({"indptr": np.cumsum(np.concatenate(n_pairs_of), dtype=np.int64)})
     group.finish()

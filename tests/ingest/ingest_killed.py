@@ -30,7 +30,7 @@ def die_at(name: str, number: int, files: str, units: xr.Dataset, out: str) -> N
     owner: Any = {
         "_spill": read,
         "_write_slice": stream,
-        "_take_over": ingest,
+        "finish_store": ingest,
         "rename": os,
     }[name]
     real = getattr(owner, name)

@@ -12,16 +12,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from tqdm import tqdm
 
 import microns_xr as mx
 from microns_xr.errors import MicronsXrError, SchemaError, unknown_label
-from microns_xr.provenance import read_counts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -96,18 +94,21 @@ def _steps(*names: str) -> Iterator[Callable[[], None]]:
         yield advance
 
 
-def _require_parent(out: Path) -> None:
+def _require_name(out: Path, *suffixes: str) -> None:
+    """Raise, before the work begins, unless a file or store can be written."""
+    if not any(out.name.endswith(suffix) if suffix else not out.suffix for suffix in suffixes):
+        names = " or ".join(f"NAME{suffix}" for suffix in suffixes if suffix)
+        raise SchemaError(f"--out is {out.name!r}, expected {names}")
     if not out.parent.is_dir():
         raise SchemaError(f"{out.name} cannot be written: create the folder {out.parent} first")
+    if out.is_dir() and ".zarr" not in suffixes:
+        raise SchemaError(f"--out is the folder {out}, expected the name of a file")
 
 
 def _require_new_store(out: Path, overwrite: bool) -> None:
-    """Raise, before the work begins, if a store cannot be written."""
     from microns_xr.store.swap import address_of, require_replaceable
 
-    if out.suffix not in ("", ".zarr"):
-        raise SchemaError(f"--out is {out.name!r}, expected the name of a store, such as NAME.zarr")
-    _require_parent(out)
+    _require_name(out, ".zarr", "")
     require_replaceable(address_of(out), overwrite)
 
 
@@ -155,8 +156,7 @@ def demo(
     """
     from matplotlib.figure import Figure
 
-    from microns_xr.files import new_file, write_error
-    from microns_xr.plot import connectivity_matrix, currents_by_angle, depth_profile
+    from microns_xr.files import write_error
 
     start = time.perf_counter()
     size: dict[str, Any] = {"n_nuclei": n_nuclei} if n_nuclei else {}
@@ -167,48 +167,19 @@ def demo(
     except OSError as error:
         raise write_error(out, error) from error
     store = out / f"demo_v{version}.zarr"
-    with _steps(
-        "raw tables", "units and layers", "connectivity", "currents", "store", "figure"
-    ) as advance:
-        for name in release.available_tables():
-            release.table(name)
+    with _steps("tables to a store", "currents", "figure") as advance:
+        release.write(store, overwrite=True)  # of an earlier demonstration
         advance()
-        units, layers = release.units(functional="match", rates=True), release.layers()
-        advance()
-        connectivity = release.connectivity()
-        advance()
+        tree = mx.open_store(store)
+        units, layers, connectivity = (
+            tree[name].to_dataset() for name in ("units", "layers", "connectivity")
+        )
         currents = mx.input_currents(connectivity, units.rate_ori)
         advance()
-        mx.write_store(
-            store,
-            units=units,
-            layers=layers,
-            functional=release.functional(),
-            connectivity=connectivity,
-            overwrite=True,  # of an earlier demonstration
-        )
+        figure = Figure(figsize=(12, 9), layout="constrained")
+        mx.plot.release_summary(units, layers, connectivity, figure=figure)
+        _save(figure, out / "demo.png")
         advance()
-        figure = Figure(figsize=(15, 4.5), layout="constrained")
-        axes = figure.subplots(1, 3)
-        depth_profile(units, layers, ax=axes[0])
-        neurons = mx.select_units(
-            units, classification_system=["excitatory_neuron", "inhibitory_neuron"]
-        )
-        connections = mx.select_connections(
-            connectivity, pre=neurons.nucleus_id, post=neurons.nucleus_id
-        )
-        by_type = mx.group_connectivity(
-            mx.annotate(connections, neurons, ["cell_type"]), "cell_type", "cell_type"
-        )
-        connectivity_matrix(by_type, ax=axes[1])
-        currents_by_angle(currents, units.classification_system, ax=axes[2])
-        axes[0].set_title("cells by depth and layer")
-        axes[1].set_title("connections between types")
-        axes[2].set_title("mean input current")
-        with new_file(out / "demo.png") as part:
-            figure.savefig(part, format="png", dpi=110)
-        advance()
-    tree = mx.open_store(store)
     typer.echo("\n".join([*_release_lines(tree)[:2], *_store_lines(tree)]))
     n_with_current = int(currents.notnull().all("orientation").sum())
     typer.echo(
@@ -231,26 +202,7 @@ def _release_of(folder: Path, version: int, datastack: str | None) -> Any:
     return mx.Release(version, source=folder, datastack=datastack or (stated and stated[0]) or None)
 
 
-class Scope(StrEnum):
-    """Which pairs the files cover."""
-
-    unknown = "unknown"
-    requested = "requested"
-    complete = "complete"
-
-
-class Convention(StrEnum):
-    """Where angles are 0, and in which direction they grow."""
-
-    up_clockwise = "up_clockwise"
-    right_counterclockwise = "right_counterclockwise"
-
-
-class Multisoma(StrEnum):
-    """Which roots with several nuclei to drop."""
-
-    any = "any"
-    typed = "typed"
+Scope = Literal["unknown", "requested", "complete"]
 
 
 @app.command()
@@ -261,9 +213,9 @@ def build(
     version: Version,
     out: NewStore,
     multisoma: Annotated[
-        Multisoma,
+        Literal["any", "typed"],
         typer.Option(help="any: drop roots with several nuclei; typed: count typed nuclei only."),
-    ] = Multisoma.any,
+    ] = "any",
     synapses: Annotated[
         str | None, typer.Option(help="Which synapse file to use if there are several.")
     ] = None,
@@ -275,7 +227,7 @@ def build(
         ),
     ] = None,
     angle_convention: Annotated[
-        Convention | None,
+        Literal["up_clockwise", "right_counterclockwise"] | None,
         typer.Option(help="Convention of the angles of a table of fits that does not state it."),
     ] = None,
     datastack: Datastack = None,
@@ -288,37 +240,25 @@ def build(
     listed, and the parts that need them are left out of the store. Tables of rates, fits and
     functional properties that the store does not use are listed too.
     """
-    from microns_xr.release import functional_parts, unused_functional_tables
+    from microns_xr.release import parts_of, unused_functional_tables
 
     _require_new_store(out, overwrite)
     release = _release_of(raw_dir, version, datastack)
-    has = release.has_tables()
-    convention: Any = None if angle_convention is None else angle_convention.value
-    mode, rates, kind = functional_parts(release, convention)
-    stated = release.source.scope if scope is None else scope.value
+    parts: dict[str, Any] = {}
     with _steps("units", "layers", "functional", "connectivity", "store") as advance:
-        units = release.units(
-            mode, multisoma.value, rates=rates, angle_convention=convention if rates else None
-        )
+        for name, part in parts_of(
+            release,
+            synapses,
+            multisoma=multisoma,
+            scope=scope,
+            angle_convention=angle_convention,
+        ):
+            parts[name] = part
+            advance()
+        mx.write_store(out, **parts, overwrite=overwrite)
         advance()
-        layers = mx.segment_layers(units) if release.spec.space.has_depth else None
-        advance()
-        functional = None if kind is None else release.functional(kind)
-        advance()
-        connectivity = None
-        if has["synapses"]:
-            connectivity = release.connectivity(synapses, units=units, scope=stated)
-        advance()
-        mx.write_store(
-            out,
-            units=units,
-            layers=layers,
-            functional=functional,
-            connectivity=connectivity,
-            overwrite=overwrite,
-        )
-        advance()
-    has["tuning_curves"] |= rates  # also of fits
+    has = release.has_tables()
+    has["tuning_curves"] |= "n_rated" in parts["units"]  # also of fits
     absent = [role for role in ("coregistration", "tuning_curves", "synapses") if not has[role]]
     if absent:
         typer.echo(f"not in {raw_dir}, so not in the store: {', '.join(absent)}")
@@ -331,22 +271,6 @@ def build(
     typer.echo(f"store         {out}")
 
 
-class Source(StrEnum):
-    """Where tables come from."""
-
-    auto = "auto"
-    cave = "cave"
-    archive = "archive"
-
-
-class Policy(StrEnum):
-    """Which tables to download."""
-
-    minimum = "minimum"
-    extra = "extra"
-    all = "all"
-
-
 @app.command()
 def download(
     version: Version,
@@ -354,11 +278,12 @@ def download(
         Path, typer.Option(help="Folder of downloads, with one folder per release.")
     ] = Path("data"),
     source: Annotated[
-        Source, typer.Option(help="cave: versions that are still served; archive: others.")
-    ] = Source.auto,
+        Literal["auto", "cave", "archive"],
+        typer.Option(help="cave: versions that are still served; archive: others."),
+    ] = "auto",
     policy: Annotated[
-        Policy, typer.Option(help="minimum: what units need; extra: also the tables of --extra.")
-    ] = Policy.minimum,
+        Literal["minimum", "all"], typer.Option(help="minimum: the tables that units need.")
+    ] = "minimum",
     extra: Annotated[
         list[str] | None, typer.Option(help="A further table; may be repeated.")
     ] = None,
@@ -372,7 +297,9 @@ def download(
         str | None,
         typer.Option(help="Also synapses onto: a file of ids, conditions like layer=L4, or all."),
     ] = None,
-    positions: Annotated[bool, typer.Option(help="Include positions of synapses.")] = False,
+    positions: Annotated[
+        bool, typer.Option("--positions", help="Include positions of synapses.")
+    ] = False,
     datastack: Annotated[str, typer.Option(help="Name of the datastack.")] = "minnie65_public",
     server: Annotated[str | None, typer.Option(help="Address of another CAVE service.")] = None,
     archive_url: Annotated[str | None, typer.Option(help="Folder of another archive.")] = None,
@@ -386,9 +313,7 @@ def download(
     neurons are fetched too; conditions are joined by commas, as in
     --pre axon=extended,cell_type=23P.
     """
-    if policy is Policy.extra and not extra:
-        raise SchemaError("--policy is extra, which needs --extra NAME, the name of a table")
-    if policy is Policy.all and extra:
+    if policy == "all" and extra:
         raise SchemaError(f"--extra is {', '.join(extra)}, but --policy all has every table")
     of_cave = server is not None or token_file is not None
     of_archive = archive_url is not None
@@ -398,7 +323,7 @@ def download(
             "give those of one source"
         )
     mx.releases.release_spec(version, datastack=datastack)
-    table_source: Any = source.value
+    table_source: Any = source
     if of_cave:
         if token_file is not None and not token_file.is_file():
             raise SchemaError(f"--token-file: there is no file {token_file}")
@@ -414,8 +339,7 @@ def download(
     sides = {"--pre": _parse_side(pre, "--pre"), "--post": _parse_side(post, "--post")}
     release = mx.Release(version, datadir=datadir, datastack=datastack, source=table_source)
     typer.echo(f"source        {release.source}")
-    chosen: Any = "extra" if extra else policy.value
-    for name, record in release.download(chosen, extra or ()).items():
+    for name, record in release.download("extra" if extra else policy, extra or ()).items():
         typer.echo(f"table         {name}: {record['rows']} rows")
     folder = datadir / release.datastack / f"v{version}"
     synapse_option = ""
@@ -464,14 +388,6 @@ def _parse_side(value: str | None, option: str) -> Any:
     return conditions
 
 
-class Keep(StrEnum):
-    """Which rows to keep."""
-
-    both = "both"
-    pre = "pre"
-    post = "post"
-
-
 @app.command()
 def ingest(
     files: Annotated[list[str], typer.Argument(help="csv, csv.gz or parquet; paths or addresses.")],
@@ -487,16 +403,20 @@ def ingest(
     ] = None,
     memory: Annotated[str, typer.Option(help="Maximum memory to use.")] = "2 GB",
     keep: Annotated[
-        Keep, typer.Option(help="pre, post: also synapses with a unit only at that end.")
-    ] = Keep.both,
+        Literal["both", "pre", "post"],
+        typer.Option(help="pre, post: also synapses with a unit only at that end."),
+    ] = "both",
     positions: Annotated[
-        bool, typer.Option(help="Include single synapses and their positions.")
+        bool, typer.Option("--positions", help="Include single synapses and their positions.")
     ] = False,
     scope: Annotated[
         Scope, typer.Option(help="What the files cover; complete: the whole table of the release.")
-    ] = Scope.unknown,
+    ] = "unknown",
     count_bad_lines: Annotated[
-        bool, typer.Option(help="Leave out lines that cannot be read, and count them.")
+        bool,
+        typer.Option(
+            "--count-bad-lines", help="Leave out lines that cannot be read, and count them."
+        ),
     ] = False,
     datastack: Datastack = None,
     overwrite: Overwrite = False,
@@ -506,7 +426,6 @@ def ingest(
     Files of the archive have no header line; their header files are found beside them. Layers
     and functional units of the store given as --units are copied to the new store.
     """
-    from microns_xr.store.open import groups_of, open_root, read_group
     from microns_xr.store.swap import is_store
 
     if out.resolve() == units.resolve():
@@ -516,9 +435,7 @@ def ingest(
         )
     _require_new_store(out, overwrite)
     if is_store(str(units)):
-        root = open_root(units)
-        names = [name for name in ("units", "layers", "functional") if name in groups_of(root)]
-        parts = {name: read_group(root, name) for name in names}
+        parts: Any = mx.open_store(units, lazy=True)
     elif version is None:
         raise SchemaError(
             f"--units {units} is not a store: give a store, or a folder and --version"
@@ -534,25 +451,18 @@ def ingest(
         out,
         header=header,
         memory=memory,
-        keep=keep.value,
+        keep=keep,
         positions=positions,
         on_bad_lines="count" if count_bad_lines else "error",
-        scope=scope.value,
+        scope=scope,
         overwrite=overwrite,
     )
-    # Metadata only: the connections may not fit in memory.
-    group: Any = open_root(out)["connectivity/by_post"]
-    attrs: dict[str, Any] = group.attrs.asdict()
-    dropped = read_counts(group, "dropped_synapses")["any_reason"]
-    lines = attrs.get("bad_lines", 0)
-    typer.echo(f"rows          {attrs['n_synapse_rows']}, of which {dropped} without two units")
-    if lines:
-        typer.echo(f"bad lines     {lines}")
-    n_pre, n_post = attrs["shape"]
-    typer.echo(
-        f"connections   {group['indices'].shape[0]} from {n_pre} pre to {n_post} post neurons"
-    )
-    typer.echo(f"scope         {scope.value}")
+    tree = mx.open_store(out, lazy=True)  # the connections may not fit in memory
+    attrs = tree["connectivity"].attrs
+    typer.echo(f"rows          {attrs['n_synapse_rows']}")
+    if attrs.get("bad_lines"):
+        typer.echo(f"bad lines     {attrs['bad_lines']}")
+    typer.echo("\n".join(_store_lines(tree)))
     typer.echo(f"store         {out}")
 
 
@@ -562,7 +472,7 @@ def ingest(
 @app.command()
 def info(store: Store) -> None:
     """Show the contents of a store: release, units, layers, connections, dropped rows."""
-    tree = mx.open_store(store)
+    tree = mx.open_store(store, lazy=True)
     typer.echo("\n".join([*_release_lines(tree), *_store_lines(tree)]))
 
 
@@ -596,15 +506,14 @@ def _store_lines(tree: xr.DataTree) -> list[str]:
             f"connectivity  {mx.n_connections(connectivity)} connections among {n_pre} pre and "
             f"{n_post} post neurons, scope {connectivity.scope.item()}"
         )
-        dropped = _counts(connectivity, "dropped_synapses")
-        for reason, n in dropped.items():
+        for reason, n in _counts(connectivity, "dropped_synapses").items():
             if n:
                 lines.append(f"  dropped     {n} rows: {reason.replace('_', ' ')}")
     return lines
 
 
 def _counts(obj: xr.Dataset, name: str) -> dict[str, int]:
-    return read_counts(obj, name) if name in obj.attrs else {}
+    return mx.releases.read_counts(obj, name) if name in obj.attrs else {}
 
 
 def _unit_lines(units: xr.Dataset) -> list[str]:
@@ -650,13 +559,11 @@ def currents(
     Partners without a rate are left out; rated_fraction is the share of a neuron's input weight
     that comes from partners with a rate.
     """
-    if out.suffix not in (".csv", ".zarr") and not out.name.endswith(".csv.gz"):
-        raise SchemaError(f"--out is {out.name!r}, expected FILE.csv, FILE.csv.gz or FILE.zarr")
+    _require_name(out, ".csv", ".csv.gz", ".zarr")
     if out.resolve() == store.resolve():
         raise SchemaError(f"--out is the store to read, {store}: give another name")
-    _require_parent(out)
     if out.suffix != ".zarr" and out.is_dir():
-        raise SchemaError(f"{out} is a folder, expected the name of a file")
+        raise SchemaError(f"--out is the folder {out}, expected the name of a file")
     # Only currents may be replaced, never another store.
     if out.suffix == ".zarr" and out.exists():
         is_currents = (out / "input_current" / "zarr.json").is_file()
@@ -719,68 +626,48 @@ def view(
     The page contains its data and needs no network: you can send it to a colleague.
     """
     out = out or Path(f"{store.resolve().stem}.html")
-    if out.suffix != ".html":
-        raise SchemaError(f"--out is {out.name!r}, expected FILE.html")
-    _require_parent(out)
+    _require_name(out, ".html")
     mx.to_html(store, out, overwrite=overwrite)
     typer.echo(f"page          {out}, {out.stat().st_size / 1e6:.1f} MB: open it in a browser")
 
 
-class Picture(StrEnum):
-    """Which picture."""
-
-    depth = "depth"
-    cells = "cells"
-    connectivity = "connectivity"
-    probability = "probability"
-    like_to_like = "like-to-like"
-    tuning = "tuning"
-    orientations = "orientations"
-    currents = "currents"
-    degrees = "degrees"
-    adjacency = "adjacency"
-    partners = "partners"
-    weights = "weights"
-    aligned = "aligned"
-    summary = "summary"
-
-
-# The pictures that each option applies to.
+_BETWEEN = ("pre", "post", "presynaptic")
+# The options that apply to each picture.
 _PICTURES = {
-    "by": (
-        Picture.depth, Picture.cells, Picture.connectivity, Picture.probability,
-        Picture.orientations, Picture.currents, Picture.like_to_like, Picture.adjacency,
-    ),
-    "variable": (
-        Picture.cells, Picture.connectivity, Picture.degrees, Picture.tuning,
-        Picture.orientations, Picture.currents, Picture.like_to_like, Picture.adjacency,
-        Picture.weights, Picture.aligned,
-    ),
-    "axes": (Picture.cells, Picture.partners),
-    "distance": (Picture.probability,),
-    "pre": (Picture.connectivity, Picture.probability, Picture.like_to_like),
-    "post": (Picture.connectivity, Picture.probability, Picture.like_to_like),
-    "presynaptic": (Picture.connectivity, Picture.probability, Picture.like_to_like),
-    "nucleus_id": (Picture.tuning, Picture.partners),
-    "null": (Picture.like_to_like,),
-}  # fmt: skip
+    "adjacency_matrix": ("by", "variable"),
+    "aligned_currents": ("variable",),
+    "cells_in_space": ("by", "variable", "axes"),
+    "connection_probability": ("by", "distance", *_BETWEEN),
+    "connectivity_matrix": ("by", "variable", *_BETWEEN),
+    "currents_by_angle": ("by", "variable"),
+    "degree_distribution": ("variable",),
+    "depth_profile": ("by",),
+    "like_to_like": ("by", "variable", "null", *_BETWEEN),
+    "partners_in_space": ("axes", "nucleus_id"),
+    "preferred_orientations": ("by", "variable"),
+    "release_summary": (),
+    "tuning_curve": ("variable", "nucleus_id"),
+    "weight_distribution": ("variable",),
+}
 
 
-def _require_effect(what: Picture, passed: Mapping[str, Any]) -> None:
+def _require_effect(what: str, passed: Mapping[str, Any]) -> None:
     """Raise for an option that the picture does not use."""
-    for name, pictures in _PICTURES.items():
-        if name in passed and what not in pictures:
-            raise SchemaError(
-                f"--{name.replace('_', '-')} has no effect on {what}: it applies to "
-                f"{', '.join(pictures)}"
-            )
-    if what is Picture.cells and {"by", "variable"} <= set(passed):
-        raise SchemaError("--by and --variable both colour the cells: give one of them")
-    if what is Picture.like_to_like and "by" in passed and not passed.get("null"):
+    if what not in _PICTURES:
+        raise unknown_label("the picture is", what, _PICTURES, error=SchemaError)
+    for name in set().union(*_PICTURES.values()) & set(passed) - set(_PICTURES[what]):
+        pictures = [picture for picture, names in _PICTURES.items() if name in names]
         raise SchemaError(
-            "--by has no effect on like-to-like without --null, whose permutations it groups"
+            f"--{name.replace('_', '-')} has no effect on {what}: it applies to "
+            f"{', '.join(pictures)}"
         )
-    of_probability = what is not Picture.connectivity or passed.get("variable") == "probability"
+    if what == "cells_in_space" and {"by", "variable"} <= set(passed):
+        raise SchemaError("--by and --variable both colour the cells: give one of them")
+    if what == "like_to_like" and "by" in passed and not passed.get("null"):
+        raise SchemaError(
+            "--by has no effect on like_to_like without --null, whose permutations it groups"
+        )
+    of_probability = what != "connectivity_matrix" or passed.get("variable") == "probability"
     if "presynaptic" in passed and not of_probability:
         raise SchemaError("--presynaptic has no effect without --variable probability")
 
@@ -789,7 +676,7 @@ def _require_effect(what: Picture, passed: Mapping[str, Any]) -> None:
 def plot(
     context: typer.Context,
     store: Store,
-    what: Annotated[Picture, typer.Argument(help="Which picture.")],
+    what: Annotated[str, typer.Argument(metavar="PICTURE", help="Which picture, as above.")],
     out: Annotated[Path, typer.Option(help="FILE.png, FILE.pdf or FILE.svg.")],
     by: Annotated[
         str | None,
@@ -800,42 +687,48 @@ def plot(
         typer.Option(help="Variable to draw: mean_size, probability, pref_dir, rate_dir, ..."),
     ] = None,
     axes: Annotated[
-        str, typer.Option(help="cells, partners: horizontal and vertical axis.")
+        str, typer.Option(help="cells_in_space, partners_in_space: horizontal and vertical axis.")
     ] = "xy",
     distance: Annotated[
-        str, typer.Option(help="probability: START:STOP:STEP in µm, lateral distance.")
+        str, typer.Option(help="connection_probability: START:STOP:STEP in µm, lateral distance.")
     ] = "0:400:50",
     pre: Annotated[
         str | None,
         typer.Option(
-            help="connectivity, probability, like-to-like: presynaptic neurons, a file of nucleus "
-            "ids, conditions like layer=L4, or all; if the scope is unknown, those that were "
-            "asked for."
+            help="connectivity_matrix, connection_probability, like_to_like: presynaptic neurons, "
+            "a file of nucleus ids, conditions like layer=L4, or all; if the scope is unknown, "
+            "those that were asked for."
         ),
     ] = None,
     post: Annotated[str | None, typer.Option(help="The same for postsynaptic neurons.")] = None,
     presynaptic: Annotated[
         str, typer.Option(help="Which axons are complete enough: extended, full, clean, all.")
     ] = "extended",
-    nucleus_id: Annotated[int | None, typer.Option(help="tuning, partners: the neuron.")] = None,
+    nucleus_id: Annotated[
+        int | None, typer.Option(help="tuning_curve, partners_in_space: the neuron.")
+    ] = None,
     null: Annotated[
-        int, typer.Option(help="like-to-like: number of permutations of the angles.", min=0)
+        int, typer.Option(help="like_to_like: number of permutations of the angles.", min=0)
     ] = 0,
 ) -> None:
     """Draw a picture of a store.
 
-    depth, cells, partners: positions of cells. connectivity, adjacency, probability, degrees,
-    weights: connections. tuning, orientations, currents, aligned, like-to-like: function.
-    summary: cells, connections and currents in one figure.
+    PICTURE is the name of a function of `mx.plot` in Python:
+
+    - positions of cells: depth_profile, cells_in_space, partners_in_space
+    - connections: connectivity_matrix, adjacency_matrix, connection_probability,
+      degree_distribution, weight_distribution
+    - function: tuning_curve, preferred_orientations, currents_by_angle, aligned_currents,
+      like_to_like
+    - cells, connections and currents in one figure: release_summary
     """
-    suffixes = (".png", ".pdf", ".svg")
-    if out.suffix not in suffixes:
-        raise SchemaError(f"--out is {out.name!r}, expected a name that ends in one of {suffixes}")
-    _require_parent(out)
-    if out.is_dir():
-        raise SchemaError(f"--out is the folder {out}, expected the name of a file")
-    is_passed = {n: v for n, v in context.params.items() if _is_passed(context, n)}
-    _require_effect(what, is_passed)
+    _require_name(out, ".png", ".pdf", ".svg")
+    passed = {
+        name: value
+        for name, value in context.params.items()
+        if (source := context.get_parameter_source(name)) and source.name != "DEFAULT"
+    }
+    _require_effect(what, passed)
     between = {"pre": _parse_neurons(pre, "--pre"), "post": _parse_neurons(post, "--post")}
     from matplotlib.figure import Figure
 
@@ -844,11 +737,11 @@ def plot(
     tree = mx.open_store(store, lazy=True)
     if by is not None and "units" in tree.children:
         known = [str(n) for n, v in tree["units"].variables.items() if v.dims == ("nucleus_id",)]
-        more = ("pref_ori", "pref_dir", *(["depth"] if what is Picture.adjacency else []))
+        more = ("pref_ori", "pref_dir", *(["depth"] if what == "adjacency_matrix" else []))
         if by not in (*known, *more):
             raise unknown_label("--by is", by, known, error=SchemaError)
     release = _release_text(tree.attrs)
-    if what is Picture.summary:
+    if what == "release_summary":
         pairs = tree if "connectivity" in tree.children else None
         figure = Figure(figsize=(12, 9), layout="constrained")
         mx.plot.release_summary(_read(tree, "units"), _layers(tree), pairs, figure=figure)
@@ -856,31 +749,31 @@ def plot(
         typer.echo(f"written       {out}")
         return
     # Not a pyplot figure, which pyplot would keep.
-    projection = "polar" if what is Picture.orientations else None
+    projection = "polar" if what == "preferred_orientations" else None
     ax = Figure(layout="constrained").add_subplot(projection=projection)
     right_up: Any = tuple(axes)
     match what:
-        case Picture.depth:
+        case "depth_profile":
             units = _read(tree, "units")
             mx.plot.depth_profile(units, _layers(tree), by=by or "layer", ax=ax)
-        case Picture.cells:
+        case "cells_in_space":
             colour = by or variable or "cell_type"
             units = with_angle(_read(tree, "units"), colour)
             mx.plot.cells_in_space(units, colour, axes=right_up, layers=_layers(tree), ax=ax)
-        case Picture.connectivity:
+        case "connectivity_matrix":
             _draw_connectivity(
                 tree, by or "cell_type", variable or "n_connections", presynaptic, between, ax
             )
-        case Picture.adjacency:
+        case "adjacency_matrix":
             _require_groups(tree, "connectivity")
             units = with_angle(_read(tree, "units"), by or "")
             mx.plot.adjacency_matrix(tree, units, by, weight=variable, ax=ax)
-        case Picture.partners:
+        case "partners_in_space":
             _draw_partners(tree, nucleus_id, right_up, ax)
-        case Picture.weights:
+        case "weight_distribution":
             _require_groups(tree, "connectivity")
             mx.plot.weight_distribution(tree, variable, ax=ax)
-        case Picture.probability:
+        case "connection_probability":
             probability = mx.analysis.connection_probability(
                 _read(tree, "connectivity"),
                 _neurons(tree),
@@ -890,35 +783,30 @@ def plot(
                 **between,
             )
             mx.plot.connection_probability(probability, ax=ax)
-        case Picture.degrees:
+        case "degree_distribution":
             _require_groups(tree, "connectivity")
             names = (variable,) if variable else ("out_degree", "in_degree")
             degrees = _of_neurons(tree, mx.degrees(tree)).compute()
             mx.plot.degree_distribution(degrees, names, ax=ax)
-        case Picture.tuning:
+        case "tuning_curve":
             _draw_tuning(_read(tree, "units"), variable or "rate_dir", nucleus_id, ax)
-        case Picture.orientations:
+        case "preferred_orientations":
             name = variable or "pref_ori"
             units = with_angle(_read(tree, "units"), name)
             mx.plot.preferred_orientations(units, name, by=by, ax=ax)
-        case Picture.currents:
+        case "currents_by_angle":
             currents, units = _currents(tree, variable or "rate_ori")
             by = by or ("layer" if "layer" in units.variables else None)
             groups = None if by is None else with_angle(units, by)[by]
             mx.plot.currents_by_angle(currents, groups, ax=ax)
-        case Picture.aligned:
+        case "aligned_currents":
             _draw_aligned(tree, variable or "rate_ori", ax)
-        case Picture.like_to_like:
+        case "like_to_like":
             chosen = {"presynaptic": presynaptic, **between}
             _draw_like_to_like(tree, variable or "probability", by, null, chosen, ax)
     ax.set_title(f"{ax.get_title()}, {release}" if ax.get_title() else release, fontsize="medium")
     _save(ax.figure, out)
     typer.echo(f"written       {out}")
-
-
-def _is_passed(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
 
 
 def _parse_neurons(value: str | None, option: str) -> Any:
@@ -1149,17 +1037,12 @@ def main() -> None:
     warnings.showwarning = show
     try:
         app(standalone_mode=True)
-    except (MicronsXrError, OSError) as error:
-        if _state["debug"]:
-            raise
-        typer.echo(f"microns-xr: error: {_one_line(error)}", err=True)
-        sys.exit(EXIT_ERROR)
     except Exception as error:
         if _state["debug"]:
             raise
-        typer.echo(
-            f"microns-xr: unexpected {type(error).__name__}: {_one_line(error)} "
-            "(run again with microns-xr --debug for the traceback)",
-            err=True,
-        )
-        sys.exit(EXIT_UNEXPECTED)
+        kind, hint, code = "error", "", EXIT_ERROR
+        if not isinstance(error, MicronsXrError | OSError):
+            kind, code = f"unexpected {type(error).__name__}", EXIT_UNEXPECTED
+            hint = " (run again with microns-xr --debug for the traceback)"
+        typer.echo(f"microns-xr: {kind}: {_one_line(error)}{hint}", err=True)
+        sys.exit(code)

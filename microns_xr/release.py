@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.angles import AngleConvention, AngleUnits, convert, require_likely_units
-from microns_xr.columns import as_ids, require_columns
+from microns_xr.angles import AngleConvention, AngleUnits, convert
+from microns_xr.columns import as_ids
 from microns_xr.connectivity.blocks import take_positions
 from microns_xr.connectivity.build import build_connectivity, build_synapses
 from microns_xr.connectivity.labels import Lookup, require_known
@@ -26,6 +26,7 @@ from microns_xr.errors import (
     SourceError,
     answer_old_keywords,
     require_instance,
+    require_one_of,
     unknown_label,
     whole_number,
 )
@@ -40,7 +41,7 @@ from microns_xr.provenance import (
     source_names,
     text_lines,
 )
-from microns_xr.recordings.files import open
+from microns_xr.recordings.files import open, recording_files, recordings_folder
 from microns_xr.recordings.trials import tuning
 from microns_xr.releases import (
     MINIMUM_ROLES,
@@ -71,8 +72,8 @@ from microns_xr.sources.synapses import (
 from microns_xr.sources.tables import TableSource, read_table_file
 from microns_xr.store.swap import address_of, require_replaceable
 from microns_xr.store.write import write_store
-from microns_xr.tables import SCAN_KEYS, valid_rows
-from microns_xr.tuning.fits import MODELS, evaluate
+from microns_xr.tables import valid_rows
+from microns_xr.tuning.fits import rates_of_fits
 from microns_xr.tuning.functional import (
     KIND_ROLES,
     FunctionalKind,
@@ -530,7 +531,7 @@ class Release:
                 f"no file of recordings of {self.datastack} is known: pass its url, or the path of "
                 "a file to tuning_curves(path)"
             )
-        return download(_recordings_folder(self), url, **options)
+        return download(recordings_folder(self.datadir, self.datastack), url, **options)
 
     def download_fits(self, url: str, **options: Any) -> Path:
         """Download a table of tuning curves or fits into ``functional/`` of the release's folder.
@@ -740,8 +741,7 @@ class Release:
         return self._with_sources(rows, [], [rows, units])
 
     def _functional(self, kind: FunctionalKind = "manual", **options: Any) -> xr.Dataset:
-        if kind not in KIND_ROLES:
-            raise SchemaError(f"kind is {kind!r}, expected one of {list(KIND_ROLES)}")
+        require_one_of("kind", kind, KIND_ROLES)
         role = KIND_ROLES[kind]
         name = self.spec.name_of(role)
         table = self.table(name)
@@ -800,34 +800,46 @@ class Release:
         only_unstated: bool = False,
     ) -> xr.Dataset:
         """See `tuning_curves`; the convention may be for tables only that do not state theirs."""
+        require_instance("path", path, (str, os.PathLike, type(None)), "a path")
+        found = self._find_curves() if path is None else Path(path)
+        if isinstance(found, Path) and (found.suffix in RECORDING_SUFFIXES or found.is_dir()):
+            # Their stimuli state the convention.
+            known, coregistration = only_unstated, self._functional()
+            convention = None if known else angle_convention
+            curves = tuning(open(found), coregistration=coregistration, angle_convention=convention)
+            return _with_origin(curves, "trials", f"computed from the trials of {found.name}")
+        spec = self._file_spec(found)
+        name = spec.name
+        if isinstance(found, Path):
+            table = valid_rows(read_table_file(found), name)
+            sha256 = file_sha256(found)
+            self._provenance[name] = {"name": name, "rows": len(table), "sha256": sha256}
+        else:
+            table = self.table(found)
+        # Of a table in the registry it is fixed, and passing one is an error.
+        known = only_unstated and spec.angle_convention is not None
+        origin, words = "table", "found in the table"
+        if not {"rate_dir", "rate_ori"} & set(table.columns) and {"k", "kappa"} & set(
+            table.columns
+        ):
+            about = table.attrs
+            table, origin, words = rates_of_fits(table, name), "fits", "drawn from the fits"
+            table.attrs.update(about)
+            spec = replace(spec, angle_units="degree")
+        spec = complete_spec(spec, angle_convention=None if known else angle_convention)
+        curves = build_tuning_curves(table, spec, self._functional())
+        return self._with_sources(_with_origin(curves, origin, f"{words} {name}"), [name])
 
-        def of_table(table: pd.DataFrame, spec: TableSpec) -> xr.Dataset:
-            # Of a table in the registry it is fixed, and passing one is an error.
-            known = only_unstated and spec.angle_convention is not None
-            return self._curves_of_table(table, spec, None if known else angle_convention)
-
-        def of_recordings(path: Path) -> xr.Dataset:
-            # Their stimuli state it.
-            return self._curves_of_recordings(path, None if only_unstated else angle_convention)
-
-        if path is not None:
-            require_instance("path", path, (str, os.PathLike), "a path")
-            path = Path(path)
-            if path.suffix in RECORDING_SUFFIXES or path.is_dir():
-                return of_recordings(path)
-            table, spec = read_table_file(path), self._file_spec(path)
-            sha256 = file_sha256(path)
-            table = valid_rows(table, spec.name)
-            self._provenance[spec.name] = {"name": spec.name, "rows": len(table), "sha256": sha256}
-            return of_table(table, spec)
+    def _find_curves(self) -> str | Path:
+        """Return the name of the table of rates or fits, or else the file of recordings."""
         available = self.source.available_tables()
-        fits = _tables_of_fits(self)
-        files = recording_files(self)
+        fits = _tables_of_fits(available)
+        files = recording_files(self.datadir, self.datastack, _folder_of(self.source))
         name = self.spec.tables.get("tuning_curves")
         if name in available:
             try:
-                table = self.table(name)
-                return of_table(table, self._file_spec(name))
+                self.table(name)
+                return name
             except SourceError as error:
                 # An archive that cannot be listed may report tables that it does not have.
                 if not fits and not files:
@@ -839,36 +851,13 @@ class Release:
                 f"there are several {'tables of fits' if fits else 'files of recordings'} "
                 f"({', '.join(map(str, several))}), expected one: select it with path="
             )
-        if fits:
-            table = self.table(fits[0])
-            return of_table(table, self._file_spec(fits[0]))
-        if files:
-            return of_recordings(files[0])
+        if several:
+            return several[0]
         raise SourceError(
             f"{self!r} has no tuning curves, expected a table "
             f"{name or 'with the role tuning_curves'}, a table of fits, or recordings: put a table "
             "into its folder functional, pass path=, or call download_recordings()"
         )
-
-    def _curves_of_table(
-        self, table: pd.DataFrame, spec: TableSpec, angle_convention: AngleConvention | None
-    ) -> xr.Dataset:
-        name, origin, words = spec.name, "table", "found in the table"
-        if not {"rate_dir", "rate_ori"} & set(table.columns) and "kappa" in _rename(table).columns:
-            about = table.attrs
-            table, origin, words = rates_of_fits(table, name), "fits", "drawn from the fits"
-            table.attrs.update(about)
-            spec = replace(spec, angle_units="degree")
-        spec = complete_spec(spec, angle_convention=angle_convention)
-        curves = build_tuning_curves(table, spec, self._functional())
-        return self._with_sources(_with_origin(curves, origin, f"{words} {name}"), [name])
-
-    def _curves_of_recordings(
-        self, path: Path, angle_convention: AngleConvention | None
-    ) -> xr.Dataset:
-        matches = self._functional()
-        curves = tuning(open(path), coregistration=matches, angle_convention=angle_convention)
-        return _with_origin(curves, "trials", f"computed from the trials of {path.name}")
 
     @answer_old_keywords
     def connectivity(
@@ -1080,45 +1069,51 @@ class Release:
         """
         if isinstance(path, str | Path) and "://" not in (address := address_of(path)):
             require_replaceable(address, options.get("overwrite", False))  # before the work begins
-        has = self.has_tables()
-        mode, rates, kind = functional_parts(self)
-        units = self.units(mode, rates=rates)
+        parts: dict[str, Any] = dict(parts_of(self, request))
+        write_store(path, **parts, **options)
         if unused := unused_functional_tables(self):
             logger.info("tables that are not in the store: %s", ", ".join(unused))
-        connectivity = self.connectivity(request, units=units) if has["synapses"] else None
-        write_store(
-            path,
-            units=units,
-            layers=segment_layers(units) if self.spec.space.has_depth else None,
-            functional=None if kind is None else self.functional(kind),
-            connectivity=connectivity,
-            **options,
-        )
 
 
-def functional_parts(
-    release: Release, angle_convention: AngleConvention | None = None
-) -> tuple[FunctionalMode, bool, FunctionalKind | None]:
-    """Return which functional tables can provide the units, rates and rows of a store."""
+def parts_of(
+    release: Release,
+    request: str | None = None,
+    *,
+    multisoma: Literal["any", "typed"] = "any",
+    scope: str | None = None,
+    angle_convention: AngleConvention | None = None,
+) -> Iterator[tuple[str, xr.Dataset | None]]:
+    """Build the groups of a store one by one, as far as the release has their tables."""
     has = release.has_tables()
-    if not has["coregistration"]:  # which assigns rates to neurons
-        twin = has["functional_properties"]
-        return ("best_only", False, "digital_twin") if twin else ("none", False, None)
-    fits = _tables_of_fits(release)
-    stated = fits and (angle_convention or release._file_spec(fits[0]).angle_convention)
-    return "match", has["tuning_curves"] or (len(fits) == 1 and bool(stated)), "manual"
+    mode: FunctionalMode = "none"
+    kind: FunctionalKind | None = None
+    rates = False
+    if has["coregistration"]:  # which assigns rates to neurons
+        mode, kind = "match", "manual"
+        fits = _tables_of_fits(release.available_tables())
+        stated = fits and (angle_convention or release._file_spec(fits[0]).angle_convention)
+        rates = has["tuning_curves"] or (len(fits) == 1 and bool(stated))
+    elif has["functional_properties"]:
+        mode, kind = "best_only", "digital_twin"
+    convention = angle_convention if rates else None
+    units = release.units(mode, multisoma, rates=rates, angle_convention=convention)
+    yield "units", units
+    yield "layers", segment_layers(units) if release.spec.space.has_depth else None
+    yield "functional", None if kind is None else release.functional(kind)
+    if has["synapses"]:
+        yield "connectivity", release.connectivity(request, units=units, scope=scope)
 
 
 def unused_functional_tables(release: Release) -> list[str]:
     """Return the tables of rates, fits and functional properties that have not been read."""
+    available = release.available_tables()
     roles = ("tuning_curves", "functional_properties")
-    names = {release.spec.tables.get(role) for role in roles} | {*_tables_of_fits(release)}
+    names = {release.spec.tables.get(role) for role in roles} | {*_tables_of_fits(available)}
     names -= {table["name"] for table in release.source_tables()}
-    return [name for name in release.available_tables() if name in names]
+    return [name for name in available if name in names]
 
 
-def _tables_of_fits(release: Release) -> list[str]:
-    names = release.available_tables()
+def _tables_of_fits(names: Iterable[str]) -> list[str]:
     return [name for name in names if re.search(r"(^|_)fits(_|$)", name)]
 
 
@@ -1135,104 +1130,11 @@ def _among(axis: np.ndarray, chosen: Any, units: xr.Dataset, side: str) -> np.nd
     return ids
 
 
-# Tuning curves: files of a release, and rates evaluated from a table of fits.
-
-
 def _folder_of(source: TableSource) -> Path | None:
     folder = getattr(source, "folder", None) or getattr(source, "path", None)
     return None if folder is None else Path(folder)
 
 
-def _recordings_folder(release: Release) -> Path:
-    """Return the folder of the recordings of a datastack; those of minnie65 are at the top."""
-    folder = release.datadir.expanduser()
-    if datastack_entry(release.datastack, "recordings") is None:
-        folder /= release.datastack
-    return folder / "recordings"
-
-
-def recording_files(release: Release) -> list[Path]:
-    """Return the recordings files of a release.
-
-    Recordings are the same in every release of a datastack, so they are beside the releases;
-    ``functional/`` of the release is searched, too.
-    """
-    folders = [_recordings_folder(release)]
-    if (folder := _folder_of(release.source)) is not None:
-        folders += [folder / "functional", folder / "recordings"]
-        if folder.resolve().name.isdigit():  # of microns-datacleaner, see DirectorySource
-            folders.append(folder.resolve().parent / "functional")
-    files = [file for folder in folders if folder.is_dir() for file in folder.iterdir()]
-    return sorted({file.resolve() for file in files if file.suffix in RECORDING_SUFFIXES})
-
-
 def _with_origin(curves: xr.Dataset, origin: str, words: str) -> xr.Dataset:
     logger.info("tuning curves were %s", words)
     return add_history(curves.assign_attrs(tuning_from=origin), f"tuning curves {words}")
-
-
-_N_DIRECTIONS = 16
-# Columns of the fits published with con-con-models, to names in this package.
-_FIT_COLUMNS = {
-    "cell_id": "unit_id",
-    "tuning_type": "model",
-    "A": "amplitude",
-    "k": "kappa",
-    "mean_r_sqrd": "r2",
-}
-# Their names of models, to names in this package; their preferred angle phi is in radians.
-_MODELS = {"single": "single_von_mises", "double": "von_mises"}
-
-
-def _rename(fits: pd.DataFrame) -> pd.DataFrame:
-    return fits.rename(columns={k: v for k, v in _FIT_COLUMNS.items() if v not in fits.columns})
-
-
-def rates_of_fits(table: pd.DataFrame, name: str = "fits") -> pd.DataFrame:
-    """Evaluate the tuning curves of a table of fits, using the best fit of each unit."""
-    fits = _rename(table)
-    require_columns(fits, name, [*SCAN_KEYS, "model", "amplitude", "kappa", "r2"])
-    if not len(fits):
-        raise SchemaError(
-            f"{name} has no rows: fetch the table again, or pass another one with path="
-        )
-    # Ties of r2 do not depend on the order of the file.
-    order = ["r2", "model", "amplitude", "kappa"]
-    fits = fits.sort_values(order, ascending=[False, True, True, True], na_position="last")
-    fits = fits.drop_duplicates(list(SCAN_KEYS))
-    model = fits["model"].map(lambda word: _MODELS.get(word, word))
-    if unknown := sorted(set(model) - set(MODELS), key=str):
-        raise SchemaError(f"{name} has the models {unknown}, expected models among {[*MODELS]}")
-    parts = [_rates_of_model(fits[model == word], word, name) for word in sorted(set(model))]
-    rates = pd.concat(parts).sort_index()
-    half = _N_DIRECTIONS // 2
-    rates["rate_ori"] = [(r[:half] + r[half:]) / 2 for r in rates["rate_dir"]]
-    return rates.reset_index(drop=True)
-
-
-def _rates_of_model(fits: pd.DataFrame, model: str, name: str) -> pd.DataFrame:
-    def numbers(column: str, units: str | None = None) -> np.ndarray:
-        values = fits[column].to_numpy(dtype=np.float64, na_value=np.nan)
-        if units is not None:
-            require_likely_units(values[np.isfinite(values)], units, f"{name}.{column}")
-        return values
-
-    table, preferred = fits, MODELS[model].preferred
-    if preferred not in fits.columns and "phi" in fits.columns:
-        fits = fits.assign(**{preferred: np.rad2deg(numbers("phi", "radian"))})
-    further = ["amplitude_opposite"] if model == "double_von_mises" else []
-    require_columns(fits, name, [preferred, *further])
-    fits = fits if "baseline" in fits.columns else fits.assign(baseline=0.0)
-    columns = ("amplitude", "kappa", "baseline", *further)
-    # Any convention will do, if the same on both sides; that of the table is attached later.
-    attrs = {"units": "degree", "angle_convention": "up_clockwise"}
-    fitted = xr.Dataset(
-        {
-            **{column: ("scan_unit", numbers(column)) for column in columns},
-            preferred: ("scan_unit", numbers(preferred, "degree"), attrs),
-        },
-        attrs={"model": model, "tuning_dim": "direction"},
-    )
-    directions = np.arange(_N_DIRECTIONS) * 360.0 / _N_DIRECTIONS
-    rates = evaluate(fitted, directions).transpose("scan_unit", "direction").values
-    return table.assign(rate_dir=list(rates))

@@ -64,7 +64,10 @@ WRITERS = {
     "currents.csv": ("a.csv", lambda i, out: command("currents", i["store"], "--out", out)),
     "currents.csv.gz": ("a.csv.gz", lambda i, out: command("currents", i["store"], "--out", out)),
     "currents.zarr": ("a.zarr", lambda i, out: command("currents", i["store"], "--out", out)),
-    "plot.pdf": ("a.pdf", lambda i, out: command("plot", i["store"], "depth", "--out", out)),
+    "plot.pdf": (
+        "a.pdf",
+        lambda i, out: command("plot", i["store"], "depth_profile", "--out", out),
+    ),
 }
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +23,7 @@ from microns_xr.connectivity.build import (
     report_rows,
     require_synapses,
 )
-from microns_xr.errors import SchemaError, require_instance
+from microns_xr.errors import SchemaError, require_instance, require_one_of
 from microns_xr.frames import Resolution, Space
 from microns_xr.ingest.read import (
     Columns,
@@ -37,21 +37,31 @@ from microns_xr.ingest.read import (
     read_files,
     resolution_of_files,
 )
-from microns_xr.provenance import read_counts, release_of, table_line, text_lines
+from microns_xr.provenance import (
+    read_counts,
+    release_of,
+    require_same_release,
+    table_line,
+    text_lines,
+)
 from microns_xr.releases import datastack_of, space_of_data, table_of_file
 from microns_xr.schema import SCOPES, validate
 from microns_xr.store import swap
+from microns_xr.store.format import OTHER, SYNAPSE_GROUP
 from microns_xr.store.spill import Spill, Stretch, collate
 from microns_xr.store.stream import (
     ChunkPool,
-    CopyWriter,
+    Copy,
     GroupWriter,
     arrays_of,
+    narrowest,
     plan_copy,
+    plan_dataset,
     plan_parent,
+    write_copy,
 )
-from microns_xr.store.synapses import plan_copy_rows, plan_rows
-from microns_xr.store.write import finish_store, root_attrs, write_store
+from microns_xr.store.synapses import plan_rows
+from microns_xr.store.write import finish_store, root_attrs
 
 # By side, whether each unit is on the axis.
 Axes = dict[Compressed, np.ndarray]
@@ -62,9 +72,8 @@ _BASE = 550_000_000
 _LEAST = 600_000_000
 # Fewest and most rows that are sorted at a time.
 _ROWS = (1 << 14, 1 << 21)
-# Bytes of a pair while it is sorted for the other copy, and in the two copies (3 to 10 each,
-# measured).
-_PAIR_BYTES = 16 + 2 * 10
+# Bytes of a pair in each of the two copies (3 to 10, measured), and while it is sorted for it.
+_PAIR_BYTES = 2 * (10 + 16)
 
 
 def ingest_synapses(
@@ -189,13 +198,9 @@ def ingest_synapses(
     >>> int(mx.open_store(folder / "s.zarr").connectivity.synapse_size.sum())
     70
     """
-    for name, value, words in (
-        ("keep", keep, ("both", "pre", "post")),
-        ("on_bad_lines", on_bad_lines, ("error", "count")),
-        ("scope", scope, SCOPES),
-    ):
-        if value not in words:
-            raise SchemaError(f"{name} is {value!r}, expected one of {words}")
+    require_one_of("keep", keep, ("both", "pre", "post"))
+    require_one_of("on_bad_lines", on_bad_lines, ("error", "count"))
+    require_one_of("scope", scope, SCOPES)
     require_instance("out", out, (str, os.PathLike), "the path of a store")
     address = swap.address_of(out)
     if "://" in address:
@@ -216,6 +221,8 @@ def ingest_synapses(
         )
     shared = as_ids(neurons.attrs.get("shared_roots", ()), "units.attrs['shared_roots']")
     # Made before hours of reading, so that invalid input raises at once.
+    plans = [plan_dataset(name, part) for name, part in parts.items()]
+    root_attrs(parts.values())
     everyone = np.ones(neurons.sizes["nucleus_id"], dtype=bool)
     axes: Axes = {"pre": everyone, "post": everyone}
     # Rows that may be synapses are counted until it is known that no pair has several.
@@ -230,12 +237,11 @@ def ingest_synapses(
     history = f"ingest_synapses(keep={keep!r}, positions={positions}, rows={rows!r})"
     n = neurons.sizes["nucleus_id"]
     with swap.replacing(address, overwrite=overwrite) as folder, ExitStack() as stack:
-        work = os.path.join(folder, ".work")
-        os.makedirs(work)
-        parts_path = os.path.join(work, "parts")
-        # First, so that parts that cannot be written raise before the files are read.
-        write_store(parts_path, **parts)
+        work = stack.enter_context(TemporaryDirectory(prefix=".rows-", dir=folder))
         root = zarr.open_group(folder, mode="a", zarr_format=3)
+        with ChunkPool() as pool:
+            for plan in plans:
+                GroupWriter(root, plan, pool)
         spills = [
             stack.enter_context(Spill(os.path.join(work, f"rows{i}"), n, columns, max_rows))
             for i, columns in enumerate(mapper.columns)
@@ -253,12 +259,13 @@ def ingest_synapses(
                 root, work, template, axes, max_rows, pool, space, resolution, history,
                 progress,
             )  # fmt: skip
-            copies = writer.write_pairs(spills[0], singles and keep == "both")
+            pairs = {side: stack.enter_context(writer.spill_of_pairs(side)) for side in OTHER}
+            writer.sum_pairs(spills[0], pairs, singles and keep == "both")
             if keep != "both":
                 ids = neurons["nucleus_id"].values
                 writer.write_unit_synapses(spills[1], keep, ids, mapper.units_by_position)
             # Only now is it known whether a pair has several rows, so that rows are synapses.
-            n_rows, n_pairs = spills[0].rows, copies[0].n_connections
+            n_rows, n_pairs = spills[0].rows, pairs["post"].rows
             repeated = n_pairs < n_rows
             if repeated and layout.rows == "pair":
                 raise repeated_pairs(n_rows, n_pairs)
@@ -279,12 +286,13 @@ def ingest_synapses(
                 **({"bad_lines": counts["bad_lines"]} if count_bad else {}),
                 "history": [history],
             }
-            for copy in copies:
-                copy.finish(plan_copy(template, copy.compressed))
-        parent = plan_parent(template)
-        root.require_group(parent.path).update_attributes(parent.attrs)
+            GroupWriter(root, plan_parent(template), pool)
+            for side, of_side in pairs.items():
+                blocks = of_side.pairs(max_rows, arrays_of(template).values())
+                copy = Copy(side, n_pairs, writer.dtypes, blocks)
+                write_copy(root, plan_copy(template, side), pool, copy)
         stack.close()
-        _take_over(root, folder, parts_path, parts, tables)
+        finish_store(root, root_attrs(parts.values(), tables), consolidated=False)
     note = f"; {counts['bad_lines']} lines could not be read" if count_bad else ""
     report_rows(n_pairs, counts["rows"], dropped, note)
 
@@ -300,8 +308,11 @@ def _parts(units: Any) -> dict[str, xr.Dataset]:
             f"units is {names}, expected the units Dataset, or a tree or mapping of 'units' and, "
             "optionally, 'layers' and 'functional'"
         )
-    validate(parts["units"], "units")
-    return {name: parts[name].compute() for name in _PARTS if parts.get(name) is not None}
+    parts = {name: parts[name].compute() for name in _PARTS if parts.get(name) is not None}
+    for name, part in parts.items():
+        validate(part, name)  # type: ignore[arg-type]
+    require_same_release(*parts.items())
+    return parts
 
 
 def _template(
@@ -318,8 +329,7 @@ def _template(
 
 def _bytes_of(columns: Columns) -> int:
     """Return the bytes of a row, including its neuron."""
-    sizes = ((s, 1) if isinstance(s, str) else s for s in columns.values())
-    return 4 + sum(np.dtype(dtype).itemsize * width for dtype, width in sizes)
+    return 4 + sum(np.dtype(dtype).itemsize for dtype in columns.values())
 
 
 def _max_rows(memory: str | int, mapper: Mapper, singles: bool) -> int:
@@ -360,6 +370,8 @@ class _Writer:
         self._places = {side: np.append(0, np.cumsum(on)) for side, on in axes.items()}
         self._max_rows, self._pool, self._progress = max_rows, pool, progress
         self._space, self._resolution_nm = space, resolution_nm  # None without positions
+        # on disk, of each array of weights; int64 as soon as a sum needs it
+        self.dtypes = dict.fromkeys(arrays_of(template).values(), "int32")
         self.n_same_size = 0  # rows that repeat both the pair and the size of another
         self._plan: dict[str, Any] = {
             "space": space,
@@ -368,24 +380,23 @@ class _Writer:
             "attrs": {"history": [history]},
         }
 
-    def write_pairs(self, rows: Spill, singles: bool) -> tuple[CopyWriter, CopyWriter]:
-        """Write both copies of the connectivity and, if `singles`, the synapses themselves."""
-        template, max_rows = self._template, self._max_rows
-        by_post = CopyWriter(self._root, plan_copy(template, "post"), self._pool)
-        by_pre = CopyWriter(self._root, plan_copy(template, "pre"), self._pool)
-        n_pre = template.sizes["pre_nucleus_id"]
-        columns: Columns = {"indices": "int32"}
-        columns |= dict.fromkeys(arrays_of(template).values(), "int64")
+    def spill_of_pairs(self, side: Compressed) -> Spill:
+        """Return where the pairs are sorted by the neurons of one side."""
+        columns: Columns = {"indices": "int32", **dict.fromkeys(self.dtypes, "int64")}
+        n = self._template.sizes[f"{side}_nucleus_id"]
+        return Spill(os.path.join(self._work, f"pairs by {side}"), n, columns, self._max_rows)
+
+    def sum_pairs(self, rows: Spill, pairs: Mapping[Compressed, Spill], singles: bool) -> None:
+        """Sum the rows of each pair and, if `singles`, write the synapses themselves."""
+        max_rows = self._max_rows
         with ExitStack() as stack:
-            pairs = stack.enter_context(
-                Spill(os.path.join(self._work, "pairs"), n_pre, columns, max_rows)
-            )
             progress_bar = stack.enter_context(bar(rows.rows, "sorting", " rows", self._progress))
             table = None
             if singles:
-                columns = {"synapse_id": "int64", "post_index": "int32", "size": "int64"}
+                columns: Columns = {"synapse_id": "int64", "post_index": "int32", "size": "int64"}
                 if self._resolution_nm is not None:
                     columns["point"] = ("float64", 3)
+                n_pre = self._template.sizes["pre_nucleus_id"]
                 synapses = stack.enter_context(
                     Spill(os.path.join(self._work, "synapses"), n_pre, columns, max_rows)
                 )
@@ -403,14 +414,15 @@ class _Writer:
                 weights = {"data": _sums(values["size"], first)}
                 if "id" not in part.columns and len(first) < len(order):
                     self.n_same_size += _repeated_sizes(values["size"], first)
-                if "synapse_count" in template:
+                if "synapse_count" in self.dtypes:
                     # One synapse per row, unless the table counts them.
                     count = np.diff(first, append=len(order))
                     if "count" in values:
                         count = _sums(values["count"], first)
                     weights["synapse_count"] = count
-                by_post.append(lengths, pre, weights)
-                pairs.append(pre, {"indices": post, **weights})
+                self.dtypes |= {k: "int64" for k, v in weights.items() if narrowest(v) == "int64"}
+                pairs["post"].append(post, {"indices": pre, **weights})
+                pairs["pre"].append(pre, {"indices": post, **weights})
                 if table is not None:
                     row = {"post_index": part.majors, "synapse_id": values["id"]}
                     row |= {name: values[name] for name in ("size", "point") if name in values}
@@ -424,10 +436,6 @@ class _Writer:
                 for part in synapses.stretches(max_rows):
                     self._append(table, part.columns | {"pre_index": part.majors})
                 table.finish()
-            # Pairs sorted by post are in no order by pre: hence the second sort.
-            for part in pairs.stretches(max_rows):
-                by_pre.append(part.lengths, part.columns.pop("indices"), part.columns)
-        return by_post, by_pre
 
     def _on_axes(self, part: Stretch) -> Stretch:
         """Return rows by position on the axes instead of among the units."""
@@ -439,9 +447,16 @@ class _Writer:
         return Stretch(int(post[part.first]), int(post[part.last]), starts, columns)
 
     def _synapses_by(self, axis: Compressed, lengths: np.ndarray) -> GroupWriter:
-        labels = {name: self._template[name].variable for name in (*PAIR_DIMS, *ROOT_IDS)}
+        columns = {"synapse_id": "int64", "pre_index": "int32", "post_index": "int32"}
         indptr = np.concatenate([[0], np.cumsum(lengths)])
-        plan = plan_copy_rows(axis, indptr, labels, **self._plan)
+        plan = plan_rows(
+            SYNAPSE_GROUP[axis],
+            int(indptr[-1]),
+            columns | {"size": "int64"},
+            **self._plan,
+            labels={name: self._template[name].variable for name in (*PAIR_DIMS, *ROOT_IDS)},
+            pointer=(axis, indptr),
+        )
         return GroupWriter(self._root, plan, self._pool)
 
     def _append(self, table: GroupWriter, columns: Mapping[str, np.ndarray]) -> None:
@@ -462,8 +477,10 @@ class _Writer:
             int(rows.per_major.sum()),
             dict.fromkeys(names, "int64"),
             **self._plan,
-            long_names={"nucleus_id": f"nucleus of the {keep}synaptic neuron"},
         )
+        for array in plan.arrays:
+            if array.name == "nucleus_id":
+                array.attrs["long_name"] = f"nucleus of the {keep}synaptic neuron"
         table = GroupWriter(self._root, plan, self._pool)
         for part in rows.stretches(self._max_rows):
             _, rank = np.unique(part.columns["root"], return_inverse=True)
@@ -500,18 +517,3 @@ def _tables(
     names = dict.fromkeys(table_of_file(file, datastack) for file in files)
     rows = {"rows": n_rows} if len(names) == 1 else {}  # not counted by file
     return list(dict.fromkeys([*tables, *(table_line({"name": name} | rows) for name in names)]))
-
-
-def _take_over(
-    root: zarr.Group,
-    folder: str,
-    parts_path: str,
-    parts: Mapping[str, xr.Dataset],
-    tables: Iterable[str],
-) -> None:
-    """Move the parts into place and make the folder a store."""
-    for name in parts:
-        os.rename(os.path.join(parts_path, name), os.path.join(folder, name))
-    shutil.rmtree(os.path.join(folder, ".work"))
-    # The last step: without the attributes of its root the folder is not a store.
-    finish_store(root, root_attrs(parts.values(), tables), consolidated=False)

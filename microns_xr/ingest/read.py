@@ -52,6 +52,7 @@ from microns_xr.sources.tables import (
     warn_of_cut_text,
 )
 from microns_xr.store.spill import Spill
+from microns_xr.store.swap import address_of
 from microns_xr.tables import is_false
 from microns_xr.threads import usable_threads
 
@@ -113,8 +114,7 @@ def find_files(
 def _name_of(file: str | os.PathLike[str]) -> str:
     if not isinstance(file, str | os.PathLike):
         raise SchemaError(f"files has {file!r}, expected paths or addresses of files of synapses")
-    name = os.fspath(file).removeprefix("file://")
-    return name if "://" in name else os.path.realpath(os.path.expanduser(name))
+    return address_of(file)
 
 
 def _open(name: str, options: Mapping[str, Any]) -> IO[bytes]:

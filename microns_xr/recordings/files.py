@@ -47,7 +47,9 @@ from microns_xr.errors import (
     whole_number,
 )
 from microns_xr.provenance import text_lines
+from microns_xr.releases import datastack_entry
 from microns_xr.schema import FUNCTIONAL, describe
+from microns_xr.sources.fetch import RECORDING_SUFFIXES
 from microns_xr.sources.net import http_options
 from microns_xr.store import swap
 from microns_xr.store.format import CHECKSUMS_ATTR, ID_ATTR
@@ -946,3 +948,28 @@ def _open_zarr(path: Path, scans: Iterable[Any] | None) -> xr.DataTree:
         attrs.pop(name, None)
     attrs |= {"recorded_in": attrs.get("recorded_in", attrs["source"]), "source": str(path)}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **nodes})
+
+
+# Where the files of a datastack are.
+
+
+def recordings_folder(datadir: Path, datastack: str) -> Path:
+    """Return the folder of the recordings of a datastack; those of minnie65 are at the top."""
+    folder = datadir.expanduser()
+    if datastack_entry(datastack, "recordings") is None:
+        folder /= datastack
+    return folder / "recordings"
+
+
+def recording_files(datadir: Path, datastack: str, tables: Path | None = None) -> list[Path]:
+    """Return the files of recordings of a release, whose tables are in a folder.
+
+    They are the same in every release of a datastack, so they are beside the releases.
+    """
+    folders = [recordings_folder(datadir, datastack)]
+    if tables is not None:
+        folders += [tables / "functional", tables / "recordings"]
+        if tables.resolve().name.isdigit():  # of microns-datacleaner, see DirectorySource
+            folders.append(tables.resolve().parent / "functional")
+    files = [file for folder in folders if folder.is_dir() for file in folder.iterdir()]
+    return sorted({file.resolve() for file in files if file.suffix in RECORDING_SUFFIXES})

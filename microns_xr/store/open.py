@@ -28,6 +28,7 @@ from microns_xr.errors import (
     SchemaError,
     SourceError,
     StoreFormatError,
+    require_one_of,
     unknown_label,
 )
 from microns_xr.provenance import RELEASE_COORDS, plain_attrs
@@ -171,8 +172,7 @@ def read_group(
 
 
 def _read_group(root: zarr.Group, name: str, lazy: bool, compressed: Compressed) -> xr.Dataset:
-    if compressed not in OTHER:
-        raise SchemaError(f"compressed is {compressed!r}, expected 'post' or 'pre'")
+    require_one_of("compressed", compressed, OTHER)
     name = name.strip("/")
     for axis, path in MATRIX_GROUP.items():
         if name == path:
@@ -562,19 +562,28 @@ def _array_of(variable: xr.Variable) -> Any:
     return data.array if whole else None
 
 
-class _Dense(BackendArray):
-    """A dense array on disk, for xarray's lazy indexing."""
+class _Lazy(BackendArray):
+    """An array for xarray's lazy indexing, of which `_get` reads a part."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.OUTER, self._get
+        )
+
+    def _get(self, key: tuple[Any, ...]) -> Any:
+        raise NotImplementedError
+
+
+class _Dense(_Lazy):
+    """A dense array on disk."""
 
     def __init__(self, group: zarr.Group, array: zarr.Array) -> None:
         self._group = group
         self._array = array
         self.shape = array.shape
         self.dtype = np.dtype(object) if array.dtype.kind in "OUT" else array.dtype
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self._get
-        )
 
     def _get(self, key: tuple[Any, ...]) -> Any:
         if all(
@@ -587,7 +596,7 @@ class _Dense(BackendArray):
             return part.astype(self.dtype, copy=False)
 
 
-class LabelArray(BackendArray):
+class LabelArray(_Lazy):
     """Labels of an axis at the positions of each synapse, which take less memory than ids."""
 
     def __init__(self, labels: xr.Variable, positions: xr.Variable, where: str) -> None:
@@ -596,11 +605,6 @@ class LabelArray(BackendArray):
         self.shape = positions.shape
         self.dtype = labels.dtype
         self._where = where
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self._get
-        )
 
     def _get(self, key: tuple[Any, ...]) -> Any:
         positions = self.positions[key].values

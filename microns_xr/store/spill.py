@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, Self
 
-import numba
 import numpy as np
 
+from microns_xr.connectivity.sort import transpose_pattern
 from microns_xr.errors import SchemaError
-from microns_xr.threads import balanced_spans, run_spans, usable_threads
+from microns_xr.store.stream import PairBlock
 
 _INT32 = np.iinfo(np.int32)
 
@@ -53,10 +53,7 @@ class Spill:
         run_rows: int = 1 << 20,
     ) -> None:
         self.path, self.n_major, self._run_rows = path, n_major, run_rows
-        self._columns = {
-            name: (np.dtype(spec), ()) if isinstance(spec, str) else (np.dtype(spec[0]), spec[1:])
-            for name, spec in columns.items()
-        }
+        self._columns = {name: np.dtype(spec) for name, spec in columns.items()}
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115  # closed by __exit__
         self._pieces: list[tuple[np.ndarray, Mapping[str, np.ndarray]]] = []
         self._n_waiting = 0
@@ -92,12 +89,13 @@ class Spill:
         if not self._n_waiting:
             return
         major = np.concatenate([piece for piece, _ in self._pieces])
-        starts, order = _counting_sort(major, self.n_major)
+        one_span = np.array([0, major.size], dtype=np.int32)
+        _, starts, order = transpose_pattern(major, one_span, self.n_major)
         start_offset, places = self._put(starts), {}
         for name in self._columns:
             values = np.concatenate([columns[name] for _, columns in self._pieces])
             values = _narrow(values[order])
-            places[name] = (self._put(values), values.dtype)
+            places[name] = self._put(values), np.dtype((values.dtype, values.shape[1:]))
         self._runs.append((start_offset, places))
         self.per_major += np.diff(starts)
         self._pieces, self._n_waiting = [], 0
@@ -113,13 +111,12 @@ class Spill:
             rest = rest[self._file.write(rest) :]
         return begin
 
-    def _get(self, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-        n = int(np.prod(shape))
+    def _get(self, offset: int, dtype: np.dtype, n: int) -> np.ndarray:
         self._file.seek(offset)
         values = np.fromfile(self._file, dtype, n)
         if len(values) < n:
             raise OSError(f"{self.path} is truncated: another process has changed it")
-        return values.reshape(shape)
+        return values
 
     def stretches(self, max_rows: int) -> Iterator[Stretch]:
         """Yield all rows, neurons in order, at most `max_rows` or one neuron at a time."""
@@ -133,15 +130,18 @@ class Spill:
             yield self._read(first, last)
             first = last
 
+    def pairs(self, max_rows: int, weights: Collection[str]) -> Iterator[PairBlock]:
+        """Yield rows that are pairs, with some of their columns."""
+        for part in self.stretches(max_rows):
+            values = {name: part.columns[name] for name in weights}
+            yield part.lengths, part.columns["indices"], values
+
     def _read(self, first: int, last: int) -> Stretch:
         starts = np.concatenate([[0], np.cumsum(self.per_major[first:last])])
         free = starts[:-1].copy()
-        out = {
-            name: np.empty((int(starts[-1]), *width), dtype=dtype)
-            for name, (dtype, width) in self._columns.items()
-        }
+        out = {name: np.empty(int(starts[-1]), dtype) for name, dtype in self._columns.items()}
         for start_offset, places in self._runs:
-            run = self._get(start_offset + 4 * first, np.dtype(np.int32), (last - first + 1,))
+            run = self._get(start_offset + 4 * first, np.dtype(np.int32), last - first + 1)
             lengths, begin, n = np.diff(run), int(run[0]), int(run[-1] - run[0])
             if not n:
                 continue
@@ -149,9 +149,7 @@ class Spill:
             to = np.repeat(free - (run[:-1] - begin), lengths) + np.arange(n)
             free += lengths
             for name, (offset, dtype) in places.items():
-                width = self._columns[name][1]
-                row_bytes = dtype.itemsize * int(np.prod(width, dtype=np.int64))
-                out[name][to] = self._get(offset + begin * row_bytes, dtype, (n, *width))
+                out[name][to] = self._get(offset + begin * dtype.itemsize, dtype, n)
         return Stretch(first, last, starts, out)
 
 
@@ -168,22 +166,6 @@ def _narrow(values: np.ndarray) -> np.ndarray:
     return narrow
 
 
-@numba.njit(nogil=True, cache=True)
-def _counting_sort(major, n_major):  # type: ignore[no-untyped-def]
-    starts = np.zeros(n_major + 1, dtype=np.int32)
-    for m in major:
-        starts[m + 1] += 1
-    for m in range(n_major):
-        starts[m + 1] += starts[m]
-    free = starts[:-1].copy()
-    order = np.empty(major.size, dtype=np.int32)
-    for r in range(major.size):
-        to = free[major[r]]
-        order[to] = r
-        free[major[r]] = to + 1
-    return starts, order
-
-
 def collate(
     starts: np.ndarray, partner: np.ndarray, ids: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -192,48 +174,26 @@ def collate(
     Returns the order of the rows, the start of each pair in it, and the number of pairs per neuron.
     Raises if a synapse id is repeated, which shows within a pair since the partners are the same.
     """
-    n_threads = usable_threads(None, partner.size)
-    all_ids = np.zeros(0, dtype=np.int64) if ids is None else ids
-    order = np.empty(partner.size, dtype=np.int32)
-    begins = np.empty(partner.size, dtype=np.bool_)  # whether a row is the first of its pair
-    repeated = run_spans(
-        lambda lo, hi: int(_sort_rows(starts, partner, all_ids, order, begins, lo, hi)),
-        balanced_spans(starts, 4 * n_threads),
-        n_threads,
-    )
-    if max(repeated, default=-1) >= 0:
-        raise SchemaError(
-            f"synapse id {all_ids[order[max(repeated)]]} is repeated, expected each synapse once: "
-            "the files overlap, or one of them was joined from several; pass each part once"
-        )
-    first = np.flatnonzero(begins)
+    # Grouped by partner, then by neuron, each time in the order of the rows.
+    n_partners = int(partner.max(initial=-1)) + 1
+    by_partner = transpose_pattern(partner, starts.astype(np.int32), n_partners)
+    partners, _, rows = transpose_pattern(by_partner.indices, by_partner.indptr, starts.size - 1)
+    order = by_partner.source[rows]
+    is_first = np.ones(order.size, dtype=bool)
+    is_first[1:] = partners[1:] != partners[:-1]
+    is_first[starts[:-1][starts[:-1] < starts[1:]]] = True
+    first = np.flatnonzero(is_first)
+    if ids is not None and first.size < order.size:
+        n_rows = np.diff(first, append=order.size)
+        several = np.flatnonzero(np.repeat(n_rows > 1, n_rows))
+        pair = np.repeat(np.arange(first.size), n_rows)[several]
+        by_id = order[several][np.lexsort([ids[order[several]], pair])]
+        repeated = (np.diff(ids[by_id]) == 0) & (np.diff(pair) == 0)
+        if repeated.any():
+            raise SchemaError(
+                f"synapse id {ids[by_id[:-1]][repeated][-1]} is repeated, expected each synapse "
+                "once: the files overlap, or one of them was joined from several; pass each part "
+                "once"
+            )
+        order[several] = by_id
     return order, first, np.diff(np.searchsorted(first, starts))
-
-
-@numba.njit(nogil=True, cache=True)
-def _sort_rows(starts, partner, ids, order, begins, lo, hi):  # type: ignore[no-untyped-def]
-    # Returns a position in the order where the id equals the one before it, or -1.
-    repeated = -1
-    for m in range(lo, hi):
-        start, stop = starts[m], starts[m + 1]
-        # Sort integers with the partner in the upper and the row in the lower bits.
-        keys = np.empty(stop - start, dtype=np.int64)
-        for k in range(keys.size):
-            keys[k] = np.int64(partner[start + k]) << 32 | k
-        keys.sort()
-        for k in range(keys.size):
-            order[start + k] = start + (keys[k] & 0xFFFFFFFF)
-            begins[start + k] = k == 0 or keys[k] >> 32 != keys[k - 1] >> 32
-        k = start
-        while k < stop and ids.size:
-            end = k + 1
-            while end < stop and not begins[end]:
-                end += 1
-            if end - k > 1:
-                rows = order[k:end]
-                rows[:] = rows[np.argsort(ids[rows])]
-                for i in range(k + 1, end):
-                    if ids[order[i]] == ids[order[i - 1]]:
-                        repeated = i
-            k = end
-    return repeated

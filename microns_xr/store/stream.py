@@ -2,19 +2,18 @@
 
 Planning checks everything before the first byte is written. An array in memory is appended in one
 piece. Rows and pairs that do not fit in memory are appended in blocks, of which only a few chunks
-per array are held. Their number may be unknown; on a local disk, so may the width of integers.
+per array are held. Their number and dtypes are known before the first one is appended.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -53,7 +52,7 @@ class PlannedArray:
 
     name: str
     dims: tuple[str, ...]
-    shape: tuple[int, ...]  # the first length is 0 if unknown
+    shape: tuple[int, ...]
     dtype: str  # on disk; "string" for text
     attrs: dict[str, Any]
     values: np.ndarray | None = None  # None if they are appended later
@@ -81,7 +80,7 @@ def plan_parent(connectivity: xr.Dataset) -> PlannedGroup:
 
 
 def plan_copy(connectivity: xr.Dataset, compressed: Compressed) -> PlannedGroup:
-    """Plan one copy of a connectivity Dataset, whose pairs are appended neuron by neuron."""
+    """Plan one copy of a connectivity Dataset, whose pairs `write_copy` counts and appends."""
     weights = arrays_of(connectivity)
     extra = [n for n in connectivity.variables if n not in (*weights, *PAIR_DIMS)]
     for name in (*extra, *weights):
@@ -252,66 +251,27 @@ class ArrayWriter:
         if self._n_waiting >= self._step:
             self._write(self._n_waiting - self._n_waiting % self._step)
 
-    def finish(self, attrs: dict[str, Any] | None = None) -> None:
-        """Write the remaining values, and the attributes if they differ from the plan."""
-        if self._array is None:
-            # Short arrays are created in the threads, since this is a request to an object store.
-            plan = self._plan if attrs is None else replace(self._plan, attrs=attrs)
-            plan = replace(plan, shape=(self._n_waiting, *plan.shape[1:]))
-            values = np.concatenate(self._pieces) if self._n_waiting else None
-            self._pool.submit(_write_whole, self._node, plan, self._shards, values)
-            return
-        if self._n_waiting:
+    def finish(self) -> None:
+        """Write the remaining values."""
+        if self._array is not None:
             self._write(self._n_waiting)
-        if attrs is not None and attrs != self._plan.attrs:
-            self._array.update_attributes(attrs)
+            return
+        # Short arrays are created in the threads, since this is a request to an object store.
+        values = np.concatenate(self._pieces) if self._pieces else None
+        self._pool.submit(_write_whole, self._node, self._plan, self._shards, values)
 
     def _write(self, n: int) -> None:
         """Write the next `n` positions: whole chunks or shards, except at the end."""
-        first = self._pieces[0]
-        values = first if len(self._pieces) == 1 else np.concatenate(self._pieces)
-        length, *rest = self._plan.shape
-        shape = (max(length, self._written + n), *rest)
         if self._array is None:
-            self._array = _create(self._node, replace(self._plan, shape=shape), self._shards)
-        elif self._array.shape != shape:
-            self._array.resize(shape)
+            self._array = _create(self._node, self._plan, self._shards)
+        values = self._pieces[0] if len(self._pieces) == 1 else np.concatenate(self._pieces)
         for start in range(0, n, self._step):
             piece = values[start : min(start + self._step, n)]
             self._pool.submit(_write_slice, self._array, self._written + start, piece)
         self._written += n
         self._n_waiting -= n
         # A copy, so that the rest does not keep the whole array in memory.
-        self._pieces = [values[n:].copy()] if self._n_waiting else []
-
-    def widen(self) -> None:
-        """Continue as int64 and convert the values written so far; on a local disk only."""
-        narrow, self._plan = self._array, replace(self._plan, dtype="int64")
-        if narrow is None:
-            return
-        self._pool.wait()
-        # Written beside the old array, then renamed to replace it; object stores cannot rename.
-        beside = replace(self._plan, name=f"{self._plan.name}.int64", shape=narrow.shape)
-        wide = _create(self._node, beside, False)
-        for start in range(0, self._written, self._step):
-            wide[start : start + self._step] = narrow[start : start + self._step]
-        store: Any = narrow.store
-        shutil.rmtree(store.root / narrow.path)
-        os.rename(store.root / wide.path, store.root / narrow.path)
-        self._array = zarr.open_array(store, path=narrow.path)
-
-    def remove(self) -> None:
-        """Remove the array; on a local disk only."""
-        self._pieces, self._n_waiting = [], 0
-        if self._array is not None:
-            self._pool.wait()
-            store: Any = self._array.store
-            shutil.rmtree(store.root / self._array.path)
-
-    @property
-    def dtype(self) -> str:
-        """Dtype on disk, which may become int64."""
-        return self._plan.dtype
+        self._pieces = [values[n:].copy()]
 
 
 def _create(node: zarr.Group, plan: PlannedArray, shards: bool) -> zarr.Array:
@@ -354,17 +314,17 @@ class GroupWriter:
     def __init__(
         self, root: zarr.Group, plan: PlannedGroup, pool: ChunkPool, shards: bool = False
     ) -> None:
-        self._node = root.require_group(plan.path)
-        self._node.update_attributes(plan.attrs)
-        self.appended: dict[str, ArrayWriter] = {}
+        node = root.require_group(plan.path)
+        node.update_attributes(plan.attrs)
+        self._appended: dict[str, ArrayWriter] = {}
         for array in plan.arrays:
             # A scalar has no first dimension to append along.
             if array.values is not None and not array.dims:
-                pool.submit(_write_whole, self._node, array, False, array.values)
+                pool.submit(_write_whole, node, array, False, array.values)
                 continue
-            writer = ArrayWriter(self._node, array, pool, shards)
+            writer = ArrayWriter(node, array, pool, shards)
             if array.values is None:
-                self.appended[array.name] = writer
+                self._appended[array.name] = writer
             else:
                 writer.append(array.values)
                 writer.finish()
@@ -372,88 +332,69 @@ class GroupWriter:
     def append(self, columns: Mapping[str, np.ndarray]) -> None:
         """Append values to some of the arrays."""
         for name, values in columns.items():
-            self.appended[name].append(values)
+            self._appended[name].append(values)
 
-    def finish(self, plan: PlannedGroup | None = None) -> None:
-        """Write the remaining values, and the attributes of an updated plan.
-
-        Arrays that the updated plan lacks are removed.
-        """
-        attrs: dict[str, Any] = dict.fromkeys(self.appended)
-        if plan is not None:
-            self._node.attrs.put(plan.attrs)
-            attrs = {array.name: array.attrs for array in plan.arrays}
-        for name, writer in self.appended.items():
-            if name in attrs:
-                writer.finish(attrs[name])
-            else:
-                writer.remove()
+    def finish(self) -> None:
+        """Write the remaining values."""
+        for writer in self._appended.values():
+            writer.finish()
 
 
-class CopyWriter:
-    """Write one copy of the connectivity neuron by neuron."""
+# Number of pairs of each of the next neurons, their partners, and the values of each array.
+PairBlock = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
-    def __init__(
-        self,
-        root: zarr.Group,
-        plan: PlannedGroup,
-        pool: ChunkPool,
-        shards: bool = False,
-        n_pairs: int = 0,
-        dtypes: Mapping[str, str] | None = None,
-    ) -> None:
-        self.compressed: Compressed = "post" if plan.path == MATRIX_GROUP["post"] else "pre"
-        self._n_pre, self._n_post = plan.attrs["shape"]
-        self._n_major = self._n_post if self.compressed == "post" else self._n_pre
-        # `dtypes` are those of the weights on disk. If unknown, integers start as int32 and are
-        # widened when a value needs it.
-        self._widens = dtypes is None
-        dtypes = dtypes or {}
-        arrays = [
-            replace(array, shape=(n_pairs,), dtype=dtypes.get(array.name, array.dtype))
-            if array.dims == ("connection",)
-            else array
-            for array in plan.arrays
-        ]
-        self._group = GroupWriter(root, replace(plan, arrays=arrays), pool, shards)
-        self._lengths: list[np.ndarray] = []
-        self.n_done = 0
-        self.n_connections = 0
 
-    def append(
-        self, lengths: np.ndarray, indices: np.ndarray, weights: Mapping[str, np.ndarray]
-    ) -> None:
-        """Append the pairs of the next neurons, with the values of each array of weights."""
-        n, first = len(lengths), self.n_done
-        indptr = np.concatenate([[0], np.cumsum(lengths)])
-        shape = (self._n_pre, n) if self.compressed == "post" else (n, self._n_post)
-        # Readers rely on the order of the pairs.
-        problem = pattern_problem(indices, indptr, shape, self.compressed)
-        if first + n > self._n_major:
-            problem = f"{first + n} neurons, expected {self._n_major}"
+class Copy(NamedTuple):
+    """The pairs of one copy of the connectivity, neuron by neuron."""
+
+    compressed: Compressed
+    n_pairs: int
+    dtypes: Mapping[str, str]  # on disk, of each array of weights
+    blocks: Iterable[PairBlock]
+
+
+def write_copy(
+    root: zarr.Group, plan: PlannedGroup, pool: ChunkPool, copy: Copy, shards: bool = False
+) -> None:
+    """Write one copy of the connectivity, in the order of its pairs, on which readers rely."""
+    index, lengths_of = INDEX_NAMES[copy.compressed], {"connection": copy.n_pairs}
+    n_pre, n_post = plan.attrs["shape"]
+    n_major = n_post if copy.compressed == "post" else n_pre
+    lengths_of[f"{copy.compressed}_pointer"] = n_major + 1
+    arrays = [
+        array
+        if array.values is not None
+        else replace(
+            array,
+            shape=(lengths_of[array.dims[0]],),
+            dtype=copy.dtypes.get(array.name, array.dtype),
+        )
+        for array in plan.arrays
+    ]
+    group = GroupWriter(root, replace(plan, arrays=arrays), pool, shards)
+    n_pairs_of = [np.zeros(1, dtype=np.int64)]
+    first = n_pairs = 0
+    for lengths, indices, weights in copy.blocks:
+        last = first + len(lengths)
+        indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        shape = (n_pre, len(lengths)) if copy.compressed == "post" else (len(lengths), n_post)
+        problem = pattern_problem(indices, indptr, shape, copy.compressed)
         if any(len(values) != len(indices) for values in weights.values()):
             problem = "arrays differ in length"
         if problem:
             raise SchemaError(
-                f"pairs of the {self.compressed}synaptic neurons from number {first} on cannot be "
+                f"pairs of the {copy.compressed}synaptic neurons from number {first} on cannot be "
                 f"written: {problem}"
             )
-        for name, values in weights.items():
-            array = self._group.appended[name]
-            if self._widens and array.dtype == "int32" and narrowest(values) == "int64":
-                array.widen()
-        majors = np.repeat(np.arange(first, first + n, dtype=np.int32), lengths)
-        self._group.append({**weights, "indices": indices, INDEX_NAMES[self.compressed]: majors})
-        self._lengths.append(np.asarray(lengths, dtype=np.int64))
-        self.n_done += n
-        self.n_connections += len(indices)
-
-    def finish(self, plan: PlannedGroup | None = None) -> None:
-        """Write the remaining values, the pointers, and the attributes of an updated plan."""
-        if self.n_done != self._n_major:
-            raise SchemaError(
-                f"{self.n_done} of {self._n_major} neurons were written, expected all of them"
-            )
-        lengths = np.concatenate([[0], *self._lengths])
-        self._group.append({"indptr": np.cumsum(lengths, dtype=np.int64)})
-        self._group.finish(plan)
+        majors = np.repeat(np.arange(first, last, dtype=np.int32), lengths)
+        group.append({**weights, "indices": indices, index: majors})
+        n_pairs_of.append(lengths)
+        n_pairs += len(indices)
+        first = last
+    if (first, n_pairs) != (n_major, copy.n_pairs):
+        raise SchemaError(
+            f"{first} neurons with {n_pairs} pairs were written, expected {n_major} with "
+            f"{copy.n_pairs}"
+        )
+    group.append({"indptr": np.cumsum(np.concatenate(n_pairs_of), dtype=np.int64)})
+    group.finish()

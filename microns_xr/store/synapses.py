@@ -292,7 +292,6 @@ def plan_rows(
     positions: bool,
     attrs: Mapping[str, Any],
     labels: Mapping[str, Any] | None = None,
-    long_names: Mapping[str, str] | None = None,
     pointer: tuple[Compressed, np.ndarray] | None = None,
 ) -> PlannedGroup:
     """Plan `n` rows of single synapses to append; `columns` maps names to dtypes."""
@@ -306,8 +305,6 @@ def plan_rows(
         dict(attrs),
     )
     template["size"].attrs["units"] = space.size_units
-    for name, text in (long_names or {}).items():
-        template[name].attrs["long_name"] = text
     if positions:
         empty = np.broadcast_to(np.float64(0), (n, len(AXES)))
         template["position"] = (("synapse", "axis"), empty, space.attrs("centre of the synapse"))
@@ -316,31 +313,6 @@ def plan_rows(
         template = _with_pointer(template, *pointer)
     template = stamp_release(with_labels(template), *release)
     return plan_dataset(path, template, appended="synapse")
-
-
-def plan_copy_rows(
-    compressed: Compressed,
-    indptr: np.ndarray,
-    labels: Mapping[str, Any],
-    release: tuple[str, int],
-    *,
-    space: Space,
-    positions: bool,
-    attrs: Mapping[str, Any],
-) -> PlannedGroup:
-    """Plan rows by post or by pre to append, with pointers to the rows of each neuron."""
-    dtypes = {"synapse_id": "int64", "pre_index": "int32", "post_index": "int32", "size": "int64"}
-    return plan_rows(
-        SYNAPSE_GROUP[compressed],
-        int(indptr[-1]),
-        dtypes,
-        release,
-        space=space,
-        positions=positions,
-        attrs=attrs,
-        labels=labels,
-        pointer=(compressed, indptr),
-    )
 
 
 def _with_pointer(rows: xr.Dataset, axis: Compressed, indptr: np.ndarray) -> xr.Dataset:

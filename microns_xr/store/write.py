@@ -24,7 +24,6 @@ from zarr.core.sync import sync
 
 from microns_xr import __version__
 from microns_xr.connectivity.arrays import (
-    Compressed,
     Pattern,
     as_pairs,
     pair_buffers,
@@ -67,14 +66,16 @@ from microns_xr.store.open import LabelArray, StoredPairs
 from microns_xr.store.spill import Spill
 from microns_xr.store.stream import (
     ChunkPool,
-    CopyWriter,
+    Copy,
     GroupWriter,
+    PairBlock,
     PlannedGroup,
     arrays_of,
     narrowest,
     plan_copy,
     plan_dataset,
     plan_parent,
+    write_copy,
 )
 from microns_xr.store.synapses import plan_synapses, require_synapses
 
@@ -83,11 +84,8 @@ _THREADS = max(4, min(16, 2 * (os.cpu_count() or 1)))
 _RUN = 1 << 20  # pairs that are sorted or reordered at a time
 _TABLES = ("units", "layers", "functional")
 
-# Both copies to write. Per copy: compressed axis, number of pairs, dtypes of the weights on disk,
-# and blocks of pairs as arguments of `CopyWriter.append`.
-_Values = dict[str, np.ndarray]  # by array on disk
-_Block = tuple[np.ndarray, np.ndarray, _Values]
-_Copies = Generator[tuple[Compressed, int, dict[str, str], Iterable[_Block]], None, None]
+# The values of each array on disk.
+_Values = dict[str, np.ndarray]
 
 
 def write_store(
@@ -197,11 +195,8 @@ def write_store(
             if connectivity is not None:
                 copies = _copies(connectivity, folder) if pairs is None else _copies_of(*pairs)
                 with closing(copies):
-                    for axis, n_pairs, dtypes, blocks in copies:
-                        copy = CopyWriter(root, copy_plans[axis], pool, shards, n_pairs, dtypes)
-                        for block in blocks:
-                            copy.append(*block)
-                        copy.finish()
+                    for copy in copies:
+                        write_copy(root, copy_plans[copy.compressed], pool, copy, shards)
             for plan in plans:
                 GroupWriter(root, plan, pool, shards)
         finish_store(root, attrs, consolidated)
@@ -382,11 +377,11 @@ def _require(problem: str | None) -> None:
         )
 
 
-def _copies_of(pattern: Pattern, values: Mapping[str, np.ndarray]) -> _Copies:
+def _copies_of(pattern: Pattern, values: _Values) -> Generator[Copy, None, None]:
     """Yield both copies of pairs in memory: the given one, then the other, each as one block."""
     dtypes = {key: narrowest(stored) for key, stored in values.items()}
-    block = (np.diff(pattern.indptr), pattern.indices, dict(values))
-    yield pattern.compressed, pattern.nnz, dtypes, [block]
+    block = (np.diff(pattern.indptr), pattern.indices, values)
+    yield Copy(pattern.compressed, pattern.nnz, dtypes, [block])
     indices, indptr, weights = transpose_pairs(
         pattern.indices,
         pattern.indptr,
@@ -395,18 +390,18 @@ def _copies_of(pattern: Pattern, values: Mapping[str, np.ndarray]) -> _Copies:
         list(dtypes.values()),
     )
     block = (np.diff(indptr), indices, dict(zip(values, weights, strict=True)))
-    yield OTHER[pattern.compressed], pattern.nnz, dtypes, [block]
+    yield Copy(OTHER[pattern.compressed], pattern.nnz, dtypes, [block])
 
 
-def _copies(connectivity: xr.Dataset, folder: str | None) -> _Copies:
+def _copies(connectivity: xr.Dataset, folder: str | None) -> Generator[Copy, None, None]:
     """Yield both copies of lazy pairs, copied from their store or else computed."""
     blocks, arrays = blocks_of(connectivity), arrays_of(connectivity)
     source = stored_source(blocks.arrays)
     if source is not None and (other := source.other()) is not None:
         for copy in (source, other):
             dtypes = {key: copy.read(name, 0, 0).dtype.name for name, key in arrays.items()}
-            n_pairs = int(copy.indptr[-1])
-            yield copy.compressed, n_pairs, dtypes, _blocks(copy.indptr, copy.read, arrays)
+            blocks_on_disk = _blocks(copy.indptr, copy.read, arrays)
+            yield Copy(copy.compressed, int(copy.indptr[-1]), dtypes, blocks_on_disk)
         return
     # Temporary files are as large as the pairs: put them where the store needs that space anyway.
     with tempfile.TemporaryDirectory(prefix=".pairs-", dir=folder) as work:
@@ -415,7 +410,7 @@ def _copies(connectivity: xr.Dataset, folder: str | None) -> _Copies:
 
 def _blocks(
     indptr: np.ndarray, read: Callable[[str, int, int], np.ndarray], arrays: Mapping[str, str]
-) -> Iterator[_Block]:
+) -> Iterator[PairBlock]:
     """Yield the pairs of neighbouring neurons."""
     for lo, hi in block_spans(indptr):
         span = int(indptr[lo]), int(indptr[hi])
@@ -423,7 +418,7 @@ def _blocks(
         yield np.diff(indptr[lo : hi + 1]), read("indices", *span), values
 
 
-def _computed(blocks: Blocks, arrays: Mapping[str, str], folder: str) -> _Copies:
+def _computed(blocks: Blocks, arrays: Mapping[str, str], folder: str) -> Iterator[Copy]:
     """Compute all pairs once, block by block, and sort them on disk for each copy."""
     lengths = {blocks.compressed: blocks.n_major, OTHER[blocks.compressed]: blocks.n_minor}
     dtypes = {
@@ -433,10 +428,10 @@ def _computed(blocks: Blocks, arrays: Mapping[str, str], folder: str) -> _Copies
     columns = {key: dtype.replace("int32", "int64") for key, dtype in dtypes.items()}
     columns["indices"] = "int32"
     with ExitStack() as stack:
-        spills = [
-            stack.enter_context(Spill(os.path.join(folder, side), n, columns, _RUN))
+        spills = {
+            side: stack.enter_context(Spill(os.path.join(folder, side), n, columns, _RUN))
             for side, n in lengths.items()
-        ]
+        }
         for i, (first, _) in enumerate(blocks.spans):
             # The number of pairs and the dtypes must be known before the first array is created.
             pattern, values = _computed_pairs(blocks, arrays, i)
@@ -448,16 +443,12 @@ def _computed(blocks: Blocks, arrays: Mapping[str, str], folder: str) -> _Copies
                 majors = np.repeat(neurons, np.diff(pattern.indptr[lo : hi + 1]))
                 ends = majors, pattern.indices[span]
                 of_span = {key: stored[span] for key, stored in values.items()}
-                for spill, major, minor in zip(spills, ends, ends[::-1], strict=True):
+                for spill, major, minor in zip(spills.values(), ends, ends[::-1], strict=True):
                     spill.append(major, {"indices": minor, **of_span})
-            for spill in spills:
+            for spill in spills.values():
                 spill.flush()  # pending rows are views of this block
-        for side, spill in zip(lengths, spills, strict=True):
-            parts = (
-                (part.lengths, part.columns.pop("indices"), part.columns)
-                for part in spill.stretches(_RUN)
-            )
-            yield side, spill.rows, dtypes, parts
+        for side, spill in spills.items():
+            yield Copy(side, spill.rows, dtypes, spill.pairs(_RUN, dtypes))
 
 
 def _computed_pairs(

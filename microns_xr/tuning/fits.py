@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import numba
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from microns_xr.angles import (
@@ -30,9 +31,11 @@ from microns_xr.angles import (
     require_same_angles,
     wrap,
 )
+from microns_xr.columns import require_columns
 from microns_xr.errors import SchemaError, require_instance, require_one_of
 from microns_xr.provenance import add_history
 from microns_xr.schema import FUNCTIONAL, describe
+from microns_xr.tables import SCAN_KEYS
 from microns_xr.threads import equal_spans, run_spans, usable_threads
 
 TuningDim = Literal["direction", "orientation"]
@@ -820,3 +823,69 @@ def evaluate(fit: xr.Dataset, angles: xr.DataArray | np.ndarray | list[float]) -
     rate = rate.transpose(..., dim).assign_coords({dim: (dim, values, attrs)}).rename("rate")
     rate.attrs = {"long_name": f"response of the fitted {model} curve"}
     return rate
+
+
+# Published tables of fits.
+
+_N_DIRECTIONS = 16
+# Columns of the fits published with con-con-models, to names in this package.
+_FIT_COLUMNS = {
+    "cell_id": "unit_id",
+    "tuning_type": "model",
+    "A": "amplitude",
+    "k": "kappa",
+    "mean_r_sqrd": "r2",
+}
+# Their names of models, to names in this package; their preferred angle phi is in radians.
+_MODELS = {"single": "single_von_mises", "double": "von_mises"}
+
+
+def rates_of_fits(table: pd.DataFrame, name: str = "fits") -> pd.DataFrame:
+    """Evaluate the tuning curves of a table of fits, using the best fit of each unit."""
+    names = {k: v for k, v in _FIT_COLUMNS.items() if v not in table.columns}
+    fits = table.rename(columns=names)
+    require_columns(fits, name, [*SCAN_KEYS, "model", "amplitude", "kappa", "r2"])
+    if not len(fits):
+        raise SchemaError(
+            f"{name} has no rows: fetch the table again, or pass another one with path="
+        )
+    # Ties of r2 do not depend on the order of the file.
+    order = ["r2", "model", "amplitude", "kappa"]
+    fits = fits.sort_values(order, ascending=[False, True, True, True], na_position="last")
+    fits = fits.drop_duplicates(list(SCAN_KEYS))
+    model = fits["model"].map(lambda word: _MODELS.get(word, word))
+    if unknown := sorted(set(model) - set(MODELS), key=str):
+        raise SchemaError(f"{name} has the models {unknown}, expected models among {[*MODELS]}")
+    parts = [_rates_of_model(fits[model == word], word, name) for word in sorted(set(model))]
+    rates = pd.concat(parts).sort_index()
+    half = _N_DIRECTIONS // 2
+    rates["rate_ori"] = [(r[:half] + r[half:]) / 2 for r in rates["rate_dir"]]
+    return rates.reset_index(drop=True)
+
+
+def _rates_of_model(fits: pd.DataFrame, model: str, name: str) -> pd.DataFrame:
+    def numbers(column: str, units: str | None = None) -> np.ndarray:
+        values = fits[column].to_numpy(dtype=np.float64, na_value=np.nan)
+        if units is not None:
+            require_likely_units(values[np.isfinite(values)], units, f"{name}.{column}")
+        return values
+
+    table, preferred = fits, MODELS[model].preferred
+    if preferred not in fits.columns and "phi" in fits.columns:
+        fits = fits.assign(**{preferred: np.rad2deg(numbers("phi", "radian"))})
+    further = ["amplitude_opposite"] if model == "double_von_mises" else []
+    require_columns(fits, name, [preferred, *further])
+    fits = fits if "baseline" in fits.columns else fits.assign(baseline=0.0)
+    columns = ("amplitude", "kappa", "baseline", *further)
+    # Any convention will do, if the same on both sides; that of the table is attached later.
+    attrs = {"units": "degree", "angle_convention": "up_clockwise"}
+    fitted = xr.Dataset(
+        {
+            **{column: ("scan_unit", numbers(column)) for column in columns},
+            preferred: ("scan_unit", numbers(preferred, "degree"), attrs),
+        },
+        attrs={"model": model, "tuning_dim": "direction"},
+    )
+    directions = np.arange(_N_DIRECTIONS) * 360.0 / _N_DIRECTIONS
+    rates = evaluate(fitted, directions).transpose("scan_unit", "direction").values
+    return table.assign(rate_dir=list(rates))

@@ -18,8 +18,8 @@ def test_from_a_store_of_units(tmp_path):
     found = CliRunner().invoke(app, [*arguments, "--positions", "--scope", "complete"])
     assert found.exit_code == 0, found.output
     pairs = mx.open_store(out)["connectivity"].synapse_size.data.nnz
-    assert f"connections   {pairs} from 60 pre to 60 post neurons" in found.output
-    assert "scope         complete" in found.output
+    assert "rows          500" in found.output
+    assert f"{pairs} connections among 60 pre and 60 post neurons, scope complete" in found.output
     said = CliRunner().invoke(app, ["info", str(out)]).output
     assert "table       synapses: 500 rows" in said
     assert "?" not in said

@@ -10,7 +10,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import microns_xr as mx
-from microns_xr.cli import Picture, app
+from microns_xr.cli import _PICTURES, app
 
 
 def run(*words):
@@ -21,16 +21,16 @@ def test_every_picture_of_a_store(demo_store, tmp_path):
     units = mx.open_store(demo_store)["units"].to_dataset()
     rated = units.nucleus_id.values[np.isfinite(units.rate_dir).all("direction").values]
     options = {
-        Picture.tuning: ["--nucleus-id", rated[0]],
-        Picture.partners: ["--nucleus-id", rated[0], "--axes", "zy"],
-        Picture.adjacency: ["--by", "depth"],
-        Picture.like_to_like: ["--presynaptic", "all", "--null", 5],
-        Picture.cells: ["--by", "pref_dir", "--axes", "zy"],
-        Picture.connectivity: [
+        "tuning_curve": ["--nucleus-id", rated[0]],
+        "partners_in_space": ["--nucleus-id", rated[0], "--axes", "zy"],
+        "adjacency_matrix": ["--by", "depth"],
+        "like_to_like": ["--presynaptic", "all", "--null", 5],
+        "cells_in_space": ["--by", "pref_dir", "--axes", "zy"],
+        "connectivity_matrix": [
             "--variable", "probability", "--by", "layer", "--presynaptic", "all",
         ],
     }  # fmt: skip
-    for what in Picture:
+    for what in mx.plot.__all__:
         out = tmp_path / f"{what}.png"
         result = run(demo_store, what, "--out", out, *options.get(what, []))
         assert f"written       {out}" in result.output
@@ -38,23 +38,31 @@ def test_every_picture_of_a_store(demo_store, tmp_path):
     assert plt.get_fignums() == []  # none is kept
 
 
+def test_pictures_have_the_names_of_the_package():
+    assert set(_PICTURES) == set(mx.plot.__all__)
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["tuning"], "such as \\["),
-        (["partners"], "--nucleus-id is missing, expected a neuron, such as \\["),
-        (["weights", "--by", "layer"], "--by has no effect on weights"),
-        (["tuning", "--variable", "gOSI"], "no rates 'gOSI'"),
-        (["probability", "--distance", "0:100"], "START:STOP:STEP"),
-        (["currents", "--variable", "rate_x"], "no rates 'rate_x'"),
-        (["currents", "--by", "pref_ori"], "expected one word per neuron"),
-        (["depth", "--by", "colour"], "--by is 'colour', expected one of"),
-        (["depth", "--null", "5"], "--null has no effect on depth: it applies to like-to-like"),
-        (["cells", "--by", "layer", "--variable", "cell_type"], "give one of them"),
-        (["connectivity", "--presynaptic", "all"], "without --variable probability"),
-        (["probability", "--distance", "9:5:1"], "START:STOP:STEP"),
-        (["depth", "--out", "{folder}/a.txt"], "ends in one of"),
-        (["depth", "--out", "{folder}/none/a.png"], "create the folder"),
+        (["tuning_curve"], "such as \\["),
+        (["partners_in_space"], "--nucleus-id is missing, expected a neuron, such as \\["),
+        (["weight_distribution", "--by", "layer"], "--by has no effect on weight_distribution"),
+        (["tuning_curve", "--variable", "gOSI"], "no rates 'gOSI'"),
+        (["connection_probability", "--distance", "0:100"], "START:STOP:STEP"),
+        (["currents_by_angle", "--variable", "rate_x"], "no rates 'rate_x'"),
+        (["currents_by_angle", "--by", "pref_ori"], "expected one word per neuron"),
+        (["depth_profile", "--by", "colour"], "--by is 'colour', expected one of"),
+        (
+            ["depth_profile", "--null", "5"],
+            "--null has no effect on depth_profile: it applies to like_to_like",
+        ),
+        (["cells_in_space", "--by", "layer", "--variable", "cell_type"], "give one of them"),
+        (["connectivity_matrix", "--presynaptic", "all"], "without --variable probability"),
+        (["connection_probability", "--distance", "9:5:1"], "START:STOP:STEP"),
+        (["depth_profile", "--out", "{folder}/a.txt"], "expected NAME.png"),
+        (["depth"], "the picture is 'depth', .* nearest: depth_profile"),
+        (["depth_profile", "--out", "{folder}/none/a.png"], "create the folder"),
     ],
 )
 def test_what_cannot_be_drawn_leaves_no_file(demo_store, tmp_path, words, match):
@@ -68,7 +76,7 @@ def test_a_store_of_units_has_no_degrees(demo_store, tmp_path):
     units = mx.open_store(demo_store)["units"].to_dataset()
     mx.write_store(tmp_path / "units.zarr", units=units)
     with pytest.raises(mx.errors.SchemaError, match="has no connectivity"):
-        run(tmp_path / "units.zarr", "degrees", "--out", tmp_path / "a.svg")
+        run(tmp_path / "units.zarr", "degree_distribution", "--out", tmp_path / "a.svg")
 
 
 def test_a_probability_of_what_was_asked_for(demo_store, tmp_path):
@@ -78,7 +86,7 @@ def test_a_probability_of_what_was_asked_for(demo_store, tmp_path):
     mx.write_store(tmp_path / "s.zarr", units=units, connectivity=pairs)
     words = [
         tmp_path / "s.zarr",
-        "probability",
+        "connection_probability",
         "--presynaptic",
         "all",
         "--out",
@@ -96,7 +104,7 @@ def test_degrees_are_those_of_neurons(demo_store, tmp_path, monkeypatch):
     monkeypatch.setattr(
         mx.plot, "degree_distribution", lambda d, *a, **k: drawn.append(d) or draw(d, *a, **k)
     )
-    run(demo_store, "degrees", "--out", tmp_path / "a.png")
+    run(demo_store, "degree_distribution", "--out", tmp_path / "a.png")
     units = mx.open_store(demo_store)["units"].to_dataset()
     glia = units.nucleus_id[units.classification_system == "nonneuron"]
     assert glia.size
@@ -110,8 +118,8 @@ def test_degrees_are_those_of_neurons(demo_store, tmp_path, monkeypatch):
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_the_same_picture_is_the_same_file(demo_store, tmp_path, suffix):
     out = tmp_path / f"a{suffix}"
-    run(demo_store, "depth", "--out", out)
+    run(demo_store, "depth_profile", "--out", out)
     first = out.read_bytes()
-    run(demo_store, "depth", "--out", out)
+    run(demo_store, "depth_profile", "--out", out)
     assert out.read_bytes() == first
     assert xr.open_datatree(demo_store, engine="microns_xr").children  # untouched

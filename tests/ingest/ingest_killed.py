@@ -23,7 +23,6 @@ _FILE = read.InputFile("", 0, "csv", read.Header(("a", "b", "c"), ("",) * 3), 0,
 _ROLES = {"pre": "a", "post": "b", "size": "c"}
 read._csv_block(b"1,2,3\n", _FILE, read.Layout("pt_root_id", "synapse", _ROLES, ()))
 spill.collate(np.array([0, 1]), _CODE, _ONE)
-spill._counting_sort(_CODE, 1)
 
 
 def die_at(name: str, number: int, files: str, units: xr.Dataset, out: str) -> None:
@@ -31,7 +30,7 @@ def die_at(name: str, number: int, files: str, units: xr.Dataset, out: str) -> N
     owner: Any = {
         "_spill": read,
         "_write_slice": stream,
-        "_take_over": ingest,
+        "finish_store": ingest,
         "rename": os,
     }[name]
     real = getattr(owner, name)

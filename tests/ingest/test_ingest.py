@@ -599,9 +599,9 @@ def processes():
 STEPS = {
     ("_spill", 0): "old",
     ("_write_slice", 3): "old",
-    ("_take_over", 0): "old",
-    ("rename", 2): "new",  # whole, but the old one has not been put aside
-    ("rename", 3): "new",  # neither is in its place
+    ("finish_store", 0): "old",
+    ("rename", 0): "new",  # whole, but the old one has not been put aside
+    ("rename", 1): "new",  # neither is in its place
 }
 
 

@@ -21,7 +21,15 @@ from microns_xr.connectivity.arrays import (
 )
 from microns_xr.store import stream
 from microns_xr.store.spill import Spill
-from microns_xr.store.stream import ArrayWriter, ChunkPool, CopyWriter, PlannedArray, plan_copy
+from microns_xr.store.stream import (
+    ArrayWriter,
+    ChunkPool,
+    Copy,
+    PlannedArray,
+    narrowest,
+    plan_copy,
+    write_copy,
+)
 
 
 @pytest.fixture
@@ -40,7 +48,7 @@ def template_of(connectivity):
 
 
 def stream_store(path, connectivity, units, span: int, run_rows: int) -> None:
-    """Write a store as a caller of the writers does: pairs by post, so many neurons at a time."""
+    """Write a store as a caller of the writers does: pairs so many neurons at a time."""
     mx.write_store(path, units=units, connectivity=template_of(connectivity))
     ex.as_early_store(path)
     root = zarr.open_group(str(path), mode="a")
@@ -50,22 +58,22 @@ def stream_store(path, connectivity, units, span: int, run_rows: int) -> None:
     pattern, template = pattern_of(connectivity), template_of(connectivity)
     size, count = (values_of(connectivity, n) for n in ("synapse_size", "synapse_count"))
     spilled = os.path.join(path, "pairs")
-    columns = {"indices": "int32", "size": "int64", "count": "int64"}
+    columns = {"indices": "int32", "data": "int64", "synapse_count": "int64"}
+    dtypes = {"data": narrowest(size), "synapse_count": narrowest(count)}
     with ChunkPool(2) as pool, Spill(spilled, pattern.shape[0], columns, run_rows) as pairs:
-        by_post = CopyWriter(root, plan_copy(template, "post"), pool)
-        for first in range(0, pattern.n_major, span):
-            indptr = pattern.indptr[first : first + span + 1]
-            own = slice(indptr[0], indptr[-1])
-            pre, sizes, counts = pattern.indices[own], size[own], count[own]
-            post = np.repeat(np.arange(first, first + len(indptr) - 1), np.diff(indptr))
-            pairs.append(pre, {"indices": post, "size": sizes, "count": counts})
-            by_post.append(np.diff(indptr), pre, {"data": sizes, "synapse_count": counts})
-        by_post.finish()
-        by_pre = CopyWriter(root, plan_copy(template, "pre"), pool)
-        for part in pairs.stretches(run_rows):
-            pre, sizes, counts = part.columns.values()
-            by_pre.append(part.lengths, pre, {"data": sizes, "synapse_count": counts})
-        by_pre.finish()
+
+        def blocks():
+            for first in range(0, pattern.n_major, span):
+                indptr = pattern.indptr[first : first + span + 1]
+                own = slice(indptr[0], indptr[-1])
+                post = np.repeat(np.arange(first, first + len(indptr) - 1), np.diff(indptr))
+                weights = {"data": size[own], "synapse_count": count[own]}
+                pairs.append(pattern.indices[own], {"indices": post, **weights})
+                yield np.diff(indptr), pattern.indices[own], weights
+
+        for side, of_side in (("post", blocks()), ("pre", pairs.pairs(run_rows, dtypes))):
+            copy = Copy(side, pattern.nnz, dtypes, of_side)
+            write_copy(root, plan_copy(template, side), pool, copy)
     assert not os.path.exists(spilled)
 
 
@@ -81,7 +89,7 @@ def random_connectivity(n_pre: int, n_post: int, density: float, large: bool, se
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize(("span", "run_rows"), [(1, 5), (4, 1000)])
 def test_copies_are_those_of_write_store(tmp_path, chunks_of_7, large, span, run_rows):
-    """Also where a sum beyond int32 comes after chunks of int32 were written."""
+    """As int64 where a sum is beyond int32."""
     connectivity = random_connectivity(13, 17, 0.4, large, 5)
     stream_store(tmp_path / "a.zarr", connectivity, ex.units(), span, run_rows)
     mx.write_store(tmp_path / "b.zarr", units=ex.units(), connectivity=connectivity)
@@ -99,22 +107,24 @@ def test_copies_are_those_of_write_store(tmp_path, chunks_of_7, large, span, run
 
 
 def test_pairs_that_break_the_rules(tmp_path):
-    root = zarr.open_group(str(tmp_path / "s.zarr"), mode="w")
     one = np.ones(2, dtype=np.int64)
     values = {"data": one, "synapse_count": one}
-    with ChunkPool() as pool:
-        template = template_of(random_connectivity(3, 2, 0.5, False, 0))
-        copy = CopyWriter(root, plan_copy(template, "post"), pool)
-        for indices, says in (([2, 1], "does not ascend"), ([1, 1], "ascend"), ([0, 3], "0 to 2")):
-            with pytest.raises(mx.errors.SchemaError, match=says):
-                copy.append(np.array([2]), np.array(indices), values)
-        with pytest.raises(mx.errors.SchemaError, match="differ in length"):
-            copy.append(np.array([2]), np.array([0, 1]), values | {"data": one[:1]})
-        copy.append(np.array([2]), np.array([0, 2]), values)
-        with pytest.raises(mx.errors.SchemaError, match="1 of 2 neurons were written"):
-            copy.finish()
-        with pytest.raises(mx.errors.SchemaError, match="3 neurons, expected 2"):
-            copy.append(np.array([1, 1]), np.array([0, 2]), values)
+    dtypes = dict.fromkeys(values, "int32")
+    plan = plan_copy(template_of(random_connectivity(3, 2, 0.5, False, 0)), "post")
+    good = (np.array([2]), np.array([0, 2]), values)
+    for i, (blocks, says) in enumerate(
+        [
+            ([(np.array([2]), np.array([2, 1]), values)], "does not ascend"),
+            ([(np.array([2]), np.array([1, 1]), values)], "ascend"),
+            ([(np.array([2]), np.array([0, 3]), values)], "0 to 2"),
+            ([(*good[:2], values | {"data": one[:1]})], "differ in length"),
+            ([good], "1 neurons with 2 pairs were written, expected 2 with 2"),
+            ([good, good, good], "3 neurons with 6 pairs were written, expected 2 with 2"),
+        ]
+    ):
+        root = zarr.open_group(str(tmp_path / f"{i}.zarr"), mode="w")
+        with pytest.raises(mx.errors.SchemaError, match=says), ChunkPool() as pool:
+            write_copy(root, plan, pool, Copy("post", 2, dtypes, blocks))
 
 
 def test_a_chunk_that_cannot_be_written(tmp_path, monkeypatch, chunks_of_7):
@@ -127,12 +137,12 @@ def test_a_chunk_that_cannot_be_written(tmp_path, monkeypatch, chunks_of_7):
     root = zarr.open_group(str(tmp_path / "s.zarr"), mode="w")
 
     def write(name: str, pieces: int) -> None:
-        planned = PlannedArray(name, ("i",), (0,), "int32", {})
+        planned = PlannedArray(name, ("i",), (5 * pieces,), "int32", {})
         with ChunkPool(1) as pool:
             array = ArrayWriter(root, planned, pool)
             for _ in range(pieces):
                 array.append(np.zeros(5, dtype=np.int32))
-            array.finish({})
+            array.finish()
 
     with pytest.raises(OSError, match="no space"):
         write("long", 100)

@@ -187,8 +187,8 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
             )
             problems.append(f"{name} has dtype {variable.dtype}, expected {spec.dtype}{rounded}")
     for name in {"units": _N, "connectivity": _PAIR}.get(kind, ()):
-        if name in dataset.variables and dataset[name].dims == (name,):
-            problems += _index_problems(name, dataset[name].values)
+        if name in dataset.variables and dataset.variables[name].dims == (name,):
+            problems += _index_problems(name, dataset.variables[name].values)
     if "axis" in dataset.indexes and tuple(dataset["axis"].values) != AXES:
         problems.append(f"axis is {tuple(dataset['axis'].values)}, expected {AXES}")
     if kind == "connectivity" and not any(
@@ -211,7 +211,7 @@ def _has_dtype(dtype: np.dtype, expected: str) -> bool:
 
 
 def _index_problems(name: str, labels: np.ndarray) -> list[str]:
-    if labels.dtype.kind not in "iu" or (np.diff(labels) > 0).all():
+    if labels.dtype.kind not in "iu" or (labels[1:] > labels[:-1]).all():
         return []
     n_repeated = len(labels) - len(np.unique(labels))
     if n_repeated:

@@ -467,6 +467,7 @@ def _align(
             )
     n_outside = 0 if rows is None else ids.size - int(np.count_nonzero(rows >= 0))
     states = _states(table)
+    some = bool(states.any())
     # Infinity and partial NaN would propagate to every sum with that neuron.
     infinite, partial = (np.flatnonzero(states == state) for state in (_INFINITE, _PARTLY_NAN))
     if infinite.size:
@@ -479,7 +480,7 @@ def _align(
             f"{name} is partly NaN for {partial.size} neurons, such as {ids[partial[0]]}, expected "
             "all or no values of a neuron to be NaN: fill the gaps, or set all of them to NaN"
         )
-    if states.any():
+    if some:
         rows = np.arange(labels.size, dtype=np.int32) if rows is None else rows
         # The extra entry maps neurons without a row from -1 to -1.
         rows = np.where(np.append(states == _NAN, True)[rows], np.int32(-1), rows)

@@ -187,7 +187,11 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
             )
             problems.append(f"{name} has dtype {variable.dtype}, expected {spec.dtype}{rounded}")
     for name in {"units": _N, "connectivity": _PAIR}.get(kind, ()):
-        if name in dataset.variables and dataset.variables[name].dims == (name,):
+        if (
+            name in dataset.variables
+            and dataset.variables[name].dims == (name,)
+            and not is_ascending(dataset, name)
+        ):
             problems += _index_problems(name, dataset.variables[name].values)
     if "axis" in dataset.indexes and tuple(dataset["axis"].values) != AXES:
         problems.append(f"axis is {tuple(dataset['axis'].values)}, expected {AXES}")
@@ -208,6 +212,15 @@ def _has_dtype(dtype: np.dtype, expected: str) -> bool:
     if expected == "int64":
         return dtype == np.int64
     return dtype.kind in {"float": "f", "number": "if", "bool": "b", "text": "OUT"}[expected]
+
+
+def is_ascending(dataset: xr.Dataset, name: str) -> bool:
+    """Whether the index of a dim ascends strictly, which pandas remembers."""
+    index = dataset.xindexes.get(name)
+    if not isinstance(index, xr.indexes.PandasIndex):
+        return False
+    labels = index.to_pandas_index()
+    return bool(labels.is_monotonic_increasing and labels.is_unique)
 
 
 def _index_problems(name: str, labels: np.ndarray) -> list[str]:

@@ -181,9 +181,7 @@ class Rows(NamedTuple):
         return Rows([block[lo:hi] for block in self.blocks], self.has[lo:hi], self.n_columns)
 
 
-def arrange(
-    values: np.ndarray, rows: np.ndarray | None = None, threads: int | None = None
-) -> Rows:
+def arrange(values: np.ndarray, rows: np.ndarray | None = None, threads: int | None = None) -> Rows:
     """Arrange a C-contiguous table, of which neuron `i` has row ``rows[i]``, or none if negative.
 
     By default neuron `i` has row `i`.

@@ -24,11 +24,12 @@ from microns_xr.connectivity.arrays import (
     weight_of,
 )
 from microns_xr.connectivity.blocks import blocks_of, is_lazy, lazy_contract
-from microns_xr.connectivity.kernels import contract_buffers
+from microns_xr.connectivity.kernels import Rows, arrange, contract_buffers
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, UnknownLabelError, require_one_of
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.store.open import Connectivity, connectivity_of
+from microns_xr.threads import equal_spans, run_spans, usable_threads
 
 Over = Literal["pre_nucleus_id", "post_nucleus_id"]
 Missing = Literal["raise", "skip"]
@@ -190,7 +191,8 @@ def contract(
     connectivity, compute = connectivity_of(connectivity, prefer)
     dim = _neuron_dim(values, over)
     assert isinstance(values, xr.DataArray)  # others are refused above
-    for name, coord in values.coords.items():
+    # Of coordinates only the variables are used, since making a DataArray of each takes longer.
+    for name, coord in values.coords.variables.items():
         require_likely_angle(coord, str(name))
     require_same_release(("connectivity", connectivity), ("values", values))
     weight = weight_of(connectivity, weight)
@@ -221,16 +223,16 @@ def contract(
         pattern = pattern_of(connectivity, weight)
         axis = "major" if f"{pattern.compressed}_nucleus_id" == over else "minor"
         buffers = (values_of(connectivity, weight), pattern.indices, pattern.indptr)
-        rows = (pattern.n_minor, aligned.table, aligned.rows)
-        sums, share = contract_buffers(*buffers, *rows, over=axis, want_rated=want_rated).result(
-            scope_known
-        )
+        sums, share = contract_buffers(
+            *buffers, pattern.n_minor, aligned.rows, over=axis, want_rated=want_rated
+        ).result(scope_known)
 
     name, other = _name(values), f"{prefer}_nucleus_id"
     rest = [d for d in values.dims if d != dim]
     # Coordinates of the connectivity take precedence, since they include the release.
-    coords = {c: v.variable for c, v in values.coords.items() if dim not in v.dims}
-    coords |= {c: v.variable for c, v in connectivity.coords.items() if over not in v.dims}
+    coords = {c: v for c, v in values.coords.variables.items() if dim not in v.dims}
+    coords |= {c: v for c, v in connectivity.coords.variables.items() if over not in v.dims}
+    indexes = {c: i for x in (values, connectivity) for c, i in x.xindexes.items() if c in coords}
     if rated:
         attrs = {"long_name": f"share of {weight} whose partner has a value", "units": "1"}
         coords["rated_fraction"] = xr.Variable(other, share, attrs)
@@ -246,7 +248,8 @@ def contract(
             "over": over,
             **counts,
         },
-    ).assign_coords(coords)  # DataArray(coords=) would copy each word of the labels
+    ).assign_coords(xr.Coordinates(coords, indexes))
+    # DataArray(coords=) would copy each word of the labels, a mapping would index them again.
     entry = f"contract({name}, over={over!r}, weight={weight!r}, missing={missing!r})"
     result = add_history(result, entry, source=(connectivity, values))
     return result.compute() if compute else result
@@ -434,12 +437,11 @@ def _neuron_dim(values: Any, over: str) -> str:
 
 
 class Aligned(NamedTuple):
-    """Values as rows, and the row of each neuron of the axis."""
+    """Values in the order of an axis."""
 
-    table: np.ndarray  # (rows, columns), float32 or float64, C-contiguous
-    rows: np.ndarray  # (neurons of the axis,), the row of each, -1 without a value
+    rows: Rows
     n_missing: int  # neurons of the axis without a value
-    n_outside: int  # rows of neurons that are not on the axis
+    n_outside: int  # neurons with a row that are not on the axis
 
 
 def _align(
@@ -453,18 +455,20 @@ def _align(
         array = array.astype(np.float64)
     # Not reshape(n, -1), which fails if a dim is empty.
     table = np.ascontiguousarray(array.reshape(array.shape[0], math.prod(array.shape[1:])))
+    rows: np.ndarray | None
     if ids.dtype == labels.dtype and np.array_equal(ids, labels):
-        rows = np.arange(labels.size)  # the common case: the axis holds the same neurons
+        rows = None  # the common case: the axis holds the same neurons
     else:
-        rows = Lookup(ids, f"{dim} of {name}").find(labels).astype(np.int64)
+        rows = Lookup(ids, f"{dim} of {name}").find(labels)
         if labels.size and (rows < 0).all():
             raise UnknownLabelError(
                 f"none of the {labels.size} neurons of {over} is among the {ids.size} of {name}: "
                 f"check that {dim} holds nucleus ids, not root ids"
             )
-    n_outside = ids.size - int((rows >= 0).sum())
+    n_outside = 0 if rows is None else ids.size - int(np.count_nonzero(rows >= 0))
+    states = _states(table)
+    some = bool(states.any())
     # Infinity and partial NaN would propagate to every sum with that neuron.
-    states = _row_states(table)
     infinite, partial = (np.flatnonzero(states == state) for state in (_INFINITE, _PARTLY_NAN))
     if infinite.size:
         raise SchemaError(
@@ -476,29 +480,42 @@ def _align(
             f"{name} is partly NaN for {partial.size} neurons, such as {ids[partial[0]]}, expected "
             "all or no values of a neuron to be NaN: fill the gaps, or set all of them to NaN"
         )
-    # The extra entry maps neurons without a row from -1 to -1.
-    rows = np.where(np.append(states == _NAN, True)[rows], -1, rows)
-    n_missing = int((rows < 0).sum())
+    if some:
+        rows = np.arange(labels.size, dtype=np.int32) if rows is None else rows
+        # The extra entry maps neurons without a row from -1 to -1.
+        rows = np.where(np.append(states == _NAN, True)[rows], np.int32(-1), rows)
+    n_missing = 0 if rows is None else int(np.count_nonzero(rows < 0))
     if missing == "raise" and n_missing:
         raise SchemaError(
             f"{n_missing} of {labels.size} neurons of {over} have no value in {name}, expected one "
             "for each: pass missing='skip' to ignore them, or select the neurons with a value by "
             "mx.select_connections"
         )
-    return Aligned(table, rows, n_missing, n_outside)
+    return Aligned(arrange(table, rows), n_missing, n_outside)
+
+
+def _states(table: np.ndarray) -> np.ndarray:
+    """Return whether the row of each neuron is finite, NaN, partly NaN or infinite."""
+    states = np.empty(table.shape[0], dtype=np.uint8)
+    threads = usable_threads(None, table.size)
+    run_spans(
+        lambda lo, hi: _row_states(table, states, lo, hi),
+        equal_spans(table.shape[0], 4 * threads),
+        threads,
+    )
+    return states
 
 
 @numba.njit(nogil=True, cache=True)
-def _row_states(table):  # type: ignore[no-untyped-def]
-    states = np.zeros(table.shape[0], dtype=np.uint8)
-    for i in range(table.shape[0]):
+def _row_states(table, states, lo, hi):  # type: ignore[no-untyped-def]
+    for i in range(lo, hi):
         n_nan = 0
         infinite = False
         for k in range(table.shape[1]):
             n_nan += np.isnan(table[i, k])
             infinite |= np.isinf(table[i, k])
+        states[i] = 0
         if infinite:
             states[i] = _INFINITE
         elif n_nan:
             states[i] = _NAN if n_nan == table.shape[1] else _PARTLY_NAN
-    return states

@@ -75,14 +75,15 @@ def release_of(obj: xr.Dataset | xr.DataArray, name: str = "object") -> tuple[st
 def _stated_release(obj: xr.Dataset | xr.DataArray, name: str) -> dict[str, Any]:
     expected = "a Dataset or DataArray: open a store with mx.open_store, and take one from a tree"
     require_instance(name, obj, (xr.Dataset, xr.DataArray), expected)
-    stated = {coord: obj.coords[coord] for coord in RELEASE_COORDS if coord in obj.coords}
+    variables = obj.coords.variables
+    stated = {coord: variables[coord] for coord in RELEASE_COORDS if coord in variables}
     for coord, values in stated.items():
         if values.ndim:
             raise ReleaseMismatchError(
                 f"{name} has {coord!r} along {values.dims}, expected one scalar: "
                 "objects of several releases were joined; select one release"
             )
-    return {coord: values.item() for coord, values in stated.items()}
+    return {coord: values.values.item() for coord, values in stated.items()}
 
 
 def require_same_release(*named: tuple[str, Any]) -> None:

@@ -216,8 +216,12 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
             )
             problems.append(f"{name} has dtype {variable.dtype}, expected {spec.dtype}{rounded}")
     for name in {"units": _N, "connectivity": _PAIR}.get(kind, ()):
-        if name in dataset.variables and dataset[name].dims == (name,):
-            problems += _index_problems(name, dataset[name].values)
+        if (
+            name in dataset.variables
+            and dataset.variables[name].dims == (name,)
+            and not is_ascending(dataset, name)
+        ):
+            problems += _index_problems(name, dataset.variables[name].values)
     if "axis" in dataset.indexes and tuple(dataset["axis"].values) != AXES:
         problems.append(f"axis is {tuple(dataset['axis'].values)}, expected {AXES}")
     if kind == "connectivity" and not any(
@@ -233,8 +237,17 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
     require_unrounded_roots(dataset)
 
 
+def is_ascending(dataset: xr.Dataset, name: str) -> bool:
+    """Whether the index of a dim ascends strictly, which pandas remembers."""
+    index = dataset.xindexes.get(name)
+    if not isinstance(index, xr.indexes.PandasIndex):
+        return False
+    labels = index.to_pandas_index()
+    return bool(labels.is_monotonic_increasing and labels.is_unique)
+
+
 def _index_problems(name: str, labels: np.ndarray) -> list[str]:
-    if labels.dtype.kind not in "iu" or (np.diff(labels) > 0).all():
+    if labels.dtype.kind not in "iu" or (labels[1:] > labels[:-1]).all():
         return []
     n_repeated = len(labels) - len(np.unique(labels))
     if n_repeated:

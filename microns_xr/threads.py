@@ -6,8 +6,10 @@ several threads at once, as dask does.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -46,9 +48,45 @@ def _spans(edges: np.ndarray) -> list[Span]:
     return [(lo, hi) for lo, hi in pairwise(edges.tolist()) if hi > lo]
 
 
+@cache
+def _helpers() -> ThreadPoolExecutor:
+    """Return the threads that help those that call `run_spans`; they are started once."""
+    n = int(_numba_config.NUMBA_NUM_THREADS)
+    return ThreadPoolExecutor(max_workers=max(1, n), thread_name_prefix="microns_xr")
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of the threads
+    os.register_at_fork(after_in_child=_helpers.cache_clear)
+
+
 def run_spans(work: Callable[[int, int], Result], spans: list[Span], threads: int) -> list[Result]:
-    """Call ``work(first, last)`` for every span and return the results in the order of `spans`."""
+    """Call ``work(first, last)`` for every span and return the results in the order of `spans`.
+
+    The calling thread works too, and waits only for spans that are being worked on. So calls may
+    be nested, and may come from several threads at once.
+    """
     if threads == 1 or len(spans) < 2:
         return [work(lo, hi) for lo, hi in spans]
-    with ThreadPoolExecutor(max_workers=min(threads, len(spans))) as pool:
-        return list(pool.map(lambda span: work(*span), spans))
+    results: list[Any] = [None] * len(spans)
+    left = list(range(len(spans)))[::-1]  # taking one off is atomic
+
+    def work_off() -> None:
+        while left:
+            try:
+                i = left.pop()
+            except IndexError:
+                return
+            results[i] = work(*spans[i])
+
+    helpers = [_helpers().submit(work_off) for _ in range(min(threads, len(spans)) - 1)]
+    try:
+        work_off()
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
+    finally:
+        left.clear()
+        for helper in helpers:
+            if not helper.cancel():
+                helper.exception()
+    return results

@@ -22,7 +22,7 @@ from microns_xr.connectivity.pair_array import PairArray
 from microns_xr.errors import SchemaError, UnknownLabelError, require_instance, unknown_label
 from microns_xr.provenance import stamp_release
 from microns_xr.releases import space_of
-from microns_xr.schema import CONNECTIVITY, describe, validate
+from microns_xr.schema import CONNECTIVITY, describe, is_ascending, validate
 
 Compressed = Literal["post", "pre"]
 PAIR_DIMS = ("pre_nucleus_id", "post_nucleus_id")
@@ -256,8 +256,10 @@ def gcxs_of_dense(values: np.ndarray, name: str) -> sparse.GCXS:
 
 def _in_order(connectivity: xr.Dataset) -> xr.Dataset:
     """Sort both axes by id; in memory the pairs are sorted as well."""
+    if all(is_ascending(connectivity, dim) for dim in PAIR_DIMS):
+        return connectivity
     ids = {dim: connectivity.variables[dim].values for dim in PAIR_DIMS}
-    orders = {d: np.argsort(v, kind="stable") for d, v in ids.items() if (np.diff(v) < 0).any()}
+    orders = {d: np.argsort(v, kind="stable") for d, v in ids.items() if (v[1:] < v[:-1]).any()}
     names = pair_names(connectivity)
     if not orders:
         return connectivity

@@ -61,7 +61,7 @@ def is_lazy(connectivity: xr.Dataset | xr.DataArray) -> bool:
     if isinstance(connectivity, xr.DataArray):
         return connectivity.chunks is not None
     return any(
-        v.chunks is not None and v.dims == PAIR_DIMS for v in connectivity.variables.values()
+        v.dims == PAIR_DIMS and v.chunks is not None for v in connectivity.variables.values()
     )
 
 
@@ -531,8 +531,8 @@ def _contract_block(
     scope_known: bool,
 ) -> Any:
     (weights,) = values.values()
-    rows = aligned.rows if over == "minor" else aligned.rows[lo:hi]
-    args = (weights, pattern.indices, pattern.indptr, pattern.n_minor, aligned.table, rows)
+    rows = aligned.rows if over == "minor" else aligned.rows.part(lo, hi)
+    args = (weights, pattern.indices, pattern.indptr, pattern.n_minor, rows)
     part = contract_buffers(*args, over=over, want_rated=want_rated, threads=1)
     return part.result(scope_known) if over == "minor" else part
 

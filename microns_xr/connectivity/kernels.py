@@ -4,9 +4,10 @@ A matrix is compressed over its *major* axis: the stored pairs of one major neur
 and ``indices`` gives their positions on the *minor* axis. A sum over the minor axis is a gather
 (each major neuron reads the rows of its partners), a sum over the major axis is a scatter.
 
-Both work on 8 columns at a time, held in one vector register: a row of 8 float64 is one cache
-line, and going through the pairs twice for 16 columns is cheaper than reading rows that no longer
-fit in the cache. Each product and each sum is rounded, in the order of the stored pairs, as in
+Both work on up to 16 columns at a time, held in vector registers. Most of the time goes by waiting
+for rows that are in no near cache, so that rows start on cache lines, those of later pairs are
+requested ahead, and two neurons are summed side by side. Where a processor has narrower registers,
+or none, LLVM divides the vectors; results are the same bit by bit. Each product and each sum is rounded, in the order of the stored pairs, as in
 scipy, so that a float64 result is bit-identical to ``csc.T @ dense`` on processors where scipy
 does not use fused multiply-add.
 """
@@ -24,9 +25,9 @@ from numba.core import types
 from numba.extending import intrinsic, models, register_model
 
 from microns_xr.errors import SchemaError
-from microns_xr.threads import Span, balanced_spans, run_spans, usable_threads
+from microns_xr.threads import Span, balanced_spans, equal_spans, run_spans, usable_threads
 
-# One vector register of float64 as a numba type, to add scaled rows of a matrix.
+# A vector of float64 as a numba type, to add scaled rows of a matrix.
 #
 # numba compiles a fixed inner loop over 8 columns to 8 scalar products, because it cannot rule out
 # that the arrays overlap. With the register as a type each partner takes one product and one sum,
@@ -105,15 +106,37 @@ def store_row(_typing: Any, acc: Any, array: Any, row: Any) -> Any:
     width = acc.width
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _row_pointer(context, builder, signature.args[1], args[1], args[2], width)
-        builder.store(args[0], pointer, align=8)
+        ty = signature.args[1]
+        pointer = _row_pointer(context, builder, ty, args[1], args[2], width)
+        if ty.dtype == types.float32:  # of values that were float32 before
+            vector = builder.fptrunc(args[0], ir.VectorType(ir.FloatType(), width))
+            builder.store(vector, pointer, align=4)
+        else:
+            builder.store(args[0], pointer, align=8)
         return context.get_dummy_value()
 
     return types.void(acc, array, types.intp), codegen
 
 
-COLUMNS = 8
+@_intrinsic
+def prefetch_row(_typing: Any, array: Any, row: Any) -> Any:
+    """Request the beginning of a row, to have it in the cache when it is read."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        row = _row_pointer(context, builder, signature.args[0], args[0], args[1], 1)
+        pointer = builder.bitcast(row, ir.PointerType(ir.IntType(8)))
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
+        request = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        builder.call(request, [pointer, i32(0), i32(3), i32(1)])  # read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+COLUMNS = 16
 _CACHE_LINE = 64
+_AHEAD = np.uintp(32)  # pairs
 
 
 class Contraction(NamedTuple):
@@ -130,57 +153,148 @@ class Contraction(NamedTuple):
         """(neurons,), float64: weight with a value over all weight; NaN where that is 0."""
         if self.tally is None:
             return None
-        total, rated = (self.tally[:, k].astype(np.float64) for k in (0, 1))
-        return np.divide(rated, total, out=np.full(total.size, np.nan), where=total != 0)
+        share = np.empty(len(self.tally))
+        _divide(self.tally, share)
+        return share
 
     def result(self, scope_known: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the sums, NaN where no partner has a value, and the share.
 
         If the scope is unknown, a sum without stored pairs is NaN as well.
         """
-        sums = self.sums
         if self.partners is not None:
-            sums[self.partners == 1 if scope_known else self.partners <= 1] = np.nan
-        return sums, self.share
+            _blank(self.sums, self.partners, scope_known)
+        return self.sums, self.share
+
+
+class Rows(NamedTuple):
+    """Values of the neurons of an axis, as the kernels read them."""
+
+    # (neurons, width), float32 or float64; 0 for neurons without a value, and in columns that fill
+    # up the width
+    blocks: list[np.ndarray]
+    has: np.ndarray  # (neurons,), uint8, whether a neuron has a value
+    n_columns: int
+
+    def part(self, lo: int, hi: int) -> Rows:
+        """Return some of the neurons, without copying."""
+        return Rows([block[lo:hi] for block in self.blocks], self.has[lo:hi], self.n_columns)
+
+
+def arrange(values: np.ndarray, rows: np.ndarray | None = None, threads: int | None = None) -> Rows:
+    """Arrange a C-contiguous table, of which neuron `i` has row ``rows[i]``, or none if negative.
+
+    By default neuron `i` has row `i`.
+    """
+    n, n_columns = values.shape[0] if rows is None else rows.size, values.shape[1]
+    has = np.ones(n, np.uint8) if rows is None else (rows >= 0).astype(np.uint8)
+    rows = np.empty(0, np.int32) if rows is None else rows
+    threads = usable_threads(threads, n * n_columns)
+    blocks = []
+    for first in range(0, max(n_columns, 1), COLUMNS):
+        width = next(w for w in (1, 2, 4, 8, COLUMNS) if w >= min(n_columns - first, COLUMNS))
+        is_ready = not rows.size and width == n_columns and not values.ctypes.data % _CACHE_LINE
+        block = values if is_ready else _aligned((n, width), values.dtype)
+        if not is_ready:
+            args = (values, rows, first, block)
+            _run(_pack, args, (0.0,) * width, equal_spans(n, 4 * threads), threads)
+        blocks.append(block)
+    return Rows(blocks, has, n_columns)
 
 
 @numba.njit(nogil=True, cache=True)
-def _pack(values, rows, first, out):  # type: ignore[no-untyped-def]
+def _pack(values, rows, first, out, lo, hi, tag):  # type: ignore[no-untyped-def]
     width = min(out.shape[1], values.shape[1] - first)
-    for i in range(rows.size):
-        row = rows[i]
-        for k in range(out.shape[1]):
-            out[i, k] = values[row, first + k] if row >= 0 and k < width else 0.0
+    columns = values[:, first : first + width]
+    for i in range(lo, hi):
+        row = np.intp(rows[i]) if rows.size else np.intp(i)
+        if row < 0:
+            store_row(zero_row(tag), out, i)
+        elif width == out.shape[1]:
+            store_row(load_row(tag, columns, row), out, i)
+        else:
+            for k in range(out.shape[1]):
+                out[i, k] = columns[row, k] if k < width else 0.0
 
 
 @numba.njit(nogil=True, cache=True)
 def _gather(weights, indices, indptr, rhs, out, lo, hi, tag):  # type: ignore[no-untyped-def]
-    for j in range(lo, hi):
-        acc = zero_row(tag)
-        for p in range(np.uintp(indptr[j]), np.uintp(indptr[j + 1])):
-            row = load_row(tag, rhs, np.intp(indices[p]))
-            acc = add_scaled(acc, np.float64(weights[p]), row)
-        store_row(acc, out, j)
+    # A sum waits for the one before it, but not for that of the next neuron.
+    last = np.uintp(indptr[hi]) - np.uintp(1)
+    for j in range(lo, hi, 2):
+        p, q = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
+        stop = np.uintp(indptr[min(j + 2, hi)])
+        a, b = zero_row(tag), zero_row(tag)
+        n = min(q - p, stop - q)
+        for i in range(n):
+            prefetch_row(rhs, np.intp(indices[min(q + i + _AHEAD, last)]))
+            a = _add(a, weights, indices, rhs, p + i, tag)
+            b = _add(b, weights, indices, rhs, q + i, tag)
+        for i in range(p + n, q):
+            a = _add(a, weights, indices, rhs, i, tag)
+        for i in range(q + n, stop):
+            prefetch_row(rhs, np.intp(indices[min(i + _AHEAD, last)]))
+            b = _add(b, weights, indices, rhs, i, tag)
+        store_row(a, out, j)
+        if j + 1 < hi:
+            store_row(b, out, j + 1)
 
 
 @numba.njit(nogil=True, cache=True)
 def _gather_rated(  # type: ignore[no-untyped-def]
     weights, indices, indptr, rhs, out, has, tally, partners, lo, hi, tag
 ):
-    for j in range(lo, hi):
-        start, stop = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
-        acc = zero_row(tag)
-        total = 0 * tally[j, 0]
-        rated = 0 * tally[j, 1]
-        for p in range(start, stop):
-            i = np.uintp(indices[p])
-            acc = add_scaled(acc, np.float64(weights[p]), load_row(tag, rhs, np.intp(i)))
-            total += weights[p]
-            rated += weights[p] * has[i]
-        store_row(acc, out, j)
-        tally[j, 0] = total
-        tally[j, 1] = rated
-        partners[j] = _partners(indices, has, start, stop)
+    last = np.uintp(indptr[hi]) - np.uintp(1)
+    for j in range(lo, hi, 2):
+        p, q = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
+        stop = np.uintp(indptr[min(j + 2, hi)])
+        a, b = zero_row(tag), zero_row(tag)
+        total_a = total_b = rated_a = rated_b = 0 * tally[j, 0]
+        n = min(q - p, stop - q)
+        for i in range(n):
+            prefetch_row(rhs, np.intp(indices[min(q + i + _AHEAD, last)]))
+            a = _add(a, weights, indices, rhs, p + i, tag)
+            b = _add(b, weights, indices, rhs, q + i, tag)
+            total_a += weights[p + i]
+            total_b += weights[q + i]
+            rated_a += weights[p + i] * has[np.uintp(indices[p + i])]
+            rated_b += weights[q + i] * has[np.uintp(indices[q + i])]
+        for i in range(p + n, q):
+            a = _add(a, weights, indices, rhs, i, tag)
+            total_a += weights[i]
+            rated_a += weights[i] * has[np.uintp(indices[i])]
+        for i in range(q + n, stop):
+            prefetch_row(rhs, np.intp(indices[min(i + _AHEAD, last)]))
+            b = _add(b, weights, indices, rhs, i, tag)
+            total_b += weights[i]
+            rated_b += weights[i] * has[np.uintp(indices[i])]
+        store_row(a, out, j)
+        tally[j, 0], tally[j, 1] = total_a, rated_a
+        partners[j] = _partners(indices, has, p, q)
+        if j + 1 < hi:
+            store_row(b, out, j + 1)
+            tally[j + 1, 0], tally[j + 1, 1] = total_b, rated_b
+            partners[j + 1] = _partners(indices, has, q, stop)
+
+
+@numba.njit(forceinline=True)
+def _add(acc, weights, indices, rhs, p, tag):  # type: ignore[no-untyped-def]
+    return add_scaled(acc, np.float64(weights[p]), load_row(tag, rhs, np.intp(indices[p])))
+
+
+@numba.njit(nogil=True, cache=True)
+def _divide(tally, share):  # type: ignore[no-untyped-def]
+    for j in range(share.size):
+        total = np.float64(tally[j, 0])
+        share[j] = np.float64(tally[j, 1]) / total if total != 0 else np.nan
+
+
+@numba.njit(nogil=True, cache=True)
+def _blank(sums, partners, scope_known):  # type: ignore[no-untyped-def]
+    for j in range(partners.size):
+        if partners[j] == 1 or (partners[j] == 0 and not scope_known):
+            for k in range(sums.shape[1]):
+                sums[j, k] = np.nan
 
 
 @numba.njit(nogil=True, cache=True)
@@ -193,10 +307,10 @@ def _partners(indices, has, start, stop):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _all_rated(weights, indptr, sums, tally, partners):  # type: ignore[no-untyped-def]
+def _all_rated(weights, indptr, sums, tally, partners, lo, hi):  # type: ignore[no-untyped-def]
     # If every neuron has a value the share is 1, unless all weights of a neuron are 0. Weights are
     # read only where the sum is 0, which saves one random memory access per neuron.
-    for j in range(indptr.size - 1):
+    for j in range(lo, hi):
         start, stop = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
         partners[j] = np.uint8(3 * (stop > start))
         some = sums.shape[1] > 0 and sums[j, 0] != 0
@@ -262,8 +376,7 @@ def contract_buffers(
     indices: np.ndarray,
     indptr: np.ndarray,
     n_minor: int,
-    values: np.ndarray,
-    rows: np.ndarray,
+    rows: Rows,
     *,
     over: Literal["minor", "major"],
     want_rated: bool = False,
@@ -271,51 +384,49 @@ def contract_buffers(
 ) -> Contraction:
     """Sum ``weight * values`` over one axis of a compressed matrix."""
     weights = _plain_weights(weights)
-    has = (rows >= 0).astype(np.uint8)
     n_out = indptr.size - 1 if over == "minor" else n_minor
     n_threads = usable_threads(threads, indices.size)
     tally, partners = _tally(n_out if want_rated else 0, weights)
-    sums = _aligned((n_out, values.shape[1]), np.float64)
+    sums = _aligned((n_out, rows.n_columns), np.float64)
     if over == "minor":
-        spans = balanced_spans(indptr, 8 * n_threads)
-        rated_pass = want_rated and not has.all()
-        all_rated = want_rated and not rated_pass
-        for rhs, out, tag in _column_blocks(values, rows, sums):
-            args = (weights, indices, indptr, rhs, out)
-            if rated_pass:
-                _run(_gather_rated, (*args, has, tally, partners), tag, spans, n_threads)
-            else:
-                _run(_gather, args, tag, spans, n_threads)
-            rated_pass = False  # the weights are added up with the first columns only
-        if all_rated:
-            _all_rated(weights, indptr, sums, tally, partners)
+        is_partial = want_rated and not rows.has.all()
+        parts = list(_column_blocks(rows, sums))
+
+        def gather(lo: int, hi: int) -> None:
+            for i, (rhs, out, tag) in enumerate(parts):
+                args = (weights, indices, indptr, rhs, out)
+                if is_partial and not i:  # the weights are added up with the first columns only
+                    _gather_rated(*args, rows.has, tally, partners, lo, hi, tag)
+                else:
+                    _gather(*args, lo, hi, tag)
+            if want_rated and not is_partial:
+                _all_rated(weights, indptr, sums, tally, partners, lo, hi)
+
+        run_spans(gather, balanced_spans(indptr, 8 * n_threads), n_threads)
     else:
         spans = _minor_spans(indices, n_minor, n_threads)
-        extras = (has, tally, partners)
-        for rhs, out, tag in _column_blocks(values, rows, sums):
+        extras = (rows.has, tally, partners)
+        parts = list(_column_blocks(rows, sums))
+        for rhs, out, tag in parts:
             out[:] = 0.0
             args = (weights, indices, indptr, rhs, out)
             _require_all(_run(_scatter, (*args, *extras), tag, spans, n_threads), indices.size)
-            extras = (has, *_tally(0, weights))
+            extras = (rows.has, *_tally(0, weights))
+    for i, (_, out, _) in enumerate(parts):
+        part = sums[:, i * COLUMNS : (i + 1) * COLUMNS]
+        if out.shape[1] != part.shape[1]:
+            part[:] = out[:, : part.shape[1]]
     return Contraction(sums, tally, partners) if want_rated else Contraction(sums)
 
 
 def _column_blocks(
-    values: np.ndarray, rows: np.ndarray, sums: np.ndarray
+    rows: Rows, sums: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[float, ...]]]:
-    """Yield the rows of a few columns at a time and a buffer for their sums; fills `sums`."""
-    n_columns, width = values.shape[1], 0
-    for first in range(0, max(n_columns, 1), COLUMNS):
-        n = min(n_columns - first, COLUMNS)
-        needed = next(w for w in (1, 2, 4, COLUMNS) if w >= n)
-        if needed != width:  # else the buffer is filled again, which saves its page faults
-            width, rhs = needed, _aligned((rows.size, needed), values.dtype)
-        _pack(values, rows, first, rhs)
-        part = sums[:, first : first + n]
-        out = part if n == width else _aligned((sums.shape[0], width), np.float64)
+    """Yield the rows of a few columns at a time and a buffer for their sums."""
+    for i, rhs in enumerate(rows.blocks):
+        part, width = sums[:, i * COLUMNS : (i + 1) * COLUMNS], rhs.shape[1]
+        out = part if part.shape[1] == width else _aligned((sums.shape[0], width), np.float64)
         yield rhs, out, (0.0,) * width
-        if out is not part:
-            part[:] = out[:, :n]
 
 
 def _run(kernel: Any, args: Any, tag: Any, spans: list[Span], threads: int) -> list[Any]:

@@ -19,7 +19,7 @@ import numpy as np
 import sparse
 
 from microns_xr.connectivity import reduce
-from microns_xr.connectivity.kernels import contract_buffers
+from microns_xr.connectivity.kernels import arrange, contract_buffers
 from microns_xr.connectivity.sort import Rule, select_pairs, take_values, transpose_pattern
 from microns_xr.errors import SchemaError
 from microns_xr.schema import EXACT
@@ -779,8 +779,7 @@ def _contract(pairs: PairArray, axis: int, values: np.ndarray, over: int) -> np.
     if table.dtype != np.float32:
         table = table.astype(np.float64, copy=False)
     sums = contract_buffers(
-        pairs.data, pairs.indices, pairs.indptr, pairs.shape[1 - pairs.axis],
-        table, np.arange(table.shape[0], dtype=np.int32),
+        pairs.data, pairs.indices, pairs.indptr, pairs.shape[1 - pairs.axis], arrange(table),
         over="major" if axis == pairs.axis else "minor",
     ).sums  # fmt: skip
     if whole and np.abs(sums).max(initial=0) < EXACT:

@@ -15,7 +15,7 @@ from matrices import compress, contract_scipy, ids, random_tables
 import microns_xr as mx
 import microns_xr.threads as threads_module
 from microns_xr.columns import as_ids
-from microns_xr.connectivity.kernels import contract_buffers
+from microns_xr.connectivity.kernels import arrange, contract_buffers
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.connectivity.reduce import group_sums, neuron_sums
 from microns_xr.connectivity.sort import (
@@ -89,6 +89,7 @@ def test_contraction_is_the_loop_bit_by_bit(
         rows = np.where(rng.random(rows.size) < 0.5, -1, rows)
     args = (weights, indices, indptr, n_minor, values, rows)
     expected = plain_contraction(*args, over)
+    args = (*args[:4], arrange(values, rows, threads))
     found = contract_buffers(*args, over=over, want_rated=True, threads=threads)
     plain = contract_buffers(*args, over=over, threads=threads)
     for sums in (found.sums, plain.sums):
@@ -113,7 +114,7 @@ def test_contraction_has_the_bits_of_scipy(over, n_columns, dtype):
     csc = scipy.sparse.csc_array((size.astype(np.float64), indices, indptr), shape=(200, 300))
     rated = np.where(rows[:, None] >= 0, values, 0)
     expected = csc.T @ rated if over == "minor" else csc @ rated
-    args = (size, indices, indptr, 200, values, rows)
+    args = (size, indices, indptr, 200, arrange(values, rows))
     for threads in (1, 2, 5):
         found = contract_buffers(*args, over=over, threads=threads).sums
         # Elsewhere the compiler of scipy may fuse products and sums.
@@ -121,7 +122,7 @@ def test_contraction_has_the_bits_of_scipy(over, n_columns, dtype):
         tolerance = {"rtol": 0} if exact else {"rtol": 1e-12, "atol": 1e-9}
         np.testing.assert_allclose(found, expected, **tolerance)
     own = contract_buffers(*args, over=over, want_rated=True)
-    sums, share, partners = contract_scipy(*args, over=over)
+    sums, share, partners = contract_scipy(*args[:4], values, rows, over=over)
     np.testing.assert_allclose(own.sums, sums, rtol=1e-12, atol=1e-9)
     np.testing.assert_array_equal(own.share, share)
     np.testing.assert_array_equal(own.partners, partners)
@@ -132,7 +133,7 @@ def test_contraction_from_many_threads_at_once(over):
     rng = np.random.default_rng(5)
     indices, indptr, size, _ = matrix(rng, 150, 150)
     values = rng.normal(size=(150, 8))
-    args = (size, indices, indptr, 150, values, np.arange(150))
+    args = (size, indices, indptr, 150, arrange(values))
     expected = contract_buffers(*args, over=over, threads=1).sums
     with ThreadPoolExecutor(8) as pool:
         results = pool.map(
@@ -150,20 +151,20 @@ def test_contraction_takes_read_only_buffers_and_leaves_them():
         b.flags.writeable = False
     indices, indptr, size, values = buffers
     for over in ("minor", "major"):
-        contract_buffers(size, indices, indptr, 20, values, np.arange(20), over=over)
+        contract_buffers(size, indices, indptr, 20, arrange(values), over=over)
     for buffer, copy in zip(buffers, copies, strict=True):
         np.testing.assert_array_equal(buffer, copy)
 
 
 def test_sums_over_the_major_axis_refuse_pairs_out_of_order():
     indices, indptr = np.array([3, 0, 1, 2], np.int32), np.array([0, 4], np.int32)
-    args = (np.ones(4, np.int64), indices, indptr, 4, np.ones((1, 2)), np.zeros(1, np.int64))
+    args = (np.ones(4, np.int64), indices, indptr, 4, arrange(np.ones((1, 2))))
     with pytest.raises(mx.errors.SchemaError, match="not in ascending order"):
         contract_buffers(*args, over="major", threads=2)
 
 
 def test_weights_that_are_no_numbers():
-    args = (np.array([0], np.int32), np.array([0, 1]), 1, np.ones((1, 1)), np.array([0]))
+    args = (np.array([0], np.int32), np.array([0, 1]), 1, arrange(np.ones((1, 1))))
     with pytest.raises(mx.errors.SchemaError, match="weights have dtype complex128"):
         contract_buffers(np.array([1j]), *args, over="minor")
 

@@ -67,7 +67,7 @@ def is_lazy(connectivity: xr.Dataset | xr.DataArray) -> bool:
     if isinstance(connectivity, xr.DataArray):
         return connectivity.chunks is not None
     return any(
-        v.chunks is not None and v.dims == PAIR_DIMS for v in connectivity.variables.values()
+        v.dims == PAIR_DIMS and v.chunks is not None for v in connectivity.variables.values()
     )
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from standard_transform import datasets
 
 from microns_xr.columns import positions
 from microns_xr.errors import SchemaError, unknown_label
@@ -29,7 +28,8 @@ NO_FRAME = "none"
 
 Resolution = tuple[float, float, float]
 
-_TRANSFORMS = {"minnie65": datasets.minnie_transform, "v1dd": datasets.v1dd_transform}
+# Datasets of standard_transform, which is imported where it is used: it imports much of scipy.
+_TRANSFORMS = {"minnie65": "minnie_transform", "v1dd": "v1dd_transform"}
 
 # Segmentations end some µm from the edge of the images, and annotations are placed by hand.
 _MARGIN_NM = 50_000.0
@@ -130,12 +130,16 @@ def _by(resolution: Sequence[float]) -> str:
 
 @lru_cache(maxsize=16)
 def _transform(frame: str, resolution_nm: tuple[float, ...]) -> Any:
+    from standard_transform import datasets
+
     name, _, version = frame.partition(" ")
-    return _TRANSFORMS[name](np.asarray(resolution_nm), version=version)
+    return getattr(datasets, _TRANSFORMS[name])(np.asarray(resolution_nm), version=version)
 
 
 def require_frame(frame: str) -> None:
     """Raise unless a frame is one of standard_transform, with its version."""
+    from standard_transform import datasets
+
     name, _, version = frame.partition(" ")
     known = [
         f"{dataset} {label}"

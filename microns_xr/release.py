@@ -181,6 +181,7 @@ class Release:
                 f"Release({of_source}, ...) or a source of version {self.version}"
             )
         self._tables: dict[str, pd.DataFrame] = {}
+        self._built_units: tuple[tuple[str, ...], xr.Dataset] | None = None
         self._provenance: dict[str, dict[str, Any]] = {}  # by table name; files and synapses too
         self._explicit_roles = {role for role, name in (tables or {}).items() if name is not None}
 
@@ -405,6 +406,7 @@ class Release:
         most = 10_000_000 if policy == "all" else None
         records = source.download(names, refresh=refresh, progress=progress, max_rows=most)
         # Cached tables may have been replaced on disk.
+        self._built_units = None
         for name in records:
             self._tables.pop(name, None)
             self._provenance.pop(name, None)
@@ -981,7 +983,7 @@ class Release:
     ) -> tuple[xr.Dataset, pd.DataFrame, str]:
         """Build connectivity; return also the table of its synapses, and its name."""
         # Build with all units, so that synapses of units outside the selection are not "unknown".
-        whole = self.units() if units is None else self._all_units(units)
+        whole = self._default_units() if units is None else self._all_units(units)
         units = whole if units is None else units
         table, name, requested = self._synapse_table(request)
         ids, roots = units["nucleus_id"].values, units["pt_root_id"].values
@@ -1018,6 +1020,13 @@ class Release:
             connectivity.attrs["asked_for_but_no_unit"] = text_lines(no_unit)
         tables = [name, self.spec.name_of("nucleus")]
         return self._with_sources(connectivity, tables, [whole]), table, name
+
+    def _default_units(self) -> xr.Dataset:
+        """Return ``units()``, built once for the tables that there are."""
+        tables = tuple(self.available_tables())
+        if self._built_units is None or self._built_units[0] != tables:
+            self._built_units = tables, self.units()
+        return self._built_units[1]
 
     def _all_units(self, units: xr.Dataset) -> xr.Dataset:
         """Return all units of the release, built with the options of `units`."""

@@ -511,6 +511,7 @@ def degrees(connectivity: Connectivity) -> xr.Dataset:
     connectivity = drop_unnamed(connectivity)
     sums = sums_by_neuron(connectivity)
     result = connectivity.drop_vars(list(connectivity.data_vars)).drop_attrs(deep=False)
+    columns: dict[str, Any] = {}
     prefixes: dict[Side, tuple[str, str]]
     prefixes = {"post": ("in", "presynaptic"), "pre": ("out", "postsynaptic")}
     for side, (prefix, partner) in prefixes.items():
@@ -524,9 +525,9 @@ def degrees(connectivity: Connectivity) -> xr.Dataset:
             other = (weight, f"summed {weight} {with_partners}", None)
             name, doc, units = about.get(weight, other)
             attrs = {"long_name": doc, "units": units or connectivity[weight].attrs.get("units")}
-            if f"{prefix}_{name}" in result:
+            if f"{prefix}_{name}" in (*result.variables, *columns):
                 raise SchemaError(f"the weight {weight!r} has a taken name: use .rename")
             attrs = {key: text for key, text in attrs.items() if text is not None}
-            result[f"{prefix}_{name}"] = (f"{side}_nucleus_id", values.copy(), attrs)
-    result = add_history(result, "degrees()", source=connectivity)
+            columns[f"{prefix}_{name}"] = (f"{side}_nucleus_id", values.copy(), attrs)
+    result = add_history(result.assign(columns), "degrees()", source=connectivity)
     return result.compute() if compute else result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -71,8 +71,8 @@ def population_labels(units: xr.Dataset, by: By) -> xr.DataArray:
     if isinstance(by, xr.DataArray):
         require_same_release(("units", units), ("by", by))
         return _align(by, units, "nucleus_id")
-    hint = "make it a variable of the units first"
-    return _product([_column(units, name, "nucleus_id", hint) for name in _names(by)])
+    labels = _joined(units, _names(by), "nucleus_id", "make it a variable of the units first")
+    return labels.copy(data=_words(labels.values))
 
 
 def group_connectivity(
@@ -133,16 +133,18 @@ def group_connectivity(
     pairs = drop_unnamed(pairs)
     if units is not None:
         require_same_release(("connectivity", pairs), ("units", units))
-    dims, groups, coords = {}, {}, _scalars(pairs)
-    codes: dict[Side, np.ndarray] = {}
-    sides: dict[Side, Any] = {"pre": pre, "post": pre if post is None else post}
-    for side, by in sides.items():
-        labels = _side_labels(pairs, units, by, side)
-        dims[side] = f"{side}_{labels.name}"
-        codes[side], groups[side] = pd.factorize(labels.values, sort=True)
-        coords[dims[side]] = groups[side]
-        coords |= label_parts(labels, dims[side], side, groups[side])
-    n: dict[Side, int] = {"pre": len(groups["pre"]), "post": len(groups["post"])}
+    sides = {"pre": _groups_of(pairs, units, pre, "pre")}
+    if (post is None or post is pre) and _of_both_sides(pairs, units, sides["pre"].labels):
+        sides["post"] = sides["pre"]
+    else:
+        sides["post"] = _groups_of(pairs, units, pre if post is None else post, "post")
+    coords = _scalars(pairs)
+    dims = {side: f"{side}_{groups.name}" for side, groups in sides.items()}
+    for side, groups in sides.items():
+        coords[dims[side]] = groups.words
+        coords |= label_parts(groups.labels, dims[side], side, groups.words)
+    codes: dict[Side, np.ndarray] = {"pre": sides["pre"].codes, "post": sides["post"].codes}
+    n: dict[Side, int] = {"pre": len(sides["pre"].words), "post": len(sides["post"].words)}
     if n["pre"] * n["post"] > _MAX_CELLS:
         raise SchemaError(
             f"the labels make {n['pre']} x {n['post']} groups, expected at most {_MAX_CELLS} pairs "
@@ -152,61 +154,88 @@ def group_connectivity(
     sums = sums_by_group(pairs, codes, n)
     units_of = {w: pairs[w].attrs.get("units", "") for w in sums if w != "n_connections"}
     units_of |= {"n_connections": "pairs"}
-    table = xr.Dataset(coords=coords)
-    for part, unit in units_of.items():
-        table[part] = ((dims["pre"], dims["post"]), sums[part].copy(), {"units": unit})
+    both = (dims["pre"], dims["post"])
+    table = {part: (both, sums[part].copy(), {"units": u}) for part, u in units_of.items()}
     for side in sides:
-        members = np.bincount(codes[side], minlength=len(groups[side])).astype(np.int64)
+        members = np.bincount(codes[side], minlength=n[side]).astype(np.int64)
         table[f"n_{side}"] = (dims[side], members, {"units": "neurons"})
     # NaN and not 0 where no pair is connected: there is nothing to average.
-    connected = table["n_connections"].where(table["n_connections"] > 0)
+    n_connected = sums["n_connections"]
+    connected = np.where(n_connected > 0, n_connected, np.nan)
     scope_known = is_scope_known(pairs)
     for part in pair_names(pairs):
-        name = _MEANS.get(part, f"mean_{part}")
-        table[name] = (table[part] / connected).assign_attrs(
-            long_name=f"mean {part} of a connected pair", units=units_of[part]
-        )
+        about = {"long_name": f"mean {part} of a connected pair", "units": units_of[part]}
+        table[_MEANS.get(part, f"mean_{part}")] = (both, sums[part] / connected, about)
         if not scope_known:  # other pairs may be connected, too
-            table[part] = table[part].where(table["n_connections"] > 0)
-    table = table.compute() if compute else table
+            known = np.where(n_connected > 0, sums[part], np.nan)
+            table[part] = (both, known, {"units": units_of[part]})
+    result = xr.Dataset(table, coords)
+    result = result.compute() if compute else result
     entry = f"group_connectivity(pre={dims['pre']}, post={dims['post']})"
-    return add_history(table, entry, source=pairs)
+    return add_history(result, entry, source=pairs)
 
 
 def label_parts(
     labels: xr.DataArray, dim: str, side: str, groups: np.ndarray
 ) -> dict[str, tuple[str, np.ndarray]]:
     """Return the parts of product labels as coordinates of the axis of populations."""
+    parts = text_lines(labels.attrs.get("parts"))
+    if not parts:
+        return {}
     rows = np.flatnonzero(~pd.Index(labels.values).duplicated())
     # "unknown" stands for neurons without a unit, whose parts are unknown as well.
     of_group = pd.Index(labels.values[rows]).get_indexer(pd.Index(groups))
     coords = {}
-    for part in text_lines(labels.attrs.get("parts")):
+    for part in parts:
         values = labels[part].values.astype(object)[rows][of_group]
         values[of_group < 0] = "unknown"
         coords[f"{side}_{part}"] = (dim, values)
     return coords
 
 
-def _side_labels(
-    connectivity: xr.Dataset, units: xr.Dataset | None, by: By, side: str
-) -> xr.DataArray:
-    """Return one label for each neuron of an axis, with a name without the side."""
+class _Groups(NamedTuple):
+    """The neurons of an axis by population."""
+
+    name: str  # without the side
+    codes: np.ndarray  # position in `words` for each neuron
+    words: np.ndarray  # sorted
+    labels: xr.DataArray  # from which they were made, of the axis or of the units
+
+
+def _groups_of(connectivity: xr.Dataset, units: xr.Dataset | None, by: By, side: Side) -> _Groups:
     dim = f"{side}_nucleus_id"
     by = _as_array(by)
     if isinstance(by, xr.DataArray):
         require_same_release(("connectivity", connectivity), (side, by))
-        labels = _align(by, connectivity, dim)
+        labels = by
     elif units is not None:
-        labels = _align(population_labels(units, by), connectivity, dim)
+        labels = _joined(units, _names(by), "nucleus_id", "make it a variable of the units first")
     else:
-        columns = []
-        for name in _names(by):
-            name = name.removeprefix(f"{side}_")
-            hint = f"write it with mx.annotate(connectivity, units, {name!r})"
-            columns.append(_column(connectivity, f"{side}_{name}", dim, hint).rename(name))
-        labels = _product(columns)
-    return labels.rename(str(labels.name).removeprefix("pre_").removeprefix("post_"))
+        names = [f"{side}_{name.removeprefix(f'{side}_')}" for name in _names(by)]
+        hint = "write it with mx.annotate(connectivity, units, ...)"
+        labels = _joined(connectivity, names, dim, hint, f"{side}_")
+    name = str(labels.name or "group").removeprefix("pre_").removeprefix("post_")
+    rows = _rows_of(labels, connectivity, dim)
+    _require_words(labels)
+    codes, words = pd.factorize(labels.values)
+    # Neurons without a word would vanish from every group.
+    codes = np.append(codes, -1)[rows]
+    if (codes < 0).any():
+        words = np.append(np.asarray(words, dtype=object), "unknown")
+        codes = np.where(codes < 0, np.flatnonzero(words == "unknown")[0], codes)
+    n_neurons = np.bincount(codes, minlength=len(words))
+    # Only the words are sorted, and not all labels.
+    codes_of_words = np.zeros(len(words), dtype=np.int64)
+    codes_of_words[n_neurons > 0], words = pd.factorize(words[n_neurons > 0], sort=True)
+    return _Groups(name, codes_of_words[codes], words, labels)
+
+
+def _of_both_sides(
+    connectivity: xr.Dataset, units: xr.Dataset | None, labels: xr.DataArray
+) -> bool:
+    """Whether labels of the presynaptic neurons are those of the postsynaptic ones."""
+    ids = (connectivity[f"{side}_nucleus_id"].values for side in ("pre", "post"))
+    return labels.dims == ("nucleus_id",) and np.array_equal(*ids)
 
 
 def _as_array(by: By) -> By:
@@ -239,28 +268,39 @@ def _scalars(dataset: xr.Dataset) -> dict[str, Any]:
     return {str(name): c.variable for name, c in dataset.coords.items() if not c.dims}
 
 
-def _column(dataset: xr.Dataset, name: str, dim: str, hint: str) -> xr.DataArray:
+def _joined(
+    dataset: xr.Dataset, names: list[str], dim: str, hint: str, prefix: str = ""
+) -> xr.DataArray:
+    """Return labels by one variable, as they are, or by the product of several."""
     what = "units" if dim == "nucleus_id" else "the connectivity"
-    column = column_of(dataset, name, what, hint, dim=dim)
-    coords = {**_scalars(dataset), dim: dataset[dim]}
-    return xr.DataArray(_words(column.values, name), coords, (dim,), name)
+    columns = []
+    for name in names:
+        column = column_of(dataset, name, what, hint, dim=dim)
+        _require_words(column)
+        coords = {**_scalars(dataset), dim: dataset[dim]}
+        values = column.values if len(names) == 1 else _words(column.values)
+        columns.append(xr.DataArray(values, coords, (dim,), name.removeprefix(prefix)))
+    return _product(columns)
 
 
-def _words(values: np.ndarray, name: str) -> np.ndarray:
-    if values.dtype.kind in "OUT":
-        # Neurons without a word would vanish from every group. Copied, not to change the input.
-        values = values.astype(object)
-        values[np.asarray(pd.isna(values))] = "unknown"
-    elif values.dtype.kind not in "ib":
+def _require_words(labels: xr.DataArray) -> None:
+    if labels.dtype.kind not in "OUTib":
         raise SchemaError(
-            f"{name} has dtype {values.dtype}, expected text, integers or booleans: bin "
+            f"{labels.name} has dtype {labels.dtype}, expected text, integers or booleans: bin "
             "numbers first, such as with np.digitize"
         )
+
+
+def _words(values: np.ndarray) -> np.ndarray:
+    """Return labels, "unknown" where text is missing; copied, not to change the input."""
+    if values.dtype.kind in "OUT":
+        values = values.astype(object)
+        values[np.asarray(pd.isna(values))] = "unknown"
     return values
 
 
-def _align(labels: xr.DataArray, dataset: xr.Dataset, dim: str) -> xr.DataArray:
-    """Return the labels, and their parts, of the neurons along a dim of the Dataset."""
+def _rows_of(labels: xr.DataArray, dataset: xr.Dataset, dim: str) -> np.ndarray:
+    """Return the row of the label of each neuron along a dim of the Dataset, -1 for none."""
     name = str(labels.name or "group")
     if labels.dims not in (("nucleus_id",), (dim,)) or labels.dims[0] not in labels.coords:
         raise SchemaError(
@@ -269,23 +309,32 @@ def _align(labels: xr.DataArray, dataset: xr.Dataset, dim: str) -> xr.DataArray:
             f"{dim!r} with its ids"
         )
     label_dim = str(labels.dims[0])
-    rows = Lookup(labels[label_dim].values, label_dim).find(dataset[dim].values)
+    ids, wanted = labels[label_dim].values, dataset[dim].values
+    rows = Lookup(ids, label_dim).find(wanted)
     # A few neurons without a label are "unknown"; if none has one, the ids are of another kind.
     absent = rows < 0
     if rows.size and absent.all():
         raise UnknownLabelError(f"none of the {rows.size} neurons of {dim} has a label {name!r}")
-    parts = [part for part in text_lines(labels.attrs.get("parts")) if part in labels.coords]
-    columns = {name: _words(labels.values, name)}
-    columns |= {part: labels[part].values.astype(object) for part in parts}
-    if absent.any() and columns[name].dtype.kind != "O":
+    if absent.any() and labels.dtype.kind in "ib":
         raise SchemaError(
             f"{int(absent.sum())} of {rows.size} neurons of {dim} have no label {name!r}, which is "
             f"{labels.dtype}: give every neuron one, or use text, where they become 'unknown'"
         )
+    return rows
+
+
+def _align(labels: xr.DataArray, dataset: xr.Dataset, dim: str) -> xr.DataArray:
+    """Return the labels, and their parts, of the neurons along a dim of the Dataset."""
+    rows = _rows_of(labels, dataset, dim)
+    _require_words(labels)
+    name = str(labels.name or "group")
+    parts = [part for part in text_lines(labels.attrs.get("parts")) if part in labels.coords]
+    columns = {name: _words(labels.values)}
+    columns |= {part: labels[part].values.astype(object) for part in parts}
     for column, values in columns.items():
         columns[column] = values[rows]
-        if absent.any():
-            columns[column][absent] = "unknown"
+        if (rows < 0).any():
+            columns[column][rows < 0] = "unknown"
     coords = {**_scalars(dataset), dim: dataset[dim]}
     coords |= {part: (dim, columns[part]) for part in parts}
     return xr.DataArray(columns[name], coords, (dim,), name, {"parts": parts} if parts else None)

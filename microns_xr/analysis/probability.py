@@ -284,8 +284,10 @@ def _count_by_population(
     # Only the pattern is needed, and of lazy connectivity only the chosen neurons are loaded.
     chosen = take(connectivity[pair_names(connectivity)[:1]], pre.ids, post.ids).compute()
     pattern, _ = pair_buffers(recompress(chosen, "pre"))
-    # Postsynaptic neurons sorted by population, so that each population is one span.
-    order = np.argsort(post.codes, kind="stable")
+    # Postsynaptic neurons sorted by population, so that each population is one span, and within it
+    # along an axis, so that the neurons in reach are one span of that.
+    axis = _axis_in_reach(edges)
+    order = np.lexsort((at[axis, post.rows], post.codes))
     place = np.empty(order.size, dtype=np.int32)
     place[order] = np.arange(order.size)
     group_starts = np.searchsorted(post.codes[order], np.arange(post.groups.size + 1))
@@ -341,6 +343,24 @@ def _estimate(
 
 _KINDS = {name: i for i, name in enumerate(DIRECTIONS)}
 _NONE = -1  # no direction
+# The axis along which each kind of distance is at least the difference of position.
+_AXIS_OF = {"lateral": 0, "depth": 1, "depth_change": 1, "euclidean": 0}
+
+
+def _axis_in_reach(edges: Mapping[str, np.ndarray]) -> int:
+    return next((_AXIS_OF[name] for name in edges), 0)
+
+
+def _reach(edges: Mapping[str, np.ndarray]) -> tuple[float, float]:
+    """Return between which differences of position along that axis a bin can be."""
+    name, of_first = next(iter(edges.items()), ("lateral", np.array([np.inf])))
+    highest = float(of_first[-1])
+    # A little more, because distances are rounded.
+    margin = 1e-6 * max(abs(highest), abs(float(of_first[0])), 1.0)
+    lowest = float(of_first[0]) if name == "depth_change" else -highest
+    return lowest - margin, highest + margin
+
+
 # Distances are summed as whole numbers, whose sums do not depend on the number of threads.
 _PER_UM = 1000
 
@@ -375,11 +395,11 @@ def count_pairs(
         summed = np.zeros((len(edges), *shape[1:]), np.int64)
         _count(
             pre_at, post_at, same, group_starts, group_of, partners, spans, first, second,
-            n_pairs, n_connected, summed, lo, hi,
+            _axis_in_reach(edges), _reach(edges), n_pairs, n_connected, summed, lo, hi,
         )  # fmt: skip
         return summed
 
-    parts = run_spans(work, equal_spans(same.size, 8 * threads), threads)
+    parts = run_spans(work, equal_spans(same.size, 2 * threads), threads)
     summed = np.sum(parts, axis=0, dtype=np.int64) / _PER_UM
     by_bin = (n_groups, *n_bins)
     return (
@@ -392,45 +412,56 @@ def count_pairs(
 @numba.njit(nogil=True, cache=True)
 def _count(  # type: ignore[no-untyped-def]
     pre_at, post_at, same, group_starts, group_of, partners, spans, first, second,
-    n_pairs, n_connected, summed, lo, hi,
+    axis, reach, n_pairs, n_connected, summed, lo, hi,
 ):  # fmt: skip
-    # The bin of every postsynaptic neuron for one presynaptic neuron; `none` is outside all bins.
+    # The bin of every postsynaptic neuron for one presynaptic neuron; `none` is outside all bins,
+    # as are the neurons out of reach.
     none = n_pairs.shape[2]
-    bin_of = np.zeros(post_at.shape[1], np.int32)
+    by_distance = first[0] != _NONE
+    bin_of = np.full(post_at.shape[1], none if by_distance else 0, np.int32)
     bin_of_one = np.empty(post_at.shape[1], np.int32)
     distances = np.empty((2, post_at.shape[1]))
     counts, totals = np.zeros(none + 1, np.int32), np.zeros(none + 1, np.int64)
-    by_distance = first[0] != _NONE
+    starts, stops = group_starts[:-1].copy(), group_starts[1:].copy()
+    place = post_at[axis]
     for i in range(lo, hi):
-        if by_distance:
-            bin_of[:] = 0
+        for group in range(group_starts.size - 1 if by_distance else 0):
+            start, stop = group_starts[group], group_starts[group + 1]
+            span = place[start:stop]
+            stop = start + np.searchsorted(span, pre_at[axis, i] + reach[1], side="right")
+            start += np.searchsorted(span, pre_at[axis, i] + reach[0])
+            near = bin_of[start:stop]
+            near[:] = 0
             for d, (kind, edges) in enumerate((first, second)):
                 if kind != _NONE:
-                    _find_distances(kind, pre_at[:, i], post_at, distances[d])
-                    _find_bins(edges, none, distances[d], bin_of_one, bin_of)
-        if same[i] >= 0:
-            bin_of[same[i]] = none
-        if by_distance:
-            for group in range(group_starts.size - 1):
-                counts[:] = 0
-                for j in range(np.uintp(group_starts[group]), np.uintp(group_starts[group + 1])):
-                    counts[np.uintp(bin_of[j])] += 1
+                    far = distances[d, start:stop]
+                    _find_distances(kind, pre_at[:, i], post_at[:, start:stop], far)
+                    _find_bins(edges, none, far, bin_of_one[start:stop], near)
+            if start <= same[i] < stop:
+                bin_of[same[i]] = none
+            counts[:] = 0
+            for d in range(summed.shape[0]):
+                totals[:] = 0
+                for j in range(np.uintp(start), np.uintp(stop)):
+                    k = np.uintp(bin_of[j])
+                    counts[k] += np.int32(d == 0)
+                    totals[k] += np.int64(distances[d, j] * _PER_UM)
                 # Assigning a slice takes seconds to compile.
                 for k in range(none):
-                    n_pairs[i, group, k] = counts[k]
-                for d in range(summed.shape[0]):
-                    totals[:] = 0
-                    for j in range(
-                        np.uintp(group_starts[group]), np.uintp(group_starts[group + 1])
-                    ):
-                        totals[np.uintp(bin_of[j])] += np.int64(distances[d, j] * _PER_UM)
-                    for k in range(none):
-                        summed[d, group, k] += totals[k]
+                    summed[d, group, k] += totals[k]
+            for k in range(none):
+                n_pairs[i, group, k] = counts[k]
+            starts[group], stops[group] = start, stop
+        if same[i] >= 0:
+            bin_of[same[i]] = none
         for p in range(spans[i, 0], spans[i, 1]):
             k = bin_of[partners[p]]
             if k != none:
                 n_connected[i, group_of[partners[p]], k] += 1
-        if same[i] >= 0:
+        if by_distance:
+            for group in range(starts.size):
+                bin_of[starts[group] : stops[group]] = none
+        elif same[i] >= 0:
             bin_of[same[i]] = 0
 
 

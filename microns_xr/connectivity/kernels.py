@@ -7,9 +7,9 @@ and ``indices`` gives their positions on the *minor* axis. A sum over the minor 
 Both work on up to 16 columns at a time, held in vector registers. Most of the time goes by waiting
 for rows that are in no near cache, so that rows start on cache lines, those of later pairs are
 requested ahead, and two neurons are summed side by side. Where a processor has narrower registers,
-or none, LLVM divides the vectors; results are the same bit by bit. Each product and each sum is rounded, in the order of the stored pairs, as in
-scipy, so that a float64 result is bit-identical to ``csc.T @ dense`` on processors where scipy
-does not use fused multiply-add.
+or none, LLVM divides the vectors, and the results are the same to the bit. Each product and each
+sum is rounded, in the order of the stored pairs, as in scipy, so that a float64 result is
+bit-identical to ``csc.T @ dense`` on processors where scipy does not use fused multiply-add.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ def demo(
             connectivity, pre=neurons.nucleus_id, post=neurons.nucleus_id
         )
         by_type = mx.group_connectivity(
-            mx.annotate(connections, neurons, ["cell_type"]), "cell_type", "cell_type"
+            mx.annotate(connections, neurons, ["cell_type"]), "cell_type"
         )
         connectivity_matrix(by_type, ax=axes[1])
         currents_by_angle(currents, units.classification_system, ax=axes[2])
@@ -921,8 +921,8 @@ def plot(
         case Picture.currents_by_angle:
             currents, units = _currents(tree, variable or "rate_ori")
             by = by or ("layer" if "layer" in units.variables else None)
-            groups = None if by is None else with_angle(units, by)[by]
-            mx.plot.currents_by_angle(currents, groups, ax=ax)
+            words = None if by is None else with_angle(units, by)[by]
+            mx.plot.currents_by_angle(currents, words, ax=ax)
         case Picture.aligned_currents:
             _draw_aligned(tree, variable or "rate_ori", ax)
         case Picture.like_to_like:

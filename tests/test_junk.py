@@ -23,7 +23,7 @@ JUNK = [
 
 # Public functions, with arguments that are right, by the arguments that take junk.
 DOORS = {
-    "annotate": "connectivity units variables",
+    "annotate": "data units variables",
     "build_connectivity": "synapses units scope rows",
     "build_synapses": "synapses connectivity",
     "build_units": "tables functional multisoma untyped",
@@ -31,7 +31,7 @@ DOORS = {
     "as_connectivity": "edges weight count pre_ids post_ids version datastack scope rows",
     "contract": "connectivity values over missing weight",
     "degrees": "connectivity",
-    "group_connectivity": "connectivity pre",
+    "group_connectivity": "connectivity by",
     "input_currents": "connectivity rates",
     "ingest_synapses": "units out",
     "inputs_to": "connectivity nucleus_id",
@@ -88,6 +88,7 @@ def right(demo_fresh, demo_release):
         "dim": "orientation",
         "currents": mx.input_currents(connectivity, units.rate_ori),
         "obj": units,
+        "data": connectivity,
         "dataset": units,
         "datastack": "minnie65_public",
     }
@@ -101,7 +102,7 @@ def test_junk_is_an_error_that_says_so(right, name, tmp_path, monkeypatch):
         function = getattr(function, part)
     own = {
         "as_connectivity": {"pre": "pre", "post": "post"},
-        "group_connectivity": {"pre": "cell_type"},
+        "group_connectivity": {"by": "cell_type"},
         "ingest_synapses": {"files": "none.csv", "out": "out.zarr"},
         "inputs_to": {"nucleus_id": 1},
         "analysis.compare_releases": dict.fromkeys("ab", right["units"]),

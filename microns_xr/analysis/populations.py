@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from microns_xr.provenance import add_history, require_same_release, text_lines
 from microns_xr.store.open import Connectivity, connectivity_of
 
 By = str | Iterable[str] | xr.DataArray | pd.Series
+Sides = By | Mapping[str, By]  # or of the two sides, by "pre" and "post"
 
 _SEPARATOR = ", "
 _MEANS = {"synapse_size": "mean_size", "synapse_count": "mean_synapses"}
@@ -66,18 +67,31 @@ def population_labels(units: xr.Dataset, by: By) -> xr.DataArray:
     require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     if "nucleus_id" not in units.coords:
         raise SchemaError("units is not a Dataset over nucleus_id: use mx.Release(...).units()")
+    return labels_of(units, by, "nucleus_id")
+
+
+def labels_of(units: xr.Dataset, by: By, dim: str) -> xr.DataArray:
+    """Return the population of each unit, or recorded unit, along a dim."""
     by = _as_array(by)
     if isinstance(by, xr.DataArray):
         require_same_release(("units", units), ("by", by))
-        return _align(by, units, "nucleus_id")
+        return _align(by, units, dim)
     hint = "make it a variable of the units first"
-    return _product([_column(units, name, "nucleus_id", hint) for name in _names(by)])
+    return _product([_column(units, name, dim, hint) for name in _names(by)])
+
+
+def by_side(by: Any) -> dict[Side, Any]:
+    """Return the populations of both sides."""
+    if not isinstance(by, Mapping) or isinstance(by, xr.Dataset):
+        return {"pre": by, "post": by}
+    if set(by) != {"pre", "post"}:
+        raise SchemaError(f"by has the keys {list(by)}, expected 'pre' and 'post'")
+    return {"pre": by["pre"], "post": by["post"]}
 
 
 def group_connectivity(
     connectivity: Connectivity,
-    pre: By,
-    post: By | None = None,
+    by: Sides,
     *,
     units: xr.Dataset | None = None,
 ) -> xr.Dataset:
@@ -88,12 +102,12 @@ def group_connectivity(
     connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory or lazy, a tree that
         has one, or a store, of which every block is read once.
-    pre, post : str, collection of str, xarray.DataArray or pandas.Series
-        Population of each neuron of either side: a variable of `units`, or without units the name
-        of an annotation (``"cell_type"`` for ``pre_cell_type`` and ``post_cell_type``); several of
-        them for their product (``["cell_type", "layer"]``); or labels over ``nucleus_id`` (or
-        ``pre_nucleus_id``, ``post_nucleus_id``), or in a column with the ids as index, aligned by
-        label. `post` is `pre` by default.
+    by : str, collection of str, xarray.DataArray, pandas.Series or mapping
+        Population of each neuron: a variable of `units`, or without units the name of an annotation
+        (``"cell_type"`` for ``pre_cell_type`` and ``post_cell_type``); several of them for their
+        product (``["cell_type", "layer"]``); or labels over ``nucleus_id``, or in a column with the
+        ids as index, aligned by label. ``{"pre": ..., "post": ...}`` for different ones of each
+        side, whose labels may also be over ``pre_nucleus_id`` and ``post_nucleus_id``.
     units : xarray.Dataset, optional
         Units with the variables; neurons that are not among them are "unknown".
 
@@ -134,9 +148,9 @@ def group_connectivity(
         require_same_release(("connectivity", pairs), ("units", units))
     dims, groups, coords = {}, {}, _scalars(pairs)
     codes: dict[Side, np.ndarray] = {}
-    sides: dict[Side, Any] = {"pre": pre, "post": pre if post is None else post}
-    for side, by in sides.items():
-        labels = _side_labels(pairs, units, by, side)
+    sides = by_side(by)
+    for side, of_side in sides.items():
+        labels = side_labels(pairs, units, of_side, side)
         dims[side] = f"{side}_{labels.name}"
         codes[side], groups[side] = pd.factorize(labels.values, sort=True)
         coords[dims[side]] = groups[side]
@@ -187,7 +201,7 @@ def label_parts(
     return coords
 
 
-def _side_labels(
+def side_labels(
     connectivity: xr.Dataset, units: xr.Dataset | None, by: By, side: str
 ) -> xr.DataArray:
     """Return one label for each neuron of an axis, with a name without the side."""
@@ -202,7 +216,7 @@ def _side_labels(
         columns = []
         for name in _names(by):
             name = name.removeprefix(f"{side}_")
-            hint = f"write it with mx.annotate(connectivity, units, {name!r})"
+            hint = f"write it with mx.annotate(..., units, {name!r})"
             columns.append(_column(connectivity, f"{side}_{name}", dim, hint).rename(name))
         labels = _product(columns)
     return labels.rename(str(labels.name).removeprefix("pre_").removeprefix("post_"))
@@ -222,14 +236,19 @@ def _as_array(by: By) -> By:
 def _names(by: Any) -> list[str]:
     if isinstance(by, xr.Dataset | pd.DataFrame):
         raise SchemaError(
-            f"populations are given by a {type(by).__name__}, expected the name of a variable: "
+            f"by is a {type(by).__name__}, expected the name of a variable: "
             "pass the name, such as 'cell_type', and the units as units="
+        )
+    if isinstance(by, np.ndarray):
+        raise SchemaError(
+            "by is an array without ids, expected the name of a variable, or labels over "
+            "nucleus_id: pass units.layer, say, without .values"
         )
     names = [by] if isinstance(by, str) else list(by) if isinstance(by, Iterable) else [by]
     if not names or not all(isinstance(name, str) for name in names):
         raise SchemaError(
-            f"populations are given by {by!r}, expected the name of a variable, several names, or "
-            "a DataArray of labels over nucleus_id"
+            f"by is {by!r}, expected the name of a variable, several names, or a DataArray of "
+            "labels over nucleus_id"
         )
     return names
 
@@ -276,9 +295,11 @@ def _align(labels: xr.DataArray, dataset: xr.Dataset, dim: str) -> xr.DataArray:
             f"labels {name!r} have dims {labels.dims} and coordinates "
             f"{list(map(str, labels.coords))}, expected one label per neuron over 'nucleus_id' or "
             f"{dim!r} with its ids"
+            + ("" if dim == "nucleus_id" else "; by={'pre': ..., 'post': ...} for each side")
         )
     label_dim = str(labels.dims[0])
-    rows = Lookup(labels[label_dim].values, label_dim).find(dataset[dim].values)
+    ids = dataset["nucleus_id" if dim == "scan_unit" else dim].values
+    rows = Lookup(labels[label_dim].values, label_dim).find(ids)
     # A few neurons without a label are "unknown"; if none has one, the ids are of another kind.
     absent = rows < 0
     if rows.size and absent.all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -41,7 +42,9 @@ def tidy_columns(
     `keep` stay as they are.
     """
     if not isinstance(table, pd.DataFrame):
-        raise SchemaError(f"{what} is a {type(table).__name__}, expected a pandas DataFrame")
+        is_path = isinstance(table, str | os.PathLike)
+        hint = ": read it with pd.read_csv or pd.read_parquet" if is_path else ""
+        raise SchemaError(f"{what} is a {type(table).__name__}, expected a pandas DataFrame{hint}")
     names, dropped, keep = [], [], set(keep)
     for i, column in enumerate(table.columns):
         name = str(column)

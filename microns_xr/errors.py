@@ -176,9 +176,25 @@ def require_instance(
 ) -> None:
     """Raise unless an argument is of one of some kinds."""
     if not isinstance(value, kinds):
-        kind = type(value).__name__
-        of_tree = ": pass its .to_dataset()" if kind == "DataTree" else ""
-        raise SchemaError(f"{name} is a {kind}, expected {expected}{of_tree}")
+        hint = part_of(value, name)
+        raise SchemaError(
+            f"{name} is a {type(value).__name__}, expected {expected}{hint and f': {hint}'}"
+        )
+
+
+def part_of(value: Any, name: str) -> str:
+    """Return the call that gives an argument, if a tree or release that has it was passed."""
+    kind = type(value).__name__
+    if kind == "Release":
+        method = name if name in ("connectivity", "layers", "functional", "synapses") else "units"
+        return f"pass release.{method}()"
+    if kind != "DataTree":
+        return ""
+    parts = list(value.children)
+    for part in (name, "units", *parts):
+        if part in parts:
+            return f"pass tree[{part!r}].to_dataset()"
+    return "pass its .to_dataset()"
 
 
 def names_of(name: str, value: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from microns_xr.errors import (
     SchemaError,
     answer_old_keywords,
     nearest,
+    require_instance,
     unknown_label,
     warn_of_dropped_rows,
 )
@@ -31,6 +33,7 @@ from microns_xr.frames import RESOLUTION, as_resolution
 from microns_xr.provenance import RELEASE_COORDS, add_history, read_counts, require_same_release
 from microns_xr.releases import datastack_of, table_spec
 from microns_xr.schema import with_labels
+from microns_xr.sources.tables import read_if_path
 from microns_xr.tables import HOUSEKEEPING, INVALID, SCAN_KEYS, valid_rows, warn_of_other_release
 from microns_xr.tuning.functional import (
     array_column,
@@ -54,7 +57,7 @@ _ROW = "row of the table"  # a dim name that no column has
 @answer_old_keywords
 def merge_table(
     dataset: xr.Dataset,
-    table: pd.DataFrame | xr.Dataset,
+    table: pd.DataFrame | xr.Dataset | str | os.PathLike[str],
     columns: list[str] | str | None = None,
     on: On = "nucleus_id",
     how: Literal["left", "inner"] = "left",
@@ -69,9 +72,9 @@ def merge_table(
     ----------
     dataset : xarray.Dataset
         Units (dim ``nucleus_id``) or functional rows (dim ``scan_unit``).
-    table : pandas.DataFrame or xarray.Dataset
-        The table to add: a DataFrame with the key among its columns or in its index, or units or
-        functional rows of the same release.
+    table : pandas.DataFrame, xarray.Dataset, str or path-like
+        The table to add: a DataFrame with the key among its columns or in its index, the path of
+        one (csv, csv.gz, parquet or feather), or units or functional rows of the same release.
     columns : list of str, optional
         Columns to add; by default all except keys, ids and columns of the annotation service, and
         labels of a Dataset that `dataset` has too.
@@ -132,6 +135,7 @@ def merge_table(
         raise unknown_label("on is", on, _KEYS, error=SchemaError)
     dim = _row_dim(dataset)
     kind = _KIND[dim]
+    table = read_if_path(table)
     labels = xr.Dataset()
     if isinstance(table, xr.Dataset):
         require_same_release(("dataset", dataset), ("table", table))
@@ -210,10 +214,7 @@ def _warn_of_other_roots(dataset: xr.Dataset, keys: pd.DataFrame) -> None:
 
 
 def _row_dim(dataset: xr.Dataset) -> str:
-    if not isinstance(dataset, xr.Dataset):
-        raise SchemaError(
-            f"dataset is a {type(dataset).__name__}, expected units or functional rows"
-        )
+    require_instance("dataset", dataset, xr.Dataset, "units or functional rows")
     for dim in ("scan_unit", "nucleus_id"):
         if dim in dataset.dims:
             return dim
@@ -274,8 +275,7 @@ def _from_frame(
     angle_convention: str | None,
     datastack: str | None,
 ) -> tuple[xr.Dataset, pd.DataFrame]:
-    if not isinstance(table, pd.DataFrame):
-        raise SchemaError(f"table is a {type(table).__name__}, expected a DataFrame or a Dataset")
+    require_instance("table", table, pd.DataFrame, "a DataFrame, a Dataset or a path")
     # As caveclient and this package name it.
     name = str(table.attrs.get("table") or table.attrs.get("table_name") or "table")
     spec = table_spec(name, datastack)
@@ -355,8 +355,11 @@ def _key_columns(
         hints.append("on='pt_root_id' to match root ids of the same release")
     if on != "nucleus_id" and {"nucleus_id", "target_id"} & set(columns):
         hints.append("on='nucleus_id' to match nuclei")
+    looked_for = f"the columns {lacking}"
+    if on == "nucleus_id":
+        looked_for = " or ".join(dict.fromkeys(["a column nucleus_id", *lacking]))
     raise SchemaError(
-        f"{name} lacks the columns {lacking}, found {columns}{nearest(lacking[0], columns)}: pass "
+        f"{name} lacks {looked_for}, found {columns}{nearest(lacking[0], columns)}: pass "
         + ", or ".join(hints)
     )
 

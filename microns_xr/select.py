@@ -26,6 +26,7 @@ from microns_xr.errors import (
     UnknownLabelError,
     answer_old_keywords,
     old_keyword,
+    part_of,
     require_instance,
     unknown_label,
 )
@@ -345,6 +346,8 @@ def on_axis(
     if neurons is None:
         return None, "None"
     labels = connectivity[f"{side}_nucleus_id"].values
+    if hint := part_of(neurons, "units"):
+        raise SchemaError(f"{side} is a {type(neurons).__name__}, expected neurons: {hint}")
     # A Dataset is a Mapping, too.
     if isinstance(neurons, Mapping) and not isinstance(neurons, xr.Dataset):
         if units is None:

@@ -15,7 +15,7 @@ import xarray as xr
 
 from microns_xr.analysis.populations import By, labels_of
 from microns_xr.angles import PERIODS, full_turn, is_angle, period_of, require_likely_angle
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, part_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -192,7 +192,7 @@ BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02), "
 def require(dataset: Any, names: tuple[str, ...], what: str, how: str) -> None:
     """Raise unless `dataset` is a Dataset that has all variables."""
     if not isinstance(dataset, xr.Dataset):
-        how = "pass its .to_dataset()" if isinstance(dataset, xr.DataTree) else how
+        how = part_of(dataset, what) or how
         raise SchemaError(f"{what} is a {type(dataset).__name__}, expected a Dataset: {how}")
     absent = [n for n in names if not isinstance(n, str) or n not in dataset.variables]
     if absent:

@@ -127,7 +127,10 @@ def old_keyword(function: str, name: str) -> str:
 def nearest(name: object, known: Iterable[object]) -> str:
     """Return the part of a message that lists similar known names; empty if there are none."""
     by_lower = {str(word).lower(): str(word) for word in known}
-    near = difflib.get_close_matches(str(name).lower(), list(by_lower), cutoff=0.5)
+    lower = str(name).lower()
+    near = difflib.get_close_matches(lower, list(by_lower), cutoff=0.5)
+    if not near and len(lower) > 1:  # an abbreviation
+        near = [word for word in by_lower if word.startswith(lower)][:3]
     return f"; nearest: {', '.join(by_lower[word] for word in near)}" if near else ""
 
 

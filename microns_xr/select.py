@@ -209,11 +209,20 @@ def _any_word(units: xr.Dataset, name: str, accepted: Any) -> np.ndarray:
         if not isinstance(word, str):
             raise unknown_label(f"{name} is", word, known, error=SchemaError)
         if word not in known:
-            has_classes = name == "cell_type" and "classification_system" in units.variables
-            classes = _column(units, "classification_system")[1] if has_classes else []
-            hint = f"it is a class, use classification_system={word!r}" if word in classes else ""
-            raise unknown_label(f"units have no {name}", word, known, hint)
+            raise unknown_label(f"units have no {name}", word, known, _elsewhere(units, name, word))
     return _fits(codes, words, accepted)
+
+
+def _elsewhere(units: xr.Dataset, name: str, word: str) -> str:
+    """Return the condition on another variable that has a word, or one that begins with it."""
+    lower = word.lower()
+    for other in ("classification_system", "cell_type", "layer", "brain_area"):
+        if other == name or other not in units.variables or len(word) < 2:
+            continue
+        for known in sorted(_column(units, other)[1], key=len):
+            if known.lower().startswith(lower):
+                return f"use {other}={known!r}"
+    return ""
 
 
 def _tuning(units: xr.Dataset, conditions: list[Any]) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from microns_xr.analysis.pairs import labelled
+from microns_xr.analysis.pairs import labelled, require_angle
 from microns_xr.analysis.resample import (
     DEFAULT_BOOTSTRAP,
     Bootstrap,
@@ -27,9 +27,7 @@ from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import (
     SchemaError,
     UnknownLabelError,
-    require_instance,
     require_one_of,
-    unknown_label,
 )
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.tuning.indices import warn_of_negative
@@ -185,17 +183,10 @@ def _preferred(
     currents: xr.DataArray, units: xr.Dataset, angle: str, neurons: str, dim: str
 ) -> tuple[np.ndarray, float]:
     """Return the angle of every neuron of the currents, NaN if it has none, and the period."""
-    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
-    require_instance("angle", angle, str, "the name of a variable")
-    if angle not in units:
-        raise unknown_label(
-            "units has no variable",
-            angle,
-            units.data_vars,
-            "build them with functional='best_only', or assign the angles of a fit",
-        )
+    require_angle(units, angle)
     named = [(f"units.{angle}", units[angle]), (f"currents.{dim}", currents[dim])]
-    require_same_angles(named)
+    convention, unit = (currents[dim].attrs.get(n) for n in ("angle_convention", "units"))
+    require_same_angles(named, f"pass mx.angles.convert(units, {convention!r}, units={unit!r})")
     for name, values in named:
         require_likely_angle(values, name)
     period = period_of(units[angle], angle)

@@ -39,7 +39,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.analysis.pairs import SIDES, labelled, same_neurons, unit_positions
+from microns_xr.analysis.pairs import (
+    SIDES,
+    labelled,
+    require_angle,
+    same_neurons,
+    unit_positions,
+)
 from microns_xr.analysis.resample import percentile_interval, ratio, require_confidence
 from microns_xr.analysis.tuned import (
     count_pairs,
@@ -544,6 +550,7 @@ def permute_angles(
     >>> null.dims, np.sort(null[1].values)
     (('replicate', 'nucleus_id'), array([ 0., 10., 30., nan]))
     """
+    require_angle(units, angle)
     values = _unit_values(units, angle)
     names = names_of("within", within)
     movable = np.flatnonzero(~pd.isna(values))

@@ -16,7 +16,13 @@ import xarray as xr
 from microns_xr.connectivity.arrays import is_scope_known
 from microns_xr.connectivity.blocks import Side, connected
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import SchemaError, names_of, require_instance, warn_user
+from microns_xr.errors import (
+    SchemaError,
+    names_of,
+    require_instance,
+    unknown_label,
+    warn_user,
+)
 from microns_xr.frames import require_depth
 from microns_xr.provenance import require_same_release, text_lines
 from microns_xr.schema import AXES
@@ -31,6 +37,21 @@ def labelled(
 ) -> tuple[Any, Any, dict[str, str]]:
     """Return a variable for the constructor of xarray, with its attributes."""
     return dims, values, {"long_name": long_name} | ({"units": units} if units else {})
+
+
+def require_angle(units: xr.Dataset, angle: str) -> None:
+    """Raise unless the units have an angle, with the call that gives it."""
+    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
+    require_instance("angle", angle, str, "the name of a variable")
+    if angle in units.variables:
+        return
+    hint = "build the units with functional='best_only', or assign the angles of a fit"
+    for name, dim in (("pref_ori", "orientation"), ("pref_dir", "direction")):
+        rates = f"rate_{dim[:3]}"
+        if angle == name and rates in units.variables:
+            curve = f"mx.tuning.selectivity(units.{rates}, dim={dim!r})"
+            hint = f"use units.assign({name}={curve}.{name}), or units with functional='best_only'"
+    raise unknown_label("units has no variable", angle, units.data_vars, hint)
 
 
 class ChosenNeurons(NamedTuple):
@@ -87,8 +108,14 @@ def choose_neurons(
         text += f"{side}={words}, "
         conditions = {"not_chosen": chosen, "not_among_units": of_axis >= 0}
         of_units = dict(needed)
+        asked = chosen & (of_axis >= 0)
+        if choice is None and "classification_system" in units.variables:
+            # Glia would only add pairs that are never connected: they count where they are chosen.
+            is_neuron = units["classification_system"].values != "nonneuron"
+            conditions["not_a_neuron"] = is_neuron[of_axis]
+            asked &= is_neuron[of_axis]
         if side == "pre":
-            axons = count_axons(units, of_axis[chosen & (of_axis >= 0)])
+            axons = count_axons(units, of_axis[asked])
             is_complete = _is_complete(units, presynaptic)
             of_units = {"axon_not_complete_enough": is_complete} | of_units
         conditions |= {reason: fulfilled[of_axis] for reason, fulfilled in of_units.items()}

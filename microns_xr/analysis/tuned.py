@@ -14,6 +14,7 @@ from microns_xr.analysis.pairs import (
     ChosenNeurons,
     choose_neurons,
     labelled,
+    require_angle,
     same_neurons,
 )
 from microns_xr.analysis.resample import (
@@ -34,7 +35,7 @@ from microns_xr.connectivity.arrays import (
     weight_of,
 )
 from microns_xr.connectivity.subset import drop_autapses, take
-from microns_xr.errors import SchemaError, require_instance, unknown_label
+from microns_xr.errors import SchemaError
 from microns_xr.provenance import add_history
 from microns_xr.threads import equal_spans, run_spans, usable_threads
 
@@ -84,7 +85,8 @@ def like_to_like(
         last one also its upper edge.
     pre, post : mapping, collection of int, units Dataset, or None, optional
         Neurons of either side: conditions of `select_units` such as ``{"layer": "L4"}``, or
-        nucleus ids on the axis; None takes all. If the scope of the connectivity is "unknown",
+        nucleus ids on the axis, taken as they are; None takes all neurons, without cells of the
+        class ``"nonneuron"`` (glia). If the scope of the connectivity is "unknown",
         both are required, and assert that these pairs were requested; a warning says how many of
         these neurons are not on the axis, or, of most, that they have no connection at all.
     presynaptic : str or collection of str, optional
@@ -239,15 +241,7 @@ def _choose_tuned(
     post: Any,
     presynaptic: Presynaptic,
 ) -> ChosenNeurons:
-    require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
-    require_instance("angle", angle, str, "the name of a variable")
-    if angle not in units.variables:
-        raise unknown_label(
-            "units has no variable",
-            angle,
-            units.data_vars,
-            "build the units with functional='best_only', or assign the angles of a fit",
-        )
+    require_angle(units, angle)
     if units[angle].dims != ("nucleus_id",) or units[angle].dtype.kind not in "fiu":
         raise SchemaError(
             f"units.{angle} has dims {units[angle].dims} and dtype {units[angle].dtype}, expected "

@@ -574,6 +574,6 @@ def test_glia_count_only_where_they_are_chosen():
     assert int(onto_all.n_pairs) == 3 * 3
     onto_glia = {"classification_system": "nonneuron"}
     found = mx.analysis.connection_probability(connectivity, units, None, post=onto_glia)
-    assert (int(found.n_pairs), float(found.probability)) == (3, 0.0)
+    assert (int(found.n_pairs), int(found.n_connected)) == (3, 1)
     unlabelled = units.drop_vars("classification_system")
     assert int(mx.analysis.connection_probability(connectivity, unlabelled, None).n_pairs) == 4 * 3

@@ -797,8 +797,8 @@ def plot(
         case "currents_by_angle":
             currents, units = _currents(tree, variable or "rate_ori")
             by = by or ("layer" if "layer" in units.variables else None)
-            groups = None if by is None else with_angle(units, by)[by]
-            mx.plot.currents_by_angle(currents, groups, ax=ax)
+            words = None if by is None else with_angle(units, by)[by]
+            mx.plot.currents_by_angle(currents, words, ax=ax)
         case "aligned_currents":
             _draw_aligned(tree, variable or "rate_ori", ax)
         case "like_to_like":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -36,7 +37,9 @@ def tidy_columns(
     table: pd.DataFrame, what: str, keep: Iterable[str] = (), *, spelling: bool = True
 ) -> pd.DataFrame:
     """Return a table with plain names, except in `keep`, without the unnamed index of pandas."""
-    require_instance(what, table, pd.DataFrame, "a pandas DataFrame")
+    is_path = isinstance(table, str | os.PathLike)
+    hint = ": read it with pd.read_csv or pd.read_parquet" if is_path else ""
+    require_instance(what, table, pd.DataFrame, f"a pandas DataFrame{hint}")
     names, dropped, keep = [], [], set(keep)
     for i, column in enumerate(table.columns):
         name = str(column)

@@ -26,7 +26,7 @@ from microns_xr.connectivity.arrays import (
 from microns_xr.connectivity.blocks import blocks_of, is_lazy, lazy_contract
 from microns_xr.connectivity.kernels import Rows, arrange, contract_buffers
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import SchemaError, UnknownLabelError, require_one_of
+from microns_xr.errors import SchemaError, UnknownLabelError, part_of, require_one_of
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.store.open import Connectivity, connectivity_of
 from microns_xr.threads import equal_spans, run_spans, usable_threads
@@ -403,9 +403,11 @@ def _neuron_dim(values: Any, over: str) -> str:
             + ("; the connectivity comes first" if set(PAIR_DIMS) <= set(values.dims) else "")
         )
     if not isinstance(values, xr.DataArray):
+        tree = part_of(values, "units") if isinstance(values, xr.DataTree) else ""
         raise SchemaError(
             f"values is a {type(values).__name__}, expected a DataArray over nucleus_id, since "
-            "neurons are matched by label: wrap it with xr.DataArray(values, coords=...)"
+            "neurons are matched by label: "
+            + (f"{tree}.rate_ori" if tree else "wrap it with xr.DataArray(values, coords=...)")
         )
     name = _name(values)
     # A neuron recorded in several scans would count several times.

@@ -127,7 +127,10 @@ def old_keyword(function: str, name: str) -> str:
 def nearest(name: object, known: Iterable[object]) -> str:
     """Return the part of a message that lists similar known names; empty if there are none."""
     by_lower = {str(word).lower(): str(word) for word in known}
-    near = difflib.get_close_matches(str(name).lower(), list(by_lower), cutoff=0.5)
+    lower = str(name).lower()
+    near = difflib.get_close_matches(lower, list(by_lower), cutoff=0.5)
+    if not near and len(lower) > 1:  # an abbreviation
+        near = [word for word in by_lower if word.startswith(lower)][:3]
     return f"; nearest: {', '.join(by_lower[word] for word in near)}" if near else ""
 
 
@@ -176,9 +179,25 @@ def require_instance(
 ) -> None:
     """Raise unless an argument is of one of some kinds."""
     if not isinstance(value, kinds):
-        kind = type(value).__name__
-        of_tree = ": pass its .to_dataset()" if kind == "DataTree" else ""
-        raise SchemaError(f"{name} is a {kind}, expected {expected}{of_tree}")
+        hint = part_of(value, name)
+        raise SchemaError(
+            f"{name} is a {type(value).__name__}, expected {expected}{hint and f': {hint}'}"
+        )
+
+
+def part_of(value: Any, name: str) -> str:
+    """Return the call that gives an argument, if a tree or release that has it was passed."""
+    kind = type(value).__name__
+    if kind == "Release":
+        method = name if name in ("connectivity", "layers", "functional", "synapses") else "units"
+        return f"pass release.{method}()"
+    if kind != "DataTree":
+        return ""
+    parts = list(value.children)
+    for part in (name, "units", *parts):
+        if part in parts:
+            return f"pass tree[{part!r}].to_dataset()"
+    return "pass its .to_dataset()"
 
 
 def names_of(name: str, value: Any) -> list[str]:

@@ -25,6 +25,7 @@ from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import (
     SchemaError,
     import_optional,
+    part_of,
     require_instance,
     unknown_label,
     whole_number,
@@ -190,10 +191,12 @@ def to_scipy(
     >>> matrix.format, np.shares_memory(matrix.data, connectivity.synapse_size.data.data)
     ('csc', True)
     """
+    if isinstance(connectivity, xr.DataTree):
+        connectivity = as_pairs(connectivity)
     if not isinstance(connectivity, xr.Dataset | xr.DataArray):
+        hint = part_of(connectivity, "connectivity") or "for a store pass mx.open_store(path)"
         raise SchemaError(
-            f"connectivity is a {type(connectivity).__name__}, expected a Dataset: for a store "
-            "pass mx.open_store(path)['connectivity'].to_dataset()"
+            f"connectivity is a {type(connectivity).__name__}, expected a Dataset: {hint}"
         )
     for dim in PAIR_DIMS:
         # Sorting them here would put rows elsewhere than where the caller has their labels.

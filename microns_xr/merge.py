@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ from microns_xr.frames import RESOLUTION, as_resolution
 from microns_xr.provenance import RELEASE_COORDS, add_history, read_counts, require_same_release
 from microns_xr.releases import TableSpec, datastack_of, table_spec
 from microns_xr.schema import with_labels
+from microns_xr.sources.tables import read_if_path
 from microns_xr.tables import HOUSEKEEPING, INVALID, SCAN_KEYS, valid_rows, warn_of_other_release
 from microns_xr.tuning.functional import (
     array_column,
@@ -56,7 +58,7 @@ _ROW = "row of the table"  # a dim name that no column has
 @answer_old_keywords
 def merge_table(
     dataset: xr.Dataset,
-    table: pd.DataFrame | xr.Dataset,
+    table: pd.DataFrame | xr.Dataset | str | os.PathLike[str],
     columns: list[str] | str | None = None,
     on: On = "nucleus_id",
     how: Literal["left", "inner"] = "left",
@@ -71,9 +73,9 @@ def merge_table(
     ----------
     dataset : xarray.Dataset
         Units (dim ``nucleus_id``) or functional rows (dim ``scan_unit``).
-    table : pandas.DataFrame or xarray.Dataset
-        The table to add: a DataFrame with the key among its columns or in its index, or units or
-        functional rows of the same release.
+    table : pandas.DataFrame, xarray.Dataset, str or path-like
+        The table to add: a DataFrame with the key among its columns or in its index, the path of
+        one (csv, csv.gz, parquet or feather), or units or functional rows of the same release.
     columns : list of str, optional
         Columns to add; by default all except keys, ids and columns of the annotation service, and
         labels of a Dataset that `dataset` has too.
@@ -133,6 +135,7 @@ def merge_table(
     require_one_of("on", on, _KEYS)
     dim = _row_dim(dataset)
     kind = _KIND[dim]
+    table = read_if_path(table)
     labels = xr.Dataset()
     if isinstance(table, xr.Dataset):
         require_same_release(("dataset", dataset), ("table", table))
@@ -142,7 +145,7 @@ def merge_table(
             both = [n for n in added.data_vars if n in table.coords and n in dataset.variables]
             labels, added = added[both], added.drop_vars(both)
     else:
-        require_instance("table", table, pd.DataFrame, "a DataFrame or a Dataset")
+        require_instance("table", table, pd.DataFrame, "a DataFrame, a Dataset or a path")
         # As caveclient and this package name it.
         stem = str(table.attrs.get("table") or table.attrs.get("table_name") or "table")
         spec = table_spec(stem, datastack_of(dataset))
@@ -344,8 +347,11 @@ def _key_columns(
         hints.append("on='pt_root_id' to match root ids of the same release")
     if on != "nucleus_id" and {"nucleus_id", "target_id"} & set(columns):
         hints.append("on='nucleus_id' to match nuclei")
+    looked_for = f"the columns {lacking}"
+    if on == "nucleus_id":
+        looked_for = " or ".join(dict.fromkeys(["a column nucleus_id", *lacking]))
     raise SchemaError(
-        f"{name} lacks the columns {lacking}, found {columns}{nearest(lacking[0], columns)}: pass "
+        f"{name} lacks {looked_for}, found {columns}{nearest(lacking[0], columns)}: pass "
         + ", or ".join(hints)
     )
 

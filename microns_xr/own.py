@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ from microns_xr.frames import RESOLUTION, positions_um
 from microns_xr.provenance import add_history, text_lines
 from microns_xr.releases import space_of
 from microns_xr.schema import AXES, CONNECTIVITY, SCOPES, UNITS, describe, is_label, validate
+from microns_xr.sources.tables import read_if_path
 from microns_xr.tables import INVALID, without_invalid
 
 __all__ = ["as_connectivity", "as_units"]
@@ -52,7 +54,7 @@ _PARTNERS = {side: (f"{side}_nucleus_id", side) for side in _SIDES}
 
 
 def as_units(
-    table: pd.DataFrame | xr.Dataset,
+    table: pd.DataFrame | xr.Dataset | str | os.PathLike[str],
     *,
     id: str | None = None,
     position: str | Sequence[str] | None = None,
@@ -66,8 +68,9 @@ def as_units(
 
     Parameters
     ----------
-    table : pandas.DataFrame or xarray.Dataset
-        One row per neuron, with any columns. Columns named as in the data model (``cell_type``,
+    table : pandas.DataFrame, xarray.Dataset, str or path-like
+        One row per neuron, with any columns; a path is read (csv, csv.gz, parquet or feather).
+        Columns named as in the data model (``cell_type``,
         ``layer``, ``classification_system`` ...) are used by the functions of this package; their
         words are kept as they are. Rows of a DataFrame whose column ``valid`` is false are left
         out, as in dumps of tables, and counted. A Dataset may also hold arrays over neurons and
@@ -116,8 +119,9 @@ def as_units(
     >>> units.nucleus_id.values, units.kind.values
     (array([3, 7]), array(['unknown', 'exc'], dtype=object))
     """
+    table = read_if_path(table)
     require_instance("id", id, (str, type(None)), "the name of the column of ids")
-    expected = "a DataFrame or a Dataset with one row per neuron"
+    expected = "a DataFrame or a Dataset with one row per neuron, or the path of a table"
     require_instance("table", table, (pd.DataFrame, xr.Dataset), expected)
     name, rest = id or _DIM, xr.Dataset()
     if isinstance(table, xr.Dataset):
@@ -280,7 +284,7 @@ def _stamped(dataset: xr.Dataset, datastack: str | None, version: int | None) ->
 
 
 def as_connectivity(
-    edges: pd.DataFrame | pd.Series | xr.DataArray | np.ndarray | Any,
+    edges: pd.DataFrame | pd.Series | xr.DataArray | np.ndarray | str | os.PathLike[str] | Any,
     *,
     pre: Any = None,
     post: Any = None,
@@ -297,9 +301,10 @@ def as_connectivity(
 
     Parameters
     ----------
-    edges : pandas.DataFrame, scipy.sparse array, sparse.SparseArray, numpy.ndarray or DataArray
-        A table with one row per pair of neurons or per synapse (rows whose column ``valid`` is
-        false are left out and counted); a matrix with presynaptic neurons
+    edges : DataFrame, path, scipy.sparse array, sparse.SparseArray, numpy.ndarray or DataArray
+        A table, or the path of one (csv, csv.gz, parquet or feather), with one row per pair of
+        neurons or per synapse (rows whose column ``valid`` is false are left out and counted); a
+        matrix with presynaptic neurons
         as rows and postsynaptic ones as columns; or a DataArray over two dims with ids. A zero of a
         dense matrix is not a connection; a zero that a sparse one stores is.
     pre, post : str or collection of int, optional
@@ -361,6 +366,7 @@ def as_connectivity(
     require_one_of("rows", rows, ("pair", "synapse"))
     if scope is not None:
         require_one_of("scope", scope, SCOPES)
+    edges = read_if_path(edges)
     if isinstance(edges, pd.DataFrame):
         edges = _valid(edges, "edges", [pre, post, count, *names_of("weight", weight or [])])
     if isinstance(edges, pd.DataFrame | pd.Series):
@@ -546,8 +552,9 @@ def _cells_of(
         scipy.sparse.issparse(matrix) or isinstance(matrix, np.ndarray)
     ):
         raise SchemaError(
-            f"edges is a {type(matrix).__name__}, expected a DataFrame, a matrix of numpy, scipy "
-            "or sparse, or a DataArray"
+            f"edges is a {type(matrix).__name__}, expected a DataFrame or the path of a table, a "
+            "matrix of numpy, scipy or sparse, or a DataArray; connectivity of this package needs "
+            "no conversion"
         )
     if matrix.ndim != 2:
         raise SchemaError(f"edges has {matrix.ndim} dims, expected 2, pre and post")

@@ -73,8 +73,7 @@ def release_of(obj: xr.Dataset | xr.DataArray, name: str = "object") -> tuple[st
 
 
 def _stated_release(obj: xr.Dataset | xr.DataArray, name: str) -> dict[str, Any]:
-    expected = "a Dataset or DataArray: open a store with mx.open_store, and take one from a tree"
-    require_instance(name, obj, (xr.Dataset, xr.DataArray), expected)
+    require_instance(name, obj, (xr.Dataset, xr.DataArray), "a Dataset or DataArray")
     variables = obj.coords.variables
     stated = {coord: variables[coord] for coord in RELEASE_COORDS if coord in variables}
     for coord, values in stated.items():

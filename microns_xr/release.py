@@ -186,19 +186,28 @@ class Release:
         self._explicit_roles = {role for role, name in (tables or {}).items() if name is not None}
 
     def __repr__(self) -> str:
-        return f"<Release {self.datastack} v{self.version} from {type(self.source).__name__}>"
+        title = f"<Release {self.datastack} v{self.version} from {type(self.source).__name__}>"
+        lines = self._table_lines()
+        width = max((len(name) for name, _, _ in lines), default=0)
+        return "\n".join([title, *(f"  {n:<{width}}  {rows:>12}  {of}" for n, rows, of in lines)])
 
     def _repr_html_(self) -> str:
-        # Only what has been read: displaying a release contacts no server.
-        read = "".join(
-            f"<tr><td>{escape(name)}</td><td>{record.get('rows', 0):,} rows</td></tr>"
-            for name, record in sorted(self._provenance.items())
-        )
+        cells = (map(escape, line) for line in self._table_lines())
+        rows = "".join(f"<tr><td>{'</td><td>'.join(line)}</td></tr>" for line in cells)
         return (
             f"<b>Release {self.version}</b> of {escape(self.datastack)}, "
-            f"from {escape(type(self.source).__name__)}"
-            f"<table>{read or '<tr><td>no table has been read yet</td></tr>'}</table>"
+            f"from {escape(type(self.source).__name__)}<table>{rows}</table>"
         )
+
+    def _table_lines(self) -> list[tuple[str, str, str]]:
+        """Return name, rows and contents of the tables of the registry and those read."""
+        # Displaying a release contacts no server, so the rows are those of tables read before.
+        holds = {name: ROLES[role] for role, name in self.spec.tables.items()}
+        holds |= {name: "" for name in sorted(self._provenance) if name not in holds}
+        read = {
+            name: f"{record.get('rows', 0):,} rows" for name, record in self._provenance.items()
+        }
+        return [(name, read.get(name, "not read yet"), text) for name, text in holds.items()]
 
     # ------------------------------------------------------------------------- raw tables
 

@@ -16,7 +16,13 @@ from typing import Any
 
 import xarray as xr
 
-from microns_xr.errors import ReleaseMismatchError, SchemaError, require_instance, unknown_label
+from microns_xr.errors import (
+    ReleaseMismatchError,
+    SchemaError,
+    part_of,
+    require_instance,
+    unknown_label,
+)
 from microns_xr.frames import NO_FRAME, Resolution, Space, as_resolution, require_frame, space_in
 from microns_xr.provenance import read_counts, source_names, stamp_release, text_lines
 
@@ -561,9 +567,9 @@ def references(data: xr.Dataset | xr.DataArray | xr.DataTree) -> list[str]:
     elif isinstance(data, xr.Dataset | xr.DataArray):
         nodes = [data]
     else:
+        hint = part_of(data, "data") or "open a store with mx.open_store"
         raise SchemaError(
-            f"expected a Dataset, DataArray or tree, found {type(data).__name__}: open a store "
-            "with mx.open_store"
+            f"expected a Dataset, DataArray or tree, found {type(data).__name__}: {hint}"
         )
     names = {name for node in nodes for name in source_names(node.attrs.get("source_tables"))}
     if not names:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from microns_xr.errors import MicronsXrError, SchemaError, UnknownLabelError, unknown_label
+from microns_xr.errors import MicronsXrError, SchemaError, UnknownLabelError, part_of, unknown_label
 
 AXES = ("x", "y", "z")
 SCOPES = ("complete", "requested", "unknown")
@@ -196,10 +196,8 @@ def column_of(
 def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> None:
     """Compare a Dataset with the data model, and raise `SchemaError` with all problems."""
     if not isinstance(dataset, xr.Dataset):
-        raise SchemaError(
-            f"expected a {kind} Dataset, found {type(dataset).__name__}: "
-            "open a store with mx.open_store or build one with mx.Release"
-        )
+        hint = part_of(dataset, kind) or "open a store with mx.open_store or use mx.Release"
+        raise SchemaError(f"expected a {kind} Dataset, found {type(dataset).__name__}: {hint}")
     specs = KINDS[kind]
     required = [name for name, spec in specs.items() if spec.required]
     problems = [f"{n} is absent" for n in (*required, *require) if n not in dataset.variables]

@@ -26,6 +26,7 @@ from microns_xr.errors import (
     UnknownLabelError,
     answer_old_keywords,
     old_keyword,
+    part_of,
     require_instance,
     unknown_label,
 )
@@ -201,6 +202,18 @@ def _known_words(units: xr.Dataset, name: str, words: Iterable[str]) -> set[str]
     return words | known if known & words or words <= {"unknown", "none"} else words
 
 
+def _elsewhere(units: xr.Dataset, name: str, word: str) -> str:
+    """Return the condition on another variable that has a word, or one that begins with it."""
+    lower = word.lower()
+    for other in ("classification_system", "cell_type", "layer", "brain_area"):
+        if other == name or other not in units.variables or len(word) < 2:
+            continue
+        for known in sorted(_column(units, other)[1], key=len):
+            if known.lower().startswith(lower):
+                return f"use {other}={known!r}"
+    return ""
+
+
 def _any_word(units: xr.Dataset, condition: str, accepted: Any) -> np.ndarray:
     """Return which units have an accepted word in any variable of a condition."""
     names = _VARIABLES.get(condition, [condition])
@@ -220,9 +233,7 @@ def _any_word(units: xr.Dataset, condition: str, accepted: Any) -> np.ndarray:
         if not isinstance(word, str):
             raise unknown_label(f"{names[0]} is", word, known, error=SchemaError)
         if word not in known:
-            has_classes = names == ["cell_type"] and "classification_system" in units.variables
-            classes = _column(units, "classification_system")[1] if has_classes else []
-            hint = f"it is a class, use classification_system={word!r}" if word in classes else ""
+            hint = _elsewhere(units, names[0], word)
             raise unknown_label(f"units have no {names[0]}", word, known, hint)
     fits = np.zeros(columns[names[0]][0].size, dtype=bool)
     for name, (codes, words) in columns.items():
@@ -325,6 +336,8 @@ def on_axis(
     if neurons is None:
         return None, "None"
     labels = connectivity[f"{side}_nucleus_id"].values
+    if hint := part_of(neurons, "units"):
+        raise SchemaError(f"{side} is a {type(neurons).__name__}, expected neurons: {hint}")
     # A Dataset is a Mapping, too.
     if isinstance(neurons, Mapping) and not isinstance(neurons, xr.Dataset):
         if units is None:

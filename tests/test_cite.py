@@ -56,7 +56,7 @@ def test_results_keep_the_tables_and_the_steps_of_both_sides(release):
     for result in (
         mx.degrees(part),
         mx.select_units(units, layer="L4"),
-        mx.group_connectivity(part, units.layer, units.layer),
+        mx.group_connectivity(part, units.layer),
         mx.inputs_to(part, int(units.nucleus_id[3])),
         mx.annotate(part, units, "layer"),
     ):

@@ -23,7 +23,7 @@ JUNK = [
 
 # Public functions, with arguments that are right, by the arguments that take junk.
 DOORS = {
-    "annotate": "connectivity units variables",
+    "annotate": "data units variables",
     "build_connectivity": "synapses units scope rows",
     "build_synapses": "synapses connectivity",
     "build_units": "tables functional multisoma untyped",
@@ -31,7 +31,7 @@ DOORS = {
     "as_connectivity": "edges weight count pre_ids post_ids version datastack scope rows",
     "contract": "connectivity values over missing weight",
     "degrees": "connectivity",
-    "group_connectivity": "connectivity pre",
+    "group_connectivity": "connectivity by",
     "input_currents": "connectivity rates",
     "ingest_synapses": "units out",
     "inputs_to": "connectivity nucleus_id",
@@ -88,6 +88,7 @@ def right(demo_fresh, demo_release):
         "dim": "orientation",
         "currents": mx.input_currents(connectivity, units.rate_ori),
         "obj": units,
+        "data": connectivity,
         "dataset": units,
         "datastack": "minnie65_public",
     }
@@ -101,7 +102,7 @@ def test_junk_is_an_error_that_says_so(right, name, tmp_path, monkeypatch):
         function = getattr(function, part)
     own = {
         "as_connectivity": {"pre": "pre", "post": "post"},
-        "group_connectivity": {"pre": "cell_type"},
+        "group_connectivity": {"by": "cell_type"},
         "ingest_synapses": {"files": "none.csv", "out": "out.zarr"},
         "inputs_to": {"nucleus_id": 1},
         "analysis.compare_releases": dict.fromkeys("ab", right["units"]),
@@ -182,3 +183,78 @@ def test_a_store_of_no_neuron(right, tmp_path, shards):
         xr.testing.assert_equal(tree["units"].to_dataset().load(), units)
         assert mx.n_connections(tree["connectivity"].to_dataset().compute()) == 0
     assert mx.input_currents(store, units.rate_ori).sizes["post_nucleus_id"] == 0
+
+
+# Where units are expected, and where connectivity is.
+OF_UNITS = {
+    "select_units": lambda u, r: mx.select_units(u, layer="L4"),
+    "annotate": lambda u, r: mx.annotate(r["connectivity"], u, "layer"),
+    "select_connections": lambda u, r: mx.select_connections(r["connectivity"], u, pre={}),
+    "pre": lambda u, r: mx.select_connections(r["connectivity"], pre=u),
+    "group": lambda u, r: mx.group_connectivity(r["connectivity"], "layer", units=u),
+    "layers": lambda u, r: mx.segment_layers(u),
+    "merge": lambda u, r: mx.merge_table(u, r["table"]),
+    "table": lambda u, r: mx.to_table(u),
+    "as_units": lambda u, r: mx.as_units(u),
+    "anndata": lambda u, r: mx.to_anndata(u),
+    "networkx": lambda u, r: mx.to_networkx(r["connectivity"], u),
+    "link": lambda u, r: mx.neuroglancer_link(u, allow_demo=True),
+    "write": lambda u, r: mx.write_store("a.zarr", units=u),
+    "rates": lambda u, r: mx.input_currents(r["connectivity"], u),
+    "probability": lambda u, r: mx.analysis.connection_probability(r["connectivity"], u),
+    "like to like": lambda u, r: mx.analysis.like_to_like(r["connectivity"], u),
+    "tuned": lambda u, r: mx.analysis.tuned_connections(r["connectivity"], u),
+    "aligned": lambda u, r: mx.analysis.align_to_preferred(r["currents"], u),
+    "populations": lambda u, r: mx.analysis.population_labels(u, "layer"),
+    "permuted": lambda u, r: mx.analysis.null_models.permute_angles(u, n=2),
+    "rewired": lambda u, r: mx.analysis.null_models.rewire_by_distance(r["connectivity"], u, n=2),
+    "cells": lambda u, r: mx.plot.cells_in_space(u),
+    "depths": lambda u, r: mx.plot.depth_profile(u),
+    "matrix": lambda u, r: mx.plot.adjacency_matrix(r["connectivity"], u),
+    "partners": lambda u, r: mx.plot.partners_in_space(r["connectivity"], u, 1),
+    "angles": lambda u, r: mx.plot.preferred_orientations(u),
+    "summary": lambda u, r: mx.plot.release_summary(u),
+}  # fmt: skip
+OF_CONNECTIVITY = {
+    "annotate": lambda c, r: mx.annotate(c, r["units"], "layer"),
+    "contract": lambda c, r: mx.contract(c, r["rates"], "pre_nucleus_id", missing="skip"),
+    "degrees": lambda c, r: mx.degrees(c),
+    "autapses": lambda c, r: mx.drop_autapses(c),
+    "number": lambda c, r: mx.n_connections(c),
+    "group": lambda c, r: mx.group_connectivity(c, "layer", units=r["units"]),
+    "select": lambda c, r: mx.select_connections(c, pre=r["units"]),
+    "networkx": lambda c, r: mx.to_networkx(c).number_of_edges(),
+    "scipy": lambda c, r: mx.to_scipy(c, "synapse_size").sum(),
+    "anndata": lambda c, r: mx.to_anndata(r["units"], c).n_obs,
+    "probability": lambda c, r: mx.analysis.connection_probability(
+        c, r["units"], presynaptic="all"
+    ),
+    "rewired": lambda c, r: mx.n_connections(mx.analysis.null_models.rewire(c, n=2)[1]),
+    "weights": lambda c, r: mx.plot.weight_distribution(c).get_xlabel(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_UNITS)
+def test_where_units_are_expected_the_message_names_those_of_a_tree(name, right, demo_release):
+    tree = xr.DataTree.from_dict({n: right[n] for n in ("units", "connectivity")})
+    for given, call in (
+        (tree, r"tree\['units'\].to_dataset\(\)"),
+        (tree["units"], r"pass its .to_dataset\(\)"),
+        (demo_release, r"pass release.units\(\)|wrap it"),
+    ):
+        with pytest.raises(mx.errors.SchemaError, match=call):
+            OF_UNITS[name](given, right)
+
+
+@pytest.mark.parametrize("name", OF_CONNECTIVITY)
+def test_where_connectivity_is_expected_a_tree_is_taken(name, right, demo_release):
+    tree = xr.DataTree.from_dict({n: right[n] for n in ("units", "connectivity")})
+    expected = OF_CONNECTIVITY[name](right["connectivity"], right)
+    for given in (tree, tree["connectivity"]):
+        found = OF_CONNECTIVITY[name](given, right)
+        if isinstance(expected, xr.Dataset | xr.DataArray):
+            xr.testing.assert_identical(found, expected)
+        else:
+            assert found == expected
+    with pytest.raises(mx.errors.SchemaError, match=r"pass release.connectivity\(\)"):
+        OF_CONNECTIVITY[name](demo_release, right)

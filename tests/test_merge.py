@@ -145,13 +145,16 @@ OTHER = xr.Dataset(coords={"nucleus_id": [11]})
         ({}, r"already have \['cell_type'\]"),
         ({"columns": ["cell_typ"]}, "nearest: cell_type"),
         ({"table": OTHER, "columns": "nucleus_id"}, r"already have \['nucleus_id'\]"),
-        ({"table": TABLE.rename(columns={"target_id": "who"})}, "lacks the columns"),
+        (
+            {"table": TABLE.rename(columns={"target_id": "who"})},
+            r"table lacks a column nucleus_id or target_id, found \['who', 'cell_type'\]: pass key=",
+        ),
         ({"table": TABLE[:0].assign(x=1)[["target_id", "x"]]}, "the table has no rows"),
         ({"how": "right"}, "expected 'left' or 'inner'"),
         ({"on": "unit_id"}, "expected one of nucleus_id, pt_root_id, functional"),
         ({"dataset": {}}, "dataset is a dict, expected units or functional rows"),
         ({"dataset": xr.Dataset(coords={"x": [1]})}, r"dims \('x',\), expected units"),
-        ({"table": [1]}, "table is a list, expected a DataFrame or a Dataset"),
+        ({"table": [1]}, "table is a list, expected a DataFrame, a Dataset or a path"),
     ],
 )
 def test_what_cannot_be_merged(units, options, message):

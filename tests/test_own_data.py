@@ -465,3 +465,31 @@ def test_pairs_that_are_repeated_with_the_same_weights_are_not_added_up(more):
     # A sparse matrix adds up its entries.
     matrix = scipy.sparse.coo_array(([1.0, 1.0], ([0, 0], [1, 1])), shape=(2, 2))
     assert mx.as_connectivity(matrix, pre=[11, 12], post=[11, 12]).weight.data.data.tolist() == [2]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "parquet"])
+def test_tables_in_files(tmp_path, suffix):
+    """Also of ids that a float would round."""
+    big = 864691135000000001
+    neurons = pd.DataFrame({"neuron": [big, big + 1], "Kind": ["exc", "inh"], "x": [1.5, 2.5]})
+    edges = pd.DataFrame({"source": [big], "target": [big + 1], "strength": [0.5]})
+    files = {}
+    for name, table in {"neurons": neurons, "edges": edges}.items():
+        files[name] = tmp_path / f"{name}.{suffix}"
+        if suffix == "parquet":
+            table.to_parquet(files[name], index=False)
+        else:
+            table.to_csv(files[name], index=False)
+    units = mx.as_units(str(files["neurons"]), id="neuron")
+    xr.testing.assert_equal(units, mx.as_units(neurons, id="neuron"))
+    assert units.nucleus_id.values.tolist() == [big, big + 1]
+    names = {"pre": "source", "post": "target", "weight": "strength"}
+    pairs = mx.as_connectivity(files["edges"], **names)
+    assert mx.to_table(pairs).equals(mx.to_table(mx.as_connectivity(edges, **names)))
+    ids = xr.Dataset(coords={"nucleus_id": [big, big + 1]})
+    merged = mx.merge_table(ids, files["neurons"], key="neuron")
+    assert merged.Kind.values.tolist() == ["exc", "inh"]
+    with pytest.raises(mx.errors.SourceError, match=r"there is no file none\.csv"):
+        mx.as_units("none.csv")
+    with pytest.raises(mx.errors.SchemaError, match="expected a pandas DataFrame: read it with"):
+        mx.build_connectivity("edges.csv", units)

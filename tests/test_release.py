@@ -224,10 +224,10 @@ def test_pictures_go_by_label(source):
     plt.figure()
     turned = currents_by_angle(currents, units.layer[::-1]).get_legend_handles_labels()[1]
     assert labels == turned
-    with pytest.raises(mx.errors.SchemaError, match="expected one word per neuron"):
+    with pytest.raises(mx.errors.SchemaError, match="by is an array without ids"):
         currents_by_angle(currents, units.layer.values)
     annotated = mx.annotate(connectivity, units, ["layer"])
-    grouped = mx.group_connectivity(annotated, "layer", "layer")
+    grouped = mx.group_connectivity(annotated, "layer")
     for table in (grouped, grouped.transpose()):
         assert connectivity_matrix(table).get_ylabel() == "presynaptic layer"
     with pytest.raises(mx.errors.SchemaError, match="nothing to draw"):

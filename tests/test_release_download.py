@@ -70,13 +70,17 @@ def test_download_then_units_and_connectivity(cave, tmp_path, demo_source):
     assert "nucleus_detection_v0" in records._repr_html_()
     assert "sha256" not in records._repr_html_()
     asked = len(cave.requests)
-    assert "no table has been read" in release._repr_html_()
+    assert "<td>not read yet</td><td>one row per nucleus" in release._repr_html_()
+    assert "rows" not in repr(release)
     assert len(cave.requests) == asked
     expected = direct(demo_source)
     units = release.units(functional="best_only")
     assert same(units, expected.units(functional="best_only"))
     n_nuclei = records["nucleus_detection_v0"]["rows"]
-    assert f"<td>nucleus_detection_v0</td><td>{n_nuclei:,} rows</td>" in release._repr_html_()
+    read = f"<td>nucleus_detection_v0</td><td>{n_nuclei:,} rows</td><td>one row per nucleus"
+    assert read in release._repr_html_()
+    line = next(line for line in repr(release).splitlines() if "nucleus_detection_v0" in line)
+    assert line.split()[1:5] == [f"{n_nuclei:,}", "rows", "one", "row"]
     assert units.attrs["timestamp"] == records["nucleus_detection_v0"]["timestamp"]
     # synapses onto a hundred units, the request a selection
     some = units.isel(nucleus_id=slice(0, 300, 3))

@@ -21,7 +21,7 @@ OPERATIONS = {
     "convert_angles": lambda d: mx.angles.convert(d["units"], "right_counterclockwise"),
     "to_table of pairs": lambda d: mx.to_table(d["connectivity"]),
     "degrees": lambda d: mx.degrees(d["connectivity"]),
-    "group": lambda d: mx.group_connectivity(d["connectivity"], "cell_type", d["units"].layer),
+    "group": lambda d: mx.group_connectivity(d["connectivity"], {"pre": "cell_type", "post": d["units"].layer}),
     "annotate": lambda d: mx.annotate(d["connectivity"], d["units"], ["layer"]).post_layer,
     "inputs_to": lambda d: mx.inputs_to(d["connectivity"], int(d["units"].nucleus_id[5])),
     "outputs_from": lambda d: mx.outputs_from(d["connectivity"], int(d["units"].nucleus_id[5])),

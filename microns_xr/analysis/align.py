@@ -179,7 +179,9 @@ def _preferred(
 ) -> tuple[np.ndarray, float]:
     """Return the angle of every neuron of the currents, NaN if it has none, and the period."""
     preferred, period = unit_angle(units, angle)
-    require_same_angles([(f"units.{angle}", units[angle]), (f"currents.{dim}", currents[dim])])
+    named = [(f"units.{angle}", units[angle]), (f"currents.{dim}", currents[dim])]
+    convention, unit = (currents[dim].attrs.get(n) for n in ("angle_convention", "units"))
+    require_same_angles(named, f"pass mx.angles.convert(units, {convention!r}, units={unit!r})")
     require_likely_angle(currents[dim], f"currents.{dim}")
     of_dim = period_of(currents[dim], dim)
     if not np.isclose(period, of_dim):

@@ -39,7 +39,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from microns_xr.analysis.pairs import SIDES, labelled, same_neurons, unit_positions
+from microns_xr.analysis.pairs import (
+    SIDES,
+    angle_hint,
+    labelled,
+    same_neurons,
+    unit_positions,
+)
 from microns_xr.analysis.resample import percentile_interval, ratio, require_confidence
 from microns_xr.analysis.tuned import (
     count_pairs,
@@ -531,7 +537,7 @@ def permute_angles(
     """
     require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     require_instance("angle", angle, str, "the name of a variable")
-    values = column_of(units, angle).values
+    values = column_of(units, angle, hint=angle_hint(units, angle)).values
     names = names_of("within", within)
     movable = np.flatnonzero(~pd.isna(values))
     if not movable.size:

@@ -17,7 +17,12 @@ from microns_xr.angles import period_of, require_likely_angle
 from microns_xr.connectivity.arrays import is_scope_known
 from microns_xr.connectivity.blocks import Side, connected
 from microns_xr.connectivity.labels import Lookup
-from microns_xr.errors import SchemaError, names_of, require_instance, warn_user
+from microns_xr.errors import (
+    SchemaError,
+    names_of,
+    require_instance,
+    warn_user,
+)
 from microns_xr.frames import require_depth
 from microns_xr.provenance import require_same_release, text_lines
 from microns_xr.schema import AXES, column_of
@@ -34,12 +39,21 @@ def labelled(
     return dims, values, {"long_name": long_name} | ({"units": units} if units else {})
 
 
+def angle_hint(units: xr.Dataset, name: str) -> str:
+    """Return the call that gives an angle that the units lack."""
+    for angle, dim in (("pref_ori", "orientation"), ("pref_dir", "direction")):
+        rates = f"rate_{dim[:3]}"
+        if name == angle and rates in units.variables:
+            curve = f"mx.tuning.selectivity(units.{rates}, dim={dim!r})"
+            return f"use units.assign({name}={curve}.{name}), or units with functional='best_only'"
+    return "build the units with functional='best_only', or assign the angles of a fit"
+
+
 def unit_angle(units: xr.Dataset, name: str) -> tuple[np.ndarray, float]:
     """Return an angle of every unit, NaN where it has none, and the period."""
     require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     require_instance("angle", name, str, "the name of a variable")
-    hint = "build the units with functional='best_only', or assign the angles of a fit"
-    angle = column_of(units, name, hint=hint, kinds="iuf")
+    angle = column_of(units, name, hint=angle_hint(units, name), kinds="iuf")
     period = period_of(angle, f"units.{name}")
     require_likely_angle(angle, f"units.{name}")
     return angle.values.astype(float), period
@@ -98,8 +112,14 @@ def choose_neurons(
         text += f"{side}={words}, "
         conditions = {"not_chosen": chosen, "not_among_units": of_axis >= 0}
         of_units = dict(needed)
+        asked = chosen & (of_axis >= 0)
+        if choice is None and "classification_system" in units.variables:
+            # Glia would only add pairs that are never connected: they count where they are chosen.
+            is_neuron = units["classification_system"].values != "nonneuron"
+            conditions["not_a_neuron"] = is_neuron[of_axis]
+            asked &= is_neuron[of_axis]
         if side == "pre":
-            axons = count_axons(units, of_axis[chosen & (of_axis >= 0)])
+            axons = count_axons(units, of_axis[asked])
             complete = units if presynaptic == "all" else select_units(units, axon=presynaptic)
             is_complete = np.isin(units["nucleus_id"].values, complete["nucleus_id"].values)
             of_units = {"axon_not_complete_enough": is_complete} | of_units

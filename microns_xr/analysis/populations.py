@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from microns_xr.schema import column_of
 from microns_xr.store.open import Connectivity, connectivity_of
 
 By = str | Iterable[str] | xr.DataArray | pd.Series
+Sides = By | Mapping[str, By]  # or of the two sides, by "pre" and "post"
 
 _SEPARATOR = ", "
 _MEANS = {"synapse_size": "mean_size", "synapse_count": "mean_synapses"}
@@ -67,18 +68,31 @@ def population_labels(units: xr.Dataset, by: By) -> xr.DataArray:
     require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     if "nucleus_id" not in units.coords:
         raise SchemaError("units is not a Dataset over nucleus_id: use mx.Release(...).units()")
+    return labels_of(units, by, "nucleus_id")
+
+
+def labels_of(units: xr.Dataset, by: By, dim: str) -> xr.DataArray:
+    """Return the population of each unit, or recorded unit, along a dim."""
     by = _as_array(by)
     if isinstance(by, xr.DataArray):
         require_same_release(("units", units), ("by", by))
-        return _align(by, units, "nucleus_id")
-    labels = _joined(units, _names(by), "nucleus_id", "make it a variable of the units first")
+        return _align(by, units, dim)
+    labels = _joined(units, _names(by), dim, "make it a variable of the units first")
     return labels.copy(data=_words(labels.values))
+
+
+def by_side(by: Any) -> dict[Side, Any]:
+    """Return the populations of both sides."""
+    if not isinstance(by, Mapping) or isinstance(by, xr.Dataset):
+        return {"pre": by, "post": by}
+    if set(by) != {"pre", "post"}:
+        raise SchemaError(f"by has the keys {list(by)}, expected 'pre' and 'post'")
+    return {"pre": by["pre"], "post": by["post"]}
 
 
 def group_connectivity(
     connectivity: Connectivity,
-    pre: By,
-    post: By | None = None,
+    by: Sides,
     *,
     units: xr.Dataset | None = None,
 ) -> xr.Dataset:
@@ -89,12 +103,12 @@ def group_connectivity(
     connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store
         Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), in memory or lazy, a tree that
         has one, or a store, of which every block is read once.
-    pre, post : str, collection of str, xarray.DataArray or pandas.Series
-        Population of each neuron of either side: a variable of `units`, or without units the name
-        of an annotation (``"cell_type"`` for ``pre_cell_type`` and ``post_cell_type``); several of
-        them for their product (``["cell_type", "layer"]``); or labels over ``nucleus_id`` (or
-        ``pre_nucleus_id``, ``post_nucleus_id``), or in a column with the ids as index, aligned by
-        label. `post` is `pre` by default.
+    by : str, collection of str, xarray.DataArray, pandas.Series or mapping
+        Population of each neuron: a variable of `units`, or without units the name of an annotation
+        (``"cell_type"`` for ``pre_cell_type`` and ``post_cell_type``); several of them for their
+        product (``["cell_type", "layer"]``); or labels over ``nucleus_id``, or in a column with the
+        ids as index, aligned by label. ``{"pre": ..., "post": ...}`` for different ones of each
+        side, whose labels may also be over ``pre_nucleus_id`` and ``post_nucleus_id``.
     units : xarray.Dataset, optional
         Units with the variables; neurons that are not among them are "unknown".
 
@@ -133,11 +147,12 @@ def group_connectivity(
     pairs = drop_unnamed(pairs)
     if units is not None:
         require_same_release(("connectivity", pairs), ("units", units))
-    sides = {"pre": _groups_of(pairs, units, pre, "pre")}
-    if (post is None or post is pre) and _of_both_sides(pairs, units, sides["pre"].labels):
+    of_side = by_side(by)
+    sides = {"pre": groups_of(pairs, units, of_side["pre"], "pre")}
+    if of_side["post"] is of_side["pre"] and _of_both_sides(pairs, units, sides["pre"].labels):
         sides["post"] = sides["pre"]
     else:
-        sides["post"] = _groups_of(pairs, units, pre if post is None else post, "post")
+        sides["post"] = groups_of(pairs, units, of_side["post"], "post")
     coords = _scalars(pairs)
     dims = {side: f"{side}_{groups.name}" for side, groups in sides.items()}
     for side, groups in sides.items():
@@ -202,7 +217,7 @@ class _Groups(NamedTuple):
     labels: xr.DataArray  # from which they were made, of the axis or of the units
 
 
-def _groups_of(connectivity: xr.Dataset, units: xr.Dataset | None, by: By, side: Side) -> _Groups:
+def groups_of(connectivity: xr.Dataset, units: xr.Dataset | None, by: By, side: Side) -> _Groups:
     dim = f"{side}_nucleus_id"
     by = _as_array(by)
     if isinstance(by, xr.DataArray):
@@ -212,7 +227,7 @@ def _groups_of(connectivity: xr.Dataset, units: xr.Dataset | None, by: By, side:
         labels = _joined(units, _names(by), "nucleus_id", "make it a variable of the units first")
     else:
         names = [f"{side}_{name.removeprefix(f'{side}_')}" for name in _names(by)]
-        hint = "write it with mx.annotate(connectivity, units, ...)"
+        hint = "write it with mx.annotate(..., units, ...)"
         labels = _joined(connectivity, names, dim, hint, f"{side}_")
     name = str(labels.name or "group").removeprefix("pre_").removeprefix("post_")
     rows = _rows_of(labels, connectivity, dim)
@@ -252,14 +267,19 @@ def _as_array(by: By) -> By:
 def _names(by: Any) -> list[str]:
     if isinstance(by, xr.Dataset | pd.DataFrame):
         raise SchemaError(
-            f"populations are given by a {type(by).__name__}, expected the name of a variable: "
+            f"by is a {type(by).__name__}, expected the name of a variable: "
             "pass the name, such as 'cell_type', and the units as units="
+        )
+    if isinstance(by, np.ndarray):
+        raise SchemaError(
+            "by is an array without ids, expected the name of a variable, or labels over "
+            "nucleus_id: pass units.layer, say, without .values"
         )
     names = [by] if isinstance(by, str) else list(by) if isinstance(by, Iterable) else [by]
     if not names or not all(isinstance(name, str) for name in names):
         raise SchemaError(
-            f"populations are given by {by!r}, expected the name of a variable, several names, or "
-            "a DataArray of labels over nucleus_id"
+            f"by is {by!r}, expected the name of a variable, several names, or a DataArray of "
+            "labels over nucleus_id"
         )
     return names
 
@@ -307,9 +327,11 @@ def _rows_of(labels: xr.DataArray, dataset: xr.Dataset, dim: str) -> np.ndarray:
             f"labels {name!r} have dims {labels.dims} and coordinates "
             f"{list(map(str, labels.coords))}, expected one label per neuron over 'nucleus_id' or "
             f"{dim!r} with its ids"
+            + ("" if dim == "nucleus_id" else "; by={'pre': ..., 'post': ...} for each side")
         )
     label_dim = str(labels.dims[0])
-    ids, wanted = labels[label_dim].values, dataset[dim].values
+    ids = labels[label_dim].values
+    wanted = dataset["nucleus_id" if dim == "scan_unit" else dim].values
     rows = Lookup(ids, label_dim).find(wanted)
     # A few neurons without a label are "unknown"; if none has one, the ids are of another kind.
     absent = rows < 0

@@ -11,7 +11,6 @@ import pandas as pd
 import xarray as xr
 
 from microns_xr.analysis.pairs import (
-    SIDES,
     ChosenNeurons,
     choose_neurons,
     completeness_of,
@@ -20,7 +19,7 @@ from microns_xr.analysis.pairs import (
     same_neurons,
     unit_positions,
 )
-from microns_xr.analysis.populations import By, label_parts, population_labels
+from microns_xr.analysis.populations import Sides, by_side, label_parts, population_labels
 from microns_xr.analysis.resample import (
     DEFAULT_BOOTSTRAP,
     Bootstrap,
@@ -53,7 +52,7 @@ _MAX_COUNTS = 200_000_000
 def connection_probability(
     connectivity: Connectivity,
     units: xr.Dataset,
-    by: By | Mapping[str, By] | None = "cell_type",
+    by: Sides | None = "cell_type",
     distance: Any = None,
     *,
     pre: Any = None,
@@ -85,7 +84,8 @@ def connection_probability(
         edge but not its upper one, also the last one.
     pre, post : mapping, collection of int, units Dataset, or None, optional
         Neurons of either side: conditions of `select_units` such as ``{"layer": "L4"}``, or
-        nucleus ids on the axis; None takes all. If the scope of the connectivity is "unknown",
+        nucleus ids on the axis, taken as they are; None takes all neurons, without cells of the
+        class ``"nonneuron"`` (glia). If the scope of the connectivity is "unknown",
         both are required, and assert that these pairs were requested; a warning says how many of
         these neurons are not on the axis, or, of most, that they have no connection at all.
     presynaptic : str or collection of str, optional
@@ -204,17 +204,13 @@ class _Side(NamedTuple):
     codes: np.ndarray  # number of the group of each neuron
 
 
-def _labels(units: xr.Dataset, by: By | Mapping[str, By] | None) -> dict[Side, xr.DataArray]:
+def _labels(units: xr.Dataset, by: Sides | None) -> dict[Side, xr.DataArray]:
     if by is None:
         ids = units["nucleus_id"]
         words = np.full(ids.size, "all", dtype=object)
         labels = xr.DataArray(words, {"nucleus_id": ids}, ("nucleus_id",), "population")
         return {"pre": labels, "post": labels}
-    if isinstance(by, Mapping):
-        if set(by) != {"pre", "post"}:
-            raise SchemaError(f"by has the keys {list(by)}, expected 'pre' and 'post'")
-        return {side: population_labels(units, by[side]) for side in SIDES}
-    return dict.fromkeys(SIDES, population_labels(units, by))
+    return {side: population_labels(units, of_side) for side, of_side in by_side(by).items()}
 
 
 def _side(

@@ -84,7 +84,8 @@ def like_to_like(
         last one also its upper edge.
     pre, post : mapping, collection of int, units Dataset, or None, optional
         Neurons of either side: conditions of `select_units` such as ``{"layer": "L4"}``, or
-        nucleus ids on the axis; None takes all. If the scope of the connectivity is "unknown",
+        nucleus ids on the axis, taken as they are; None takes all neurons, without cells of the
+        class ``"nonneuron"`` (glia). If the scope of the connectivity is "unknown",
         both are required, and assert that these pairs were requested; a warning says how many of
         these neurons are not on the axis, or, of most, that they have no connection at all.
     presynaptic : str or collection of str, optional

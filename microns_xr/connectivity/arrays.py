@@ -144,8 +144,17 @@ def as_pairs(connectivity: Any) -> xr.Dataset:
     ascending, weights int64 or float64 as GCXS on one pattern, or lazy, and a scope, "unknown" if
     there is none. A DataArray becomes a Dataset with one weight. Dense arrays are weights if no
     array is sparse or lazy; 0 then means no connection. Connectivity in this form is returned as it
-    is, and lazy arrays are not computed.
+    is, and lazy arrays are not computed. Of a tree, its connectivity is meant.
     """
+    if isinstance(connectivity, xr.DataTree):
+        if "connectivity" in connectivity.children:
+            connectivity = connectivity["connectivity"]
+        elif not set(PAIR_DIMS) <= set(connectivity.dims):  # not its node, tree["connectivity"]
+            raise SchemaError(
+                f"the tree has the groups {list(connectivity.children)}, expected 'connectivity' "
+                "among them: open a store that was written with connectivity"
+            )
+        connectivity = connectivity.to_dataset()
     if isinstance(connectivity, xr.DataArray):
         about = {k: v for k, v in connectivity.attrs.items() if k in ("history", "source_tables")}
         connectivity = connectivity.to_dataset(name=connectivity.name or "weight")

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.connectivity.arrays import (
+    PAIR_DIMS,
     Compressed,
     Pattern,
     as_pairs,
@@ -44,7 +45,7 @@ from microns_xr.errors import (
     require_instance,
     unknown_label,
 )
-from microns_xr.provenance import add_history, require_same_release
+from microns_xr.provenance import Labelled, add_history, require_same_release
 from microns_xr.schema import AXES, require_unrounded_roots
 
 
@@ -175,17 +176,18 @@ _FIXED = ("nucleus_id", "datastack", "materialization_version", "scope")
 
 
 def annotate(
-    connectivity: xr.Dataset,
+    data: Labelled,
     units: xr.Dataset,
     variables: str | Iterable[str],
     overwrite: bool = False,
-) -> xr.Dataset:
-    """Write variables of the units as coordinates of both axes.
+) -> Labelled:
+    """Write variables of the units as coordinates of the axes of neurons.
 
     Parameters
     ----------
-    connectivity : xarray.Dataset
-        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``).
+    data : xarray.Dataset or xarray.DataArray
+        Connectivity over (``pre_nucleus_id``, ``post_nucleus_id``), or what was computed from it
+        over one of the two, such as input currents or degrees.
     units : xarray.Dataset
         Units over ``nucleus_id``, in any order; they need not hold every neuron of the axes.
     variables : str or iterable of str
@@ -195,12 +197,12 @@ def annotate(
 
     Returns
     -------
-    xarray.Dataset
+    xarray.Dataset or xarray.DataArray
         With ``pre_cell_type(pre_nucleus_id)`` and ``post_cell_type(post_nucleus_id)`` for
-        ``"cell_type"``, and so on; ``pre_x``, ``pre_y``, ``pre_z`` ... (µm) for ``"position"``.
-        They keep the attributes of the unit variable. A neuron that is not among the units has
-        "unknown", NaN, -1 or False; the attribute ``unmatched`` counts these neurons, since their
-        False looks like any other.
+        ``"cell_type"``, and so on, where there is such a dim; ``pre_x``, ``pre_y``, ``pre_z`` ...
+        (µm) for ``"position"``. They keep the attributes of the unit variable. A neuron that is not
+        among the units has "unknown", NaN, -1 or False; the attribute ``unmatched`` counts these
+        neurons, since their False looks like any other.
 
     Raises
     ------
@@ -208,7 +210,7 @@ def annotate(
         If units has no such variable, or no neuron of an axis is among the units.
     SchemaError
         If a variable has several values per neuron, a coordinate of that name already exists and
-        `overwrite` is False, or the Dataset is not connectivity.
+        `overwrite` is False, or there is no dim of neurons.
     ReleaseMismatchError
         If the two are of different releases.
 
@@ -219,25 +221,33 @@ def annotate(
     ...     coords={"nucleus_id": [12]})
     >>> annotate(two_neurons(), units, "layer").pre_layer.values
     array(['unknown', 'L4'], dtype=object)
+
+    Currents by the layer of the neurons that receive them:
+
+    >>> import microns_xr as mx
+    >>> rates = xr.DataArray([10.0, 1.0], {"nucleus_id": [11, 12]})
+    >>> currents = annotate(mx.input_currents(two_neurons(), rates), units, "layer")
+    >>> currents.groupby("post_layer").mean().to_series().to_dict()
+    {'L4': 72.0, 'unknown': 5.0}
     """
-    connectivity = as_pairs(connectivity)
-    require_same_release(("connectivity", connectivity), ("units", units))
+    labelled: Any = data if _is_result(data) else as_pairs(data)
+    require_same_release(("data", labelled), ("units", units))
     require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     if "nucleus_id" not in units.coords:
         raise SchemaError("units has no nucleus_id: pass the units Dataset of the release")
     names = names_of("variables", variables)
     columns = {column: values for name in names for column, values in _columns(units, name)}
-    new = [f"{side}_{column}" for side in ("pre", "post") for column in columns]
-    present = [name for name in new if name in connectivity.variables]
+    sides = [side for side in ("pre", "post") if f"{side}_nucleus_id" in labelled.dims]
+    new = [f"{side}_{column}" for side in sides for column in columns]
+    taken = {*labelled.coords, *getattr(labelled, "data_vars", ())}
+    present = [name for name in new if name in taken]
     if present and not overwrite:
-        raise SchemaError(
-            f"the connectivity already has {present}: pass overwrite=True to replace them"
-        )
+        raise SchemaError(f"data already has {present}: pass overwrite=True to replace them")
     by_nucleus = Lookup(units["nucleus_id"].values, "nucleus_id of the units")
     coords = {}
-    for side in ("pre", "post"):
+    for side in sides:
         dim = f"{side}_nucleus_id"
-        rows = by_nucleus.find(connectivity[dim].values)
+        rows = by_nucleus.find(labelled[dim].values)
         if rows.size and (rows < 0).all():
             raise UnknownLabelError(
                 f"none of the {rows.size} neurons of {dim} is among the units: "
@@ -247,8 +257,19 @@ def annotate(
         for column, variable in columns.items():
             attrs = {**variable.attrs, "unmatched": n_unmatched}
             coords[f"{side}_{column}"] = (dim, _look_up(variable.values, rows), attrs)
-    result = connectivity.drop_vars(present).assign_coords(coords)
+    result = labelled.drop_vars(present).assign_coords(coords)
+    if isinstance(data, xr.DataArray) and isinstance(result, xr.Dataset):
+        result = result[data.name or "weight"]
     return add_history(result, f"annotate({', '.join(names)})")
+
+
+def _is_result(data: Any) -> bool:
+    """Whether each array is over one axis of neurons at most, as currents and degrees are."""
+    if not isinstance(data, xr.Dataset | xr.DataArray):
+        return False
+    arrays = data.data_vars.values() if isinstance(data, xr.Dataset) else [data]
+    axes = [set(array.dims) & set(PAIR_DIMS) & set(data.coords) for array in arrays]
+    return any(axes) and all(len(of_array) < 2 for of_array in axes)
 
 
 def _columns(units: xr.Dataset, name: str) -> list[tuple[str, xr.DataArray]]:

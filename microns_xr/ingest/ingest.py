@@ -302,6 +302,8 @@ def _parts(units: Any) -> dict[str, xr.Dataset]:
     parts = {"units": units} if isinstance(units, xr.Dataset) else units
     if isinstance(units, xr.DataTree):
         parts = {name: units[name].to_dataset() for name in _PARTS if name in units.children}
+        if "nucleus_id" in units.coords:  # tree["units"]
+            parts = {"units": units.to_dataset()}
     if not isinstance(parts, Mapping) or "units" not in parts or not set(parts) <= set(_PARTS):
         names = list(parts) if isinstance(parts, Mapping) else type(parts).__name__
         raise SchemaError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from microns_xr.analysis.populations import By
 from microns_xr.angles import is_angle
 from microns_xr.connectivity.arrays import PAIR_DIMS
 from microns_xr.connectivity.labels import Lookup
@@ -24,10 +25,10 @@ from microns_xr.plot.style import (
     floats,
     in_words,
     of_angles,
-    one_word_each,
     require,
     scaled,
     styles_of,
+    words_by,
     words_of,
 )
 from microns_xr.provenance import require_same_release
@@ -43,7 +44,7 @@ def depth_profile(
     units: xr.Dataset,
     layers: xr.Dataset | None = None,
     *,
-    by: str | None = None,
+    by: By | None = None,
     bin_um: float = 20.0,
     ax: Axes | None = None,
 ) -> Axes:
@@ -55,9 +56,9 @@ def depth_profile(
         With ``position`` in µm.
     layers : xarray.Dataset, optional
         Layer borders, drawn as lines with the names of the layers.
-    by : str, optional
-        Variable with words, one colour each; by default ``layer`` if the units have it, else all
-        cells have the same colour.
+    by : str, collection of str, xarray.DataArray or pandas.Series, optional
+        Populations, as `microns_xr.analysis.population_labels` takes them, one colour each; by
+        default ``layer`` if the units have it, else all cells have the same colour.
     bin_um : float, optional
         Bin height in µm.
     ax : matplotlib.axes.Axes, optional
@@ -81,14 +82,17 @@ def depth_profile(
     >>> depth_profile(release.units(), release.layers()).get_ylabel()
     'depth from the pia (µm)'
     """
-    by = _require_units(units, by, "layer")
+    if by is None or isinstance(by, str):
+        by = _require_units(units, by, "layer")
+    else:
+        require(units, ("position",), "units", UNITS_FROM)
     _require_layers(layers)
     require_instance("bin_um", bin_um, Real, "a height in µm")
     bin_um = float(bin_um)
     if not bin_um > 0:
         raise SchemaError(f"bin_um is {bin_um}, expected a height in µm above 0")
-    dims = units["position"].transpose(..., "axis").dims[:-1]
-    words = _one_population(units) if by is None else one_word_each(units, by, dims)
+    (dim,) = units["position"].transpose(..., "axis").dims[:-1]
+    words, name = words_by(units, by, dim)
     depth = np.asarray(depth_of(units))
     _require_positions(np.isfinite(depth))
     ax = axes_or_current(ax)
@@ -113,8 +117,8 @@ def depth_profile(
         left += counts
     ax.set(xlabel=f"cells per bin of {bin_um:g} µm", ylabel="depth from the pia (µm)")
     _draw_downwards(ax, layers)
-    if by is not None and (by != "layer" or layers is None):
-        draw_legend(ax, in_words(by))
+    if by is not None and (name != "layer" or layers is None):
+        draw_legend(ax, in_words(name))
     return ax
 
 

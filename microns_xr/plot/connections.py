@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from microns_xr.analysis.null_models import compare_values
+from microns_xr.analysis.populations import By, population_labels
 from microns_xr.connectivity.arrays import PAIR_DIMS, pair_buffers, weight_of
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError
@@ -142,7 +143,7 @@ def _draw_matrix(ax: Axes, numbers: np.ndarray, from_zero: bool = False, **optio
 def adjacency_matrix(
     connectivity: Connectivity,
     units: xr.Dataset,
-    by: str | None = None,
+    by: By | None = None,
     *,
     weight: str | None = None,
     ax: Axes | None = None,
@@ -156,9 +157,10 @@ def adjacency_matrix(
         store; it is read into memory.
     units : xarray.Dataset
         Units with the variable; neurons that are not among them come last.
-    by : str, optional
-        Variable of the units with one word or number per neuron, or ``"depth"``; by default
-        ``cell_type`` if the units have it, else the depth.
+    by : str, collection of str, xarray.DataArray or pandas.Series, optional
+        Variable of the units with one word or number per neuron, or ``"depth"``; or populations, as
+        `microns_xr.analysis.population_labels` takes them. By default ``cell_type`` if the units
+        have it, else the depth.
     weight : str, optional
         Weight to draw, by default ``synapse_size``, or else the only one.
     ax : matplotlib.axes.Axes, optional
@@ -187,7 +189,11 @@ def adjacency_matrix(
     """
     pairs = connectivity_of(connectivity)[0].compute()
     require_same_release(("connectivity", pairs), ("units", units))
-    by = by or ("cell_type" if "cell_type" in getattr(units, "variables", ()) else "depth")
+    if by is None:
+        by = "cell_type" if "cell_type" in getattr(units, "variables", ()) else "depth"
+    elif not isinstance(by, str):
+        labels = population_labels(units, by)
+        by, units = str(labels.name), units.assign({str(labels.name): labels})
     require(units, ("nucleus_id", "position" if by == "depth" else by), "units", UNITS_FROM)
     if by == "depth":
         about = {"long_name": "depth", "units": "µm"}

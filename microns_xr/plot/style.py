@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from functools import lru_cache
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from microns_xr.analysis.populations import By, labels_of
 from microns_xr.angles import PERIODS, full_turn, is_angle, period_of, require_likely_angle
-from microns_xr.errors import SchemaError
+from microns_xr.errors import SchemaError, part_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -191,7 +192,7 @@ BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02), "
 def require(dataset: Any, names: tuple[str, ...], what: str, how: str) -> None:
     """Raise unless `dataset` is a Dataset that has all variables."""
     if not isinstance(dataset, xr.Dataset):
-        how = "pass its .to_dataset()" if isinstance(dataset, xr.DataTree) else how
+        how = part_of(dataset, what) or how
         raise SchemaError(f"{what} is a {type(dataset).__name__}, expected a Dataset: {how}")
     absent = [n for n in names if not isinstance(n, str) or n not in dataset.variables]
     if absent:
@@ -205,14 +206,12 @@ def is_wide(values: np.ndarray) -> bool:
     return bool(values.size and values.max() >= 10 * values.min() > 0)
 
 
-def one_word_each(dataset: xr.Dataset, name: str, dims: tuple[Any, ...]) -> np.ndarray:
-    words = words_of(dataset[name]) if dataset[name].dims == dims else None
-    if words is None:
-        raise SchemaError(
-            f"{name} has dims {dataset[name].dims} and dtype {dataset[name].dtype}, expected one "
-            f"word per cell over {dims}"
-        )
-    return words
+def words_by(units: xr.Dataset, by: By | None, dim: Hashable) -> tuple[np.ndarray, str]:
+    """Return the population of each cell as a word, and the name of what groups them."""
+    if by is None:
+        return np.full(units.sizes[dim], "cells", dtype=object), ""
+    labels = labels_of(units, by, str(dim))
+    return labels.values.astype(str).astype(object), str(labels.name)
 
 
 _PLAIN = {"pref": "preferred", "ori": "orientation", "dir": "direction", "n": "number of"}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from microns_xr.analysis.populations import By, groups_of
 from microns_xr.angles import (
     PERIODS,
     describe_angle,
@@ -15,7 +16,7 @@ from microns_xr.angles import (
     require_likely_angle,
     require_likely_units,
 )
-from microns_xr.errors import SchemaError, UnknownLabelError
+from microns_xr.errors import SchemaError
 from microns_xr.plot.style import (
     BESIDE,
     PALETTE,
@@ -28,10 +29,9 @@ from microns_xr.plot.style import (
     floats,
     in_words,
     label_of,
-    one_word_each,
     require,
     styles_of,
-    words_of,
+    words_by,
 )
 from microns_xr.tuning.fits import angle_axis, evaluate, fit
 
@@ -144,7 +144,7 @@ def preferred_orientations(
     units: xr.Dataset,
     variable: str = "pref_ori",
     *,
-    by: str | None = None,
+    by: By | None = None,
     n_bins: int = 16,
     ax: Axes | None = None,
 ) -> Axes:
@@ -156,8 +156,9 @@ def preferred_orientations(
         Units or functional rows with the angle, NaN if there is none.
     variable : str, optional
         An angle with units, convention and, for orientations, period as attributes.
-    by : str, optional
-        Variable with words, one colour each; by default colours are those of the angles.
+    by : str, collection of str, xarray.DataArray or pandas.Series, optional
+        Populations, as `microns_xr.analysis.population_labels` takes them, one colour each; by
+        default colours are those of the angles.
     n_bins : int, optional
         Bins per period. The first one is centred on 0, so that measured angles lie inside bins.
     ax : matplotlib.axes.Axes, optional
@@ -184,7 +185,7 @@ def preferred_orientations(
     >>> ax.name, len(ax.patches)
     ('polar', 32)
     """
-    names = (variable,) if by is None else (variable, by)
+    names = (variable, by) if isinstance(by, str) else (variable,)
     require(units, names, "units", "use mx.Release(...).units(functional='best_only')")
     angle = units[variable]
     state, convention, _ = describe_angle(angle, variable)
@@ -196,7 +197,7 @@ def preferred_orientations(
         raise SchemaError(f"{variable} is NaN for all {values.size} neurons: nothing to draw")
     if n_bins < 2:
         raise SchemaError(f"n_bins is {n_bins}, expected at least 2")
-    words = np.full(values.size, "all") if by is None else one_word_each(units, by, angle.dims)
+    words, name = words_by(units, by, angle.dims[0])
     words = words[known]
     ax = axes_or_current(ax, polar=True)
     polar = ax.name == "polar"
@@ -228,7 +229,9 @@ def preferred_orientations(
             ax.set_xticks(np.arange(0, period + 1, period / 4))
     if by is not None:
         # Polar axes are round, so the legend is placed beside them.
-        draw_legend(ax, in_words(by), **(BESIDE | {"bbox_to_anchor": (1.08, 1.0)} if polar else {}))
+        draw_legend(
+            ax, in_words(name), **(BESIDE | {"bbox_to_anchor": (1.08, 1.0)} if polar else {})
+        )
     return ax
 
 
@@ -250,7 +253,7 @@ def _rotate_axes(ax: Any, convention: str, share: float) -> None:
 
 def currents_by_angle(
     currents: xr.DataArray,
-    groups: xr.DataArray | None = None,
+    by: By | None = None,
     *,
     normalise: bool = True,
     ax: Axes | None = None,
@@ -261,8 +264,10 @@ def currents_by_angle(
     ----------
     currents : xarray.DataArray
         From `microns_xr.input_currents`: (``post_nucleus_id``, angle).
-    groups : xarray.DataArray, optional
-        One word per neuron, matched by label, such as ``units.layer``; one line per word.
+    by : str, collection of str, xarray.DataArray or pandas.Series, optional
+        Populations, one line each: labels over ``nucleus_id``, matched by label, such as
+        ``units.layer``; or the name of an annotation of the currents (``"layer"`` for
+        ``post_layer``, which `microns_xr.annotate` writes), or several for their product.
     normalise : bool, optional
         Divide the current of each neuron by its mean, so that neurons with strong input do not
         outweigh others. Neurons with a mean of 0 or less are left out.
@@ -278,10 +283,10 @@ def currents_by_angle(
     Raises
     ------
     SchemaError
-        If the currents are not (post_nucleus_id, angle), no neuron has a current, or groups are not
-        labelled words.
+        If the currents are not (post_nucleus_id, angle), no neuron has a current, or labels are not
+        one word, integer or boolean per neuron.
     UnknownLabelError
-        If none of the neurons is among the groups.
+        If there is no such annotation, or none of the neurons has a label.
 
     Examples
     --------
@@ -310,7 +315,10 @@ def currents_by_angle(
             f"none of the {values.shape[0]} neurons has a current"
             + (" with a mean above 0: nothing to draw, unless normalise=False" if normalise else "")
         )
-    words = _group_words(groups, currents)
+    words = np.full(values.shape[0], "all", dtype=object)
+    if by is not None:
+        groups = groups_of(currents.coords.to_dataset(), None, by, "post")
+        words = groups.words[groups.codes].astype(str)
     unit = angle.attrs.get("units", "degree" if angle.name in PERIODS else "")
     if is_angle(angle) or angle.name in PERIODS:
         require_likely_angle(angle.assign_attrs(units=unit), str(angle.name))
@@ -385,33 +393,6 @@ def aligned_currents(aligned: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     ax.set(xlabel=label_of(relative), ylabel=ylabel)
     draw_legend(ax)
     return ax
-
-
-def _group_words(groups: Any, currents: xr.DataArray) -> np.ndarray:
-    """Return one word per postsynaptic neuron."""
-    if groups is None:
-        return np.full(currents.shape[0], "all", dtype=object)
-    if not isinstance(groups, xr.DataArray) or groups.ndim != 1 or not groups.indexes:
-        raise SchemaError(
-            f"groups has dims {getattr(groups, 'dims', ())}, expected one word per neuron with "
-            "the label nucleus_id, such as units.layer"
-        )
-    groups = groups.reset_coords(drop=True)
-    ids = currents["post_nucleus_id"].values
-    if ids.size and not np.isin(ids, groups[groups.dims[0]].values).any():
-        raise UnknownLabelError(
-            f"none of the {ids.size} neurons of post_nucleus_id has a group: pass one word per "
-            "neuron with the label nucleus_id, such as units.layer"
-        )
-    words = words_of(groups)
-    if words is None and groups.dtype.kind == "f":
-        raise SchemaError(
-            f"groups has dtype {groups.dtype}, expected one word per neuron: bin numbers first, "
-            "for example with np.digitize"
-        )
-    words = groups.values.astype(str) if words is None else words
-    groups = groups.copy(deep=False, data=words.astype(object))
-    return np.asarray(groups.reindex({groups.dims[0]: ids}, fill_value="unknown"))
 
 
 def with_angle(units: xr.Dataset, name: str) -> xr.Dataset:

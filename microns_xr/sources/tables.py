@@ -207,11 +207,11 @@ def table_stem(path: Path) -> str | None:
     return next((stem for stem in stems if stem not in ("", path.name) and stem[0] != "."), None)
 
 
-def read_table_file(path: str | Path) -> pd.DataFrame:
+def read_table_file(path: str | os.PathLike[str], *, spelling: bool = True) -> pd.DataFrame:
     """Read one csv, csv.gz, parquet or feather file.
 
     A csv file has no types: a column is integer only if all of its values are integers. An index
-    without a name is left out; known names in other case get theirs.
+    without a name is left out; known names in other case get theirs, unless `spelling` is False.
     """
     path = Path(path)
     if not path.is_file():
@@ -231,7 +231,7 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
             table = pa.feather.read_table(path, memory_map=False)
         else:
             table = _read_csv(path)
-        frame = tidy_columns(to_frame(table), path.name)
+        frame = tidy_columns(to_frame(table), path.name, spelling=spelling)
         stated = stated_resolution(table.schema.metadata) or side_resolution(path)
         if stated is not None:
             frame.attrs[RESOLUTION] = stated
@@ -243,6 +243,11 @@ def read_table_file(path: str | Path) -> pd.DataFrame:
             f"{path} cannot be read ({reason_of(error)}): it is damaged, cut short or in another "
             "format than its suffix says; fetch or write it again"
         ) from error
+
+
+def read_if_path(table: Any) -> Any:
+    """Return the table of a file, with the columns as they are; anything else unchanged."""
+    return read_table_file(table, spelling=False) if isinstance(table, str | os.PathLike) else table
 
 
 # The resolution of the positions: in the attributes that pandas writes into parquet and feather

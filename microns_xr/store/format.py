@@ -9,6 +9,7 @@ Root
        of strings: the name and, where known, a colon, the number of rows and the sha256 of the
        parquet file, as in ``"nucleus_detection_v0: 144120 rows, sha256 ab12"``; older stores have
        objects with ``name``, ``rows`` and ``sha256``) and ``references`` (list of strings).
+       They MAY hold ``how_to_open``, calls for a reader that sees only the root.
     2. They MUST be written last: a root without ``microns_xr_format`` is an unfinished store.
     3. The groups are ``units``, which MUST be present, and ``layers``, ``functional``,
        ``connectivity/by_post``, ``connectivity/by_pre`` and ``synapses``, each of which MUST be

@@ -50,9 +50,12 @@ def locate(
 ) -> tuple[str, Store | None]:
     """Return the address of a store and, unless it is a local folder, its zarr store object."""
     if not isinstance(path, str | os.PathLike | Store):
+        kind = type(path).__name__
+        hint = "wrap an obstore store as zarr.storage.ObjectStore(store)"
+        hint = "write it with release.write('NAME.zarr') first" if kind == "Release" else hint
         raise SchemaError(
-            f"path is a {type(path).__module__}.{type(path).__name__}, expected a path, a URL or a "
-            "zarr store: wrap an obstore store as zarr.storage.ObjectStore(store)"
+            f"path is a {type(path).__module__}.{kind}, expected a path, a URL or a zarr store: "
+            f"{hint}"
         )
     if isinstance(path, LocalStore):
         path = path.root

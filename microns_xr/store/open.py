@@ -28,6 +28,7 @@ from microns_xr.errors import (
     SchemaError,
     SourceError,
     StoreFormatError,
+    require_instance,
     require_one_of,
     unknown_label,
 )
@@ -621,22 +622,10 @@ def connectivity_of(
     connectivity: Connectivity, compressed: Compressed = "post"
 ) -> tuple[xr.Dataset, bool]:
     """Return the connectivity that was passed, in one form, and whether it was opened here."""
-    if isinstance(connectivity, xr.Dataset | xr.DataArray):
+    if isinstance(connectivity, xr.Dataset | xr.DataArray | xr.DataTree):
         return as_pairs(connectivity), False
-    if isinstance(connectivity, xr.DataTree):
-        if set(PAIR_DIMS) <= set(connectivity.dims):  # its node, as tree["connectivity"]
-            return as_pairs(connectivity.to_dataset()), False
-        if "connectivity" not in connectivity.children:
-            raise SchemaError(
-                f"the tree has the groups {list(connectivity.children)}, expected 'connectivity' "
-                "among them: open a store that was written with connectivity"
-            )
-        return as_pairs(connectivity["connectivity"].to_dataset()), False
-    if not isinstance(connectivity, str | os.PathLike | Store):
-        raise SchemaError(
-            f"connectivity is a {type(connectivity).__name__}, expected a Dataset, a tree, or the "
-            "address of a store: use mx.Release(...).connectivity() or mx.open_store"
-        )
+    expected = "a Dataset, a tree, or the address of a store, as mx.open_store takes it"
+    require_instance("connectivity", connectivity, (str, os.PathLike, Store), expected)
     root = open_root(connectivity)
     if MATRIX_GROUP[compressed] not in root and MATRIX_GROUP[OTHER[compressed]] in root:
         compressed = OTHER[compressed]

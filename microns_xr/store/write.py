@@ -281,6 +281,13 @@ def _is_within(place: str, address: str) -> bool:
     return f"{place.rstrip('/')}/".startswith(f"{address.rstrip('/')}/")
 
 
+# The root holds groups and no arrays, so that xarray.open_zarr of the root alone shows only this.
+HOW_TO_OPEN = (
+    "xarray.open_zarr(path, group='units', consolidated=False), or all groups with "
+    "xarray.open_datatree(path, engine='zarr', consolidated=False)"
+)
+
+
 def root_attrs(parts: Iterable[xr.Dataset], tables: Iterable[str] | None = None) -> dict[str, Any]:
     """Return the attributes of the root of a store, by default with the tables of the parts."""
     units, *_ = parts = list(parts)
@@ -292,6 +299,7 @@ def root_attrs(parts: Iterable[xr.Dataset], tables: Iterable[str] | None = None)
         **{name: stated[name] for name in RELEASE_COORDS if name in stated},
         "timestamp": units.attrs.get("timestamp"),
         "created_by": f"microns_xr {__version__}",
+        "how_to_open": HOW_TO_OPEN,
         "source_tables": tables,
         "references": papers_of(source_names(tables), str(stated.get("datastack", "")), recorded),
     }

@@ -11,7 +11,7 @@ import scipy.stats
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import dataset, ids, random_tables, stored_pairs, units_of
+from matrices import connectivity_of_pairs, dataset, ids, random_tables, stored_pairs, units_of
 
 import microns_xr as mx
 from microns_xr.analysis import Bootstrap, Wilson
@@ -566,3 +566,21 @@ def test_real_release(real_data):
         np.testing.assert_array_equal(found[name], table)
     assert int(found.n_connected.sum()) == 890
     assert found.attrs["completeness"].startswith("lower bound: of 263 axons 263")
+
+
+def test_glia_count_only_where_they_are_chosen():
+    units = make_units(np.zeros((4, 3))).assign_coords(
+        classification_system=("nucleus_id", ["excitatory_neuron"] * 3 + ["nonneuron"])
+    )
+    connectivity = connectivity_of_pairs(np.eye(4, k=1, dtype=bool))
+    found = mx.analysis.connection_probability(connectivity, units, None)
+    assert int(found.n_pairs) == 3 * 2
+    assert mx.releases.read_counts(found, "left_out")["post_not_a_neuron"] == 1
+    assert mx.releases.read_counts(found, "axons_on_axis")["full"] == 3
+    onto_all = mx.analysis.connection_probability(connectivity, units, None, post=units)
+    assert int(onto_all.n_pairs) == 3 * 3
+    onto_glia = {"classification_system": "nonneuron"}
+    found = mx.analysis.connection_probability(connectivity, units, None, post=onto_glia)
+    assert (int(found.n_pairs), int(found.n_connected)) == (3, 1)
+    unlabelled = units.drop_vars("classification_system")
+    assert int(mx.analysis.connection_probability(connectivity, unlabelled, None).n_pairs) == 4 * 3

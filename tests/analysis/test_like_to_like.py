@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -436,13 +438,33 @@ def test_nearest_flattens_the_average_by_what_is_documented():
     assert 1 - np.sinc(1 / 8) == pytest.approx(0.0255, abs=1e-4)
 
 
+@pytest.mark.parametrize("angle", ["pref_ori", "pref_dir"])
+def test_a_missing_angle_is_told_with_the_call_that_gives_it(angle, demo_fresh):
+    units, connectivity = demo_fresh["units"], demo_fresh["connectivity"]
+    rates = units.rate_ori if angle == "pref_ori" else units.rate_dir
+    currents = mx.input_currents(connectivity, rates)
+    for function in (
+        lambda u: mx.analysis.like_to_like(connectivity, u, angle=angle, presynaptic="all"),
+        lambda u: mx.analysis.tuned_connections(connectivity, u, angle=angle, presynaptic="all"),
+        lambda u: mx.analysis.align_to_preferred(currents, u, angle=angle),
+        lambda u: mx.analysis.null_models.permute_angles(u, angle, n=2),
+    ):
+        with pytest.raises(mx.errors.UnknownLabelError, match="functional='best_only'") as error:
+            function(units)
+        call = re.search(r"units\.assign\(.*?\)\.\w+\)", str(error.value))[0]
+        assert function(eval(call, {"mx": mx, "units": units})) is not None
+        with pytest.raises(mx.errors.UnknownLabelError, match="assign the angles of a fit"):
+            function(units.drop_vars(["rate_ori", "rate_dir"]))
+
+
 def test_align_refuses_other_angles():
     currents, units = make_currents([[1, 2, 3, 4]]), make_units([10.0])
     directions = make_units([10.0], "pref_dir")
     other = mx.releases.stamp_release(units, "minnie65_public", 1300)
     schema, label = mx.errors.SchemaError, mx.errors.UnknownLabelError
     for error, match, call in (
-        (schema, r"convert one with mx\.angles\.convert", (currents, mx.angles.convert(units, units="radian"))),
+        (schema, r"pass mx\.angles\.convert\(units, 'up_clockwise', units='degree'\)",
+         (currents, mx.angles.convert(units, units="radian"))),
         (schema, "pref_dir has period 360 but orientation has 180", (currents, directions, "pref_dir")),
         (label, "'pref_dir'", (currents, units, "pref_dir")),
         (schema, "evenly spaced around 180", (currents.isel(orientation=[0, 1, 3]), units)),

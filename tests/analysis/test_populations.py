@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -51,7 +52,9 @@ def test_means_by_hand(three, units):
 
 
 def test_products_by_hand(three, units):
-    table = mx.group_connectivity(three, ["cell_type", "layer"], "layer", units=units)
+    table = mx.group_connectivity(
+        three, {"pre": ["cell_type", "layer"], "post": "layer"}, units=units
+    )
     assert table.synapse_size.dims == ("pre_cell_type_layer", "post_layer")
     assert table.pre_cell_type_layer.values.tolist() == ["23P, L2/3", "23P, L4", "BC, L4"]
     assert table.pre_cell_type.values.tolist() == ["23P", "23P", "BC"]
@@ -124,7 +127,7 @@ def test_what_is_refused(three, units):
         mx.analysis.population_labels(units, [])
     with pytest.raises(mx.errors.SchemaError, match="expected the name of a variable"):
         mx.analysis.population_labels(units, 3)
-    with pytest.raises(mx.errors.SchemaError, match=r"given by a Dataset, .* the units as units="):
+    with pytest.raises(mx.errors.SchemaError, match=r"by is a Dataset, .* the units as units="):
         mx.group_connectivity(three, units)
     with pytest.raises(mx.errors.ReleaseMismatchError):
         mx.group_connectivity(
@@ -137,7 +140,9 @@ def test_what_is_refused(three, units):
 def test_like_a_table_of_pairs(demo):
     """Against pandas on one row per pair."""
     connectivity, units = demo["connectivity"], demo["units"]
-    found = mx.group_connectivity(connectivity, ["cell_type", "layer"], "brain_area", units=units)
+    found = mx.group_connectivity(
+        connectivity, {"pre": ["cell_type", "layer"], "post": "brain_area"}, units=units
+    )
     pairs = mx.to_table(connectivity)
     of = units[["cell_type", "layer", "brain_area"]].to_dataframe()
     pre, post = of.loc[pairs.pre_nucleus_id], of.loc[pairs.post_nucleus_id]
@@ -179,3 +184,43 @@ def test_sums_do_not_depend_on_the_populations(demo_fresh):
         table = mx.group_connectivity(connectivity, by, units=units)
         assert int(table.synapse_size.sum()) == total
         assert pd.Index(table[next(iter(table.dims))].values).is_unique
+
+
+GROUPED = {
+    "labels": lambda u, c, i, by: mx.analysis.population_labels(u, by).values.tolist(),
+    "group": lambda u, c, i, by: mx.group_connectivity(c, by, units=u).n_connections.values.tolist(),
+    "probability": lambda u, c, i, by: mx.analysis.connection_probability(
+        c, u, by, presynaptic="all"
+    ).n_pairs.values.tolist(),
+    "depths": lambda u, c, i, by: legend(mx.plot.depth_profile(u, by=by)),
+    "angles": lambda u, c, i, by: legend(mx.plot.preferred_orientations(u, by=by)),
+    "matrix": lambda u, c, i, by: [
+        text.get_text() for text in mx.plot.adjacency_matrix(c, u, by).get_yticklabels()
+    ],
+    "currents": lambda u, c, i, by: legend(mx.plot.currents_by_angle(i, by)),
+}  # fmt: skip
+
+
+def legend(ax):
+    return sorted(text.get_text() for text in ax.get_legend().get_texts())
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_populations_are_given_alike_everywhere(name, demo_fresh):
+    units, connectivity = demo_fresh["units"], demo_fresh["connectivity"]
+    degrees = {"units": "degree", "period": 180.0}
+    angles = np.linspace(0, 179, units.sizes["nucleus_id"])
+    units = units.assign(pref_ori=("nucleus_id", angles, degrees))
+    names = ["classification_system", "layer"]
+    currents = mx.annotate(mx.input_currents(connectivity, units.rate_ori), units, names)
+    product = mx.analysis.population_labels(units, names)
+    for by, same in (
+        ("layer", [units.layer, units.layer[::-1], units.layer.to_series()]),
+        (names, [product, tuple(names), product.to_series()]),
+    ):
+        found = []
+        for given in (by, *same):
+            plt.close("all")
+            found.append(GROUPED[name](units, connectivity, currents, given))
+        assert len(found[0]) > 1
+        assert all(other == found[0] for other in found)

@@ -124,7 +124,7 @@ OPERATIONS = {
     },
     "groups of 20 types": {
         "group_connectivity (three sums)": (
-            lambda x: mx.group_connectivity(x.connectivity, x.labels, x.labels),
+            lambda x: mx.group_connectivity(x.connectivity, x.labels),
             lambda found: found.synapse_size.values,
         ),
         "one-hot products (one)": (

@@ -51,7 +51,7 @@ def test_pictures_have_the_names_of_the_package():
         (["tuning_curve", "--variable", "gOSI"], "no rates 'gOSI'"),
         (["connection_probability", "--distance", "0:100"], "START:STOP:STEP"),
         (["currents_by_angle", "--variable", "rate_x"], "no rates 'rate_x'"),
-        (["currents_by_angle", "--by", "pref_ori"], "expected one word per neuron"),
+        (["currents_by_angle", "--by", "pref_ori"], "bin numbers first"),
         (["depth_profile", "--by", "colour"], "--by is 'colour', expected one of"),
         (
             ["depth_profile", "--null", "5"],

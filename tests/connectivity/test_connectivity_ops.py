@@ -231,6 +231,34 @@ def test_annotating(connectivity):
     assert replaced.pre_cell_type.values.tolist() == ["c", "unknown", "a"]
 
 
+def test_results_are_annotated_along_their_axes(connectivity):
+    units = three_units()
+    rates = xr.DataArray([1.0, 2.0, 4.0], {"nucleus_id": [11, 12, 13]})
+    currents = mx.input_currents(connectivity.assign_coords(scope="complete"), rates)
+    found = mx.annotate(currents, units, ["cell_type", "position"])
+    new = ["post_cell_type", "post_x", "post_y", "post_z"]
+    assert set(found.coords) - set(currents.coords) == set(new)
+    xr.testing.assert_equal(found.drop_vars(new), currents)
+    assert found.post_cell_type.values.tolist() == ["23P", "unknown", "5P"]
+    means = found.groupby("post_cell_type").mean().to_series()
+    assert means.to_dict() == dict(zip(["23P", "unknown", "5P"], currents.values, strict=True))
+    # An annotation of the connectivity stays with the sums over it.
+    of_annotated = mx.input_currents(mx.annotate(connectivity, units, "cell_type"), rates)
+    assert of_annotated.post_cell_type.values.tolist() == found.post_cell_type.values.tolist()
+    degrees = mx.annotate(mx.degrees(connectivity), units, "cell_type")
+    for side, degree in (("post", "in_degree"), ("pre", "out_degree")):
+        sums = degrees[degree].groupby(f"{side}_cell_type").sum()
+        assert sums.sum() == mx.n_connections(connectivity)
+    inputs = mx.annotate(mx.inputs_to(connectivity, 13), units, "cell_type")
+    assert "pre_cell_type" in inputs.coords
+    assert "post_cell_type" not in inputs.coords
+    size = mx.annotate(connectivity.synapse_size, units, "cell_type")
+    assert size.name == "synapse_size"
+    assert {"pre_cell_type", "post_cell_type"} < set(size.coords)
+    with pytest.raises(mx.errors.SchemaError, match="connectivity"):
+        mx.annotate(units, units, "cell_type")
+
+
 def test_what_cannot_be_annotated(connectivity):
     with pytest.raises(mx.errors.UnknownLabelError, match="nearest: cell_type"):
         mx.annotate(connectivity, three_units(), "celltype")
@@ -264,7 +292,7 @@ def test_degrees_by_hand(connectivity):
 
 
 def test_groups_by_hand(connectivity):
-    found = mx.group_connectivity(connectivity, "layer", "layer")
+    found = mx.group_connectivity(connectivity, "layer")
     assert found.synapse_size.dims == ("pre_layer", "post_layer")
     assert found.pre_layer.values.tolist() == ["L4", "L5"]
     assert found.synapse_size.values.tolist() == [[14, 700], [0, 0]]
@@ -273,22 +301,27 @@ def test_groups_by_hand(connectivity):
     assert found.n_pre.values.tolist() == found.n_post.values.tolist() == [2, 1]
     assert found.synapse_size.dtype == np.int64
     assert found.materialization_version.item() == 1718
-    assert mx.group_connectivity(connectivity, "pre_layer", "post_layer").identical(found)
+    assert mx.group_connectivity(
+        connectivity, {"pre": "pre_layer", "post": "post_layer"}
+    ).identical(found)
 
 
 def test_groups_of_labels_aligned_by_label(connectivity):
     cell_type = three_units().cell_type  # of 13, 99, 11
-    found = mx.group_connectivity(connectivity, cell_type, "layer")
+    found = mx.group_connectivity(connectivity, {"pre": cell_type, "post": "layer"})
     assert found.synapse_size.dims == ("pre_cell_type", "post_layer")
     assert found.pre_cell_type.values.tolist() == ["23P", "5P", "unknown"]
     assert found.synapse_size.values.tolist() == [[0, 700], [14, 0], [0, 0]]
     clusters = xr.DataArray([7, 3, 7], {"post_nucleus_id": [13, 12, 11]}, name="post_cluster")
-    by_cluster = mx.group_connectivity(connectivity, cell_type, clusters)
+    by_cluster = mx.group_connectivity(connectivity, {"pre": cell_type, "post": clusters})
     assert by_cluster.synapse_count.dims == ("pre_cell_type", "post_cluster")
     assert by_cluster.post_cluster.values.tolist() == [3, 7]
     assert by_cluster.synapse_count.values.tolist() == [[2, 0], [0, 4], [0, 1]]
     proofread = xr.DataArray([True, False, True], {"nucleus_id": [11, 12, 13]})
-    assert mx.group_connectivity(connectivity, proofread, "layer").sizes["pre_group"] == 2
+    assert (
+        mx.group_connectivity(connectivity, {"pre": proofread, "post": "layer"}).sizes["pre_group"]
+        == 2
+    )
 
 
 def test_labels_that_do_not_group(connectivity, monkeypatch):
@@ -296,28 +329,30 @@ def test_labels_that_do_not_group(connectivity, monkeypatch):
     with pytest.raises(
         mx.errors.UnknownLabelError, match=r"no variable 'pre_laier'.* nearest: pre_layer"
     ):
-        mx.group_connectivity(connectivity, "laier", "layer")
+        mx.group_connectivity(connectivity, {"pre": "laier", "post": "layer"})
     with pytest.raises(
         mx.errors.SchemaError, match=r"1 of 3 neurons of pre_nucleus_id have no label 'session'"
     ):
-        mx.group_connectivity(connectivity, units.session, "layer")
+        mx.group_connectivity(connectivity, {"pre": units.session, "post": "layer"})
     with pytest.raises(mx.errors.SchemaError, match="dtype float64"):
         mx.group_connectivity(
-            connectivity, units.pref_ori.assign_coords(nucleus_id=[11, 12, 13]), "layer"
+            connectivity,
+            {"pre": units.pref_ori.assign_coords(nucleus_id=[11, 12, 13]), "post": "layer"},
         )
     with pytest.raises(mx.errors.SchemaError, match="expected one label per neuron"):
-        mx.group_connectivity(connectivity, units.rate_ori, "layer")
+        mx.group_connectivity(connectivity, {"pre": units.rate_ori, "post": "layer"})
     with pytest.raises(mx.errors.UnknownLabelError, match="no variable 'pre_L4'"):
-        mx.group_connectivity(connectivity, ["L4"], "layer")
+        mx.group_connectivity(connectivity, {"pre": ["L4"], "post": "layer"})
     with pytest.raises(mx.errors.UnknownLabelError, match="none of the 3 neurons"):
         mx.group_connectivity(
-            connectivity, units.cell_type.assign_coords(nucleus_id=[1, 2, 3]), "layer"
+            connectivity,
+            {"pre": units.cell_type.assign_coords(nucleus_id=[1, 2, 3]), "post": "layer"},
         )
     with pytest.raises(mx.errors.ReleaseMismatchError):
-        mx.group_connectivity(connectivity, three_units(661).cell_type, "layer")
+        mx.group_connectivity(connectivity, {"pre": three_units(661).cell_type, "post": "layer"})
     monkeypatch.setattr("microns_xr.analysis.populations._MAX_CELLS", 3)
     with pytest.raises(mx.errors.SchemaError, match="2 x 2 groups"):
-        mx.group_connectivity(connectivity, "layer", "layer")
+        mx.group_connectivity(connectivity, "layer")
 
 
 def test_sizes_and_counts_on_different_pairs_are_refused(connectivity):
@@ -397,7 +432,7 @@ def test_every_operation_against_dense_tables(seed, n_pre, n_post, compressed):
     pre_words, post_words = words[rng.integers(0, 3, n_pre)], words[rng.integers(0, 3, n_post)]
     grouped = mx.group_connectivity(
         found.assign_coords(pre_t=("pre_nucleus_id", pre_words), post_t=("post_nucleus_id", post_words)),
-        "t", "t",
+        "t",
     )  # fmt: skip
     for a in grouped.pre_t.values:
         for b in grouped.post_t.values:

@@ -109,9 +109,9 @@ OPERATIONS = {
     "annotate": lambda c, u: mx.annotate(c, u, ["layer", "strategy_axon"]),
     "degrees": lambda c, u: mx.degrees(c),
     "degrees of some": lambda c, u: mx.degrees(mx.select_connections(c, pre=u.nucleus_id[:90])),
-    "groups": lambda c, u: mx.group_connectivity(c, u.cell_type, u.layer),
+    "groups": lambda c, u: mx.group_connectivity(c, {"pre": u.cell_type, "post": u.layer}),
     "groups of some": lambda c, u: mx.group_connectivity(
-        mx.annotate(mx.select_connections(c, u, pre={"layer": "L4"}), u, "layer"), "layer", "layer"
+        mx.annotate(mx.select_connections(c, u, pre={"layer": "L4"}), u, "layer"), "layer"
     ),
 }
 
@@ -184,10 +184,10 @@ def test_few_large_tables_are_held_at_a_time(by_post, memory, units, large, most
         return add(*parts)
 
     monkeypatch.setattr(blocks, "_add", counted)
-    found = mx.group_connectivity(by_post, units.layer, units.layer)
+    found = mx.group_connectivity(by_post, units.layer)
     xr.testing.assert_identical(
         found.compute(scheduler="synchronous"),
-        mx.group_connectivity(memory, units.layer, units.layer),
+        mx.group_connectivity(memory, units.layer),
     )
     assert max(added) == most
 
@@ -242,7 +242,7 @@ TOGETHER = {
     "all": lambda c, u: (
         mx.input_currents(c, u.rate_ori),
         mx.degrees(c),
-        mx.group_connectivity(c, u.layer, u.layer),
+        mx.group_connectivity(c, u.layer),
     ),
     "of a part": lambda c, u: TOGETHER["all"](mx.drop_autapses(c), u),
 }
@@ -342,7 +342,7 @@ USES = {
         c, u.rate_ori, "post_nucleus_id", weight=w, missing="skip"
     ),
     "degrees": lambda c, u, w: mx.degrees(c),
-    "groups": lambda c, u, w: mx.group_connectivity(c, u.layer, u.layer),
+    "groups": lambda c, u, w: mx.group_connectivity(c, u.layer),
     "pairs": lambda c, u, w: xr.DataArray(mx.n_connections(c)),
     "a part": lambda c, u, w: mx.drop_autapses(c),
 }
@@ -396,7 +396,7 @@ def test_blocks_that_hold_no_whole_numbers_are_not_cut_to_them(by_post, units):
     """The dtype that an array promises need not be that of its blocks."""
     halves = lz.with_scaled_sizes(by_post, 0.5)
     assert halves.synapse_size.dtype == np.int64
-    for function in (mx.degrees, lambda c: mx.group_connectivity(c, units.layer, units.layer)):
+    for function in (mx.degrees, lambda c: mx.group_connectivity(c, units.layer)):
         with pytest.raises(
             mx.errors.SchemaError, match="synapse_size is float64, expected integers"
         ):

@@ -618,8 +618,8 @@ def test_currents_are_means_over_neurons():
         (currents * 0, None, "nothing to draw"),
         (currents.to_dataset(name="a"), None, "expected a DataArray"),
         (currents.expand_dims("a"), None, r"expected \(post_nucleus_id, angle\)"),
-        (currents, ["L4"] * 4, "expected one word per neuron"),
-        (currents, layer.expand_dims("a"), "expected one word per neuron"),
+        (currents, layer.values, "by is an array without ids"),
+        (currents, layer.expand_dims("a"), "expected one label per neuron"),
     ):
         with pytest.raises(mx.errors.SchemaError, match=match):
             plot.currents_by_angle(wrong, groups)
@@ -633,7 +633,7 @@ def test_currents_are_means_over_neurons():
     [
         (lambda u: plot.depth_profile(u, by="colour"), r"no \['colour'\]"),
         (lambda u: plot.depth_profile(u.drop_vars("position")), r"no \['position'\]"),
-        (lambda u: plot.depth_profile(u, by="gOSI"), "expected one word per cell"),
+        (lambda u: plot.depth_profile(u, by="gOSI"), "bin numbers first"),
         (lambda u: plot.depth_profile(u, bin_um=0), "above 0"),
         (lambda u: plot.depth_profile(u, u), "layer_name"),
         (lambda u: plot.depth_profile(u.layer), "expected a Dataset"),
@@ -654,7 +654,7 @@ def test_currents_are_means_over_neurons():
         (lambda u: plot.tuning_curve(u.gOSI), "expected one of direction, orientation"),
         (lambda u: plot.preferred_orientations(u, "pref_dir"), r"no \['pref_dir'\]"),
         (lambda u: plot.preferred_orientations(u, "gOSI"), "units"),
-        (lambda u: plot.preferred_orientations(u, by="gOSI"), "expected one word per cell"),
+        (lambda u: plot.preferred_orientations(u, by="gOSI"), "bin numbers first"),
         (lambda u: plot.preferred_orientations(u, n_bins=1), "at least 2"),
         (lambda u: plot.preferred_orientations(u.isel(nucleus_id=[3])), "nothing to draw"),
     ],

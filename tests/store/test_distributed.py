@@ -50,7 +50,7 @@ RESULTS = {
     "currents": lambda c, u: mx.input_currents(c, u.rate_dir),
     "outgoing": lambda c, u: mx.contract(c, u.rate_ori, "post_nucleus_id", missing="skip"),
     "degrees": lambda c, u: mx.degrees(c),
-    "groups": lambda c, u: mx.group_connectivity(c, u.layer, u.cell_type),
+    "groups": lambda c, u: mx.group_connectivity(c, {"pre": u.layer, "post": u.cell_type}),
     "a part": lambda c, u: mx.degrees(
         mx.drop_autapses(mx.select_connections(c, u, post={"layer": "L4"}))
     ),

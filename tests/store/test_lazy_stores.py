@@ -81,8 +81,8 @@ def test_stores_as_arguments(demo_store, units):
         )
         xr.testing.assert_identical(mx.degrees(place), mx.degrees(memory))
         xr.testing.assert_identical(
-            mx.group_connectivity(place, units.layer, units.layer),
-            mx.group_connectivity(memory, units.layer, units.layer),
+            mx.group_connectivity(place, units.layer),
+            mx.group_connectivity(memory, units.layer),
         )
     xr.testing.assert_identical(mx.degrees(tree["connectivity"]).compute(), mx.degrees(memory))
     assert mx.input_currents(tree, units.rate_ori).chunks
@@ -437,7 +437,7 @@ EDGES = {
     "degrees": lambda c, r: mx.degrees(c),
     "currents": lambda c, r: mx.input_currents(c, r),
     "outgoing": lambda c, r: mx.contract(c, r, "post_nucleus_id", missing="skip"),
-    "groups": lambda c, r: mx.group_connectivity(c, r.parity, r.parity),
+    "groups": lambda c, r: mx.group_connectivity(c, r.parity),
     "inputs": lambda c, r: mx.inputs_to(c, c.post_nucleus_id.values[-2:]),
     "outputs": lambda c, r: mx.outputs_from(c, c.pre_nucleus_id.values[-2:]),
     "of nobody": lambda c, r: mx.inputs_to(c, []),

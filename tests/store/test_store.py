@@ -114,6 +114,7 @@ def test_root_attributes_state_the_provenance(path: str) -> None:
     assert (attrs["datastack"], attrs["materialization_version"]) == ("minnie65_public", 661)
     assert attrs["timestamp"] == timestamp
     assert attrs["created_by"].startswith("microns_xr ")
+    assert "group='units'" in attrs["how_to_open"]
     assert attrs["source_tables"] == ["functional_properties_v3_bcm: 6 rows, sha256 ab"]
     assert attrs["references"] == [
         "MICrONS Consortium 2025, doi:10.1038/s41586-025-08790-w",

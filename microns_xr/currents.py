@@ -237,19 +237,18 @@ def contract(
         attrs = {"long_name": f"share of {weight} whose partner has a value", "units": "1"}
         coords["rated_fraction"] = xr.Variable(other, share, attrs)
     partners = "presynaptic" if over == "pre_nucleus_id" else "postsynaptic"
-    result = xr.DataArray(
-        sums.reshape(sums.shape[0], *(values.sizes[d] for d in rest)),
-        dims=(other, *rest),
-        name=f"weighted_{name}",
-        attrs={
-            "long_name": f"{name} summed over {partners} partners, weighted by {weight}",
-            "units": _units(connectivity[weight], values),
-            "weight": weight,
-            "over": over,
-            **counts,
-        },
-    ).assign_coords(xr.Coordinates(coords, indexes))
-    # DataArray(coords=) would copy each word of the labels, a mapping would index them again.
+    attrs = {
+        "long_name": f"{name} summed over {partners} partners, weighted by {weight}",
+        "units": _units(connectivity[weight], values),
+        "weight": weight,
+        "over": over,
+        **counts,
+    }
+    sums = sums.reshape(sums.shape[0], *(values.sizes[d] for d in rest))
+    # DataArray(coords=) would copy each word of the labels, assign_coords would align them.
+    variable = xr.Variable((other, *rest), sums, attrs)
+    result = xr.Dataset({"<sums>": variable}, xr.Coordinates(coords, indexes))["<sums>"]
+    result.name = f"weighted_{name}"
     entry = f"contract({name}, over={over!r}, weight={weight!r}, missing={missing!r})"
     result = add_history(result, entry, source=(connectivity, values))
     return result.compute() if compute else result

@@ -6,10 +6,13 @@ and ``indices`` gives their positions on the *minor* axis. A sum over the minor 
 
 Both work on up to 16 columns at a time, held in vector registers. Most of the time goes by waiting
 for rows that are in no near cache, so that rows start on cache lines, those of later pairs are
-requested ahead, and two neurons are summed side by side. Where a processor has narrower registers,
-or none, LLVM divides the vectors, and the results are the same to the bit. Each product and each
-sum is rounded, in the order of the stored pairs, as in scipy, so that a float64 result is
-bit-identical to ``csc.T @ dense`` on processors where scipy does not use fused multiply-add.
+requested ahead, and two neurons are summed side by side. Each product and each sum is rounded, in
+the order of the stored pairs, as in scipy, so that a float64 result is bit-identical to
+``csc.T @ dense`` on processors where scipy does not use fused multiply-add.
+
+LLVM divides the vectors where the registers of a processor are narrower. This was run on x86-64,
+with AVX-512 and compiled for SSE2 alone (``NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES=""``), but
+not on ARM.
 """
 
 from __future__ import annotations
@@ -143,7 +146,8 @@ class Contraction(NamedTuple):
     """Weighted sums, and the share of the weight whose partners have a value."""
 
     sums: np.ndarray
-    # (neurons, 2): weight of all stored pairs, and of those whose partner has a value
+    # (neurons, 2): weight of all stored pairs, and of those whose partner has a value; only
+    # whether it is not 0 for sums over the minor axis if all partners have one
     tally: np.ndarray | None = None
     # (neurons,), uint8: 0 no stored pair, 1 pairs but no partner with a value, 3 some with one
     partners: np.ndarray | None = None
@@ -314,10 +318,9 @@ def _all_rated(weights, indptr, sums, tally, partners, lo, hi):  # type: ignore[
         start, stop = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
         partners[j] = np.uint8(3 * (stop > start))
         some = sums.shape[1] > 0 and sums[j, 0] != 0
-        for p in range(start, stop):
-            if some:
-                break
-            some = weights[p] != 0
+        if not some:
+            for p in range(start, stop):
+                some |= weights[p] != 0
         tally[j, 0] = tally[j, 1] = some
 
 
@@ -386,10 +389,10 @@ def contract_buffers(
     weights = _plain_weights(weights)
     n_out = indptr.size - 1 if over == "minor" else n_minor
     n_threads = usable_threads(threads, indices.size)
-    tally, partners = _tally(n_out if want_rated else 0, weights)
+    is_partial = want_rated and (over == "major" or not rows.has.all())
+    tally, partners = _tally(n_out if want_rated else 0, weights, is_partial)
     sums = _aligned((n_out, rows.n_columns), np.float64)
     if over == "minor":
-        is_partial = want_rated and not rows.has.all()
         parts = list(_column_blocks(rows, sums))
 
         def gather(lo: int, hi: int) -> None:
@@ -454,6 +457,6 @@ def _plain_weights(weights: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weights)
 
 
-def _tally(n: int, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _tally(n: int, weights: np.ndarray, exact: bool = True) -> tuple[np.ndarray, np.ndarray]:
     kind = np.float64 if weights.dtype.kind == "f" else np.int64
-    return np.zeros((n, 2), dtype=kind), np.zeros(n, dtype=np.uint8)
+    return np.zeros((n, 2), dtype=kind if exact else np.uint8), np.zeros(n, dtype=np.uint8)

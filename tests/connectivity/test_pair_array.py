@@ -121,6 +121,8 @@ CELLS = {
     "float32": lambda a: a.astype("float32"),
     "filled": lambda a: a.fillna(0),
     "missing": lambda a: a.isnull(),
+    "one of a few numbers": lambda a: a.isin([1, 2, 0.5]),
+    "shares of a sum of two": lambda a: a / (a.sum() + 1),
 }
 REDUCTIONS = {
     name: operator.methodcaller(name)
@@ -156,6 +158,19 @@ REDUCTIONS = {
     "equal": lambda a: xr.DataArray(a.equals(a.copy(deep=True))),
     "not equal": lambda a: xr.DataArray(a.equals(2 * a.where(a > 0, 0) + a)),
     "float": lambda a: xr.DataArray(float(a.sum())),
+    "weighted": lambda a: a.weighted(gains).mean(POST),
+    "weighted sum": lambda a: a.weighted(rates.isel(orientation=0) ** 2).sum(PRE),
+    "rates of the unconnected": lambda a: xr.dot(a == 0, rates, dim=PRE),
+    "rates of the unconnected, first": lambda a: xr.dot(rates, a == 0, dim=PRE),
+    "gains of the unconnected": lambda a: (a == 0) @ gains,
+    "sum over the unconnected": lambda a: xr.dot(a == 0, gains, dim=[PRE, POST]),
+    "rates of the unconnected, summed": lambda a: xr.dot(a == 0, rates, dim=[PRE, "orientation"]),
+    "deviation in a type": lambda a: a.groupby("post_cell_type").std(),
+    "quantile in a type": lambda a: a.groupby("pre_cell_type").quantile(0.3),
+    "first of a type": lambda a: a.groupby("post_cell_type").first(),
+    "bins of ids": lambda a: a.groupby_bins(PRE, [10, 13, 17]).sum().drop_vars(f"{PRE}_bins"),
+    "mapped": lambda a: a.groupby("pre_cell_type").map(lambda x: x.sum(PRE)),
+    "deviation of both": lambda a: a.std(ddof=1),
 }  # fmt: skip
 
 all_of = SELECTIONS | CELLS | REDUCTIONS
@@ -208,8 +223,8 @@ def test_any_weights(dense, compressed, typed):
     same(all_of[typed](stored), all_of[typed](full))
 
 
-# dask has no median over both axes and no lazy groups, and takes deviations from the mean cell by
-# cell; a mask of dask becomes dense.
+# dask has no median over both axes; a mask of dask becomes dense, and `isin` and `first` ask for
+# cells in another form, which is refused.
 NOT_LAZILY = {
     *(
         "median",
@@ -219,17 +234,47 @@ NOT_LAZILY = {
         "reindexed",
         "equal",
         "not equal",
+        "one of a few numbers",
+        "first of a type",
     ),
-    *(name for name in all_of if name.startswith(("std", "var", "sample"))),
 }
 
 
 @pytest.mark.parametrize("typed", sorted(set(all_of) - NOT_LAZILY))
 def test_lazily(typed):
-    stored, full = examples()[1]
-    found = all_of[typed](stored.copy(data=stored.chunk({POST: 2}).data))
-    assert typed == "float" or found.chunks is not None
-    same(found.compute(), all_of[typed](full))
+    for i in (1, 5):  # whole numbers, and others
+        stored, full = examples()[i]
+        found = all_of[typed](stored.copy(data=stored.chunk({POST: 2}).data))
+        assert typed == "float" or found.chunks is not None
+        same(found.compute(), all_of[typed](full))
+
+
+def test_lazy_variances_are_block_by_block_and_skip_nan():
+    stored, full = examples()[6]
+    with np.errstate(invalid="ignore"):
+        holes, expected = np.sqrt(stored), xr.where(full < 0, np.nan, np.sqrt(abs(full)))
+    for chunks in ({POST: 2}, {POST: 5}):
+        lazy = holes.copy(data=holes.chunk(chunks).data)
+        for dim in (PRE, POST, None):
+            for skipna in (True, False):
+                found = lazy.var(dim, skipna=skipna)
+                wanted = expected.var(dim, skipna=skipna)
+                np.testing.assert_allclose(found.compute(), wanted, rtol=1e-12)
+        with pytest.raises(mx.errors.SchemaError, match="subtract would give all"):
+            (lazy - lazy.mean(PRE)).compute()
+
+
+def test_nan_of_one_of_two_arrays_remains_in_their_product():
+    stored, _ = examples()[0]
+    one = stored.where(stored != 1, 0).astype(float)
+    one = one.copy(data=one.data._without_zeros())
+    with np.errstate(invalid="ignore"):
+        other = (stored / 1).where(stored != 1, np.nan)  # NaN where `one` stores nothing
+    has_nan = np.isnan(other.values)
+    assert has_nan.any()
+    assert not one.values[has_nan].any()
+    for product in (one * other, other * one):
+        np.testing.assert_array_equal(np.isnan(product.values), has_nan)
 
 
 def test_pairs_of_zero_remain():
@@ -309,6 +354,34 @@ def test_what_would_fill_all_pairs_is_refused(large, name):
     typed, message = REFUSED[name]
     with pytest.raises(mx.errors.SchemaError, match=message):
         typed(large)
+
+
+def test_groups_of_both_axes_are_refused_at_once(large):
+    of_pre, of_post = (xr.DataArray(np.arange(94_000) % 3, dims=dim) for dim in (PRE, POST))
+    typed = large.assign_coords(pre_kind=of_pre, post_kind=of_post)
+    message = r'\.groupby\("pre_kind"\)\.sum\(\)\.groupby\("post_kind"\).*mx\.group_connectivity'
+    for array in (typed, typed.to_dataset(), typed.copy(data=large.chunk({POST: 50_000}).data)):
+        with pytest.raises(mx.errors.SchemaError, match=message):
+            array.groupby(["pre_kind", "post_kind"])
+    groups = typed.groupby("pre_kind").sum().groupby("post_kind").sum()
+    assert groups.values.tolist() == [[0, 4, 0], [0, 0, 0], [3, 2, 0]]
+    assert typed.groupby("pre_kind").sum().groupby("post_kind").sum().sum() == 9
+
+
+def test_two_labels_of_one_axis_group_it():
+    stored, full = examples()[1]
+    other = (PRE, list("abcabc"))
+    found, wanted = (
+        a.assign_coords(other=other).groupby(["pre_cell_type", "other"]).sum()
+        for a in (stored, full)
+    )
+    same(found, wanted)
+
+
+def test_flox_is_told_what_to_do(large):
+    # It makes an empty array of the type of the blocks.
+    with pytest.raises(TypeError, match="use_flox=False"):
+        type(large.data)([], dtype=float)
 
 
 def test_files_name_the_store(large, tmp_path):

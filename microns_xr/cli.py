@@ -101,7 +101,7 @@ def _require_name(out: Path, *suffixes: str) -> None:
         raise SchemaError(f"--out is {out.name!r}, expected {names}")
     if not out.parent.is_dir():
         raise SchemaError(f"{out.name} cannot be written: create the folder {out.parent} first")
-    if out.is_dir() and ".zarr" not in suffixes:
+    if out.is_dir() and out.suffix not in ("", ".zarr"):
         raise SchemaError(f"--out is the folder {out}, expected the name of a file")
 
 
@@ -559,18 +559,13 @@ def currents(
     Partners without a rate are left out; rated_fraction is the share of a neuron's input weight
     that comes from partners with a rate.
     """
+    from microns_xr.store.swap import address_of, require_replaceable
+
     _require_name(out, ".csv", ".csv.gz", ".zarr")
     if out.resolve() == store.resolve():
         raise SchemaError(f"--out is the store to read, {store}: give another name")
-    if out.suffix != ".zarr" and out.is_dir():
-        raise SchemaError(f"--out is the folder {out}, expected the name of a file")
-    # Only currents may be replaced, never another store.
-    if out.suffix == ".zarr" and out.exists():
-        is_currents = (out / "input_current" / "zarr.json").is_file()
-        if not is_currents or (out / "units").exists():
-            raise SchemaError(
-                f"{out} exists and does not hold currents: remove it, or give another name"
-            )
+    if out.suffix == ".zarr":
+        require_replaceable(address_of(out), overwrite=True, kind="currents")
     with _steps("open", "contract", "write") as advance:
         tree = mx.open_store(store)
         _require_groups(tree, "units", "connectivity")

@@ -428,10 +428,6 @@ def synapse_tables() -> frozenset[str]:
     return frozenset(spec.tables["synapses"] for spec in specs if spec.has("synapses"))
 
 
-def _default_datastack() -> str:
-    return str(_registry()["datastack"])
-
-
 def supported_versions(datastack: str = "minnie65_public") -> list[int]:
     """Return the materialization versions in the registry, ascending.
 
@@ -502,7 +498,7 @@ def release_spec(
             )
     else:
         require_instance("datastack", datastack, (str, type(None)), "the name of a datastack")
-        spec = _spec_of_registry(version, datastack or _default_datastack())
+        spec = _spec_of_registry(version, datastack or _registry()["datastack"])
     require_instance("tables", tables, (Mapping, type(None)), "a mapping of roles to names")
     if not tables:
         return spec

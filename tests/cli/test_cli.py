@@ -273,7 +273,7 @@ def test_currents_never_replace_what_is_no_currents(demo_folder, tmp_path):
     (other / "notes.txt").write_text("mine")
     for out, message in (
         (store, "is the store to read"),
-        (other, "does not hold currents"),
+        (other, "expected a store of currents"),
         (tmp_path / "no" / "c.csv", "create the folder"),
     ):
         result = run("currents", store, "--out", out)

@@ -14,9 +14,14 @@ import microns_xr as mx
 
 
 def draw(folder: Path) -> plt.Figure:
-    fig, (cells, matrix, aligned) = plt.subplots(
-        1, 3, figsize=(15, 4.0), layout="constrained", width_ratios=[1.6, 0.85, 1.1]
+    plt.rcParams["font.size"] = 12  # to be read in a page that is narrower than the figure
+    fig, panels = plt.subplot_mosaic(
+        [["cells", "cells"], ["matrix", "aligned"]],
+        figsize=(10.5, 8.4),
+        layout="constrained",
+        height_ratios=[0.95, 1],
     )
+    cells, matrix, aligned = panels.values()
     units = mx.Release(1300, source=folder / "minnie65_v1300").units()
     neurons = mx.select_units(
         units, classification_system=["excitatory_neuron", "inhibitory_neuron"]
@@ -42,7 +47,7 @@ def draw(folder: Path) -> plt.Figure:
     result = mx.analysis.align_to_preferred(currents, tuned, normalise=True)
     mx.plot.aligned_currents(result, ax=aligned)
     aligned.get_legend().remove()  # the caption of the README says it
-    aligned.set_title(f"Input current of {int(result.n_neurons)} neurons (release 661)")
+    aligned.set_title(f"Input of {int(result.n_neurons)} neurons (release 661)")
     return fig
 
 

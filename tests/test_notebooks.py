@@ -88,6 +88,10 @@ assert tuned.probability[0] > 2 * tuned.probability[-1]
 near, far = by_distance.probability.isel(lateral_distance=[0, -1]).transpose("lateral_distance", ...)
 assert (near > far).all()
 """,
+    "07_real_tables": """
+assert tested.p < 0.05 and tested.null_low < 0 < tested.null_high < tested.observed
+assert 0.3 < share < 0.4
+""",
     "06_from_microns_datacleaner": """
 np.testing.assert_allclose(old, new_of_old)
 np.testing.assert_allclose(transposed, new)
@@ -121,6 +125,10 @@ class Kernel:
         if self.manager.has_kernel:
             self.client.kc.stop_channels()
             self.manager.shutdown_kernel(now=True)
+
+
+def needs_real_data(path: Path) -> bool:
+    return "MICRONS_XR_REAL_DATA" in path.read_text(encoding="utf-8")
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
@@ -177,7 +185,9 @@ def test_each_notebook_is_checked():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 @pytest.mark.filterwarnings("ignore:Proactor event loop:RuntimeWarning")
-def test_notebook_shows_the_numbers_that_it_is_kept_with(path, run):
+def test_notebook_shows_the_numbers_that_it_is_kept_with(path, run, request):
+    if needs_real_data(path):
+        request.getfixturevalue("real_data")
     for package in NEEDS.get(path.stem, ()):
         pytest.importorskip(package, reason=f"{package} is not installed")
     kept = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
@@ -205,7 +215,8 @@ def test_what_a_notebook_is_kept_with(path):
     notebook = json.loads(text)
     title = notebook["cells"][0]["source"][0]
     assert title.startswith("# ")
-    assert "synthetic data" in title or "DemoSource" not in text
+    assert ("synthetic data" in title) != needs_real_data(path)
+    assert not (needs_real_data(path) and "DemoSource" in text)
     assert len(text) < 300_000
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)]

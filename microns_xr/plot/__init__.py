@@ -1,7 +1,8 @@
 """Pictures of computed Datasets; functions take and return matplotlib axes.
 
 Without ``ax=``, each draws in the current axes of pyplot, so that ``plt.savefig("FILE.png")`` saves
-it; ``plt.figure()`` begins a new figure. `release_summary` takes and returns a figure.
+it. As with other functions that draw in axes, a second call draws over the first unless
+``plt.figure()`` begins a new figure. `release_summary` takes and returns a figure.
 """
 
 from __future__ import annotations

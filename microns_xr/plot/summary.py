@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_FEWEST = 5  # neurons of a layer, for a mean of their currents
+
+
 def release_summary(
     units: xr.Dataset,
     layers: xr.Dataset | None = None,
@@ -48,7 +51,7 @@ def release_summary(
     -------
     matplotlib.figure.Figure
         Two to four panels: those of which there is nothing to draw, for lack of connections, types
-        or rates, are left out.
+        or rates, are left out. So are the currents of layers with fewer than 5 neurons.
 
     Raises
     ------
@@ -82,7 +85,13 @@ def release_summary(
         for name in [n for n in ("rate_ori", "rate_dir") if n in units.variables][:1]:
             currents = input_currents(pairs, units[name]).compute()
             groups = units["layer"] if "layer" in units.variables else None
-            if bool((currents.sum(str(currents.dims[-1])) > 0).any()):
+            known = currents.sum(str(currents.dims[-1])) > 0
+            if groups is not None:
+                layer = groups.reindex(nucleus_id=currents["post_nucleus_id"].values)
+                n = layer.to_series()[known.values].value_counts()
+                known &= layer.isin(n.index[n >= _FEWEST]).values
+            if bool(known.any()):
+                currents = currents.sel(post_nucleus_id=known.values)
                 panels["input currents"] = partial(currents_by_angle, currents, groups)
     if figure is None:
         import matplotlib.pyplot as plt

@@ -372,6 +372,22 @@ def test_summary_has_the_panels_that_there_are(demo_fresh, units):
         assert [title for title in titles if title] == ["cells by depth", "cells in space", *more]
 
 
+def test_summary_leaves_out_currents_of_few_neurons(demo_fresh):
+    units, connectivity = demo_fresh["units"], demo_fresh["connectivity"]
+    currents = mx.input_currents(connectivity, units.rate_ori).sum("orientation")
+    chosen = currents.post_nucleus_id[currents > 0].values
+    for n, drawn in ((4, False), (5, True)):
+        layer = units.layer.where(~units.nucleus_id.isin(chosen[:n]), "own")
+        figure = plot.release_summary(
+            units.assign_coords(layer=layer), None, connectivity, figure=Figure()
+        )
+        axes = next(ax for ax in figure.axes if ax.get_title() == "input currents")
+        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert ("own (5)" in labels) is drawn
+        assert not any(label.startswith("own (4)") for label in labels)
+        assert any(label.startswith("L4 (") for label in labels)
+
+
 def test_a_single_neuron_is_drawn(units, rates, four_pairs):
     one, pair = (
         units.isel(nucleus_id=[1]),

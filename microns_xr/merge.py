@@ -26,7 +26,7 @@ from microns_xr.errors import (
     answer_old_keywords,
     nearest,
     require_instance,
-    unknown_label,
+    require_one_of,
     warn_of_dropped_rows,
 )
 from microns_xr.frames import RESOLUTION, as_resolution
@@ -129,10 +129,9 @@ def merge_table(
     Traceback (most recent call last):
     microns_xr.errors.SchemaError: the table has several rows for 1 nucleus_id of the units, ...
     """
-    if how not in ("left", "inner"):
+    if not isinstance(how, str) or how not in ("left", "inner"):
         raise SchemaError(f"how is {how!r}, expected 'left' or 'inner': merging adds no rows")
-    if on not in _KEYS:
-        raise unknown_label("on is", on, _KEYS, error=SchemaError)
+    require_one_of("on", on, _KEYS)
     dim = _row_dim(dataset)
     kind = _KIND[dim]
     table = read_if_path(table)

@@ -137,8 +137,7 @@ class NullConnectivity(Sequence[xr.Dataset]):
     """
 
     def __init__(self, observed: _Observed, draw: _Draw, n: int, attrs: dict[str, Any]) -> None:
-        if n < 1:
-            raise SchemaError(f"n is {n}, expected at least 1 replicate")
+        n = whole_number("n", n, 1)  # of replicates
         self.observed = observed
         self.draw = draw
         self.attrs = attrs
@@ -556,8 +555,7 @@ def permute_angles(
     movable = np.flatnonzero(~pd.isna(values))
     if not movable.size:
         raise SchemaError(f"units.{angle} is NaN for all neurons: there is nothing to permute")
-    if n < 1:
-        raise SchemaError(f"n is {n}, expected at least 1 replicate")
+    n = whole_number("n", n, 1)
     groups = _groups([_unit_values(units, name)[movable] for name in names], movable)
 
     def draw(numbers: np.ndarray) -> np.ndarray:

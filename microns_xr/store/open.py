@@ -29,6 +29,7 @@ from microns_xr.errors import (
     SourceError,
     StoreFormatError,
     require_instance,
+    require_one_of,
     unknown_label,
 )
 from microns_xr.provenance import RELEASE_COORDS, plain_attrs
@@ -171,8 +172,7 @@ def read_group(
 
 
 def _read_group(root: zarr.Group, name: str, lazy: bool, compressed: Compressed) -> xr.Dataset:
-    if compressed not in OTHER:
-        raise SchemaError(f"compressed is {compressed!r}, expected 'post' or 'pre'")
+    require_one_of("compressed", compressed, OTHER)
     name = name.strip("/")
     for axis, path in MATRIX_GROUP.items():
         if name == path:

@@ -130,7 +130,7 @@ def merge_table(
     Traceback (most recent call last):
     microns_xr.errors.SchemaError: the table has several rows for 1 nucleus_id of the units, ...
     """
-    if how not in ("left", "inner"):
+    if not isinstance(how, str) or how not in ("left", "inner"):
         raise SchemaError(f"how is {how!r}, expected 'left' or 'inner': merging adds no rows")
     require_one_of("on", on, _KEYS)
     dim = _row_dim(dataset)

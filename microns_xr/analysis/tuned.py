@@ -301,7 +301,10 @@ def _bins(bins: int | Sequence[float], period: float, units: str) -> tuple[np.nd
         centres = np.linspace(0, half, int(bins))
         middle = (centres[1:] + centres[:-1]) / 2
         return centres, np.concatenate([[0.0], middle, [half]])
-    edges = np.asarray(bins, dtype=float)
+    try:
+        edges = np.asarray(bins, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise SchemaError(f"bins is a {type(bins).__name__}, expected numbers: {error}") from error
     if edges.size > 2 and units == "degree" and edges.max() <= np.pi:
         raise SchemaError(
             f"bins go to {edges.max():.4g}, but the angle is in degrees: pass edges in degrees, or "

@@ -260,7 +260,8 @@ def annotate(
     result = labelled.drop_vars(present).assign_coords(coords)
     if isinstance(data, xr.DataArray) and isinstance(result, xr.Dataset):
         result = result[data.name or "weight"]
-    return add_history(result, f"annotate({', '.join(names)})")
+    annotated: Labelled = add_history(result, f"annotate({', '.join(names)})")
+    return annotated
 
 
 def _is_result(data: Any) -> bool:

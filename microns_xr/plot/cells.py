@@ -171,6 +171,9 @@ def cells_in_space(
     """
     colour = _require_units(units, colour, "cell_type")
     _require_layers(layers)
+    require_instance("size", size, (Real, type(None)), "an area in points squared")
+    if size is not None and not size > 0:
+        raise SchemaError(f"size is {size}, expected an area in points squared above 0")
     where = _where(units, axes)
     one = where[..., 0]
     values = units[colour] if colour else one.copy(deep=False, data=_one_population(units))

@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,7 @@ _NULLS = ["", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "<NA>", "null", "NULL", "
 _BLOCK_BYTES = 8 << 20  # a row must fit in a block
 # Errors that unpacking may raise.
 DAMAGED: Any = (EOFError, OSError, zlib.error, IsalError)
+Rows = TypeVar("Rows")
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 
 
@@ -245,7 +246,7 @@ def read_table_file(path: str | os.PathLike[str], *, spelling: bool = True) -> p
         ) from error
 
 
-def read_if_path(table: Any) -> Any:
+def read_if_path(table: Rows | str | os.PathLike[str]) -> Rows | pd.DataFrame:
     """Return the table of a file, with the columns as they are; anything else unchanged."""
     return read_table_file(table, spelling=False) if isinstance(table, str | os.PathLike) else table
 

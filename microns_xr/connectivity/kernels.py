@@ -403,7 +403,7 @@ def contract_buffers(
                 else:
                     _gather(*args, lo, hi, tag)
             if want_rated and not is_partial:
-                _all_rated(weights, indptr, sums, tally, partners, lo, hi)
+                _all_rated(weights, indptr, parts[0][1], tally, partners, lo, hi)
 
         run_spans(gather, balanced_spans(indptr, 8 * n_threads), n_threads)
     else:

@@ -1,7 +1,15 @@
-"""Contraction, selection, sums and groups, beside scipy and pydata-sparse."""
+"""Contraction, selection, sums and groups, beside scipy, MKL and pydata-sparse.
+
+The comparison with MKL needs ``pip install mkl sparse_dot_mkl``, and is left out without it; where
+its library is not found, ``MKL_RT`` names it (``lib/libmkl_rt.so.3`` of the environment). This
+prints the table of ratios alone:
+
+    python -m pytest tests/benchmarks/bench_connectivity.py -n 0 --benchmark-enable --scale 1 -k contraction_ratio
+"""
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,6 +68,56 @@ def test_contraction(benchmark, large, group, way):
     found = benchmark.pedantic(ways[way], (large,), rounds=5, warmup_rounds=1)
     expected = next(call for name, call in ways.items() if name.startswith("scipy"))(large)
     np.testing.assert_allclose(np.nan_to_num(found), expected, rtol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def mkl():
+    """Multiply a sparse and a dense matrix with MKL; None where it is not installed."""
+    try:
+        from sparse_dot_mkl import dot_product_mkl
+    except ImportError:  # also if its library is not found
+        return None
+    return dot_product_mkl
+
+
+@pytest.mark.parametrize("millions", [1, 3, 10, 30])
+@pytest.mark.parametrize("columns", [8, 16])
+@pytest.mark.parametrize("rated", [1.0, 0.5])
+def test_contraction_ratio(benchmark, scale, mkl, millions, columns, rated):
+    """Best of several, in turn, so that other work on the machine slows all ways alike."""
+    benchmark.group = "ratios of the contraction"
+    n = 94_000 if scale > 0.01 else 500
+    connectivity = make_connectivity(n, int(millions * 1e6 * scale))
+    rates = make_rates(n, columns, rated=rated)
+    filled = rates.fillna(0).rename(nucleus_id=PRE)
+    csr = mx.to_scipy(connectivity).tocsr().astype(np.float64)
+    by_post = csr.T.tocsr().sorted_indices()
+    by_post.indices, by_post.indptr = (
+        x.astype(np.int32) for x in (by_post.indices, by_post.indptr)
+    )
+    ways = {
+        "input_currents": lambda: mx.input_currents(connectivity, rates),
+        "xr.dot": lambda: xr.dot(connectivity.synapse_size, filled),
+        "scipy csr.T @ R": lambda: csr.T @ filled.values,
+    }
+    if mkl is not None:
+        ways["MKL"] = lambda: mkl(by_post, filled.values)
+    best = dict.fromkeys(ways, np.inf)
+    expected = csr.T @ filled.values
+    for i in range(1 if benchmark.disabled else 10):
+        for way, call in ways.items():
+            start = time.perf_counter()
+            found = call()
+            if i:  # the first call compiles
+                best[way] = min(best[way], time.perf_counter() - start)
+            else:
+                np.testing.assert_allclose(np.nan_to_num(found), expected, rtol=1e-10)
+    for way, seconds in best.items():
+        benchmark.extra_info[way] = f"{1e3 * seconds:.1f} ms"
+        if not way.startswith(("input", "xr")):
+            ratio = best["input_currents"] / seconds
+            benchmark.extra_info[f"input_currents / {way}"] = f"{ratio:.2f}"
+    benchmark.pedantic(ways["input_currents"], rounds=1)
 
 
 @pytest.fixture(scope="module")

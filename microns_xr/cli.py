@@ -578,8 +578,6 @@ def _release_lines(tree: xr.DataTree) -> list[str]:
 
 def _store_lines(tree: xr.DataTree) -> list[str]:
     """Describe the groups of a store and the dropped rows, one fact per line."""
-    from microns_xr.connectivity.arrays import pattern_of
-
     lines = []
     if "units" in tree.children:
         lines += _unit_lines(tree["units"].to_dataset())
@@ -594,9 +592,8 @@ def _store_lines(tree: xr.DataTree) -> list[str]:
     if "connectivity" in tree.children:
         connectivity = tree["connectivity"].to_dataset()
         n_pre, n_post = (connectivity.sizes[f"{side}_nucleus_id"] for side in ("pre", "post"))
-        n_pairs = pattern_of(connectivity).nnz  # mx.n_connections imports dask for lazy stores
         lines.append(
-            f"connectivity  {n_pairs} connections among {n_pre} pre and "
+            f"connectivity  {mx.n_connections(connectivity)} connections among {n_pre} pre and "
             f"{n_post} post neurons, scope {connectivity.scope.item()}"
         )
         dropped = _counts(connectivity, "dropped_synapses")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import sparse
 import xarray as xr
+from dask.base import is_dask_collection
 
 from microns_xr.columns import as_ids
 from microns_xr.connectivity.pair_array import PairArray, index_dtype, same_pairs
@@ -150,10 +151,6 @@ def as_pairs(connectivity: Any) -> xr.Dataset:
     return connectivity
 
 
-def _is_lazy(data: Any) -> bool:
-    return hasattr(data, "__dask_graph__")  # without importing dask, which takes half a second
-
-
 def _spanning_coords(connectivity: xr.Dataset) -> list[Any]:
     variables = connectivity.variables
     return [n for n in connectivity.coords if set(PAIR_DIMS) <= set(variables[n].dims)]
@@ -191,7 +188,7 @@ def _with_weights(connectivity: xr.Dataset) -> xr.Dataset:
     pattern: Pattern | None = None
     for name in names:
         data = connectivity[name].transpose(*PAIR_DIMS).data
-        if _is_lazy(data):
+        if is_dask_collection(data):
             arrays[name] = wide(data, name)
             continue
         compressed = None if pattern is None else pattern.compressed
@@ -277,7 +274,7 @@ def pattern_of_array(
     data: Any, name: str, compressed: Compressed | None = None
 ) -> tuple[Pattern, np.ndarray]:
     """Return the sparsity pattern of a sparse array over (pre, post), and its stored values."""
-    if _is_lazy(data):
+    if is_dask_collection(data):
         raise SchemaError(
             f"{name} is lazy, expected an array in memory: call .compute(), after "
             "mx.select_connections if you need only a part"

@@ -23,6 +23,7 @@ from microns_xr.connectivity.arrays import (
     gcxs,
     make_pattern,
 )
+from microns_xr.connectivity.blocks import AXIS, lazy_pairs
 from microns_xr.errors import (
     SchemaError,
     SourceError,
@@ -237,8 +238,6 @@ def _read_connectivity(root: zarr.Group, compressed: Compressed, lazy: bool) -> 
     weights = _weights(group, arrays)
     pairs: Mapping[str, Any]
     if lazy:
-        from microns_xr.connectivity.blocks import lazy_pairs  # imports dask
-
         pairs = lazy_pairs(StoredPairs(group, compressed, shape, weights), list(weights))
     else:
         indices, indptr = (read_values(arrays[key]) for key in ("indices", "indptr"))
@@ -455,10 +454,7 @@ class StoredPairs:
         """Span boundaries on the compressed axis, int64; read once."""
         if self._indptr is None:
             indptr = read_values(self._array("indptr"))
-            n_major, n_pairs = (
-                self.shape[PAIR_DIMS.index(f"{self.compressed}_nucleus_id")],
-                self._array("indices").shape[0],
-            )
+            n_major, n_pairs = self.shape[AXIS[self.compressed]], self._array("indices").shape[0]
             if problem := pointer_problem(indptr, n_major, n_pairs):
                 raise _damaged(self._group, f"indptr {problem}")
             self._indptr = indptr

@@ -21,6 +21,7 @@ def draw(folder: Path) -> plt.Figure:
         layout="constrained",
         height_ratios=[0.95, 1],
     )
+    fig.get_layout_engine().set(wspace=0.06, hspace=0.04)
     cells, matrix, aligned = panels.values()
     units = mx.Release(1300, source=folder / "minnie65_v1300").units()
     neurons = mx.select_units(

@@ -422,10 +422,11 @@ def connection_probability(probability: xr.Dataset, *, ax: Axes | None = None) -
     Examples
     --------
     >>> import microns_xr as mx
-    >>> from microns_xr.analysis.probability import connection_probability as estimate
     >>> release = mx.Release(1718, source=mx.sources.DemoSource(1718, n_nuclei=500))
-    >>> result = estimate(release.connectivity(), release.units(), None, [0, 100, 200])
-    >>> connection_probability(result).get_xlabel()
+    >>> result = mx.analysis.connection_probability(
+    ...     release.connectivity(), release.units(), None, [0, 100, 200]
+    ... )
+    >>> mx.plot.connection_probability(result).get_xlabel()
     'lateral distance (µm)'
     """
     how = "use mx.analysis.connection_probability(connectivity, units, distance=edges)"

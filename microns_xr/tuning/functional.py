@@ -537,4 +537,5 @@ def _select_units(
             values = take_rows(variable.values, rows, str(name))
             assign = result.assign_coords if name in functional.coords else result.assign
             result = assign({name: (("nucleus_id", *variable.dims[1:]), values, variable.attrs)})
-    return result.assign_coords(nucleus_id=nuclei)
+    ids = ("nucleus_id", nuclei, functional["nucleus_id"].attrs)
+    return result.assign_coords(nucleus_id=ids)

@@ -192,8 +192,8 @@ def adjacency_matrix(
     if by is None:
         by = "cell_type" if "cell_type" in getattr(units, "variables", ()) else "depth"
     elif not isinstance(by, str):
-        labels = population_labels(units, by)
-        by, units = str(labels.name), units.assign({str(labels.name): labels})
+        groups = population_labels(units, by)
+        by, units = str(groups.name), units.assign({str(groups.name): groups})
     require(units, ("nucleus_id", "position" if by == "depth" else by), "units", UNITS_FROM)
     if by == "depth":
         about = {"long_name": "depth", "units": "µm"}

@@ -24,6 +24,7 @@ from microns_xr.connectivity.build import (
     require_synapses,
 )
 from microns_xr.errors import SchemaError, require_instance, require_one_of
+from microns_xr.files import write_error
 from microns_xr.frames import Resolution, Space
 from microns_xr.ingest.read import (
     Columns,
@@ -239,9 +240,14 @@ def ingest_synapses(
     with swap.replacing(address, overwrite=overwrite) as folder, ExitStack() as stack:
         work = stack.enter_context(TemporaryDirectory(prefix=".rows-", dir=folder))
         root = zarr.open_group(folder, mode="a", zarr_format=3)
-        with ChunkPool() as pool:
-            for plan in plans:
-                GroupWriter(root, plan, pool)
+        try:
+            with ChunkPool() as pool:
+                for plan in plans:
+                    GroupWriter(root, plan, pool)
+        except OSError as error:
+            arrays = [array for plan in plans for array in plan.arrays]
+            needed = sum(a.values.nbytes for a in arrays if a.values is not None)
+            raise write_error(address, error, needed) from error
         spills = [
             stack.enter_context(Spill(os.path.join(work, f"rows{i}"), n, columns, max_rows))
             for i, columns in enumerate(mapper.columns)

@@ -375,6 +375,15 @@ def test_errors_in_threads_reach_the_caller():
         run_spans(work, [(0, 1), (1, 2)], threads=2)
 
 
+def test_work_in_threads_may_be_divided_again():
+    def outer(lo, hi):
+        return run_spans(lambda a, b: 10 * lo + a, [(0, 1), (1, 2), (2, 3)], threads=3)
+
+    spans = [(i, i + 1) for i in range(6)]
+    expected = [[10 * i + a for a in range(3)] for i in range(6)]
+    assert run_spans(outer, spans, threads=4) == expected
+
+
 def test_number_of_threads(monkeypatch):
     monkeypatch.setattr(threads_module, "_WORTH_A_THREAD", 100)
     assert usable_threads(8, elements=99) == 1

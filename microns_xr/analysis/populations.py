@@ -132,7 +132,7 @@ def group_connectivity(
     pairs = drop_unnamed(pairs)
     if units is not None:
         require_same_release(("connectivity", pairs), ("units", units))
-    sides = {"pre": _groups_of(pairs, units, pre, "pre")}
+    sides: dict[Side, _Groups] = {"pre": _groups_of(pairs, units, pre, "pre")}
     if (post is None or post is pre) and _of_both_sides(pairs, units, sides["pre"].labels):
         sides["post"] = sides["pre"]
     else:
@@ -154,6 +154,7 @@ def group_connectivity(
     units_of = {w: pairs[w].attrs.get("units", "") for w in sums if w != "n_connections"}
     units_of |= {"n_connections": "pairs"}
     both = (dims["pre"], dims["post"])
+    table: dict[str, Any]
     table = {part: (both, sums[part].copy(), {"units": u}) for part, u in units_of.items()}
     for side in sides:
         members = np.bincount(codes[side], minlength=n[side]).astype(np.int64)
@@ -233,8 +234,8 @@ def _of_both_sides(
     connectivity: xr.Dataset, units: xr.Dataset | None, labels: xr.DataArray
 ) -> bool:
     """Whether labels of the presynaptic neurons are those of the postsynaptic ones."""
-    ids = (connectivity[f"{side}_nucleus_id"].values for side in ("pre", "post"))
-    return labels.dims == ("nucleus_id",) and np.array_equal(*ids)
+    pre, post = (connectivity[f"{side}_nucleus_id"].values for side in ("pre", "post"))
+    return labels.dims == ("nucleus_id",) and np.array_equal(pre, post)
 
 
 def _as_array(by: By) -> By:

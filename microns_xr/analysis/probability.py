@@ -443,9 +443,9 @@ def _count(  # type: ignore[no-untyped-def]
             for d in range(summed.shape[0]):
                 totals[:] = 0
                 for j in range(np.uintp(start), np.uintp(stop)):
-                    k = np.uintp(bin_of[j])
-                    counts[k] += np.int32(d == 0)
-                    totals[k] += np.int64(distances[d, j] * _PER_UM)
+                    b = np.uintp(bin_of[j])
+                    counts[b] += np.int32(d == 0)
+                    totals[b] += np.int64(distances[d, j] * _PER_UM)
                 # Assigning a slice takes seconds to compile.
                 for k in range(none):
                     summed[d, group, k] += totals[k]

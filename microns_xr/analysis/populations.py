@@ -170,8 +170,8 @@ def group_connectivity(
     units_of = {w: pairs[w].attrs.get("units", "") for w in sums if w != "n_connections"}
     units_of |= {"n_connections": "pairs"}
     both = (dims["pre"], dims["post"])
-    table: dict[str, Any] = {}
-    table |= {part: (both, sums[part].copy(), {"units": u}) for part, u in units_of.items()}
+    table: dict[str, Any]
+    table = {part: (both, sums[part].copy(), {"units": u}) for part, u in units_of.items()}
     for side in sides:
         members = np.bincount(codes[side], minlength=n[side]).astype(np.int64)
         table[f"n_{side}"] = (dims[side], members, {"units": "neurons"})

@@ -204,7 +204,8 @@ class PairArray(sparse.GCXS):
                 return self._select(first[:, 0], second[0])
             return self._points(first, second)
         at = [_positions(k, n) for k, n in zip((first, second), self.shape, strict=True)]
-        for axis, position in enumerate(at):
+        for axis in (self.axis, 1 - self.axis):  # pairs of a neuron of the first are contiguous
+            position = at[axis]
             if isinstance(position, int):
                 vector, other = self._of_neuron(axis, position), at[1 - axis]
                 return vector if other is None else vector[other]

@@ -148,7 +148,7 @@ def test_command(demo_store, tmp_path):
     assert page.read_text() == "mine"
     assert command.run("view", demo_store, "--overwrite", cwd=tmp_path).returncode == 0
     assert inside(page)[0]["title"] == "minnie65_demo v1718"
-    assert "expected FILE.html" in command.run("view", demo_store, "--out", "a.txt").stderr
+    assert "expected NAME.html" in command.run("view", demo_store, "--out", "a.txt").stderr
     assert [file.name for file in tmp_path.iterdir()] == ["demo.html"]
 
 

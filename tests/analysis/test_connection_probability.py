@@ -429,7 +429,9 @@ def test_like_plain_loops_on_the_synthetic_release(demo):
     found = mx.analysis.connection_probability(
         connectivity, demo["units"], distance=edges, interval=Bootstrap(20)
     )
-    expected = by_pairs(connectivity, demo["units"], edges, {"full", "partial"})
+    is_neuron = demo["units"].classification_system != "nonneuron"
+    neurons = demo["units"].isel(nucleus_id=is_neuron.values)
+    expected = by_pairs(connectivity, neurons, edges, {"full", "partial"})
     assert sum(v[1] for v in expected.values()) > 20
     assert_like_pairs(found, expected)
 
@@ -462,7 +464,12 @@ def test_threads_and_seeds(demo_fresh, monkeypatch):
 
 def test_intervals_are_of_neurons(demo_fresh):
     """The same interval as drawing presynaptic neurons one by one, and Wilson's as scipy's."""
-    connectivity, units = demo_fresh["connectivity"], demo_fresh["units"]
+    units = mx.select_units(
+        demo_fresh["units"], classification_system=["excitatory_neuron", "inhibitory_neuron"]
+    )
+    connectivity = mx.select_connections(
+        demo_fresh["connectivity"], pre=units.nucleus_id, post=units.nucleus_id
+    )
     of_neurons, of_pairs = (
         mx.analysis.connection_probability(connectivity, units, None, interval=interval)
         for interval in (Bootstrap(200, seed=7), Wilson(0.9))

@@ -206,11 +206,20 @@ def is_wide(values: np.ndarray) -> bool:
     return bool(values.size and values.max() >= 10 * values.min() > 0)
 
 
+_MAX_POPULATIONS = 150
+
+
 def words_by(units: xr.Dataset, by: By | None, dim: Hashable) -> tuple[np.ndarray, str]:
     """Return the population of each cell as a word, and the name of what groups them."""
     if by is None:
         return np.full(units.sizes[dim], "cells", dtype=object), ""
     labels = labels_of(units, by, str(dim))
+    n = len(np.unique(labels.values.astype(str)))
+    if n > _MAX_POPULATIONS:  # such as ids
+        raise SchemaError(
+            f"{labels.name} makes {n} groups, expected at most {_MAX_POPULATIONS} in a picture: "
+            "group by a coarser variable"
+        )
     return labels.values.astype(str).astype(object), str(labels.name)
 
 

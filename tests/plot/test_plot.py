@@ -84,6 +84,12 @@ def test_depth_profile_stacks_the_cells_of_each_bin(units, layers):
     assert [t.get_text() for t in ax.texts] == ["L1", "L2/3"]
 
 
+def test_more_groups_than_a_picture_can_show(demo_release):
+    units = demo_release.units()
+    with pytest.raises(mx.errors.SchemaError, match=r"pt_root_id makes \d+ groups, .* a coarser"):
+        plot.depth_profile(units, by=units.pt_root_id)
+
+
 def test_depth_counts_are_those_of_the_units(demo_release):
     units, layers = demo_release.units(), demo_release.layers()
     ax = rendered(plot.depth_profile(units, layers, by="cell_type"))

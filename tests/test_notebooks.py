@@ -204,7 +204,7 @@ def test_notebook_shows_the_numbers_that_it_is_kept_with(path, run, request):
             )
             n_numbers += len(expected)
             n_pictures += "image/png" in kinds
-    assert n_numbers > 30
+    assert n_numbers > 50
     assert n_pictures > 1
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings(
 FRAME = make_synapses(350)
 ROOTS = ROOT + 3 * np.arange(40)
 TOKEN = "0123456789abcdef"
-QUERIES = 36  # that a download without faults makes at the most; a slow answer is asked again
+QUERIES = 30  # that a download without faults makes at the most
 SAME = None  # the result is the same, however often the fault comes
 
 # Fault, its parameters, and what comes of it when it never ends.

@@ -200,7 +200,7 @@ def contract(
     scope_known = is_scope_known(connectivity)
     # Which neurons have a stored pair is found along with the share.
     want_rated = rated or not scope_known
-    labels = connectivity[over].values
+    labels = connectivity.variables[over].values
     counts = {}  # not known for lazy values until the result is computed
     aligned: Any
     if lazy and values.chunks is not None:
@@ -449,8 +449,8 @@ def _align(
     values: xr.DataArray, dim: str, labels: np.ndarray, over: str, missing: Missing
 ) -> Aligned:
     """Match values of neurons with the labels of an axis."""
-    name, ids = _name(values), values[dim].values
-    data = values.transpose(dim, ...).data
+    name, ids = _name(values), values.coords.variables[dim].values
+    data = values.variable.transpose(dim, ...).data
     array = data.todense() if isinstance(data, sparse.SparseArray) else np.asarray(data)
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
@@ -468,23 +468,26 @@ def _align(
             )
     n_outside = 0 if rows is None else ids.size - int(np.count_nonzero(rows >= 0))
     states = _states(table)
-    some = bool(states.any())
+    worst = states.max(initial=0)
     # Infinity and partial NaN would propagate to every sum with that neuron.
-    infinite, partial = (np.flatnonzero(states == state) for state in (_INFINITE, _PARTLY_NAN))
-    if infinite.size:
+    if worst == _INFINITE:
+        infinite = np.flatnonzero(states == _INFINITE)
         raise SchemaError(
             f"{name} is infinite for {infinite.size} neurons, such as {ids[infinite[0]]}, expected "
             "finite numbers or NaN: correct them, or set them to NaN"
         )
-    if partial.size:
+    if worst == _PARTLY_NAN:
+        partial = np.flatnonzero(states == _PARTLY_NAN)
         raise SchemaError(
             f"{name} is partly NaN for {partial.size} neurons, such as {ids[partial[0]]}, expected "
             "all or no values of a neuron to be NaN: fill the gaps, or set all of them to NaN"
         )
-    if some:
+    if worst == _NAN:
+        # The extra entry is for neurons without a row, which is -1. Products, since a processor
+        # cannot foresee choices, as of np.where.
+        has = states == 0 if rows is None else np.append(states == 0, False)[rows]
         rows = np.arange(labels.size, dtype=np.int32) if rows is None else rows
-        # The extra entry maps neurons without a row from -1 to -1.
-        rows = np.where(np.append(states == _NAN, True)[rows], np.int32(-1), rows)
+        rows = (rows + 1) * has - np.int32(1)
     n_missing = 0 if rows is None else int(np.count_nonzero(rows < 0))
     if missing == "raise" and n_missing:
         raise SchemaError(
@@ -499,8 +502,11 @@ def _states(table: np.ndarray) -> np.ndarray:
     """Return whether the row of each neuron is finite, NaN, partly NaN or infinite."""
     states = np.empty(table.shape[0], dtype=np.uint8)
     threads = usable_threads(None, table.size)
+    # As integers, since LLVM uses vectors for their comparison alone.
+    whole = np.int64 if table.dtype == np.float64 else np.int32
+    bits, exponent = table.view(whole), np.array(np.inf, table.dtype).view(whole)[()]
     run_spans(
-        lambda lo, hi: _row_states(table, states, lo, hi),
+        lambda lo, hi: _row_states(bits, exponent, states, lo, hi),
         equal_spans(table.shape[0], 4 * threads),
         threads,
     )
@@ -508,15 +514,13 @@ def _states(table: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(nogil=True, cache=True)
-def _row_states(table, states, lo, hi):  # type: ignore[no-untyped-def]
+def _row_states(bits, exponent, states, lo, hi):  # type: ignore[no-untyped-def]
+    n_columns = bits.shape[1]
     for i in range(lo, hi):
-        n_nan = 0
-        infinite = False
-        for k in range(table.shape[1]):
-            n_nan += np.isnan(table[i, k])
-            infinite |= np.isinf(table[i, k])
-        states[i] = 0
-        if infinite:
-            states[i] = _INFINITE
-        elif n_nan:
-            states[i] = _NAN if n_nan == table.shape[1] else _PARTLY_NAN
+        n_special = n_infinite = 0
+        for k in range(n_columns):
+            n_special += (bits[i, k] & exponent) == exponent
+            n_infinite += (bits[i, k] << 1) == (exponent << 1)  # without the sign
+        state = _NAN if n_special == n_columns else _PARTLY_NAN
+        state = _INFINITE if n_infinite else state
+        states[i] = state if n_special else 0

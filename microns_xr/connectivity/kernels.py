@@ -6,7 +6,7 @@ and ``indices`` gives their positions on the *minor* axis. A sum over the minor 
 
 Both work on up to 16 columns at a time, held in vector registers. Most of the time goes by waiting
 for rows that are in no near cache, so that rows start on cache lines, those of later pairs are
-requested ahead, and two neurons are summed side by side. Each product and each sum is rounded, in
+requested ahead, and only those with values are kept. Each product and each sum is rounded, in
 the order of the stored pairs, as in scipy, so that a float64 result is bit-identical to
 ``csc.T @ dense`` on processors where scipy does not use fused multiply-add.
 
@@ -139,7 +139,8 @@ def prefetch_row(_typing: Any, array: Any, row: Any) -> Any:
 
 COLUMNS = 16
 _CACHE_LINE = 64
-_AHEAD = np.uintp(32)  # pairs
+_AHEAD = np.uintp(64)  # pairs
+_UNROLL = np.uintp(4)  # pairs
 
 
 class Contraction(NamedTuple):
@@ -174,15 +175,18 @@ class Contraction(NamedTuple):
 class Rows(NamedTuple):
     """Values of the neurons of an axis, as the kernels read them."""
 
-    # (neurons, width), float32 or float64; 0 for neurons without a value, and in columns that fill
-    # up the width
+    # (rows, width), float32 or float64; 0 in columns that fill up the width
     blocks: list[np.ndarray]
-    has: np.ndarray  # (neurons,), uint8, whether a neuron has a value
     n_columns: int
+    # (neurons,), int32: the row of each neuron; row 0 holds zeros, for neurons without a value.
+    # None if every neuron has a value, in the row of its own position
+    slots: np.ndarray | None = None
 
     def part(self, lo: int, hi: int) -> Rows:
         """Return some of the neurons, without copying."""
-        return Rows([block[lo:hi] for block in self.blocks], self.has[lo:hi], self.n_columns)
+        if self.slots is not None:
+            return self._replace(slots=self.slots[lo:hi])
+        return self._replace(blocks=[block[lo:hi] for block in self.blocks])
 
 
 def arrange(values: np.ndarray, rows: np.ndarray | None = None, threads: int | None = None) -> Rows:
@@ -190,8 +194,12 @@ def arrange(values: np.ndarray, rows: np.ndarray | None = None, threads: int | N
 
     By default neuron `i` has row `i`.
     """
+    slots = None
+    if rows is not None and (rows < 0).any():
+        has = rows >= 0
+        slots = np.cumsum(has, dtype=np.int32) * has
+        rows = np.append(np.int32(-1), rows[np.flatnonzero(has)])
     n, n_columns = values.shape[0] if rows is None else rows.size, values.shape[1]
-    has = np.ones(n, np.uint8) if rows is None else (rows >= 0).astype(np.uint8)
     rows = np.empty(0, np.int32) if rows is None else rows
     threads = usable_threads(threads, n * n_columns)
     blocks = []
@@ -203,7 +211,7 @@ def arrange(values: np.ndarray, rows: np.ndarray | None = None, threads: int | N
             args = (values, rows, first, block)
             _run(_pack, args, (0.0,) * width, equal_spans(n, 4 * threads), threads)
         blocks.append(block)
-    return Rows(blocks, has, n_columns)
+    return Rows(blocks, n_columns, slots)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -223,62 +231,49 @@ def _pack(values, rows, first, out, lo, hi, tag):  # type: ignore[no-untyped-def
 
 @numba.njit(nogil=True, cache=True)
 def _gather(weights, indices, indptr, rhs, out, lo, hi, tag):  # type: ignore[no-untyped-def]
-    # A sum waits for the one before it, but not for that of the next neuron.
-    last = np.uintp(indptr[hi]) - np.uintp(1)
-    for j in range(lo, hi, 2):
-        p, q = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
-        stop = np.uintp(indptr[min(j + 2, hi)])
-        a, b = zero_row(tag), zero_row(tag)
-        n = min(q - p, stop - q)
-        for i in range(n):
-            prefetch_row(rhs, np.intp(indices[min(q + i + _AHEAD, last)]))
-            a = _add(a, weights, indices, rhs, p + i, tag)
-            b = _add(b, weights, indices, rhs, q + i, tag)
-        for i in range(p + n, q):
-            a = _add(a, weights, indices, rhs, i, tag)
-        for i in range(q + n, stop):
-            prefetch_row(rhs, np.intp(indices[min(i + _AHEAD, last)]))
-            b = _add(b, weights, indices, rhs, i, tag)
-        store_row(a, out, j)
-        if j + 1 < hi:
-            store_row(b, out, j + 1)
+    # The last pairs of all have none after them to look ahead to.
+    ahead = _AHEAD if np.uintp(indptr[hi]) + _AHEAD <= np.uintp(indices.size) else np.uintp(0)
+    for j in range(lo, hi):
+        start, stop = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
+        fours = start + (stop - start) // _UNROLL * _UNROLL
+        acc = zero_row(tag)
+        for p in range(start, fours, _UNROLL):
+            for k in range(_UNROLL):
+                prefetch_row(rhs, np.intp(indices[p + k + ahead]))
+                acc = _add(acc, weights, indices, rhs, p + k, tag)
+        for p in range(fours, stop):
+            prefetch_row(rhs, np.intp(indices[p + ahead]))
+            acc = _add(acc, weights, indices, rhs, p, tag)
+        store_row(acc, out, j)
 
 
 @numba.njit(nogil=True, cache=True)
 def _gather_rated(  # type: ignore[no-untyped-def]
-    weights, indices, indptr, rhs, out, has, tally, partners, lo, hi, tag
+    weights, indices, indptr, rhs, slots, out, tally, partners, lo, hi, tag
 ):
-    last = np.uintp(indptr[hi]) - np.uintp(1)
-    for j in range(lo, hi, 2):
-        p, q = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
-        stop = np.uintp(indptr[min(j + 2, hi)])
-        a, b = zero_row(tag), zero_row(tag)
-        total_a = total_b = rated_a = rated_b = 0 * tally[j, 0]
-        n = min(q - p, stop - q)
-        for i in range(n):
-            prefetch_row(rhs, np.intp(indices[min(q + i + _AHEAD, last)]))
-            a = _add(a, weights, indices, rhs, p + i, tag)
-            b = _add(b, weights, indices, rhs, q + i, tag)
-            total_a += weights[p + i]
-            total_b += weights[q + i]
-            rated_a += weights[p + i] * has[np.uintp(indices[p + i])]
-            rated_b += weights[q + i] * has[np.uintp(indices[q + i])]
-        for i in range(p + n, q):
-            a = _add(a, weights, indices, rhs, i, tag)
-            total_a += weights[i]
-            rated_a += weights[i] * has[np.uintp(indices[i])]
-        for i in range(q + n, stop):
-            prefetch_row(rhs, np.intp(indices[min(i + _AHEAD, last)]))
-            b = _add(b, weights, indices, rhs, i, tag)
-            total_b += weights[i]
-            rated_b += weights[i] * has[np.uintp(indices[i])]
-        store_row(a, out, j)
-        tally[j, 0], tally[j, 1] = total_a, rated_a
-        partners[j] = _partners(indices, has, p, q)
-        if j + 1 < hi:
-            store_row(b, out, j + 1)
-            tally[j + 1, 0], tally[j + 1, 1] = total_b, rated_b
-            partners[j + 1] = _partners(indices, has, q, stop)
+    # Partners without a value all have row 0, so that they need no branch and little cache.
+    for j in range(lo, hi):
+        start, stop = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
+        fours = start + (stop - start) // _UNROLL * _UNROLL
+        acc = zero_row(tag)
+        total = rated = 0 * tally[j, 0]
+        some = np.int32(0)
+        for p in range(start, fours, _UNROLL):
+            for k in range(_UNROLL):
+                weight, slot = weights[p + k], slots[np.uintp(indices[p + k])]
+                acc = add_scaled(acc, np.float64(weight), load_row(tag, rhs, np.intp(slot)))
+                total += weight
+                rated += weight * (slot > 0)
+                some |= slot
+        for p in range(fours, stop):
+            weight, slot = weights[p], slots[np.uintp(indices[p])]
+            acc = add_scaled(acc, np.float64(weight), load_row(tag, rhs, np.intp(slot)))
+            total += weight
+            rated += weight * (slot > 0)
+            some |= slot
+        store_row(acc, out, j)
+        tally[j, 0], tally[j, 1] = total, rated
+        partners[j] = 3 if some else stop > start
 
 
 @numba.njit(forceinline=True)
@@ -302,15 +297,6 @@ def _blank(sums, partners, scope_known):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _partners(indices, has, start, stop):  # type: ignore[no-untyped-def]
-    # A separate loop, because the first one or two pairs nearly always decide.
-    for p in range(start, stop):
-        if has[np.uintp(indices[p])]:
-            return np.uint8(3)
-    return np.uint8(stop > start)
-
-
-@numba.njit(nogil=True, cache=True)
 def _all_rated(weights, indptr, sums, tally, partners, lo, hi):  # type: ignore[no-untyped-def]
     # If every neuron has a value the share is 1, unless all weights of a neuron are 0. Weights are
     # read only where the sum is 0, which saves one random memory access per neuron.
@@ -326,7 +312,7 @@ def _all_rated(weights, indptr, sums, tally, partners, lo, hi):  # type: ignore[
 
 @numba.njit(nogil=True, cache=True)
 def _scatter(  # type: ignore[no-untyped-def]
-    weights, indices, indptr, rhs, out, has, tally, partners, lo, hi, tag
+    weights, indices, indptr, rhs, slots, out, tally, partners, lo, hi, tag
 ):
     # Every span of minor neurons goes through all major neurons in order, so that sums are
     # bit-identical for any number of threads.
@@ -339,19 +325,21 @@ def _scatter(  # type: ignore[no-untyped-def]
         if lo > 0:
             start += np.searchsorted(indices[start:stop], lo)
         done += stop - start
-        if has[j]:
-            row = load_row(tag, rhs, j)
+        slot = np.intp(slots[j]) if slots.size else np.intp(j)
+        has = slot > 0 or not slots.size
+        if has:
+            row = load_row(tag, rhs, slot)
             for p in range(np.uintp(start), np.uintp(stop)):
                 i = np.intp(indices[p])
                 if i < lo or i >= hi:
                     return -1  # out of order: it belongs to another thread
                 store_row(add_scaled(load_row(tag, out, i), np.float64(weights[p]), row), out, i)
         if want_rated:
-            some = np.uint8(1) | (has[j] << np.uint8(1))
+            some = np.uint8(3 if has else 1)
             for p in range(np.uintp(start), np.uintp(stop)):
                 k = np.uintp(indices[p])
                 tally[k, 0] += weights[p]
-                tally[k, 1] += weights[p] * has[j]
+                tally[k, 1] += weights[p] * has
                 partners[k] |= some
     return done
 
@@ -389,32 +377,35 @@ def contract_buffers(
     weights = _plain_weights(weights)
     n_out = indptr.size - 1 if over == "minor" else n_minor
     n_threads = usable_threads(threads, indices.size)
-    is_partial = want_rated and (over == "major" or not rows.has.all())
-    tally, partners = _tally(n_out if want_rated else 0, weights, is_partial)
+    some_lack = rows.slots is not None
+    is_counted = want_rated or (some_lack and over == "minor")
+    tally, partners = _tally(
+        n_out if is_counted else 0, weights, exact=some_lack or over == "major"
+    )
     sums = _aligned((n_out, rows.n_columns), np.float64)
+    parts = list(_column_blocks(rows, sums))
     if over == "minor":
-        parts = list(_column_blocks(rows, sums))
 
         def gather(lo: int, hi: int) -> None:
-            for i, (rhs, out, tag) in enumerate(parts):
-                args = (weights, indices, indptr, rhs, out)
-                if is_partial and not i:  # the weights are added up with the first columns only
-                    _gather_rated(*args, rows.has, tally, partners, lo, hi, tag)
+            for rhs, out, tag in parts:
+                args = (weights, indices, indptr, rhs)
+                if rows.slots is not None:
+                    _gather_rated(*args, rows.slots, out, tally, partners, lo, hi, tag)
                 else:
-                    _gather(*args, lo, hi, tag)
-            if want_rated and not is_partial:
+                    _gather(*args, out, lo, hi, tag)
+            if want_rated and rows.slots is None:
                 _all_rated(weights, indptr, parts[0][1], tally, partners, lo, hi)
 
         run_spans(gather, balanced_spans(indptr, 8 * n_threads), n_threads)
     else:
         spans = _minor_spans(indices, n_minor, n_threads)
-        extras = (rows.has, tally, partners)
-        parts = list(_column_blocks(rows, sums))
+        slots = np.empty(0, np.int32) if rows.slots is None else rows.slots
+        counts = (tally, partners)
         for rhs, out, tag in parts:
             out[:] = 0.0
-            args = (weights, indices, indptr, rhs, out)
-            _require_all(_run(_scatter, (*args, *extras), tag, spans, n_threads), indices.size)
-            extras = (rows.has, *_tally(0, weights))
+            args = (weights, indices, indptr, rhs, slots, out, *counts)
+            _require_all(_run(_scatter, args, tag, spans, n_threads), indices.size)
+            counts = _tally(0, weights)  # the weights are added up with the first columns only
     for i, (_, out, _) in enumerate(parts):
         part = sums[:, i * COLUMNS : (i + 1) * COLUMNS]
         if out.shape[1] != part.shape[1]:

@@ -267,12 +267,15 @@ def require_unrounded(ids: np.ndarray, what: str) -> None:
     # some of many ids are rounded, eight times as many multiples as by chance are evidence.
     if ids.max(initial=0) <= EXACT:  # as ids of nuclei and of synapses are
         return
-    large = ids > EXACT
-    multiple = large & (ids & 127 == 0)
-    n, n_multiple = int(np.count_nonzero(large)), int(np.count_nonzero(multiple))
+    n = n_multiple = 0
+    for block in np.array_split(ids.ravel(), ids.size // 50_000 + 1):  # as fits in a near cache
+        large = block > EXACT
+        n += int(np.count_nonzero(large))
+        n_multiple += int(np.count_nonzero(large & (block & 127 == 0)))
     if n_multiple < 3 or (n_multiple < n and n_multiple < 10 + n / 16):
         return
-    different, n = np.unique(ids[multiple]), np.unique(ids[large]).size
+    every = np.unique(ids[ids > EXACT])
+    different, n = every[every & 127 == 0], every.size
     if different.size >= (3 if different.size == n else 10 + n / 16):
         found = "all multiples" if different.size == n else f"{different.size} of them multiples"
         raise SchemaError(

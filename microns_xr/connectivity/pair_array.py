@@ -11,6 +11,7 @@ import copy
 import html
 import math
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -194,6 +195,18 @@ class PairArray(sparse.GCXS):
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return the type of the weights."""
+        # `to_zarr` of xarray hands zarr the array as it is, which then makes one chunk after the
+        # other dense: of 94,000 neurons 70 GB. This is the first that zarr asks of it.
+        if str(sys._getframe(1).f_globals.get("__name__")).startswith("zarr."):
+            raise SchemaError(
+                "zarr would write every cell of a sparse array: write the connectivity with "
+                "mx.write_store, or the array as a dense one, if it is small, with .as_numpy()"
+            )
+        return self.data.dtype
 
     # Selection.
 

@@ -389,6 +389,17 @@ def test_files_name_the_store(large, tmp_path):
         large.to_netcdf(tmp_path / "large.nc")
 
 
+@pytest.mark.parametrize("chunks", [{}, {POST: 2}, {POST: N_POST}])
+def test_zarr_is_not_given_sparse_arrays(chunks, tmp_path):
+    stored, full = (a.reset_coords(drop=True).to_dataset(name="w") for a in examples()[0])
+    stored = stored.chunk(chunks) if chunks else stored
+    with pytest.raises(mx.errors.SchemaError, match=r"mx\.write_store"):
+        stored.to_zarr(tmp_path / "sparse", consolidated=False)
+    stored.as_numpy().to_zarr(tmp_path / "dense", consolidated=False)
+    with xr.open_zarr(tmp_path / "dense", consolidated=False) as found:
+        xr.testing.assert_equal(found.load(), full)
+
+
 def test_repr_in_a_notebook_is_escaped(large):
     assert large.data._repr_html_().startswith("<pre>&lt;PairArray: 94000 x 94000, 3 stored pairs")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -14,9 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import xarray as xr
+from isal.isal_zlib import crc32
 
 from microns_xr.angles import AngleConvention, AngleUnits, convert
 from microns_xr.columns import as_ids
+from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.blocks import take_positions
 from microns_xr.connectivity.build import build_connectivity, build_synapses
 from microns_xr.connectivity.labels import Lookup, require_known
@@ -181,7 +184,10 @@ class Release:
                 f"Release({of_source}, ...) or a source of version {self.version}"
             )
         self._tables: dict[str, pd.DataFrame] = {}
-        self._built_units: tuple[tuple[str, ...], xr.Dataset] | None = None
+        # What was built last from the tables, which are read once: units by their options, and
+        # connectivity with what it depends on and its checksum.
+        self._built_units: dict[str, xr.Dataset] = {}
+        self._built_connectivity: tuple[str, xr.Dataset, int] | None = None
         self._provenance: dict[str, dict[str, Any]] = {}  # by table name; files and synapses too
         self._explicit_roles = {role for role, name in (tables or {}).items() if name is not None}
 
@@ -273,12 +279,15 @@ class Release:
         """
         available = set(self.available_tables())
         has = {role: self.spec.tables.get(role) in available for role in ROLES}
-        has_sets = bool(getattr(self.source, "synapse_files", dict)())
+        has_sets = bool(self._synapse_files())
         # The service has the whole table, the local folder only downloaded sets.
         has["synapses"] = has_sets or (
             has["synapses"] and not isinstance(self.source, CachedSource)
         )
         return has
+
+    def _synapse_files(self) -> dict[str, Path]:
+        return dict(getattr(self.source, "synapse_files", dict)())
 
     def shared_roots(self) -> np.ndarray:
         """Return root ids with several nuclei, which `microns_xr.ingest_synapses` counts apart.
@@ -415,7 +424,8 @@ class Release:
         most = 10_000_000 if policy == "all" else None
         records = source.download(names, refresh=refresh, progress=progress, max_rows=most)
         # Cached tables may have been replaced on disk.
-        self._built_units = None
+        self._built_units.clear()
+        self._built_connectivity = None
         for name in records:
             self._tables.pop(name, None)
             self._provenance.pop(name, None)
@@ -633,29 +643,7 @@ class Release:
         UnknownLabelError
             If the tuning curves have no variable `by`.
         """
-        # Read only the required functional table, since a release may lack the others.
-        roles = [role for role in MINIMUM_ROLES if role not in FUNCTIONAL_ROLES.values()]
-        require_instance("functional", functional, str, "'none', 'match' or 'best_only'")
-        if functional in FUNCTIONAL_ROLES:
-            roles.append(FUNCTIONAL_ROLES[functional])
-        tables, absent = self._read_roles(roles)
-        units = build_units(
-            tables,
-            self.spec,
-            functional=functional,
-            multisoma=multisoma,
-            untyped=untyped,
-            white_matter=white_matter,
-        )
-        if absent:
-            logger.warning("table %s is missing, units are built without it", ", ".join(absent))
-            units.attrs["absent_tables"] = absent
-        used = [self.spec.tables[role] for role in tables]
-        if isinstance(self.source, CachedSource):
-            # Time of the materialization, which only downloads from the service have.
-            (nuclei,) = self._provenance_of([self.spec.name_of("nucleus")])
-            if nuclei.get("timestamp") is not None:
-                units.attrs["timestamp"] = str(nuclei["timestamp"])
+        units = _independent(self._unit_table(functional, multisoma, untyped, white_matter))
         # Other modes do not add angles to the units.
         if angle_convention is not None and functional == "best_only":
             units = convert(units, angle_convention, "degree")
@@ -666,7 +654,43 @@ class Release:
             if angle_convention is not None:
                 rates = convert(rates, angle_convention, "degree")
             units = add_rates(units, rates, collapse, by)
-        return self._with_sources(units, used)
+        return self._with_sources(units, [])
+
+    def _unit_table(
+        self,
+        functional: FunctionalMode = "none",
+        multisoma: Literal["any", "typed"] = "any",
+        untyped: Literal["drop", "keep"] = "drop",
+        white_matter: bool = True,
+    ) -> xr.Dataset:
+        """Return the units without rates, built once for the tables that there are."""
+        options: Any = {
+            "functional": functional,
+            "multisoma": multisoma,
+            "untyped": untyped,
+            "white_matter": white_matter,
+        }
+        key = repr((options, self.available_tables()))
+        if key in self._built_units:
+            return self._built_units[key]
+        # Read only the required functional table, since a release may lack the others.
+        roles = [role for role in MINIMUM_ROLES if role not in FUNCTIONAL_ROLES.values()]
+        require_instance("functional", functional, str, "'none', 'match' or 'best_only'")
+        if functional in FUNCTIONAL_ROLES:
+            roles.append(FUNCTIONAL_ROLES[functional])
+        tables, absent = self._read_roles(roles)
+        units = build_units(tables, self.spec, **options)
+        if absent:
+            logger.warning("table %s is missing, units are built without it", ", ".join(absent))
+            units.attrs["absent_tables"] = absent
+        if isinstance(self.source, CachedSource):
+            # Time of the materialization, which only downloads from the service have.
+            (nuclei,) = self._provenance_of([self.spec.name_of("nucleus")])
+            if nuclei.get("timestamp") is not None:
+                units.attrs["timestamp"] = str(nuclei["timestamp"])
+        used = [self.spec.tables[role] for role in tables]
+        self._built_units[key] = self._with_sources(units, used)
+        return self._built_units[key]
 
     def layers(self, white_matter: bool = True) -> xr.Dataset:
         """Find the borders of the cortical layers.
@@ -914,7 +938,20 @@ class Release:
         SchemaError
             If the table of synapses lacks columns, or its ids are floats.
         """
-        return self._connect(request, units, {"pre": pre, "post": post}, scope)[0]
+        chosen = {"pre": pre, "post": post}
+        if any(choice is not None for choice in (units, pre, post)):
+            return self._connect(request, units, chosen, scope)[0]
+        # The same again is not built again, unless a file or the values in memory have changed.
+        stats = [path.stat() for path in self._synapse_files().values()]
+        files = [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]
+        key = repr((request, scope, self.available_tables(), files))
+        if self._built_connectivity is not None:
+            of, connectivity, checksum = self._built_connectivity
+            if of == key and _checksum(connectivity) == checksum:
+                return _with_own_attrs(connectivity)
+        connectivity = self._connect(request, units, chosen, scope)[0]
+        self._built_connectivity = key, connectivity, _checksum(connectivity)
+        return _with_own_attrs(connectivity)
 
     @answer_old_keywords
     def synapses(
@@ -964,6 +1001,7 @@ class Release:
                 "units as units=, and neurons as pre= and post="
             )
         source = self.source
+        self._built_connectivity = None  # may be of another set
         # Only downloads record the requested neurons.
         if isinstance(source, CachedSource):
             chosen = source.synapse_set(key)
@@ -992,7 +1030,7 @@ class Release:
     ) -> tuple[xr.Dataset, pd.DataFrame, str]:
         """Build connectivity; return also the table of its synapses, and its name."""
         # Build with all units, so that synapses of units outside the selection are not "unknown".
-        whole = self._default_units() if units is None else self._all_units(units)
+        whole = self._unit_table() if units is None else self._all_units(units)
         units = whole if units is None else units
         table, name, requested = self._synapse_table(request)
         ids, roots = units["nucleus_id"].values, units["pt_root_id"].values
@@ -1030,13 +1068,6 @@ class Release:
         tables = [name, self.spec.name_of("nucleus")]
         return self._with_sources(connectivity, tables, [whole]), table, name
 
-    def _default_units(self) -> xr.Dataset:
-        """Return ``units()``, built once for the tables that there are."""
-        tables = tuple(self.available_tables())
-        if self._built_units is None or self._built_units[0] != tables:
-            self._built_units = tables, self.units()
-        return self._built_units[1]
-
     def _all_units(self, units: xr.Dataset) -> xr.Dataset:
         """Return all units of the release, built with the options of `units`."""
         datastack, version = release_of(units, "units")
@@ -1052,7 +1083,7 @@ class Release:
         n_all = read_counts(units, "selection").get("units") if "selection" in attrs else None
         if n_all == units.sizes["nucleus_id"]:
             return units
-        return self.units(**{k: attrs[k] for k in ("multisoma", "untyped") if k in attrs})
+        return self._unit_table(**{k: attrs[k] for k in ("multisoma", "untyped") if k in attrs})
 
     def write(self, path: str | Path, *, request: str | None = None, **options: Any) -> None:
         """Write the whole release to one store.
@@ -1146,6 +1177,27 @@ def _among(axis: np.ndarray, chosen: Any, units: xr.Dataset, side: str) -> np.nd
     )
     require_known(ids, Lookup(axis, side).find(ids), side, "the units with known synapses", hint)
     return ids
+
+
+def _with_own_attrs(dataset: xr.Dataset) -> xr.Dataset:
+    """Return a shallow copy, in whose attributes lists may be appended to."""
+    return dataset.copy().assign_attrs(copy.deepcopy(dataset.attrs))
+
+
+def _independent(units: xr.Dataset) -> xr.Dataset:
+    """Return a copy in which values may be replaced in place; text is not copied word by word."""
+    variables = units.variables
+    values = {n: v.copy(data=v.values.copy()) for n, v in variables.items() if n not in units.dims}
+    coords = {name: values.pop(name) for name in units.coords if name in values}
+    return _with_own_attrs(units.assign(values).assign_coords(coords))
+
+
+def _checksum(connectivity: xr.Dataset) -> int:
+    pattern, values = pair_buffers(connectivity)
+    checksum = 0
+    for array in (pattern.indices, pattern.indptr, *values.values()):
+        checksum = crc32(array, checksum)
+    return checksum
 
 
 def _folder_of(source: TableSource) -> Path | None:

@@ -19,7 +19,7 @@ from microns_xr.connectivity.blocks import (
     sums_by_neuron,
     take_positions,
 )
-from microns_xr.connectivity.labels import Lookup
+from microns_xr.connectivity.labels import Lookup, each_once
 from microns_xr.connectivity.subset import drop_unnamed, keep_touching
 from microns_xr.errors import (
     SchemaError,
@@ -121,28 +121,37 @@ def select_units(
     Traceback (most recent call last):
     microns_xr.errors.UnknownLabelError: units have no layer 'L23', expected one of L1, L2/3, ...
     """
+    named = (layer, brain_area, cell_type, classification_system, tuning, axon, dendrite)
+    by_name: dict[str, Any] = {
+        name: words if isinstance(words, tuple) else _as_list(words)
+        for name, words in zip(_CONDITIONS, named, strict=True)
+        if words is not None
+    }
+    dim, mask = matching(units, {**conditions, **by_name})
+    history = [f"{name}={accepted!r}" for name, accepted in conditions.items()]
+    for name, words in by_name.items():
+        history.append(f"{name}={words[0] if len(words) == 1 else list(words)!r}")
+    result = units.isel({dim: np.flatnonzero(mask)})
+    return add_history(result, f"select_units({', '.join(history)})", source=units)
+
+
+def matching(units: xr.Dataset, conditions: Mapping[str, Any]) -> tuple[str, np.ndarray]:
+    """Return the dim of the units, and which of them match all conditions of `select_units`."""
     require_instance("units", units, xr.Dataset, "a Dataset, such as Release.units()")
     dims = [d for d in ("scan_unit", "nucleus_id") if d in units.dims]
     if not dims:
         raise SchemaError("units is not a Dataset over nucleus_id: use mx.Release(...).units()")
     dim = dims[0]
-    named = (layer, brain_area, cell_type, classification_system, tuning, axon, dendrite)
     mask = np.ones(units.sizes[dim], dtype=bool)
-    history = []
     for name, accepted in conditions.items():
-        mask &= _any_value(units, dim, name, accepted)
-        history.append(f"{name}={accepted!r}")
-    for name, words in zip(_CONDITIONS, named, strict=True):
-        if words is None:
+        if name in _CONDITIONS and accepted is None:
             continue
-        accepted = _as_list(words)
-        if name in units.variables and units[name].dtype.kind not in "OUT":
-            mask &= _any_value(units, dim, name, words)  # somebody's numbered layers
+        is_numbered = name in units.variables and units[name].dtype.kind not in "OUT"
+        if name in _CONDITIONS and not is_numbered:  # as somebody's layers may be
+            mask &= _any_word(units, name, _as_list(accepted))
         else:
-            mask &= _any_word(units, name, accepted)
-        history.append(f"{name}={accepted[0] if len(accepted) == 1 else accepted!r}")
-    result = units.isel({dim: np.flatnonzero(mask)})
-    return add_history(result, f"select_units({', '.join(history)})", source=units)
+            mask &= _any_value(units, dim, name, accepted)
+    return dim, mask
 
 
 def _any_value(units: xr.Dataset, dim: str, name: str, accepted: Any) -> np.ndarray:
@@ -349,7 +358,7 @@ def on_axis(
         for name in neurons:
             if name not in known:
                 raise unknown_label(f"{side} has the condition", name, known)
-        chosen = select_units(units, **neurons)["nucleus_id"].values
+        chosen = units["nucleus_id"].values[matching(units, neurons)[1]]
         return np.flatnonzero(np.isin(labels, chosen)), repr(dict(neurons))
     if isinstance(neurons, xr.Dataset | xr.DataArray):
         require_same_release(("connectivity", connectivity), (side, neurons))
@@ -358,7 +367,7 @@ def on_axis(
             f"{side} is {neurons!r}, expected nucleus ids, units, or conditions such as "
             f"{{'layer': {neurons!r}}}"
         )
-    ids = np.unique(as_ids(_ids_of_mask(neurons, labels, side), side))
+    ids = each_once(as_ids(_ids_of_mask(neurons, labels, side), side))
     if all_of_them:
         return np.sort(positions_of(connectivity, side, ids)), f"{ids.size} ids"
     # Units have more neurons than most axes, so ids that are not on the axis are ignored and
@@ -469,7 +478,7 @@ def outputs_from(connectivity: Connectivity, nucleus_id: Any) -> xr.Dataset:
 def _partners(source: Connectivity, ids: Any, side: Side, function: str) -> xr.Dataset:
     connectivity, _ = connectivity_of(source, side)
     other = OTHER_SIDE[side]
-    result = load_neurons(connectivity, side, np.unique(positions_of(connectivity, side, ids)))
+    result = load_neurons(connectivity, side, each_once(positions_of(connectivity, side, ids)))
     n_neurons = result.sizes[f"{side}_nucleus_id"]
     pattern, _ = pair_buffers(result)
     # Partners are the neurons of the other axis that have a pair.

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 import microns_xr as mx
 from microns_xr.plot import connectivity_matrix, currents_by_angle, depth_profile
@@ -213,6 +214,46 @@ def test_attributes_of_results_are_their_own(source):
     chosen = mx.select_units(units, layer="L4")
     chosen.attrs["notes"].append("mine: 1")
     assert "mine" not in mx.releases.read_counts(units, "notes")
+
+
+def test_the_same_again_is_not_built_again_unless_something_changed(folder, monkeypatch):
+    release = mx.Release(1718, source=folder)
+    reads = []
+    read = release.source.read_synapses
+    monkeypatch.setattr(
+        release.source, "read_synapses", lambda name=None: reads.append(name) or read(name)
+    )
+    first, again = release.connectivity(), release.connectivity()
+    assert len(reads) == 1
+    xr.testing.assert_identical(first, again)
+    again.attrs["history"].append("mine")
+    again["synapse_size"] = 2 * again.synapse_size
+    xr.testing.assert_identical(release.connectivity(), first)
+    assert len(reads) == 1
+    # Values that were replaced in place, another scope, another file.
+    total = first.synapse_size.data.data.sum()
+    first.synapse_size.data.data[:] = 0
+    assert release.connectivity().synapse_size.data.data.sum() == total
+    assert len(reads) == 2
+    assert release.connectivity(scope="complete").scope == "complete"
+    assert release.connectivity().scope == "unknown"
+    assert len(reads) == 4
+    (file,) = (folder / "raw" / "synapses").iterdir()
+    table = pd.read_parquet(file)
+    table.iloc[: len(table) // 2].to_parquet(file)
+    assert release.connectivity().synapse_size.data.data.sum() < total
+    assert release.source_tables()[-1]["rows"] == len(table) // 2
+
+
+def test_units_that_were_changed_in_place_do_not_change_the_release(source):
+    release = mx.Release(1718, source=source)
+    units, before = release.units(), release.connectivity()
+    units.pt_root_id[:] = 1
+    units.cell_type.values[:] = "mine"
+    units.position.values[:] = 0
+    units.attrs["selection"].clear()
+    assert mx.Release(1718, source=source).units().identical(release.units())
+    assert before.identical(mx.Release(1718, source=source).connectivity())
 
 
 def test_pictures_go_by_label(source):

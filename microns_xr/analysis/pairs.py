@@ -26,7 +26,7 @@ from microns_xr.errors import (
 from microns_xr.frames import require_depth
 from microns_xr.provenance import require_same_release, text_lines
 from microns_xr.schema import AXES, column_of
-from microns_xr.select import on_axis, select_units
+from microns_xr.select import matching, on_axis
 from microns_xr.units import COMPLETENESS
 
 SIDES: tuple[Side, Side] = ("pre", "post")
@@ -120,8 +120,8 @@ def choose_neurons(
             asked &= is_neuron[of_axis]
         if side == "pre":
             axons = count_axons(units, of_axis[asked])
-            complete = units if presynaptic == "all" else select_units(units, axon=presynaptic)
-            is_complete = np.isin(units["nucleus_id"].values, complete["nucleus_id"].values)
+            axon = None if presynaptic == "all" else presynaptic
+            _, is_complete = matching(units, {"axon": axon})
             of_units = {"axon_not_complete_enough": is_complete} | of_units
         conditions |= {reason: fulfilled[of_axis] for reason, fulfilled in of_units.items()}
         keep = np.ones(of_axis.size, dtype=bool)
@@ -133,8 +133,8 @@ def choose_neurons(
             n_all = n_kept = int(keep.sum())
             # Conditions also hold for units that the table does not name, which are on no axis.
             if isinstance(choice, Mapping) and not isinstance(choice, xr.Dataset):
-                matching = np.isin(units["nucleus_id"], select_units(units, **choice)["nucleus_id"])
-                n_all = int(np.logical_and.reduce([matching, *of_units.values()]).sum())
+                _, is_match = matching(units, choice)
+                n_all = int(np.logical_and.reduce([is_match, *of_units.values()]).sum())
                 left_out[side]["not_on_axis"] = n_all - n_kept
             # Some unconnected neurons are as expected; most of them, and nobody has asked.
             for n, least, what in (

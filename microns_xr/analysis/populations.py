@@ -172,9 +172,8 @@ def group_connectivity(
     both = (dims["pre"], dims["post"])
     table: dict[str, Any]
     table = {part: (both, sums[part].copy(), {"units": u}) for part, u in units_of.items()}
-    for side in sides:
-        members = np.bincount(codes[side], minlength=n[side]).astype(np.int64)
-        table[f"n_{side}"] = (dims[side], members, {"units": "neurons"})
+    for side, groups in sides.items():
+        table[f"n_{side}"] = (dims[side], groups.sizes, {"units": "neurons"})
     # NaN and not 0 where no pair is connected: there is nothing to average.
     n_connected = sums["n_connections"]
     connected = np.where(n_connected > 0, n_connected, np.nan)
@@ -215,6 +214,7 @@ class _Groups(NamedTuple):
     name: str  # without the side
     codes: np.ndarray  # position in `words` for each neuron
     words: np.ndarray  # sorted
+    sizes: np.ndarray  # number of neurons of each word
     labels: xr.DataArray  # from which they were made, of the axis or of the units
 
 
@@ -241,9 +241,12 @@ def groups_of(connectivity: xr.Dataset, units: xr.Dataset | None, by: By, side: 
         codes = np.where(codes < 0, np.flatnonzero(words == "unknown")[0], codes)
     n_neurons = np.bincount(codes, minlength=len(words))
     # Only the words are sorted, and not all labels.
+    used = n_neurons > 0
     codes_of_words = np.zeros(len(words), dtype=np.int64)
-    codes_of_words[n_neurons > 0], words = pd.factorize(words[n_neurons > 0], sort=True)
-    return _Groups(name, codes_of_words[codes], words, labels)
+    codes_of_words[used], words = pd.factorize(words[used], sort=True)
+    sizes = np.zeros(len(words), dtype=np.int64)
+    np.add.at(sizes, codes_of_words[used], n_neurons[used])
+    return _Groups(name, codes_of_words[codes], words, sizes, labels)
 
 
 def _of_both_sides(
@@ -286,7 +289,8 @@ def _names(by: Any) -> list[str]:
 
 
 def _scalars(dataset: xr.Dataset) -> dict[str, Any]:
-    return {str(name): c.variable for name, c in dataset.coords.items() if not c.dims}
+    variables = dataset.coords.variables
+    return {str(name): variable for name, variable in variables.items() if not variable.dims}
 
 
 def _joined(

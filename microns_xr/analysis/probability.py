@@ -210,7 +210,10 @@ def _labels(units: xr.Dataset, by: Sides | None) -> dict[Side, xr.DataArray]:
         words = np.full(ids.size, "all", dtype=object)
         labels = xr.DataArray(words, {"nucleus_id": ids}, ("nucleus_id",), "population")
         return {"pre": labels, "post": labels}
-    return {side: population_labels(units, of_side) for side, of_side in by_side(by).items()}
+    of_side = by_side(by)
+    pre = population_labels(units, of_side["pre"])
+    same = of_side["post"] is of_side["pre"]
+    return {"pre": pre, "post": pre if same else population_labels(units, of_side["post"])}
 
 
 def _side(
@@ -280,13 +283,10 @@ def _count_by_population(
     # Only the pattern is needed, and of lazy connectivity only the chosen neurons are loaded.
     chosen = take(connectivity[pair_names(connectivity)[:1]], pre.ids, post.ids).compute()
     pattern, _ = pair_buffers(recompress(chosen, "pre"))
-    # Postsynaptic neurons sorted by population, so that each population is one span, and within it
-    # along an axis, so that the neurons in reach are one span of that.
-    axis = _axis_in_reach(edges)
-    order = np.lexsort((at[axis, post.rows], post.codes))
+    order, slabs = in_slabs(np.take(at, post.rows, axis=1), edges)
     place = np.empty(order.size, dtype=np.int32)
     place[order] = np.arange(order.size)
-    group_starts = np.searchsorted(post.codes[order], np.arange(post.groups.size + 1))
+    group_of = post.codes[order]
     post_at = np.take(at, post.rows[order], axis=1)
     same = np.where(same >= 0, place[same], -1)
     partners = place[pattern.indices]
@@ -296,7 +296,7 @@ def _count_by_population(
         pre_at = np.take(at, pre.rows[members], axis=1)
         threads = usable_threads(None, members.size * order.size)
         yield count_pairs(
-            pre_at, post_at, same[members], group_starts, partners, spans, edges, threads
+            pre_at, post_at, same[members], group_of, slabs, partners, spans, edges, threads
         )
 
 
@@ -339,12 +339,32 @@ def _estimate(
 
 _KINDS = {name: i for i, name in enumerate(DIRECTIONS)}
 _NONE = -1  # no direction
-# The axis along which each kind of distance is at least the difference of position.
-_AXIS_OF = {"lateral": 0, "depth": 1, "depth_change": 1, "euclidean": 0}
+# The axes along which each kind of distance is at least the difference of position: neurons are
+# sorted along the first, in slabs along the second.
+_AXES_OF = {"lateral": (2, 0), "depth": (1, 1), "depth_change": (1, 1), "euclidean": (2, 0)}
 
 
-def _axis_in_reach(edges: Mapping[str, np.ndarray]) -> int:
-    return next((_AXIS_OF[name] for name in edges), 0)
+class Slabs(NamedTuple):
+    """Neighbouring neurons, sorted along an axis, of which those in reach are one span."""
+
+    starts: np.ndarray  # of the neurons of each slab, and their number
+    ends: np.ndarray  # (slabs, 2): lowest and highest position along the other axis
+
+
+def in_slabs(at: np.ndarray, edges: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Slabs]:
+    """Return the order of the neurons in slabs, and the slabs."""
+    along, across = _axes_in_reach(edges)
+    n_slabs = 1 if along == across else min(32, 1 + at.shape[1] // 1000)
+    slabs = np.array_split(np.argsort(at[across]), n_slabs)
+    ends = np.array([[-np.inf, np.inf]])
+    if n_slabs > 1:
+        ends = np.stack([at[across, slab[[0, -1]]] for slab in slabs])
+    order = np.concatenate([slab[np.argsort(at[along, slab])] for slab in slabs])
+    return order, Slabs(np.cumsum([0, *map(len, slabs)]), ends)
+
+
+def _axes_in_reach(edges: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    return next((_AXES_OF[name] for name in edges), (1, 1))
 
 
 def _reach(edges: Mapping[str, np.ndarray]) -> tuple[float, float]:
@@ -365,7 +385,8 @@ def count_pairs(
     pre_at: np.ndarray,
     post_at: np.ndarray,
     same: np.ndarray,
-    group_starts: np.ndarray,
+    group_of: np.ndarray,
+    slabs: Slabs,
     partners: np.ndarray,
     spans: np.ndarray,
     edges: Mapping[str, np.ndarray],
@@ -373,25 +394,26 @@ def count_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count pairs and connected pairs of each presynaptic neuron by postsynaptic group and bin.
 
-    The third array are the distances of the pairs of all these neurons, summed, by direction.
+    Postsynaptic neurons are in the order of `in_slabs`. The third array are the distances of the
+    pairs of all these neurons, summed, by direction.
     """
     none = (_NONE, np.empty(0))
     first, second, *_ = [*((_KINDS[name], e) for name, e in edges.items()), none, none]
-    n_groups = group_starts.size - 1
+    sizes = np.bincount(group_of)
+    n_groups = sizes.size
     n_bins = [e.size - 1 for e in edges.values()]
     shape = (same.size, n_groups, int(np.prod(n_bins)))
     n_pairs, n_connected = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    group_of = np.repeat(np.arange(n_groups), np.diff(group_starts))
     if not edges:
-        n_pairs += np.diff(group_starts).astype(np.int32)[:, None]
+        n_pairs += sizes.astype(np.int32)[:, None]
         rows = np.flatnonzero(same >= 0)
         n_pairs[rows, group_of[same[rows]], 0] -= 1
 
     def work(lo: int, hi: int) -> np.ndarray:
         summed = np.zeros((len(edges), *shape[1:]), np.int64)
         _count(
-            pre_at, post_at, same, group_starts, group_of, partners, spans, first, second,
-            _axis_in_reach(edges), _reach(edges), n_pairs, n_connected, summed, lo, hi,
+            pre_at, post_at, same, group_of, *slabs, partners, spans, first, second,
+            _axes_in_reach(edges), _reach(edges), n_pairs, n_connected, summed, lo, hi,
         )  # fmt: skip
         return summed
 
@@ -407,25 +429,36 @@ def count_pairs(
 
 @numba.njit(nogil=True, cache=True)
 def _count(  # type: ignore[no-untyped-def]
-    pre_at, post_at, same, group_starts, group_of, partners, spans, first, second,
-    axis, reach, n_pairs, n_connected, summed, lo, hi,
+    pre_at, post_at, same, group_of, slab_starts, slab_ends, partners, spans, first, second,
+    axes, reach, n_pairs, n_connected, summed, lo, hi,
 ):  # fmt: skip
     # The bin of every postsynaptic neuron for one presynaptic neuron; `none` is outside all bins,
     # as are the neurons out of reach.
-    none = n_pairs.shape[2]
+    n_groups, none = n_pairs.shape[1:]
     by_distance = first[0] != _NONE
     bin_of = np.full(post_at.shape[1], none if by_distance else 0, np.int32)
     bin_of_one = np.empty(post_at.shape[1], np.int32)
     distances = np.empty((2, post_at.shape[1]))
-    counts, totals = np.zeros(none + 1, np.int32), np.zeros(none + 1, np.int64)
-    starts, stops = group_starts[:-1].copy(), group_starts[1:].copy()
-    place = post_at[axis]
+    counts = np.zeros((n_groups, none + 1), np.int32)
+    totals = np.zeros((2, n_groups, none + 1), np.int64)
+    starts, stops = slab_starts[:-1].copy(), slab_starts[1:].copy()
+    place = post_at[axes[0]]
     for i in range(lo, hi):
-        for group in range(group_starts.size - 1 if by_distance else 0):
-            start, stop = group_starts[group], group_starts[group + 1]
+        at, at_other = pre_at[axes[0], i], pre_at[axes[1], i]
+        counts[:] = 0
+        for slab in range(starts.size if by_distance else 0):
+            start, stop = slab_starts[slab], slab_starts[slab + 1]
+            low, high = reach
+            apart = max(slab_ends[slab, 0] - at_other, at_other - slab_ends[slab, 1])
+            if apart > high:
+                starts[slab] = stops[slab] = start
+                continue
+            if apart > 0:
+                high = np.sqrt(high**2 - apart**2)
+                low = -high
             span = place[start:stop]
-            stop = start + np.searchsorted(span, pre_at[axis, i] + reach[1], side="right")
-            start += np.searchsorted(span, pre_at[axis, i] + reach[0])
+            stop = start + np.searchsorted(span, at + high, side="right")
+            start += np.searchsorted(span, at + low)
             near = bin_of[start:stop]
             near[:] = 0
             for d, (kind, edges) in enumerate((first, second)):
@@ -435,19 +468,16 @@ def _count(  # type: ignore[no-untyped-def]
                     _find_bins(edges, none, far, bin_of_one[start:stop], near)
             if start <= same[i] < stop:
                 bin_of[same[i]] = none
-            counts[:] = 0
             for d in range(summed.shape[0]):
-                totals[:] = 0
                 for j in range(np.uintp(start), np.uintp(stop)):
-                    b = np.uintp(bin_of[j])
-                    counts[b] += np.int32(d == 0)
-                    totals[b] += np.int64(distances[d, j] * _PER_UM)
-                # Assigning a slice takes seconds to compile.
-                for k in range(none):
-                    summed[d, group, k] += totals[k]
+                    group, b = np.uintp(group_of[j]), np.uintp(bin_of[j])
+                    counts[group, b] += np.int32(d == 0)
+                    totals[d, group, b] += np.int64(distances[d, j] * _PER_UM)
+            starts[slab], stops[slab] = start, stop
+        # Assigning a slice takes seconds to compile.
+        for group in range(n_groups if by_distance else 0):
             for k in range(none):
-                n_pairs[i, group, k] = counts[k]
-            starts[group], stops[group] = start, stop
+                n_pairs[i, group, k] = counts[group, k]
         if same[i] >= 0:
             bin_of[same[i]] = none
         for p in range(spans[i, 0], spans[i, 1]):
@@ -455,10 +485,14 @@ def _count(  # type: ignore[no-untyped-def]
             if k != none:
                 n_connected[i, group_of[partners[p]], k] += 1
         if by_distance:
-            for group in range(starts.size):
-                bin_of[starts[group] : stops[group]] = none
+            for slab in range(starts.size):
+                bin_of[starts[slab] : stops[slab]] = none
         elif same[i] >= 0:
             bin_of[same[i]] = 0
+    for d in range(summed.shape[0]):
+        for group in range(n_groups):
+            for k in range(none):
+                summed[d, group, k] = totals[d, group, k]
 
 
 @numba.njit(nogil=True, cache=True)

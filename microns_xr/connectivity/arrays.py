@@ -341,7 +341,7 @@ def pair_names(connectivity: xr.Dataset) -> list[str]:
         str(name)
         for name, variable in connectivity.variables.items()
         if set(variable.dims) == set(PAIR_DIMS)
-        and (variable.chunks is not None or isinstance(variable.data, sparse.SparseArray))
+        and (isinstance(variable.data, sparse.SparseArray) or is_dask_collection(variable.data))
     ]
 
 

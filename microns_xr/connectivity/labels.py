@@ -42,6 +42,11 @@ def require_ends(synapses: xr.Dataset) -> None:
             )
 
 
+def each_once(ids: np.ndarray) -> np.ndarray:
+    """Return every id or position once, ascending; most collections are so already."""
+    return ids if (ids[1:] > ids[:-1]).all() else np.unique(ids)
+
+
 class Lookup:
     """Positions of ids on an axis, through a table of hashes.
 
@@ -52,24 +57,37 @@ class Lookup:
     def __init__(self, labels: np.ndarray, what: str) -> None:
         self._what = what
         self._labels = self._as_int64(labels)
+        self._table: tuple[np.ndarray, np.ndarray, np.uint64] | None = None
+        if not (self._labels[1:] > self._labels[:-1]).all():
+            self._hashed()  # raises if a label is repeated
+
+    def _hashed(self) -> tuple[np.ndarray, np.ndarray, np.uint64]:
+        """Return keys, slots and shift of the table, made once."""
+        if self._table is not None:
+            return self._table
         # At least twice as many slots as labels, so that few ids collide; a power of two, so that
         # the upper bits of the product are the number of the slot.
         bits = max(3, int(2 * self._labels.size).bit_length())
-        self._shift = np.uint64(64 - bits)
-        self._keys = np.zeros(1 << bits, dtype=np.int64)
-        self._slots = np.full(1 << bits, -1, dtype=np.int32)
-        n_repeated = _fill(self._labels, self._keys, self._slots, self._shift)
-        if n_repeated:
-            raise SchemaError(f"{what} repeats {n_repeated} labels, expected each once")
+        shift = np.uint64(64 - bits)
+        keys = np.zeros(1 << bits, dtype=np.int64)
+        slots = np.full(1 << bits, -1, dtype=np.int32)
+        if n_repeated := _fill(self._labels, keys, slots, shift):
+            raise SchemaError(f"{self._what} repeats {n_repeated} labels, expected each once")
+        self._table = keys, slots, shift
+        return self._table
 
     def find(self, ids: np.ndarray, threads: int | None = None) -> np.ndarray:
         """Return the position of each id, int32, -1 where it is not a label."""
         ids = self._as_int64(ids)
+        # All neurons of an axis are often asked for, in their order.
+        if self._table is None and np.array_equal(ids, self._labels):
+            return np.arange(ids.size, dtype=np.int32)
+        keys, slots, shift = self._hashed()
         out = np.empty(ids.size, dtype=np.int32)
         n_threads = usable_threads(threads, ids.size)
 
         def work(lo: int, hi: int) -> None:
-            _find(ids, self._keys, self._slots, self._shift, out, lo, hi)
+            _find(ids, keys, slots, shift, out, lo, hi)
 
         run_spans(work, equal_spans(ids.size, 4 * n_threads), n_threads)
         return out

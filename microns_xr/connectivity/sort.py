@@ -114,23 +114,41 @@ def select_pairs(
 def _keep(  # type: ignore[no-untyped-def]
     indices, indptr, majors, partners, whole, without, new_minor, counts, n_read, lo, hi
 ):
-    # Large enough for all pairs that are read; untouched memory is never allocated.
-    minor = np.empty(n_read, dtype=np.int32)
-    source = np.empty(n_read, dtype=indptr.dtype)
+    # Large enough for all pairs that are read, and one more that is written and not counted;
+    # untouched memory is never allocated.
+    minor = np.empty(n_read + 1, dtype=np.int32)
+    source = np.empty(n_read + 1, dtype=indptr.dtype)
     n = np.uintp(0)
     in_order = True
-    for m in range(lo, hi):
-        first = n
-        before = np.int32(-1)
-        for p in range(np.uintp(indptr[majors[m]]), np.uintp(indptr[majors[m] + 1])):
+    m = lo
+    while m < hi:
+        # One loop over the pairs of neighbouring neurons, and no branch in it: it would be
+        # mispredicted at the end of most neurons, and for many pairs.
+        every, other = whole[m], without[m]
+        end = m + 1
+        while (
+            end < hi
+            and majors[end] == majors[end - 1] + 1
+            and whole[end] == every
+            and without[end] == other
+        ):
+            end += 1
+        q = n
+        for p in range(np.uintp(indptr[majors[m]]), np.uintp(indptr[majors[end - 1] + 1])):
             i = np.uintp(indices[p])
-            if (whole[m] | partners[i]) & (np.int64(i) != without[m]):
-                in_order &= new_minor[i] > before
-                before = new_minor[i]
-                minor[n] = before
-                source[n] = p
-                n += np.uintp(1)
-        counts[m] = n - first
+            minor[n] = new_minor[i]
+            source[n] = p
+            n += np.uintp((every | partners[i]) & (np.int64(i) != other))
+        for k in range(m, end):
+            first = q
+            before = np.int32(-1)
+            stop = indptr[majors[k] + 1]
+            while q < n and source[q] < stop:
+                in_order &= minor[q] > before
+                before = minor[q]
+                q += np.uintp(1)
+            counts[k] = q - first
+        m = end
     return minor[:n], source[:n], in_order
 
 

@@ -36,7 +36,7 @@ from microns_xr.connectivity.blocks import (
     take_positions,
     with_pairs,
 )
-from microns_xr.connectivity.labels import Lookup
+from microns_xr.connectivity.labels import Lookup, each_once
 from microns_xr.connectivity.sort import Rule, transpose_pattern
 from microns_xr.errors import (
     SchemaError,
@@ -81,8 +81,8 @@ def n_connections(connectivity: xr.Dataset) -> int:
 def take(connectivity: xr.Dataset, pre_ids: Any = None, post_ids: Any = None) -> xr.Dataset:
     """Select neurons of either axis by id; all ids must be on the axis."""
     connectivity = as_pairs(connectivity)
-    pre = None if pre_ids is None else np.unique(positions_of(connectivity, "pre", pre_ids))
-    post = None if post_ids is None else np.unique(positions_of(connectivity, "post", post_ids))
+    pre = None if pre_ids is None else each_once(positions_of(connectivity, "pre", pre_ids))
+    post = None if post_ids is None else each_once(positions_of(connectivity, "post", post_ids))
     n_pre, n_post = (None if at is None else at.size for at in (pre, post))
     result = take_positions(connectivity, pre, post)
     return add_history(result, f"take(pre_ids={n_pre}, post_ids={n_post})")

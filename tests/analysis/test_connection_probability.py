@@ -15,7 +15,7 @@ from matrices import connectivity_of_pairs, dataset, ids, random_tables, stored_
 
 import microns_xr as mx
 from microns_xr.analysis import Bootstrap, Wilson
-from microns_xr.analysis.probability import count_pairs, read_edges
+from microns_xr.analysis.probability import count_pairs, in_slabs, read_edges
 from microns_xr.analysis.resample import bootstrap_ratio, neuron_weights, percentile_interval
 from microns_xr.analysis.resample import wilson_interval as wilson
 
@@ -386,13 +386,13 @@ def test_bins_of_any_width(edges, values):
     """Neighbours of every edge land where a search among the edges puts them."""
     edges = np.array(edges)
     at = np.concatenate([edges, np.nextafter(edges, -np.inf), np.nextafter(edges, np.inf), values])
-    at = np.where(at == 0, 0.0, at)
+    at = np.sort(np.where(at == 0, 0.0, at))
     posts = np.zeros((3, at.size))
     posts[1] = at
+    asked = read_edges({"depth_change": edges})
     tested, _, summed = count_pairs(
-        np.zeros((3, 1)), posts, np.array([-1]), np.arange(at.size + 1),
-        np.empty(0, np.int32), np.zeros((1, 2), np.int32),
-        read_edges({"depth_change": edges}), 1,
+        np.zeros((3, 1)), posts, np.array([-1]), np.arange(at.size), in_slabs(posts, asked)[1],
+        np.empty(0, np.int32), np.zeros((1, 2), np.int32), asked, 1,
     )  # fmt: skip
     place = np.searchsorted(edges, at, side="right") - 1
     inside = (at >= edges[0]) & (at < edges[-1])

@@ -25,8 +25,9 @@ import requests
 
 from microns_xr.errors import MicronsXrError, SchemaError, SourceError, whole_number
 from microns_xr.frames import RESOLUTION
+from microns_xr.network import BadAnswer, Refused, describe
 from microns_xr.releases import datastack_entry
-from microns_xr.sources.net import BadAnswer, Refused, Retry, as_retry, attempt, describe
+from microns_xr.sources.net import Retry, as_retry, attempt
 from microns_xr.sources.synapse_plan import split_range
 from microns_xr.sources.tables import (
     TABLE_NAME,

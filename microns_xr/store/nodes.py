@@ -116,7 +116,7 @@ def require_stated_release(root: zarr.Group, name: str, coords: Mapping[Any, Any
     """Raise unless coordinates and attributes state the same release (rule 4)."""
     for key in set(RELEASE_COORDS) & set(coords):
         value = coords[key].item()
-        for node in (root, group_of(root, name)):
+        for node in (root, _group(root, name)):
             stated = node.attrs.get(key, value)
             if stated != value:
                 raise damaged(
@@ -126,14 +126,14 @@ def require_stated_release(root: zarr.Group, name: str, coords: Mapping[Any, Any
                 )
 
 
-def group_of(root: zarr.Group, name: str) -> zarr.Group:
+def _group(root: zarr.Group, name: str) -> zarr.Group:
     node = node_of(root, name)
     if not isinstance(node, zarr.Group):
         raise damaged(root, f"the group {name!r} is missing")
     return node
 
 
-def arrays_of(group: zarr.Group, names: list[str]) -> dict[str, zarr.Array]:
+def _arrays(group: zarr.Group, names: list[str]) -> dict[str, zarr.Array]:
     arrays = map_reads(group, lambda name: array_of(group, name), names)
     return dict(zip(names, arrays, strict=True))
 
@@ -142,7 +142,7 @@ def array_of(group: zarr.Group, name: str) -> zarr.Array:
     node = node_of(group, name)
     if not isinstance(node, zarr.Array):
         require_unchanged(group)
-        raise damaged(group, f"the array {name!r} is missing, expected {variables_of(group)}")
+        raise damaged(group, f"the array {name!r} is missing, expected {_variables(group)}")
     return node
 
 
@@ -158,14 +158,14 @@ def node_of(group: zarr.Group, name: str) -> zarr.Group | zarr.Array | None:
         raise damaged(group, f"the metadata of {name!r} cannot be read ({err})") from err
 
 
-def variables_of(group: zarr.Group) -> list[str]:
+def _variables(group: zarr.Group) -> list[str]:
     names = group.attrs.get(VARIABLES_ATTR)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise damaged(group, f"attribute {VARIABLES_ATTR!r} is {names!r}, expected a list of names")
     return names
 
 
-def dims_of(group: zarr.Group, name: str, array: zarr.Array) -> tuple[str, ...]:
+def _dims(group: zarr.Group, name: str, array: zarr.Array) -> tuple[str, ...]:
     dims = getattr(array.metadata, "dimension_names", None) or ()
     if len(dims) != array.ndim or None in dims:
         raise damaged(group, f"{name} has the dimension names {dims}, expected {array.ndim}")
@@ -179,7 +179,7 @@ def damaged(group: zarr.Group, what: str) -> StoreFormatError:
     )
 
 
-def weights_of(group: zarr.Group, arrays: Mapping[str, zarr.Array]) -> dict[str, str]:
+def _weights(group: zarr.Group, arrays: Mapping[str, zarr.Array]) -> dict[str, str]:
     """Return the array of each weight, in the order of the store."""
     patterns = {key for axis in OTHER for key in matrix_arrays(axis)} - {"data"}
     names = {"data": group.attrs.get(DATA_ATTR, "synapse_size")}
@@ -187,7 +187,7 @@ def weights_of(group: zarr.Group, arrays: Mapping[str, zarr.Array]) -> dict[str,
         str(names.get(key, key)): key
         for key, array in arrays.items()
         if key not in patterns
-        and dims_of(group, key, array) == ("connection",)
+        and _dims(group, key, array) == ("connection",)
         and array.attrs.get("counts") != _NOT_COUNTED
     }
 
@@ -197,7 +197,7 @@ def wide_dtype(array: zarr.Array) -> np.dtype:
     return np.dtype(np.float64 if array.dtype.kind == "f" else np.int64)
 
 
-def matrix_shape(
+def _matrix_shape(
     group: zarr.Group, arrays: dict[str, zarr.Array], compressed: Compressed
 ) -> tuple[int, int]:
     """Check the metadata of one copy before reading; return the numbers of pre and of post."""
@@ -205,11 +205,11 @@ def matrix_shape(
     missing = [key for key in specs if key not in arrays]
     if missing:
         raise damaged(group, f"the arrays {missing} are missing, expected {list(specs)}")
-    weights = weights_of(group, arrays)
+    weights = _weights(group, arrays)
     for key in weights.values():
         specs[key] = (WEIGHT_DTYPES, ("connection",))
     for key, (dtypes, dims) in specs.items():
-        dtype, over = str(arrays[key].dtype), dims_of(group, key, arrays[key])
+        dtype, over = str(arrays[key].dtype), _dims(group, key, arrays[key])
         if dtype not in dtypes.split() or over != dims:
             expected = dtypes.replace(" ", " or ")
             raise damaged(group, f"{key} is {dtype} over {over}, expected {expected} over {dims}")
@@ -243,13 +243,13 @@ class Contents(NamedTuple):
 
 def read_contents(root: zarr.Group, name: str, *, lazy: bool = True) -> Contents:
     """Read a group without pairs; if lazy only its labels and scalars, which are small."""
-    group = group_of(root, name)
-    names = [n for n in variables_of(group) if n not in SYNAPSE_POINTER.values()]
-    return _read(group, arrays_of(group, names), lazy)
+    group = _group(root, name)
+    names = [n for n in _variables(group) if n not in SYNAPSE_POINTER.values()]
+    return _read(group, _arrays(group, names), lazy)
 
 
 def _read(group: zarr.Group, arrays: Mapping[str, zarr.Array], lazy: bool) -> Contents:
-    dims = {name: dims_of(group, name, array) for name, array in arrays.items()}
+    dims = {name: _dims(group, name, array) for name, array in arrays.items()}
     sizes: dict[str, int] = {}
     for name, array in arrays.items():
         for dim, n in zip(dims[name], array.shape, strict=True):
@@ -280,15 +280,15 @@ def read_matrix(
             f"{root.store_path} has no group {path!r}, only {other!r}: "
             f"open it with compressed={OTHER[compressed]!r}"
         )
-    group = group_of(root, path)
-    arrays = arrays_of(group, variables_of(group))
-    shape = matrix_shape(group, arrays, compressed)
-    pairs = StoredPairs(group, compressed, shape, weights_of(group, arrays))
+    group = _group(root, path)
+    arrays = _arrays(group, _variables(group))
+    shape = _matrix_shape(group, arrays, compressed)
+    pairs = StoredPairs(group, compressed, shape, _weights(group, arrays))
     of_pairs = set(matrix_arrays(compressed)) - set(PAIR_DIMS)
     rest = {
         key: array
         for key, array in arrays.items()
-        if key not in of_pairs and dims_of(group, key, array) != ("connection",)
+        if key not in of_pairs and _dims(group, key, array) != ("connection",)
     }
     contents = _read(group, rest, lazy)
     for key in PAIR_DIMS:

@@ -155,7 +155,7 @@ def test_a_store_that_is_replaced_meanwhile_is_refused(copied, memory, few_units
 def test_a_store_that_is_replaced_while_it_is_opened_is_refused(
     copied, memory, few_units, group, monkeypatch
 ):
-    arrays = nodes.arrays_of
+    arrays = nodes._arrays
     written = []
 
     def replacing(node, names):
@@ -166,7 +166,7 @@ def test_a_store_that_is_replaced_while_it_is_opened_is_refused(
             mx.write_store(copied, units=few_units, connectivity=scaled, overwrite=True)
         return found
 
-    monkeypatch.setattr(nodes, "arrays_of", replacing)
+    monkeypatch.setattr(nodes, "_arrays", replacing)
     with pytest.raises(mx.errors.StoreFormatError, match="replaced"):
         mx.open_store(copied, lazy=True)
     assert mx.degrees(copied).in_size.sum() == 2 * mx.degrees(memory).in_size.sum()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from microns_xr.cli.shared import Store
+from microns_xr.errors import require_one_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,10 +106,14 @@ _LINES = {"units": _unit_lines, "layers": _layer_lines, "functional": _functiona
 
 
 def _connectivity_lines(pairs: StoredPairs, contents: Contents) -> list[str]:
+    from microns_xr.schema import SCOPES
+
     n_pre, n_post = pairs.shape
+    scope = _values(contents, "scope").item()
+    require_one_of("scope", scope, SCOPES)
     lines = [
         f"connectivity  {pairs.indptr[-1]} connections among {n_pre} pre and {n_post} post "
-        f"neurons, scope {_values(contents, 'scope').item()}"
+        f"neurons, scope {scope}"
     ]
     for reason, n in _counts(contents, "dropped_synapses").items():
         if n:

@@ -171,7 +171,7 @@ def _with_ids(root: zarr.Group, synapses: xr.Dataset) -> xr.Dataset:
             continue
         axes = synapses
         if axis not in axes.variables:  # in an early store, only the connectivity has them
-            stored = [side for side, group in MATRIX_GROUP.items() if node_of(root, group)]
+            stored = [s for s, group in MATRIX_GROUP.items() if node_of(root, group) is not None]
             if not stored:
                 raise damaged(root, f"the synapses have {index}, but there is no {axis}")
             axes = _read_group(root, "connectivity", True, stored[0])

@@ -25,8 +25,6 @@ from .neuroglancer import neuroglancer_link as neuroglancer_link
 from .own import as_connectivity as as_connectivity
 from .own import as_units as as_units
 from .release import Release as Release
-from .releases import cite as cite
-from .releases import supported_versions as supported_versions
 from .select import degrees as degrees
 from .select import inputs_to as inputs_to
 from .select import outputs_from as outputs_from

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import xarray as xr
 
 from microns_xr.errors import (
     ReleaseMismatchError,
@@ -22,9 +21,14 @@ from microns_xr.errors import (
     whole_number,
 )
 
+# xarray is imported by the functions that ask for its types: they get its objects, while
+# `microns-xr info` reads attributes without it.
+if TYPE_CHECKING:
+    import xarray as xr
+
 RELEASE_COORDS = ("datastack", "materialization_version")
 
-Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
+Labelled = TypeVar("Labelled", "xr.Dataset", "xr.DataArray")
 
 
 def stamp_release(obj: Labelled, datastack: str, version: int) -> Labelled:
@@ -51,6 +55,8 @@ def stamp_release(obj: Labelled, datastack: str, version: int) -> Labelled:
     >>> stamp_release(xr.Dataset(), "minnie65_public", 1718).materialization_version.item()
     1718
     """
+    import xarray as xr
+
     require_instance("obj", obj, (xr.Dataset, xr.DataArray), "a Dataset or DataArray")
     require_instance("datastack", datastack, str, "the name of a datastack")
     version = whole_number("version", version, 1)
@@ -73,6 +79,8 @@ def release_of(obj: xr.Dataset | xr.DataArray, name: str = "object") -> tuple[st
 
 
 def _stated_release(obj: xr.Dataset | xr.DataArray, name: str) -> dict[str, Any]:
+    import xarray as xr
+
     require_instance(name, obj, (xr.Dataset, xr.DataArray), "a Dataset or DataArray")
     variables = obj.coords.variables
     stated = {coord: variables[coord] for coord in RELEASE_COORDS if coord in variables}
@@ -118,6 +126,8 @@ def add_history(
 
     History, ``source_tables`` and ``references`` continue those of `source`, by default of `obj`.
     """
+    import xarray as xr
+
     if source is None:
         source = obj
     sources: list[Any]

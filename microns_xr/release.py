@@ -103,7 +103,7 @@ class Release:
     Parameters
     ----------
     version : int or ReleaseSpec
-        A version of `microns_xr.supported_versions`, or a custom registry entry.
+        A version of `microns_xr.releases.supported_versions`, or a custom registry entry.
     datadir : str or Path, optional
         Folder of all downloads, with one folder per release.
     datastack : str, optional

@@ -29,10 +29,12 @@ from microns_xr.provenance import read_counts, source_names, stamp_release, text
 __all__ = [
     "ReleaseSpec",
     "TableSpec",
+    "cite",
     "read_counts",
     "references",
     "release_spec",
     "stamp_release",
+    "supported_versions",
 ]
 
 

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import xarray as xr
 
 from microns_xr.errors import MicronsXrError, SchemaError, UnknownLabelError, part_of, unknown_label
 
+# xarray is imported by the functions that ask for its types: they get its objects, while
+# `microns-xr info` needs the checks of arrays without it.
+if TYPE_CHECKING:
+    import xarray as xr
+
 AXES = ("x", "y", "z")
+PAIR_DIMS = ("pre_nucleus_id", "post_nucleus_id")
 SCOPES = ("complete", "requested", "unknown")
 VOXEL_UNITS = "voxels"  # where the voxel size of the datastack is not known
 
@@ -54,7 +59,6 @@ def _specs(*specs: VariableSpec) -> dict[str, VariableSpec]:
 _N = ("nucleus_id",)
 _S = ("scan_unit",)
 _ROWS = (_N, _S, ("synapse",))
-_PAIR = ("pre_nucleus_id", "post_nucleus_id")
 
 # fmt: off
 UNITS = _specs(
@@ -114,10 +118,10 @@ FUNCTIONAL |= {
 }
 
 CONNECTIVITY = _specs(
-    VariableSpec("pre_nucleus_id", _PAIR[:1], "int64", "", "never", "presynaptic neurons", True),
-    VariableSpec("post_nucleus_id", _PAIR[1:], "int64", "", "never", "postsynaptic neurons", True),
-    VariableSpec("synapse_size", _PAIR, "number", VOXEL_UNITS, "no synapse seen", "summed size of the synapses of a pair"),
-    VariableSpec("synapse_count", _PAIR, "number", "synapses", "no synapse seen", "number of synapses of a pair"),
+    VariableSpec("pre_nucleus_id", PAIR_DIMS[:1], "int64", "", "never", "presynaptic neurons", True),
+    VariableSpec("post_nucleus_id", PAIR_DIMS[1:], "int64", "", "never", "postsynaptic neurons", True),
+    VariableSpec("synapse_size", PAIR_DIMS, "number", VOXEL_UNITS, "no synapse seen", "summed size of the synapses of a pair"),
+    VariableSpec("synapse_count", PAIR_DIMS, "number", "synapses", "no synapse seen", "number of synapses of a pair"),
     VariableSpec("scope", (), "text", "", "unknown", "what a pair without a synapse means: complete, requested or unknown", True),
 )
 
@@ -195,6 +199,8 @@ def column_of(
 
 def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> None:
     """Compare a Dataset with the data model, and raise `SchemaError` with all problems."""
+    import xarray as xr
+
     if not isinstance(dataset, xr.Dataset):
         hint = part_of(dataset, kind) or "open a store with mx.open_store or use mx.Release"
         raise SchemaError(f"expected a {kind} Dataset, found {type(dataset).__name__}: {hint}")
@@ -213,7 +219,7 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
                 else ""
             )
             problems.append(f"{name} has dtype {variable.dtype}, expected {spec.dtype}{rounded}")
-    for name in {"units": _N, "connectivity": _PAIR}.get(kind, ()):
+    for name in {"units": _N, "connectivity": PAIR_DIMS}.get(kind, ()):
         if (
             name in dataset.variables
             and dataset.variables[name].dims == (name,)
@@ -223,9 +229,9 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
     if "axis" in dataset.indexes and tuple(dataset["axis"].values) != AXES:
         problems.append(f"axis is {tuple(dataset['axis'].values)}, expected {AXES}")
     if kind == "connectivity" and not any(
-        set(v.dims) == set(_PAIR) and v.dtype.kind in "biuf" for v in dataset.variables.values()
+        set(v.dims) == set(PAIR_DIMS) and v.dtype.kind in "biuf" for v in dataset.variables.values()
     ):
-        problems.append(f"no numbers are over {_PAIR}, expected synapse_size or another weight")
+        problems.append(f"no numbers are over {PAIR_DIMS}, expected synapse_size or another weight")
     if kind == "connectivity" and "scope" in dataset.coords and not dataset["scope"].ndim:
         scope = dataset["scope"].item()
         if scope not in SCOPES:
@@ -237,6 +243,8 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
 
 def is_ascending(dataset: xr.Dataset, name: str) -> bool:
     """Whether the index of a dim ascends strictly, which pandas remembers."""
+    import xarray as xr
+
     index = dataset.xindexes.get(name)
     if not isinstance(index, xr.indexes.PandasIndex):
         return False

@@ -33,7 +33,7 @@ from microns_xr.errors import (
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.releases import datastack_of, label_words
 from microns_xr.schema import require_unrounded_roots
-from microns_xr.store.open import Connectivity, connectivity_of
+from microns_xr.store.passed import Connectivity, connectivity_of
 from microns_xr.units import COMPLETENESS
 
 Words = str | Iterable[str] | None

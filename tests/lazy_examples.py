@@ -9,7 +9,7 @@ import xarray as xr
 
 from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.connectivity.subset import recompress
-from microns_xr.store.open import StoredPairs
+from microns_xr.store.nodes import StoredPairs
 
 BOTH = ("pre_nucleus_id", "post_nucleus_id")
 

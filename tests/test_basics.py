@@ -17,7 +17,7 @@ from microns_xr.schema import KINDS, require_unique_sorted, validate
 # ---------------------------------------------------------------------------------- releases
 
 
-@pytest.mark.parametrize("version", mx.supported_versions())
+@pytest.mark.parametrize("version", mx.releases.supported_versions())
 def test_every_release_names_known_roles_and_stated_angles(version):
     spec = mx.releases.release_spec(version)
     assert (

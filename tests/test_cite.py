@@ -81,14 +81,14 @@ def test_papers(release, units, capsys):
     assert papers[0].startswith("MICrONS Consortium 2025")
     assert any(paper.startswith("Ding et al. 2025") for paper in papers)
     assert not any(paper.startswith("Ding") for paper in mx.releases.references(release.units()))
-    mx.cite(units)
+    mx.releases.cite(units)
     assert capsys.readouterr().out.splitlines() == papers
 
 
 def test_data_without_tables_say_so():
     with pytest.raises(mx.errors.SchemaError, match="no attribute 'source_tables'"):
-        mx.cite(xr.Dataset())
+        mx.releases.cite(xr.Dataset())
     with pytest.raises(
         mx.errors.SchemaError, match="expected a Dataset, DataArray or tree, found int"
     ):
-        mx.cite(3)
+        mx.releases.cite(3)

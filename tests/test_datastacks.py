@@ -79,7 +79,7 @@ def test_v1dd_is_in_its_own_frame(tmp_path, caplog):
 
 def test_cite_says_where_no_paper_is_known(tmp_path, capsys):
     folder = folder_of(tmp_path / "v1dd", v1dd_tables())
-    mx.cite(mx.Release(1196, datastack="v1dd_public", source=folder).units())
+    mx.releases.cite(mx.Release(1196, datastack="v1dd_public", source=folder).units())
     assert "no paper is known" in capsys.readouterr().out
 
 
@@ -102,8 +102,8 @@ def test_voxels_of_minnie65_are_not_in_v1dd_in_nm():
 def test_versions_belong_to_datastacks(tmp_path, version, datastack, message):
     with pytest.raises(mx.errors.UnknownLabelError, match=message):
         mx.Release(version, datastack=datastack, source=tmp_path)
-    assert mx.supported_versions("v1dd_public") == [1196]
-    assert 1196 not in mx.supported_versions()
+    assert mx.releases.supported_versions("v1dd_public") == [1196]
+    assert 1196 not in mx.releases.supported_versions()
 
 
 def test_tables_of_another_datastack_are_refused(tmp_path):

@@ -242,7 +242,7 @@ def test_pages_are_filled_in_from_the_package(site):
         for spec in specs.values():
             assert f">{spec.name}<" in model
             assert spec.doc in model
-    assert all(str(version) in model for version in mx.supported_versions())
+    assert all(str(version) in model for version in mx.releases.supported_versions())
     rules = (site / "store_format.html").read_text(encoding="utf-8")
     assert "strictly ascending within a span" in re.sub(r"<.+?>|\s+", " ", rules)
     # The rules are numbered through, and 15 is the last.

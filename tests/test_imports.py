@@ -20,6 +20,7 @@ ROWS = [
         "frames",
         "threads",
         "files",
+        "network",
     ],
     ["sources"],
     ["tables"],

@@ -17,7 +17,7 @@ from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import SchemaError, UnknownLabelError, require_instance
 from microns_xr.provenance import add_history, require_same_release, text_lines
 from microns_xr.schema import column_of
-from microns_xr.store.open import Connectivity, connectivity_of
+from microns_xr.store.passed import Connectivity, connectivity_of
 
 By = str | Iterable[str] | xr.DataArray | pd.Series
 Sides = By | Mapping[str, By]  # or of the two sides, by "pre" and "post"

@@ -35,7 +35,7 @@ from microns_xr.connectivity.subset import recompress, take
 from microns_xr.errors import SchemaError, require_instance, unknown_label
 from microns_xr.frames import require_depth
 from microns_xr.provenance import add_history
-from microns_xr.store.open import Connectivity, connectivity_of
+from microns_xr.store.passed import Connectivity, connectivity_of
 from microns_xr.threads import equal_spans, run_spans, usable_threads
 
 # Direction to the axes of the position that it needs, and its long name; y is depth from the pia.

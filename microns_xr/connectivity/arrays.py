@@ -23,10 +23,9 @@ from microns_xr.connectivity.pair_array import PairArray, index_dtype, same_pair
 from microns_xr.errors import SchemaError, UnknownLabelError, require_instance, unknown_label
 from microns_xr.provenance import stamp_release
 from microns_xr.releases import space_of
-from microns_xr.schema import CONNECTIVITY, describe, is_ascending, validate
+from microns_xr.schema import CONNECTIVITY, PAIR_DIMS, describe, is_ascending, validate
 
 Compressed = Literal["post", "pre"]
-PAIR_DIMS = ("pre_nucleus_id", "post_nucleus_id")
 ROOT_IDS = ("pre_pt_root_id", "post_pt_root_id")  # coordinates along these axes
 _AXIS = {"pre": 0, "post": 1}
 

@@ -51,7 +51,7 @@ OTHER_SIDE: dict[Side, Side] = {"pre": "post", "post": "pre"}
 
 Side = Literal["pre", "post"]
 Values = dict[str, np.ndarray]
-# One copy of the pairs on disk, `microns_xr.store.open.StoredPairs`. It is pickled into every
+# One copy of the pairs on disk, `microns_xr.store.nodes.StoredPairs`. It is pickled into every
 # task, so it holds the address of the data only.
 PairSource = Any
 

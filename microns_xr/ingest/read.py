@@ -31,9 +31,9 @@ from microns_xr.connectivity.build import Rows, read_synapse_table
 from microns_xr.connectivity.labels import Lookup, unit_roots
 from microns_xr.errors import SchemaError, SourceError
 from microns_xr.frames import RESOLUTION, Resolution, Space, resolution_of
+from microns_xr.network import http_options
 from microns_xr.releases import table_of_file, table_spec
 from microns_xr.schema import require_unrounded
-from microns_xr.sources.net import http_options
 from microns_xr.sources.postgres_csv import (
     CUT,
     Header,

@@ -31,7 +31,7 @@ from microns_xr.plot.style import (
     words_of,
 )
 from microns_xr.provenance import require_same_release
-from microns_xr.store.open import Connectivity, connectivity_of
+from microns_xr.store.passed import Connectivity, connectivity_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

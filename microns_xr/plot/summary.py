@@ -15,7 +15,7 @@ from microns_xr.plot.cells import cells_in_space, depth_profile
 from microns_xr.plot.connections import connectivity_matrix
 from microns_xr.plot.style import UNITS_FROM, require
 from microns_xr.plot.tuning import currents_by_angle
-from microns_xr.store.open import Connectivity, connectivity_of
+from microns_xr.store.passed import Connectivity, connectivity_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -46,11 +46,11 @@ from microns_xr.errors import (
     unknown_label,
     whole_number,
 )
+from microns_xr.network import http_options
 from microns_xr.provenance import text_lines
 from microns_xr.releases import datastack_entry
 from microns_xr.schema import FUNCTIONAL, describe
 from microns_xr.sources.fetch import RECORDING_SUFFIXES
-from microns_xr.sources.net import http_options
 from microns_xr.store import swap
 from microns_xr.store.format import CHECKSUMS_ATTR, ID_ATTR
 from microns_xr.store.locate import readable

@@ -25,8 +25,9 @@ import requests
 
 from microns_xr.errors import MicronsXrError, SchemaError, SourceError, whole_number
 from microns_xr.frames import RESOLUTION
+from microns_xr.network import BadAnswer, Refused, describe
 from microns_xr.releases import datastack_entry
-from microns_xr.sources.net import BadAnswer, Refused, Retry, as_retry, attempt, describe
+from microns_xr.sources.net import Retry, as_retry, attempt
 from microns_xr.sources.synapse_plan import split_range
 from microns_xr.sources.tables import (
     TABLE_NAME,
@@ -73,8 +74,8 @@ def _advice(datastack: str, version: int) -> dict[int, str]:
         400: "check the names of tables and columns",
         401: token_help,
         403: f"the token may not read {datastack}: accept its terms of service, or {token_help}",
-        404: "the service has no such datastack, version or table: see mx.supported_versions() "
-        "and available_tables()",
+        404: "the service has no such datastack, version or table: see "
+        "mx.releases.supported_versions() and available_tables()",
         410: f"{datastack} v{version} has left the service: use source='archive' if it is archived "
         "as files",
         413: "ask for fewer ids at once",

@@ -26,15 +26,12 @@ import requests
 
 from microns_xr.errors import SourceError
 from microns_xr.files import one_thread, read_json, try_lock, write_json
+from microns_xr.network import PLAIN_HEADERS, BadAnswer, Refused, describe
 from microns_xr.sources.net import (
-    PLAIN_HEADERS,
-    BadAnswer,
-    Refused,
     Retry,
     as_retry,
     attempt,
     classify,
-    describe,
     progress_bar,
     status_of,
 )

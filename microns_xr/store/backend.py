@@ -12,7 +12,8 @@ from xarray.core import indexing
 from microns_xr.connectivity.arrays import Compressed
 from microns_xr.errors import UnknownLabelError
 from microns_xr.store.locate import Address
-from microns_xr.store.open import groups_of, open_root, open_store, read_group
+from microns_xr.store.nodes import groups_of, open_root
+from microns_xr.store.open import open_store, read_group
 
 
 class MicronsXrBackendEntrypoint(BackendEntrypoint):

@@ -110,13 +110,16 @@ import math
 import re
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from zarr.codecs import BloscCodec, Crc32cCodec
 
-from microns_xr.connectivity.arrays import Compressed
 from microns_xr.errors import SchemaError
+
+if TYPE_CHECKING:
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    from microns_xr.connectivity.arrays import Compressed
 
 FORMAT = 1
 FORMAT_ATTR = "microns_xr_format"
@@ -147,6 +150,8 @@ INDEX_NAMES: dict[Compressed, str] = {"post": "post_index", "pre": "pre_index"}
 
 def compressors(itemsize: int) -> tuple[BloscCodec, Crc32cCodec]:
     """Return the compressor and the checksum of format 1 for elements of `itemsize` bytes."""
+    from zarr.codecs import BloscCodec, Crc32cCodec  # only writing needs zarr here
+
     # The checksum comes last, so that blosc never sees a damaged chunk: it reads beyond its end.
     return (
         BloscCodec(

@@ -29,7 +29,8 @@ from microns_xr.store.format import (
     pointer_problem,
 )
 from microns_xr.store.locate import Address, read_values
-from microns_xr.store.open import label_array, lazy_variable, open_root, read_from, read_group
+from microns_xr.store.nodes import open_root
+from microns_xr.store.open import label_array, lazy_variable, read_from, read_group
 from microns_xr.store.stream import PlannedGroup, plan_dataset
 from microns_xr.threads import Span
 

@@ -62,7 +62,8 @@ from microns_xr.store.format import (
     root_checksum,
 )
 from microns_xr.store.locate import Address, writable
-from microns_xr.store.open import LabelArray, StoredPairs
+from microns_xr.store.nodes import StoredPairs
+from microns_xr.store.open import LabelArray
 from microns_xr.store.spill import Spill
 from microns_xr.store.stream import (
     ChunkPool,

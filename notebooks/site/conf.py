@@ -144,7 +144,7 @@ def variables(kind: str) -> str:
 def releases() -> str:
     """Return the releases of the registry, with their tables by role."""
     roles = ("celltype", "proofreading", "functional_properties")
-    specs = [release_spec(number) for number in mx.supported_versions()]
+    specs = [release_spec(number) for number in mx.releases.supported_versions()]
     names = ([f"`{s.name_of(role)}`" if s.has(role) else "none" for role in roles] for s in specs)
     return table(("version", *roles), *((s.version, *n) for s, n in zip(specs, names, strict=True)))
 
@@ -152,7 +152,7 @@ def releases() -> str:
 def angles() -> str:
     """Return the tables of the registry that hold angles."""
     found: dict[tuple[str, ...], list[str]] = {}
-    for spec in (release_spec(number) for number in mx.supported_versions()):
+    for spec in (release_spec(number) for number in mx.releases.supported_versions()):
         for role in filter(spec.has, ("functional_properties", "tuning_curves")):
             of = spec.table_of(role)
             if of.angle_convention is not None:

@@ -10,7 +10,8 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import microns_xr as mx
-from microns_xr.cli import _PICTURES, app
+from microns_xr.cli import app
+from microns_xr.cli.plot import PICTURES
 
 
 def run(*words):
@@ -39,7 +40,7 @@ def test_every_picture_of_a_store(demo_store, tmp_path):
 
 
 def test_pictures_have_the_names_of_the_package():
-    assert set(_PICTURES) == set(mx.plot.__all__)
+    assert set(PICTURES) == set(mx.plot.__all__)
 
 
 @pytest.mark.parametrize(

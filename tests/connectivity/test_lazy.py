@@ -19,7 +19,7 @@ import microns_xr as mx
 from microns_xr.connectivity import blocks
 from microns_xr.connectivity.arrays import pair_buffers
 from microns_xr.store.locate import CompleteStore
-from microns_xr.store.open import StoredPairs
+from microns_xr.store.nodes import StoredPairs
 
 BOTH = lz.BOTH
 

@@ -16,8 +16,8 @@ from cave_server import CaveServer, cave_fixture
 from cave_server.sample import N_SYNAPSES, NUCLEI, ROOT, STATUS, SYNAPSES, TYPES, make_tables
 
 import microns_xr as mx
+from microns_xr.network import BadAnswer, Refused
 from microns_xr.sources.cave import Answer, CheckedSession, Secret, read_answer
-from microns_xr.sources.net import BadAnswer, Refused
 from microns_xr.sources.tables import plain_types
 
 TOKEN = "0123456789abcdef0123456789abcdef"

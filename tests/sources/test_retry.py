@@ -14,7 +14,8 @@ import requests
 import urllib3
 
 import microns_xr as mx
-from microns_xr.sources.net import BadAnswer, Refused, attempt, classify, describe, status_of
+from microns_xr.network import BadAnswer, Refused, describe
+from microns_xr.sources.net import attempt, classify, status_of
 
 
 def http_error(status: int, **headers: str) -> requests.HTTPError:

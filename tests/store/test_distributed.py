@@ -16,7 +16,7 @@ import xarray as xr
 
 import microns_xr as mx
 from microns_xr.connectivity import blocks
-from microns_xr.store.open import StoredPairs
+from microns_xr.store.nodes import StoredPairs
 
 distributed = pytest.importorskip("distributed")
 

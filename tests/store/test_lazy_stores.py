@@ -19,8 +19,8 @@ from zarr.storage import MemoryStore
 
 import microns_xr as mx
 from microns_xr.connectivity import blocks
-from microns_xr.store import open as opening
-from microns_xr.store.open import StoredPairs
+from microns_xr.store import nodes
+from microns_xr.store.nodes import StoredPairs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -155,7 +155,7 @@ def test_a_store_that_is_replaced_meanwhile_is_refused(copied, memory, few_units
 def test_a_store_that_is_replaced_while_it_is_opened_is_refused(
     copied, memory, few_units, group, monkeypatch
 ):
-    arrays = opening._arrays
+    arrays = nodes._arrays
     written = []
 
     def replacing(node, names):
@@ -166,7 +166,7 @@ def test_a_store_that_is_replaced_while_it_is_opened_is_refused(
             mx.write_store(copied, units=few_units, connectivity=scaled, overwrite=True)
         return found
 
-    monkeypatch.setattr(opening, "_arrays", replacing)
+    monkeypatch.setattr(nodes, "_arrays", replacing)
     with pytest.raises(mx.errors.StoreFormatError, match="replaced"):
         mx.open_store(copied, lazy=True)
     assert mx.degrees(copied).in_size.sum() == 2 * mx.degrees(memory).in_size.sum()

@@ -107,7 +107,7 @@ def test_writes_that_go_on_after_one_has_failed_are_waited_for(inputs, tmp_path,
     put = store.set
 
     async def late(self, key, value):
-        if key.endswith("by_post/zarr.json"):
+        if key.count("/"):
             await asyncio.sleep(0.2)
         await put(self, key, value)
 
@@ -117,6 +117,6 @@ def test_writes_that_go_on_after_one_has_failed_are_waited_for(inputs, tmp_path,
     monkeypatch.setattr(store, "set", late)
     monkeypatch.setattr(store, "set_if_not_exists", fail)
     with pytest.raises(mx.errors.SourceError, match="No space left"):
-        WRITERS["write_store"][1](inputs, tmp_path / "a.zarr")
+        WRITERS["to_zarr"][1](inputs, tmp_path / "a.zarr")
     time.sleep(0.3)
     assert not list(tmp_path.iterdir())

@@ -49,6 +49,7 @@ from microns_xr.releases import datastack_of, space_of_data, table_of_file
 from microns_xr.schema import SCOPES, validate
 from microns_xr.store import swap
 from microns_xr.store.format import OTHER, SYNAPSE_GROUP
+from microns_xr.store.locate import NewFolder
 from microns_xr.store.spill import Spill, Stretch, collate
 from microns_xr.store.stream import (
     ChunkPool,
@@ -239,7 +240,7 @@ def ingest_synapses(
     n = neurons.sizes["nucleus_id"]
     with swap.replacing(address, overwrite=overwrite) as folder, ExitStack() as stack:
         work = stack.enter_context(TemporaryDirectory(prefix=".rows-", dir=folder))
-        root = zarr.open_group(folder, mode="a", zarr_format=3)
+        root = zarr.open_group(NewFolder(folder), mode="a", zarr_format=3)
         try:
             with ChunkPool() as pool:
                 for plan in plans:

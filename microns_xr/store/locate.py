@@ -284,6 +284,38 @@ class NewStore(MemoryStore):
             await self.set(key, value)
 
 
+class NewFolder(LocalStore):
+    """A new local store that only this process writes, as `NewStore`, with the errors of a disk."""
+
+    # Without this, zarr looks up and writes the metadata of all parents once more per array.
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self._metadata = MemoryStore()
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Return metadata from memory, and chunks from the disk."""
+        if _is_chunk(key):
+            return await super().get(key, prototype, byte_range)
+        prototype = prototype or default_buffer_prototype()
+        return await self._metadata.get(key, prototype, byte_range)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a file."""
+        await super().set(key, value)
+        if not _is_chunk(key):
+            await self._metadata.set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write a file unless this process has already written it."""
+        if not await self._metadata.exists(key):
+            await self.set(key, value)
+
+
 def _is_chunk(key: str) -> bool:
     name = key.rpartition("/")[2]
     return name != "zarr.json" and not name.startswith(".z")  # `.z*` is metadata of zarr v2

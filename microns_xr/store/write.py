@@ -61,7 +61,7 @@ from microns_xr.store.format import (
     pattern_problem,
     root_checksum,
 )
-from microns_xr.store.locate import Address, writable
+from microns_xr.store.locate import Address, NewFolder, writable
 from microns_xr.store.nodes import StoredPairs
 from microns_xr.store.open import LabelArray
 from microns_xr.store.spill import Spill
@@ -205,7 +205,7 @@ def write_store(
     if store is None:
         needed = _bytes_of(plans, pairs) if pairs or connectivity is None else None
         with swap.replacing(address, overwrite=overwrite, needed=needed) as folder:
-            write(zarr.open_group(folder, mode="a", zarr_format=3), folder)
+            write(zarr.open_group(NewFolder(folder), mode="a", zarr_format=3), folder)
         return
     try:
         root = zarr.open_group(store, mode="w-", zarr_format=3)

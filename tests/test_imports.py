@@ -32,6 +32,7 @@ ROWS = [
     ["analysis"],
     ["plot", "export", "neuroglancer"],
     ["view"],
+    ["release_tables"],
     ["release"],
     ["cli", "__main__"],
 ]

@@ -470,9 +470,9 @@ def _count(  # type: ignore[no-untyped-def]
                 bin_of[same[i]] = none
             for d in range(summed.shape[0]):
                 for j in range(np.uintp(start), np.uintp(stop)):
-                    group, b = np.uintp(group_of[j]), np.uintp(bin_of[j])
-                    counts[group, b] += np.int32(d == 0)
-                    totals[d, group, b] += np.int64(distances[d, j] * _PER_UM)
+                    g, b = np.uintp(group_of[j]), np.uintp(bin_of[j])
+                    counts[g, b] += np.int32(d == 0)
+                    totals[d, g, b] += np.int64(distances[d, j] * _PER_UM)
             starts[slab], stops[slab] = start, stop
         # Assigning a slice takes seconds to compile.
         for group in range(n_groups if by_distance else 0):

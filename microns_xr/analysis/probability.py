@@ -440,7 +440,7 @@ def _count(  # type: ignore[no-untyped-def]
     bin_of_one = np.empty(post_at.shape[1], np.int32)
     distances = np.empty((2, post_at.shape[1]))
     counts = np.zeros((n_groups, none + 1), np.int32)
-    totals = np.zeros((2, n_groups, none + 1), np.int64)
+    totals = np.zeros((summed.shape[0], n_groups, none + 1), np.int64)
     starts, stops = slab_starts[:-1].copy(), slab_starts[1:].copy()
     place = post_at[axes[0]]
     for i in range(lo, hi):

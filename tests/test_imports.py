@@ -33,6 +33,7 @@ ROWS = [
     ["analysis"],
     ["plot", "export", "neuroglancer"],
     ["view"],
+    ["release_tables"],
     ["release"],
     ["cli", "__main__"],
 ]

@@ -440,7 +440,7 @@ def _count(  # type: ignore[no-untyped-def]
     bin_of_one = np.empty(post_at.shape[1], np.int32)
     distances = np.empty((2, post_at.shape[1]))
     counts = np.zeros((n_groups, none + 1), np.int32)
-    totals = np.zeros((2, n_groups, none + 1), np.int64)
+    totals = np.zeros((summed.shape[0], n_groups, none + 1), np.int64)
     starts, stops = slab_starts[:-1].copy(), slab_starts[1:].copy()
     place = post_at[axes[0]]
     for i in range(lo, hi):
@@ -470,9 +470,9 @@ def _count(  # type: ignore[no-untyped-def]
                 bin_of[same[i]] = none
             for d in range(summed.shape[0]):
                 for j in range(np.uintp(start), np.uintp(stop)):
-                    group, b = np.uintp(group_of[j]), np.uintp(bin_of[j])
-                    counts[group, b] += np.int32(d == 0)
-                    totals[d, group, b] += np.int64(distances[d, j] * _PER_UM)
+                    g, b = np.uintp(group_of[j]), np.uintp(bin_of[j])
+                    counts[g, b] += np.int32(d == 0)
+                    totals[d, g, b] += np.int64(distances[d, j] * _PER_UM)
             starts[slab], stops[slab] = start, stop
         # Assigning a slice takes seconds to compile.
         for group in range(n_groups if by_distance else 0):

@@ -143,14 +143,17 @@ def _group_sums(  # type: ignore[no-untyped-def]
     first, second, indices, indptr, major_codes, minor_codes, n_major, n_minor, lo, hi
 ):
     table = np.zeros((n_major, n_minor, 3), dtype=first.dtype)
-    for j in range(lo, hi):
-        row = table[np.uintp(major_codes[j])]
-        for p in range(np.uintp(indptr[j]), np.uintp(indptr[j + 1])):
-            group = np.uintp(minor_codes[np.uintp(indices[p])])
-            row[group, 0] += 1
-            row[group, 1] += first[p]
-            if second.size:
-                row[group, 2] += second[p]
+    # One loop over the pairs of all neurons: most neurons have few.
+    j, row, stop = lo, table[np.uintp(major_codes[lo])], np.uintp(indptr[lo + 1])
+    for p in range(np.uintp(indptr[lo]), np.uintp(indptr[hi])):
+        while p >= stop:
+            j += 1
+            row, stop = table[np.uintp(major_codes[j])], np.uintp(indptr[j + 1])
+        group = np.uintp(minor_codes[np.uintp(indices[p])])
+        row[group, 0] += 1
+        row[group, 1] += first[p]
+        if second.size:
+            row[group, 2] += second[p]
     return table
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import microns_xr as mx
-from microns_xr.cli.shared import require_groups, require_name, require_rates, steps
+from microns_xr.cli.shared import Store, require_groups, require_name, require_rates, steps
 from microns_xr.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def currents(
-    store: Annotated[Path, typer.Argument(help="A store with units, rates and connectivity.")],
+    store: Store,
     out: Annotated[Path, typer.Option(help="FILE.csv, FILE.csv.gz or FILE.zarr.")],
     rates: Annotated[
         str, typer.Option(help="Rates of the units: rate_ori or rate_dir.")
@@ -31,13 +31,15 @@ def currents(
 ) -> None:
     """Compute the input current of every neuron: the sum over presynaptic partners of size x rate.
 
+    The store needs units, rates and connectivity.
+
     Partners without a rate are left out; rated_fraction is the share of a neuron's input weight
     that comes from partners with a rate.
     """
     from microns_xr.store.swap import address_of, require_replaceable
 
     require_name(out, ".csv", ".csv.gz", ".zarr")
-    if out.resolve() == store.resolve():
+    if out.resolve() == Path(store).resolve():
         raise SchemaError(f"--out is the store to read, {store}: give another name")
     if out.suffix == ".zarr":
         require_replaceable(address_of(out), overwrite=True, kind="currents")

@@ -24,10 +24,11 @@ def info(store: Store) -> None:
     typer.echo("\n".join([*of_release, *of_groups]))
 
 
-def describe(store: Path) -> tuple[list[str], list[str]]:
+def describe(store: str | Path) -> tuple[list[str], list[str]]:
     """Return what there is to say of the release of a store, and of its groups, in lines."""
     # With zarr alone, since xarray, dask and numba take longer to import than a store to read. The
     # checks are those of `open_store`.
+    from microns_xr.store.format import MATRIX_GROUP
     from microns_xr.store.nodes import (
         groups_of_release,
         one_store,
@@ -43,7 +44,8 @@ def describe(store: Path) -> tuple[list[str], list[str]]:
     with one_store(root):
         for name in groups_of_release(root, store):
             if name == "connectivity":
-                pairs, _, contents = read_matrix(root, "post")
+                has_post = MATRIX_GROUP["post"] in root
+                pairs, _, contents = read_matrix(root, "post" if has_post else "pre")
                 lines += _connectivity_lines(pairs, contents)
             else:
                 contents = read_contents(root, name)

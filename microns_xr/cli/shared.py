@@ -20,7 +20,8 @@ Datastack = Annotated[
     typer.Option(help="Datastack of a folder that does not state it (default: minnie65_public)."),
 ]
 Version = Annotated[int, typer.Option(help="Materialization version.")]
-Store = Annotated[Path, typer.Argument(help="A store written by microns-xr.")]
+# Not a Path, which would take a slash from s3://bucket/v1718.zarr.
+Store = Annotated[str, typer.Argument(help="Path or address of a store.")]
 NewStore = Annotated[Path, typer.Option(help="The store to write, such as v1718.zarr.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a store of that name.")]
 Scope = Literal["unknown", "requested", "complete"]

@@ -22,7 +22,7 @@ def view(
 
     The page contains its data and needs no network: you can send it to a colleague.
     """
-    out = out or Path(f"{store.resolve().stem}.html")
+    out = out or Path(f"{Path(store).resolve().stem}.html")
     require_name(out, ".html")
     mx.to_html(store, out, overwrite=overwrite)
     typer.echo(f"page          {out}, {out.stat().st_size / 1e6:.1f} MB: open it in a browser")

@@ -48,6 +48,23 @@ def test_info(demo_folder):
     assert "layers (µm)" in result.stdout
 
 
+def test_a_store_by_its_address(demo_folder, tmp_path):
+    store = demo_folder / "demo_v1718.zarr"
+    found = run("info", f"file://{store}")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == run("info", store).stdout
+    result = run("currents", f"file://{store}", "--out", tmp_path / "currents.csv")
+    assert result.returncode == 0, result.stderr
+    own = pd.read_csv(tmp_path / "currents.csv", index_col=0)
+    assert list(own.index) == list(mx.open_store(store)["units"].nucleus_id)
+
+
+def test_info_needs_one_copy(demo_folder, tmp_path):
+    store = shutil.copytree(demo_folder / "demo_v1718.zarr", tmp_path / "store.zarr")
+    shutil.rmtree(store / "connectivity/by_post")
+    assert run("info", store).stdout == run("info", demo_folder / "demo_v1718.zarr").stdout
+
+
 @pytest.mark.parametrize("version", [661, 1507])
 def test_build_from_a_folder_of_raw_tables(tmp_path, version):
     raw = mx.sources.DemoSource(version, n_nuclei=800).write(tmp_path / "raw_tables", format="csv")

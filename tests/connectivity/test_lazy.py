@@ -368,12 +368,13 @@ def test_what_was_changed_is_not_read_as_it_was(store, memory, units, copy, name
     lazy = lz.connectivity_in(store, copy)
     here, there = (CHANGED[name](connectivity) for connectivity in (lazy, memory))
     weight = "weight" if name == "renamed" else "synapse_size"
-    for use in USES.values():
-        found, wanted = use(here, units, weight).compute(), use(there, units, weight)
-        if isinstance(wanted, xr.Dataset):
-            lz.assert_same_pairs(wanted, found)
-        else:
-            xr.testing.assert_allclose(found, wanted, rtol=1e-13)
+    with dask.config.set(scheduler="synchronous"):  # threads take longer for blocks this small
+        for use in USES.values():
+            found, wanted = use(here, units, weight).compute(), use(there, units, weight)
+            if isinstance(wanted, xr.Dataset):
+                lz.assert_same_pairs(wanted, found)
+            else:
+                xr.testing.assert_allclose(found, wanted, rtol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int16", "float32", "bool"])

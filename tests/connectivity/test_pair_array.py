@@ -122,7 +122,7 @@ CELLS = {
     "filled": lambda a: a.fillna(0),
     "missing": lambda a: a.isnull(),
     "one of a few numbers": lambda a: a.isin([1, 2, 0.5]),
-    "shares of a sum": lambda a: a / ((a * a).sum() + 1),
+    "shares of a sum": lambda a: a / (abs(a).sum() + 1),
 }
 REDUCTIONS = {
     name: operator.methodcaller(name)

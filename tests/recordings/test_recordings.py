@@ -518,33 +518,39 @@ def test_a_store_that_was_replaced_is_opened_again(recordings, tmp_path):
         before["scan_9_3"].responses.load()
 
 
-def _replace_and_be_killed(path, store, at):
-    """Replace a store in a process that ends before the rename with that number."""
-    calls = []
+def _replace_and_be_killed(path, stores):
+    """Replace each store in a process that ends before the first rename, the second, ..."""
+    for at, store in enumerate(stores, 1):
+        if process := os.fork():  # this one has imported everything, and started no threads
+            assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 3
+            continue
+        calls = []
 
-    def rename(source, target):
-        calls.append(source)
-        if len(calls) == at:
-            os._exit(3)
-        os.replace(source, target)
+        def rename(source, target, at=at, calls=calls):
+            calls.append(source)
+            if len(calls) == at:
+                os._exit(3)
+            os.replace(source, target)
 
-    os.rename = rename
-    small = mx.recordings.select(mx.recordings.open(path), session=9, trial=1)
-    mx.recordings.to_zarr(small, store, overwrite=True)
+        os.rename = rename
+        small = mx.recordings.select(mx.recordings.open(path), session=9, trial=1)
+        mx.recordings.to_zarr(small, store, overwrite=True)
+        os._exit(0)
 
 
-@pytest.mark.parametrize("at", [1, 2])  # the old store is put aside, then the new one in its place
-def test_a_killed_replacement_is_finished(path, recordings, tmp_path, at):
+def test_a_killed_replacement_is_finished(path, recordings, tmp_path):
+    """The old store is put aside, then the new one is put in its place."""
     small = mx.recordings.select(recordings, session=9, trial=[0, 1])
-    store = mx.recordings.to_zarr(small, tmp_path / "a.zarr")
-    process = get_context("spawn").Process(target=_replace_and_be_killed, args=(path, store, at))
+    stores = [mx.recordings.to_zarr(small, tmp_path / at / "a.zarr") for at in "12"]
+    process = get_context("spawn").Process(target=_replace_and_be_killed, args=(path, stores))
     process.start()
     process.join(60)
-    assert process.exitcode == 3
-    assert store.exists() == (at == 1)
-    assert mx.recordings.open(store)["scan_9_3"].sizes["trial"] == 1
-    mx.recordings.to_zarr(small, store, overwrite=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+    assert process.exitcode == 0
+    assert [store.exists() for store in stores] == [True, False]
+    for store in stores:
+        assert mx.recordings.open(store)["scan_9_3"].sizes["trial"] == 1
+        mx.recordings.to_zarr(small, store, overwrite=True)
+        assert [p.name for p in store.parent.iterdir()] == ["a.zarr"]
 
 
 def test_a_flipped_bit_in_a_store_is_an_error(recordings, tmp_path):

@@ -402,7 +402,13 @@ KILLED = """
     import store_examples as ex
     from microns_xr.store import stream, swap, write
 
-    path, step = sys.argv[2], int(sys.argv[3])
+    for step, path in enumerate(sys.argv[2:]):
+        if not os.fork():  # this process has imported everything, and started no threads
+            break
+    else:
+        for _ in sys.argv[2:]:
+            assert os.waitstatus_to_exitcode(os.wait()[1]) == 9
+        sys.exit()
     write.write_store(path, units=ex.units())
     module, name = [(stream, "_write_whole"), (swap.os, "rename")][step]
     call, calls = getattr(module, name), []
@@ -424,17 +430,13 @@ LEFT = [
 
 def test_a_killed_process(tmp_path: Path) -> None:
     """Processes that really end: while arrays are written, and between the renames."""
-    running = []
-    for step in range(len(LEFT)):
-        folder = tmp_path / str(step)
-        folder.mkdir()
-        script = textwrap.dedent(KILLED)
-        args = [str(Path(__file__).parents[1]), str(folder / "a.zarr"), str(step)]
-        running.append(subprocess.Popen([sys.executable, "-c", script, *args]))
-    for step, process in enumerate(running):
-        assert process.wait(timeout=120) == 9
-        path = str(tmp_path / str(step) / "a.zarr")
-        folders, children = LEFT[step]
+    paths = [str(tmp_path / str(step) / "a.zarr") for step in range(len(LEFT))]
+    for path in paths:
+        os.mkdir(os.path.dirname(path))
+    script = textwrap.dedent(KILLED)
+    command = [sys.executable, "-c", script, str(Path(__file__).parents[1]), *paths]
+    assert subprocess.run(command, timeout=120).returncode == 0
+    for path, (folders, children) in zip(paths, LEFT, strict=True):
         assert beside(path) == folders
         assert list(mx.open_store(path).children) == children
         np.testing.assert_array_equal(mx.open_store(path)["units"]["nucleus_id"], ex.PRE)

@@ -10,6 +10,7 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import xarray as xr
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from zarr.storage import LocalStore
 
 import microns_xr as mx
 from microns_xr.provenance import RELEASE_COORDS
@@ -184,6 +186,24 @@ def test_many_chunks(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(group[f"{compressed}_index"][...], expanded)
         found = mx.open_store(path, compressed=compressed)["connectivity"].to_dataset()  # type: ignore[arg-type]
         ex.assert_same_connectivity(found, expected)
+
+
+def test_metadata_of_a_group_are_not_written_once_per_array(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str] = []
+    for name in ("set", "set_if_not_exists"):
+        call = getattr(LocalStore, name)
+        monkeypatch.setattr(
+            LocalStore,
+            name,
+            lambda self, key, value, c=call: keys.append(key) or c(self, key, value),
+        )
+    ex.write(path)
+    written = Counter(keys)
+    assert len(written) > 150
+    # A group when it is made, and its attributes; those of the root come last.
+    assert max(written.values()) == 2
 
 
 def test_chunks_of_small_arrays_are_their_own_size(store: str) -> None:

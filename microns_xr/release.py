@@ -480,10 +480,10 @@ class Release(ReleaseTables):
         if "connectivity" in self._built:
             of, connectivity, checksum = self._built["connectivity"]
             if of == key and _checksum(connectivity) == checksum:
-                return _with_own_attrs(connectivity)
+                return _independent(connectivity)
         connectivity = self._connect(request, units, chosen, scope)[0]
         self._built["connectivity"] = key, connectivity, _checksum(connectivity)
-        return _with_own_attrs(connectivity)
+        return _independent(connectivity)
 
     @answer_old_keywords
     def synapses(
@@ -716,12 +716,15 @@ def _with_own_attrs(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.copy().assign_attrs(copy.deepcopy(dataset.attrs))
 
 
-def _independent(units: xr.Dataset) -> xr.Dataset:
-    """Return a copy in which values may be replaced in place; text is not copied word by word."""
-    variables = units.variables
-    values = {n: v.copy(data=v.values.copy()) for n, v in variables.items() if n not in units.dims}
-    coords = {name: values.pop(name) for name in units.coords if name in values}
-    return _with_own_attrs(units.assign(values).assign_coords(coords))
+def _independent(dataset: xr.Dataset) -> xr.Dataset:
+    """Return a copy in which dense values may be replaced; text is not copied word by word."""
+    values = {
+        name: variable.copy(data=variable.values.copy())
+        for name, variable in dataset.variables.items()
+        if name not in dataset.dims and isinstance(variable.data, np.ndarray)
+    }
+    coords = {name: values.pop(name) for name in dataset.coords if name in values}
+    return _with_own_attrs(dataset.assign(values).assign_coords(coords))
 
 
 def _checksum(connectivity: xr.Dataset) -> int:

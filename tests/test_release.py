@@ -228,6 +228,8 @@ def test_the_same_again_is_not_built_again_unless_something_changed(folder, monk
     xr.testing.assert_identical(first, again)
     again.attrs["history"].append("mine")
     again["synapse_size"] = 2 * again.synapse_size
+    again.scope.values[()] = "complete"
+    assert first.scope == "unknown"
     xr.testing.assert_identical(release.connectivity(), first)
     assert len(reads) == 1
     # Values that were replaced in place, another scope, another file.

@@ -258,6 +258,16 @@ def test_anndata_of_neurons_that_are_not_units() -> None:
     assert mx.to_anndata(units, alone).obsp["synapse_count"].nnz == 3
 
 
+def test_of_an_unknown_scope_only_neurons_with_a_connection_are_marked() -> None:
+    unknown = np.array("unknown", dtype=object)
+    connectivity = ex.connectivity().assign_coords(scope=((), unknown))  # 13 has no output
+    data = mx.to_anndata(three_units(), connectivity)
+    assert data.obs["in_pre"].tolist() == [True, True, False, False, False]
+    assert data.obs["in_post"].tolist() == [True, False, True, True, False]
+    nodes = mx.to_networkx(connectivity).nodes
+    assert nodes[13] == {"in_pre": False, "in_post": True}
+
+
 def test_anndata_refuses() -> None:
     units, connectivity = three_units(), ex.connectivity()
     with pytest.raises(mx.errors.SchemaError, match="outside is 'keep'"):

@@ -112,6 +112,24 @@ def test_functional_on_functional(functional):
         mx.merge_table(neurons, table, on="functional")
 
 
+def test_rows_without_a_segment_do_not_match_each_other(functional):
+    table = pd.DataFrame({"pt_root_id": [ROOTS[11], 0], "x": [1.5, 9.5]})
+    merged = mx.merge_table(functional, table, on="pt_root_id")
+    assert functional.pt_root_id.values[2] == 0
+    np.testing.assert_array_equal(merged.x, [np.nan, 1.5, np.nan, 1.5, 1.5])
+
+
+def test_a_repeated_unit_must_agree_in_every_column_and_at_every_angle(functional):
+    keys = {"session": [4, 4], "scan_idx": [7, 7], "unit_id": [9, 9]}
+    table = pd.DataFrame({**keys, "score": [np.nan] * 2, "rate_ori": ["[1 2]"] * 2})
+    how = {"on": "functional", "angle_convention": "up_clockwise"}
+    merged = mx.merge_table(functional, table, **how)
+    np.testing.assert_array_equal(merged.rate_ori.mean("orientation"), [np.nan] * 3 + [1.5, np.nan])
+    for other in ({"score": [0.5, np.nan]}, {"rate_ori": ["[1 2]", "[1 3]"]}):
+        with pytest.raises(mx.errors.SchemaError, match="several rows for 1 unit"):
+            mx.merge_table(functional, table.assign(**other), **how)
+
+
 def test_functional_onto_best_only_units(three_tables):
     units = mx.build_units(three_tables, 1300, functional="best_only")
     table = pd.DataFrame(

@@ -451,6 +451,10 @@ def test_pairs_that_are_repeated_with_the_same_weights_are_not_added_up(more):
     twice = pd.concat([edges, edges[:2]])
     with pytest.raises(mx.errors.SchemaError, match=r"2 of 5 rows of edges repeat a pair .* same"):
         mx.as_connectivity(twice, weight="w", count=count)
+    # Parts of other pairs, which were not asked for, do not show that rows are parts.
+    others = pd.concat([twice, edges[:2].assign(pre=50, post=51)])
+    with pytest.raises(mx.errors.SchemaError, match=r"2 of 5 rows of edges repeat a pair .* same"):
+        mx.as_connectivity(others, weight="w", count=count, pre_ids=[11, 12], post_ids=[11, 12, 13])
     once = mx.as_connectivity(edges, weight="w", count=count)
     xr.testing.assert_equal(
         mx.as_connectivity(twice.drop_duplicates(), weight="w", count=count), once

@@ -116,6 +116,16 @@ def test_another_number_of_synapses_is_resized(old):
     assert changes["connections"].synapse_count.values.tolist() == [[1] * 4, [2] * 4]
 
 
+def test_a_weight_that_is_nan_in_both_is_unchanged(old):
+    size = old["connectivity"].synapse_size
+    strength = size.copy(data=size.data.astype(float))
+    strength.data.data[0] = np.nan
+    both = {**old, "connectivity": old["connectivity"].assign(strength=strength)}
+    changes = mx.analysis.compare_releases(both, both)
+    assert changes["summary"].n_connections.sel(connection_change="unchanged") == 4
+    assert changes["connections"].sizes["connection"] == 0
+
+
 def test_only_weights_of_both_are_compared(old):
     """A table with one row per pair counts no synapses, so that none was added or lost."""
     pairs = {**old, "connectivity": old["connectivity"].drop_vars("synapse_count")}

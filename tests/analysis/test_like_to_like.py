@@ -227,6 +227,27 @@ def test_presynaptic_draws_are_those_of_a_plain_bootstrap(planted):
     np.testing.assert_allclose(found.probability_high, expected[1])
 
 
+def test_draws_of_the_two_sides_are_independent():
+    """Two halves, connected within: with equal draws, no replicate would be below 0.5."""
+    in_first = np.arange(20) < 10
+    stored = in_first[:, None] == in_first
+    pre_ids, post_ids = ids(40)[:20], ids(40)[20:]
+    sizes = stored.astype(np.int64)
+    connectivity = dataset(stored, sizes, sizes, pre_ids=pre_ids, post_ids=post_ids)
+    found = mx.analysis.like_to_like(
+        connectivity,
+        make_units(np.linspace(0, 170, 40)),
+        bins=[0, 90],
+        interval=Bootstrap(1000, seed=1, both_sides=True),
+    )
+    assert found.probability.item() == 0.5
+    # Of 20 draws, the numbers in the first half are binomial, on either side.
+    pre, post = np.random.default_rng(0).binomial(20, 0.5, (2, 10_000))
+    expected = np.quantile((pre * post + (20 - pre) * (20 - post)) / 400, [0.025, 0.975])
+    np.testing.assert_allclose(found.probability_low, expected[0], atol=0.02)
+    np.testing.assert_allclose(found.probability_high, expected[1], atol=0.02)
+
+
 @pytest.mark.parametrize("bins", [3, 5, 9])
 def test_slope_of_pairs_whatever_the_bins(bins):
     """The half-wide bins at the ends are not centred on their pairs: 5.6° and 84.4° of five."""

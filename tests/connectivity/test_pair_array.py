@@ -337,6 +337,15 @@ def test_no_cell_is_filled(large):
     assert pickle.loads(pickle.dumps(large)).identical(large)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_first_of_equal_pairs(sign):
+    """A stored 0 is no more extreme than the unconnected pairs before it."""
+    edges = pd.DataFrame({"pre": [12, 12], "post": [101, 109], "weight": [-sign, 0]})
+    weight = mx.as_connectivity(edges, pre_ids=PRE_IDS, post_ids=POST_IDS).weight
+    first = (weight.idxmax if sign > 0 else weight.idxmin)(POST)
+    assert first.values.tolist() == [101, 103, 101, 101, 101, 101]
+
+
 REFUSED = {
     "values": (lambda a: a.values, r"94,000 x 94,000 sparse cells would take 70.7 GB.*mx.to_table"),
     "plot": (lambda a: a.plot(), "mx.to_table"),

@@ -184,7 +184,8 @@ def test_fits_of_con_con_models(source):
         }
     )
     worse = theirs.assign(A=100.0, mean_r_sqrd=0.1)
-    result = rates_of_fits(pd.concat([worse, theirs], ignore_index=True))
+    not_rated = theirs.assign(A=1000.0, mean_r_sqrd=np.nan)
+    result = rates_of_fits(pd.concat([worse, not_rated, theirs], ignore_index=True))
     assert len(result) == len(ours)
     rates = dict(zip(result["unit_id"], result["rate_dir"], strict=True))
     folded = dict(zip(result["unit_id"], result["rate_ori"], strict=True))

@@ -169,6 +169,12 @@ def test_a_unit_is_rated_whole_or_not_at_all(tmp_path):
     assert curves.attrs["n_incomplete"] == 1
     assert curves.n_trials[0].values.tolist() == [1, 0]
     np.testing.assert_allclose(curves.rate_dir[1], [1.0, 2.0])
+    # Nor has it the rate of an orientation of which both directions were measured.
+    videos = {"a": {"directions": [0.0, 90.0, 180.0, 270.0], "onsets": [0.0, 1.0, 2.0, 3.0]}}
+    trials = [("a", [[1, 2, 3, np.nan], [1, 2, 3, 4]], np.arange(4.0))]
+    path = make_file(tmp_path / "b.h5", trials, videos=videos)
+    curves = mx.recordings.tuning(mx.recordings.open(path))
+    np.testing.assert_array_equal(curves.rate_ori, [[np.nan, np.nan], [2.0, 3.0]])
 
 
 @settings(max_examples=60, deadline=None)

@@ -127,6 +127,8 @@ def test_a_source_follows_the_protocol_and_says_where_it_reads():
         ("661", {}, mx.errors.SchemaError, "expected a whole number"),
         (True, {}, mx.errors.SchemaError, "expected a whole number"),
         (661, {"datastack": "flywire"}, mx.errors.SourceError, "no public archive of 'flywire'"),
+        # The archive holds tables of minnie65_public only.
+        (661, {"datastack": "minnie65_phase3_v1"}, mx.errors.SourceError, "no public archive of"),
     ],
 )
 def test_arguments_that_make_no_sense(version, options, error, words):

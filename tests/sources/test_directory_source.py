@@ -545,14 +545,15 @@ def test_rows_that_are_not_valid_do_not_count(tmp_path):
     assert (mx.to_scipy(streamed) != mx.to_scipy(by_hand)).nnz == 0
 
 
+@pytest.mark.parametrize("column", ["valid", "valid_ref"])  # the second of the nucleus
 @pytest.mark.parametrize("word", [True, "true", "T", 1, 1.0, None])
-def test_words_for_valid(word):
-    types = pd.DataFrame({"target_id": [11, 12], "score": [0.5, 0.7], "valid": [word, "f"]})
+def test_words_for_valid(word, column):
+    types = pd.DataFrame({"target_id": [11, 12], "score": [0.5, 0.7], column: [word, "f"]})
     units = mx.as_units(pd.DataFrame({"nucleus_id": [11, 12]}))
     merged = mx.merge_table(units, types, ["score"])
     assert merged.score.values.tolist()[0] == 0.5
     assert np.isnan(merged.score.values[1])
-    with pytest.raises(mx.errors.SchemaError, match="valid holds 'maybe', expected t or f"):
-        mx.merge_table(units, types.assign(valid=["maybe", "t"]))
+    with pytest.raises(mx.errors.SchemaError, match=f"{column} holds 'maybe', expected t or f"):
+        mx.merge_table(units, types.assign(**{column: ["maybe", "t"]}))
     with pytest.raises(mx.errors.SchemaError, match="all 2 rows of table are marked as not valid"):
-        mx.merge_table(units, types.assign(valid=False))
+        mx.merge_table(units, types.assign(**{column: False}))

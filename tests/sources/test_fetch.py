@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -83,6 +84,18 @@ def test_a_file_is_there_once_it_is_whole(server, tmp_path):
     asked = len(server.log)
     assert fetch(url, path) == found == find_file(path)
     assert len(server.log) == asked  # what is there is not asked for again
+
+
+def test_the_bytes_are_on_disk_before_the_file_has_its_name(server, tmp_path, monkeypatch):
+    path, synced, fsync = tmp_path / NAME, [], os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    fetch(server.put(f"/v661/{NAME}", BODY), path)
+    assert (path.stat().st_ino, False) in synced
 
 
 def test_a_file_without_its_record_of_another_size_or_address_is_not_there(server, tmp_path):

@@ -455,6 +455,17 @@ def test_rows_that_stay_away_once_are_asked_again(tmp_path, trouble):
     assert len(service.queries) > 8
 
 
+def test_more_rows_than_are_counted_are_noticed(tmp_path):
+    def add(asked, rows):
+        return None if rows is None else pd.concat([rows, rows[:1].assign(id=rows.id.max() + 1)])
+
+    n = len(expected(FRAME, None, ROOTS))
+    message = f"{n + 1} synapses arrived, but the service counts {n} "
+    with pytest.raises(mx.errors.IncompleteDownloadError, match=message):
+        download(MemoryService(FRAME, trouble=add), tmp_path, post=ROOTS)
+    assert not list(tmp_path.glob("*.parquet"))
+
+
 def test_rows_that_come_twice_count_once(tmp_path):
     def twice(asked, rows):
         return None if rows is None else pd.concat([rows, rows[:9]])

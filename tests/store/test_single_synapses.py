@@ -208,6 +208,10 @@ def test_sums_of_some_synapses_know_no_zeros(three: str) -> None:
     for some in (chosen, ex.synapses().isel(synapse=[0, 2])):
         for axes in (whole, whole.drop_vars("synapse_count"), whole.chunk()):
             assert mx.sum_synapses(some, axes).scope.item() == "unknown"
+    # One of the two synapses of 11 -> 13 is missing, though no pair and no voxel is.
+    two = mx.select_connections(ex.connectivity().assign_coords(scope=requested), post=[11, 13])
+    assert two.synapse_count.sel(pre_nucleus_id=11, post_nucleus_id=13) == 2
+    assert mx.sum_synapses(ex.synapses(), two).scope.item() == "unknown"
     tree = mx.open_store(three)
     tree["synapses"] = xr.DataTree(box)
     assert mx.sum_synapses(tree).scope.item() == "unknown"

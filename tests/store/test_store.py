@@ -833,8 +833,9 @@ def test_other_weights(tmp_path) -> None:
     """Without sizes, the first weight is in ``data``; integers beyond int32 and floats stay exact."""
     strength = ex.connectivity().synapse_size.astype(float) / 3
     big = ex.connectivity().synapse_size * 2**40
+    third = ex.connectivity().synapse_size * -(2**40)
     made = ex.connectivity().drop_vars(["synapse_size", "synapse_count"])
-    made = made.assign(strength=strength.assign_attrs(units="mV"), big=big)
+    made = made.assign(strength=strength.assign_attrs(units="mV"), big=big, third=third)
     for name in ("memory", "copied", "computed"):
         path = tmp_path / f"{name}.zarr"
         if name == "computed":  # not as it was opened
@@ -845,10 +846,11 @@ def test_other_weights(tmp_path) -> None:
         assert group.attrs["data_variable"] == "strength"
         for axis in ("post", "pre"):
             found = mx.open_store(path, compressed=axis)["connectivity"].to_dataset()
-            assert list(found.data_vars) == ["strength", "big"]
+            assert list(found.data_vars) == ["strength", "big", "third"]
             assert found.strength.attrs["units"] == "mV"
             np.testing.assert_array_equal(found.strength.data.todense(), strength.data.todense())
             np.testing.assert_array_equal(found.big.data.todense(), big.data.todense())
+            np.testing.assert_array_equal(found.third.data.todense(), third.data.todense())
             assert "data_variable" not in found.attrs
         made = mx.open_store(path, lazy=True)["connectivity"].to_dataset()
         degrees = mx.degrees(made).compute()

@@ -542,7 +542,7 @@ def _add_contractions(*parts: Any) -> Contraction:
     if parts[0].tally is None:
         return Contraction(sums)
     partners = np.bitwise_or.reduce([part.partners for part in parts])
-    return Contraction(sums, _add(*(part.tally for part in parts)), partners)
+    return Contraction(sums, partners, tally=_add(*(part.tally for part in parts)))
 
 
 def _result(contraction: Contraction, scope_known: bool) -> tuple[np.ndarray, np.ndarray | None]:

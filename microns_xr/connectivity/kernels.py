@@ -147,20 +147,12 @@ class Contraction(NamedTuple):
     """Weighted sums, and the share of the weight whose partners have a value."""
 
     sums: np.ndarray
-    # (neurons, 2): weight of all stored pairs, and of those whose partner has a value; only
-    # whether it is not 0 for sums over the minor axis if all partners have one
-    tally: np.ndarray | None = None
     # (neurons,), uint8: 0 no stored pair, 1 pairs but no partner with a value, 3 some with one
     partners: np.ndarray | None = None
-
-    @property
-    def share(self) -> np.ndarray | None:
-        """(neurons,), float64: weight with a value over all weight; NaN where that is 0."""
-        if self.tally is None:
-            return None
-        share = np.empty(len(self.tally))
-        _divide(self.tally, share)
-        return share
+    # (neurons,), float64: weight with a value over all weight; NaN where that is 0
+    share: np.ndarray | None = None
+    # (neurons, 2): that weight and all weight, of sums over the major axis, which blocks add up
+    tally: np.ndarray | None = None
 
     def result(self, scope_known: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the sums, NaN where no partner has a value, and the share.
@@ -169,7 +161,11 @@ class Contraction(NamedTuple):
         """
         if self.partners is not None:
             _blank(self.sums, self.partners, scope_known)
-        return self.sums, self.share
+        share = self.share
+        if self.tally is not None:
+            share = np.empty(len(self.tally))
+            _divide(self.tally, share)
+        return self.sums, share
 
 
 class Rows(NamedTuple):
@@ -195,10 +191,9 @@ def arrange(values: np.ndarray, rows: np.ndarray | None = None, threads: int | N
     By default neuron `i` has row `i`.
     """
     slots = None
-    if rows is not None and (rows < 0).any():
-        has = rows >= 0
-        slots = np.cumsum(has, dtype=np.int32) * has
-        rows = np.append(np.int32(-1), rows[np.flatnonzero(has)])
+    if rows is not None and rows.min(initial=0) < 0:
+        slots, kept = np.empty(rows.size, np.int32), np.empty(rows.size + 2, rows.dtype)
+        rows = kept[: _number_rows(rows, slots, kept)]
     n, n_columns = values.shape[0] if rows is None else rows.size, values.shape[1]
     rows = np.empty(0, np.int32) if rows is None else rows
     threads = usable_threads(threads, n * n_columns)
@@ -212,6 +207,18 @@ def arrange(values: np.ndarray, rows: np.ndarray | None = None, threads: int | N
             _run(_pack, args, (0.0,) * width, equal_spans(n, 4 * threads), threads)
         blocks.append(block)
     return Rows(blocks, n_columns, slots)
+
+
+@numba.njit(nogil=True, cache=True)
+def _number_rows(rows, slots, kept):  # type: ignore[no-untyped-def]
+    n = 1
+    kept[0] = -1  # the row of zeros
+    for i in range(rows.size):
+        has = rows[i] >= 0
+        slots[i] = n * has
+        kept[n] = rows[i]
+        n += has
+    return n
 
 
 @numba.njit(nogil=True, cache=True)
@@ -249,14 +256,14 @@ def _gather(weights, indices, indptr, rhs, out, lo, hi, tag):  # type: ignore[no
 
 @numba.njit(nogil=True, cache=True)
 def _gather_rated(  # type: ignore[no-untyped-def]
-    weights, indices, indptr, rhs, slots, out, tally, partners, lo, hi, tag
+    weights, indices, indptr, rhs, slots, out, share, partners, lo, hi, tag
 ):
     # Partners without a value all have row 0, so that they need no branch and little cache.
     for j in range(lo, hi):
         start, stop = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
         fours = start + (stop - start) // _UNROLL * _UNROLL
         acc = zero_row(tag)
-        total = rated = 0 * tally[j, 0]
+        total = rated = 0
         some = np.int32(0)
         for p in range(start, fours, _UNROLL):
             for k in range(_UNROLL):
@@ -272,7 +279,7 @@ def _gather_rated(  # type: ignore[no-untyped-def]
             rated += weight * (slot > 0)
             some |= slot
         store_row(acc, out, j)
-        tally[j, 0], tally[j, 1] = total, rated
+        share[j] = np.float64(rated) / np.float64(total) if total != 0 else np.nan
         partners[j] = 3 if some else stop > start
 
 
@@ -284,8 +291,8 @@ def _add(acc, weights, indices, rhs, p, tag):  # type: ignore[no-untyped-def]
 @numba.njit(nogil=True, cache=True)
 def _divide(tally, share):  # type: ignore[no-untyped-def]
     for j in range(share.size):
-        total = np.float64(tally[j, 0])
-        share[j] = np.float64(tally[j, 1]) / total if total != 0 else np.nan
+        total = np.float64(tally[j, 1])
+        share[j] = np.float64(tally[j, 0]) / total if total != 0 else np.nan
 
 
 @numba.njit(nogil=True, cache=True)
@@ -297,7 +304,7 @@ def _blank(sums, partners, scope_known):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _all_rated(weights, indptr, sums, tally, partners, lo, hi):  # type: ignore[no-untyped-def]
+def _all_rated(weights, indptr, sums, share, partners, lo, hi):  # type: ignore[no-untyped-def]
     # If every neuron has a value the share is 1, unless all weights of a neuron are 0. Weights are
     # read only where the sum is 0, which saves one random memory access per neuron.
     for j in range(lo, hi):
@@ -307,7 +314,7 @@ def _all_rated(weights, indptr, sums, tally, partners, lo, hi):  # type: ignore[
         if not some:
             for p in range(start, stop):
                 some |= weights[p] != 0
-        tally[j, 0] = tally[j, 1] = some
+        share[j] = 1.0 if some else np.nan
 
 
 @numba.njit(nogil=True, cache=True)
@@ -338,8 +345,8 @@ def _scatter(  # type: ignore[no-untyped-def]
             some = np.uint8(3 if has else 1)
             for p in range(np.uintp(start), np.uintp(stop)):
                 k = np.uintp(indices[p])
-                tally[k, 0] += weights[p]
-                tally[k, 1] += weights[p] * has
+                tally[k, 0] += weights[p] * has
+                tally[k, 1] += weights[p]
                 partners[k] |= some
     return done
 
@@ -377,40 +384,39 @@ def contract_buffers(
     weights = _plain_weights(weights)
     n_out = indptr.size - 1 if over == "minor" else n_minor
     n_threads = usable_threads(threads, indices.size)
-    some_lack = rows.slots is not None
-    is_counted = want_rated or (some_lack and over == "minor")
-    tally, partners = _tally(
-        n_out if is_counted else 0, weights, exact=some_lack or over == "major"
-    )
     sums = _aligned((n_out, rows.n_columns), np.float64)
     parts = list(_column_blocks(rows, sums))
+    share, tally, partners = None, None, np.zeros(n_out if want_rated else 0, np.uint8)
     if over == "minor":
+        n_shares = n_out if want_rated or rows.slots is not None else 0
+        share, partners = np.empty(n_shares), np.empty(n_shares, np.uint8)
 
         def gather(lo: int, hi: int) -> None:
             for rhs, out, tag in parts:
                 args = (weights, indices, indptr, rhs)
                 if rows.slots is not None:
-                    _gather_rated(*args, rows.slots, out, tally, partners, lo, hi, tag)
+                    _gather_rated(*args, rows.slots, out, share, partners, lo, hi, tag)
                 else:
                     _gather(*args, out, lo, hi, tag)
             if want_rated and rows.slots is None:
-                _all_rated(weights, indptr, parts[0][1], tally, partners, lo, hi)
+                _all_rated(weights, indptr, parts[0][1], share, partners, lo, hi)
 
         run_spans(gather, balanced_spans(indptr, 8 * n_threads), n_threads)
     else:
         spans = _minor_spans(indices, n_minor, n_threads)
         slots = np.empty(0, np.int32) if rows.slots is None else rows.slots
+        tally = np.zeros((partners.size, 2), np.float64 if weights.dtype.kind == "f" else np.int64)
         counts = (tally, partners)
         for rhs, out, tag in parts:
             out[:] = 0.0
             args = (weights, indices, indptr, rhs, slots, out, *counts)
             _require_all(_run(_scatter, args, tag, spans, n_threads), indices.size)
-            counts = _tally(0, weights)  # the weights are added up with the first columns only
+            counts = (tally[:0], partners[:0])  # weights are added up with the first columns only
     for i, (_, out, _) in enumerate(parts):
         part = sums[:, i * COLUMNS : (i + 1) * COLUMNS]
         if out.shape[1] != part.shape[1]:
             part[:] = out[:, : part.shape[1]]
-    return Contraction(sums, tally, partners) if want_rated else Contraction(sums)
+    return Contraction(sums, partners, share, tally) if want_rated else Contraction(sums)
 
 
 def _column_blocks(
@@ -446,8 +452,3 @@ def _plain_weights(weights: np.ndarray) -> np.ndarray:
             "convert them with .astype"
         )
     return np.ascontiguousarray(weights)
-
-
-def _tally(n: int, weights: np.ndarray, exact: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    kind = np.float64 if weights.dtype.kind == "f" else np.int64
-    return np.zeros((n, 2), dtype=kind if exact else np.uint8), np.zeros(n, dtype=np.uint8)

@@ -115,6 +115,7 @@ size + 1
 size.where(size > 900)
 size.groupby(["pre_cell_type", "post_cell_type"]).sum()
 size.to_netcdf(path)
+size.to_zarr(folder, mode="w", consolidated=False)
 """
 PACKAGE = """
 mx.select_connections(connectivity, post=few)
@@ -161,6 +162,7 @@ def names(n, n_pairs, form="package"):
             post=xr.DataArray(rng.choice(ids, 100), dims="pair"),
         ),
         "path": str(Path(tempfile.gettempdir()) / "microns_xr_bench_plain.nc"),
+        "folder": str(Path(tempfile.gettempdir()) / "microns_xr_bench_plain.zarr"),
     }
 
 

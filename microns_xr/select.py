@@ -482,10 +482,12 @@ def _partners(source: Connectivity, ids: Any, side: Side, function: str) -> xr.D
     n_neurons = result.sizes[f"{side}_nucleus_id"]
     pattern, _ = pair_buffers(result)
     # Partners are the neurons of the other axis that have a pair.
-    n_pairs = np.diff(pattern.indptr)
     if pattern.compressed == side:
-        n_pairs = np.bincount(pattern.indices, minlength=pattern.n_minor)
-    result = take_positions(result, **{other: np.flatnonzero(n_pairs)})
+        are_partners = np.zeros(pattern.n_minor, dtype=bool)
+        are_partners[pattern.indices] = True
+    else:
+        are_partners = np.diff(pattern.indptr) > 0
+    result = take_positions(result, **{other: np.flatnonzero(are_partners)})
     if not isinstance(ids, int) and getattr(ids, "ndim", 1) > 0:
         return add_history(result, f"{function}({n_neurons} neurons)")
     # Each partner has exactly one pair, so the stored values are in the order of the partners.

@@ -319,6 +319,8 @@ def take_positions(
     """Select ascending positions of either axis; None selects all."""
     shape, major = layout_of(connectivity)
     chosen = {"pre": pre, "post": post}
+    if all(at is None or at.size == n for at, n in zip(chosen.values(), shape, strict=True)):
+        return connectivity.copy()
     rest = connectivity.drop_vars(pair_names(connectivity)).isel(
         {f"{side}_nucleus_id": at for side, at in chosen.items() if at is not None}
     )
@@ -356,8 +358,11 @@ def read_neurons(
         first, last = int(starts[lo]), int(stops[hi - 1])
         target = slice(int(new_indptr[lo]), int(new_indptr[hi]))
         # Positions of the pairs of these neurons among the pairs that are read.
-        shift = starts[lo:hi] - first - (new_indptr[lo:hi] - target.start)
-        at = np.repeat(shift, stops[lo:hi] - starts[lo:hi]) + np.arange(target.stop - target.start)
+        at: slice | np.ndarray = slice(None)
+        if (starts[lo + 1 : hi] != stops[lo : hi - 1]).any():
+            shift = starts[lo:hi] - first - (new_indptr[lo:hi] - target.start)
+            lengths = stops[lo:hi] - starts[lo:hi]
+            at = np.repeat(shift, lengths) + np.arange(target.stop - target.start)
         for name, values in out.items():
             values[target] = source.read(name, first, last)[at]
     n_pre, n_post = source.shape

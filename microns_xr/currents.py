@@ -226,6 +226,7 @@ def contract(
         sums, share = contract_buffers(
             *buffers, pattern.n_minor, aligned.rows, over=axis, want_rated=want_rated
         ).result(scope_known)
+        aligned.rows.give_back()
 
     name, other = _name(values), f"{prefer}_nucleus_id"
     rest = [d for d in values.dims if d != dim]
@@ -501,7 +502,7 @@ def _align(
 def _states(table: np.ndarray) -> np.ndarray:
     """Return whether the row of each neuron is finite, NaN, partly NaN or infinite."""
     states = np.empty(table.shape[0], dtype=np.uint8)
-    threads = usable_threads(None, table.size)
+    threads = usable_threads(None, table.size // 4)  # a value takes less time than a pair
     # As integers, since LLVM uses vectors for their comparison alone.
     whole = np.int64 if table.dtype == np.float64 else np.int32
     bits, exponent = table.view(whole), np.array(np.inf, table.dtype).view(whole)[()]

@@ -17,7 +17,8 @@ not on ARM.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -177,12 +178,25 @@ class Rows(NamedTuple):
     # (neurons,), int32: the row of each neuron; row 0 holds zeros, for neurons without a value.
     # None if every neuron has a value, in the row of its own position
     slots: np.ndarray | None = None
+    memory: Sequence[np.ndarray] = ()  # of the blocks that are copies
 
     def part(self, lo: int, hi: int) -> Rows:
         """Return some of the neurons, without copying."""
         if self.slots is not None:
             return self._replace(slots=self.slots[lo:hi])
         return self._replace(blocks=[block[lo:hi] for block in self.blocks])
+
+    def give_back(self) -> None:
+        """Let later calls use the memory; these rows are not used again."""
+        for buffer in self.memory:
+            if len(_spare) < 2 and buffer.nbytes <= _MAX_SPARE:
+                _spare.append(buffer)
+
+
+# Memory for the next rows. Freed, it would return to the system, and getting 12 MB again may take
+# twice as long as the currents of 3 million pairs.
+_spare: list[np.ndarray] = []
+_MAX_SPARE = 1 << 26  # bytes
 
 
 def arrange(values: np.ndarray, rows: np.ndarray | None = None, threads: int | None = None) -> Rows:
@@ -196,17 +210,20 @@ def arrange(values: np.ndarray, rows: np.ndarray | None = None, threads: int | N
         rows = kept[: _number_rows(rows, slots, kept)]
     n, n_columns = values.shape[0] if rows is None else rows.size, values.shape[1]
     rows = np.empty(0, np.int32) if rows is None else rows
-    threads = usable_threads(threads, n * n_columns)
-    blocks = []
+    threads = usable_threads(threads, n * n_columns // 4)  # a value takes less time than a pair
+    blocks: list[np.ndarray] = []
+    memory: list[Any] = []
     for first in range(0, max(n_columns, 1), COLUMNS):
         width = next(w for w in (1, 2, 4, 8, COLUMNS) if w >= min(n_columns - first, COLUMNS))
         is_ready = not rows.size and width == n_columns and not values.ctypes.data % _CACHE_LINE
-        block = values if is_ready else _aligned((n, width), values.dtype)
+        block = values
         if not is_ready:
+            block = _aligned((n, width), values.dtype, reuse=True)
+            memory.append(block.base)
             args = (values, rows, first, block)
             _run(_pack, args, (0.0,) * width, equal_spans(n, 4 * threads), threads)
         blocks.append(block)
-    return Rows(blocks, n_columns, slots)
+    return Rows(blocks, n_columns, slots, memory)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -351,10 +368,15 @@ def _scatter(  # type: ignore[no-untyped-def]
     return done
 
 
-def _aligned(shape: tuple[int, int], dtype: Any) -> np.ndarray:
+def _aligned(shape: tuple[int, int], dtype: Any, reuse: bool = False) -> np.ndarray:
     # Rows of 8 float64 that start on a cache line are read with one access instead of two.
     n_bytes = shape[0] * shape[1] * np.dtype(dtype).itemsize
-    buffer = np.empty(n_bytes + _CACHE_LINE, dtype=np.uint8)
+    buffer = np.empty(0, dtype=np.uint8)
+    if reuse:
+        with suppress(IndexError):
+            buffer = _spare.pop()
+    if buffer.size < n_bytes + _CACHE_LINE:
+        buffer = np.empty(n_bytes + _CACHE_LINE, dtype=np.uint8)
     offset = -buffer.ctypes.data % _CACHE_LINE
     return buffer[offset : offset + n_bytes].view(dtype).reshape(shape)
 

@@ -862,10 +862,12 @@ def _contract(pairs: PairArray, axis: int, values: np.ndarray, over: int) -> np.
     whole = table.dtype.kind in "iub" and pairs.dtype.kind in "iub"
     if table.dtype != np.float32:
         table = table.astype(np.float64, copy=False)
+    rows = arrange(table)
     sums = contract_buffers(
-        pairs.data, pairs.indices, pairs.indptr, pairs.shape[1 - pairs.axis], arrange(table),
+        pairs.data, pairs.indices, pairs.indptr, pairs.shape[1 - pairs.axis], rows,
         over="major" if axis == pairs.axis else "minor",
     ).sums  # fmt: skip
+    rows.give_back()
     if whole and np.abs(sums).max(initial=0) < EXACT:
         sums = sums.astype(np.int64)
     return sums.reshape(sums.shape[0], *values.shape[1:])

@@ -134,6 +134,34 @@ def test_contraction_has_the_bits_of_scipy(over, n_columns, dtype):
     np.testing.assert_array_equal(own.result(True)[1], share)
 
 
+def test_calls_at_once_do_not_share_memory():
+    """Memory for the rows is used again, by calls with as many or other neurons and columns."""
+    rng = np.random.default_rng(7)
+    calls = []
+    for n, n_columns, rated in (
+        (150, 3, 1),
+        (150, 3, 0.5),
+        (40, 11, 0.5),
+        (150, 8, 0.2),
+        (9, 5, 1),
+    ):
+        indices, indptr, size, _ = matrix(rng, n, n)
+        rows = np.where(rng.random(n) < rated, np.arange(n), -1)
+        calls.append((size, indices, indptr, n, rng.normal(size=(n, n_columns)), rows))
+
+    def call(size, indices, indptr, n, values, rows):
+        arranged = arrange(values, rows)
+        sums = contract_buffers(size, indices, indptr, n, arranged, over="minor").sums
+        arranged.give_back()
+        return sums
+
+    expected = [contract_scipy(*c, over="minor")[0] for c in calls]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda c: call(*c), calls * 20))
+    for i, sums in enumerate(found):
+        np.testing.assert_allclose(sums, expected[i % len(calls)], rtol=1e-12, atol=1e-9)
+
+
 @pytest.mark.parametrize("over", ["minor", "major"])
 def test_contraction_from_many_threads_at_once(over):
     rng = np.random.default_rng(5)

@@ -206,7 +206,8 @@ def contract(
     if lazy and values.chunks is not None:
         aligned = delayed(_align, pure=True)(values, dim, labels, over, missing)
     else:
-        aligned = _align(values, dim, labels, over, missing)
+        # Lazily, the rows are part of a graph.
+        aligned = _align(values, dim, labels, over, missing, reuse=not lazy)
         counts = {"n_missing": aligned.n_missing, "n_outside": aligned.n_outside}
         # Opaque to dask, which would otherwise search the tuple for keys; stored once in the graph.
         aligned = delayed(aligned, pure=True, traverse=False) if lazy else aligned
@@ -447,7 +448,12 @@ class Aligned(NamedTuple):
 
 
 def _align(
-    values: xr.DataArray, dim: str, labels: np.ndarray, over: str, missing: Missing
+    values: xr.DataArray,
+    dim: str,
+    labels: np.ndarray,
+    over: str,
+    missing: Missing,
+    reuse: bool = False,
 ) -> Aligned:
     """Match values of neurons with the labels of an axis."""
     name, ids = _name(values), values.coords.variables[dim].values
@@ -496,7 +502,7 @@ def _align(
             "for each: pass missing='skip' to ignore them, or select the neurons with a value by "
             "mx.select_connections"
         )
-    return Aligned(arrange(table, rows), n_missing, n_outside)
+    return Aligned(arrange(table, rows, reuse=reuse), n_missing, n_outside)
 
 
 def _states(table: np.ndarray) -> np.ndarray:

@@ -178,7 +178,7 @@ class Rows(NamedTuple):
     # (neurons,), int32: the row of each neuron; row 0 holds zeros, for neurons without a value.
     # None if every neuron has a value, in the row of its own position
     slots: np.ndarray | None = None
-    memory: Sequence[np.ndarray] = ()  # of the blocks that are copies
+    memory: Sequence[np.ndarray] = ()  # of the blocks, to give back
 
     def part(self, lo: int, hi: int) -> Rows:
         """Return some of the neurons, without copying."""
@@ -199,10 +199,16 @@ _spare: list[np.ndarray] = []
 _MAX_SPARE = 1 << 26  # bytes
 
 
-def arrange(values: np.ndarray, rows: np.ndarray | None = None, threads: int | None = None) -> Rows:
+def arrange(
+    values: np.ndarray,
+    rows: np.ndarray | None = None,
+    threads: int | None = None,
+    *,
+    reuse: bool = False,
+) -> Rows:
     """Arrange a C-contiguous table, of which neuron `i` has row ``rows[i]``, or none if negative.
 
-    By default neuron `i` has row `i`.
+    By default neuron `i` has row `i`. Rows that `reuse` memory are for one call, and given back.
     """
     slots = None
     if rows is not None and rows.min(initial=0) < 0:
@@ -218,8 +224,9 @@ def arrange(values: np.ndarray, rows: np.ndarray | None = None, threads: int | N
         is_ready = not rows.size and width == n_columns and not values.ctypes.data % _CACHE_LINE
         block = values
         if not is_ready:
-            block = _aligned((n, width), values.dtype, reuse=True)
-            memory.append(block.base)
+            block = _aligned((n, width), values.dtype, reuse)
+            if reuse:
+                memory.append(block.base)
             args = (values, rows, first, block)
             _run(_pack, args, (0.0,) * width, equal_spans(n, 4 * threads), threads)
         blocks.append(block)

@@ -862,7 +862,7 @@ def _contract(pairs: PairArray, axis: int, values: np.ndarray, over: int) -> np.
     whole = table.dtype.kind in "iub" and pairs.dtype.kind in "iub"
     if table.dtype != np.float32:
         table = table.astype(np.float64, copy=False)
-    rows = arrange(table)
+    rows = arrange(table, reuse=True)
     sums = contract_buffers(
         pairs.data, pairs.indices, pairs.indptr, pairs.shape[1 - pairs.axis], rows,
         over="major" if axis == pairs.axis else "minor",

@@ -150,7 +150,7 @@ def test_calls_at_once_do_not_share_memory():
         calls.append((size, indices, indptr, n, rng.normal(size=(n, n_columns)), rows))
 
     def call(size, indices, indptr, n, values, rows):
-        arranged = arrange(values, rows)
+        arranged = arrange(values, rows, reuse=True)
         sums = contract_buffers(size, indices, indptr, n, arranged, over="minor").sums
         arranged.give_back()
         return sums

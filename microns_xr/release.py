@@ -711,20 +711,16 @@ def _among(axis: np.ndarray, chosen: Any, units: xr.Dataset, side: str) -> np.nd
     return ids
 
 
-def _with_own_attrs(dataset: xr.Dataset) -> xr.Dataset:
-    """Return a shallow copy, in whose attributes lists may be appended to."""
-    return dataset.copy().assign_attrs(copy.deepcopy(dataset.attrs))
-
-
 def _independent(dataset: xr.Dataset) -> xr.Dataset:
-    """Return a copy in which dense values may be replaced; text is not copied word by word."""
+    """Return a copy whose attributes and dense values may change; words are not copied."""
     values = {
         name: variable.copy(data=variable.values.copy())
         for name, variable in dataset.variables.items()
         if name not in dataset.dims and isinstance(variable.data, np.ndarray)
     }
     coords = {name: values.pop(name) for name in dataset.coords if name in values}
-    return _with_own_attrs(dataset.assign(values).assign_coords(coords))
+    copied = dataset.assign(values).assign_coords(coords)
+    return copied.assign_attrs(copy.deepcopy(dataset.attrs))
 
 
 def _checksum(connectivity: xr.Dataset) -> int:

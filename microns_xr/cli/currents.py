@@ -39,7 +39,7 @@ def currents(
     from microns_xr.store.swap import address_of, require_replaceable
 
     require_name(out, ".csv", ".csv.gz", ".zarr")
-    if out.resolve() == Path(store).resolve():
+    if address_of(out) == address_of(store):
         raise SchemaError(f"--out is the store to read, {store}: give another name")
     if out.suffix == ".zarr":
         require_replaceable(address_of(out), overwrite=True, kind="currents")

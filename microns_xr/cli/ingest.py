@@ -23,7 +23,7 @@ from microns_xr.errors import SchemaError
 def ingest(
     files: Annotated[list[str], typer.Argument(help="csv, csv.gz or parquet; paths or addresses.")],
     units: Annotated[
-        Path, typer.Option(help="A store with the units, or a folder with the raw tables.")
+        str, typer.Option(help="A store with the units, or a folder with the raw tables.")
     ],
     out: NewStore,
     version: Annotated[
@@ -57,22 +57,22 @@ def ingest(
     Files of the archive have no header line; their header files are found beside them. Layers
     and functional units of the store given as --units are copied to the new store.
     """
-    from microns_xr.store.swap import is_store
+    from microns_xr.store.swap import address_of, is_store
 
-    if out.resolve() == units.resolve():
+    if address_of(out) == address_of(units):
         raise SchemaError(
             f"--out is the store to read the units from, {units}, and would replace it: give "
             "another name"
         )
     require_new_store(out, overwrite)
-    if is_store(str(units)):
+    if "://" in address_of(units) or is_store(address_of(units)):
         parts: Any = mx.open_store(units, lazy=True)
     elif version is None:
         raise SchemaError(
             f"--units {units} is not a store: give a store, or a folder and --version"
         )
     else:
-        release = release_of(units, version, datastack)
+        release = release_of(Path(units), version, datastack)
         parts = {"units": release.units(functional="none")}
         if release.spec.space.has_depth:
             parts["layers"] = release.layers()

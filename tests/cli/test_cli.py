@@ -57,6 +57,8 @@ def test_a_store_by_its_address(demo_folder, tmp_path):
     assert result.returncode == 0, result.stderr
     own = pd.read_csv(tmp_path / "currents.csv", index_col=0)
     assert list(own.index) == list(mx.open_store(store)["units"].nucleus_id)
+    refused = run("currents", f"file://{store}", "--out", store)
+    assert "--out is the store to read" in refused.stderr
 
 
 def test_info_needs_one_copy(demo_folder, tmp_path):

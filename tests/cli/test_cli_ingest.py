@@ -14,7 +14,8 @@ def test_from_a_store_of_units(tmp_path):
     frame = ex.make_synapses(units, 500)
     mx.write_store(tmp_path / "units.zarr", units=units)
     path, out = ex.write_archived(tmp_path, frame), tmp_path / "out.zarr"
-    arguments = ["ingest", str(path), "--units", str(tmp_path / "units.zarr"), "--out", str(out)]
+    address = f"file://{tmp_path}/units.zarr"
+    arguments = ["ingest", str(path), "--units", address, "--out", str(out)]
     found = CliRunner().invoke(app, [*arguments, "--positions", "--scope", "complete"])
     assert found.exit_code == 0, found.output
     pairs = mx.open_store(out)["connectivity"].synapse_size.data.nnz
@@ -39,8 +40,12 @@ def test_the_store_of_the_units_is_not_replaced(tmp_path):
     store = tmp_path / "units.zarr"
     mx.write_store(store, units=units)
     path = ex.write_archived(tmp_path, ex.make_synapses(units, 20))
-    for out in (store, tmp_path / "." / "x" / ".." / "units.zarr"):
-        arguments = ["ingest", str(path), "--units", str(store), "--out", str(out)]
+    for read, out in (
+        (store, store),
+        (store, tmp_path / "." / "x" / ".." / "units.zarr"),
+        (f"file://{store}", store),
+    ):
+        arguments = ["ingest", str(path), "--units", str(read), "--out", str(out), "--overwrite"]
         found = CliRunner().invoke(app, arguments)
         assert isinstance(found.exception, mx.errors.SchemaError)
         assert "--out is the store to read the units from" in str(found.exception)

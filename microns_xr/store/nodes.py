@@ -52,7 +52,7 @@ def open_root(path: Address, storage_options: Mapping[str, Any] | None = None) -
     # TypeError: metadata with a key that zarr does not know.
     except (zarr.errors.NodeTypeValidationError, OSError, ValueError, TypeError) as err:
         raise StoreFormatError(
-            f"there is no store at {store.address}: expected a folder or URL written by "
+            f"there is no store at {store.address}: expected the path or URL of a store from "
             f"mx.write_store ({type(err).__name__}: {err})"
         ) from err
     version = root.attrs.get(FORMAT_ATTR)

@@ -123,19 +123,23 @@ def store_row(_typing: Any, acc: Any, array: Any, row: Any) -> Any:
 
 
 @_intrinsic
-def prefetch_row(_typing: Any, array: Any, row: Any) -> Any:
-    """Request the beginning of a row, to have it in the cache when it is read."""
+def prefetch_row(_typing: Any, tag: Any, array: Any, row: Any) -> Any:
+    """Request a row, to have it in the cache when it is loaded."""
+    width = tag.count
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        row = _row_pointer(context, builder, signature.args[0], args[0], args[1], 1)
-        pointer = builder.bitcast(row, ir.PointerType(ir.IntType(8)))
+        ty = signature.args[1]
+        row = _row_pointer(context, builder, ty, args[1], args[2], 1)
+        start = builder.bitcast(row, ir.PointerType(ir.IntType(8)))
         i32 = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
-        request = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
-        builder.call(request, [pointer, i32(0), i32(3), i32(1)])  # read, keep, data
+        kind = ir.FunctionType(ir.VoidType(), [start.type, i32, i32, i32])
+        request = builder.module.declare_intrinsic("llvm.prefetch", [start.type], kind)
+        for offset in range(0, width * ty.dtype.bitwidth // 8, _CACHE_LINE):
+            line = builder.gep(start, [ir.IntType(64)(offset)])
+            builder.call(request, [line, i32(0), i32(3), i32(1)])  # read, keep, data
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), codegen
+    return types.void(tag, array, types.intp), codegen
 
 
 COLUMNS = 16
@@ -175,16 +179,17 @@ class Rows(NamedTuple):
     # (rows, width), float32 or float64; 0 in columns that fill up the width
     blocks: list[np.ndarray]
     n_columns: int
-    # (neurons,), int32: the row of each neuron; row 0 holds zeros, for neurons without a value.
-    # None if every neuron has a value, in the row of its own position
-    slots: np.ndarray | None = None
+    # (neurons,), uint8: whether a neuron has a value; None if all have. Rows of the others are not
+    # set and not read: the last row, one more than there are neurons, holds zeros in their place
+    rated: np.ndarray | None = None
     memory: Sequence[np.ndarray] = ()  # of the blocks, to give back
 
     def part(self, lo: int, hi: int) -> Rows:
         """Return some of the neurons, without copying."""
-        if self.slots is not None:
-            return self._replace(slots=self.slots[lo:hi])
-        return self._replace(blocks=[block[lo:hi] for block in self.blocks])
+        if self.rated is None:
+            return self._replace(blocks=[block[lo:hi] for block in self.blocks])
+        blocks = [block[lo:] for block in self.blocks]  # with the row of zeros
+        return self._replace(blocks=blocks, rated=self.rated[lo:hi])
 
     def give_back(self) -> None:
         """Let later calls use the memory; these rows are not used again."""
@@ -210,10 +215,10 @@ def arrange(
 
     By default neuron `i` has row `i`. Rows that `reuse` memory are for one call, and given back.
     """
-    slots = None
+    rated = None
     if rows is not None and rows.min(initial=0) < 0:
-        slots, kept = np.empty(rows.size, np.int32), np.empty(rows.size + 2, rows.dtype)
-        rows = kept[: _number_rows(rows, slots, kept)]
+        rated = (rows >= 0).view(np.uint8)
+        rows = np.append(rows, np.int32(-1))  # the row of zeros
     n, n_columns = values.shape[0] if rows is None else rows.size, values.shape[1]
     rows = np.empty(0, np.int32) if rows is None else rows
     threads = usable_threads(threads, n * n_columns // 4)  # a value takes less time than a pair
@@ -227,22 +232,12 @@ def arrange(
             block = _aligned((n, width), values.dtype, reuse)
             if reuse:
                 memory.append(block.base)
+            if rated is not None:  # rows of a graph are part of its name: nothing is left as it was
+                block[-1 if reuse else slice(None)] = 0
             args = (values, rows, first, block)
             _run(_pack, args, (0.0,) * width, equal_spans(n, 4 * threads), threads)
         blocks.append(block)
-    return Rows(blocks, n_columns, slots, memory)
-
-
-@numba.njit(nogil=True, cache=True)
-def _number_rows(rows, slots, kept):  # type: ignore[no-untyped-def]
-    n = 1
-    kept[0] = -1  # the row of zeros
-    for i in range(rows.size):
-        has = rows[i] >= 0
-        slots[i] = n * has
-        kept[n] = rows[i]
-        n += has
-    return n
+    return Rows(blocks, n_columns, rated, memory)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -252,8 +247,8 @@ def _pack(values, rows, first, out, lo, hi, tag):  # type: ignore[no-untyped-def
     for i in range(lo, hi):
         row = np.intp(rows[i]) if rows.size else np.intp(i)
         if row < 0:
-            store_row(zero_row(tag), out, i)
-        elif width == out.shape[1]:
+            continue
+        if width == out.shape[1]:
             store_row(load_row(tag, columns, row), out, i)
         else:
             for k in range(out.shape[1]):
@@ -262,48 +257,61 @@ def _pack(values, rows, first, out, lo, hi, tag):  # type: ignore[no-untyped-def
 
 @numba.njit(nogil=True, cache=True)
 def _gather(weights, indices, indptr, rhs, out, lo, hi, tag):  # type: ignore[no-untyped-def]
-    # The last pairs of all have none after them to look ahead to.
-    ahead = _AHEAD if np.uintp(indptr[hi]) + _AHEAD <= np.uintp(indices.size) else np.uintp(0)
+    ahead = _pairs_ahead(indices, indptr, hi)
     for j in range(lo, hi):
         start, stop = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
         fours = start + (stop - start) // _UNROLL * _UNROLL
         acc = zero_row(tag)
         for p in range(start, fours, _UNROLL):
             for k in range(_UNROLL):
-                prefetch_row(rhs, np.intp(indices[p + k + ahead]))
+                prefetch_row(tag, rhs, np.intp(indices[p + k + ahead]))
                 acc = _add(acc, weights, indices, rhs, p + k, tag)
         for p in range(fours, stop):
-            prefetch_row(rhs, np.intp(indices[p + ahead]))
+            prefetch_row(tag, rhs, np.intp(indices[p + ahead]))
             acc = _add(acc, weights, indices, rhs, p, tag)
         store_row(acc, out, j)
 
 
+@numba.njit(forceinline=True)
+def _pairs_ahead(indices, indptr, hi):  # type: ignore[no-untyped-def]
+    # The last pairs of all have none after them to look ahead to.
+    return _AHEAD if np.uintp(indptr[hi]) + _AHEAD <= np.uintp(indices.size) else np.uintp(0)
+
+
 @numba.njit(nogil=True, cache=True)
 def _gather_rated(  # type: ignore[no-untyped-def]
-    weights, indices, indptr, rhs, slots, out, share, partners, lo, hi, tag
+    weights, indices, indptr, rhs, rated, out, share, partners, lo, hi, tag
 ):
-    # Partners without a value all have row 0, so that they need no branch and little cache.
+    # Partners without a value all read the row of zeros, so that they need no branch and no cache.
+    zeros = np.uintp(rhs.shape[0] - 1)
+    ahead = _pairs_ahead(indices, indptr, hi)
     for j in range(lo, hi):
         start, stop = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
         fours = start + (stop - start) // _UNROLL * _UNROLL
         acc = zero_row(tag)
-        total = rated = 0
-        some = np.int32(0)
+        total = of_rated = 0
+        some = np.uint8(0)
         for p in range(start, fours, _UNROLL):
             for k in range(_UNROLL):
-                weight, slot = weights[p + k], slots[np.uintp(indices[p + k])]
-                acc = add_scaled(acc, np.float64(weight), load_row(tag, rhs, np.intp(slot)))
+                later = np.uintp(indices[p + k + ahead])
+                prefetch_row(tag, rhs, np.intp(later if rated[later] else zeros))
+                i = np.uintp(indices[p + k])
+                weight, has = weights[p + k], rated[i]
+                row = load_row(tag, rhs, np.intp(i if has else zeros))
+                acc = add_scaled(acc, np.float64(weight), row)
                 total += weight
-                rated += weight * (slot > 0)
-                some |= slot
+                of_rated += weight * has
+                some |= has
         for p in range(fours, stop):
-            weight, slot = weights[p], slots[np.uintp(indices[p])]
-            acc = add_scaled(acc, np.float64(weight), load_row(tag, rhs, np.intp(slot)))
+            i = np.uintp(indices[p])
+            weight, has = weights[p], rated[i]
+            row = load_row(tag, rhs, np.intp(i if has else zeros))
+            acc = add_scaled(acc, np.float64(weight), row)
             total += weight
-            rated += weight * (slot > 0)
-            some |= slot
+            of_rated += weight * has
+            some |= has
         store_row(acc, out, j)
-        share[j] = np.float64(rated) / np.float64(total) if total != 0 else np.nan
+        share[j] = np.float64(of_rated) / np.float64(total) if total != 0 else np.nan
         partners[j] = 3 if some else stop > start
 
 
@@ -343,7 +351,7 @@ def _all_rated(weights, indptr, sums, share, partners, lo, hi):  # type: ignore[
 
 @numba.njit(nogil=True, cache=True)
 def _scatter(  # type: ignore[no-untyped-def]
-    weights, indices, indptr, rhs, slots, out, tally, partners, lo, hi, tag
+    weights, indices, indptr, rhs, rated, out, tally, partners, lo, hi, tag
 ):
     # Every span of minor neurons goes through all major neurons in order, so that sums are
     # bit-identical for any number of threads.
@@ -356,10 +364,9 @@ def _scatter(  # type: ignore[no-untyped-def]
         if lo > 0:
             start += np.searchsorted(indices[start:stop], lo)
         done += stop - start
-        slot = np.intp(slots[j]) if slots.size else np.intp(j)
-        has = slot > 0 or not slots.size
+        has = not rated.size or rated[j] > 0
         if has:
-            row = load_row(tag, rhs, slot)
+            row = load_row(tag, rhs, np.intp(j))
             for p in range(np.uintp(start), np.uintp(stop)):
                 i = np.intp(indices[p])
                 if i < lo or i >= hi:
@@ -417,28 +424,28 @@ def contract_buffers(
     parts = list(_column_blocks(rows, sums))
     share, tally, partners = None, None, np.zeros(n_out if want_rated else 0, np.uint8)
     if over == "minor":
-        n_shares = n_out if want_rated or rows.slots is not None else 0
+        n_shares = n_out if want_rated or rows.rated is not None else 0
         share, partners = np.empty(n_shares), np.empty(n_shares, np.uint8)
 
         def gather(lo: int, hi: int) -> None:
             for rhs, out, tag in parts:
                 args = (weights, indices, indptr, rhs)
-                if rows.slots is not None:
-                    _gather_rated(*args, rows.slots, out, share, partners, lo, hi, tag)
+                if rows.rated is not None:
+                    _gather_rated(*args, rows.rated, out, share, partners, lo, hi, tag)
                 else:
                     _gather(*args, out, lo, hi, tag)
-            if want_rated and rows.slots is None:
+            if want_rated and rows.rated is None:
                 _all_rated(weights, indptr, parts[0][1], share, partners, lo, hi)
 
         run_spans(gather, balanced_spans(indptr, 8 * n_threads), n_threads)
     else:
         spans = _minor_spans(indices, n_minor, n_threads)
-        slots = np.empty(0, np.int32) if rows.slots is None else rows.slots
+        rated = np.empty(0, np.uint8) if rows.rated is None else rows.rated
         tally = np.zeros((partners.size, 2), np.float64 if weights.dtype.kind == "f" else np.int64)
         counts = (tally, partners)
         for rhs, out, tag in parts:
             out[:] = 0.0
-            args = (weights, indices, indptr, rhs, slots, out, *counts)
+            args = (weights, indices, indptr, rhs, rated, out, *counts)
             _require_all(_run(_scatter, args, tag, spans, n_threads), indices.size)
             counts = (tally[:0], partners[:0])  # weights are added up with the first columns only
     for i, (_, out, _) in enumerate(parts):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, NamedTuple
 
-import numba
 import numpy as np
 import scipy.sparse
 import sparse
@@ -24,18 +23,23 @@ from microns_xr.connectivity.arrays import (
     weight_of,
 )
 from microns_xr.connectivity.blocks import blocks_of, is_lazy, lazy_contract
-from microns_xr.connectivity.kernels import Rows, arrange, contract_buffers
+from microns_xr.connectivity.kernels import (
+    FINITE,
+    INFINITE,
+    NAN,
+    Rows,
+    arrange,
+    contract_buffers,
+)
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, UnknownLabelError, part_of, require_one_of
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.store.passed import Connectivity, connectivity_of
-from microns_xr.threads import equal_spans, run_spans, usable_threads
 
 Over = Literal["pre_nucleus_id", "post_nucleus_id"]
 Missing = Literal["raise", "skip"]
 
 _NEURON_DIMS = ("nucleus_id", *PAIR_DIMS)
-_NAN, _PARTLY_NAN, _INFINITE = 1, 2, 3  # states of a row; 0 is finite
 
 
 def input_currents(
@@ -151,8 +155,8 @@ def contract(
     ------
     SchemaError
         If `values` does not have exactly one dim of neurons, or has that of the other axis; if its
-        ids are missing, not integers or repeated; if it is not numeric, infinite, or partly NaN for
-        a neuron; if values are missing and `missing` is "raise"; if it is over ``scan_unit``; if
+        ids are missing, not integers or repeated; if it is not numeric; if it is infinite, or partly
+        NaN, for a neuron of the connectivity; if values are missing and `missing` is "raise"; if it is over ``scan_unit``; if
         the product of two connectivities may exceed int64.
     UnknownLabelError
         If no neuron of the connectivity is in `values`, or there is no such weight.
@@ -247,9 +251,9 @@ def contract(
         **counts,
     }
     sums = sums.reshape(sums.shape[0], *(values.sizes[d] for d in rest))
-    # DataArray(coords=) would copy each word of the labels, assign_coords would align them.
-    variable = xr.Variable((other, *rest), sums, attrs)
-    result = xr.Dataset({"<sums>": variable}, xr.Coordinates(coords, indexes))["<sums>"]
+    # As a coordinate at first: a constructor would merge and align all labels with themselves.
+    coords["<sums>"] = xr.Variable((other, *rest), sums, attrs)
+    result = xr.Coordinates(coords, indexes).to_dataset().reset_coords("<sums>")["<sums>"]
     result.name = f"weighted_{name}"
     entry = f"contract({name}, over={over!r}, weight={weight!r}, missing={missing!r})"
     result = add_history(result, entry, source=(connectivity, values))
@@ -474,60 +478,27 @@ def _align(
                 f"check that {dim} holds nucleus ids, not root ids"
             )
     n_outside = 0 if rows is None else ids.size - int(np.count_nonzero(rows >= 0))
-    states = _states(table)
-    worst = states.max(initial=0)
+    kinds = np.zeros(labels.size, np.uint8)
+    arranged = arrange(table, rows, kinds=kinds, reuse=reuse)
     # Infinity and partial NaN would propagate to every sum with that neuron.
-    if worst == _INFINITE:
-        infinite = np.flatnonzero(states == _INFINITE)
+    if kinds.max(initial=0) >= INFINITE:
+        infinite = np.flatnonzero(kinds >= INFINITE)
         raise SchemaError(
-            f"{name} is infinite for {infinite.size} neurons, such as {ids[infinite[0]]}, expected "
-            "finite numbers or NaN: correct them, or set them to NaN"
+            f"{name} is infinite for {infinite.size} neurons, such as {labels[infinite[0]]}, "
+            "expected finite numbers or NaN: correct them, or set them to NaN"
         )
-    if worst == _PARTLY_NAN:
-        partial = np.flatnonzero(states == _PARTLY_NAN)
+    partial = np.flatnonzero(kinds == NAN | FINITE)
+    if partial.size:
         raise SchemaError(
-            f"{name} is partly NaN for {partial.size} neurons, such as {ids[partial[0]]}, expected "
-            "all or no values of a neuron to be NaN: fill the gaps, or set all of them to NaN"
+            f"{name} is partly NaN for {partial.size} neurons, such as {labels[partial[0]]}, "
+            "expected all or no values of a neuron to be NaN: fill the gaps, or set all of them to "
+            "NaN"
         )
-    if worst == _NAN:
-        # The extra entry is for neurons without a row, which is -1. Products, since a processor
-        # cannot foresee choices, as of np.where.
-        has = states == 0 if rows is None else np.append(states == 0, False)[rows]
-        rows = np.arange(labels.size, dtype=np.int32) if rows is None else rows
-        rows = (rows + 1) * has - np.int32(1)
-    n_missing = 0 if rows is None else int(np.count_nonzero(rows < 0))
+    n_missing = 0 if arranged.rated is None else labels.size - int(arranged.rated.sum())
     if missing == "raise" and n_missing:
         raise SchemaError(
             f"{n_missing} of {labels.size} neurons of {over} have no value in {name}, expected one "
             "for each: pass missing='skip' to ignore them, or select the neurons with a value by "
             "mx.select_connections"
         )
-    return Aligned(arrange(table, rows, reuse=reuse), n_missing, n_outside)
-
-
-def _states(table: np.ndarray) -> np.ndarray:
-    """Return whether the row of each neuron is finite, NaN, partly NaN or infinite."""
-    states = np.empty(table.shape[0], dtype=np.uint8)
-    threads = usable_threads(None, table.size // 4)  # a value takes less time than a pair
-    # As integers, since LLVM uses vectors for their comparison alone.
-    whole = np.int64 if table.dtype == np.float64 else np.int32
-    bits, exponent = table.view(whole), np.array(np.inf, table.dtype).view(whole)[()]
-    run_spans(
-        lambda lo, hi: _row_states(bits, exponent, states, lo, hi),
-        equal_spans(table.shape[0], 4 * threads),
-        threads,
-    )
-    return states
-
-
-@numba.njit(nogil=True, cache=True)
-def _row_states(bits, exponent, states, lo, hi):  # type: ignore[no-untyped-def]
-    n_columns = bits.shape[1]
-    for i in range(lo, hi):
-        n_special = n_infinite = 0
-        for k in range(n_columns):
-            n_special += (bits[i, k] & exponent) == exponent
-            n_infinite += (bits[i, k] << 1) == (exponent << 1)  # without the sign
-        state = _NAN if n_special == n_columns else _PARTLY_NAN
-        state = _INFINITE if n_infinite else state
-        states[i] = state if n_special else 0
+    return Aligned(arranged, n_missing, n_outside)

@@ -226,14 +226,14 @@ def validate(dataset: xr.Dataset, kind: Kind, require: Iterable[str] = ()) -> No
             and not is_ascending(dataset, name)
         ):
             problems += _index_problems(name, dataset.variables[name].values)
-    if "axis" in dataset.indexes and tuple(dataset["axis"].values) != AXES:
+    if "axis" in dataset.xindexes and tuple(dataset["axis"].values) != AXES:
         problems.append(f"axis is {tuple(dataset['axis'].values)}, expected {AXES}")
     if kind == "connectivity" and not any(
         set(v.dims) == set(PAIR_DIMS) and v.dtype.kind in "biuf" for v in dataset.variables.values()
     ):
         problems.append(f"no numbers are over {PAIR_DIMS}, expected synapse_size or another weight")
-    if kind == "connectivity" and "scope" in dataset.coords and not dataset["scope"].ndim:
-        scope = dataset["scope"].item()
+    if kind == "connectivity" and "scope" in dataset.coords and not dataset.variables["scope"].ndim:
+        scope = dataset.variables["scope"].values.item()
         if scope not in SCOPES:
             problems.append(f"scope is {scope!r}, expected one of {SCOPES}")
     if problems:

@@ -224,7 +224,7 @@ def _is_weight(array: xr.Variable, first: xr.Variable) -> bool:
     """Whether an array is in the form of a weight, compressed as the first."""
     if array.dims != PAIR_DIMS or array.dtype not in (np.int64, np.float64):
         return False
-    if array.chunks is not None:
+    if is_dask_collection(array.data):
         return True
     axes = [getattr(a.data, "compressed_axes", None) for a in (array, first)]
     return isinstance(array.data, sparse.GCXS) and axes[0] == axes[1]
@@ -388,8 +388,8 @@ def pair_buffers(
 
 def is_scope_known(connectivity: xr.Dataset | xr.DataArray) -> bool:
     """Whether a pair that is not stored is known to have no synapse."""
-    scope = connectivity.coords.get("scope")
-    return scope is not None and scope.item() != "unknown"
+    scope = connectivity.coords.variables.get("scope")
+    return scope is not None and scope.values.item() != "unknown"
 
 
 def two_neurons() -> xr.Dataset:

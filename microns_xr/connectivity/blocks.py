@@ -20,7 +20,7 @@ import numpy as np
 import sparse
 import xarray as xr
 from dask.array.dispatch import concatenate_lookup
-from dask.base import tokenize
+from dask.base import is_dask_collection, tokenize
 from dask.delayed import Delayed, delayed
 from dask.highlevelgraph import HighLevelGraph
 
@@ -59,9 +59,9 @@ PairSource = Any
 def is_lazy(connectivity: xr.Dataset | xr.DataArray) -> bool:
     """Whether connectivity, or one of its arrays, is backed by dask."""
     if isinstance(connectivity, xr.DataArray):
-        return connectivity.chunks is not None
+        return is_dask_collection(connectivity.data)
     return any(
-        v.dims == PAIR_DIMS and v.chunks is not None for v in connectivity.variables.values()
+        is_dask_collection(v.data) for v in connectivity.variables.values() if v.dims == PAIR_DIMS
     )
 
 

@@ -6,7 +6,7 @@ and ``indices`` gives their positions on the *minor* axis. A sum over the minor 
 
 Both work on up to 16 columns at a time, held in vector registers. Most of the time goes by waiting
 for rows that are in no near cache, so that rows start on cache lines, those of later pairs are
-requested ahead, and only those with values are kept. Each product and each sum is rounded, in
+requested ahead, and only those with values are read. Each product and each sum is rounded, in
 the order of the stored pairs, as in scipy, so that a float64 result is bit-identical to
 ``csc.T @ dense`` on processors where scipy does not use fused multiply-add.
 
@@ -204,46 +204,58 @@ _spare: list[np.ndarray] = []
 _MAX_SPARE = 1 << 26  # bytes
 
 
+# What the values of a neuron are; several at once if they differ.
+NAN, FINITE, INFINITE = 1, 2, 4
+
+
 def arrange(
     values: np.ndarray,
     rows: np.ndarray | None = None,
     threads: int | None = None,
     *,
+    kinds: np.ndarray | None = None,
     reuse: bool = False,
 ) -> Rows:
     """Arrange a C-contiguous table, of which neuron `i` has row ``rows[i]``, or none if negative.
 
-    By default neuron `i` has row `i`. Rows that `reuse` memory are for one call, and given back.
+    By default neuron `i` has row `i`. `kinds`, uint8 and 0, get those of the values of each neuron;
+    neurons whose values are not finite then count as without. Rows that `reuse` memory are for one
+    call, and given back.
     """
-    rated = None
-    if rows is not None and rows.min(initial=0) < 0:
-        rated = (rows >= 0).view(np.uint8)
-        rows = np.append(rows, np.int32(-1))  # the row of zeros
     n, n_columns = values.shape[0] if rows is None else rows.size, values.shape[1]
+    is_plain = rows is None and kinds is None
+    rated = None if rows is None else (rows >= 0).view(np.uint8)
     rows = np.empty(0, np.int32) if rows is None else rows
+    kinds = np.empty(0, np.uint8) if kinds is None else kinds
+    # As integers, since LLVM uses vectors for their comparison alone.
+    whole = np.int64 if values.dtype == np.float64 else np.int32
+    exponent = np.array(np.inf, values.dtype).view(whole)[()]
     threads = usable_threads(threads, n * n_columns // 4)  # a value takes less time than a pair
     blocks: list[np.ndarray] = []
     memory: list[Any] = []
     for first in range(0, max(n_columns, 1), COLUMNS):
         width = next(w for w in (1, 2, 4, 8, COLUMNS) if w >= min(n_columns - first, COLUMNS))
-        is_ready = not rows.size and width == n_columns and not values.ctypes.data % _CACHE_LINE
         block = values
-        if not is_ready:
-            block = _aligned((n, width), values.dtype, reuse)
+        if not is_plain or width != n_columns or values.ctypes.data % _CACHE_LINE:
+            block = _aligned((n + 1, width), values.dtype, reuse)
             if reuse:
                 memory.append(block.base)
-            if rated is not None:  # rows of a graph are part of its name: nothing is left as it was
-                block[-1 if reuse else slice(None)] = 0
-            args = (values, rows, first, block)
+            # Rows of a graph are part of its name, so that none is left as it was.
+            block[slice(None) if rows.size and not reuse else -1] = 0
+            args = (values, rows, first, block, values.view(whole), exponent, kinds)
             _run(_pack, args, (0.0,) * width, equal_spans(n, 4 * threads), threads)
         blocks.append(block)
-    return Rows(blocks, n_columns, rated, memory)
+    if kinds.size:
+        rated = (kinds == FINITE).view(np.uint8)
+    return Rows(blocks, n_columns, None if rated is None or rated.all() else rated, memory)
 
 
 @numba.njit(nogil=True, cache=True)
-def _pack(values, rows, first, out, lo, hi, tag):  # type: ignore[no-untyped-def]
+def _pack(  # type: ignore[no-untyped-def]
+    values, rows, first, out, bits, exponent, kinds, lo, hi, tag
+):
     width = min(out.shape[1], values.shape[1] - first)
-    columns = values[:, first : first + width]
+    columns, bits = values[:, first : first + width], bits[:, first : first + width]
     for i in range(lo, hi):
         row = np.intp(rows[i]) if rows.size else np.intp(i)
         if row < 0:
@@ -253,6 +265,13 @@ def _pack(values, rows, first, out, lo, hi, tag):  # type: ignore[no-untyped-def
         else:
             for k in range(out.shape[1]):
                 out[i, k] = columns[row, k] if k < width else 0.0
+        if kinds.size:
+            n_special = n_infinite = 0
+            for k in range(width):
+                n_special += (bits[row, k] & exponent) == exponent
+                n_infinite += (bits[row, k] << 1) == (exponent << 1)  # without the sign
+            kinds[i] |= NAN * (n_special > n_infinite) + INFINITE * (n_infinite > 0)
+            kinds[i] |= FINITE * (n_special < width or width == 0)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -256,6 +256,28 @@ def test_bad_values(connectivity, values, message):
             function()
 
 
+@pytest.mark.parametrize("n_columns", [2, 8, 17, 40])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_bad_values_in_any_column(connectivity, n_columns, in_order):
+    table = np.arange(1.0, 3 * n_columns + 1).reshape(3, n_columns)
+    good = rates(table, dims=("nucleus_id", "frame"))
+    for column in range(n_columns):
+        for bad, message in ((np.nan, "partly NaN for 1"), (np.inf, "infinite for 1")):
+            values = good.copy(deep=True)
+            values[1, column] = bad
+            with pytest.raises(mx.errors.SchemaError, match=f"{message} neurons, such as 12"):
+                mx.input_currents(connectivity, values if in_order else values[::-1])
+
+
+def test_values_of_other_neurons_may_be_anything(connectivity):
+    """Only what is used is checked."""
+    good = rates([[1, 10], [2, 20], [3, 30]])
+    others = rates([[np.inf, 1], [np.nan, 1]], [5, 99])
+    found = mx.input_currents(connectivity, xr.concat([others, good], "nucleus_id"))
+    np.testing.assert_array_equal(found, mx.input_currents(connectivity, good))
+    assert found.attrs["n_outside"] == 2
+
+
 def test_large_finite_values_are_not_taken_for_infinite(connectivity):
     found = mx.contract(connectivity, rates([[1e300, 0], [0, 0], [1, 1]]), PRE)
     assert found.values[1].tolist() == [700 * 1e300, 0]

@@ -98,6 +98,9 @@ def group_connectivity(
 ) -> xr.Dataset:
     """Add up and average the connections between populations.
 
+    Means are of the connected pairs; those of ``.groupby([...]).mean()`` in plain xarray are of all
+    pairs of neurons, 0 where there is no connection, and its neurons without a label are left out.
+
     Parameters
     ----------
     connectivity : xarray.Dataset, xarray.DataTree, str, path-like or zarr.abc.store.Store

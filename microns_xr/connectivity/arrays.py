@@ -8,7 +8,6 @@ between them and GCXS.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +18,7 @@ import xarray as xr
 from dask.base import is_dask_collection
 
 from microns_xr.columns import as_ids
+from microns_xr.connectivity import groups  # noqa: F401, `groupby` of arrays of pairs
 from microns_xr.connectivity.pair_array import PairArray, index_dtype, same_pairs
 from microns_xr.errors import SchemaError, UnknownLabelError, require_instance, unknown_label
 from microns_xr.provenance import stamp_release
@@ -399,42 +399,3 @@ def two_neurons() -> xr.Dataset:
     weights = {"synapse_size": np.array([5, 7, 2]), "synapse_count": np.array([1, 2, 1])}
     release = ("minnie65_public", 1718)
     return connectivity_dataset(weights, pattern, ids, ids, scope="unknown", release=release)
-
-
-# xarray codes every cell of an array before `groupby` by labels of two axes asks anything of the
-# array: minutes and 70 GB for 94,000 neurons. So the refusal has to come first.
-
-
-def _refuse_groups_of_both_axes() -> None:
-    from xarray.core import groupby
-
-    composed: Any = getattr(groupby, "ComposedGrouper", None)
-    if composed is None:
-        return
-    factorize = composed.factorize
-
-    @functools.wraps(factorize)
-    def checked(self: Any) -> Any:
-        grouped = self.groupers[0].obj
-        dims = {dim for grouper in self.groupers for dim in grouper.codes.dims}
-        arrays = grouped.data_vars.values() if isinstance(grouped, xr.Dataset) else [grouped]
-        if set(PAIR_DIMS) <= dims and any(
-            set(array.dims) == set(PAIR_DIMS) and _is_pair_array(array) for array in arrays
-        ):
-            names = [str(grouper.name) for grouper in self.groupers]
-            one_by_one = "".join(f'.groupby("{name}").sum()' for name in names)
-            raise SchemaError(
-                f"groups of {' and '.join(names)} would need a code for every pair of neurons: "
-                f"group one axis after the other, {one_by_one}, or use mx.group_connectivity"
-            )
-        return factorize(self)
-
-    composed.factorize = checked
-
-
-def _is_pair_array(array: xr.DataArray) -> bool:
-    data = array.variable._data
-    return isinstance(getattr(data, "_meta", data), sparse.SparseArray)
-
-
-_refuse_groups_of_both_axes()

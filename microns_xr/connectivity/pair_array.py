@@ -51,12 +51,12 @@ _PRODUCTS = (np.multiply, np.true_divide, np.floor_divide, np.remainder)
 
 
 class _Pairs(NamedTuple):
-    """Stored pairs whose spans lie along the axis in question, with the length of that axis."""
+    """Stored pairs whose spans lie along the axis in question, with the cells of each span."""
 
     values: np.ndarray
     indices: np.ndarray
     indptr: np.ndarray
-    n: int
+    n: Any  # the length of the axis, or one number for each span
 
 
 class PairArray(sparse.GCXS):
@@ -311,6 +311,10 @@ class PairArray(sparse.GCXS):
         other = self.compress(0 if axis == 1 else 1)
         return _Pairs(other.data, other.indices, other.indptr, self.shape[axis])
 
+    def _n_cells(self, axis: int | None) -> Any:
+        """Return the number of cells of a result."""
+        return self.size if axis is None else self.shape[axis]
+
     def _sums(self, values: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Return the sums of stored values, and the numbers of stored pairs."""
         values = values.astype(np.float64 if values.dtype.kind == "f" else np.int64, copy=False)
@@ -324,7 +328,7 @@ class PairArray(sparse.GCXS):
 
     def _total(self, axis: int | None, skipna: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the sums over all cells, and the numbers of cells that are not NaN."""
-        n = np.asarray(self.size if axis is None else self.shape[axis])
+        n = np.asarray(self._n_cells(axis))
         values = self.data
         is_nan = np.isnan(values) if skipna and values.dtype.kind == "f" else None
         if is_nan is not None and is_nan.any():
@@ -332,8 +336,8 @@ class PairArray(sparse.GCXS):
             values = np.where(is_nan, 0, values)
         sums, n_stored = self._sums(values, axis)
         if self.fill_value != 0:
-            n_cells = self.size if axis is None else self.shape[axis]
-            sums = sums + sums.dtype.type(self.fill_value) * (n_cells - n_stored)
+            n_unstored = self._n_cells(axis) - n_stored
+            sums = sums + sums.dtype.type(self.fill_value) * n_unstored
         return sums, n
 
     # The methods of GCXS reduce to arrays of pydata-sparse, and do not take subclasses.
@@ -561,7 +565,7 @@ def _any_(a: PairArray, axis: int | None, skipna: bool) -> np.ndarray:
 
 
 def _all(a: PairArray, axis: int | None, skipna: bool) -> np.ndarray:
-    return _count_nonzero(a, axis) == (a.size if axis is None else a.shape[axis])
+    return np.asarray(_count_nonzero(a, axis) == a._n_cells(axis))
 
 
 def _count_nonzero(a: PairArray, axis: int | None, skipna: bool = False) -> np.ndarray:
@@ -571,7 +575,7 @@ def _count_nonzero(a: PairArray, axis: int | None, skipna: bool = False) -> np.n
 
 def _extreme(a: PairArray, axis: int | None, skipna: bool, *, largest: bool) -> np.ndarray:
     values, _, indptr, n = a._spans_along(axis)
-    if n == 0:
+    if np.ndim(n) == 0 and n == 0:
         raise ValueError("maximum or minimum over an axis without neurons")
     result = reduce.extremes(values, indptr, n, a.fill_value, largest, skipna)
     return result if axis is not None else result[0]

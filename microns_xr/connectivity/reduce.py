@@ -157,17 +157,104 @@ def _group_sums(  # type: ignore[no-untyped-def]
     return table
 
 
-# Reductions of whole spans: one result for each major neuron, over all `n` cells of the minor axis,
-# of which those that are not stored hold `fill`.
+def span_sums(
+    values: np.ndarray,
+    indices: np.ndarray,
+    indptr: np.ndarray,
+    major_codes: np.ndarray,
+    minor_codes: np.ndarray,
+    n_groups: tuple[int, int],
+    steps: tuple[int, int],
+) -> np.ndarray:
+    """Sum the pairs of each two groups, which are numbered as those of `group_spans`.
+
+    Beside `group_sums`, for one number of many groups: of those of one axis and the neurons of the
+    other, a table for each thread, of numbers of pairs as well, would take most of the time.
+    """
+    out = np.zeros(n_groups[0] * n_groups[1], dtype=values.dtype)
+    _span_sums(values, indices, indptr, major_codes, minor_codes, *n_groups, *steps, out)
+    return out
+
+
+@numba.njit(nogil=True, cache=True)
+def _span_sums(  # type: ignore[no-untyped-def]
+    values, indices, indptr, major_codes, minor_codes, n_major, n_minor, major_step, minor_step, out
+):
+    for j in range(indptr.size - 1):
+        if major_codes[j] < n_major:
+            first = major_codes[j] * major_step
+            for p in range(np.uintp(indptr[j]), np.uintp(indptr[j + 1])):
+                group = minor_codes[np.uintp(indices[p])]
+                if group < n_minor:
+                    out[np.uintp(first + group * minor_step)] += values[p]
+
+
+def group_spans(
+    indices: np.ndarray,
+    indptr: np.ndarray,
+    major_codes: np.ndarray,
+    minor_codes: np.ndarray,
+    n_groups: tuple[int, int],
+    steps: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the pairs of each two groups are stored, in order, and the spans of these.
+
+    The number of a span is the sum of the codes times `steps`; codes of ``n_groups`` are left out.
+    """
+    spans = np.zeros(n_groups[0] * n_groups[1] + 1, dtype=np.int64)
+    source = _group_spans(indices, indptr, major_codes, minor_codes, *n_groups, *steps, spans)
+    return source, spans
+
+
+@numba.njit(nogil=True, cache=True)
+def _group_spans(  # type: ignore[no-untyped-def]
+    indices, indptr, major_codes, minor_codes, n_major, n_minor, major_step, minor_step, spans
+):
+    # Counting sort. The pairs of a span begin where the one before it ends, at which `spans`
+    # arrives when all of its pairs have been placed.
+    starts = np.zeros(spans.size, dtype=np.int64)
+    for j in range(indptr.size - 1):
+        if major_codes[j] < n_major:
+            for p in range(np.uintp(indptr[j]), np.uintp(indptr[j + 1])):
+                group = minor_codes[np.uintp(indices[p])]
+                if group < n_minor:
+                    starts[major_codes[j] * major_step + group * minor_step + 1] += 1
+    for s in range(1, spans.size):
+        starts[s] += starts[s - 1]
+        spans[s] = starts[s]
+    source = np.empty(spans[-1], dtype=np.int64)
+    for j in range(indptr.size - 1):
+        if major_codes[j] < n_major:
+            for p in range(np.uintp(indptr[j]), np.uintp(indptr[j + 1])):
+                group = minor_codes[np.uintp(indices[p])]
+                if group < n_minor:
+                    s = major_codes[j] * major_step + group * minor_step
+                    source[starts[s]] = p
+                    starts[s] += 1
+    return source
+
+
+# Reductions of whole spans: one result for each span, over all `n` cells of it, of which those that
+# are not stored hold `fill`. Spans are those of a major neuron, over the whole minor axis, or of
+# two groups of neurons, each with its own number of cells.
+
+
+def _each(n: Any, indptr: np.ndarray) -> np.ndarray:
+    """Return the number of cells of each span."""
+    cells = np.empty(indptr.size - 1, dtype=np.int64)
+    cells[:] = n
+    return cells
 
 
 def extremes(
-    values: np.ndarray, indptr: np.ndarray, n: int, fill: Any, largest: bool, skipna: bool
+    values: np.ndarray, indptr: np.ndarray, n: Any, fill: Any, largest: bool, skipna: bool
 ) -> np.ndarray:
     """Return the maximum or minimum of each span; NaN if there is a NaN and `skipna` is False."""
     out = np.empty(indptr.size - 1, dtype=values.dtype)
     nothing = np.nan if values.dtype.kind == "f" else 0
-    _extremes(values, indptr, n, values.dtype.type(fill), largest, skipna, nothing, out)
+    _extremes(
+        values, indptr, _each(n, indptr), values.dtype.type(fill), largest, skipna, nothing, out
+    )
     return out
 
 
@@ -176,7 +263,7 @@ def _extremes(values, indptr, n, fill, largest, skipna, nothing, out):  # type: 
     for j in range(out.size):
         start, stop = indptr[j], indptr[j + 1]
         best = fill
-        found = stop - start < n
+        found = stop - start < n[j]
         for p in range(start, stop):
             value = values[p]
             if value != value:
@@ -237,11 +324,12 @@ def _positions_of_extremes(  # type: ignore[no-untyped-def]
 
 
 def quantiles(
-    values: np.ndarray, indptr: np.ndarray, n: int, fill: float, q: np.ndarray, skipna: bool
+    values: np.ndarray, indptr: np.ndarray, n: Any, fill: float, q: np.ndarray, skipna: bool
 ) -> np.ndarray:
     """Return quantiles of each span, (q, spans), interpolated linearly as numpy does by default."""
     out = np.empty((q.size, indptr.size - 1))
-    _quantiles(np.asarray(values, dtype=np.float64), indptr, n, float(fill), q, skipna, out)
+    values = np.asarray(values, dtype=np.float64)
+    _quantiles(values, indptr, _each(n, indptr), float(fill), q, skipna, out)
     return out
 
 
@@ -249,7 +337,7 @@ def quantiles(
 def _quantiles(values, indptr, n, fill, q, skipna, out):  # type: ignore[no-untyped-def]
     for j in range(indptr.size - 1):
         span = values[indptr[j] : indptr[j + 1]]
-        n_fill = n - span.size
+        n_fill = n[j] - span.size
         numbers = np.sort(span[~np.isnan(span)])
         has_nan = numbers.size < span.size
         n_cells = numbers.size + n_fill
@@ -276,11 +364,11 @@ def _quantiles(values, indptr, n, fill, q, skipna, out):  # type: ignore[no-unty
 
 
 def variances(
-    values: np.ndarray, indptr: np.ndarray, n: int, fill: float, ddof: float, skipna: bool
+    values: np.ndarray, indptr: np.ndarray, n: Any, fill: float, ddof: float, skipna: bool
 ) -> np.ndarray:
     """Return the variance of each span, in two passes."""
     out = np.empty(indptr.size - 1)
-    _variances(values, indptr, n, float(fill), float(ddof), skipna, out)
+    _variances(values, indptr, _each(n, indptr), float(fill), float(ddof), skipna, out)
     return out
 
 
@@ -288,9 +376,9 @@ def variances(
 def _variances(values, indptr, n, fill, ddof, skipna, out):  # type: ignore[no-untyped-def]
     for j in range(out.size):
         start, stop = indptr[j], indptr[j + 1]
-        n_fill = n - (stop - start)
+        n_fill = n[j] - (stop - start)
         total = n_fill * fill
-        n_cells = n
+        n_cells = n[j]
         for p in range(start, stop):
             value = np.float64(values[p])
             if skipna and np.isnan(value):

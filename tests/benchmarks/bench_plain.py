@@ -87,6 +87,8 @@ xr.dot(size, onwards, dim="post_nucleus_id")
 size.weighted(gain).mean("post_nucleus_id")
 size.groupby("pre_cell_type").sum()
 size.groupby("post_cell_type").mean()
+size.groupby(["pre_cell_type", "post_cell_type"]).sum()
+size.groupby(["pre_cell_type", "post_cell_type"]).median()
 size.groupby("pre_cell_type").sum().groupby("post_cell_type").sum()
 """
 OF_UNITS = """
@@ -107,13 +109,14 @@ lazy.idxmax("pre_nucleus_id")
 lazy / lazy.sum("pre_nucleus_id")
 xr.dot(lazy, rates, dim="pre_nucleus_id")
 lazy.groupby("post_cell_type").sum()
+lazy.groupby(["pre_cell_type", "post_cell_type"]).sum()
 """
 REFUSED = """
 size.values
 size.plot()
 size + 1
 size.where(size > 900)
-size.groupby(["pre_cell_type", "post_cell_type"]).sum()
+size.groupby(["pre_cell_type", "post_cell_type"]).first()
 size.to_netcdf(path)
 size.to_zarr(folder, mode="w", consolidated=False)
 """

@@ -155,9 +155,9 @@ def contract(
     ------
     SchemaError
         If `values` does not have exactly one dim of neurons, or has that of the other axis; if its
-        ids are missing, not integers or repeated; if it is not numeric; if it is infinite, or partly
-        NaN, for a neuron of the connectivity; if values are missing and `missing` is "raise"; if it is over ``scan_unit``; if
-        the product of two connectivities may exceed int64.
+        ids are missing, not integers or repeated; if it is not numeric; if it is infinite or
+        partly NaN for a neuron of the connectivity; if values are missing and `missing` is "raise";
+        if it is over ``scan_unit``; if the product of two connectivities may exceed int64.
     UnknownLabelError
         If no neuron of the connectivity is in `values`, or there is no such weight.
     ReleaseMismatchError

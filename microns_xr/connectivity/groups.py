@@ -171,9 +171,8 @@ def _finished(parts: tuple[np.ndarray, ...], name: str, ddof: float, shape: Any)
 
 
 def _lazily(
-    data: Any, groups: tuple[AxisGroups, AxisGroups], kept: int | None, name: str, skipna: bool,
-    kwargs: dict[str, Any],
-) -> Any:  # fmt: skip
+    data: Any, groups: tuple[AxisGroups, AxisGroups], name: str, skipna: bool, kwargs: Any
+) -> Any:
     """Return one reduction of all groups, each block of the pairs being in memory by itself."""
     import dask.array as da
     from dask.delayed import delayed
@@ -193,27 +192,15 @@ def _lazily(
     ).dtype
     edges = [np.cumsum([0, *c]) for c in data.chunks]
     blocks = data.to_delayed(optimize_graph=False)
-    parts = {}
+    parts = []
     for i, j in np.ndindex(blocks.shape):
         at = (slice(*edges[0][i : i + 2]), slice(*edges[1][j : j + 2]))
-        of_block = [
-            AxisGroups(np.arange(s.stop - s.start, dtype=np.int32), int(s.stop - s.start))
-            if axis == kept
-            else g[s]
-            for axis, (g, s) in enumerate(zip(groups, at, strict=True))
-        ]
-        parts[i, j] = delayed(_of_block, pure=True)(blocks[i, j], tuple(of_block), name, skipna)
-    combine = functools.partial(_combined, name)
-    results = []
-    for k in range(1 if kept is None else blocks.shape[kept]):
-        chosen = [part for at, part in parts.items() if kept is None or at[kept] == k]
-        shape = [g.n for g in groups]
-        if kept is not None:
-            shape[kept] = data.chunks[kept][k]
-        whole = _added(chosen, combine, 24 * shape[0] * shape[1])
-        table = delayed(_finished, pure=True)(whole, name, ddof, tuple(shape))
-        results.append(da.from_delayed(table, tuple(shape), dtype=dtype))
-    return results[0] if kept is None else da.concatenate(results, axis=kept)
+        of_block = tuple(g[s] for g, s in zip(groups, at, strict=True))
+        parts.append(delayed(_of_block, pure=True)(blocks[i, j], of_block, name, skipna))
+    shape = (groups[0].n, groups[1].n)
+    whole = _added(parts, functools.partial(_combined, name), 24 * shape[0] * shape[1])
+    table = delayed(_finished, pure=True)(whole, name, ddof, shape)
+    return da.from_delayed(table, shape, dtype=dtype)
 
 
 _NO_GROUPS = (AxisGroups(np.zeros(0, np.int32), 0), AxisGroups(np.zeros(0, np.int32), 0))
@@ -327,9 +314,7 @@ class _PairGroups:
             name, skipna = _KNOWN.get(func, ("", None))
         except TypeError:
             name, skipna = "", None
-        # xarray takes the median of lazy groups of one axis, of which it selects one at a time.
-        is_known = name and (name != "median" or self._is_both or not self._is_lazy())
-        over = self._over(dim, axis) if is_known else None
+        over = self._over(dim, axis) if name else None
         if over is not None:
             kwargs.pop("numeric_only", None)
             if _KNOWN[func][1] is None:
@@ -355,8 +340,7 @@ class _PairGroups:
     ) -> Any:  # fmt: skip
         """Return quantiles of each group, of one axis or of both."""
         over = self._over(dim, None)
-        left = interpolation is not None or (self._is_lazy() and not self._is_both)
-        if over is None or left:
+        if over is None or interpolation is not None:
             rest = {"keep_attrs": keep_attrs, "skipna": skipna, "interpolation": interpolation}
             return super().quantile(q, dim, method=method, **rest)  # type: ignore[misc]
         q = np.asarray(q, dtype=np.float64)
@@ -373,7 +357,9 @@ class _PairGroups:
                 )
             return grouped
         names = {g.name for g in self.groupers}
-        if not self._only_pairs or axis is not None or names & set(self._original_obj.dims):
+        # Of one axis, xarray reduces lazy groups as well: one at a time, in as little memory.
+        is_left = not self._only_pairs or self._is_lazy()
+        if is_left or axis is not None or names & set(self._original_obj.dims):
             return None
         every = set(_pairs_in(self._original_obj)[0].dims)
         over = grouped if dim is None else every if dim is ... else _as_set(dim)
@@ -452,7 +438,7 @@ class _PairGroups:
 
         def reduced(name: str, skipna: bool) -> Any:
             if is_dask_collection(data):
-                return _lazily(data, both, kept, name, skipna, kwargs)
+                return _lazily(data, both, name, skipna, kwargs)
             return _in_memory(GroupedPairs.group(_as_pairs(data), both), name, skipna, kwargs)
 
         q = kwargs.get("q", np.empty(()))

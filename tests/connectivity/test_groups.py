@@ -192,7 +192,9 @@ def test_any_weights_and_labels(weights, compressed, of_pre, of_post, reduction,
         stored = stored.copy(data=stored.chunk(chunks).data) if chunks else stored
     found = REDUCTIONS[reduction](stored.groupby(by))
     assert (found.chunks is not None) == (stored.chunks is not None)
-    same(found.compute(), expected)
+    with np.errstate(invalid="ignore"):  # dask divides 0 by 0 for groups of one cell
+        found = found.compute(scheduler="sync")
+    same(found, expected)
 
 
 @pytest.mark.parametrize("by", [*OF_BOTH, "pre", "two of post", "bins"])
@@ -204,7 +206,9 @@ def test_lazily(by):
             stored.copy(data=stored.chunk(chunks).data).groupby(GROUPERS[by])
         )
         assert found.chunks is not None
-        same(found.compute(scheduler="sync"), dense(full, by, reduction))
+        with np.errstate(invalid="ignore"):  # dask divides 0 by 0 for groups of one cell
+            found = found.compute(scheduler="sync")
+        same(found, dense(full, by, reduction))
 
 
 def test_by_hand():
@@ -341,7 +345,9 @@ def test_with_flox_installed(monkeypatch):
         same(lazy.groupby(GROUPERS[by]).sum().compute(), expected)
         with xr.set_options(use_flox=False):
             expected = dense(full, by, "sample")
-        same(lazy.groupby(GROUPERS[by]).var(ddof=1).compute(), expected)
+        with np.errstate(invalid="ignore"):
+            found = lazy.groupby(GROUPERS[by]).var(ddof=1).compute(scheduler="sync")
+        same(found, expected)
 
 
 def test_groups_of_other_arrays_are_those_of_xarray():

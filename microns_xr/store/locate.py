@@ -398,8 +398,8 @@ def read_span(
     with decoding(array):
         if out is None:
             out = np.empty((stop - start, *array.shape[1:]), array.dtype)
-        if stop > start and (checked := _has_plain_chunks(array)) is not None:
-            _read_plain(array, start, out, checked, threads)
+        if stop > start and _has_plain_chunks(array):
+            _read_plain(array, start, out, threads)
         elif stop > start:
             span, target = _with_pieces(array, start, stop), cast(Any, out)
             span.get_basic_selection(slice(start, stop), out=NDBuffer(target))
@@ -407,30 +407,27 @@ def read_span(
 
 
 # zarr makes a new array of each chunk, copies them on a single thread, and returns numbers of the
-# dtype on disk, to be copied again. The currents of 283 million pairs on 8 columns take a third
-# less processor time if chunks are decoded to where they are needed.
+# dtype on disk, to be copied again. If chunks are decoded to where they are needed, reading a block
+# of 4 million pairs takes 30 % less processor time. Other arrays are read by zarr.
 
 
-def _has_plain_chunks(array: zarr.Array) -> bool | None:
-    """Return whether chunks of numbers have a checksum, or None if they are not as in rule 7."""
-    codecs = list(getattr(array.metadata, "codecs", ()))
-    checked = len(codecs) == 3 and isinstance(codecs[2], Crc32cCodec)
-    if (
-        array.ndim != 1
-        or array.dtype.kind not in "if"
-        or len(codecs) != 2 + checked
-        or not isinstance(codecs[0], BytesCodec)
-        or getattr(codecs[0].endian, "value", None) != sys.byteorder
-        or not isinstance(codecs[1], BloscCodec)
-    ):
-        return None
-    return checked
+def _has_plain_chunks(array: zarr.Array) -> bool:
+    """Whether an array holds numbers along one dimension, in the chunks of rule 7."""
+    codecs = list(array.metadata.codecs)  # type: ignore[union-attr]
+    return (
+        array.ndim == 1
+        and array.dtype.kind in "if"
+        and [type(codec) for codec in codecs] in _PLAIN
+        and getattr(codecs[0].endian, "value", None) == sys.byteorder
+    )
 
 
-def _read_plain(
-    array: zarr.Array, start: int, out: np.ndarray, checked: bool, threads: int | None
-) -> None:
+_PLAIN: list[Any] = [[BytesCodec, BloscCodec], [BytesCodec, BloscCodec, Crc32cCodec]]
+
+
+def _read_plain(array: zarr.Array, start: int, out: np.ndarray, threads: int | None) -> None:
     """Decode the chunks of a span into an array, which may have a wider dtype."""
+    checked = len(array.metadata.codecs) == 3  # type: ignore[union-attr]
     chunk, stop = array.chunks[0], start + out.size
     first, last = start // chunk, (stop - 1) // chunk + 1
     keys = [

@@ -34,7 +34,7 @@ from microns_xr.connectivity.kernels import (
 from microns_xr.connectivity.labels import Lookup
 from microns_xr.errors import SchemaError, UnknownLabelError, part_of, require_one_of
 from microns_xr.provenance import add_history, require_same_release
-from microns_xr.store.passed import Connectivity, connectivity_of
+from microns_xr.store.passed import Connectivity, computed, connectivity_of
 
 Over = Literal["pre_nucleus_id", "post_nucleus_id"]
 Missing = Literal["raise", "skip"]
@@ -257,7 +257,7 @@ def contract(
     result.name = f"weighted_{name}"
     entry = f"contract({name}, over={over!r}, weight={weight!r}, missing={missing!r})"
     result = add_history(result, entry, source=(connectivity, values))
-    return result.compute() if compute else result
+    return computed(result) if compute else result
 
 
 def _is_connectivity(values: Any) -> bool:

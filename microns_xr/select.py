@@ -14,6 +14,7 @@ from microns_xr.connectivity.arrays import as_pairs, pair_buffers
 from microns_xr.connectivity.blocks import (
     OTHER_SIDE,
     Side,
+    drop_unconnected,
     load_neurons,
     positions_of,
     sums_by_neuron,
@@ -33,7 +34,7 @@ from microns_xr.errors import (
 from microns_xr.provenance import add_history, require_same_release
 from microns_xr.releases import datastack_of, label_words
 from microns_xr.schema import require_unrounded_roots
-from microns_xr.store.passed import Connectivity, connectivity_of
+from microns_xr.store.passed import Connectivity, computed, connectivity_of
 from microns_xr.units import COMPLETENESS
 
 Words = str | Iterable[str] | None
@@ -480,14 +481,7 @@ def _partners(source: Connectivity, ids: Any, side: Side, function: str) -> xr.D
     other = OTHER_SIDE[side]
     result = load_neurons(connectivity, side, each_once(positions_of(connectivity, side, ids)))
     n_neurons = result.sizes[f"{side}_nucleus_id"]
-    pattern, _ = pair_buffers(result)
-    # Partners are the neurons of the other axis that have a pair.
-    if pattern.compressed == side:
-        are_partners = np.zeros(pattern.n_minor, dtype=bool)
-        are_partners[pattern.indices] = True
-    else:
-        are_partners = np.diff(pattern.indptr) > 0
-    result = take_positions(result, **{other: np.flatnonzero(are_partners)})
+    result = drop_unconnected(result, [other])  # those left are partners
     if not isinstance(ids, int) and getattr(ids, "ndim", 1) > 0:
         return add_history(result, f"{function}({n_neurons} neurons)")
     # Each partner has exactly one pair, so the stored values are in the order of the partners.
@@ -554,4 +548,4 @@ def degrees(connectivity: Connectivity) -> xr.Dataset:
             attrs = {key: text for key, text in attrs.items() if text is not None}
             columns[f"{prefix}_{name}"] = (f"{side}_nucleus_id", values.copy(), attrs)
     result = add_history(result.assign(columns), "degrees()", source=connectivity)
-    return result.compute() if compute else result
+    return computed(result) if compute else result

@@ -17,7 +17,7 @@ from microns_xr.connectivity.subset import drop_unnamed
 from microns_xr.errors import SchemaError, UnknownLabelError, require_instance
 from microns_xr.provenance import add_history, require_same_release, text_lines
 from microns_xr.schema import column_of
-from microns_xr.store.passed import Connectivity, connectivity_of
+from microns_xr.store.passed import Connectivity, computed, connectivity_of
 
 By = str | Iterable[str] | xr.DataArray | pd.Series
 Sides = By | Mapping[str, By]  # or of the two sides, by "pre" and "post"
@@ -188,7 +188,7 @@ def group_connectivity(
             known = np.where(n_connected > 0, sums[part], np.nan)
             table[part] = (both, known, {"units": units_of[part]})
     result = xr.Dataset(table, coords)
-    result = result.compute() if compute else result
+    result = computed(result) if compute else result
     entry = f"group_connectivity(pre={dims['pre']}, post={dims['post']})"
     return add_history(result, entry, source=pairs)
 

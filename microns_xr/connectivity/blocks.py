@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -41,7 +41,15 @@ from microns_xr.connectivity.kernels import Contraction, contract_buffers
 from microns_xr.connectivity.labels import Lookup, require_known
 from microns_xr.connectivity.pair_array import PairArray
 from microns_xr.connectivity.reduce import Sums, group_sums, neuron_sums
-from microns_xr.connectivity.sort import Rule, Selection, check_sorted, select_pairs, take_values
+from microns_xr.connectivity.sort import (
+    Rule,
+    Selection,
+    check_sorted,
+    have_pairs,
+    renumber,
+    select_pairs,
+    take_values,
+)
 from microns_xr.errors import SchemaError
 from microns_xr.threads import Span
 
@@ -114,7 +122,8 @@ def _read_pattern(source: PairSource, start: int, stop: int, indptr: np.ndarray)
     """Read the pattern of a block, and check that partners ascend, as the kernels require."""
     n_pre, n_post = source.shape
     shape = (n_pre, indptr.size - 1) if source.compressed == "post" else (indptr.size - 1, n_post)
-    pattern = make_pattern(source.read("indices", start, stop), indptr, shape, source.compressed)
+    indices = source.read("indices", start, stop, threads=1)
+    pattern = make_pattern(indices, indptr, shape, source.compressed)
     check_sorted(pattern.indices, pattern.indptr, pattern.n_minor, threads=1)
     return pattern
 
@@ -122,7 +131,8 @@ def _read_pattern(source: PairSource, start: int, stop: int, indptr: np.ndarray)
 def _read_values(
     pattern: Pattern, source: PairSource, name: str, start: int, stop: int
 ) -> sparse.GCXS:
-    return gcxs(wide(source.read(name, start, stop), name), pattern)
+    values = np.empty(stop - start, dtype=source.dtype(name))
+    return gcxs(source.read(name, start, stop, values, threads=1), pattern)
 
 
 def _no_pairs(shape: tuple[int, int], compressed: Compressed, dtype: Any) -> sparse.GCXS:
@@ -332,6 +342,26 @@ def take_positions(
     return keep_pairs(connectivity, rest, Rule(at[major], new_minor, at[minor].size))
 
 
+def drop_unconnected(connectivity: xr.Dataset, sides: Collection[Side]) -> xr.Dataset:
+    """Drop the neurons of some sides that have no stored pair."""
+    has = connected(connectivity)
+    positions = {side: np.flatnonzero(has[side]) for side in sides if not has[side].all()}
+    if is_lazy(connectivity) or not positions:
+        return take_positions(connectivity, **positions)
+    # All pairs are kept, so that only neurons are numbered again, not pairs selected.
+    pattern, values = pair_buffers(connectivity)
+    indices, indptr, major = pattern.indices, pattern.indptr, pattern.compressed
+    if major in positions:
+        indptr = np.append(indptr[positions[major]], indptr[-1])
+    if (minor := OTHER_SIDE[major]) in positions:
+        indices = renumber(indices, np.cumsum(has[minor], dtype=np.int32) - np.int32(1))
+    at = {f"{side}_nucleus_id": of_side for side, of_side in positions.items()}
+    rest = connectivity.drop_vars(list(values)).isel(at)
+    n_pre, n_post = (rest.sizes[dim] for dim in PAIR_DIMS)
+    new = make_pattern(indices, indptr, (n_pre, n_post), major)
+    return _with_arrays(connectivity, rest, {n: gcxs(v, new) for n, v in values.items()})
+
+
 def load_neurons(connectivity: xr.Dataset, side: Side, positions: np.ndarray) -> xr.Dataset:
     """Select ascending positions of one axis, in memory."""
     if is_lazy(connectivity):
@@ -357,12 +387,14 @@ def read_neurons(
     for lo, hi in _runs(starts, stops, source.chunk):
         first, last = int(starts[lo]), int(stops[hi - 1])
         target = slice(int(new_indptr[lo]), int(new_indptr[hi]))
+        if (starts[lo + 1 : hi] == stops[lo : hi - 1]).all():
+            for name, values in out.items():
+                source.read(name, first, last, values[target])
+            continue
         # Positions of the pairs of these neurons among the pairs that are read.
-        at: slice | np.ndarray = slice(None)
-        if (starts[lo + 1 : hi] != stops[lo : hi - 1]).any():
-            shift = starts[lo:hi] - first - (new_indptr[lo:hi] - target.start)
-            lengths = stops[lo:hi] - starts[lo:hi]
-            at = np.repeat(shift, lengths) + np.arange(target.stop - target.start)
+        shift = starts[lo:hi] - first - (new_indptr[lo:hi] - target.start)
+        lengths = stops[lo:hi] - starts[lo:hi]
+        at = np.repeat(shift, lengths) + np.arange(target.stop - target.start)
         for name, values in out.items():
             values[target] = source.read(name, first, last)[at]
     n_pre, n_post = source.shape
@@ -613,8 +645,7 @@ def connected(connectivity: xr.Dataset) -> dict[Side, np.ndarray]:
     """Return by side whether each neuron has a stored pair; lazy connectivity is computed."""
     if not is_lazy(connectivity):
         pattern = pattern_of(connectivity)
-        minor = np.zeros(pattern.n_minor, dtype=bool)
-        minor[pattern.indices] = True
+        minor = have_pairs(pattern.indices, pattern.n_minor)
         other_side = OTHER_SIDE[pattern.compressed]
         return {pattern.compressed: np.diff(pattern.indptr) > 0, other_side: minor}
     one = connectivity[pair_names(connectivity)[:1]]

@@ -49,15 +49,50 @@ def check_sorted(
 
 @numba.njit(nogil=True, cache=True)
 def _first_unsorted(indices, indptr, n_minor, lo, hi):  # type: ignore[no-untyped-def]
+    one = np.uintp(1)
     for j in range(lo, hi):
-        before = np.int64(-1)
-        for p in range(indptr[j], indptr[j + 1]):
-            if indices[p] <= before:
-                return j
-            before = np.int64(indices[p])
-        if before >= n_minor:
+        start, stop = np.uintp(indptr[j]), np.uintp(indptr[j + 1])
+        # Without leaving the loop at the first fall, LLVM compares several pairs at once.
+        n_falls = np.int32(0)
+        for p in range(start + one, stop):
+            n_falls += np.int32(indices[p] <= indices[p - one])
+        if stop > start and (n_falls or indices[start] < 0 or indices[stop - one] >= n_minor):
             return j
     return -1
+
+
+def have_pairs(indices: np.ndarray, n_minor: int, threads: int | None = None) -> np.ndarray:
+    """Return whether each minor neuron has a pair."""
+    marks = np.zeros(n_minor, dtype=bool)
+    n_threads = usable_threads(threads, indices.size)
+    spans = equal_spans(indices.size, n_threads)
+    run_spans(lambda lo, hi: _mark(indices, marks, lo, hi), spans, n_threads)
+    return marks
+
+
+@numba.njit(nogil=True, cache=True)
+def _mark(indices, marks, lo, hi):  # type: ignore[no-untyped-def]
+    for p in range(np.uintp(lo), np.uintp(hi)):
+        i = np.uintp(indices[p])
+        # Few writes, since threads wait for each other's.
+        if i < np.uintp(marks.size) and not marks[i]:
+            marks[i] = True
+
+
+def renumber(indices: np.ndarray, new_minor: np.ndarray, threads: int | None = None) -> np.ndarray:
+    """Return ``new_minor[indices]``, int32, computed on several threads."""
+    # numpy would convert the indices to int64 first, which takes several times as long.
+    out = np.empty(indices.size, dtype=np.int32)
+    n_threads = usable_threads(threads, indices.size)
+    spans = equal_spans(indices.size, 4 * n_threads)
+    run_spans(lambda lo, hi: _renumber(indices, new_minor, out, lo, hi), spans, n_threads)
+    return out
+
+
+@numba.njit(nogil=True, cache=True)
+def _renumber(indices, new_minor, out, lo, hi):  # type: ignore[no-untyped-def]
+    for p in range(np.uintp(lo), np.uintp(hi)):
+        out[p] = new_minor[np.uintp(indices[p])]
 
 
 class Rule(NamedTuple):

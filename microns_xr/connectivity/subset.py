@@ -26,7 +26,7 @@ from microns_xr.connectivity.blocks import (
     OTHER_SIDE,
     Side,
     blocks_of,
-    connected,
+    drop_unconnected,
     is_lazy,
     keep_pairs,
     layout_of,
@@ -106,15 +106,11 @@ def keep_touching(
     return drop_unnamed(result.assign_coords(scope=unknown))
 
 
-def drop_unnamed(connectivity: xr.Dataset, sides: Collection[str] = ("pre", "post")) -> xr.Dataset:
+def drop_unnamed(connectivity: xr.Dataset, sides: Collection[Side] = ("pre", "post")) -> xr.Dataset:
     """Drop the neurons without a stored pair, if the scope does not say that they have none."""
     if is_scope_known(connectivity) or not sides:
         return connectivity
-    named = {side: of_side for side, of_side in connected(connectivity).items() if side in sides}
-    if all(of_side.all() for of_side in named.values()):
-        return connectivity
-    positions = {side: np.flatnonzero(of_side) for side, of_side in named.items()}
-    return take_positions(connectivity, positions.get("pre"), positions.get("post"))
+    return drop_unconnected(connectivity, sides)
 
 
 def _select_all(connectivity: xr.Dataset) -> tuple[Rule, Side]:

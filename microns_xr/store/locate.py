@@ -8,18 +8,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
+import google_crc32c
 import numpy as np
 import zarr
+from numcodecs import blosc
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.buffer.cpu import NDBuffer
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath, WrapperStore
@@ -34,6 +38,7 @@ from microns_xr.errors import (
 from microns_xr.network import describe, http_options
 from microns_xr.store import swap
 from microns_xr.store.format import CHECKSUMS_ATTR, metadata_checksum, root_checksum
+from microns_xr.threads import equal_spans, run_spans, usable_threads
 
 Address = str | os.PathLike[str] | Store
 Item = TypeVar("Item")
@@ -382,10 +387,97 @@ def _text(array: zarr.Array) -> np.ndarray:
     return np.array(shared, dtype=object).reshape(array.shape)
 
 
-def read_span(array: zarr.Array, start: int, stop: int) -> np.ndarray:
-    """Read positions `start` to `stop` along the first dimension."""
+def read_span(
+    array: zarr.Array,
+    start: int,
+    stop: int,
+    out: np.ndarray | None = None,
+    threads: int | None = None,
+) -> np.ndarray:
+    """Read positions `start` to `stop` along the first dimension, into `out` if it is passed."""
     with decoding(array):
-        return np.asarray(_with_pieces(array, start, stop)[start:stop])
+        if out is None:
+            out = np.empty((stop - start, *array.shape[1:]), array.dtype)
+        if stop > start and _has_plain_chunks(array):
+            _read_plain(array, start, out, threads)
+        elif stop > start:
+            span, target = _with_pieces(array, start, stop), cast(Any, out)
+            span.get_basic_selection(slice(start, stop), out=NDBuffer(target))
+        return out
+
+
+# zarr makes a new array of each chunk, copies them on a single thread, and returns numbers of the
+# dtype on disk, to be copied again. If chunks are decoded to where they are needed, reading a block
+# of 4 million pairs takes 30 % less processor time. Other arrays are read by zarr.
+
+
+def _has_plain_chunks(array: zarr.Array) -> bool:
+    """Whether an array holds numbers along one dimension, in the chunks of rule 7."""
+    codecs = list(array.metadata.codecs)  # type: ignore[union-attr]
+    return (
+        array.ndim == 1
+        and array.dtype.kind in "if"
+        and [type(codec) for codec in codecs] in _PLAIN
+        and getattr(codecs[0].endian, "value", None) == sys.byteorder
+    )
+
+
+_PLAIN: list[Any] = [[BytesCodec, BloscCodec], [BytesCodec, BloscCodec, Crc32cCodec]]
+
+
+def _read_plain(array: zarr.Array, start: int, out: np.ndarray, threads: int | None) -> None:
+    """Decode the chunks of a span into an array, which may have a wider dtype."""
+    checked = len(array.metadata.codecs) == 3  # type: ignore[union-attr]
+    chunk, stop = array.chunks[0], start + out.size
+    first, last = start // chunk, (stop - 1) // chunk + 1
+    keys = [
+        f"{array.path}/{array.metadata.encode_chunk_key((number,))}".lstrip("/")
+        for number in range(first, last)
+    ]
+    contents = sync(_get_all(array.store, keys))
+
+    def decode(lo: int, hi: int) -> None:
+        for i in range(lo, hi):
+            offset = (first + i) * chunk
+            lowest, highest = max(start, offset), min(stop, offset + chunk)
+            part = out[lowest - start : highest - start]
+            whole = part.size == chunk and out.dtype == array.dtype
+            values = part if whole else np.empty(chunk, array.dtype)
+            _decode(contents[i], values, checked)
+            if not whole:
+                part[:] = values[lowest - offset : highest - offset]
+            contents[i] = None
+
+    n_threads = usable_threads(threads, out.size)
+    run_spans(decode, equal_spans(len(keys), len(keys)), n_threads)
+
+
+async def _get_all(store: Store, keys: list[str]) -> list[Any]:
+    slots = asyncio.Semaphore(zarr.config.get("async.concurrency"))
+
+    async def one(key: str) -> np.ndarray:
+        async with slots:
+            content = await store.get(key, default_buffer_prototype())
+        assert content is not None  # `CompleteStore.get` raises for a missing chunk
+        return content.as_numpy_array()
+
+    return list(await asyncio.gather(*map(one, keys)))
+
+
+def _decode(content: np.ndarray, values: np.ndarray, checked: bool) -> None:
+    """Decompress a chunk into an array."""
+    if checked:
+        content, stored = content[:-_CRC], content[-_CRC:].tobytes()
+        if google_crc32c.value(content) != int.from_bytes(stored, "little"):
+            raise ValueError("the checksum of a chunk does not match its bytes")
+    # Blosc believes the lengths in its header: of the numbers, of its blocks, and of itself.
+    n_bytes, _, length = np.frombuffer(content[4:16].tobytes().ljust(12, b"\0"), "<u4").tolist()
+    if (n_bytes, length) != (values.nbytes, content.size):
+        raise ValueError(
+            f"a chunk of {content.size} bytes states {length}, and {n_bytes} bytes of numbers, "
+            f"expected {values.nbytes}"
+        )
+    blosc.decompress(content, values)
 
 
 class _Piece(NamedTuple):

@@ -275,15 +275,19 @@ def read_matrix(
 ) -> tuple[StoredPairs, dict[str, zarr.Array], Contents]:
     """Return the pairs of one copy of the connectivity, its arrays, and all but its pairs."""
     path, other = MATRIX_GROUP[compressed], MATRIX_GROUP[OTHER[compressed]]
-    if path not in root and other in root:
+    group = node_of(root, path)
+    if group is None and other in root:
         raise StoreFormatError(
             f"{root.store_path} has no group {path!r}, only {other!r}: "
             f"open it with compressed={OTHER[compressed]!r}"
         )
-    group = _group(root, path)
+    if not isinstance(group, zarr.Group):
+        group = _group(root, path)  # raises
     arrays = _arrays(group, _variables(group))
     shape = _matrix_shape(group, arrays, compressed)
-    pairs = StoredPairs(group, compressed, shape, _weights(group, arrays))
+    weights = _weights(group, arrays)
+    read = {key: arrays[key] for key in ("indices", "indptr", *weights.values())}
+    pairs = StoredPairs(group, compressed, shape, weights, read)
     of_pairs = set(matrix_arrays(compressed)) - set(PAIR_DIMS)
     rest = {
         key: array
@@ -308,12 +312,13 @@ class StoredPairs:
         compressed: Compressed,
         shape: tuple[int, int],
         weights: Mapping[str, str],
+        arrays: Mapping[str, zarr.Array] = {},
     ) -> None:
         self.compressed = compressed
         self.weights = dict(weights)  # array of each variable
         self.shape = shape
         self._group = group
-        self._arrays: dict[str, zarr.Array] = {}
+        self._arrays = dict(arrays)  # those whose metadata were read
         self._indptr: np.ndarray | None = None
         self._other: StoredPairs | None = None
 
@@ -334,12 +339,16 @@ class StoredPairs:
         """Number of stored pairs per chunk."""
         return int(self._array("indices").chunks[0])
 
-    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+    def read(
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        out: np.ndarray | None = None,
+        threads: int | None = None,
+    ) -> np.ndarray:
         """Read ``"indices"`` or the values of a variable, pairs `start` to `stop`."""
-        array = self._array(self.weights.get(name, name))
-        if start == stop:
-            return np.zeros(0, dtype=array.dtype)
-        return read_span(array, start, stop)
+        return read_span(self._array(self.weights.get(name, name)), start, stop, out, threads)
 
     def dtype(self, name: str) -> np.dtype:
         """Return the dtype in memory of a variable."""

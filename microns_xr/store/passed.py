@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TypeAlias
+import sys
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+import dask
+import dask.threaded
 import xarray as xr
 
 from microns_xr.connectivity.arrays import Compressed, as_pairs
@@ -36,3 +39,15 @@ def connectivity_of(
     if MATRIX_GROUP[compressed] not in root and MATRIX_GROUP[OTHER[compressed]] in root:
         compressed = OTHER[compressed]
     return read_group(root, "connectivity", lazy=True, compressed=compressed), True
+
+
+Result = TypeVar("Result", xr.Dataset, xr.DataArray)
+
+
+def computed(result: Result) -> Result:
+    """Compute a result over connectivity that was opened here."""
+    # Dask would import distributed to ask for a client, which takes as long as a quarter of the
+    # currents of a whole connectome. Where nobody has imported it, there is none.
+    if "distributed" in sys.modules or dask.config.get("scheduler", None) is not None:
+        return result.compute()
+    return result.compute(scheduler=dask.threaded.get)

@@ -428,6 +428,21 @@ def test_every_operation_against_dense_tables(seed, n_pre, n_post, compressed):
         np.testing.assert_array_equal(outputs.post_nucleus_id, post_ids[stored[i]])
         np.testing.assert_array_equal(outputs.synapse_count, count[i, stored[i]])
 
+    for function, chosen, some, tables, other in (
+        (mx.inputs_to, post_kept, post_ids, (stored.T, size.T, count.T), "pre_nucleus_id"),
+        (mx.outputs_from, pre_kept, pre_ids, (stored, size, count), "post_nucleus_id"),
+    ):
+        several = function(found, some[chosen])
+        partners = tables[0][chosen].any(axis=0)
+        np.testing.assert_array_equal(several[other], found[other][partners])
+        validate(several, "connectivity")
+        assert several.synapse_size.data.compressed_axes == found.synapse_size.data.compressed_axes
+        by_one = [pairs.T if function is mx.inputs_to else pairs for pairs in (
+            stored_pairs(several), dense(several), dense(several, "synapse_count")
+        )]  # fmt: skip
+        for pairs, table in zip(by_one, tables, strict=True):
+            np.testing.assert_array_equal(pairs, table[chosen][:, partners])
+
     words = text("a", "b", "c")
     pre_words, post_words = words[rng.integers(0, 3, n_pre)], words[rng.integers(0, 3, n_post)]
     grouped = mx.group_connectivity(

@@ -197,7 +197,7 @@ def test_any_weights_and_labels(weights, compressed, of_pre, of_post, reduction,
     same(found, expected)
 
 
-@pytest.mark.parametrize("by", [*OF_BOTH, "pre", "two of post", "bins"])
+@pytest.mark.parametrize("by", [*OF_BOTH, "pre", "bins"])
 def test_lazily(by):
     for i, reduction in enumerate(LAZILY):
         stored, full = example(by, reduction)

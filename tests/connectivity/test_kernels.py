@@ -21,6 +21,8 @@ from microns_xr.connectivity.reduce import group_sums, neuron_sums
 from microns_xr.connectivity.sort import (
     Rule,
     check_sorted,
+    have_pairs,
+    renumber,
     select_pairs,
     sum_pairs,
     transpose_pattern,
@@ -281,6 +283,31 @@ def test_check_sorted(indices, indptr, message):
     else:
         with pytest.raises(mx.errors.SchemaError, match=message):
             check_sorted(*args)
+
+
+@few
+@given(st.lists(st.lists(st.integers(-1, 40), max_size=30), max_size=5))
+def test_check_sorted_finds_the_first_of_any_rows(rows):
+    """Rows long enough that several pairs are compared at once."""
+    indices = np.array([i for row in rows for i in row], np.int32)
+    indptr = np.cumsum([0, *map(len, rows)])
+    bad = [row != sorted(set(row)) or not set(row) <= set(range(40)) for row in rows]
+    if any(bad):
+        with pytest.raises(mx.errors.SchemaError, match=f"neuron number {bad.index(True)} "):
+            check_sorted(indices, indptr, 40)
+    else:
+        check_sorted(indices, indptr, 40)
+
+
+@few
+@given(st.lists(st.integers(0, 50), max_size=80), THREADS)
+def test_minor_neurons_with_pairs_are_found_and_numbered_again(minors, threads):
+    indices = np.array(minors, np.int32)
+    has = have_pairs(indices, 51, threads)
+    assert np.flatnonzero(has).tolist() == sorted(set(minors))
+    found = renumber(indices, np.cumsum(has, dtype=np.int32) - np.int32(1), threads)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(np.flatnonzero(has)[found], indices)
 
 
 @few

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+import subprocess
+import sys
 
 import dask
 import lazy_examples as lz
@@ -90,6 +92,34 @@ def test_stores_as_arguments(demo_store, units):
     assert not mx.degrees(mx.open_store(demo_store)).chunks
 
 
+def test_results_are_computed_as_dask_is_told(slim, units):
+    used = []
+
+    def scheduler(*args, **options):
+        used.append(args)
+        return dask.get(*args, **options)
+
+    expected = mx.input_currents(slim, units.rate_ori)
+    with dask.config.set(scheduler=scheduler):
+        found = mx.input_currents(slim, units.rate_ori)
+    assert used
+    xr.testing.assert_identical(found, expected)
+
+
+def test_currents_of_a_store_do_not_import_distributed(slim):
+    """Its import takes longer than the currents of small stores."""
+    pytest.importorskip("distributed")
+    code = f"""
+import sys
+import numpy as np, xarray as xr, microns_xr as mx
+ids = mx.open_store({str(slim)!r}, lazy=True)["connectivity"].pre_nucleus_id
+mx.input_currents({str(slim)!r}, xr.DataArray(np.ones(ids.size), {{"pre_nucleus_id": ids.values}}))
+mx.degrees({str(slim)!r})
+assert "dask" in sys.modules and "distributed" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_places_without_connectivity_are_refused(slim, units, tmp_path):
     tree = mx.open_store(slim, lazy=True)
     with pytest.raises(mx.errors.SchemaError, match=r"the tree has the groups \['units'\]"):
@@ -137,12 +167,12 @@ def test_a_store_that_is_replaced_meanwhile_is_refused(copied, memory, few_units
     read = StoredPairs.read
     seen = []
 
-    def replacing(self, name, start, stop):
+    def replacing(self, name, *args, **options):
         seen.append(name)
         if len(seen) == 4:
             scaled = lz.with_scaled_sizes(memory, 2)
             mx.write_store(copied, units=few_units, connectivity=scaled, overwrite=True)
-        return read(self, name, start, stop)
+        return read(self, name, *args, **options)
 
     monkeypatch.setattr(StoredPairs, "read", replacing)
     connectivity = lz.connectivity_in(copied)
@@ -408,7 +438,7 @@ def test_a_store_is_not_written_onto_itself(copied, few_units):
 def test_a_failing_block_leaves_nothing(slim, few_units, tmp_path, monkeypatch):
     connectivity = mx.drop_autapses(lz.connectivity_in(slim))
 
-    def fail(self, name, start, stop):
+    def fail(self, *args, **options):
         raise mx.errors.StoreFormatError("the disk is gone")
 
     monkeypatch.setattr(StoredPairs, "read", fail)

@@ -38,7 +38,6 @@ from microns_xr.errors import (
 from microns_xr.network import describe, http_options
 from microns_xr.store import swap
 from microns_xr.store.format import CHECKSUMS_ATTR, metadata_checksum, root_checksum
-from microns_xr.threads import equal_spans, run_spans, usable_threads
 
 Address = str | os.PathLike[str] | Store
 Item = TypeVar("Item")
@@ -427,6 +426,9 @@ _PLAIN: list[Any] = [[BytesCodec, BloscCodec], [BytesCodec, BloscCodec, Crc32cCo
 
 def _read_plain(array: zarr.Array, start: int, out: np.ndarray, threads: int | None) -> None:
     """Decode the chunks of a span into an array, which may have a wider dtype."""
+    # It imports numba, which commands that read no pairs do without.
+    from microns_xr.threads import equal_spans, run_spans, usable_threads
+
     checked = len(array.metadata.codecs) == 3  # type: ignore[union-attr]
     chunk, stop = array.chunks[0], start + out.size
     first, last = start // chunk, (stop - 1) // chunk + 1

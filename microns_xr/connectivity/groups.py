@@ -118,14 +118,15 @@ def _of_block(
     block: Any, groups: tuple[AxisGroups, AxisGroups], name: str, skipna: bool
 ) -> tuple[np.ndarray, ...]:
     pairs = GroupedPairs.group(_as_pairs(block), groups)
+    if name in ("any", "all"):
+        return np.asarray(np.count_nonzero(pairs, axis=1)), pairs._n_cells(1)
+    if name in ("max", "min"):
+        n = _in_memory(pairs, "count", True, {}) if skipna else pairs._n_cells(1)
+        return _in_memory(pairs, name, skipna, {}), n
     total, n = pairs._total(1, skipna)
     if name == "sum":
         return total, np.zeros(1, dtype=np.int64)  # of as many cells as it may be
     n = np.broadcast_to(n, total.shape)
-    if name in ("any", "all"):
-        return np.asarray(np.count_nonzero(pairs, axis=1)), n
-    if name in ("max", "min"):
-        return _in_memory(pairs, name, skipna, {}), n
     if name in ("std", "var"):
         with np.errstate(invalid="ignore", divide="ignore"):
             squares = _in_memory(pairs, "var", skipna, {}) * n
@@ -217,8 +218,8 @@ def _meta(array: xr.DataArray | xr.Variable) -> Any:
 def _is_over_pairs(array: Any) -> bool:
     """Whether an array is one of this package, or another one that it may have become."""
     meta = _meta(array)
-    is_sparse = isinstance(meta, sparse.SparseArray) and set(array.dims) == set(PAIR_DIMS)
-    return array.ndim == 2 and (isinstance(meta, PairArray) or is_sparse)
+    is_over_neurons = isinstance(meta, sparse.SparseArray) and set(array.dims) == set(PAIR_DIMS)
+    return array.ndim == 2 and (isinstance(meta, PairArray) or is_over_neurons)
 
 
 def _as_pairs(data: Any) -> PairArray:
